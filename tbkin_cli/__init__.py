@@ -1,0 +1,1 @@
+"""tbkin command line."""

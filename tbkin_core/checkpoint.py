@@ -1,0 +1,210 @@
+"""Save and load models, and begin from other weights.
+
+A checkpoint is a directory in the `save_pretrained` layout: config.json, model.safetensors, tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tbkin_core.batches import load_tokenizer, save_tokenizer
+from tbkin_core.errors import CheckpointError
+from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, TbkinForVqa
+from tbkin_core.runtime import make_directory, write_errors
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger("tbkin")
+
+MODELS: dict[str, type[Any]] = {"pretrain": TbkinForPreTraining, "vqa": TbkinForVqa, "rec": TbkinForRec}
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no advice of transformers between tbkin's own lines."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def save_model(model: PreTrainedModel, tokenizer: Tokenizer, path: Path) -> None:
+    """Write a checkpoint; a reader sees the old files or the new ones, never a part of one."""
+    quiet_transformers()
+    make_directory(path)
+    with write_errors(path), tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as name:
+        temporary = Path(name)
+        model.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
+        for file in sorted(temporary.iterdir()):
+            file.replace(path / file.name)
+
+
+def task_of(path: Path) -> str:
+    """ "pretrain", "vqa" or "rec": what a checkpoint was made for.
+
+    Raises:
+        CheckpointError: No tbkin checkpoint there.
+    """
+    config = load_model_config(path)
+    kinds = {kind.__name__: task for task, kind in MODELS.items()}
+    architecture = (config.architectures or [""])[0]
+    if architecture not in kinds:
+        raise CheckpointError(f"{path}: holds a {architecture or 'model of no known kind'}, no tbkin model")
+    return kinds[architecture]
+
+
+def load_model_config(path: Path) -> TbkinConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        CheckpointError: Missing, half-written, or of another model type.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such checkpoint", hint="make one with `tbkin finetune`")
+    missing = [name for name in ("config.json", "model.safetensors") if not (path / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{path}: is no whole checkpoint: {' and '.join(missing)} missing",
+            hint="if a training run was interrupted, start it again: it goes on",
+        )
+    try:
+        values, _ = TbkinConfig.get_config_dict(str(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}/config.json: cannot be read ({error})") from error
+    if values.get("model_type") != "tbkin":
+        raise CheckpointError(f"{path}: holds a model of type {values.get('model_type')!r}, expected 'tbkin'")
+    return TbkinConfig.from_dict(values)
+
+
+def load_model(path: Path, task: str) -> tuple[PreTrainedModel, Tokenizer]:
+    """Load a checkpoint for a task, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: Missing or broken, or made for another task.
+    """
+    quiet_transformers()
+    found = task_of(path)
+    if found != task:
+        raise CheckpointError(
+            f"{path}: is a checkpoint for {found}, expected {task}",
+            hint=f"make one with `tbkin {'pretrain' if task == 'pretrain' else f'finetune --task {task}'}`",
+        )
+    try:
+        model = MODELS[task].from_pretrained(str(path))
+    except Exception as error:  # safetensors and transformers raise many kinds
+        raise CheckpointError(f"{path}: its weights cannot be loaded ({error})") from error
+    return model.eval(), load_tokenizer(path)
+
+
+def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights to begin from, under the names of `TbkinForPreTraining`, and their configuration.
+
+    Args:
+        path: A tbkin checkpoint, a directory with a BERT model, or a hub id of one.
+
+    Raises:
+        CheckpointError: Not found, or a model of another type.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    directory = Path(path)
+    if directory.is_dir() and not (directory / "config.json").is_file():
+        raise CheckpointError(f"{path}: holds no model (no config.json)")
+    if directory.is_dir() and "tbkin" in (directory / "config.json").read_text(encoding="utf-8"):
+        config = load_model_config(directory)
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(directory / "model.safetensors"), config.to_dict()
+        except Exception as error:
+            raise CheckpointError(f"{path}: its weights cannot be loaded ({error})") from error
+    quiet_transformers()
+    try:
+        bert_config = AutoConfig.from_pretrained(path)
+        if bert_config.model_type != "bert":
+            raise CheckpointError(
+                f"{path}: holds a model of type {bert_config.model_type!r}, expected BERT or tbkin"
+            )
+        bert = AutoModel.from_pretrained(path)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"init: {path!r} cannot be loaded ({' '.join(str(error).split())[:200]})",
+            hint="give the directory of a checkpoint, or --init none to begin from random weights",
+        ) from error
+    return bert_weights(bert.state_dict()), bert_config.to_dict()
+
+
+def bert_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of a BERT model to tbkin's; what has no counterpart is left out."""
+    renamed = {}
+    layer_names = {
+        "attention.self.query": "query",
+        "attention.self.key": "key",
+        "attention.self.value": "value",
+        "attention.output.dense": "attention_output",
+        "attention.output.LayerNorm": "attention_norm",
+        "intermediate.dense": "intermediate",
+        "output.dense": "output",
+        "output.LayerNorm": "output_norm",
+    }
+    for name, value in weights.items():
+        name = name.removeprefix("bert.")
+        module, _, kind = name.rpartition(".")
+        if module.startswith("embeddings."):
+            part = module.removeprefix("embeddings.").replace("LayerNorm", "layer_norm")
+            renamed[f"tbkin.text_embeddings.{part}.{kind}"] = value
+        elif module.startswith("encoder.layer."):
+            number, _, part = module.removeprefix("encoder.layer.").partition(".")
+            if part in layer_names:
+                renamed[f"tbkin.encoder.layers.{number}.{layer_names[part]}.{kind}"] = value
+        elif module == "pooler.dense":
+            renamed[f"tbkin.pooler.{kind}"] = value
+    renamed.pop("tbkin.text_embeddings.position_ids", None)
+    return renamed
+
+
+@torch.no_grad()
+def apply_init(model: PreTrainedModel, weights: Mapping[str, Tensor], source: str) -> int:
+    """Copy weights into a model where names and shapes match; a longer vocabulary keeps its new rows.
+
+    Returns:
+        How many tensors were taken.
+
+    Raises:
+        CheckpointError: Shapes differ (another width or another region feature size), or nothing fits.
+    """
+    own = model.state_dict()
+    taken = 0
+    differing = []
+    for name, value in weights.items():
+        if name not in own:
+            continue
+        target = own[name]
+        longer = "word_embeddings" in name or "position_embeddings" in name or name.startswith("mlm_decoder")
+        if target.shape == value.shape or (longer and target.shape[1:] == value.shape[1:]):
+            rows = min(len(target), len(value))
+            target[:rows] = value[:rows]
+            taken += 1
+        elif name.startswith("tbkin."):
+            differing.append(f"{name} {tuple(value.shape)} instead of {tuple(target.shape)}")
+    if differing:
+        raise CheckpointError(
+            f"init {source}: {differing[0]}"
+            + (f" and {len(differing) - 1} more" if len(differing) > 1 else ""),
+            hint="features of another size or a model of another size: extract features as that model's were,"
+            " or use --init none",
+        )
+    if not taken:
+        raise CheckpointError(f"init {source}: none of its weights fits this model")
+    return taken

@@ -1,0 +1,507 @@
+"""One dataclass a stage: defaults, then a YAML file, then flags; checked as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, Union
+
+from tbkin_core.errors import ConfigError
+from tbkin_core.masking import MaskingConfig
+
+Config = TypeVar("Config", bound="StageConfig")
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """Settings that every stage has.
+
+    Attributes:
+        out: Where results go; a default beside the data or under runs/ when None.
+        seed: All randomness follows from it.
+        devices: auto, cpu, cpu:N, cuda, cuda:0,1.
+        overwrite: Remove what stands at `out` first.
+    """
+
+    out: Path | None = None
+    seed: int = 0
+    devices: str = "auto"
+    overwrite: bool = False
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, one line each."""
+        return _at_least(self, seed=0)
+
+
+@dataclass(kw_only=True)
+class ExtractFeaturesConfig(StageConfig):
+    """`tbkin extract-features`.
+
+    Attributes:
+        data: Dataset directory, or a directory of images.
+        extractor: auto (import where the directory holds bottom-up features, else builtin), builtin, import.
+        max_regions: Regions an image at most.
+        workers: Processes; None takes the number of processors.
+    """
+
+    data: Path = Path()
+    extractor: str = "auto"
+    max_regions: int = 36
+    workers: int | None = None
+
+    def problems(self) -> list[str]:
+        return [
+            *super().problems(),
+            *_one_of(self, extractor=("auto", "builtin", "import")),
+            *_at_least(self, max_regions=1, workers=0),
+        ]
+
+
+@dataclass(kw_only=True)
+class BuildGraphsConfig(StageConfig):
+    """`tbkin build-graphs`.
+
+    Attributes:
+        data: Dataset directory.
+        parser: builtin, or the name or path of a spaCy pipeline for English.
+        features: Feature store; DATA/features when None, if there is one.
+        min_similarity: Cross-modal edges are kept from this weight up.
+        label_iou: A region without a label of its own takes that of the annotated box it overlaps this much.
+        export: Also write every graph to this JSONL file.
+    """
+
+    data: Path = Path()
+    parser: str = "builtin"
+    features: Path | None = None
+    min_similarity: float = 0.5
+    label_iou: float = 0.5
+    export: Path | None = None
+
+    def problems(self) -> list[str]:
+        return [*super().problems(), *_within(self, 0, 1, "min_similarity", "label_iou")]
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(StageConfig):
+    """Settings that pretraining and fine-tuning share; None lets tbkin choose from the data.
+
+    Attributes:
+        size: tiny, small or base; auto chooses by the amount of data.
+        init: Weights to begin from: a tbkin checkpoint, a BERT directory or hub id; none; auto.
+        epochs: Passes over the training data.
+        batch_size: Samples an optimizer step, over all devices together.
+        micro_batch_size: Samples a device takes at once; None takes batch_size / devices.
+        learning_rate: Peak.
+        warmup: Share of all steps (below 1), or epochs (1 and above), over which the rate rises from 0.
+        schedule: linear (falls to 0), step (× 0.1 at each of decay_epochs) or constant.
+        decay_epochs: For `step`.
+        weight_decay: AdamW.
+        grad_clip: Largest gradient norm; 0 turns clipping off.
+        dropout: Dropout everywhere.
+        precision: auto (bf16 on CUDA devices that have it), fp32, bf16, fp16.
+        max_minutes: Stop cleanly after so much training time.
+        max_text_tokens: Longer texts are cut, [CLS] and [SEP] included.
+        max_regions: Regions an image at most.
+        save_minutes: A state to resume from is written this often and after each epoch.
+        resume: Go on from an interrupted run in `out`.
+    """
+
+    size: str = "auto"
+    init: str = "auto"
+    epochs: int | None = None
+    batch_size: int | None = None
+    micro_batch_size: int | None = None
+    learning_rate: float | None = None
+    warmup: float = 0.1
+    schedule: str = "linear"
+    decay_epochs: list[int] = field(default_factory=list)
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    dropout: float = 0.1
+    precision: str = "auto"
+    max_minutes: float | None = None
+    max_text_tokens: int = 32
+    max_regions: int = 36
+    save_minutes: float = 2.0
+    resume: bool = True
+
+    def problems(self) -> list[str]:
+        return [
+            *super().problems(),
+            *_one_of(
+                self,
+                size=("auto", "tiny", "small", "base"),
+                schedule=("linear", "step", "constant"),
+                precision=("auto", "fp32", "bf16", "fp16"),
+            ),
+            *_at_least(
+                self,
+                epochs=0,
+                batch_size=1,
+                micro_batch_size=1,
+                warmup=0,
+                weight_decay=0,
+                grad_clip=0,
+                max_text_tokens=3,
+                max_regions=1,
+                max_minutes=0,
+                save_minutes=0,
+            ),
+            *_within(self, 0, 1, "dropout"),
+            *(
+                [f"learning_rate: expected a positive number, got {self.learning_rate:g}"]
+                if self.learning_rate is not None and not self.learning_rate > 0
+                else []
+            ),
+        ]
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """`tbkin pretrain`.
+
+    Attributes:
+        data: Dataset directories with features and graphs.
+        mismatch: Chance that a caption gets another image, for image-text matching.
+        ot_weight: Weight of the optimal-transport term; 0 turns it off.
+        masking: Probabilities of structural knowledge masking.
+    """
+
+    data: list[Path] = field(default_factory=list)
+    mismatch: float = 0.5
+    ot_weight: float = 0.1
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+
+    def problems(self) -> list[str]:
+        chances = {
+            f"masking.{entry.name}": getattr(self.masking, entry.name)
+            for entry in dataclasses.fields(MaskingConfig)
+            if not entry.name.endswith(("_factor", "structure"))
+        }
+        return [
+            *super().problems(),
+            *_within(self, 0, 1, "mismatch"),
+            *_at_least(self, ot_weight=0),
+            *(
+                f"{name}: expected a number from 0 to 1, got {value:g}"
+                for name, value in chances.items()
+                if not 0 <= value <= 1
+            ),
+        ]
+
+
+@dataclass(kw_only=True)
+class SelectionConfig(StageConfig):
+    """Threshold-based explicit selection.
+
+    Attributes:
+        threshold: τ; 0 is the dense model; for topk the number of keys.
+        selection: relative, probability, score or topk.
+        threshold_layers: Layers that select; all when None.
+        threshold_scope: all, cross-modal, text-to-image or image-to-text.
+        straight_through: Dropped keys get the dense softmax's gradient.
+    """
+
+    threshold: float = 0.0
+    selection: str = "relative"
+    threshold_layers: list[int] | None = None
+    threshold_scope: str = "all"
+    straight_through: bool = False
+
+    def problems(self) -> list[str]:
+        return [
+            *super().problems(),
+            *_threshold_problems(self.selection, self.threshold),
+            *_one_of(self, threshold_scope=("all", "cross-modal", "text-to-image", "image-to-text")),
+        ]
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(SelectionConfig, TrainingConfig):
+    """`tbkin finetune`.
+
+    Attributes:
+        task: vqa or rec.
+        data: Dataset directory; found from what earlier stages made when None.
+        features: Feature store; DATA/features when None.
+        dataset: For rec with several: refcoco, refcoco+ or refcocog.
+        blind: Hide the image: the question-only model to compare with.
+        kl_epochs: VQA: epochs with the KL loss before the BCE loss; None takes a third.
+        min_answer_count: VQA: answers given at least so often in training are learnt; None chooses.
+        answers: VQA: a JSON list of answers instead of those of the data.
+        patience: Stop after so many epochs without a better validation metric; 0 never.
+    """
+
+    task: str = ""
+    data: Path | None = None
+    features: Path | None = None
+    dataset: str | None = None
+    blind: bool = False
+    kl_epochs: int | None = None
+    min_answer_count: int | None = None
+    answers: Path | None = None
+    patience: int = 0
+
+    def problems(self) -> list[str]:
+        return [
+            *super().problems(),
+            *_one_of(self, task=("vqa", "rec")),
+            *_at_least(self, kl_epochs=0, min_answer_count=1, patience=0),
+            *(["blind: only VQA has a question-only model"] if self.blind and self.task == "rec" else []),
+        ]
+
+
+@dataclass(kw_only=True)
+class ThresholdSweepConfig(StageConfig):
+    """`tbkin threshold-sweep`.
+
+    Attributes:
+        task: vqa or rec.
+        checkpoint: Fine-tuned model; the latest of the task when None.
+        data, features, dataset: As for fine-tuning; from the checkpoint when None.
+        thresholds: start:stop:step (stop included) or a list with commas.
+        selection: One or more rules.
+        split: Split to evaluate on; val when None, if there is one.
+        batch_size: Samples at once.
+    """
+
+    task: str = ""
+    checkpoint: Path | None = None
+    data: Path | None = None
+    features: Path | None = None
+    dataset: str | None = None
+    thresholds: str = "0:0.9:0.1"
+    selection: list[str] = field(default_factory=lambda: ["relative"])
+    split: str | None = None
+    batch_size: int = 64
+
+    def problems(self) -> list[str]:
+        found = [*super().problems(), *_one_of(self, task=("vqa", "rec")), *_at_least(self, batch_size=1)]
+        try:
+            values = parse_thresholds(self.thresholds)
+        except ConfigError as error:
+            return [*found, error.message]
+        for rule in self.selection:
+            for value in values:
+                found += _threshold_problems(rule, value)
+        return list(dict.fromkeys(found))
+
+
+@dataclass(kw_only=True)
+class VisualizeConfig(StageConfig):
+    """`tbkin visualize`.
+
+    Attributes:
+        image: Image file.
+        question: Question, or expression for a REC checkpoint.
+        checkpoint: Fine-tuned model; the latest when None.
+        threshold, selection: Of the thresholded side; the checkpoint's, or 0.3 and relative.
+        top: Answers shown.
+    """
+
+    image: Path = Path()
+    question: str = ""
+    checkpoint: Path | None = None
+    threshold: float | None = None
+    selection: str | None = None
+    top: int = 5
+
+    def problems(self) -> list[str]:
+        found = [*super().problems(), *_at_least(self, top=1)]
+        if not self.question.strip():
+            found.append('question: is empty; give one, for example "what color is the dog?"')
+        if self.threshold is not None or self.selection is not None:
+            value = 0.3 if self.threshold is None else self.threshold
+            found += _threshold_problems(self.selection or "relative", value)
+        return found
+
+
+# ---- resolving ----------------------------------------------------------------------------------
+
+
+def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any]) -> Config:
+    """Settings of a stage: defaults, overridden by a YAML file, overridden by flags.
+
+    Args:
+        kind: Dataclass of the stage.
+        file: YAML mapping of settings, or None.
+        flags: Settings by name; those that are None were not given.
+
+    Raises:
+        ConfigError: All problems in one message: unknown keys (with the nearest name), wrong types,
+            values out of range.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values.update(_read_yaml(file))
+    values.update({name: value for name, value in flags.items() if value is not None})
+    problems: list[str] = []
+    config = _build(kind, values, "", problems)
+    if not problems:
+        problems = config.problems()
+    if problems:
+        source = f" ({file})" if file is not None else ""
+        raise ConfigError(
+            f"settings{source}: " + "; ".join(problems),
+            hint="see the command's --help for what each one takes",
+        )
+    return config
+
+
+def dump_config(config: StageConfig) -> str:
+    """The resolved settings as YAML, readable by `load_config`."""
+    import yaml
+
+    return yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)
+
+
+def config_values(config: StageConfig) -> dict[str, Any]:
+    """The settings as plain values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, dict):
+            return {key: plain(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(entry) for entry in value]
+        return value
+
+    return plain(dataclasses.asdict(config))
+
+
+def parse_thresholds(text: str) -> list[float]:
+    """`0:0.9:0.1` (stop included) or `0,0.1,0.3` to increasing, distinct numbers.
+
+    Raises:
+        ConfigError: It cannot be read, is empty, or is out of order.
+    """
+    usage = f"thresholds: expected start:stop:step or a list such as 0,0.1,0.3, got {text!r}"
+    try:
+        if ":" in text:
+            start, stop, step = (float(part) for part in text.split(":"))
+            if not step > 0 or stop < start or (stop - start) / step > 1000:
+                raise ConfigError(usage, hint="the step must be positive and the stop not below the start")
+            count = int((stop - start) / step + 1e-9) + 1
+            values = [round(start + index * step, 10) for index in range(count)]
+        else:
+            values = [float(part) for part in text.split(",")]
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(usage, hint="for example --thresholds 0:0.9:0.1") from error
+    if values != sorted(set(values)):
+        raise ConfigError(f"thresholds: expected increasing, distinct numbers, got {text!r}")
+    return values
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """` (did you mean x?)` for a misspelt name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not valid YAML ({' '.join(str(error).split())})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: expected a mapping of settings, got {type(content).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in content.items()}
+
+
+def _build(kind: type[Any], values: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
+    hints = typing.get_type_hints(kind)
+    names = [entry.name for entry in dataclasses.fields(kind)]
+    arguments = {}
+    for name, value in values.items():
+        if name not in names:
+            problems.append(f"{prefix}{name}: unknown setting{nearest(name, names)}")
+            continue
+        try:
+            arguments[name] = _coerce(value, hints[name], f"{prefix}{name}", problems)
+        except (TypeError, ValueError):
+            problems.append(f"{prefix}{name}: expected {_describe(hints[name])}, got {value!r}")
+    return kind(**arguments) if not problems else kind()
+
+
+def _coerce(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _coerce(value, next(option for option in options if option is not type(None)), name, problems)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise TypeError
+        return _build(hint, value, f"{name}.", problems)
+    if origin is list:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [_coerce(item, typing.get_args(hint)[0], name, problems) for item in items]
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if isinstance(value, bool):
+        raise TypeError
+    if hint is Path:
+        if not isinstance(value, str | Path):
+            raise TypeError
+        return Path(value)
+    if hint is str:
+        if not isinstance(value, str | int | float):
+            raise TypeError
+        return str(value)
+    if hint is int and isinstance(value, float) and value != int(value):
+        raise TypeError
+    return hint(value)
+
+
+def _describe(hint: Any) -> str:
+    text = hint.__name__ if isinstance(hint, type) else str(hint)
+    return text.replace("pathlib.", "").replace(" | None", "")
+
+
+def _threshold_problems(rule: str, threshold: float) -> list[str]:
+    from tbkin_core.selection import check_threshold
+
+    problem = check_threshold(rule, threshold)
+    return [problem] if problem else []
+
+
+def _at_least(config: StageConfig, **bounds: float) -> list[str]:
+    return [
+        f"{name}: expected at least {bound:g}, got {getattr(config, name):g}"
+        for name, bound in bounds.items()
+        if getattr(config, name) is not None and not getattr(config, name) >= bound
+    ]
+
+
+def _within(config: StageConfig, low: float, high: float, *names: str) -> list[str]:
+    return [
+        f"{name}: expected a number from {low:g} to {high:g}, got {getattr(config, name):g}"
+        for name in names
+        if not low <= getattr(config, name) <= high
+    ]
+
+
+def _one_of(config: StageConfig, **choices: tuple[str, ...]) -> list[str]:
+    return [
+        f"{name}: expected one of {', '.join(options)}, got {getattr(config, name)!r}"
+        f"{nearest(str(getattr(config, name)), options)}"
+        for name, options in choices.items()
+        if getattr(config, name) not in options
+    ]

@@ -1,0 +1,211 @@
+"""Reading of annotation files that others wrote: JSON, its fields, and an account of what was skipped."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tbkin_core.datasets.layout import AnnotationFile
+from tbkin_core.datasets.records import ImageId
+from tbkin_core.errors import DataError
+
+Xywh = tuple[float, float, float, float]
+
+# A box may pass the border by the rounding of its coordinates; more is worth a word.
+BORDER_TOLERANCE = 1.0
+
+
+class Problems:
+    """Counts what a loader skipped or repaired, one line for each file and kind, with the first example."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], tuple[str, int]] = {}
+
+    def add(self, file: str, subject: str, what: str, count: int = 1) -> None:
+        """Note what is wrong with a part of a file: "annotation 12", "has no caption (skipped)"."""
+        first, before = self._counts.get((file, what), (subject, 0))
+        self._counts[file, what] = (first, before + count)
+
+    def lines(self) -> list[str]:
+        """Such as "captions_val.json: annotation 12 and 3 more: has no caption (skipped)"."""
+        return [
+            f"{file}: {subject + ' ' if subject else ''}{what}"
+            if count == 1
+            else f"{file}: {subject} and {count - 1} more: {what}"
+            for (file, what), (subject, count) in self._counts.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An annotation file being read, and where its problems are noted."""
+
+    file: AnnotationFile
+    problems: Problems
+
+    def problem(self, subject: str, what: str, count: int = 1) -> None:
+        self.problems.add(self.file.name, subject, what, count)
+
+    def json(self, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+        """Parsed content.
+
+        Raises:
+            DataError: Unreadable or malformed; names file, line and column.
+        """
+        return parse_json(self.text(), self.file.path, object_hook=object_hook)
+
+    def text(self) -> str:
+        """Content as UTF-8; bytes that are none become U+FFFD, and are counted.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        try:
+            data = self.file.path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{self.file.path}: cannot be read: {error.strerror}", hint="check the file's permissions"
+            ) from error
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            text = data.decode("utf-8-sig", errors="replace")
+            count = max(1, text.count("\ufffd") - data.count(b"\xef\xbf\xbd"))
+            self.problem(f"byte {error.start}", "is not UTF-8 (replaced)", count)
+            return text
+
+    def json_lines(self) -> Iterator[tuple[int, Any]]:
+        """Line number (from 1) and parsed content of each line that is not blank.
+
+        Raises:
+            DataError: Unreadable or malformed; names file, line and column.
+        """
+        for number, line in enumerate(self.text().split("\n"), start=1):
+            if line.strip():
+                yield number, parse_json(line, self.file.path, first_line=number)
+
+    def listed(self, content: Any, key: str, required: bool = True) -> list[Any]:
+        """The list under `key` of a JSON object.
+
+        Raises:
+            DataError: `content` is no object, the key is absent though required, or holds no list.
+        """
+        if not isinstance(content, dict):
+            raise DataError(
+                f"{self.file.path}: expected a JSON object with {key!r}, got {type_name(content)}",
+                hint="compare the file with the publisher's original",
+            )
+        if key not in content:
+            if not required:
+                return []
+            found = ", ".join(repr(str(name)[:40]) for name in list(content)[:6]) or "nothing"
+            raise DataError(
+                f"{self.file.path}: expected a list under {key!r}, found {found}",
+                hint="compare the file with the publisher's original",
+            )
+        items = content[key]
+        if not isinstance(items, list):
+            raise DataError(
+                f"{self.file.path}: {key!r} must be a list, got {type_name(items)}",
+                hint="compare the file with the publisher's original",
+            )
+        return items
+
+    def objects(self, items: Any, noun: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Position and value of the items that are JSON objects; others are counted as problems."""
+        for position, item in enumerate(items if isinstance(items, list) else ()):
+            if isinstance(item, dict):
+                yield position, item
+            else:
+                self.problem(f"{noun} at position {position}", "is no JSON object (skipped)")
+
+
+def parse_json(
+    text: str, path: Path, *, first_line: int = 1, object_hook: Callable[[dict[str, Any]], Any] | None = None
+) -> Any:
+    """`json.loads` whose errors are DataErrors with file, line (counted from `first_line`) and column."""
+    try:
+        return json.loads(text, object_hook=object_hook)
+    except json.JSONDecodeError as error:
+        line = error.lineno + first_line - 1
+        reason = "ends early" if error.pos >= len(text.rstrip()) else error.msg
+        raise DataError(
+            f"{path}: malformed JSON at line {line}, column {error.colno}: {reason}",
+            hint="the file may be cut short: download or write it again",
+        ) from error
+    except (ValueError, RecursionError) as error:  # an endless integer, a nesting of thousands of levels
+        raise DataError(
+            f"{path}: malformed JSON at or below line {first_line}: {error}",
+            hint="compare the file with the publisher's original",
+        ) from error
+
+
+def type_name(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def as_id(value: Any) -> ImageId | None:
+    """Identifier as int or str; None if neither, or beyond 64 bits; 42.0 counts as 42."""
+    if isinstance(value, str):
+        return as_text(value) or None
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and abs(value) < 1 << 63 else None
+
+
+def as_text(value: Any) -> str | None:
+    """Text without blanks around it; None where the value is no string. Lone surrogates become "?"."""
+    if not isinstance(value, str):
+        return None
+    if not value.isascii():
+        value = value.encode("utf-8", errors="replace").decode("utf-8")
+    return value.strip()
+
+
+def as_pixels(value: Any) -> int | None:
+    """Width or height in pixels, above 0; None where the value is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 1:
+        return None
+    return int(value)
+
+
+def as_box(value: Any, width: int | None, height: int | None) -> tuple[Xywh | None, str]:
+    """A box, clipped to the image where its size is known.
+
+    Args:
+        value: x, y, width, height in pixels (COCO order).
+        width: Of the image, or None.
+        height: Of the image, or None.
+
+    Returns:
+        The box and "" or what was repaired; None and why it cannot be used.
+    """
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        return None, "has no box of four numbers (skipped)"
+    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in value):
+        return None, "has no box of four numbers (skipped)"
+    try:
+        x, y, w, h = (float(number) for number in value)
+    except OverflowError:
+        return None, "has a box that is not finite (skipped)"
+    if not all(map(math.isfinite, (x, y, w, h))):
+        return None, "has a box that is not finite (skipped)"
+    if w <= 0 or h <= 0:
+        return None, "has a box without area (skipped)"
+    left, top = max(x, 0.0), max(y, 0.0)
+    right = x + w if width is None else min(x + w, float(width))
+    bottom = y + h if height is None else min(y + h, float(height))
+    if right <= left or bottom <= top:
+        return None, "has a box outside the image (skipped)"
+    overflow = max(left - x, top - y, x + w - right, y + h - bottom)
+    if overflow == 0:
+        return (x, y, w, h), ""
+    what = "" if overflow <= BORDER_TOLERANCE else "has a box that reaches out of the image (clipped)"
+    return (left, top, right - left, bottom - top), what

@@ -1,0 +1,74 @@
+"""Plain records that every loader returns, whatever the publisher's layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ImageId = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image of a dataset.
+
+    Attributes:
+        image_id: Key of the image everywhere in tbkin (feature store, graphs, questions).
+        path: The file, or None where the annotations name an image that is not on disk.
+        split: "train", "val", "test", ... or "all" where the dataset has no splits.
+        width: Pixels, as the annotations say; None where they do not.
+        height: Pixels, likewise.
+    """
+
+    image_id: ImageId
+    path: Path | None
+    split: str
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One caption; `image_id` is None for a text without an image."""
+
+    text_id: int | str
+    image_id: ImageId | None
+    text: str
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One VQA question; `answers` is empty where the split has none."""
+
+    question_id: int | str
+    image_id: ImageId
+    question: str
+    split: str
+    answers: tuple[str, ...] = ()
+    question_type: str = ""
+    answer_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One referring expression; `target_xywh` in absolute pixels (COCO order); unknown image sizes are 0."""
+
+    sent_id: int
+    ref_id: int
+    image_id: ImageId
+    text: str
+    split: str
+    target_xywh: tuple[float, float, float, float]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class BoxAnnotation:
+    """A labelled box of an image (COCO instances, Visual Genome objects), xywh in pixels."""
+
+    image_id: ImageId
+    label: str
+    xywh: tuple[float, float, float, float]
+    attributes: tuple[str, ...] = ()

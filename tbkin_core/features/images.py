@@ -1,0 +1,184 @@
+"""Safe reading of image files: 8-bit RGB as a viewer would show it, or a DataError naming the file."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from tbkin_core.errors import DataError
+
+MAX_PIXELS = 150_000_000
+"""Largest image that is decoded; below the size that Pillow itself refuses (about 179 megapixels)."""
+
+# Raster formats only: EPS and WMF would run other programs, PDF and the stubs cannot be read at all.
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "WEBP",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "MPO",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "TGA",
+    "ICO",
+)
+
+# EXIF tag 0x0112 to the operation that shows the image upright.
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Filters of the warnings module are global to the process, so threads change them one at a time.
+_warnings_lock = threading.Lock()
+
+
+def load_image(path: Path, max_side: int | None = None) -> tuple[NDArray[np.uint8], int, int]:
+    """Read an image file as 8-bit RGB.
+
+    The EXIF orientation is applied; of an animation or a multi-page file the first frame is taken;
+    transparency is laid over white; 16-bit values are scaled to 8 bits.
+
+    Args:
+        path: The image file.
+        max_side: Longest side of the returned array in pixels; larger images are scaled down while they
+            are decoded where the format allows it, smaller ones are left as they are. None: full size.
+
+    Returns:
+        The pixels (H, W, 3) uint8, and the width and height of the full image (after EXIF orientation),
+        which differ from W and H where `max_side` scaled it.
+
+    Raises:
+        DataError: The file is missing, empty, truncated, broken, not an image, or larger than `MAX_PIXELS`.
+    """
+    path = Path(path)
+    if max_side is not None and max_side < 1:
+        raise DataError(f"{path}: max_side must be at least 1, got {max_side}")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory, expected an image file")
+    if size == 0:
+        raise DataError(
+            f"{path}: is empty (0 bytes), expected an image", hint="copy or download the file again"
+        )
+    try:
+        with _open(path) as image:
+            return _decode(image, path, max_side)
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(
+            f"{path}: is not an image that can be read (JPEG, PNG, GIF, WebP, BMP, TIFF, ...)",
+            hint="remove the file from the directory, or convert it to PNG or JPEG",
+        ) from None
+    except Image.DecompressionBombError:
+        raise _too_large(path, None) from None
+    # Pillow's decoders let all of these through on broken input.
+    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{path}: the image is truncated or broken ({reason})", hint="copy or download the file again"
+        ) from None
+    except (MemoryError, OverflowError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: the image cannot be decoded ({reason})") from None
+
+
+def _open(path: Path) -> Image.Image:
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(path, formats=formats)
+
+
+def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[NDArray[np.uint8], int, int]:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise DataError(f"{path}: the image has no pixels ({width} x {height})")
+    if width * height > MAX_PIXELS:
+        raise _too_large(path, (width, height))
+    target = _scaled_size(width, height, max_side)
+    if target != (width, height) and image.format in ("JPEG", "MPO"):
+        image.draft(image.mode, target)  # decodes at 1/2, 1/4 or 1/8, never below the target
+    image.load()
+    orientation = _orientation(image)  # after loading: the TIFF plugin applies it itself and removes the tag
+    flat = _to_rgb(image)
+    if flat.size != target:
+        flat = flat.resize(target, Image.Resampling.BILINEAR, reducing_gap=3.0)
+    if orientation in _TRANSPOSE:
+        flat = flat.transpose(_TRANSPOSE[orientation])
+        if orientation >= 5:  # the four orientations with a quarter turn
+            width, height = height, width
+    return np.array(flat, dtype=np.uint8), width, height
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1-8; 1 where there is none or the EXIF block is broken."""
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            value = image.getexif().get(0x0112, 1)
+        except Exception:  # any kind of damage in metadata must not cost the picture
+            return 1
+    return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _scaled_size(width: int, height: int, max_side: int | None) -> tuple[int, int]:
+    if max_side is None or max(width, height) <= max_side:
+        return width, height
+    scale = max_side / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image
+    if mode.startswith("I") or mode == "F":  # 16-bit, 32-bit and floating point, one channel
+        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("LA").convert("RGBA") if mode == "La" else image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert(
+            "RGB"
+        )
+    return image.convert("RGB")
+
+
+def _to_8_bit(values: NDArray) -> NDArray[np.uint8]:
+    """One channel of 16-bit, 32-bit or floating-point values as (H, W) uint8."""
+    if values.dtype.kind in "iu":
+        top = int(values.max())
+        divisor = 1.0 if values.dtype.itemsize > 2 and top <= 255 else 257.0 if top <= 65535 else top / 255.0
+        scaled = values.astype(np.float32) / np.float32(divisor)
+    else:
+        finite = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        peak = float(finite.max())
+        scaled = finite * np.float32(255.0 if peak <= 1.0 else 1.0 if peak <= 255.0 else 255.0 / peak)
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _too_large(path: Path, size: tuple[int, int] | None) -> DataError:
+    found = f"{size[0]} x {size[1]} pixels" if size else "more pixels"
+    return DataError(
+        f"{path}: the image is too large to decode safely ({found}, the limit is {MAX_PIXELS:,} pixels)",
+        hint="scale the image down, or leave it out",
+    )

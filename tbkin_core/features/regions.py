@@ -1,0 +1,78 @@
+"""Regions of one image: what every extractor returns and every later stage reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+ImageId = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class RegionFeatures:
+    """K regions of one image, best first (Anderson et al. 2018, bottom-up attention).
+
+    Attributes:
+        image_id: Key of the image in its dataset.
+        features: (K, D) float16 or float32, one vector a region.
+        boxes: (K, 4) float32, absolute pixels, xyxy with 0 <= x1 < x2 <= width.
+        image_width: Pixels.
+        image_height: Pixels.
+        object_ids: (K,) int32 into the store's object names; -1 where unknown.
+        object_scores: (K,) float32 in [0, 1].
+        attribute_ids: (K,) int32 into the store's attribute names; -1 where unknown.
+        attribute_scores: (K,) float32 in [0, 1].
+    """
+
+    image_id: ImageId
+    features: NDArray[np.floating]
+    boxes: NDArray[np.float32]
+    image_width: int
+    image_height: int
+    object_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    object_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    attribute_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    attribute_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+def region_geometry(boxes: NDArray, width: float, height: float) -> NDArray[np.float32]:
+    """Geometry given to the model: (x1/W, y1/H, x2/W, y2/H, area/(W·H)).
+
+    Args:
+        boxes: (K, 4) absolute-pixel xyxy.
+        width: Image width in pixels.
+        height: Image height in pixels.
+
+    Returns:
+        (K, 5) float32.
+    """
+    scaled = np.asarray(boxes, np.float32) / np.array([width, height, width, height], np.float32)
+    area = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
+    return np.concatenate([scaled, area[:, None]], axis=1).astype(np.float32)
+
+
+def pairwise_iou(boxes: NDArray, others: NDArray | None = None) -> NDArray[np.float32]:
+    """Intersection over union of every box with every other.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        others: (M, 4) xyxy; `boxes` themselves when None.
+
+    Returns:
+        (N, M) float32 in [0, 1]; 0 where a box has no area.
+    """
+    first = np.asarray(boxes, np.float32).reshape(-1, 4)
+    second = first if others is None else np.asarray(others, np.float32).reshape(-1, 4)
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    side = np.clip(high - low, 0, None)
+    intersection = side[..., 0] * side[..., 1]  # (N, M)
+    area_first = np.clip(first[:, 2:] - first[:, :2], 0, None).prod(axis=1)
+    area_second = np.clip(second[:, 2:] - second[:, :2], 0, None).prod(axis=1)
+    union = area_first[:, None] + area_second[None, :] - intersection
+    return np.where(union > 0, intersection / np.maximum(union, 1e-12), 0).astype(np.float32)

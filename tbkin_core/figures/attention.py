@@ -1,0 +1,592 @@
+"""What the model looked at: dense attention beside thresholded attention, for one image and one text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tbkin_core.errors import DataError
+from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style, plain_axes
+
+# All in inches.
+_WIDTH = 7.2
+_MARGIN = 0.15
+_GAP = 0.2
+_SCALE_WIDTH = 0.64  # a colour bar with its numbers
+_HEADING = 0.2
+_WORD_ROW = 0.17
+_ANSWER_ROW = 0.2
+_LEGEND_ROW = 0.15
+
+_MAX_REGIONS = 10
+_MAX_WORDS = 24
+_MAX_ANSWERS = 5
+_OUTLINED = 3
+_COLORMAP = "viridis"
+_DROPPED = "#e6e6e6"
+_DENSE, _THRESHOLDED = COLORS[0], COLORS[1]
+_CHOSEN, _RUNNER_UP, _TARGET, _PREDICTED = COLORS[1], COLORS[5], COLORS[2], COLORS[3]
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """Attention of one forward pass, summed up over layers and heads by the caller.
+
+    Attributes:
+        region_weights: (K,) weight of each region, 0 and up; 0 = dropped.
+        word_weights: (T,) weight of each word.
+        word_region: (T, K) attention from words to regions; 0 = dropped.
+    """
+
+    region_weights: NDArray[np.floating]
+    word_weights: NDArray[np.floating]
+    word_region: NDArray[np.floating]
+
+
+def answer_figure(
+    path: Path,
+    *,
+    image: NDArray[np.uint8],
+    boxes: ArrayLike,
+    region_labels: Sequence[str],
+    words: Sequence[str],
+    dense: AttentionView,
+    thresholded: AttentionView,
+    threshold: float,
+    selection: str,
+    answers_dense: Sequence[tuple[str, float]] = (),
+    answers_thresholded: Sequence[tuple[str, float]] = (),
+    chosen: int | None = None,
+    runner_up: int | None = None,
+    chosen_dense: int | None = None,
+    runner_up_dense: int | None = None,
+    target_box: ArrayLike | None = None,
+    predicted_box: ArrayLike | None = None,
+    predicted_box_dense: ArrayLike | None = None,
+    kept_fraction: float,
+    title: str,
+) -> None:
+    """Draw one answer (VQA) or one grounding (REC) with the attention behind it.
+
+    Dense on the left, thresholded on the right, each pair on one colour scale. For a grounding give `chosen`
+    (and what else is known); the image then shows boxes in place of the most attended regions.
+
+    Args:
+        path: Ends in .png, .svg or .pdf.
+        image: (H, W, 3) uint8; grey (H, W) and RGBA (H, W, 4) are accepted.
+        boxes: (K, 4) xyxy in pixels.
+        region_labels: K names; may be empty strings.
+        words: T words of the question or expression.
+        dense: Attention at threshold 0.
+        thresholded: Attention at `threshold`.
+        threshold: The threshold, or k for top-k selection.
+        selection: Name of the selection rule.
+        answers_dense: (answer, probability), best first; for REC (region, probability).
+        answers_thresholded: Likewise.
+        chosen: Region chosen with thresholded attention (REC), else None.
+        runner_up: The region with the second highest score.
+        chosen_dense: Region chosen with dense attention.
+        runner_up_dense: The second there.
+        target_box: (4,) xyxy of the true box, if known.
+        predicted_box: (4,) xyxy after box regression, with thresholded attention.
+        predicted_box_dense: Likewise, with dense attention.
+        kept_fraction: Share of the attention entries that the threshold kept, in [0, 1].
+        title: The question or expression.
+
+    Raises:
+        DataError: Shapes do not fit each other.
+        ConfigError: The format is unknown.
+    """
+    check_format(path)
+    with figure_style():
+        page = _draw(
+            image=_rgb(image),
+            boxes=_numbers(boxes, "boxes", (len(region_labels), 4)),
+            region_labels=[_region_name(index, label) for index, label in enumerate(region_labels)],
+            words=[clean_text(word) for word in words],
+            views=(
+                _checked(dense, "dense", len(words), len(region_labels)),
+                _checked(thresholded, "thresholded", len(words), len(region_labels)),
+            ),
+            headings=("Dense attention", _threshold_name(selection, threshold)),
+            answers=(list(answers_dense)[:_MAX_ANSWERS], list(answers_thresholded)[:_MAX_ANSWERS]),
+            choices=(
+                _Choice(chosen_dense, runner_up_dense, _box(predicted_box_dense), _box(target_box)),
+                _Choice(chosen, runner_up, _box(predicted_box), _box(target_box)),
+            ),
+            kept_fraction=kept_fraction,
+            title=title,
+        )
+        page.save(Path(path))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What one pass grounded: region indices and (4,) boxes, or None."""
+
+    chosen: int | None
+    runner_up: int | None
+    predicted: NDArray[np.float64] | None
+    target: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A box to outline on the image, and its entry in the legend."""
+
+    box: NDArray[np.float64]
+    color: str
+    style: Literal["-", "--", "-.", ":"]
+    label: str
+
+
+def _draw(
+    *,
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.float64],
+    region_labels: list[str],
+    words: list[str],
+    views: tuple[AttentionView, AttentionView],
+    headings: tuple[str, str],
+    answers: tuple[list[tuple[str, float]], list[tuple[str, float]]],
+    choices: tuple[_Choice, _Choice],
+    kept_fraction: float,
+    title: str,
+) -> Page:
+    page = Page(_WIDTH)
+    inner = _WIDTH - 2 * _MARGIN
+    grounding = any(choice.chosen is not None or choice.predicted is not None for choice in choices)
+    lines = [_grounding_lines(choice, boxes, region_labels) for choice in choices]
+    shown_words = _most_attended_words(views)
+    shown_regions = _most_attended_regions(views)
+    with_words = len(shown_words) > 0
+
+    caption = f"{headings[1]} keeps {_percentage(kept_fraction)} of the attention entries."
+    if with_words and len(shown_regions):
+        caption += " Grey cells: dropped."
+    if len(shown_words) < len(words):
+        caption += f" {len(shown_words)} of {len(words)} words are shown."
+    title_lines = page.wrap(title, inner, 10, lines=4, bold=True)
+    caption_lines = page.wrap(caption, inner, 7.5, lines=3)
+
+    height, width = image.shape[:2]
+    stacked = width > 2.4 * height
+    slot_width = inner - _SCALE_WIDTH if stacked else (inner - _SCALE_WIDTH - _GAP) / 2
+    slot_height = float(np.clip(slot_width * height / width, 0.7, 2.0 if stacked else 3.4))
+    legend_height = _LEGEND_ROW * max(map(len, lines)) + 0.05 if any(lines) else 0.0
+    panel_height = _HEADING + slot_height + legend_height
+
+    # From the top down: where each part begins.
+    title_height = 0.19 * len(title_lines) + 0.03
+    images_top = _MARGIN + title_height + 0.14 * len(caption_lines) + 0.1
+    words_top = images_top + panel_height * (2 if stacked else 1) + (0.1 if stacked else 0) + _GAP
+    region_names = [page.fit(region_labels[index], 0.85, 7) for index in shown_regions]
+    names_height = max((page.measure(name, 7) for name in region_names), default=0.2) * 0.71 + 0.15
+    matrix_height = _WORD_ROW * len(shown_words)
+    words_height = _HEADING + 0.2 + matrix_height + max(names_height, 0.35) + 0.1 if with_words else 0.0
+    answers_top = words_top + words_height
+    answer_rows = max(map(len, answers))
+    answers_height = _HEADING + _ANSWER_ROW * answer_rows if answer_rows else -0.1
+    page.resize(answers_top + answers_height + _MARGIN)
+
+    for row, line in enumerate(title_lines):
+        page.text(_MARGIN, _MARGIN + 0.19 * row, line, 10, weight="bold")
+    for row, line in enumerate(caption_lines):
+        page.text(_MARGIN, _MARGIN + title_height + 0.14 * row, line, 7.5, color="#444444")
+
+    highest = _highest(view.region_weights for view in views)
+    for place, view in enumerate(views):
+        left = _MARGIN + (0 if stacked else place * (slot_width + _GAP))
+        top = images_top + (place * (panel_height + 0.1) if stacked else 0)
+        page.text(left, top, page.fit(headings[place], slot_width, 8, bold=True), 8, weight="bold")
+        slot = (left, top + _HEADING, slot_width, slot_height)
+        outlines = lines[place] if grounding else _attended_lines(view, boxes, region_labels)
+        _draw_image(page, slot, image, boxes, view.region_weights, highest, outlines, named=not grounding)
+        if lines[place]:
+            _draw_legend(page, left, top + _HEADING + slot_height + 0.05, slot_width, lines[place])
+    scale_height = slot_height + (panel_height + 0.1 if stacked else 0)
+    if len(boxes):
+        _draw_scale(
+            page,
+            _WIDTH - _MARGIN - _SCALE_WIDTH,
+            images_top + _HEADING,
+            scale_height,
+            highest,
+            "region weight",
+        )
+    if with_words:
+        _draw_words(page, words_top, matrix_height, words, shown_words, shown_regions, region_names, views)
+    if answer_rows:
+        width_each = (inner - _GAP) / 2
+        names = [[page.fit(answer, width_each * 0.45, 7.5) for answer, _ in values] for values in answers]
+        label_width = max(page.measure(name, 7.5) for column in names for name in column) + 0.08
+        for place, values in enumerate(answers):
+            left = _MARGIN + place * (width_each + _GAP)
+            name = ("Dense", "Thresholded")[place] + (": regions" if grounding else ": answers")
+            page.text(left, answers_top, name, 8, weight="bold")
+            if values:
+                color = (_DENSE, _THRESHOLDED)[place]
+                bars = (left + label_width, answers_top + _HEADING, width_each - label_width - 0.4)
+                probabilities = [probability for _, probability in values]
+                _draw_answers(page, bars, names[place], probabilities, color)
+    return page
+
+
+def _draw_image(
+    page: Page,
+    slot: tuple[float, float, float, float],
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.float64],
+    weights: NDArray[np.floating],
+    highest: float,
+    outlines: list[_Line],
+    named: bool,
+) -> None:
+    """The image in grey, regions shaded: a pixel has the highest weight of the regions that cover it."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import Normal, withStroke
+    from PIL import Image
+
+    slot_left, slot_top, slot_width, slot_height = slot
+    height, width = image.shape[:2]
+    scale = min(slot_width / width, slot_height / height)
+    # A strip thinner than this could not be seen; only images of extreme proportions are stretched.
+    shown_width, shown_height = max(width * scale, 0.15), max(height * scale, 0.15)
+    left, top = slot_left + (slot_width - shown_width) / 2, slot_top + (slot_height - shown_height) / 2
+
+    columns, rows = max(1, round(shown_width * 250)), max(1, round(shown_height * 250))
+    grey = Image.fromarray(image).convert("L").resize((columns, rows), Image.Resampling.BILINEAR)
+    shade = np.zeros((rows, columns))
+    to_pixels = np.array([columns / width, rows / height] * 2)
+    for index in np.argsort(weights, kind="stable"):
+        x1, y1, x2, y2 = boxes[index] * to_pixels
+        shade[_pixels(y1, y2, rows), _pixels(x1, x2, columns)] = weights[index]
+    base = 0.15 + 0.85 * np.asarray(grey, np.float64)[..., None] / 255  # (rows, columns, 1)
+    tint = colormaps[_COLORMAP](_normalize(highest)(shade))[..., :3]  # (rows, columns, 3)
+    mixed = np.where(shade[..., None] > 0, 0.45 * base + 0.55 * tint, base)
+
+    axes = page.axes(left, top, shown_width, shown_height)
+    axes.imshow(mixed, extent=(0, width, height, 0), aspect="auto", interpolation="none")
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    taken: list[tuple[float, float, float, float]] = []
+    for line in outlines:
+        x1, y1, x2, y2 = line.box
+        patch = Rectangle(
+            (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=line.color, linestyle=line.style, linewidth=1.5
+        )
+        patch.set_path_effects([withStroke(linewidth=2.7, foreground="#000000b0"), Normal()])
+        axes.add_patch(patch)
+        if named:
+            label = page.fit(line.label, min(1.2, slot_width), 7)
+            size = (page.measure(label, 7) + 0.06, 0.15)
+            inches = np.array([shown_width / width, shown_height / height] * 2)
+            corners = line.box * inches + np.array([left, top] * 2)
+            place = _free_place(corners, size, slot, taken)
+            taken.append((*place, *size))
+            page.text(
+                place[0] + size[0] / 2,
+                place[1] + size[1] / 2,
+                label,
+                7,
+                ha="center",
+                va="center",
+                bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1.2},
+            )
+
+
+def _draw_legend(page: Page, left: float, top: float, width: float, lines: list[_Line]) -> None:
+    from matplotlib.lines import Line2D
+
+    for row, line in enumerate(reversed(lines)):
+        middle = top + _LEGEND_ROW * (row + 0.5)
+        sample = Line2D(
+            [left / page.width, (left + 0.3) / page.width],
+            [1 - middle / page.height] * 2,
+            color=line.color,
+            linestyle=line.style,
+            linewidth=1.5,
+        )
+        page.figure.add_artist(sample)
+        page.text(left + 0.36, middle, page.fit(line.label, width - 0.36, 7), 7, va="center")
+
+
+def _draw_scale(page: Page, left: float, top: float, height: float, highest: float, label: str) -> None:
+    """The colour bar of both panels beside it; `left` and `top` in inches."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.ticker import FixedLocator
+
+    length = min(height, 1.8)
+    axes = page.axes(left + 0.08, top, 0.09, length)
+    bar = page.figure.colorbar(
+        ScalarMappable(_normalize(highest), _COLORMAP),
+        cax=axes,
+        ticks=FixedLocator(_scale_ticks(highest, length)),
+    )
+    bar.ax.minorticks_off()
+    axes.set_yticklabels([f"{tick:.2g}" for tick in _scale_ticks(highest, length)])
+    axes.tick_params(labelsize=6, pad=1.5)
+    axes.spines[:].set_linewidth(0.4)
+    if length > page.measure(label, 6.5):
+        page.text(left + _SCALE_WIDTH, top + length / 2, label, 6.5, rotation=90, ha="right", va="center")
+
+
+def _normalize(highest: float) -> Any:
+    """0 to `highest` on a square-root scale, where dense attention, spread thin, does not look empty."""
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(0.5, 0, highest)
+
+
+def _scale_ticks(highest: float, length: float) -> list[float]:
+    """Round values, far enough from each other on a bar of `length` inches."""
+    step = 10.0 ** np.floor(np.log10(highest))
+    rounded = next(factor * step for factor in (5, 2, 1) if factor * step <= highest * (1 + 1e-9))
+    shares = (1, 0.5, 0.2, 0.05) if length > 0.8 else (1,)
+    return [0.0, *sorted(rounded * share for share in shares)]
+
+
+def _draw_words(
+    page: Page,
+    top: float,
+    matrix_height: float,
+    words: list[str],
+    shown_words: NDArray[np.intp],
+    shown_regions: NDArray[np.intp],
+    region_names: list[str],
+    views: tuple[AttentionView, AttentionView],
+) -> None:
+    """One row a word: its weight as bars, then its attention to the regions, dense and thresholded."""
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    names = [page.fit(words[index], 1.1, 7.5) for index in shown_words]
+    count = len(names)
+    bars_left = _MARGIN + max(page.measure(name, 7.5) for name in names) + 0.08
+    bars_width = 1.35
+    rows_top = top + _HEADING + 0.2
+    for row, name in enumerate(names):
+        page.text(bars_left - 0.06, rows_top + _WORD_ROW * (row + 0.5), name, 7.5, ha="right", va="center")
+
+    page.text(bars_left, top, "Weight of words", 8, weight="bold")
+    axes = page.axes(bars_left, rows_top, bars_width, matrix_height)
+    for view, color, shift in zip(views, (_DENSE, _THRESHOLDED), (-0.19, 0.19), strict=True):
+        axes.barh(np.arange(count) + shift, view.word_weights[shown_words], height=0.38, color=color)
+    highest = _highest(view.word_weights for view in views)
+    axes.set(ylim=(count - 0.5, -0.5), xlim=(0, highest * 1.05), yticks=[])
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.tick_top()
+    axes.tick_params(labelsize=6, pad=1)
+    axes.spines[["right", "bottom"]].set_visible(False)
+    for row, (name, color) in enumerate((("dense", _DENSE), ("thresholded", _THRESHOLDED))):
+        below = rows_top + matrix_height + 0.06 + 0.14 * row
+        page.text(_MARGIN, below, "■", 7.5, color=color)
+        page.text(_MARGIN + 0.12, below, name, 7)
+
+    matrix_left = bars_left + bars_width + 0.3
+    width = (_WIDTH - _MARGIN - _SCALE_WIDTH - matrix_left - _GAP) / 2
+    if not len(shown_regions):
+        return
+    highest = _highest(view.word_region[np.ix_(shown_words, shown_regions)] for view in views)
+    colors = colormaps[_COLORMAP].with_extremes(bad=_DROPPED)
+    # Few regions stay narrow columns: wide ones would look like more attention.
+    matrix_width = min(width, 0.35 * len(shown_regions))
+    for place, view in enumerate(views):
+        left = matrix_left + place * (width + _GAP)
+        heading = ("Word to region, dense", "Word to region, thresholded")[place]
+        page.text(left, top, page.fit(heading, width + _GAP - 0.05, 8, bold=True), 8, weight="bold")
+        values = view.word_region[np.ix_(shown_words, shown_regions)]  # (T, K)
+        axes = page.axes(left, rows_top, matrix_width, matrix_height)
+        axes.imshow(
+            np.ma.masked_equal(values, 0),
+            cmap=colors,
+            norm=_normalize(highest),
+            aspect="auto",
+            interpolation="none",
+        )
+        axes.set(xticks=[], yticks=[])
+        column = matrix_width / len(region_names)
+        for index, name in enumerate(region_names):
+            page.text(
+                left + column * (index + 0.5) + 0.04,
+                rows_top + matrix_height + 0.05,
+                name,
+                7,
+                ha="right",
+                rotation=45,
+                rotation_mode="anchor",
+                va="center_baseline",
+            )
+    _draw_scale(page, _WIDTH - _MARGIN - _SCALE_WIDTH, rows_top, matrix_height, highest, "attention")
+
+
+def _draw_answers(
+    page: Page,
+    bars: tuple[float, float, float],
+    names: list[str],
+    probabilities: list[float],
+    color: str,
+) -> None:
+    """Horizontal bars at `bars` (left, top, width in inches), their names to the left."""
+    left, top, width = bars
+    axes = page.axes(left, top, width, _ANSWER_ROW * len(names))
+    for row, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
+        page.text(left - 0.06, top + _ANSWER_ROW * (row + 0.5), name, 7.5, ha="right", va="center")
+        axes.barh(row, probability, height=0.62, color=color)
+        axes.annotate(
+            f"{probability:.2f}",
+            (probability, row),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            annotation_clip=False,
+        )
+    # One scale for both panels, 0 to 1, so that the bars can be compared.
+    axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xticks=[], yticks=[])
+    plain_axes(axes)
+    axes.spines["bottom"].set_visible(False)
+
+
+def _attended_lines(view: AttentionView, boxes: NDArray[np.float64], labels: list[str]) -> list[_Line]:
+    order = np.argsort(-view.region_weights, kind="stable")[:_OUTLINED]
+    return [
+        _Line(boxes[index], "white", "-", labels[index]) for index in order if view.region_weights[index] > 0
+    ]
+
+
+def _grounding_lines(choice: _Choice, boxes: NDArray[np.float64], labels: list[str]) -> list[_Line]:
+    """Boxes of a grounding, the least important first, so that the others are drawn over it."""
+
+    def name(start: str, box: NDArray[np.float64], label: str = "") -> str:
+        overlap = "" if choice.target is None else f", IoU {_iou(box, choice.target):.2f}"
+        return f"{start}{label and f': {label}'}{overlap}"
+
+    lines: list[_Line] = []
+    if choice.target is not None and (choice.chosen is not None or choice.predicted is not None):
+        lines.append(_Line(choice.target, _TARGET, ":", "target"))
+    regions: tuple[tuple[int | None, str, Literal["-", "--"], str], ...] = (
+        (choice.runner_up, _RUNNER_UP, "--", "runner-up"),
+        (choice.chosen, _CHOSEN, "-", "chosen region"),
+    )
+    for index, color, style, start in regions:
+        if index is not None:
+            if not 0 <= index < len(boxes):
+                raise DataError(f"{start} {index} is not one of the {len(boxes)} regions")
+            lines.append(_Line(boxes[index], color, style, name(start, boxes[index], labels[index])))
+    if choice.predicted is not None:
+        lines.append(_Line(choice.predicted, _PREDICTED, "-.", name("predicted box", choice.predicted)))
+    return lines
+
+
+def _iou(box: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    from tbkin_core.evaluation.rec import box_iou_paired
+
+    return float(box_iou_paired(box[None], other[None])[0])
+
+
+def _free_place(
+    box: NDArray[np.float64],
+    size: tuple[float, float],
+    slot: tuple[float, float, float, float],
+    taken: list[tuple[float, float, float, float]],
+) -> tuple[float, float]:
+    """Left and top (inches) for a label of `size` at `box`, inside `slot`, clear of those in `taken`."""
+    x1, y1, x2, y2 = box
+    width, height = size
+    corners = [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height), (x1, y1 - height)]
+    steps = [(x1, slot[1] + height * step) for step in range(int(slot[3] / height))]
+    inside = [
+        (
+            float(np.clip(left, slot[0], slot[0] + slot[2] - width)),
+            float(np.clip(top, slot[1], max(slot[1], slot[1] + slot[3] - height))),
+        )
+        for left, top in (*corners, *steps)
+    ]
+    for left, top in inside:
+        if all(
+            left + width <= other[0]
+            or other[0] + other[2] <= left
+            or top + height <= other[1]
+            or other[1] + other[3] <= top
+            for other in taken
+        ):
+            return left, top
+    return inside[0]
+
+
+def _most_attended_words(views: tuple[AttentionView, AttentionView]) -> NDArray[np.intp]:
+    """In the order of the text."""
+    weights = np.maximum(views[0].word_weights, views[1].word_weights)
+    return np.sort(np.argsort(-weights, kind="stable")[:_MAX_WORDS])
+
+
+def _most_attended_regions(views: tuple[AttentionView, AttentionView]) -> NDArray[np.intp]:
+    """The most attended first; a region counts with its share in either view, so that none is overlooked."""
+    shares = [view.region_weights / (view.region_weights.sum() or 1) for view in views]
+    return np.argsort(-np.maximum(*shares), kind="stable")[:_MAX_REGIONS]
+
+
+def _highest(values: Iterable[NDArray[np.floating]]) -> float:
+    """Upper end of a scale common to `values`; 1 where all are 0."""
+    return max((float(array.max()) for array in values if array.size), default=0.0) or 1.0
+
+
+def _pixels(start: float, end: float, size: int) -> slice:
+    """The pixels that a stretch covers, at least one."""
+    first = int(np.clip(np.floor(start), 0, size - 1))
+    return slice(first, max(first + 1, int(np.clip(np.ceil(end), 0, size))))
+
+
+def _region_name(index: int, label: str) -> str:
+    return f"{index} {clean_text(label)}".strip()
+
+
+def _threshold_name(selection: str, threshold: float) -> str:
+    if selection == "topk":
+        return f"Thresholded (top {threshold:g} keys)"
+    return f"Thresholded ({selection}, τ = {threshold:g})"
+
+
+def _percentage(fraction: float) -> str:
+    """Never "0 %" or "100 %" for what is only nearly so."""
+    if 0 < fraction < 0.001:
+        return "less than 0.1 %"
+    if 0.999 < fraction < 1:
+        return "more than 99.9 %"
+    return f"{100 * fraction:.3g} %"
+
+
+def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] not in (3, 4) or 0 in array.shape or array.dtype != np.uint8:
+        raise DataError(f"image must be (H, W, 3) uint8, got {array.shape} {array.dtype}")
+    return np.ascontiguousarray(array[..., :3])
+
+
+def _box(values: ArrayLike | None) -> NDArray[np.float64] | None:
+    return None if values is None else _numbers(values, "box", (4,))
+
+
+def _numbers(values: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    array = np.asarray(values, np.float64)
+    if array.size == 0 and 0 in shape:
+        return array.reshape(shape)
+    if array.shape != shape:
+        raise DataError(f"{name} must be {shape}, got {array.shape}")
+    return np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _checked(view: AttentionView, name: str, words: int, regions: int) -> AttentionView:
+    return AttentionView(
+        region_weights=_numbers(view.region_weights, f"{name}.region_weights", (regions,)),
+        word_weights=_numbers(view.word_weights, f"{name}.word_weights", (words,)),
+        word_region=_numbers(view.word_region, f"{name}.word_region", (words, regions)),
+    )

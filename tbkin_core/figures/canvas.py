@@ -1,0 +1,173 @@
+"""What all figures share: a page measured in inches, colours, text that fits, and writing to disk."""
+
+from __future__ import annotations
+
+import contextlib
+import unicodedata
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tbkin_core.errors import ConfigError
+from tbkin_core.runtime import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008): eight colours that colour-blind readers tell apart, in the order used here.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+FORMATS = (".png", ".svg", ".pdf")
+DOTS_PER_INCH = 200
+# Tried in this order for what DejaVu Sans, which comes with matplotlib, cannot write.
+_FALLBACK_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans",
+    "WenQuanYi Zen Hei",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Noto Sans Devanagari",
+    "Noto Sans Bengali",
+    "Noto Sans Thai",
+    "Noto Emoji",
+    "Arial Unicode MS",
+)
+
+
+@contextlib.contextmanager
+def figure_style() -> Iterator[None]:
+    """Settings for drawing and writing one figure; the caller's own matplotlib settings come back after.
+
+    Text is never read as mathematics (a question may contain "$"), and a character that no installed font has
+    becomes a box without a warning.
+    """
+    import matplotlib
+    from matplotlib import font_manager
+
+    installed = set(font_manager.fontManager.get_font_names())
+    settings: dict[str, Any] = {
+        "axes.edgecolor": "#444444",
+        "axes.labelsize": 7.5,
+        "axes.linewidth": 0.6,
+        "font.family": ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)],
+        "font.size": 7.5,
+        "legend.fontsize": 7.5,
+        "legend.frameon": False,
+        "svg.hashsalt": "tbkin",
+        "text.parse_math": False,
+        "xtick.labelsize": 7,
+        "xtick.major.size": 2.5,
+        "xtick.major.width": 0.6,
+        "ytick.labelsize": 7,
+        "ytick.major.size": 2.5,
+        "ytick.major.width": 0.6,
+    }
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(cast(Any, settings))  # its keys are typed as literals
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support .* natively")
+        yield
+
+
+def check_format(path: Path) -> None:
+    """Raise ConfigError when `path` does not end in a format that figures can be written in."""
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ConfigError(
+            f"{path}: unknown figure format {Path(path).suffix!r}, expected one of {', '.join(FORMATS)}"
+        )
+
+
+def clean_text(text: object) -> str:
+    """`text` on one line, without characters that cannot be drawn or are not allowed in SVG."""
+    joined = " ".join(str(text).split())
+    kept = (character for character in joined if unicodedata.category(character) not in ("Cc", "Cs", "Cn"))
+    return "".join(kept)
+
+
+class Page:
+    """A figure whose parts are placed in inches from its top left corner.
+
+    Args:
+        width: Inches.
+        height: Inches; may be changed by `resize` as long as nothing is drawn.
+    """
+
+    def __init__(self, width: float, height: float = 4.0) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.width = width
+        self.height = height
+        self.figure: Figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
+        self._canvas = FigureCanvasAgg(self.figure)
+
+    def resize(self, height: float) -> None:
+        self.height = height
+        self.figure.set_size_inches(self.width, height)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        return self.figure.add_axes(
+            (
+                left / self.width,
+                1 - (top + height) / self.height,
+                width / self.width,
+                height / self.height,
+            )
+        )
+
+    def text(self, left: float, top: float, text: str, size: float = 7.5, **options: Any) -> None:
+        """Write `text` with its top left corner there, unless `ha` or `va` say otherwise."""
+        options = {"va": "top", "ha": "left"} | options
+        self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, **options)
+
+    def measure(self, text: str, size: float = 7.5, bold: bool = False) -> float:
+        """Width of `text` in inches."""
+        from matplotlib.font_manager import FontProperties
+
+        font = FontProperties(size=size, weight="bold" if bold else "normal")
+        width, _, _ = self._canvas.get_renderer().get_text_width_height_descent(text, font, ismath=False)
+        return float(width) / DOTS_PER_INCH
+
+    def fit(self, text: object, width: float, size: float = 7.5, bold: bool = False) -> str:
+        """`text`, shortened with an ellipsis until it is at most `width` inches wide."""
+        shown = clean_text(text)
+        if self.measure(shown, size, bold) <= width:
+            return shown
+        low, high = 0, len(shown)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.measure(shown[:middle].rstrip() + "…", size, bold) <= width:
+                low = middle
+            else:
+                high = middle - 1
+        return shown[:low].rstrip() + "…"
+
+    def wrap(self, text: object, width: float, size: float, lines: int, bold: bool = False) -> list[str]:
+        """`text` in at most `lines` lines of at most `width` inches; the last one shortened if need be."""
+        # No line holds more characters than this; without a bound, a book given as a question takes minutes.
+        rest = clean_text(text)[: 400 * lines]
+        wrapped: list[str] = []
+        while rest and len(wrapped) < lines - 1 and self.measure(rest, size, bold) > width:
+            fitting = len(self.fit(rest, width, size, bold)) - 1  # without the ellipsis
+            space = rest.rfind(" ", 0, fitting + 1)
+            # A word longer than the line is broken where the line ends.
+            end = space if space > fitting // 2 else max(1, fitting)
+            wrapped.append(rest[:end].rstrip())
+            rest = rest[end:].lstrip()
+        return [*wrapped, self.fit(rest, width, size, bold)] if rest else wrapped
+
+    def save(self, path: Path) -> None:
+        """Write the figure, whole or not at all, in the format that the suffix of `path` names."""
+        suffix = Path(path).suffix.lower()
+        # Without a date, drawing the same figure again gives the same file.
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
+        with atomic_path(Path(path)) as temporary:
+            self.figure.savefig(temporary, dpi=DOTS_PER_INCH, format=suffix[1:], metadata=metadata)
+
+
+def plain_axes(axes: Axes) -> None:
+    """Leave only the left and the bottom line of a plot."""
+    axes.spines[["top", "right"]].set_visible(False)

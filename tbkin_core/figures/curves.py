@@ -1,0 +1,146 @@
+"""Training loss and validation metrics over the steps of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbkin_core.errors import DataError
+from tbkin_core.figures.canvas import COLORS, Page, check_format, figure_style, plain_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_WIDTH = 7.2
+_PLOT_HEIGHT = 1.9
+_MAX_LINES = 8
+# Keys of a metrics row that are no measurement of the model.
+_NOT_DRAWN = frozenset({"step", "epoch", "lr", "learning_rate", "seconds", "time", "samples", "examples"})
+
+
+def training_figure(
+    path: Path,
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    loss_keys: Sequence[str] | None = None,
+    metric_keys: Sequence[str] | None = None,
+    title: str = "",
+) -> None:
+    """Draw training losses above and validation metrics below, over the same steps.
+
+    Many noisy loss values are drawn thin, with their running median over them.
+
+    Args:
+        path: Ends in .png, .svg or .pdf.
+        metrics: Rows in the order of the run, each with "step" and what was measured at it; a row need not
+            have every key.
+        loss_keys: Keys of the upper plot; by default those with "loss" in the name.
+        metric_keys: Keys of the lower plot; by default "accuracy" and those that end in it, or start with
+            "val" or "eval", and are no losses.
+        title: Above the plots.
+
+    Raises:
+        DataError: No row has a step and one of the keys.
+        ConfigError: The format is unknown.
+    """
+    check_format(path)
+    names = list(dict.fromkeys(key for row in metrics for key in row if key not in _NOT_DRAWN))
+    losses = [name for name in names if "loss" in name] if loss_keys is None else list(loss_keys)
+    if metric_keys is None:
+        metric_keys = [
+            name
+            for name in names
+            if name not in losses and (name.endswith("accuracy") or name.startswith(("val", "eval")))
+        ]
+    plots = [
+        (label, [(name, *series) for name in keys if (series := _series(metrics, name))[0].size])
+        for label, keys in (("Loss", losses), ("Validation", metric_keys))
+    ]
+    plots = [(label, lines[:_MAX_LINES]) for label, lines in plots if lines]
+    if not plots:
+        raise DataError(
+            f"a training figure needs rows with a step and a loss or metric, got {len(metrics)} rows "
+            f"with {', '.join(names) or 'no keys'}"
+        )
+    with figure_style():
+        _draw(plots, title).save(Path(path))
+
+
+_Line = tuple[str, NDArray[np.float64], NDArray[np.float64]]
+
+
+def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    page = Page(_WIDTH)
+    title_lines = page.wrap(title, _WIDTH - 0.3, 9, lines=3, bold=True)
+    # Above each plot there is room for the common factor of its scale ("1e−5").
+    top = 0.25 + 0.18 * len(title_lines)
+    # The legend stands beside the plots: it never hides a line.
+    legend_width = 0.5 + max(
+        page.measure(page.fit(name, 1.6, 7.5), 7.5) for _, lines in plots for name, _, _ in lines
+    )
+    left, gap = 0.65, 0.25
+    width = _WIDTH - left - legend_width - 0.15
+    page.resize(top + (_PLOT_HEIGHT + gap) * len(plots) - gap + 0.5)
+    for index, line in enumerate(title_lines):
+        page.text(0.15, 0.12 + 0.18 * index, line, 9, weight="bold")
+    first = min(float(steps.min()) for _, lines in plots for _, steps, _ in lines)
+    last = max(float(steps.max()) for _, lines in plots for _, steps, _ in lines)
+    margin = 0.02 * (last - first) or 0.5
+    for index, (label, lines) in enumerate(plots):
+        plot_top = top + index * (_PLOT_HEIGHT + gap)
+        axes = page.axes(left, plot_top, width, _PLOT_HEIGHT)
+        for number, (name, steps, values) in enumerate(lines):
+            _draw_line(axes, steps, values, COLORS[number])
+            row = plot_top + 0.1 + 0.16 * number
+            page.text(left + width + 0.12, row, "■", 7.5, color=COLORS[number], va="center")
+            page.text(left + width + 0.26, row, page.fit(name, 1.6, 7.5), 7.5, va="center")
+        axes.set_xlim(first - margin, last + margin)
+        axes.set_ylabel(label)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.grid(axis="y", color="#e0e0e0", linewidth=0.5)
+        axes.set_axisbelow(True)
+        plain_axes(axes)
+        if index < len(plots) - 1:
+            axes.tick_params(labelbottom=False)
+        else:
+            axes.set_xlabel("Step")
+    return page
+
+
+def _draw_line(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], color: str) -> None:
+    from scipy.ndimage import median_filter
+
+    if len(values) > 60:
+        axes.plot(steps, values, color=color, linewidth=0.5, alpha=0.35)
+        smooth = median_filter(values, size=2 * (len(values) // 60) + 3, mode="reflect")
+        axes.plot(steps, smooth, color=color, linewidth=1.4)
+    else:
+        marker = "o" if len(values) <= 25 else ""
+        axes.plot(steps, values, color=color, marker=marker, markersize=3, linewidth=1.4)
+
+
+def _series(
+    metrics: Sequence[Mapping[str, Any]], key: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(steps, values) of the rows that have both as finite numbers, by step."""
+    points = [
+        (float(row["step"]), float(row[key]))
+        for row in metrics
+        if all(
+            isinstance(row.get(name), (int, float, np.number)) and math.isfinite(float(row[name]))
+            for name in ("step", key)
+        )
+    ]
+    # A resumed run measures some steps again: the last value counts.
+    ordered = sorted(dict(points).items())
+    array = np.array(ordered, np.float64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]

@@ -1,0 +1,220 @@
+"""Accuracy and sparsity over the threshold, one line a selection rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tbkin_core.errors import DataError
+from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style, plain_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_WIDTH = 7.2
+_PLOT_HEIGHT = 2.6
+# Rules whose thresholds share one meaning of the x axis; any other rule gets a plot of its own.
+_SHARED = ("relative", "probability")
+_AXIS_NAMES = {"topk": "k (keys kept)", "score": "Threshold τ on the score"}
+
+
+def sweep_figure(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    title: str = "",
+    accuracy_name: str = "Accuracy (%)",
+) -> None:
+    """Draw a threshold sweep: accuracy with its interval (left axis), attention kept (right axis, dashed).
+
+    Args:
+        path: Ends in .png, .svg or .pdf.
+        rows: One a measurement: "selection", "threshold", "accuracy" (percent), "kept_fraction" (in [0, 1])
+            and, if known, "accuracy_low", "accuracy_high" (percent). A row of threshold 0 is the dense model,
+            drawn as a horizontal line.
+        title: Above the plot.
+        accuracy_name: Label of the left axis.
+
+    Raises:
+        DataError: There are no rows, or one lacks its keys.
+        ConfigError: The format is unknown.
+    """
+    check_format(path)
+    with figure_style():
+        _draw(_checked(rows), title, accuracy_name).save(Path(path))
+
+
+def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
+    page = Page(_WIDTH)
+    selections = list(dict.fromkeys(row["selection"] for row in rows if not _is_dense(row)))
+    colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(selections)}
+    dense = [row for row in rows if _is_dense(row)]
+    groups = [[name for name in selections if name in _SHARED]]
+    groups += [[name] for name in selections if name not in _SHARED]
+    groups = [group for group in groups if group] or [[]]
+
+    title_lines = page.wrap(title, _WIDTH - 0.3, 9, lines=3, bold=True)
+    top = 0.15 + 0.18 * len(title_lines)
+    left, right, gap, below = 0.6, 0.6, 0.25, 0.42
+    width = (_WIDTH - left - right - gap * (len(groups) - 1)) / len(groups)
+    entries = [(name, colors[name], "-") for name in selections]
+    if dense:
+        entries.append(("dense", "#555555", ":"))
+    entries.append(("attention kept", "#555555", "--"))
+    with_band = any(math.isfinite(row["accuracy_low"]) for row in rows)
+    legend_rows = _legend_rows(
+        page, [*(name for name, _, _ in entries), "95 % interval" if with_band else ""]
+    )
+    page.resize(top + _PLOT_HEIGHT + below + 0.17 * len(legend_rows) + 0.1)
+    for index, line in enumerate(title_lines):
+        page.text(0.15, 0.12 + 0.18 * index, line, 9, weight="bold")
+
+    limits = _accuracy_limits(rows)
+    for index, group in enumerate(groups):
+        axes = page.axes(left + index * (width + gap), top, width, _PLOT_HEIGHT)
+        kept_axes = axes.twinx()
+        _draw_plot(axes, kept_axes, group, rows, dense, colors)
+        axes.set_xlabel(_AXIS_NAMES.get(group[0] if len(group) == 1 else "", "Threshold τ"))
+        axes.set(ylim=limits)
+        kept_axes.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100])
+        plain_axes(axes)
+        kept_axes.spines[["top", "left", "bottom"]].set_visible(False)
+        kept_axes.spines["right"].set_linestyle("--")
+        if index == 0:
+            axes.set_ylabel(accuracy_name)
+        else:
+            axes.tick_params(labelleft=False)
+        if index == len(groups) - 1:
+            kept_axes.set_ylabel("Attention kept (%)")
+        else:
+            kept_axes.tick_params(labelright=False, right=False)
+    _draw_legend(page, top + _PLOT_HEIGHT + below, legend_rows, entries, with_band)
+    return page
+
+
+def _draw_plot(
+    axes: Axes,
+    kept_axes: Axes,
+    selections: list[str],
+    rows: list[dict[str, Any]],
+    dense: list[dict[str, Any]],
+    colors: Mapping[str, str],
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if dense:
+        mean = dense[0]["accuracy"]
+        axes.axhline(mean, color="#555555", linestyle=":", linewidth=1.2, zorder=1)
+    for name in selections:
+        # At 0, top-k and score do not tend to the dense model: the line starts at the first real threshold.
+        own = [row for row in rows if row["selection"] == name and (not _is_dense(row) or name in _SHARED)]
+        own.sort(key=lambda row: row["threshold"])
+        threshold, accuracy, low, high, kept = (
+            np.array([row[key] for row in own])
+            for key in ("threshold", "accuracy", "accuracy_low", "accuracy_high", "kept_fraction")
+        )
+        color = colors[name]
+        marker = "o" if len(own) <= 30 else ""
+        axes.fill_between(threshold, low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
+        axes.plot(threshold, accuracy, color=color, marker=marker, markersize=3, linewidth=1.4, zorder=4)
+        kept_axes.plot(threshold, 100 * kept, color=color, linestyle="--", linewidth=1.0, zorder=3)
+        if len(own) == 1:
+            # One point shows neither a band nor a dashed line.
+            axes.vlines(threshold, low, high, color=color, alpha=0.4, linewidth=2, zorder=2)
+            kept_axes.plot(threshold, 100 * kept, color=color, marker="_", markersize=9)
+    if len({row["threshold"] for row in rows if row["selection"] in selections}) < 2:
+        # A scale fitted to one threshold would show digits without meaning.
+        middle = next((row["threshold"] for row in rows if row["selection"] in selections), 0.0)
+        axes.set_xlim(*((-0.05, 1.05) if 0 <= middle <= 1 else (middle - 1, middle + 1)))
+    if not selections:
+        kept_axes.plot([0], [100 * dense[0]["kept_fraction"]], color="#555555", marker="_", markersize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=selections == ["topk"]))
+
+
+def _accuracy_limits(rows: list[dict[str, Any]]) -> tuple[float, float]:
+    """Around all intervals, and never so narrow that half a point looks like a cliff."""
+    values = np.array([row[key] for row in rows for key in ("accuracy", "accuracy_low", "accuracy_high")])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 100.0
+    low, high = float(values.min()), float(values.max())
+    margin = max(0.08 * (high - low), (4 - (high - low)) / 2)
+    return max(low - margin, min(-0.5, low)), min(high + margin, max(100.5, high))
+
+
+def _legend_rows(page: Page, names: list[str]) -> list[list[str]]:
+    """`names` in as few lines as the page allows."""
+    rows: list[list[str]] = [[]]
+    used = 0.0
+    for name in names:
+        needed = _entry_width(page, name)
+        if name and rows[-1] and used + needed > _WIDTH - 0.3:
+            rows.append([])
+            used = 0.0
+        if name:
+            rows[-1].append(name)
+            used += needed
+    return rows
+
+
+def _entry_width(page: Page, name: str) -> float:
+    return 0.55 + page.measure(name, 7.5)
+
+
+def _draw_legend(
+    page: Page,
+    top: float,
+    rows: list[list[str]],
+    entries: list[tuple[str, str, Any]],
+    with_band: bool,
+) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+
+    styles = {name: (color, style) for name, color, style in entries}
+    for index, names in enumerate(rows):
+        left = (page.width - sum(_entry_width(page, name) for name in names) + 0.19) / 2
+        middle = top + 0.17 * (index + 0.5)
+        for name in names:
+            ends = [left / page.width, (left + 0.3) / page.width]
+            height = 1 - middle / page.height
+            if name in styles:
+                color, style = styles[name]
+                page.figure.add_artist(
+                    Line2D(ends, [height, height], color=color, linestyle=style, linewidth=1.4)
+                )
+            elif with_band:
+                size = (ends[1] - ends[0], 0.09 / page.height)
+                page.figure.add_artist(
+                    Rectangle(
+                        (ends[0], height - size[1] / 2), *size, color="#555555", alpha=0.25, linewidth=0
+                    )
+                )
+            page.text(left + 0.36, middle, name, 7.5, va="center")
+            left += _entry_width(page, name)
+
+
+def _is_dense(row: Mapping[str, Any]) -> bool:
+    return row["threshold"] == 0 or row["selection"] == "dense"
+
+
+def _checked(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if not rows:
+        raise DataError("a sweep figure needs at least one row, got none")
+    checked = []
+    for index, row in enumerate(rows):
+        missing = [key for key in ("selection", "threshold", "accuracy", "kept_fraction") if key not in row]
+        if missing:
+            raise DataError(f"sweep row {index}: no {', '.join(missing)} in {sorted(row)}")
+        numbers = {
+            key: math.nan if row.get(key) is None else float(row[key])
+            for key in ("threshold", "accuracy", "accuracy_low", "accuracy_high", "kept_fraction")
+        }
+        if not math.isfinite(numbers["threshold"]):
+            raise DataError(f"sweep row {index}: threshold must be a finite number, got {row['threshold']}")
+        checked.append({"selection": clean_text(row["selection"])[:40], **numbers})
+    return checked

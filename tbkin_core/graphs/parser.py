@@ -1,0 +1,897 @@
+"""Captions, questions and referring expressions to text scene graphs: a dependency parse, then rules.
+
+The rules read Penn tags and the ClearNLP-like dependency labels of spaCy's own English pipelines, so any of
+those may take the place of the shipped one. What a grammar cannot know (that "tennis racket" is one thing
+and "metal racket" a racket of metal, that "a man in jeans" wears them) comes from a lexicon of counts taken
+from human-made scene graphs, `resources/parser/lexicon.json`; see the README beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tbkin_core.errors import MissingDependencyError
+from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+
+MAX_TOKENS = 512
+MAX_CHARACTERS = 16_384
+
+NOUN_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS"})
+ADJECTIVE_TAGS = frozenset({"JJ", "JJR", "JJS"})
+VERB_TAGS = frozenset({"VB", "VBD", "VBG", "VBN", "VBP", "VBZ"})
+# Mistagged words still stand where only a noun can stand.
+NOMINAL_LABELS = frozenset({"nsubj", "nsubjpass", "dobj", "pobj", "attr", "dative", "oprd", "ROOT"})
+UNLIKELY_NOUN_TAGS = ADJECTIVE_TAGS | {"VBG", "VB", "VBP", "VBZ", "VBD", "VBN", "FW", "UH", "ADD", "RB", "$", "SYM"}
+MODIFIER_LABELS = frozenset({"compound", "amod", "nmod"})
+PERSON_PRONOUNS = {
+    "he": "man", "him": "man", "she": "woman", "someone": "person", "somebody": "person",
+    "anyone": "person", "they": "people", "everyone": "people", "something": "something",
+}  # fmt: skip
+REFERRING_PRONOUNS = frozenset({"it", "them", "itself", "themselves"})
+NUMBERS = {
+    "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
+    "ten": "10", "eleven": "11", "twelve": "12", "both": "2",
+}  # fmt: skip
+SHADES = frozenset({"light", "dark", "bright", "pale", "navy", "sky", "lime", "deep"})
+COLORS = frozenset(
+    "white black blue green red brown yellow gray grey orange silver pink purple tan beige gold".split()
+)
+PARTICLES = frozenset({"down", "up", "open", "closed", "raised", "extended", "out", "outstretched", "off", "on"})
+BE_FORMS = frozenset({"is", "are", "was", "were", "be", "been", "being", "am", "'s", "'re", "’s", "’re"})
+
+_RELATIONAL_NOUN = (
+    "top|front|back|side|sides|left|right|middle|center|centre|edge|edges|corner|bottom|end|rear|face|rim|tip|base"
+)
+_MULTIWORD_PREPOSITION = re.compile(
+    r"(?<!\S)(?:"
+    r"(?:on|in|at|to|by|near|from|along|off|around|towards?)(?: (?:the|a|an|both|either|each|one|his|her|its|their))?"
+    r"(?: (?:very|left|right|front|back|other|far|opposite|top|bottom|upper|lower))?(?: hand)?"
+    rf" (?:{_RELATIONAL_NOUN}) of"
+    r"|on top|in front of|in between|next to|close to|far from|adjacent to|(?:to )?(?:the )?(?:left|right) of"
+    r"|(?:inside|outside|ahead|instead|because|outside|opposite) of|side by side with"
+    r"|(?:along|together) with|across from|away from"
+    r")(?!\S)"
+)
+_ARTICLES = frozenset({"the", "a", "an", "his", "her", "its", "their"})
+# A prepositional phrase after coordinated nouns usually holds of all of them, unless it is one of these.
+_CLOSE_PREPOSITIONS = frozenset({"with", "of", "without"})
+
+
+# ------------------------------------------------------------------------------------------- lexicon, lemmas
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Counts condensed to decisions; every table may be empty.
+
+    Attributes:
+        compounds: "modifier noun" or "modifier" -> "merge", "attribute", "have" or "in".
+        relations: Produced predicate, or "predicate|object", -> predicate to use; "~" in front swaps the
+            ends, "-" alone drops the relation.
+        partitives: First noun of "X of Y" -> attribute of Y, "" to drop X, "have" to keep both.
+        attributes: Produced attribute -> attribute to use; "" drops it.
+        noun_lemmas: Irregular plurals.
+        verb_lemmas: Irregular or ambiguous verb forms.
+    """
+
+    compounds: dict[str, str] = field(default_factory=dict)
+    relations: dict[str, str] = field(default_factory=dict)
+    partitives: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, str] = field(default_factory=dict)
+    noun_lemmas: dict[str, str] = field(default_factory=dict)
+    verb_lemmas: dict[str, str] = field(default_factory=dict)
+
+
+@cache
+def shipped_lexicon() -> Lexicon:
+    """The lexicon in `tbkin_core/resources/parser`."""
+    file = resources.files("tbkin_core").joinpath("resources", "parser", "lexicon.json")
+    if not file.is_file():
+        return Lexicon()
+    return Lexicon(**json.loads(file.read_text(encoding="utf-8")))
+
+
+# Short or irregular forms that the suffix rules miss, whatever the lexicon holds.
+_VERB_FORMS = {
+    "has": "have", "had": "have", "does": "do", "goes": "go", "is": "be", "are": "be", "ate": "eat", "met": "meet",
+    "rode": "ride", "laid": "lay", "lain": "lay", "lying": "lay", "lies": "lay", "lie": "lay", "sat": "sit",
+    "seated": "sit", "tied": "tie", "tying": "tie", "dyed": "dye",
+}  # fmt: skip
+_F_PLURALS = frozenset("leaves knives wolves shelves scarves wives loaves calves halves thieves lives hooves".split())
+_SINGULAR_S = ("ss", "us", "is")
+
+
+def lemmatize_noun(word: str, exceptions: dict[str, str] | None = None) -> str:
+    """Singular of an English noun in lower case, from a table of exceptions and suffix rules."""
+    if exceptions is None:
+        exceptions = shipped_lexicon().noun_lemmas
+    known = exceptions.get(word)
+    if known is not None:
+        return known
+    if len(word) < 4 or not word.endswith("s") or word.endswith(_SINGULAR_S):
+        return word
+    if word in _F_PLURALS:
+        return word[:-3] + ("fe" if word in {"knives", "wives", "lives"} else "f")
+    if word.endswith("ies"):
+        return word[:-3] + "y" if len(word) > 4 else word[:-1]
+    if word.endswith(("sses", "shes", "ches", "xes", "zzes", "toes")) and word != "toes":
+        return word[:-2]
+    return word[:-1]
+
+
+_VOWELS = frozenset("aeiou")
+_DOUBLED = re.compile(r"([bdgklmnprtvz])\1$")
+_UNSTRESSED_END = re.compile(r"[aeiou][^aeiou]+(?:en|er|on|or|el|it|et|ow|in|al|om)$")
+
+
+def lemmatize_verb(word: str, exceptions: dict[str, str] | None = None) -> str:
+    """Base form of an English verb form in lower case, from a table of exceptions and suffix rules."""
+    if exceptions is None:
+        exceptions = shipped_lexicon().verb_lemmas
+    known = _VERB_FORMS.get(word) or exceptions.get(word)
+    if known is not None:
+        return known
+    if len(word) < 4:
+        return word
+    if word.endswith("ing") and len(word) > 4:
+        return _verb_stem(word[:-3])
+    if word.endswith("ied"):
+        return word[:-3] + "y"
+    if word.endswith("ed") and not word.endswith("eed"):
+        return _verb_stem(word[:-2])
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    if word.endswith(("sses", "shes", "ches", "xes", "zzes", "oes")):
+        return word[:-2]
+    if word.endswith("s") and not word.endswith(_SINGULAR_S):
+        return word[:-1]
+    return word
+
+
+def _verb_stem(stem: str) -> str:
+    """The verb whose -ing or -ed form leaves this stem."""
+    if not any(letter in _VOWELS or letter == "y" for letter in stem):
+        return stem
+    if _DOUBLED.search(stem) and not stem.endswith(("ll", "zz")):
+        return stem[:-1]
+    if stem.endswith(("v", "c", "u", "dg", "rg", "ng", "rs", "ns", "z")) and not stem.endswith(("ong", "zz", "ing", "ang")):
+        return stem + "e"
+    if len(stem) >= 2 and stem[-1] == "l" and stem[-2] in "tbdgkpc":  # handle, tumble, cuddle
+        return stem + "e"
+    if len(stem) >= 3 and stem[-1] not in "aeiouwxyh" and stem[-2] in _VOWELS and stem[-3] not in _VOWELS:
+        return stem if _UNSTRESSED_END.search(stem) else stem + "e"
+    if len(stem) == 2 and stem[0] in _VOWELS and stem[1] not in _VOWELS:  # use
+        return stem + "e"
+    return stem
+
+
+# ------------------------------------------------------------------------------------------- rules
+
+
+class _Sentence:
+    """Parallel arrays over the tokens of one text, with multi-word prepositions folded into one node."""
+
+    def __init__(self, words: Sequence[str], tags: Sequence[str], labels: Sequence[str], heads: Sequence[int]):
+        self.words = [word.lower() for word in words]
+        self.tags = list(tags)
+        self.labels = list(labels)
+        self.heads = list(heads)
+        self.folded: dict[int, range] = {}
+        self._fold_prepositions()
+        self.kids: list[list[int]] = [[] for _ in self.words]
+        for token, head in enumerate(self.heads):
+            if head != token:
+                self.kids[head].append(token)
+
+    def _fold_prepositions(self) -> None:
+        text = " ".join(self.words)
+        if " of" not in text and " to" not in text and " with" not in text and "from" not in text and "in " not in text and "on top" not in text:
+            return
+        starts: dict[int, int] = {}
+        ends: dict[int, int] = {}
+        offset = 0
+        for index, word in enumerate(self.words):
+            starts[offset] = index
+            offset += len(word)
+            ends[offset] = index
+            offset += 1
+        for match in _MULTIWORD_PREPOSITION.finditer(text):
+            first, last = starts.get(match.start()), ends.get(match.end())
+            if first is None or last is None or last + 1 >= len(self.words):
+                continue
+            span = range(first, last + 1)
+            tops = [token for token in span if self.heads[token] not in span or self.heads[token] == token]
+            top = tops[0]
+            outside = self.heads[top]
+            if outside == top:
+                # The preposition heads the whole text: its subject, if any, stays a child.
+                outside, label = first, "ROOT"
+            else:
+                label = "prep"
+            if outside > last and self.labels[top] not in {"prep", "advmod", "advcl"}:
+                continue
+            self.folded[first] = span
+            for token in range(len(self.words)):
+                if token in span or self.heads[token] not in span:
+                    continue
+                self.heads[token] = first
+                if token > last and (self.labels[token] in {"pobj", "dobj", "ROOT"} or self.tags[token] in NOUN_TAGS):
+                    self.labels[token] = "pobj"
+            for token in span:
+                self.heads[token], self.labels[token] = first, "fixed"
+            self.heads[first], self.labels[first] = outside, label
+            self.tags[first] = "IN"
+
+    def preposition(self, token: int) -> tuple[list[str], tuple[int, ...]]:
+        """Words (without articles) and tokens of a preposition."""
+        span = self.folded.get(token)
+        if span is None:
+            return [self.words[token]], (token,)
+        tokens = tuple(index for index in span if self.words[index] not in _ARTICLES)
+        return [self.words[index] for index in tokens], tokens
+
+
+class _Builder:
+    """Applies the rules to one sentence."""
+
+    def __init__(self, sentence: _Sentence, lexicon: Lexicon, rewrite: bool = True) -> None:
+        self.s = sentence
+        self.lexicon = lexicon
+        self.rewrite = rewrite
+        size = len(sentence.words)
+        self.object_at: dict[int, TextObject] = {}
+        self.attributes: dict[tuple[int, str], tuple[int, ...]] = {}
+        self.relations: dict[tuple[int, str, int], tuple[int, ...]] = {}
+        self.dropped: set[int] = set()
+        self.merged: set[int] = set()
+        self.nominal = [self._is_nominal(token) for token in range(size)]
+        self._subjects: dict[int, list[int]] = {}
+
+    # -- what is an object
+
+    def _is_nominal(self, token: int) -> bool:
+        s = self.s
+        tag, label, word = s.tags[token], s.labels[token], s.words[token]
+        if label == "fixed":
+            return False
+        if tag in NOUN_TAGS:
+            head = s.heads[token]
+            if label in {"compound", "nmod", "amod"} and head > token and s.tags[head] in NOUN_TAGS | UNLIKELY_NOUN_TAGS:
+                return False
+            return any(letter.isalnum() for letter in word)
+        if word in PERSON_PRONOUNS:
+            return label != "det"
+        if word == "one" and tag in {"NN", "CD", "PRP"}:
+            return label in {"nsubj", "nsubjpass", "dobj", "pobj"}
+        if tag in UNLIKELY_NOUN_TAGS and word not in BE_FORMS and any(letter.isalpha() for letter in word):
+            if label in {"dobj", "pobj", "nsubj", "nsubjpass"}:
+                return True
+            has_determiner = any(s.labels[kid] in {"det", "poss"} for kid in s.kids[token])
+            return has_determiner and label in NOMINAL_LABELS and tag not in {"RB"}
+        return False
+
+    # -- building blocks
+
+    def _noun_name(self, token: int) -> str:
+        word = self.s.words[token]
+        return PERSON_PRONOUNS.get(word) or lemmatize_noun(word, self.lexicon.noun_lemmas)
+
+    def _compound(self, modifier: int, noun: int) -> str:
+        table = self.lexicon.compounds
+        first, second = self.s.words[modifier], self._noun_name(noun)
+        found = table.get(f"{first} {second}")
+        if found is not None:
+            return found
+        if self.s.labels[modifier] == "amod" or self.s.tags[modifier] not in NOUN_TAGS:
+            return "attribute"
+        return table.get(first) or table.get("* " + second) or "merge"
+
+    def _add_attribute(self, noun: int, name: str, tokens: tuple[int, ...]) -> None:
+        if self.rewrite:
+            name = self.lexicon.attributes.get(name, name)
+        if name and noun in self.object_at:
+            self.attributes.setdefault((noun, name), tokens)
+
+    def _add_relation(self, subject: int, predicate: str, other: int, tokens: tuple[int, ...]) -> None:
+        if subject == other or subject not in self.object_at or other not in self.object_at:
+            return
+        if self.rewrite:
+            table = self.lexicon.relations
+            found = table.get(f"{predicate}|{self.object_at[other].name}")
+            if found is None:
+                found = table.get(predicate)
+            if found is not None:
+                if found == "-":
+                    return
+                if found.startswith("~"):
+                    subject, other, found = other, subject, found[1:]
+                if found.startswith("="):
+                    self._add_attribute(subject, self.object_at[other].name, (other,))
+                    self.dropped.add(other)
+                    return
+                predicate = found
+        self.relations.setdefault((subject, predicate, other), tokens)
+
+    def _conjuncts(self, token: int) -> list[int]:
+        """A noun and the nouns coordinated after it."""
+        result, queue = [], [token]
+        while queue:
+            current = queue.pop(0)
+            if current in result:
+                continue
+            if self.nominal[current]:
+                result.append(current)
+            elif current != token:
+                continue
+            queue.extend(kid for kid in self.s.kids[current] if self.s.labels[kid] in {"conj", "appos"} and self.s.labels[kid] == "conj")
+        return result
+
+    def _earlier_conjuncts(self, token: int) -> list[int]:
+        """Nouns coordinated before a noun."""
+        result: list[int] = []
+        while self.s.labels[token] == "conj" and self.nominal[self.s.heads[token]] and len(result) < 20:
+            token = self.s.heads[token]
+            result.append(token)
+        return result
+
+    def _resolve(self, token: int, of: int) -> list[int]:
+        """The nouns a phrase head stands for; "it" stands for the noun the phrase `of` hangs from."""
+        s = self.s
+        if self.nominal[token]:
+            return [self.partitive_of.get(noun, noun) for noun in self._conjuncts(token)]
+        if s.words[token] in REFERRING_PRONOUNS:
+            current, seen = of, 0
+            while s.heads[current] != current and seen < 50:
+                above = s.heads[current]
+                if s.tags[above] in VERB_TAGS:
+                    for kid in s.kids[above]:
+                        if s.labels[kid] in {"nsubj", "nsubjpass"} and self.nominal[kid] and kid != current:
+                            return [kid]
+                elif self.nominal[above] and above != of and above < token:
+                    return [self.partitive_of.get(above, above)]
+                current, seen = above, seen + 1
+        return []
+
+    def _prepositional(self, token: int, depth: int = 0) -> list[tuple[list[str], tuple[int, ...], list[int]]]:
+        """(words, tokens, objects) of a preposition, with chained ("out of") and coordinated ones."""
+        s = self.s
+        words, tokens = s.preposition(token)
+        found: list[tuple[list[str], tuple[int, ...], list[int]]] = []
+        if depth > 6:
+            return found
+        objects: list[int] = []
+        for kid in s.kids[token]:
+            label = s.labels[kid]
+            if label in {"pobj", "dobj", "npadvmod"} and kid > token:
+                objects.extend(self._resolve(kid, s.heads[token]))
+            elif label == "pcomp" and self.nominal[kid]:
+                objects.extend(self._conjuncts(kid))
+            elif label == "prep" and kid > token:
+                for more, more_tokens, more_objects in self._prepositional(kid, depth + 1):
+                    found.append((words + more, tokens + more_tokens, more_objects))
+            elif label == "conj" and s.tags[kid] in {"IN", "TO", "RP", "RB"}:
+                found.extend(self._prepositional(kid, depth + 1))
+        if objects:
+            found.append((words, tokens, objects))
+        return found
+
+    # -- passes
+
+    def build(self, tokens: Sequence[str]) -> TextGraph:
+        s = self.s
+        size = len(s.words)
+        self.partitive_of: dict[int, int] = {}
+        self._find_partitives()
+        for token in range(size):
+            if self.nominal[token] and not self._is_question_word(token):
+                self._add_object(token)
+        for token in range(size):
+            if token in self.object_at:
+                self._noun_phrase(token, token)
+            elif token in self.partitive_of:
+                whole = self.partitive_of[token]
+                name = self.lexicon.partitives[lemmatize_noun(s.words[token], self.lexicon.noun_lemmas)]
+                self._add_attribute(whole, name, (token,))
+                self._noun_phrase(token, whole)
+        for token in range(size):
+            if s.tags[token] in VERB_TAGS and s.labels[token] not in {"aux", "auxpass", "amod", "compound"} and not self.nominal[token]:
+                self._verb(token)
+            elif s.labels[token] in {"acl", "relcl", "advcl", "ROOT", "conj"} and s.tags[token] in ADJECTIVE_TAGS and not self.nominal[token]:
+                self._adjective_predicate(token)
+            elif s.labels[token] == "ROOT" and s.tags[token] in {"IN", "RB"} and not self.nominal[token]:
+                self._root_preposition(token)
+        self._drop_repeated_possession()
+        return self._graph(tokens)
+
+    def _is_question_word(self, token: int) -> bool:
+        """"What color", "how many people": the asked-for word is no object of the image."""
+        s = self.s
+        if s.words[token] not in {"color", "colour", "colors", "kind", "type", "sort", "time", "number", "shape", "many", "much"}:
+            return False
+        return any(s.tags[kid] in {"WDT", "WP", "WRB"} for kid in s.kids[token]) or (
+            token > 0 and s.words[token - 1] in {"what", "which", "how"}
+        )
+
+    def _find_partitives(self) -> None:
+        """"A bunch of bananas": the bananas take the place of the bunch."""
+        s = self.s
+        for token, is_nominal in enumerate(self.nominal):
+            if not is_nominal:
+                continue
+            decision = self.lexicon.partitives.get(lemmatize_noun(s.words[token], self.lexicon.noun_lemmas), "have")
+            if decision == "have" or not self.rewrite:
+                continue
+            for kid in s.kids[token]:
+                if s.words[kid] == "of" and s.labels[kid] == "prep" and kid == token + 1:
+                    wholes = [other for other in s.kids[kid] if s.labels[other] == "pobj" and self.nominal[other]]
+                    if wholes:
+                        self.partitive_of[token] = wholes[0]
+
+    def _add_object(self, token: int) -> None:
+        s = self.s
+        if token in self.partitive_of:
+            return
+        modifiers = [kid for kid in s.kids[token] if kid < token and s.labels[kid] in MODIFIER_LABELS]
+        start = token
+        name = self._noun_name(token)
+        for modifier in sorted(modifiers, reverse=True):
+            if modifier == start - 1 and self._compound(modifier, token) == "merge":
+                start = modifier
+                self.merged.add(modifier)
+                name = f"{lemmatize_noun(s.words[modifier], self.lexicon.noun_lemmas)} {name}"
+            else:
+                break
+        self.object_at[token] = TextObject(token, (start, token + 1), name)
+
+    def _noun_phrase(self, token: int, noun: int) -> None:
+        """What hangs from a noun; `noun` is the object it speaks of (the bananas of a bunch of bananas)."""
+        s = self.s
+        for kid in s.kids[token]:
+            label, tag, word = s.labels[kid], s.tags[kid], s.words[kid]
+            if kid in self.merged:
+                continue
+            if label in MODIFIER_LABELS and kid < token and not self.nominal[kid]:
+                self._modifier(noun, kid)
+            elif label == "nummod" or (word in NUMBERS and label in {"det", "predet", "preconj"} and word != "both"):
+                self._add_attribute(noun, NUMBERS.get(word, word), (kid,))
+            elif label == "poss" and self.nominal[kid]:
+                for owner in self._conjuncts(kid):
+                    self._add_relation(owner, "have", noun, (kid,))
+            elif label in {"amod", "acl", "relcl"} and tag in ADJECTIVE_TAGS and kid > token:
+                self._modifier(noun, kid)
+            elif label in {"advmod", "acomp", "prt"} and kid > token and word in PARTICLES:
+                self._add_attribute(noun, word, (kid,))
+            elif label in {"prep", "agent"} and self.partitive_of.get(token) not in s.kids[kid]:
+                self._noun_preposition(token, noun, kid)
+
+    def _modifier(self, noun: int, modifier: int, depth: int = 0) -> None:
+        """Attribute words before (or right after) a noun, with what is coordinated with them."""
+        s = self.s
+        word = s.words[modifier]
+        if not any(letter.isalnum() for letter in word):
+            return
+        kind = "attribute" if s.tags[modifier] not in NOUN_TAGS else self._compound(modifier, noun)
+        if s.labels[modifier] == "conj":
+            kind = "attribute"
+        if kind == "drop":
+            return
+        if kind in {"have", "in"}:
+            name = lemmatize_noun(word, self.lexicon.noun_lemmas)
+            self.object_at.setdefault(modifier, TextObject(modifier, (modifier, modifier + 1), name))
+            if kind == "have":
+                self._add_relation(modifier, "have", noun, (modifier,))
+            else:
+                self._add_relation(noun, "in", modifier, (modifier,))
+        elif word in SHADES and modifier + 1 < len(s.words) and s.words[modifier + 1] in COLORS:
+            pass  # "dark blue" is taken at "blue"
+        else:
+            tokens: tuple[int, ...] = (modifier,)
+            name = NUMBERS.get(word, word)
+            if word in COLORS and modifier > 0 and s.words[modifier - 1] in SHADES:
+                tokens, name = (modifier - 1, modifier), f"{s.words[modifier - 1]} {word}"
+            else:
+                below = [kid for kid in s.kids[modifier] if kid == modifier - 1 and s.labels[kid] in {"compound", "npadvmod", "nmod"}]
+                if below and self.s.tags[below[0]] in NOUN_TAGS and not self.nominal[below[0]]:
+                    tokens, name = (below[0], modifier), f"{s.words[below[0]]} {word}"
+            self._add_attribute(noun, name, tokens)
+        if depth < 8:
+            for kid in s.kids[modifier]:
+                if s.labels[kid] in {"conj", "amod", "nummod"} and not self.nominal[kid] and s.tags[kid] not in {"IN", "RB"}:
+                    self._modifier(noun, kid, depth + 1)
+
+    def _noun_preposition(self, token: int, noun: int, preposition: int) -> None:
+        s = self.s
+        holders = [noun]
+        if s.words[preposition] not in _CLOSE_PREPOSITIONS:
+            holders += [self.partitive_of.get(other, other) for other in self._earlier_conjuncts(token)]
+        for words, tokens, objects in self._prepositional(preposition):
+            for holder in holders:
+                for other in objects:
+                    self._attach(holder, words, other, tokens)
+
+    def _attach(self, holder: int, words: list[str], other: int, tokens: tuple[int, ...]) -> None:
+        """A preposition between two nouns; "of" reads as possession unless the lexicon knows better."""
+        if words == ["of"]:
+            name = self.object_at[holder].name if holder in self.object_at else ""
+            if not self.rewrite:
+                self._raw_relation(holder, "of", other, tokens)
+                return
+            found = self.lexicon.relations.get(f"of<{name}")
+            if found is None:
+                self._add_relation(other, "have", holder, tokens)
+            elif found.startswith("~"):
+                self._raw_relation(other, found[1:], holder, tokens)
+            else:
+                self._raw_relation(holder, found, other, tokens)
+            return
+        if len(words) == 2 and words[0] in {"on", "to", "at", "in"} and words[1] in {"left", "right"}:
+            return
+        name = self.object_at[other].name if other in self.object_at else ""
+        if words[-1] in {"on", "to", "at"} and name in {"left", "right", "far left", "far right"}:
+            self._side(holder, other)
+            return
+        self._add_relation(holder, " ".join(words), other, tokens)
+
+    def _raw_relation(self, subject: int, predicate: str, other: int, tokens: tuple[int, ...]) -> None:
+        if subject != other and subject in self.object_at and other in self.object_at:
+            self.relations.setdefault((subject, predicate, other), tokens)
+
+    def _side(self, holder: int, side: int) -> None:
+        """"The man on the left": a place in the image, not an object of it."""
+        self._add_attribute(holder, self.object_at[side].name, (side,))
+        self.dropped.add(side)
+
+    # -- clauses
+
+    def _subjects_of(self, verb: int, depth: int = 0) -> list[int]:
+        known = self._subjects.get(verb)
+        if known is not None:
+            return known
+        self._subjects[verb] = []
+        found = self._find_subjects(verb, depth)
+        self._subjects[verb] = found
+        return found
+
+    def _find_subjects(self, verb: int, depth: int) -> list[int]:
+        s = self.s
+        if depth > 12:
+            return []
+        label, head = s.labels[verb], s.heads[verb]
+        existential = False
+        for kid in s.kids[verb]:
+            if s.labels[kid] in {"nsubj", "nsubjpass", "csubj"}:
+                nouns = self._resolve(kid, verb) if self.nominal[kid] else []
+                if nouns:
+                    return nouns
+                if s.words[kid] in {"this", "that", "these", "those", "here", "it"} and label != "relcl":
+                    existential = True
+                elif label != "relcl":
+                    return []
+            elif s.labels[kid] == "expl" or (s.words[kid] == "there" and kid < verb):
+                existential = True
+        if existential and s.words[verb] in BE_FORMS:
+            result = []
+            for kid in s.kids[verb]:
+                if s.labels[kid] in {"attr", "nsubj", "dobj", "acomp"} and self.nominal[kid]:
+                    result.extend(self._resolve(kid, verb))
+            return result
+        if label in {"acl", "relcl"} and self.nominal[head]:
+            whole = self.partitive_of.get(head, head)
+            nouns = [whole]
+            if label == "acl":
+                nouns += [self.partitive_of.get(noun, noun) for noun in self._earlier_conjuncts(head)]
+            return nouns
+        if label in {"conj", "xcomp", "advcl", "ccomp", "dep", "parataxis", "pcomp", "acl", "relcl"} and head != verb:
+            if label == "pcomp":
+                holder = s.heads[head]
+                if self.nominal[holder]:
+                    return [holder]
+                head = holder
+            if label in {"xcomp", "ccomp"}:
+                for kid in s.kids[head]:
+                    if s.labels[kid] == "dobj" and self.nominal[kid] and kid < verb:
+                        return self._resolve(kid, head)
+            if self.nominal[head] and label in {"conj", "dep", "parataxis", "advcl"}:
+                return self._conjuncts(head)[:1]
+            if s.tags[head] in VERB_TAGS or s.tags[head] in ADJECTIVE_TAGS:
+                return self._subjects_of(head, depth + 1)
+            if self.nominal[head]:
+                return [head]
+        if label in {"amod", "compound"} and self.nominal[head]:
+            return [head]
+        if label == "ROOT":
+            # A parse without a subject: the nearest noun phrase on the left that hangs from the verb.
+            left = [kid for kid in s.kids[verb] if kid < verb and self.nominal[kid]]
+            if left:
+                return self._resolve(left[-1], verb)
+        return []
+
+    def _verb(self, verb: int) -> None:
+        s = self.s
+        subjects = self._subjects_of(verb)
+        is_be = s.words[verb] in BE_FORMS
+        lemma = "be" if is_be else lemmatize_verb(s.words[verb], self.lexicon.verb_lemmas)
+        passive = s.tags[verb] == "VBN" and not any(
+            s.labels[kid] == "aux" and s.words[kid] in {"has", "have", "had"} for kid in s.kids[verb]
+        )
+        particles = [kid for kid in s.kids[verb] if s.labels[kid] == "prt"]
+        predicate_words = [] if is_be else [lemma, *[s.words[kid] for kid in particles]]
+        predicate_tokens: tuple[int, ...] = () if is_be else (verb, *particles)
+        found = False
+        own_subject = any(s.labels[kid] in {"nsubj", "nsubjpass"} and self.nominal[kid] for kid in s.kids[verb])
+        stranded: list[tuple[list[str], tuple[int, ...]]] = []
+        for kid in s.kids[verb]:
+            label = s.labels[kid]
+            if label in {"dobj", "dative", "oprd"} or (label in {"attr", "npadvmod"} and not is_be and kid > verb):
+                for other in self._resolve(kid, verb):
+                    if label == "dobj" and is_be:
+                        continue
+                    for subject in subjects:
+                        found = True
+                        if other in self.object_at:
+                            self._add_relation(subject, " ".join(predicate_words), other, predicate_tokens)
+                if s.labels[kid] == "dative" and s.tags[kid] == "IN":
+                    found |= self._verb_preposition(subjects, predicate_words, predicate_tokens, kid)
+            elif label == "agent":
+                for _, tokens, objects in self._prepositional(kid):
+                    for subject, other in itertools.product(subjects, objects):
+                        found = True
+                        self._add_relation(other, lemma, subject, (verb, *tokens))
+            elif label == "prep":
+                if s.words[kid] == "by" and passive:
+                    for _, tokens, objects in self._prepositional(kid):
+                        for subject, other in itertools.product(subjects, objects):
+                            found = True
+                            self._add_relation(subject, f"{lemma} by", other, (verb, *tokens))
+                    continue
+                if self._verb_preposition(subjects, predicate_words, predicate_tokens, kid):
+                    found = True
+                elif not s.kids[kid] or kid in s.folded:
+                    stranded.append(s.preposition(kid))
+            elif label in {"advmod", "prt"}:
+                for below in s.kids[kid]:
+                    if s.labels[below] == "prep":
+                        found |= self._verb_preposition(
+                            subjects, [*predicate_words, s.words[kid]], (*predicate_tokens, kid), below
+                        )
+                if is_be and label == "advmod" and s.words[kid] in PARTICLES and kid > verb:
+                    for subject in subjects:
+                        self._add_attribute(subject, s.words[kid], (kid,))
+            elif label in {"acomp", "attr"} or (is_be and label in {"ccomp", "xcomp"} and s.tags[kid] in {"VBN", "JJ"}):
+                if self.nominal[kid] and is_be:
+                    self._nominal_predicate(subjects, kid)
+                elif not self.nominal[kid]:
+                    self._adjective(subjects, kid)
+        if s.labels[verb] == "relcl" and self.nominal[s.heads[verb]] and own_subject:
+            antecedent = self.partitive_of.get(s.heads[verb], s.heads[verb])
+            if stranded:
+                words, tokens = stranded[-1]
+                for subject in subjects:
+                    self._add_relation(subject, " ".join([*predicate_words, *words]), antecedent, (*predicate_tokens, *tokens))
+                found = True
+            elif not found and not is_be:
+                for subject in subjects:
+                    self._add_relation(subject, " ".join(predicate_words), antecedent, predicate_tokens)
+                found = True
+        has_clause = any(s.labels[kid] == "xcomp" and s.tags[kid] in VERB_TAGS for kid in s.kids[verb])
+        if not found and not is_be and not has_clause and lemma not in {"have", "do", "seem", "appear", "look", "get"}:
+            name = s.words[verb] if s.tags[verb] in {"VBG", "VBN"} else lemma
+            if stranded and s.labels[verb] != "relcl":
+                name = " ".join([name, *stranded[-1][0]]) if stranded[-1][0][0] in {"by"} else name
+            for subject in subjects:
+                self._add_attribute(subject, name, (verb,))
+
+    def _verb_preposition(
+        self, subjects: list[int], words: list[str], tokens: tuple[int, ...], preposition: int
+    ) -> bool:
+        found = False
+        for more, more_tokens, objects in self._prepositional(preposition):
+            for subject, other in itertools.product(subjects, objects):
+                name = self.object_at[other].name if other in self.object_at else ""
+                if more[-1] in {"on", "to", "at"} and name in {"left", "right", "far left", "far right"}:
+                    if subject in self.object_at:
+                        self._side(subject, other)
+                    continue
+                if not words and more == ["of"]:
+                    self._attach(subject, more, other, more_tokens)
+                else:
+                    self._add_relation(subject, " ".join([*words, *more]), other, (*tokens, *more_tokens))
+                found = True
+        return found
+
+    def _nominal_predicate(self, subjects: list[int], noun: int) -> None:
+        """"The animal is a dog"; nothing to add after "there is" and "this is", where it is the subject."""
+        targets = self._resolve(noun, noun)
+        for subject in subjects:
+            if subject in targets or subject not in self.object_at:
+                continue
+            for target in targets:
+                if target in self.object_at:
+                    self._add_attribute(subject, self.object_at[target].name, (target,))
+                    if not any(target in (key[0], key[2]) for key in self.relations):
+                        self.dropped.add(target)
+
+    def _adjective(self, subjects: list[int], adjective: int, depth: int = 0) -> None:
+        """Predicate adjectives: an attribute, or a relation where a preposition follows ("full of")."""
+        s = self.s
+        word = s.words[adjective]
+        lemma = lemmatize_verb(word, self.lexicon.verb_lemmas) if s.tags[adjective] in VERB_TAGS else word
+        found = False
+        for kid in s.kids[adjective]:
+            if s.labels[kid] in {"prep", "agent"}:
+                found |= self._verb_preposition(subjects, [lemma], (adjective,), kid)
+            elif s.labels[kid] == "conj" and not self.nominal[kid] and depth < 8 and s.tags[kid] not in VERB_TAGS - {"VBN"}:
+                self._adjective(subjects, kid, depth + 1)
+        if not found and any(letter.isalnum() for letter in word) and s.tags[adjective] not in {"WP", "WRB", "WDT", "DT", "EX"}:
+            tokens: tuple[int, ...] = (adjective,)
+            if word in COLORS and adjective > 0 and s.words[adjective - 1] in SHADES:
+                tokens, word = (adjective - 1, adjective), f"{s.words[adjective - 1]} {word}"
+            for subject in subjects:
+                self._add_attribute(subject, NUMBERS.get(word, word), tokens)
+
+    def _adjective_predicate(self, adjective: int) -> None:
+        """Adjectives in a verb's place: "man ready to swing", "bowl full of fruit"."""
+        subjects = self._subjects_of(adjective)
+        if subjects:
+            self._adjective(subjects, adjective)
+
+    def _root_preposition(self, token: int) -> None:
+        """A parse headed by its preposition ("is the circle left of the square")."""
+        s = self.s
+        left = [kid for kid in s.kids[token] if kid < token and self.nominal[kid]]
+        if left:
+            for words, tokens, objects in self._prepositional(token):
+                for subject, other in itertools.product(self._resolve(left[-1], token), objects):
+                    self._attach(subject, words, other, tokens)
+
+    # -- the end
+
+    def _drop_repeated_possession(self) -> None:
+        """"The ground has snow on it" says "snow on ground", once."""
+        places = {(key[2], key[0]) for key in self.relations if key[1] not in {"have", "with"}}
+        for key in list(self.relations):
+            if key[1] in {"have", "with"} and (key[0], key[2]) in places:
+                del self.relations[key]
+
+    def _graph(self, tokens: Sequence[str]) -> TextGraph:
+        used = {noun for noun, _ in self.attributes}
+        for subject, _, other in self.relations:
+            used.update((subject, other))
+        kept = [token for token in sorted(self.object_at) if token not in self.dropped or token in used]
+        index = {token: position for position, token in enumerate(kept)}
+        return TextGraph(
+            tokens=tuple(tokens),
+            objects=tuple(self.object_at[token] for token in kept),
+            attributes=tuple(
+                TextAttribute(index[noun], name, words) for (noun, name), words in sorted(self.attributes.items())
+            ),
+            relations=tuple(
+                TextRelation(index[subject], predicate, index[other], words)
+                for (subject, predicate, other), words in sorted(self.relations.items())
+                if predicate
+            ),
+        )
+
+
+def graph_from_parse(
+    tokens: Sequence[str],
+    tags: Sequence[str],
+    labels: Sequence[str],
+    heads: Sequence[int],
+    lexicon: Lexicon | None = None,
+    *,
+    rewrite: bool = True,
+) -> TextGraph:
+    """Scene graph of one parsed text.
+
+    Args:
+        tokens: Words.
+        tags: Penn Treebank tags.
+        labels: ClearNLP-like dependency labels (those of spaCy's English pipelines).
+        heads: Index of each token's head; a root is its own head.
+        lexicon: Decisions on compounds and predicates; the shipped one when None.
+        rewrite: Whether predicates and attributes are mapped through the lexicon.
+    """
+    if not tokens:
+        return TextGraph(())
+    lexicon = shipped_lexicon() if lexicon is None else lexicon
+    return _Builder(_Sentence(tokens, tags, labels, heads), lexicon, rewrite).build(tokens)
+
+
+# ------------------------------------------------------------------------------------------- pipeline
+
+
+class CaptionParser:
+    """Texts to scene graphs.
+
+    Args:
+        pipeline: "builtin" for the pipeline that ships with tbkin, else the name or path of a spaCy English
+            pipeline with a tagger and a parser.
+
+    Raises:
+        MissingDependencyError: The pipeline cannot be loaded, or lacks a tagger or parser.
+    """
+
+    def __init__(self, pipeline: str = "builtin") -> None:
+        self._nlp: Any = _load(pipeline)
+        self.name: str = pipeline if pipeline == "builtin" else Path(pipeline).name
+        self.version: str = str(self._nlp.meta.get("version", "0"))
+        self._lexicon = shipped_lexicon()
+
+    def parse(self, texts: Iterable[str], batch_size: int = 256) -> Iterator[TextGraph]:
+        """One graph a text, in order; a text without words gives an empty graph.
+
+        Only the first `MAX_TOKENS` tokens (and `MAX_CHARACTERS` characters) of a text are read. Runs of white
+        space count as one space. A text that occurs several times in a batch is parsed once.
+        """
+        for batch in itertools.batched(texts, max(1, batch_size)) if hasattr(itertools, "batched") else _batched(texts, max(1, batch_size)):
+            cleaned = [_clean(text) for text in batch]
+            graphs: dict[str, TextGraph] = {"": TextGraph(())}
+            distinct = [text for text in dict.fromkeys(cleaned) if text]
+            for text, doc in zip(distinct, self._nlp.pipe(self._tokenize(distinct), batch_size=batch_size), strict=True):
+                graphs[text] = self._graph(doc)
+            for text in cleaned:
+                yield graphs[text]
+
+    def _tokenize(self, texts: Iterable[str]) -> Iterator[Any]:
+        for text in texts:
+            doc = self._nlp.make_doc(text)
+            yield doc[:MAX_TOKENS].as_doc() if len(doc) > MAX_TOKENS else doc
+
+    def _graph(self, doc: Any) -> TextGraph:
+        tokens, tags, labels, heads = [], [], [], []
+        for token in doc:
+            tokens.append(token.text)
+            tags.append(token.tag_)
+            labels.append(token.dep_)
+            heads.append(token.head.i)
+        return graph_from_parse(tokens, tags, labels, heads, self._lexicon)
+
+
+def _batched(texts: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
+    iterator = iter(texts)
+    while batch := tuple(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _clean(text: str) -> str:
+    # Lone surrogates cannot enter spaCy's string store.
+    text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
+    return " ".join(text.split())
+
+
+def _load(pipeline: str) -> Any:
+    import spacy
+
+    unneeded = ["ner", "attribute_ruler", "lemmatizer", "senter"]
+    if pipeline == "builtin":
+        directory = resources.files("tbkin_core").joinpath("resources", "parser")
+        try:
+            return spacy.load(Path(str(directory)), exclude=unneeded)
+        except OSError as error:
+            raise MissingDependencyError(
+                f"the built-in caption parser cannot be loaded from {directory}: {error}",
+                hint="re-install tbkin, or train it again with examples/train_parser.py",
+            ) from error
+    hint = "use `--parser builtin`, or install the pipeline: python -m spacy download " + Path(pipeline).name
+    try:
+        nlp = spacy.load(pipeline, exclude=unneeded)
+    except (OSError, ImportError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MissingDependencyError(f"caption parser {pipeline!r} cannot be loaded: {reason}", hint=hint) from error
+    missing = {"tagger", "parser"} - set(nlp.pipe_names)
+    if missing or nlp.lang != "en":
+        raise MissingDependencyError(
+            f"caption parser {pipeline!r} must be an English pipeline with a tagger and a parser, "
+            f"got language {nlp.lang!r}, components {nlp.pipe_names}",
+            hint="use `--parser builtin`, or a spaCy English pipeline such as en_core_web_sm",
+        )
+    return nlp

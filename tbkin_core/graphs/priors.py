@@ -1,0 +1,74 @@
+"""Co-occurrence priors of a corpus: P(attribute | object) and P(relation, object | subject)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tbkin_core.errors import DataError
+from tbkin_core.graphs.text_graph import TextGraph
+from tbkin_core.runtime import read_json, write_json
+
+
+class Priors:
+    """Counts of objects, their attributes and their relations; adding two corpora adds counts."""
+
+    def __init__(self) -> None:
+        self.objects: Counter[str] = Counter()
+        self.attributes: Counter[tuple[str, str]] = Counter()
+        self.relations: Counter[tuple[str, str, str]] = Counter()
+
+    def add(self, graph: TextGraph) -> None:
+        """Count one text scene graph."""
+        names = [item.name for item in graph.objects]
+        self.objects.update(names)
+        self.attributes.update((names[item.object], item.name) for item in graph.attributes)
+        self.relations.update(
+            (names[item.subject], item.predicate, names[item.object]) for item in graph.relations
+        )
+
+    def merge(self, other: Priors) -> None:
+        """Add the counts of another corpus."""
+        self.objects += other.objects
+        self.attributes += other.attributes
+        self.relations += other.relations
+
+    def attribute(self, name: str, attribute: str) -> float:
+        """P(attribute | object): the share of an object's mentions that carry the attribute, at most 1."""
+        return min(self.attributes[name, attribute] / max(self.objects[name], 1), 1.0)
+
+    def relation(self, subject: str, predicate: str, name: str) -> float:
+        """P(relation, object | subject): the share of a subject's mentions in this relation, at most 1."""
+        return min(self.relations[subject, predicate, name] / max(self.objects[subject], 1), 1.0)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, sorted, so that equal counts give equal files."""
+        write_json(
+            path,
+            {
+                "objects": dict(sorted(self.objects.items())),
+                "attributes": [[*key, count] for key, count in sorted(self.attributes.items())],
+                "relations": [[*key, count] for key, count in sorted(self.relations.items())],
+            },
+            indent=None,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Priors:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: Missing or broken.
+        """
+        content: Any = read_json(path)
+        priors = cls()
+        try:
+            priors.objects.update(content["objects"])
+            priors.attributes.update({(name, attribute): n for name, attribute, n in content["attributes"]})
+            priors.relations.update(
+                {(first, how, second): n for first, how, second, n in content["relations"]}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: is not a file of priors ({error!r})") from error
+        return priors

@@ -1,0 +1,180 @@
+"""Structural knowledge masking: which words and regions of a batch to hide (ROSITA, ACM MM 2021, §3.2).
+
+Pure functions over arrays. Every draw depends on (seed, epoch, sample) alone, so the number of workers,
+the batch size and the order change nothing. Letters: B batch, T text tokens, K regions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbkin_core.runtime import mix, uniform
+
+# Names of the streams of random numbers; two uses never share one.
+_SIDE, _TEXT_BASE, _TEXT_ANCHOR, _TEXT_WORD, _TEXT_ACTION, _TEXT_REPLACE = range(10, 16)
+_REGION_BASE, _REGION_CROSS, _REGION_NEIGHBOUR, _REGION_ACTION, _REGION_REPLACE = range(20, 25)
+
+KEEP, MASK, REPLACE = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class MaskingConfig:
+    """Probabilities of masking; the defaults are ROSITA's public configuration.
+
+    Attributes:
+        text_side: Chance that a sample masks its text and not its regions.
+        base: Chance of any word piece or region.
+        mask, replace: Of the masked, the share hidden and the share replaced; the rest is kept as it is.
+        anchor: Chance that a text object is an anchor and masked whole.
+        attribute_factor, attribute_cap: An anchor's attribute word is masked with
+            min(attribute_factor · P(attribute | object), attribute_cap) + extra.
+        relation_factor, relation_cap: Likewise for its relation words, with P(relation, object | subject).
+        extra: See above.
+        cross_modal: Factor on a region's mean cross-modal weight.
+        neighbour: Chance that a masked region hides the regions it overlaps.
+        neighbour_iou: IoU above which regions overlap.
+        text_structure, image_structure, cross_modal_structure: Switches for ablation.
+    """
+
+    text_side: float = 0.5
+    base: float = 0.15
+    mask: float = 0.8
+    replace: float = 0.1
+    anchor: float = 0.5
+    attribute_factor: float = 5.0
+    attribute_cap: float = 0.5
+    relation_factor: float = 20.0
+    relation_cap: float = 0.5
+    extra: float = 0.2
+    cross_modal: float = 0.9
+    neighbour: float = 0.3
+    neighbour_iou: float = 0.2
+    text_structure: bool = True
+    image_structure: bool = True
+    cross_modal_structure: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TextStructure:
+    """The text scene graphs of a batch as flat lists of (object, word) pairs.
+
+    Attributes:
+        sample: (P,) row in the batch.
+        object: (P,) number of the object within its caption.
+        word: (P,) word index in the caption.
+        probability: (P,) chance that the word is masked once its object is an anchor; 1 for the
+            object's own words.
+    """
+
+    sample: NDArray[np.int64]
+    object: NDArray[np.int64]
+    word: NDArray[np.int64]
+    probability: NDArray[np.float32]
+
+
+def attribute_probability(prior: NDArray, config: MaskingConfig) -> NDArray:
+    """Chance of an anchor's attribute word from P(attribute | object)."""
+    return np.minimum(config.attribute_factor * prior, config.attribute_cap) + config.extra
+
+
+def relation_probability(prior: NDArray, config: MaskingConfig) -> NDArray:
+    """Chance of an anchor's relation word from P(relation, object | subject)."""
+    return np.minimum(config.relation_factor * prior, config.relation_cap) + config.extra
+
+
+def text_side(config: MaskingConfig, seed: int, epoch: int, samples: NDArray) -> NDArray[np.bool_]:
+    """(B,) True where the text is masked, False where the regions are; one side a sample."""
+    return uniform(mix(seed, epoch), _SIDE, samples, 1)[:, 0] < config.text_side
+
+
+def mask_text(
+    word_ids: NDArray,
+    structure: TextStructure,
+    vocabulary: int,
+    first_ordinary: int,
+    config: MaskingConfig,
+    seed: int,
+    epoch: int,
+    samples: NDArray,
+) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """Choose the word pieces to mask, and how.
+
+    Args:
+        word_ids: (B, T) word of each piece, -1 for padding and special tokens.
+        structure: Text scene graphs of the batch.
+        vocabulary: Size of the vocabulary, for random replacement.
+        first_ordinary: Ids below are special tokens and never drawn.
+        samples: (B,) key of each sample, the same in every epoch.
+
+    Returns:
+        `action` (B, T): -1 not a target, else `KEEP`, `MASK` or `REPLACE`; `replacement` (B, T) ids.
+    """
+    key = mix(seed, epoch)
+    batch, length = word_ids.shape
+    ordinary = word_ids >= 0
+    chosen = uniform(key, _TEXT_BASE, samples, length) < config.base
+    if config.text_structure and len(structure.sample):
+        objects = int(structure.object.max()) + 1
+        anchor = uniform(key, _TEXT_ANCHOR, samples, objects) < config.anchor  # (B, objects)
+        active = anchor[structure.sample, structure.object]
+        words = int(structure.word.max()) + 1
+        chance = np.zeros((batch, words), np.float32)
+        np.maximum.at(
+            chance, (structure.sample[active], structure.word[active]), structure.probability[active]
+        )
+        hidden = uniform(key, _TEXT_WORD, samples, words) < chance  # (B, words)
+        inside = ordinary & (word_ids < words)
+        rows, columns = np.nonzero(inside)
+        chosen[rows, columns] |= hidden[rows, word_ids[rows, columns]]
+    chosen &= ordinary
+    action = _actions(chosen, uniform(key, _TEXT_ACTION, samples, length), config)
+    draw = uniform(key, _TEXT_REPLACE, samples, length)
+    replacement = first_ordinary + (draw * (vocabulary - first_ordinary)).astype(np.int64)
+    return action, replacement
+
+
+def mask_regions(
+    region_mask: NDArray,
+    cross_weight: NDArray,
+    iou: NDArray,
+    config: MaskingConfig,
+    seed: int,
+    epoch: int,
+    samples: NDArray,
+) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """Choose the regions to mask, and how.
+
+    Args:
+        region_mask: (B, K) bool, True where there is a region.
+        cross_weight: (B, K) mean weight of a region's cross-modal edges, 0 without any.
+        iou: (B, K, K).
+        samples: (B,) key of each sample.
+
+    Returns:
+        `action` (B, K): -1 not a target, else `KEEP`, `MASK` or `REPLACE`; `replacement` (B, K), which
+        of the batch's B·K regions to put in place (a region that exists).
+    """
+    key = mix(seed, epoch)
+    batch, regions = region_mask.shape
+    chosen = uniform(key, _REGION_BASE, samples, regions) < config.base
+    if config.cross_modal_structure:
+        chosen |= uniform(key, _REGION_CROSS, samples, regions) < config.cross_modal * cross_weight
+    chosen &= region_mask
+    if config.image_structure:
+        spreads = chosen & (uniform(key, _REGION_NEIGHBOUR, samples, regions) < config.neighbour)
+        touched = (spreads[:, :, None] & (iou > config.neighbour_iou)).any(axis=1)  # (B, K)
+        chosen |= touched & region_mask
+    action = _actions(chosen, uniform(key, _REGION_ACTION, samples, regions), config)
+    # Drawn among the sample's own regions: what other samples share the batch must not matter.
+    count = np.maximum(region_mask.sum(axis=1, keepdims=True), 1)
+    column = (uniform(key, _REGION_REPLACE, samples, regions) * count).astype(np.int64)
+    replacement = np.arange(batch)[:, None] * regions + column
+    return action, replacement
+
+
+def _actions(chosen: NDArray, draw: NDArray, config: MaskingConfig) -> NDArray[np.int8]:
+    action = np.where(draw < config.mask, MASK, np.where(draw < config.mask + config.replace, REPLACE, KEEP))
+    return np.where(chosen, action, -1).astype(np.int8)

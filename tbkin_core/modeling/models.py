@@ -1,0 +1,330 @@
+"""Single-stream encoder over [CLS] text [SEP] regions, and its heads.
+
+Letters: B batch, T text tokens, K regions, L = T + K, D width, V vocabulary, F region feature size.
+Masks are True (or 1) where there is something to attend to. The layout is BERT's (post-norm) with region
+embeddings added at the end, as in UNITER and ROSITA (Cui et al., ACM MM 2021), so that BERT-base and
+ROSITA-base weights fit the size `base`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from tbkin_core.modeling.attention import AttentionRecord, selective_attention
+from tbkin_core.modeling.configuration import TbkinConfig
+from tbkin_core.selection import Selection
+
+
+@dataclass
+class TbkinOutput(ModelOutput):
+    """What a forward pass returns; a head fills its own fields.
+
+    Attributes:
+        text_states: (B, T, D).
+        region_states: (B, K, D).
+        pooled: (B, D), tanh of a dense layer over [CLS].
+        mlm_logits: (B, T, V), or (M, V) where only M positions were asked for.
+        region_feature_pred: (B, K, F), or (M, F).
+        object_logits: (B, K, object classes), or (M, ...).
+        attribute_logits: (B, K, attribute classes), or (M, ...).
+        itm_logits: (B, 2), class 1 = image and text belong together.
+        vqa_logits: (B, answers).
+        rec_scores: (B, K), -inf where padded.
+        rec_deltas: (B, K, 4), box refinement (dx, dy, dw, dh) as in Faster R-CNN.
+        attentions: One `AttentionRecord` a layer when asked for.
+    """
+
+    text_states: Tensor | None = None
+    region_states: Tensor | None = None
+    pooled: Tensor | None = None
+    mlm_logits: Tensor | None = None
+    region_feature_pred: Tensor | None = None
+    object_logits: Tensor | None = None
+    attribute_logits: Tensor | None = None
+    itm_logits: Tensor | None = None
+    vqa_logits: Tensor | None = None
+    rec_scores: Tensor | None = None
+    rec_deltas: Tensor | None = None
+    attentions: tuple[AttentionRecord, ...] | None = None
+
+
+class TextEmbeddings(nn.Module):
+    """Words, positions and token type (always 0), normalised."""
+
+    def __init__(self, config: TbkinConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        embedded = self.word_embeddings(input_ids)  # (B, T, D)
+        embedded = embedded + self.position_embeddings.weight[: input_ids.shape[1]]
+        embedded = embedded + self.token_type_embeddings.weight[0]
+        return self.dropout(self.layer_norm(embedded))
+
+
+class RegionEmbeddings(nn.Module):
+    """Region features and geometry, each through a dense layer, added and normalised."""
+
+    def __init__(self, config: TbkinConfig) -> None:
+        super().__init__()
+        self.feature_projection = nn.Linear(config.region_feature_size, config.hidden_size)
+        self.geometry_projection = nn.Linear(5, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, region_features: Tensor, region_geometry: Tensor) -> Tensor:
+        embedded = self.feature_projection(region_features) + self.geometry_projection(region_geometry)
+        return self.dropout(self.layer_norm(embedded))  # (B, K, D)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention with explicit selection, then a feed-forward network; post-norm as in BERT."""
+
+    def __init__(self, config: TbkinConfig, layer: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.layer = layer
+        self.num_heads = config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.attention_output = nn.Linear(width, width)
+        self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(width, config.intermediate_size)
+        self.output = nn.Linear(config.intermediate_size, width)
+        self.output_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, states: Tensor, mask: Tensor, selection: Selection, text_length: int, record: bool
+    ) -> tuple[Tensor, AttentionRecord | None]:
+        batch, length, width = states.shape
+
+        def heads(projected: Tensor) -> Tensor:
+            return projected.view(batch, length, self.num_heads, -1).transpose(1, 2)  # (B, H, L, D/H)
+
+        attended, kept = selective_attention(
+            heads(self.query(states)),
+            heads(self.key(states)),
+            heads(self.value(states)),
+            mask,
+            selection,
+            layer=self.layer,
+            text_length=text_length,
+            dropout=self.attention_dropout if self.training else 0.0,
+            record=record,
+        )
+        attended = attended.transpose(1, 2).reshape(batch, length, width)
+        states = self.attention_norm(states + self.dropout(self.attention_output(attended)))
+        inner = self.output(functional.gelu(self.intermediate(states)))
+        return self.output_norm(states + self.dropout(inner)), kept
+
+
+class Encoder(nn.Module):
+    """A stack of encoder layers."""
+
+    def __init__(self, config: TbkinConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+
+    def forward(
+        self, states: Tensor, mask: Tensor, selection: Selection, text_length: int, record: bool
+    ) -> tuple[Tensor, tuple[AttentionRecord, ...] | None]:
+        records = []
+        for layer in self.layers:
+            if self.gradient_checkpointing and self.training:
+                states, kept = torch.utils.checkpoint.checkpoint(
+                    layer, states, mask, selection, text_length, record, use_reentrant=False
+                )
+            else:
+                states, kept = layer(states, mask, selection, text_length, record)
+            records.append(kept)
+        return states, tuple(records) if record else None
+
+
+class TransformHead(nn.Module):
+    """Dense, GELU, normalise: the first half of BERT's prediction heads."""
+
+    def __init__(self, config: TbkinConfig, width: int | None = None) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, width or config.hidden_size)
+        self.layer_norm = nn.LayerNorm(width or config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.layer_norm(functional.gelu(self.dense(states)))
+
+
+class TbkinPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by all TBKIN models."""
+
+    config_class = TbkinConfig
+    config: TbkinConfig
+    base_model_prefix = "tbkin"
+    supports_gradient_checkpointing = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+        if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class TbkinModel(TbkinPreTrainedModel):
+    """Embeddings, encoder and pooler; the selection rule is `selection`, a plain attribute.
+
+    Assign another `Selection` to `model.selection` (or `model.tbkin.selection`) to change τ without
+    touching the weights.
+    """
+
+    def __init__(self, config: TbkinConfig) -> None:
+        super().__init__(config)
+        self.text_embeddings = TextEmbeddings(config)
+        self.region_embeddings = RegionEmbeddings(config)
+        self.encoder = Encoder(config)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.selection = config.attention_selection()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_embeddings.word_embeddings = value  # type: ignore[assignment]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        region_features: Tensor,
+        region_geometry: Tensor,
+        region_mask: Tensor,
+        pair_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> TbkinOutput:
+        """Encode text and regions.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T) bool or 0/1.
+            region_features: (B, K, F).
+            region_geometry: (B, K, 5), see `region_geometry`.
+            region_mask: (B, K) bool or 0/1.
+            pair_mask: (B, L, L) bool, False hides a key from a query (interference removal).
+            output_attentions: Also return one `AttentionRecord` a layer.
+        """
+        text_length = input_ids.shape[1]
+        region_mask = region_mask.bool()
+        if not self.config.use_regions:
+            region_mask = torch.zeros_like(region_mask)
+        text = self.text_embeddings(input_ids)  # (B, T, D)
+        regions = self.region_embeddings(region_features.to(text.dtype), region_geometry.to(text.dtype))
+        states = torch.cat([text, regions], dim=1)  # (B, L, D)
+        mask = torch.cat([attention_mask.bool(), region_mask], dim=1)[:, None, None, :]  # (B, 1, 1, L)
+        if pair_mask is not None:
+            mask = mask & pair_mask[:, None, :, :]  # (B, 1, L, L)
+        states, records = self.encoder(states, mask, self.selection, text_length, output_attentions)
+        return TbkinOutput(
+            text_states=states[:, :text_length],
+            region_states=states[:, text_length:],
+            pooled=torch.tanh(self.pooler(states[:, 0])),
+            attentions=records,
+        )
+
+
+class TbkinForPreTraining(TbkinPreTrainedModel):
+    """Masked words, masked regions (feature, object, attribute), image-text matching."""
+
+    _tied_weights_keys = {"mlm_decoder.weight": "tbkin.text_embeddings.word_embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: TbkinConfig) -> None:
+        super().__init__(config)
+        self.tbkin = TbkinModel(config)
+        self.mlm_head = TransformHead(config)
+        self.mlm_decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.region_head = TransformHead(config)
+        self.region_feature_decoder = nn.Linear(config.hidden_size, config.region_feature_size)
+        self.object_decoder = nn.Linear(config.hidden_size, config.num_object_classes)
+        self.attribute_decoder = nn.Linear(config.hidden_size, config.num_attribute_classes)
+        self.itm_head = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mlm_decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.mlm_decoder = new_embeddings  # type: ignore[assignment]
+
+    def forward(
+        self, *, text_targets: Tensor | None = None, region_targets: Tensor | None = None, **inputs: Any
+    ) -> TbkinOutput:
+        """All pretraining predictions.
+
+        Args:
+            text_targets: (B, T) bool; only these positions reach the vocabulary head, whose output is
+                then (M, V) in row-major order. None predicts at every position.
+            region_targets: (B, K) bool likewise for the region heads.
+            inputs: As `TbkinModel.forward`.
+        """
+        output = self.tbkin(**inputs)
+        text = output.text_states if text_targets is None else output.text_states[text_targets]
+        regions = output.region_states if region_targets is None else output.region_states[region_targets]
+        output.mlm_logits = self.mlm_decoder(self.mlm_head(text))
+        hidden = self.region_head(regions)
+        output.region_feature_pred = self.region_feature_decoder(hidden)
+        output.object_logits = self.object_decoder(hidden)
+        output.attribute_logits = self.attribute_decoder(hidden)
+        output.itm_logits = self.itm_head(output.pooled)
+        return output
+
+
+class TbkinForVqa(TbkinPreTrainedModel):
+    """[CLS] through two dense layers to the answers; `config.id2label` names them."""
+
+    def __init__(self, config: TbkinConfig) -> None:
+        super().__init__(config)
+        self.tbkin = TbkinModel(config)
+        self.answer_head = TransformHead(config, 2 * config.hidden_size)
+        self.answer_decoder = nn.Linear(2 * config.hidden_size, config.num_answers)
+        self.post_init()
+
+    def forward(self, **inputs: Any) -> TbkinOutput:
+        """`vqa_logits` (B, answers); inputs as `TbkinModel.forward`."""
+        output = self.tbkin(**inputs)
+        output.vqa_logits = self.answer_decoder(self.answer_head(output.pooled))
+        return output
+
+
+class TbkinForRec(TbkinPreTrainedModel):
+    """Scores every region against the expression and refines its box."""
+
+    def __init__(self, config: TbkinConfig) -> None:
+        super().__init__(config)
+        self.tbkin = TbkinModel(config)
+        self.rec_head = TransformHead(config)
+        self.score_decoder = nn.Linear(config.hidden_size, 1)
+        self.delta_decoder = nn.Linear(config.hidden_size, 4)
+        self.post_init()
+
+    def forward(self, **inputs: Any) -> TbkinOutput:
+        """`rec_scores` (B, K) and `rec_deltas` (B, K, 4); inputs as `TbkinModel.forward`."""
+        output = self.tbkin(**inputs)
+        hidden = self.rec_head(output.region_states)
+        scores = self.score_decoder(hidden).squeeze(-1)  # (B, K)
+        output.rec_scores = scores.masked_fill(~inputs["region_mask"].bool(), float("-inf"))
+        output.rec_deltas = self.delta_decoder(hidden)
+        return output

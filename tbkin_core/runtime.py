@@ -1,0 +1,352 @@
+"""What every stage needs around its work: atomic writes, devices, seeds, log, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbkin_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+
+logger = logging.getLogger("tbkin")
+
+
+# ---- log and progress ---------------------------------------------------------------------------
+
+
+def setup_logging(quiet: bool = False) -> None:
+    """Send the log of tbkin to stderr: a line a message, warnings marked."""
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+            return f"tbkin: {mark}{record.getMessage()}"
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter())
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.WARNING if quiet or rank() > 0 else logging.INFO)
+
+
+def progress(items: Iterable[Item], label: str, total: int | None = None, unit: str = "it") -> Iterable[Item]:
+    """`items` behind a tqdm bar on stderr; silent when quiet, on other ranks, or without a terminal."""
+    from tqdm import tqdm
+
+    silent = logger.level >= logging.WARNING or rank() > 0 or not sys.stderr.isatty()
+    return tqdm(items, desc=label, total=total, unit=unit, disable=silent, leave=False, dynamic_ncols=True)
+
+
+def rank() -> int:
+    """Rank of this process in a distributed run; 0 alone."""
+    return int(os.environ.get("RANK", "0") or 0)
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def write_errors(where: Path) -> Iterator[None]:
+    """Turn what the file system refuses (no permission, full disk) into one clear DataError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free some space and run the same command again: what is finished is kept"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            hint = "choose another place with --out DIR"
+        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+            hint = "a file stands where a directory is needed; choose another place with --out DIR"
+        else:
+            raise
+        raise DataError(f"{where}: cannot write here ({reason})", hint=hint) from error
+
+
+def make_directory(path: Path) -> Path:
+    """Create a directory with its parents; a DataError where that is refused."""
+    with write_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        # mkdir says nothing about a directory that exists and may not be written to.
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    return path
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends without an error.
+
+    A reader sees the old file or the new one, never a part. The suffix is kept, so that writers
+    which choose a format by it work.
+    """
+    path = Path(path)
+    with write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with write_errors(path):
+            yield temporary
+            # mkstemp makes files that only the owner may read; give what the umask would have given.
+            temporary.chmod(0o666 & ~_umask())
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory beside `path` that takes its place when the block ends without an error."""
+    path = Path(path)
+    make_directory(path.parent)
+    with write_errors(path.parent):
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        with write_errors(path):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            if path.exists():
+                # A directory cannot be renamed over a full one: move the old one aside first.
+                aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
+                path.replace(aside)
+                temporary.replace(path)
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Write JSON atomically; NumPy numbers and paths are converted."""
+    write_text(path, json.dumps(value, indent=indent, default=_plain, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that tbkin wrote; DataError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise DataError(
+            f"{path}: is not valid JSON ({error})", hint="remove it and run the stage again"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# ---- devices ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """`kind` "cpu" or "cuda"; `indices` the CUDA devices, or one entry a CPU process."""
+
+    kind: str
+    indices: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.indices)
+
+
+def resolve_devices(spec: str) -> Devices:
+    """Read `auto`, `cpu`, `cpu:N`, `cuda` or `cuda:0,1`.
+
+    Raises:
+        ConfigError: The spec cannot be read, or names more devices than exist.
+    """
+    import torch
+
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind, _, rest = spec.strip().lower().partition(":")
+    usage = ConfigError(
+        f"devices: expected auto, cpu, cpu:N, cuda or cuda:0,1, got {spec!r}",
+        hint="for example --devices cpu",
+    )
+    if kind == "auto" and not rest:
+        return Devices("cuda", tuple(range(available))) if available else Devices("cpu", (0,))
+    if kind == "cpu":
+        if rest and not (rest.isdigit() and 1 <= int(rest) <= 256):
+            raise usage
+        return Devices("cpu", tuple(range(int(rest or 1))))
+    if kind != "cuda":
+        raise usage
+    try:
+        indices = tuple(int(part) for part in rest.split(",")) if rest else tuple(range(max(available, 1)))
+    except ValueError as error:
+        raise usage from error
+    missing = [index for index in indices if index not in range(available)]
+    if missing or len(set(indices)) != len(indices):
+        raise ConfigError(
+            f"devices: {spec!r} asks for CUDA device {missing[0] if missing else indices[0]},"
+            f" found {available}",
+            hint="use --devices auto (all CUDA devices, or the CPU where there is none)",
+        )
+    return Devices("cuda", indices)
+
+
+def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> None:
+    """Call `function(*arguments)` once a device, each in a process of its own where there are several.
+
+    Under torchrun the processes exist already and the function is called once in each. The processes
+    find each other through the usual RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    """
+    if devices.count == 1 or "WORLD_SIZE" in os.environ:
+        function(*arguments)
+        return
+    import socket
+
+    import torch.multiprocessing
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    failures = context.SimpleQueue()
+    workers = [
+        context.Process(
+            target=_ranked,
+            args=(function, devices, local_rank, port, logger.level, failures, arguments),
+            name=f"rank {local_rank}",
+        )
+        for local_rank in range(devices.count)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        while any(worker.is_alive() for worker in workers):
+            for worker in workers:
+                worker.join(timeout=0.1)
+            if any(worker.exitcode not in (None, 0) for worker in workers):
+                break
+    finally:
+        # One dead rank would leave the others waiting for it for ever.
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+            worker.join()
+    if not failures.empty():
+        raise failures.get()
+    codes = {worker.name: worker.exitcode for worker in workers if worker.exitcode != 0}
+    if codes:
+        raise RuntimeError(f"worker processes ended early: {codes}")
+
+
+def _ranked(
+    function: Callable[..., None],
+    devices: Devices,
+    local_rank: int,
+    port: int,
+    level: int,
+    failures: Any,
+    arguments: tuple[Any, ...],
+) -> None:
+    from tbkin_core.errors import TbkinError
+
+    os.environ.update(
+        RANK=str(local_rank),
+        LOCAL_RANK=str(local_rank),
+        WORLD_SIZE=str(devices.count),
+        LOCAL_WORLD_SIZE=str(devices.count),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    setup_logging(quiet=level >= logging.WARNING)
+    try:
+        function(*arguments)
+    except TbkinError as error:
+        failures.put(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def torch_device(devices: Devices) -> torch.device:
+    """The device of this process."""
+    import torch
+
+    if devices.kind == "cpu":
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", devices.indices[local % devices.count])
+
+
+# ---- randomness ---------------------------------------------------------------------------------
+
+
+def mix(*parts: int) -> int:
+    """One 63-bit seed from several whole numbers (splitmix64 finaliser), the same everywhere."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        state = (state ^ (part & 0xFFFFFFFFFFFFFFFF)) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state = (state ^ (state >> 31)) + 0x9E3779B97F4A7C15
+    return state & 0x7FFFFFFFFFFFFFFF
+
+
+def uniform(seed: int, stream: int, rows: NDArray, columns: int) -> NDArray[np.float32]:
+    """Uniform draws in [0, 1) that depend on (seed, stream, row key, column) alone.
+
+    A counter-based generator: a sample's draws are the same in any batch, order, or worker.
+
+    Args:
+        seed: Mixed from the run's seed and the epoch.
+        stream: Names what the draws are for, so that two uses never share numbers.
+        rows: (B,) whole numbers, one key a sample.
+        columns: N, draws a sample.
+
+    Returns:
+        (B, N) float32.
+    """
+    with np.errstate(over="ignore"):
+        state = np.asarray(rows).astype(np.uint64)[:, None] * np.uint64(0xD6E8FEB86659FD93)
+        state = state + np.arange(1, columns + 1, dtype=np.uint64)[None, :] * np.uint64(0x9E3779B97F4A7C15)
+        state = state ^ np.uint64(mix(seed, stream))
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            state = (state ^ (state >> np.uint64(shift))) * np.uint64(factor)
+        state = state ^ (state >> np.uint64(31))
+    return ((state >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)

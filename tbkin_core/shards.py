@@ -1,0 +1,208 @@
+"""Sharded, memory-mapped arrays on disk: the format under the feature store and the graph store.
+
+A store is a directory of `shard-00000.safetensors`, ... and a `store.json` that names them. A shard
+appears whole or not at all, so an interrupted writer loses at most the shard it was filling, and a
+shard is an ordinary safetensors file that other programs can read.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbkin_core.errors import DataError
+from tbkin_core.runtime import atomic_path, make_directory, read_json, write_json
+
+FORMAT_VERSION = 1
+MANIFEST = "store.json"
+
+_DTYPES = {
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "BOOL": np.bool_,
+}
+
+
+def write_shard(path: Path, arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> None:
+    """Write one shard atomically.
+
+    Args:
+        path: `shard-00000.safetensors`.
+        arrays: Name to array of any shape.
+        metadata: JSON-able values, kept in the header.
+    """
+    from safetensors.numpy import save_file
+
+    header = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    with atomic_path(path) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, header)
+
+
+def read_shard(path: Path) -> tuple[dict[str, NDArray], dict[str, Any]]:
+    """Map one shard into memory: its arrays (no copy) and its metadata.
+
+    Raises:
+        DataError: The file is missing, cut short, or no safetensors file.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size - 8:
+                raise ValueError("header longer than the file")
+            header = json.loads(file.read(length))
+        metadata = {key: json.loads(value) for key, value in header.pop("__metadata__", {}).items()}
+        base = np.memmap(path, dtype=np.uint8, mode="r")
+        arrays: dict[str, NDArray] = {}
+        for name, entry in header.items():
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            if end > size:
+                raise ValueError(f"{name} ends after the file does")
+            arrays[name] = base[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (struct.error, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path}: is not a whole shard ({error})",
+            hint="remove this file and run the stage that made it again",
+        ) from error
+    return arrays, metadata
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+class StoreWriter:
+    """Writes a store shard by shard; opened on an unfinished store, it goes on where that one stopped.
+
+    Args:
+        path: Directory of the store.
+        kind: "features" or "graphs"; a reader of another kind refuses it.
+        settings: What made the content. A store with other settings is not mixed with.
+    """
+
+    def __init__(self, path: Path, kind: str, settings: Mapping[str, Any]) -> None:
+        self.path = make_directory(path)
+        self.kind = kind
+        self.settings = json.loads(json.dumps(dict(settings)))
+        self.metadata: list[dict[str, Any]] = []
+        self.extra: dict[str, Any] = {}
+        manifest = path / MANIFEST
+        if manifest.exists():
+            found = read_json(manifest)
+            if found.get("kind") != kind or found.get("format_version") != FORMAT_VERSION:
+                raise DataError(
+                    f"{path}: holds a store of kind {found.get('kind')!r},"
+                    f" version {found.get('format_version')!r}; expected {kind!r}, version {FORMAT_VERSION}",
+                    hint="choose another place with --out DIR",
+                )
+            if found["settings"] != self.settings:
+                changed = sorted(
+                    key
+                    for key in {*found["settings"], *self.settings}
+                    if found["settings"].get(key) != self.settings.get(key)
+                )
+                raise DataError(
+                    f"{path}: holds {kind} made with other settings ({', '.join(changed)});"
+                    " they are not mixed",
+                    hint="use --overwrite to make them anew, or --out DIR for another place",
+                )
+            self.extra = found.get("extra", {})
+            for name in found["shards"]:
+                # A shard that is gone or broken is simply made again.
+                try:
+                    self.metadata.append({"shard": name, **read_shard(path / name)[1]})
+                except DataError:
+                    (path / name).unlink(missing_ok=True)
+        self._write_manifest(complete=False)
+
+    def add(self, arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> None:
+        """Append one shard; it is on disk and listed when this returns."""
+        taken = {entry["shard"] for entry in self.metadata}
+        number = next(index for index in range(len(taken) + 1) if _shard_name(index) not in taken)
+        write_shard(self.path / _shard_name(number), arrays, metadata)
+        self.metadata.append({"shard": _shard_name(number), **metadata})
+        self._write_manifest(complete=False)
+
+    def finish(self, **extra: Any) -> None:
+        """Mark the store complete; `extra` goes into the manifest."""
+        self.extra = {**self.extra, **extra}
+        self._write_manifest(complete=True)
+
+    def _write_manifest(self, complete: bool) -> None:
+        write_json(
+            self.path / MANIFEST,
+            {
+                "format_version": FORMAT_VERSION,
+                "kind": self.kind,
+                "complete": complete,
+                "settings": self.settings,
+                "shards": sorted(entry["shard"] for entry in self.metadata),
+                "extra": self.extra,
+            },
+        )
+
+
+class StoreReader:
+    """Maps every shard of a store; iterate for (arrays, metadata)."""
+
+    def __init__(self, path: Path, kind: str, command: str) -> None:
+        self.path = Path(path)
+        manifest = self.path / MANIFEST
+        if not manifest.exists():
+            raise DataError(f"{self.path}: holds no {kind}", hint=f"make them with `{command}`")
+        content = read_json(manifest)
+        if not isinstance(content, dict) or content.get("kind") != kind:
+            found = content.get("kind") if isinstance(content, dict) else None
+            raise DataError(f"{self.path}: expected a store of {kind}, found {found!r}")
+        if content.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"{self.path}: format version {content.get('format_version')},"
+                f" this tbkin reads {FORMAT_VERSION}",
+                hint=f"make it anew with `{command} --overwrite`",
+            )
+        self.settings: dict[str, Any] = content["settings"]
+        self.extra: dict[str, Any] = content["extra"]
+        self.complete: bool = content["complete"]
+        self.shards = [read_shard(self.path / name) for name in content["shards"]]
+
+    def __iter__(self) -> Iterator[tuple[dict[str, NDArray], dict[str, Any]]]:
+        return iter(self.shards)
+
+
+def ragged_offsets(lengths: NDArray | list[int]) -> NDArray[np.int64]:
+    """(N+1,) offsets of N variable-length rows laid end to end."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def ragged_gather(
+    offsets: NDArray, rows: NDArray
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Flat positions of the elements of some rows, without a loop over them.
+
+    Args:
+        offsets: (N+1,) offsets.
+        rows: (B,) row numbers.
+
+    Returns:
+        `flat` (M,) positions in the flat array, `row` (M,) which of the B rows each belongs to,
+        `column` (M,) its place within the row.
+    """
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    row = np.repeat(np.arange(len(rows)), lengths)
+    column = np.arange(len(row)) - np.repeat(ragged_offsets(lengths)[:-1], lengths)
+    return starts[row] + column, row, column

@@ -1,0 +1,510 @@
+"""Fine-tuning tasks: visual question answering and referring expression comprehension.
+
+A task turns records and a feature store into batches, losses, predictions and metrics; `train` in
+`tbkin_core.training` drives it. Letters: B batch, T text tokens, K regions.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tbkin_core.batches import TextTable, encode_texts
+from tbkin_core.datasets.records import Expression, Question
+from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.evaluation.rec import box_iou_paired
+from tbkin_core.evaluation.vqa import normalize_answer, soft_scores, vqa_accuracy
+from tbkin_core.features.regions import ImageId
+from tbkin_core.features.store import FeatureStore, RegionBatch
+from tbkin_core.losses import answer_loss, box_loss, region_score_loss
+from tbkin_core.training import Batch, to_device
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Box refinements are learnt in units of these (Girshick 2015, Fast R-CNN).
+BOX_SCALE = np.array([0.1, 0.1, 0.2, 0.2], np.float32)
+NEAR_IOU = 0.5
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Texts of one split beside the rows of their images in the feature store.
+
+    Attributes:
+        table: N tokenised texts.
+        rows: (N,) row of each text's image in `store`.
+        store: Region features.
+        max_regions: Regions an image at most.
+        blind: Give the model no region at all.
+    """
+
+    table: TextTable
+    rows: NDArray[np.int64]
+    store: FeatureStore
+    max_regions: int
+    blind: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def regions(self, indices: NDArray) -> RegionBatch:
+        """Regions of some samples."""
+        return self.store.gather(self.rows[indices], self.max_regions)
+
+    def batch(self, indices: NDArray, regions: RegionBatch | None = None) -> Batch:
+        """The model's inputs for some samples, as arrays."""
+        input_ids, attention_mask, _ = self.table.padded(indices)
+        if self.blind:
+            shape = (len(indices), 1)
+            return {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "region_features": np.zeros((*shape, self.store.feature_size), np.float32),
+                "region_geometry": np.zeros((*shape, 5), np.float32),
+                "region_mask": np.zeros(shape, np.bool_),
+            }
+        regions = regions or self.regions(indices)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "region_features": regions.features,
+            "region_geometry": regions.geometry,
+            "region_mask": regions.mask,
+        }
+
+    def fingerprint(self) -> int:
+        """A number that changes with the texts, their order, and their images."""
+        value = zlib.crc32(self.table.ids.tobytes())
+        value = zlib.crc32(self.table.offsets.tobytes(), value)
+        return zlib.crc32(repr([self.store.image_ids[row] for row in self.rows[:1000]]).encode(), value)
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """The part of a batch that a model's forward pass takes."""
+    names = ("input_ids", "attention_mask", "region_features", "region_geometry", "region_mask", "pair_mask")
+    return {name: batch[name] for name in names if name in batch}
+
+
+def with_features(image_ids: Sequence[ImageId], store: FeatureStore) -> NDArray[np.int64]:
+    """Positions of the records whose image has features."""
+    return np.array([index for index, image_id in enumerate(image_ids) if image_id in store], np.int64)
+
+
+def build_inputs(
+    texts: Sequence[str],
+    image_ids: Sequence[ImageId],
+    store: FeatureStore,
+    tokenizer: Tokenizer,
+    max_text_tokens: int,
+    max_regions: int,
+    blind: bool = False,
+) -> Inputs:
+    """Tokenise texts and look their images up; every image must be in the store."""
+    rows = np.array([store.row(image_id) for image_id in image_ids], np.int64)
+    return Inputs(encode_texts(tokenizer, texts, max_text_tokens), rows, store, max_regions, blind)
+
+
+def evaluation_order(inputs: Inputs, batch_size: int) -> list[NDArray[np.int64]]:
+    """All samples in batches of similar length."""
+    order = np.argsort(inputs.table.lengths, kind="stable")
+    return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+
+
+# ---- VQA ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class VqaSplit:
+    """Questions of one split with features, and the score that each answer would get.
+
+    Attributes:
+        questions: N questions.
+        inputs: Their model inputs.
+        scores: One dict of normalised answer to soft score a question; empty without answers.
+    """
+
+    questions: list[Question]
+    inputs: Inputs
+    scores: list[dict[str, float]]
+
+    @property
+    def has_answers(self) -> bool:
+        return any(self.scores)
+
+
+def answer_vocabulary(questions: Sequence[Question], minimum: int | None) -> tuple[list[str], int]:
+    """The answers to learn: the most common one of each question, counted over the training questions.
+
+    Args:
+        questions: Training questions.
+        minimum: Answers that lead at least so many questions; None takes 9, as for VQA 2.0, from 50,000
+            questions up, and fewer for smaller data.
+
+    Returns:
+        Answers by falling count, and the minimum used.
+    """
+    if minimum is None:
+        minimum = 9 if len(questions) >= 50_000 else 3 if len(questions) >= 10_000 else 1
+    counts: Counter[str] = Counter()
+    for question in questions:
+        if question.answers:
+            leading = Counter(normalize_answer(answer) for answer in question.answers).most_common(1)[0][0]
+            counts[leading] += 1
+    answers = [answer for answer, count in counts.items() if count >= minimum and answer]
+    if not answers:
+        raise DataError(
+            "finetune: no answer is left to learn",
+            hint="lower --min-answer-count, or check the annotation files",
+        )
+    return sorted(answers, key=lambda answer: (-counts[answer], answer)), minimum
+
+
+def load_answers(path: Path) -> list[str]:
+    """A JSON list of answers, such as the 3,129 of VQA 2.0, normalised and without repeats."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    if isinstance(content, dict):
+        content = list(content)
+    if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
+        raise DataError(f"{path}: expected a JSON list of answers")
+    answers = list(dict.fromkeys(answer for answer in map(normalize_answer, content) if answer))
+    if not answers:
+        raise DataError(f"{path}: holds no answers")
+    return answers
+
+
+class VqaTask:
+    """Visual question answering over a closed set of answers."""
+
+    name = "vqa"
+    metric = "accuracy"
+
+    def __init__(
+        self,
+        train: VqaSplit | None,
+        validation: VqaSplit | None,
+        answers: Sequence[str],
+        kl_epochs: int,
+        batch_size: int,
+    ) -> None:
+        self.validation = validation
+        self.answers = list(answers)
+        self.kl_epochs = kl_epochs
+        self.batch_size = batch_size
+        ids = {answer: number for number, answer in enumerate(self.answers)}
+        self.train = train
+        self.skipped = 0
+        if train is not None:
+            self._targets = [
+                [(ids[answer], score) for answer, score in scores.items() if answer in ids and score > 0]
+                for scores in train.scores
+            ]
+            # A question none of whose answers can be given would only teach the model to be unsure.
+            self.rows = np.array([row for row, targets in enumerate(self._targets) if targets], np.int64)
+            self.skipped = len(self._targets) - len(self.rows)
+            if not len(self.rows):
+                raise DataError("finetune: no training question has an answer of the vocabulary")
+
+    def lengths(self) -> NDArray:
+        assert self.train is not None
+        return self.train.inputs.table.lengths[self.rows]
+
+    def collate(self, rows: NDArray, epoch: int) -> Batch:
+        assert self.train is not None
+        samples = self.rows[rows]
+        targets = np.zeros((len(rows), len(self.answers)), np.float32)
+        for place, sample in enumerate(samples):
+            for answer, score in self._targets[sample]:
+                targets[place, answer] = score
+        return {**self.train.inputs.batch(samples), "targets": targets}
+
+    def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
+        return {"vqa": float(len(batch["targets"]))}
+
+    def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        logits = model(**model_inputs(batch)).vqa_logits
+        return {"vqa": answer_loss(logits, batch["targets"], "kl" if epoch < self.kl_epochs else "bce")}
+
+    def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        predicted, _ = self.predict(model, self.validation.inputs, device)
+        scores = self.question_scores(self.validation, predicted)
+        return {"accuracy": 100 * float(scores.mean())}
+
+    def predict(
+        self, model: Any, inputs: Inputs, device: torch.device
+    ) -> tuple[list[str], NDArray[np.float32]]:
+        """The best answer of every sample, and its probability (N,)."""
+        chosen = np.zeros(len(inputs), np.int64)
+        probability = np.zeros(len(inputs), np.float32)
+        for indices, output in run_batches(model, inputs, device, self.batch_size):
+            best = output.vqa_logits.float().softmax(dim=-1).max(dim=-1)
+            chosen[indices] = best.indices.cpu().numpy()
+            probability[indices] = best.values.cpu().numpy()
+        return [self.answers[answer] for answer in chosen], probability
+
+    @staticmethod
+    def question_scores(split: VqaSplit, predicted: Sequence[str]) -> NDArray[np.float64]:
+        """(N,) soft score of a predicted answer of each question, in [0, 1]."""
+        return np.array(
+            [scores.get(answer, 0.0) for scores, answer in zip(split.scores, predicted, strict=True)],
+            np.float64,
+        )
+
+
+def official_accuracy(split: VqaSplit, predicted: Sequence[str]) -> Any:
+    """The official VQA accuracy of predicted answers, overall and by type."""
+    questions = [
+        {"question_id": item.question_id, "image_id": item.image_id, "question": item.question}
+        for item in split.questions
+    ]
+    annotations = [
+        {
+            "question_id": item.question_id,
+            "image_id": item.image_id,
+            "question_type": item.question_type,
+            "answer_type": item.answer_type,
+            "answers": [{"answer": answer} for answer in item.answers],
+        }
+        for item in split.questions
+    ]
+    results = [
+        {"question_id": item.question_id, "answer": answer}
+        for item, answer in zip(split.questions, predicted, strict=True)
+    ]
+    return vqa_accuracy(questions, annotations, results)
+
+
+def majority_answer(questions: Sequence[Question]) -> str:
+    """The most common answer of the training questions."""
+    return answer_vocabulary(questions, 1)[0][0]
+
+
+def build_vqa_split(
+    questions: Sequence[Question],
+    store: FeatureStore,
+    tokenizer: Tokenizer,
+    max_text_tokens: int,
+    max_regions: int,
+    blind: bool = False,
+) -> VqaSplit:
+    """Questions of a split whose image has features."""
+    kept = [questions[index] for index in with_features([item.image_id for item in questions], store)]
+    inputs = build_inputs(
+        [item.question for item in kept],
+        [item.image_id for item in kept],
+        store,
+        tokenizer,
+        max_text_tokens,
+        max_regions,
+        blind,
+    )
+    return VqaSplit(kept, inputs, [soft_scores(item.answers) if item.answers else {} for item in kept])
+
+
+# ---- REC ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class RecSplit:
+    """Expressions of one split with features, and their target boxes.
+
+    Attributes:
+        expressions: N expressions.
+        inputs: Their model inputs.
+        targets: (N, 4) float32 xyxy pixels.
+    """
+
+    expressions: list[Expression]
+    inputs: Inputs
+    targets: NDArray[np.float32]
+
+
+class RecTask:
+    """Referring expression comprehension: choose a region, refine its box."""
+
+    name = "rec"
+    metric = "accuracy"
+
+    def __init__(self, train: RecSplit | None, validation: RecSplit | None, batch_size: int) -> None:
+        self.train = train
+        self.validation = validation
+        self.batch_size = batch_size
+        self.skipped = 0
+        if train is not None:
+            # Without a region near the target there is nothing to choose.
+            self.rows = np.flatnonzero(reachable(train))
+            self.skipped = len(train.expressions) - len(self.rows)
+            if not len(self.rows):
+                raise DataError(
+                    "finetune: no training expression has a region with IoU of 0.5 or more with its target",
+                    hint="extract more regions (--max-regions) or use another extractor",
+                )
+
+    def lengths(self) -> NDArray:
+        assert self.train is not None
+        return self.train.inputs.table.lengths[self.rows]
+
+    def collate(self, rows: NDArray, epoch: int) -> Batch:
+        assert self.train is not None
+        samples = self.rows[rows]
+        regions = self.train.inputs.regions(samples)
+        targets = self.train.targets[samples]
+        iou = _iou_with_target(regions, targets)  # (B, K)
+        near = iou >= NEAR_IOU
+        weight = np.where(near, iou, 0)
+        return {
+            **self.train.inputs.batch(samples, regions),
+            "score_targets": (weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)).astype(
+                np.float32
+            ),
+            "delta_targets": box_deltas(regions.boxes, targets[:, None, :]),
+            "near": near,
+        }
+
+    def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
+        return {"score": float(len(batch["near"])), "box": float(batch["near"].sum())}
+
+    def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        output = model(**model_inputs(batch))
+        return {
+            "score": region_score_loss(output.rec_scores, batch["score_targets"], batch["region_mask"]),
+            "box": box_loss(output.rec_deltas, batch["delta_targets"], batch["near"]),
+        }
+
+    def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        boxes, _, _ = self.predict(model, self.validation.inputs, device)
+        return {"accuracy": 100 * float(self.hits(self.validation, boxes).mean())}
+
+    def predict(
+        self, model: Any, inputs: Inputs, device: torch.device
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+        """Refined boxes (N, 4) xyxy pixels, chosen regions (N,), their probabilities (N,)."""
+        boxes = np.zeros((len(inputs), 4), np.float32)
+        chosen = np.zeros(len(inputs), np.int64)
+        probability = np.zeros(len(inputs), np.float32)
+        for indices, output in run_batches(model, inputs, device, self.batch_size):
+            regions = inputs.regions(indices)
+            best = output.rec_scores.float().softmax(dim=-1).max(dim=-1)
+            place = best.indices.cpu().numpy()
+            order = np.arange(len(indices))
+            deltas = output.rec_deltas.float().cpu().numpy()[order, place]
+            chosen[indices], probability[indices] = place, best.values.cpu().numpy()
+            boxes[indices] = apply_deltas(regions.boxes[order, place], deltas, regions.sizes)
+        return boxes, chosen, probability
+
+    @staticmethod
+    def hits(split: RecSplit, boxes: NDArray) -> NDArray[np.bool_]:
+        """(N,) True where the predicted box has IoU above 0.5 with the target."""
+        return box_iou_paired(boxes, split.targets) > 0.5
+
+
+def build_rec_split(
+    expressions: Sequence[Expression],
+    store: FeatureStore,
+    tokenizer: Tokenizer,
+    max_text_tokens: int,
+    max_regions: int,
+) -> RecSplit:
+    """Expressions of a split whose image has features."""
+    kept = [expressions[index] for index in with_features([item.image_id for item in expressions], store)]
+    inputs = build_inputs(
+        [item.text for item in kept],
+        [item.image_id for item in kept],
+        store,
+        tokenizer,
+        max_text_tokens,
+        max_regions,
+    )
+    corners = np.array([item.target_xywh for item in kept], np.float32).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    return RecSplit(kept, inputs, corners)
+
+
+def reachable(split: RecSplit, minimum: float = NEAR_IOU) -> NDArray[np.bool_]:
+    """(N,) whether any region has IoU of at least `minimum` with the target: the upper bound of a choice."""
+    best = np.zeros(len(split.expressions), np.float32)
+    for begin in range(0, len(best), 512):
+        indices = np.arange(begin, min(begin + 512, len(best)))
+        best[indices] = _iou_with_target(split.inputs.regions(indices), split.targets[indices]).max(axis=1)
+    return best >= minimum
+
+
+def random_region_accuracy(split: RecSplit) -> float:
+    """Percent that a region drawn at random gets right, in expectation."""
+    shares = []
+    for begin in range(0, len(split.expressions), 512):
+        indices = np.arange(begin, min(begin + 512, len(split.expressions)))
+        regions = split.inputs.regions(indices)
+        hits = _iou_with_target(regions, split.targets[indices]) > 0.5
+        shares.append((hits & regions.mask).sum(axis=1) / regions.mask.sum(axis=1))
+    return 100 * float(np.concatenate(shares).mean()) if shares else 0.0
+
+
+def _iou_with_target(regions: RegionBatch, targets: NDArray) -> NDArray[np.float32]:
+    batch, count = regions.mask.shape
+    repeated = np.repeat(targets, count, axis=0)
+    iou = box_iou_paired(regions.boxes.reshape(-1, 4), repeated).reshape(batch, count)
+    return np.where(regions.mask, iou, 0).astype(np.float32)
+
+
+def box_deltas(boxes: NDArray, targets: NDArray) -> NDArray[np.float32]:
+    """Refinements (..., 4) that turn xyxy `boxes` into `targets`: (dx, dy, dw, dh) / `BOX_SCALE`."""
+    size = np.maximum(boxes[..., 2:] - boxes[..., :2], 1.0)
+    target_size = np.maximum(targets[..., 2:] - targets[..., :2], 1.0)
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    target_centre = (targets[..., :2] + targets[..., 2:]) / 2
+    deltas = np.concatenate([(target_centre - centre) / size, np.log(target_size / size)], axis=-1)
+    return (deltas / BOX_SCALE).astype(np.float32)
+
+
+def apply_deltas(boxes: NDArray, deltas: NDArray, sizes: NDArray) -> NDArray[np.float32]:
+    """Refine (N, 4) xyxy boxes by (N, 4) deltas and keep them inside images of (N, 2) width, height."""
+    deltas = deltas * BOX_SCALE
+    size = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + deltas[:, :2] * size
+    size = size * np.exp(np.clip(deltas[:, 2:], -2, 2))
+    refined = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+    return np.clip(refined, 0, np.concatenate([sizes, sizes], axis=1)).astype(np.float32)
+
+
+# ---- both ---------------------------------------------------------------------------------------
+
+
+def run_batches(
+    model: Any, inputs: Inputs, device: torch.device, batch_size: int, output_attentions: bool = False
+) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """The model's output for all samples, batch by batch, with the samples' positions."""
+    with torch.inference_mode():
+        for indices in evaluation_order(inputs, batch_size):
+            batch = to_device(inputs.batch(indices), device)
+            yield indices, model(**batch, output_attentions=output_attentions)
+
+
+def hold_out(image_ids: Sequence[ImageId], share: float, seed: int) -> NDArray[np.bool_]:
+    """(N,) True for the samples of the images that are held out; by image, at least one of two or more.
+
+    An image's place depends on its id and the seed alone, so that more data moves no image.
+    """
+    keys = {image_id: zlib.crc32(f"{seed}:{image_id}".encode()) for image_id in image_ids}
+    if len(keys) < 2:
+        raise ConfigError("validation: at least two images are needed to hold one out")
+    count = min(max(round(share * len(keys)), 1), len(keys) - 1)
+    held = set(sorted(keys, key=lambda image_id: (keys[image_id], str(image_id)))[:count])
+    return np.array([image_id in held for image_id in image_ids], np.bool_)

@@ -1,0 +1,378 @@
+"""VQA accuracy against the official evaluator, REC accuracy, bootstrap intervals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import ArrayLike
+
+from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
+from tbkin_core.evaluation.rec import box_iou_paired, oracle_accuracy, rec_accuracy, xywh_to_xyxy
+from tbkin_core.evaluation.vqa import answer_accuracy, normalize_answer, soft_scores, vqa_accuracy
+
+GOLDEN = Path(__file__).parent / "golden" / "vqa_official.json"
+
+# Kept as texts, split once: ten times shorter than lists.
+PLAIN_TEXT = """
+    yes no red blue white brown black dog cat man woman frisbee wii 2 3 10 1000 1.5 2.50 12:30 7:45pm
+    left right
+"""
+NUMBER_TEXT = """
+    none zero one two three four five six seven eight nine ten eleven a an the A An The A. the, One TWO
+"""
+APOSTROPHE_TEXT = """
+    dont don't Dont aint cant couldnt've couldn'tve hes he's hed hed've he'dve Im im i'm Ive Id've i'dve id've
+    isnt isn't lets let's maam ma'am oclock o'clock shes she's shed shed've somebody'd somebodyd somebodyd've
+    someonell somethingd thats thered've therere theyre twas 'twas wed've weve werent whatre whos wholl whyre
+    wont yall y'all y'allll yall'll yall'd've y'alld've y'all'dve youre you'dve ow's'at 'ows'at 'ow'sat
+    ows'at dog's dogs' womens women's mightn'tve shouldve shouldnt've notve whens whereve whod've itd neednt
+"""
+PLAIN, WORDS, APOSTROPHES = (text.split() for text in (PLAIN_TEXT, NUMBER_TEXT, APOSTROPHE_TEXT))
+MARKS = [*";/[]\"{}()=+\\_-><@`,?!.:'&%$#*^~|", "...", "--", "1,000", "10,5", "U.S.", "3.", ".5", "\n", "\t"]
+FOREIGN = ["café", "naïve", "日本", "İstanbul", "ÉTÉ", "½", "n/a", "."]
+
+
+def random_answer(source: random.Random) -> str:
+    """An answer with what the evaluator treats specially; only `random()` is drawn, which never changes."""
+
+    def pick(values: list[str]) -> str:
+        return values[int(source.random() * len(values))]
+
+    text = ""
+    for _ in range(1 + int(source.random() * source.random() * 6)):
+        draw = source.random()
+        kinds = ((0.4, PLAIN), (0.6, WORDS), (0.85, APOSTROPHES), (0.97, MARKS), (1.0, FOREIGN))
+        word = pick(next(values for limit, values in kinds if draw < limit))
+        if source.random() < 0.2:
+            word = pick([word.upper(), word.capitalize(), pick(MARKS) + word, word + pick(MARKS)])
+        text += word + (pick(["", " ", "  ", ", ", "/", "-", ". "]) if source.random() < 0.3 else " ")
+    text = text if source.random() < 0.1 else text.strip()
+    return "." * 40 + text if source.random() < 0.005 else text
+
+
+def random_files(count: int, seed: int) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """(questions, annotations, results) in the layout of VQA v2."""
+    source = random.Random(seed)
+    questions, annotations, results = [], [], []
+    for index in range(count):
+        pool = [random_answer(source) for _ in range(1 + int(source.random() * 4))]
+        # A near miss: the same answer after normalisation, if normalisation takes place.
+        pool += [pool[0].upper(), pool[0] + "."] if source.random() < 0.5 else []
+        unanimous = source.random() < 0.15
+        answers = [pool[0] if unanimous else pool[int(source.random() * len(pool))] for _ in range(10)]
+        pool += [normalize_answer(pool[0]), random_answer(source)]
+        kind = ["yes/no", "number", "other"][int(source.random() * 3)]
+        start = ["what is the", "how many", "is this", "none of the above"][int(source.random() * 4)]
+        questions.append({"question_id": index, "image_id": index // 3, "question": "?"})
+        annotations.append(
+            {
+                "question_id": index,
+                "image_id": index // 3,
+                "question_type": start,
+                "answer_type": kind,
+                "answers": [
+                    {"answer": answer, "answer_id": place + 1, "answer_confidence": "yes"}
+                    for place, answer in enumerate(answers)
+                ],
+            }
+        )
+        results.append({"question_id": index, "answer": pool[int(source.random() * len(pool))]})
+    return {"questions": questions}, {"annotations": annotations}, results
+
+
+def test_vqa_accuracy_equals_the_official_evaluator_on_10000_random_questions() -> None:
+    golden = json.loads(GOLDEN.read_text())
+    questions, annotations, results = random_files(golden["count"], golden["seed"])
+    accuracy = vqa_accuracy(questions, annotations, results)
+    tenths = "".join(f"{round(value / 10):x}" for value in accuracy.per_question.values())
+    differing = [
+        index
+        for index, (ours, theirs) in enumerate(zip(tenths, golden["tenths"], strict=True))
+        if ours != theirs
+    ]
+    assert not differing, (results[differing[0]], annotations["annotations"][differing[0]]["answers"])
+    assert round(accuracy.overall, 2) == golden["overall"]
+    assert {name: round(value, 2) for name, value in accuracy.per_answer_type.items()} == golden[
+        "per_answer_type"
+    ]
+    rounded = {name: round(value, 2) for name, value in accuracy.per_question_type.items()}
+    assert rounded == golden["per_question_type"]
+
+
+def test_normalisation_equals_the_official_evaluator() -> None:
+    golden = json.loads(GOLDEN.read_text())
+    source = random.Random(golden["seed"])
+    lines = "\n".join(normalize_answer(random_answer(source)) for _ in range(golden["count"]))
+    assert hashlib.sha256(lines.encode()).hexdigest() == golden["normalized_sha256"]
+
+
+def ten(*answers: str) -> list[str]:
+    return [answers[index % len(answers)] for index in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The  dog.", "dog"),
+        ("two", "2"),
+        ("none", "0"),
+        ("1,000", "1000"),
+        ("black/white", "black white"),
+        ("black / white", "black white"),
+        ("dont walk", "don't walk"),
+        ("Im", "im"),
+        ("somebody'd", "somebodyd"),
+        ("2.5", "2.5"),
+        (" a cat\n", "cat"),
+        ("12:30", "12:30"),
+        ("", ""),
+    ],
+)
+def test_normalize_answer(text: str, expected: str) -> None:
+    assert normalize_answer(text) == expected
+
+
+def test_agreeing_answers_are_compared_unprocessed_as_the_official_evaluator_does() -> None:
+    assert answer_accuracy("two", ten("two")) == 1
+    assert answer_accuracy("2", ten("two")) == 0
+    assert answer_accuracy("2", [*ten("two")[:9], "three"]) == 1
+    assert soft_scores(ten("night_stand")) == {"night_stand": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("matches", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0), (10, 1.0)]
+)
+def test_ten_answers_give_the_official_steps(matches: int, expected: float) -> None:
+    answers = ["red"] * matches + ["blue"] * (10 - matches)
+    assert answer_accuracy("red", answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["Red."], 1.0),
+        (["red", "red"], 1.0),
+        (["red", "blue"], 0.5),
+        (["red", "blue", "green"], 1 / 3),
+        (["red"] * 4, 1.0),
+        (["red"] + ["blue"] * 4, 4 / 15),
+    ],
+)
+def test_fewer_answers(answers: list[str], expected: float) -> None:
+    assert answer_accuracy("red", answers) == pytest.approx(expected)
+    assert soft_scores(answers)["red"] == pytest.approx(expected)
+
+
+ANSWERS = st.lists(
+    st.sampled_from(["two", "2", "the dog", "dog.", "red", "dont", "a", "night_stand"]), min_size=1
+)
+
+
+@given(ANSWERS, st.randoms(use_true_random=False))
+def test_the_order_of_the_answers_does_not_matter(answers: list[str], source: random.Random) -> None:
+    shuffled = source.sample(answers, len(answers))
+    assert soft_scores(shuffled) == soft_scores(answers)
+
+
+@given(ANSWERS)
+def test_soft_scores_are_the_accuracies_of_their_keys(answers: list[str]) -> None:
+    scores = soft_scores(answers)
+    assert all(answer_accuracy(answer, answers) == score for answer, score in scores.items())
+    assert all(0 < score <= 1 for score in scores.values())
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+
+
+@given(st.text(max_size=30), st.integers(1, 12))
+def test_an_answer_that_all_gave_is_right(answer: str, count: int) -> None:
+    assert answer_accuracy(answer, [answer] * count) == pytest.approx(1)
+
+
+@given(st.text(alphabet="aB3.,'/ -te0nh?", max_size=20))
+def test_normalisation_is_idempotent(text: str) -> None:
+    assert normalize_answer(normalize_answer(text)) == normalize_answer(text)
+
+
+def test_vqa_accuracy_accepts_lists_and_own_annotations_without_types() -> None:
+    questions = [{"question_id": "a"}, {"question_id": "b"}, {"question_id": "other split"}]
+    annotations = [
+        {"question_id": "a", "answers": [{"answer": "yes"}]},
+        {"question_id": "b", "answers": [{"answer": "no"}], "answer_type": "yes/no"},
+    ]
+    accuracy = vqa_accuracy(
+        questions, annotations, [{"question_id": "b", "answer": "No"}, {"question_id": "a", "answer": "no"}]
+    )
+    assert accuracy.overall == 50
+    assert accuracy.per_question == {"a": 0, "b": 100}
+    assert accuracy.per_answer_type == {"yes/no": 100}
+    assert accuracy.per_question_type == {}
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([], "1 questions are not in results, such as 7"),
+        ([{"question_id": 7, "answer": "x"}, {"question_id": 8, "answer": "x"}], "such as 8"),
+        ([{"question_id": 7, "answer": "x"}] * 2, "expected one each"),
+        ([{"question_id": 7}], "no answer in"),
+        ([{"question_id": 7, "answer": 3}], "answers must be text"),
+        ({"7": "x"}, "expected a list"),
+    ],
+)
+def test_unfit_results_are_explained(results: Any, message: str) -> None:
+    annotations = [{"question_id": 7, "answers": [{"answer": "x"}, {"answer": "y"}]}]
+    with pytest.raises(DataError, match=message):
+        vqa_accuracy([{"question_id": 7}], annotations, results)
+
+
+def test_a_question_without_answers_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"question 7: .*got 0 answers"):
+        vqa_accuracy(
+            [{"question_id": 7}],
+            [{"question_id": 7, "answers": []}],
+            [{"question_id": 7, "answer": "x"}],
+        )
+
+
+def test_rec_accuracy_needs_more_than_the_threshold() -> None:
+    target = [[10, 10, 20, 10]] * 3
+    half = [10, 10, 20, 20]  # exactly half of the target
+    assert box_iou_paired([half], xywh_to_xyxy(target[:1]))[0] == 0.5
+    assert rec_accuracy([half, [10, 10, 30, 20], [40, 40, 50, 50]], target) == pytest.approx(100 / 3)
+    assert rec_accuracy([half], target[:1], threshold=0.49) == 100
+
+
+@pytest.mark.parametrize(
+    "box", [[5, 5, 5, 9], [9, 9, 5, 5], [np.nan, 0, 10, 10], [0, 0, np.inf, np.inf], [-9, -9, 0, 0]]
+)
+def test_degenerate_boxes_overlap_nothing(box: list[float]) -> None:
+    assert box_iou_paired([box], [[0, 0, 10, 10]])[0] == 0
+    assert box_iou_paired([box], [box])[0] in (0, 1)
+
+
+def test_oracle_bounds_the_accuracy() -> None:
+    target = [[0, 0, 10, 10], [50, 50, 10, 10], [5, 5, 2, 2]]
+    regions: list[ArrayLike] = [[[0, 0, 10, 9], [30, 30, 40, 40]], [[0, 0, 100, 100]], np.zeros((0, 4))]
+    assert oracle_accuracy(regions, target) == pytest.approx(100 / 3)
+
+
+BOXES = st.lists(
+    st.tuples(*[st.integers(0, 50)] * 2, *[st.integers(1, 50)] * 2).map(
+        lambda box: (box[0], box[1], box[0] + box[2], box[1] + box[3])
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(BOXES, st.integers(-100, 100), st.sampled_from([0.5, 2.0, 4.0]))
+def test_iou_is_symmetric_bounded_and_free_of_place_and_scale(
+    boxes: list[tuple[int, ...]], shift: int, scale: float
+) -> None:
+    first, second = np.array(boxes, float), np.array(boxes[::-1], float)
+    overlap = box_iou_paired(first, second)
+    assert np.all((overlap >= 0) & (overlap <= 1))
+    np.testing.assert_allclose(overlap, box_iou_paired(second, first))
+    np.testing.assert_allclose(overlap, box_iou_paired(first * scale + shift, second * scale + shift))
+    np.testing.assert_allclose(box_iou_paired(first, first), 1)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "target"),
+    [
+        ([], []),
+        ([[0, 0, 1, 1]], [[0, 0, 1, 1]] * 2),
+        ([[0, 0, 1]], [[0, 0, 1]]),
+        ([0, 0, 1, 1], [0, 0, 1, 1]),
+    ],
+)
+def test_unfit_boxes_are_explained(predicted: Any, target: Any) -> None:
+    with pytest.raises(DataError):
+        rec_accuracy(predicted, target)
+
+
+def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    source = np.random.default_rng(0)
+    trials = 300
+    covered = 0
+    for trial in range(trials):
+        values = source.random(120) < 0.7
+        low, high = bootstrap_interval(values, samples=400, seed=trial)
+        covered += low <= 0.7 <= high
+    assert 0.91 <= covered / trials <= 0.98
+
+
+def test_questions_about_one_image_widen_the_interval() -> None:
+    source = np.random.default_rng(0)
+    images = np.repeat(np.arange(60), 10)
+    values = np.repeat(source.random(60), 10)
+    low, high = bootstrap_interval(values)
+    low_by_image, high_by_image = bootstrap_interval(values, images)
+    assert (high_by_image - low_by_image) > 2 * (high - low)
+    of_images = bootstrap_interval(values[::10])
+    assert bootstrap_interval(values, [f"image {image:02}" for image in images]) == pytest.approx(of_images)
+
+
+def test_bootstrap_is_reproducible_and_bounded_in_memory() -> None:
+    values = np.random.default_rng(0).random(50_000)
+    interval = bootstrap_interval(values, samples=100, seed=3)
+    assert interval == bootstrap_interval(values, samples=100, seed=3)
+    assert interval != bootstrap_interval(values, samples=100, seed=4)
+    assert interval[0] < values.mean() < interval[1]
+
+
+def test_one_value_is_its_own_interval() -> None:
+    assert bootstrap_interval([3.0]) == (3, 3)
+    assert bootstrap_interval([1.0, 2.0], ["image", "image"]) == (1.5, 1.5)
+
+
+def test_paired_difference_sees_a_real_difference_and_no_other() -> None:
+    source = np.random.default_rng(1)
+    base = source.random(400)
+    same = paired_difference(base, base)
+    assert same == (0, 0, 0, 1)
+    better = paired_difference(base + 0.02 + 0.05 * source.standard_normal(400), base)
+    assert better.difference == pytest.approx(0.02, abs=0.01)
+    assert 0 < better.low < better.difference < better.high
+    assert better.p_value < 0.01
+    noise = [
+        paired_difference(source.random(60), source.random(60), samples=200, seed=trial).p_value
+        for trial in range(100)
+    ]
+    assert 0.3 < np.mean(noise) < 0.7
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(0, 3)), min_size=1, max_size=20))
+def test_paired_difference_is_antisymmetric(rows: list[tuple[float, float, int]]) -> None:
+    first, second, groups = zip(*rows, strict=True)
+    forward = paired_difference(first, second, groups, samples=50)
+    backward = paired_difference(second, first, groups, samples=50)
+    assert forward.difference == pytest.approx(-backward.difference)
+    assert (forward.low, forward.high) == pytest.approx((-backward.high, -backward.low))
+    assert forward.p_value == backward.p_value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error"),
+    [
+        (([],), {}, DataError),
+        (([1.0, np.nan],), {}, DataError),
+        (([1.0, 2.0], [1]), {}, DataError),
+        (([1.0],), {"confidence": 95}, ConfigError),
+        (([1.0],), {"samples": 0}, ConfigError),
+    ],
+)
+def test_unfit_bootstrap_input_is_explained(
+    arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        bootstrap_interval(*arguments, **options)

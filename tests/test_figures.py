@@ -1,0 +1,364 @@
+"""Figures: valid files for whatever comes in, nothing cut off, no text over other text."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import warnings
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
+from PIL import Image
+
+from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.figures.attention import AttentionView, answer_figure
+from tbkin_core.figures.canvas import Page, clean_text, figure_style
+from tbkin_core.figures.curves import training_figure
+from tbkin_core.figures.sweep import sweep_figure
+
+LONG = "what is the color of the shirt that the man on the left side of the picture is wearing while he " * 3
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    exponents = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf))
+    return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+def attention(regions: int, words: int, threshold: float) -> AttentionView:
+    source = np.random.default_rng(regions * 1000 + words)
+    word_region = softmax(1.5 * source.standard_normal((words + 1, regions)))
+    word_weights = softmax(source.standard_normal((1, words)))
+    for weights in (word_region, word_weights):
+        weights[weights < threshold * weights.max(axis=-1, keepdims=True, initial=0)] = 0
+    return AttentionView(word_region[-1], word_weights[0], word_region[:-1])
+
+
+def answer_arguments(
+    regions: int = 36,
+    text: str = "what color is the umbrella ?",
+    size: tuple[int, int] = (120, 160),
+    labels: tuple[str, ...] = ("dog", "tall building", "a", ""),
+    rec: bool = False,
+) -> dict[str, Any]:
+    height, width = size
+    source = np.random.default_rng(0)
+    corners = np.sort(source.random((regions, 2, 2)), axis=1) * np.array([width, height])  # (K, corner, xy)
+    boxes = corners.reshape(regions, 4)
+    words = text.split()
+    arguments: dict[str, Any] = {
+        "image": source.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        "boxes": boxes,
+        "region_labels": [labels[index % len(labels)] for index in range(regions)],
+        "words": words,
+        "dense": attention(regions, len(words), 0),
+        "thresholded": attention(regions, len(words), 0.3),
+        "threshold": 0.3,
+        "selection": "relative",
+        "answers_dense": [("blue", 0.5), ("a very long answer that nobody would ever give to this", 0.2)],
+        "answers_thresholded": [("white", 0.99), ("blue", 0.005), ("x", 0.0)],
+        "chosen": None,
+        "kept_fraction": 0.1234,
+        "title": text,
+    }
+    if rec:
+        arguments |= {
+            "chosen": regions - 1,
+            "runner_up": 0,
+            "chosen_dense": 0,
+            "target_box": [0, 0, width / 2, height],
+            "predicted_box": [0, 0, width / 3, height],
+        }
+    return arguments
+
+
+ODD_INPUTS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "rec": {"rec": True},
+    "rec, long": {"rec": True, "text": LONG},
+    "no words": {"text": ""},
+    "one word": {"text": "dog"},
+    "one region": {"regions": 1},
+    "one region, rec": {"regions": 1, "rec": True},
+    "no regions": {"regions": 0},
+    "no regions, no words": {"regions": 0, "text": ""},
+    "100 regions": {"regions": 100},
+    "long text": {"text": LONG},
+    "one very long word": {"text": "donaudampfschifffahrt" * 20, "labels": ("donaudampfschifffahrt" * 5,)},
+    "not Latin": {"text": "这 张 照片 里 有 什么 颜色 ? 🐶 नमस्ते مرحبا", "labels": ("狗", "🐶", "\x00\ud800")},
+    "mathematics": {"text": "is it $5 or $6_{ ? \\frac %s <b>&amp;</b>", "labels": ("$x^2", "a_b$")},
+    "1 x 1": {"size": (1, 1)},
+    "wide": {"size": (20, 900), "rec": True},
+    "wider": {"size": (40, 110)},
+    "tall": {"size": (900, 20)},
+    "a line": {"size": (1, 3000)},
+}
+
+
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> list[Page]:
+    """The pages saved in a test, so that what is on them can be looked at."""
+    saved: list[Page] = []
+    save = Page.save
+
+    def remember(page: Page, path: Path) -> None:
+        saved.append(page)
+        save(page, path)
+
+    monkeypatch.setattr(Page, "save", remember)
+    return saved
+
+
+def drawn_texts(page: Page) -> list[tuple[Text, Bbox]]:
+    """Texts with their extent in pixels; only what is drawn: no tick labels beyond the ends of an axis."""
+    found: list[Text] = []
+    draw = Text.draw
+
+    def remember(text: Text, *arguments: Any, **options: Any) -> None:
+        found.append(text)
+        draw(text, *arguments, **options)
+
+    with figure_style(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", remember)
+        page.figure.canvas.draw()
+        pairs = [(text, text.get_window_extent()) for text in found if text.get_text().strip()]
+    return [(text, extent) for text, extent in pairs if extent.width > 1]
+
+
+def assert_readable(page: Page) -> None:
+    """All text lies on the page, and no two level texts lie over each other."""
+    found = drawn_texts(page)
+    assert found
+    width, height = page.figure.bbox.width, page.figure.bbox.height
+    for text, extent in found:
+        where = (text.get_text(), extent)
+        assert extent.x0 >= -1 and extent.y0 >= -1, where
+        assert extent.x1 <= width + 1 and extent.y1 <= height + 1, where
+    level = [(text, extent) for text, extent in found if text.get_rotation() == 0]
+    for index, (text, extent) in enumerate(level):
+        for other, other_extent in level[index + 1 :]:
+            both = Bbox.intersection(extent, other_extent)
+            # A few pixels are the space around the letters.
+            overlap = both is not None and min(both.width, both.height) > 5
+            assert not overlap, (text.get_text(), other.get_text())
+
+
+@pytest.mark.parametrize("name", ODD_INPUTS)
+def test_answer_figure_is_readable_whatever_comes_in(name: str, tmp_path: Path, pages: list[Page]) -> None:
+    path = tmp_path / "answer.png"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answer_figure(path, **answer_arguments(**ODD_INPUTS[name]))
+    with Image.open(path) as image:
+        image.load()
+        assert image.width == 1440
+        assert 300 < image.height < 4000
+    assert_readable(pages[0])
+    assert [file.name for file in tmp_path.iterdir()] == ["answer.png"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_formats_and_repeatability(suffix: str, tmp_path: Path) -> None:
+    first, second = tmp_path / f"first{suffix}", tmp_path / f"second{suffix}"
+    arguments = answer_arguments(text="is it 🐶 & <dog> \x01 \x0c \ud83d ?")
+    answer_figure(first, **arguments)
+    answer_figure(second, **arguments)
+    content = first.read_bytes()
+    assert content == second.read_bytes()
+    assert content.startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix])
+    if suffix == ".svg":
+        assert ElementTree.fromstring(content).tag.endswith("svg")
+
+
+def test_dense_and_thresholded_share_their_colours_and_dropped_cells_are_grey(
+    tmp_path: Path, pages: list[Page]
+) -> None:
+    arguments = answer_arguments()
+    answer_figure(tmp_path / "answer.png", **arguments)
+    images = [image for axes in pages[0].figure.axes for image in axes.images]
+    arrays: dict[Any, Any] = {image: image.get_array() for image in images}
+    matrices = {image: array for image, array in arrays.items() if array.ndim == 2}
+    dense, thresholded = matrices.values()
+    assert len({(image.norm.vmin, image.norm.vmax) for image in matrices}) == 1
+    assert np.ma.count_masked(dense) == 0
+    assert np.ma.count_masked(thresholded) == np.count_nonzero(thresholded.data == 0) > 0
+
+
+def test_grounding_names_the_overlap_with_the_target(tmp_path: Path, pages: list[Page]) -> None:
+    arguments = answer_arguments(rec=True)
+    arguments["target_box"] = arguments["boxes"][-1]
+    answer_figure(tmp_path / "answer.png", **arguments)
+    shown = [text.get_text() for text in pages[0].figure.texts]
+    assert any(text.startswith("chosen region: 35") and text.endswith("IoU 1.00") for text in shown)
+    assert any(text.startswith("runner-up: 0 dog") for text in shown)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"boxes": np.zeros((5, 4))}, r"boxes must be \(36, 4\), got \(5, 4\)"),
+        ({"dense": attention(36, 5, 0)}, r"dense.word_weights must be \(6,\)"),
+        ({"thresholded": attention(30, 6, 0)}, r"thresholded.region_weights must be \(36,\)"),
+        ({"image": np.zeros((4, 4, 3))}, "uint8"),
+        ({"chosen": 36}, "not one of the 36 regions"),
+        ({"target_box": [1, 2]}, r"box must be \(4,\)"),
+    ],
+)
+def test_unfit_arrays_are_explained(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        answer_figure(tmp_path / "answer.png", **(answer_arguments() | change))
+    assert not list(tmp_path.iterdir())
+
+
+def sweep_rows(selection: str, thresholds: list[float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "selection": selection,
+            "threshold": threshold,
+            "accuracy": 60.0 - index,
+            "accuracy_low": 59.0 - index,
+            "accuracy_high": 61.0 - index,
+            "kept_fraction": 1 / (1 + index),
+        }
+        for index, threshold in enumerate(thresholds)
+    ]
+
+
+SWEEPS: dict[str, list[dict[str, Any]]] = {
+    "one rule": sweep_rows("relative", [0, 0.1, 0.2, 0.5, 0.9]),
+    "all rules": [
+        *sweep_rows("relative", [0, 0.1, 0.9]),
+        *sweep_rows("probability", [0, 0.01, 0.1]),
+        *sweep_rows("score", [-3, -1, 2]),
+        *sweep_rows("topk", [0, 1, 8, 64]),
+    ],
+    "one row": sweep_rows("relative", [0.3]),
+    "dense only": sweep_rows("relative", [0]),
+    "one top-k": sweep_rows("topk", [16]),
+    "no intervals": [
+        {"selection": "relative", "threshold": 0.1 * step, "accuracy": 100, "kept_fraction": 0.5}
+        for step in range(4)
+    ],
+    "nothing measured": [
+        {"selection": "relative", "threshold": 0.1, "accuracy": float("nan"), "kept_fraction": None}
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("title", ["", "VQA v2, validation: " + LONG])
+def test_sweep_figure_is_readable(name: str, title: str, tmp_path: Path, pages: list[Page]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sweep_figure(tmp_path / "sweep.png", SWEEPS[name], title=title)
+    assert (tmp_path / "sweep.png").stat().st_size > 5000
+    assert_readable(pages[0])
+
+
+def test_sweep_draws_the_dense_model_as_a_level_line_in_every_plot(tmp_path: Path, pages: list[Page]) -> None:
+    sweep_figure(tmp_path / "sweep.svg", SWEEPS["all rules"])
+    plots = pages[0].figure.axes[::2]  # each is followed by its twin for the kept share
+    assert len(plots) == 3
+    for axes in plots:
+        assert any(
+            np.array_equal(line.get_ydata(), [60, 60]) and line.get_linestyle() == ":" for line in axes.lines
+        )
+    topk = plots[-1].lines[-1]
+    assert np.array_equal(topk.get_xdata(), [1, 8, 64])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([], "at least one row"), ([{"threshold": 1}], "no selection, accuracy, kept_fraction")],
+)
+def test_unfit_sweeps_are_explained(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        sweep_figure(tmp_path / "sweep.png", rows)
+
+
+TRAININGS: dict[str, list[dict[str, Any]]] = {
+    "long": [
+        {"step": step, "epoch": 0, "loss": 5 / (step + 1), "mlm_loss": 1.0, "lr": 0.1} for step in range(500)
+    ]
+    + [{"step": step, "accuracy": step / 10, "val_loss": 1.0, "note": "text"} for step in range(0, 500, 50)],
+    "one row": [{"step": 10, "loss": 0.5}],
+    "metric only": [{"step": step, "accuracy": 50.0} for step in range(3)],
+    "not a number": [{"step": 1, "loss": float("nan")}, {"step": 2, "loss": 3}, {"step": 3, "loss": None}],
+    "many": [{"step": step, **{f"loss_{'x' * key}": 1e-9 * key for key in range(30)}} for step in range(3)],
+    "large": [{"step": 10**7 + step, "loss": 1e12 + step} for step in range(3)],
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_training_figure_is_readable(name: str, tmp_path: Path, pages: list[Page]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        training_figure(tmp_path / "training.png", TRAININGS[name], title="Pretraining")
+    assert (tmp_path / "training.png").stat().st_size > 5000
+    assert_readable(pages[0])
+
+
+def test_training_figure_separates_losses_from_metrics(tmp_path: Path, pages: list[Page]) -> None:
+    training_figure(tmp_path / "training.png", TRAININGS["long"])
+    shown = [text.get_text() for text in pages[0].figure.texts]
+    assert [text for text in shown if text != "■"] == ["loss", "mlm_loss", "val_loss", "accuracy"]
+
+
+@pytest.mark.parametrize("metrics", [[], [{"step": 1}], [{"loss": 1.0}], [{"step": 1, "loss": float("nan")}]])
+def test_a_training_without_measurements_is_explained(metrics: list[dict[str, Any]], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="needs rows with a step"):
+        training_figure(tmp_path / "training.png", metrics)
+
+
+def test_an_unknown_format_is_explained_before_anything_is_drawn(tmp_path: Path) -> None:
+    for draw in (
+        lambda path: sweep_figure(path, SWEEPS["one row"]),
+        lambda path: training_figure(path, TRAININGS["one row"]),
+        lambda path: answer_figure(path, **answer_arguments()),
+    ):
+        with pytest.raises(ConfigError, match=r"unknown figure format '\.gif'"):
+            draw(tmp_path / "figure.gif")
+
+
+def test_the_callers_matplotlib_settings_stay(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 31, "lines.linewidth": 9}):
+        sweep_figure(tmp_path / "sweep.png", SWEEPS["one rule"])
+        assert matplotlib.rcParams["font.size"] == 31
+        settings_matter = (tmp_path / "sweep.png").read_bytes()
+    sweep_figure(tmp_path / "sweep.png", SWEEPS["one rule"])
+    assert (tmp_path / "sweep.png").read_bytes() == settings_matter
+
+
+def test_text_is_fitted_and_wrapped_to_a_width() -> None:
+    with figure_style():
+        page = Page(4)
+        assert page.fit("dog", 1) == "dog"
+        assert page.measure(page.fit(LONG, 1)) <= 1
+        lines = page.wrap(LONG, 2, 8, lines=3)
+        assert len(lines) == 3 and lines[-1].endswith("…")
+        assert all(page.measure(line, 8) <= 2 for line in lines)
+        assert page.wrap("", 2, 8, lines=3) == []
+        assert " ".join(page.wrap(LONG.strip(), 4, 6, lines=30)) == LONG.strip()
+    assert clean_text("a\x00b\n c\ud800") == "ab c"
+
+
+def test_importing_figures_does_not_load_matplotlib() -> None:
+    code = (
+        "import sys, tbkin_core.figures.attention, tbkin_core.figures.sweep, tbkin_core.figures.curves;"
+        "sys.exit(any(name in sys.modules for name in ('matplotlib', 'torch', 'PIL')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_font_is_asked_for_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        answer_figure(tmp_path / "answer.png", **answer_arguments(text="狗 在 哪里 ?"))
+    assert not caplog.records
