@@ -10,14 +10,15 @@ without their punctuation, and cut down to noun phrases ("the man is riding a ho
 horse"). With `--captions`, captions with human-made scene graphs join in: those that a first pipeline
 (`--teacher`) parses to exactly the graph their annotator drew.
 
-The output holds the pipeline (tok2vec, tagger, parser, attribute_ruler) and `lexicon.json` (lemmas of irregular
-words; with `--captions` also which compounds are one thing, and how annotators word relations).
+The output holds the pipeline (tok2vec, tagger, parser, attribute_ruler) and `lexicon.json` (lemmas of
+irregular words; with `--captions` also which compounds are one thing, how annotators word relations).
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import random
 import time
@@ -28,14 +29,21 @@ from pathlib import Path
 
 import spacy
 from spacy.language import Language
+from spacy.tokenizer import Tokenizer
 from spacy.tokens import Doc
 from spacy.training import Example
-from spacy.util import compile_infix_regex, fix_random_seed, load_model_from_config
-
-from tbkin_core.evaluation.factual import Tuples, graph_tuples, lemmatize_phrase, parse_factual_graph, read_factual
-from tbkin_core.graphs.parser import Lexicon, graph_from_parse, lemmatize_noun, lemmatize_verb
 from spacy.training.batchers import minibatch_by_words
+from spacy.util import compile_infix_regex, fix_random_seed, load_model_from_config
 from thinc.api import Config
+
+from tbkin_core.evaluation.factual import (
+    Tuples,
+    graph_tuples,
+    lemmatize_phrase,
+    parse_factual_graph,
+    read_factual,
+)
+from tbkin_core.graphs.parser import Lexicon, graph_from_parse, lemmatize_noun, lemmatize_verb
 
 ROOT = -1
 CONTENT_TAGS = {"NN", "NNS", "NNP", "NNPS"}
@@ -200,7 +208,8 @@ def convert(tree: Tree) -> Tree:
             if child == copula:
                 continue
             clausal = label.split(":")[0] in {
-                "nsubj", "csubj", "aux", "mark", "expl", "advcl", "parataxis", "discourse", "vocative", "ccomp"
+                "nsubj", "csubj", "aux", "mark", "expl", "advcl", "parataxis", "discourse", "vocative",
+                "ccomp",
             } or label == "cop"  # fmt: skip
             if label == "advmod":
                 modifies = is_adjective and copula < child < predicate
@@ -265,7 +274,7 @@ def convert(tree: Tree) -> Tree:
                 if heads[child] == heads[noun] and labels[child] == "cc" and child > heads[noun]:
                     heads[child] = before
         heads[chain[0]], labels[chain[0]] = before, new_label
-        for earlier, later in zip(chain, chain[1:], strict=False):
+        for earlier, later in itertools.pairwise(chain):
             heads[later], labels[later] = earlier, "prep"
         # What stands before the preposition cannot hang below the noun in a projective tree.
         for child in children_of(noun):
@@ -332,7 +341,7 @@ def _has_cycle(heads: Sequence[int]) -> bool:
 
 
 def join_hyphens(tree: Tree) -> Tree:
-    """Words joined by a hyphen between letters ("multi-colored") become one token, as the tokeniser has them."""
+    """Words joined by a hyphen between letters ("multi-colored") become one token, as for the tokeniser."""
     size = len(tree.words)
     group = list(range(size))
     for token in range(1, size - 1):
@@ -349,9 +358,11 @@ def join_hyphens(tree: Tree) -> Tree:
         return tree
     tops: dict[int, int] = {}
     for token in range(size):
-        head = tree.heads[token]
-        if head == ROOT or group[head] != group[token]:
-            tops.setdefault(group[token], token)
+        above = tree.heads[token]
+        while above != ROOT and group[above] != group[token]:
+            above = tree.heads[above]
+        if above == ROOT:  # no ancestor in the same word
+            tops[group[token]] = token
     order = sorted(tops)
     position = {first: index for index, first in enumerate(order)}
     members = {first: [token for token in range(size) if group[token] == first] for first in order}
@@ -396,7 +407,7 @@ def caption_like(tree: Tree, chance: random.Random) -> Tree | None:
                 if child > token
                 and tree.labels[child] in {"dobj", "prep", "prt", "agent", "advmod", "acomp", "attr"}
             ]
-            tokens = tree.subtree(subject) + [token]
+            tokens = [*tree.subtree(subject), token]
             for child in right:
                 tokens += tree.subtree(child)
             tokens.sort()
@@ -425,6 +436,156 @@ def caption_like(tree: Tree, chance: random.Random) -> Tree | None:
     return tree.keep(tokens, root, reattached)
 
 
+def question(tree: Tree, chance: random.Random) -> Tree | None:
+    """A question about a caption ("what is the man holding ?", "is the cup on the table ?"), or None."""
+    root = tree.heads.index(ROOT)
+    if tree.tags[root] not in {"NN", "NNS"}:
+        return None
+    children = tree.children()[root]
+    clauses = [
+        child
+        for child in children
+        if child > root
+        and tree.labels[child] in {"acl", "prep"}
+        and tree.tags[child] in {"VBG", "VBN", "IN"}
+        and tree.words[child] != "of"
+    ]
+    if any(child > root and child not in clauses for child in children) or any(
+        tree.labels[child] == "det" and tree.words[child] in {"some", "no", "another"} for child in children
+    ):
+        return None
+    subject = [token for token in tree.subtree(root) if token <= root]
+    if any(child < root and tree.subtree(child)[-1] > root for child in children):
+        return None
+    words: list[str] = []
+    tags: list[str] = []
+    heads: list[int] = []
+    labels: list[str] = []
+
+    def add(word: str, tag: str, label: str, head: int) -> int:
+        words.append(word)
+        tags.append(tag)
+        labels.append(label)
+        heads.append(head)
+        return len(words) - 1
+
+    def copy(tokens: Sequence[int], top: int, label: str, head: int) -> int:
+        position = {token: len(words) + index for index, token in enumerate(tokens)}
+        for token in tokens:
+            if token == top:
+                add(tree.words[token], tree.tags[token], label, head)
+            else:
+                add(
+                    tree.words[token],
+                    tree.tags[token],
+                    tree.labels[token],
+                    position.get(tree.heads[token], position[top]),
+                )
+        return position[top]
+
+    def noun_phrase(label: str, head: int, determiner: str = "the") -> int:
+        tokens = subject
+        has_own = [t for t in tokens if tree.heads[t] == root and tree.labels[t] in {"det", "poss", "nummod"}]
+        if (
+            has_own
+            and has_own[0] == tokens[0]
+            and tree.words[has_own[0]] in {"a", "an"}
+            and determiner == "the"
+        ):
+            tokens = tokens[1:]
+            has_own = []
+        if has_own:
+            return copy(tokens, root, label, head)
+        place = add(determiner, "DT", "det", -2)
+        top = copy(tokens, root, label, head)
+        heads[place] = top
+        return top
+
+    plural = tree.tags[root] == "NNS"
+    be, be_tag = ("are", "VBP") if plural else ("is", "VBZ")
+    clause = clauses[-1] if clauses else None
+    kind = chance.choice(
+        ["color", "where", "many", "there", "clause", "clause", "clause", "what", "what", "which"]
+    )
+    if clause is None and kind in {"clause", "what", "which"}:
+        kind = chance.choice(["color", "where", "there"])
+    if kind == "many" and not plural:
+        kind = "there"
+    rest = tree.subtree(clause) if clause is not None else []
+    is_verb = clause is not None and tree.tags[clause] in {"VBG", "VBN"}
+    if (is_verb and kind == "clause") or (kind in {"what", "which"} and is_verb):
+        assert clause is not None
+        objects = [child for child in tree.children()[clause] if tree.labels[child] == "dobj"]
+        if kind == "what" and objects and tree.tags[clause] == "VBG":  # what is the man holding
+            gone = set(tree.subtree(objects[0]))
+            rest = [token for token in rest if token not in gone]
+            verb = 2 + len(subject) + 2  # replaced below
+            asked = add("what", "WP", "dobj", verb)
+            auxiliary = add(be, be_tag, "aux", verb)
+            top = noun_phrase("nsubj", verb)
+            verb = copy(rest, clause, "ROOT", ROOT)
+            heads[asked] = heads[auxiliary] = heads[top] = verb
+        elif kind == "what":  # what is sitting on the table
+            asked = add(chance.choice(["what", "who"]), "WP", "nsubj", -2)
+            auxiliary = add("is", "VBZ", "aux" if tree.tags[clause] == "VBG" else "auxpass", -2)
+            verb = copy(rest, clause, "ROOT", ROOT)
+            heads[asked] = heads[auxiliary] = verb
+        else:  # is the man holding an umbrella
+            auxiliary = add(be, be_tag, "aux" if tree.tags[clause] == "VBG" else "auxpass", -2)
+            top = noun_phrase("nsubj" if tree.tags[clause] == "VBG" else "nsubjpass", -2)
+            verb = copy(rest, clause, "ROOT", ROOT)
+            heads[auxiliary] = heads[top] = verb
+        main = verb
+    elif kind in {"clause", "what", "which"}:
+        assert clause is not None
+        if kind == "what":  # what is on the table
+            asked = add("what", "WP", "nsubj", 1)
+            main = add("is", "VBZ", "ROOT", ROOT)
+            copy(rest, clause, "prep", main)
+        elif kind == "which":  # the cup is on the table
+            top = noun_phrase("nsubj", -2)
+            main = add(be, be_tag, "ROOT", ROOT)
+            heads[top] = main
+            copy(rest, clause, "prep", main)
+        else:  # is the cup on the table
+            main = add(be, be_tag, "ROOT", ROOT)
+            noun_phrase("nsubj", main)
+            copy(rest, clause, "prep", main)
+    elif kind == "color":
+        add("what", "WDT", "det", 1)
+        add(chance.choice(["color", "color", "kind", "shape"]), "NN", "attr", 2)
+        main = add(be, be_tag, "ROOT", ROOT)
+        noun_phrase("nsubj", main)
+    elif kind == "where":
+        add("where", "WRB", "advmod", 1)
+        main = add(be, be_tag, "ROOT", ROOT)
+        noun_phrase("nsubj", main)
+    elif kind == "many":
+        bare = [
+            token
+            for token in subject
+            if tree.heads[token] != root or tree.labels[token] not in {"det", "poss", "nummod"}
+        ]
+        add("how", "WRB", "advmod", 1)
+        many = add("many", "JJ", "amod", -2)
+        main = len(words) + len(bare)
+        heads[many] = copy(bare, root, "attr", main)
+        main = add("are", "VBP", "ROOT", ROOT)
+        if clause is not None and tree.tags[clause] == "IN":
+            copy(rest, clause, "prep", main)
+        else:
+            add("there", "EX", "expl", main)
+    else:
+        main = add(be, be_tag, "ROOT", ROOT)
+        add("there", "EX", "expl", main)
+        noun_phrase("attr", main, "any" if plural else "a")
+    if chance.random() < 0.8 and kind != "which":
+        add("?", ".", "punct", main)
+    if min(heads) < ROOT or heads.count(ROOT) != 1 or _has_cycle(heads):
+        return None
+    return Tree(words, words, tags, heads, labels, [True] * len(words))
+
+
 def lowered(tree: Tree) -> Tree:
     """The tree in lower case."""
     return replace(tree, words=[word.lower() for word in tree.words])
@@ -439,7 +600,7 @@ def without_final_punctuation(tree: Tree) -> Tree:
 
 
 def augmented(trees: Sequence[Tree], chance: random.Random) -> list[Tree]:
-    """One epoch: every sentence once, lower-cased or unpunctuated at random, and as many caption-like cuts."""
+    """One epoch: every sentence, lower-cased or unpunctuated at random, and as many caption-like cuts."""
     epoch = []
     for tree in trees:
         whole = without_final_punctuation(tree) if chance.random() < 0.3 else tree
@@ -510,12 +671,13 @@ width = 96
 # Penn tag -> universal part of speech; `IN`, verbs and the like are refined by the dependency label.
 UNIVERSAL = {
     "ADD": "X", "AFX": "ADJ", "CC": "CCONJ", "CD": "NUM", "DT": "DET", "EX": "PRON", "FW": "X", "GW": "X",
-    "HYPH": "PUNCT", "IN": "ADP", "JJ": "ADJ", "JJR": "ADJ", "JJS": "ADJ", "LS": "X", "MD": "AUX", "NFP": "PUNCT",
-    "NN": "NOUN", "NNP": "PROPN", "NNPS": "PROPN", "NNS": "NOUN", "PDT": "DET", "POS": "PART", "PRP": "PRON",
-    "PRP$": "PRON", "RB": "ADV", "RBR": "ADV", "RBS": "ADV", "RP": "ADP", "SYM": "SYM", "TO": "PART", "UH": "INTJ",
+    "HYPH": "PUNCT", "IN": "ADP", "JJ": "ADJ", "JJR": "ADJ", "JJS": "ADJ", "LS": "X", "MD": "AUX",
+    "NFP": "PUNCT", "NN": "NOUN", "NNP": "PROPN", "NNPS": "PROPN", "NNS": "NOUN", "PDT": "DET", "POS": "PART",
+    "PRP": "PRON", "PRP$": "PRON", "RB": "ADV", "RBR": "ADV", "RBS": "ADV", "RP": "ADP", "SYM": "SYM",
+    "TO": "PART", "UH": "INTJ",
     "VB": "VERB", "VBD": "VERB", "VBG": "VERB", "VBN": "VERB", "VBP": "VERB", "VBZ": "VERB", "WDT": "PRON",
-    "WP": "PRON", "WP$": "PRON", "WRB": "ADV", "$": "SYM", ".": "PUNCT", ",": "PUNCT", ":": "PUNCT", "``": "PUNCT",
-    "''": "PUNCT", "-LRB-": "PUNCT", "-RRB-": "PUNCT",
+    "WP": "PRON", "WP$": "PRON", "WRB": "ADV", "$": "SYM", ".": "PUNCT", ",": "PUNCT", ":": "PUNCT",
+    "``": "PUNCT", "''": "PUNCT", "-LRB-": "PUNCT", "-RRB-": "PUNCT",
 }  # fmt: skip
 
 
@@ -568,6 +730,10 @@ def train(
     for epoch in range(epochs):
         started = time.monotonic()
         data = augmented(trees, chance) + list(captions)
+        for tree in chance.sample(captions, len(captions) // 5):
+            asked = question(tree, chance)
+            if asked is not None:
+                data.append(asked)
         chance.shuffle(data)
         losses: dict[str, float] = {}
         # Small batches first, larger ones and a lower rate later; averaging does the rest.
@@ -594,8 +760,28 @@ def train(
 
 def whole_hyphenated_words(nlp: Language) -> None:
     """Let the tokeniser keep "multi-colored" and "t-shirt" whole."""
-    infixes = [infix for infix in nlp.Defaults.infixes if "(?:-|–|—|--|---|——|~)" not in infix]
-    nlp.tokenizer.infix_finditer = compile_infix_regex(infixes).finditer
+    tokenizer = nlp.tokenizer
+    assert isinstance(tokenizer, Tokenizer)
+    infixes = [
+        infix
+        for infix in nlp.Defaults.infixes or ()
+        if isinstance(infix, str) and "(?:-|–|—|--|---|——|~)" not in infix
+    ]
+    tokenizer.infix_finditer = compile_infix_regex(infixes).finditer
+
+
+def describe(nlp: Language) -> None:
+    """Name, version and sources in the pipeline's meta.json."""
+    nlp.meta.update(
+        name="tbkin_captions",
+        version="1.0",
+        description="English tagger and parser for captions, questions and referring expressions",
+        license="CC BY-SA 4.0",
+        sources=[
+            {"name": "UD English EWT 2.15", "license": "CC BY-SA 4.0"},
+            {"name": "FACTUAL", "license": "MIT"},
+        ],
+    )
 
 
 # ------------------------------------------------------------------------------- lexicon and captions
@@ -634,11 +820,41 @@ def parse_captions(nlp: Language, captions: Sequence[str]) -> list[Parse]:
     """(words, tags, labels, heads) of every caption."""
     parses = []
     for doc in nlp.pipe((" ".join(caption.split()) for caption in captions), batch_size=256):
-        parses.append(([t.text for t in doc], [t.tag_ for t in doc], [t.dep_ for t in doc], [t.head.i for t in doc]))
+        parses.append(
+            ([t.text for t in doc], [t.tag_ for t in doc], [t.dep_ for t in doc], [t.head.i for t in doc])
+        )
     return parses
 
 
-def learn_lexicon(parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[str, str], verbs: dict[str, str]) -> Lexicon:
+def learn_agents(golds: Sequence[Tuples]) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Nouns that act, verbs whose subjects mostly do, and "noun verb" pairs of the other subjects.
+
+    What looks, wears, eats, rides or watches acts. A verb is agentive when 6 of 10 of its subjects act.
+    """
+    subjects: dict[str, Counter[str]] = defaultdict(Counter)
+    for gold in golds:
+        for entry in gold:
+            if len(entry) == 3:
+                subjects[entry[1].split()[0]][entry[0]] += 1
+    acts = Counter[str]()
+    for verb in ("look", "wear", "eat", "ride", "watch", "play", "walk"):
+        acts.update(subjects[verb])
+    agents = frozenset(noun for noun, count in acts.items() if count >= 3)
+    agentive: set[str] = set()
+    inanimate: set[str] = set()
+    for verb, counts in subjects.items():
+        total = sum(counts.values())
+        if total >= 8 and sum(count for noun, count in counts.items() if noun in agents) >= 0.6 * total:
+            agentive.add(verb)
+            inanimate.update(
+                f"{noun} {verb}" for noun, count in counts.items() if noun not in agents and count > 1
+            )
+    return agents, frozenset(agentive), frozenset(inanimate)
+
+
+def learn_lexicon(
+    parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[str, str], verbs: dict[str, str]
+) -> Lexicon:
     """Decisions on compounds, partitives, predicates and attributes, by majority over human-made graphs."""
     compounds: dict[str, Counter[str]] = defaultdict(Counter)
     adjectives: dict[str, Counter[str]] = defaultdict(Counter)
@@ -652,8 +868,8 @@ def learn_lexicon(parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[
             single = lemmatize_noun(first, nouns)
             if head == token + 1 and (f"{single} {noun}",) in gold:
                 decision = "merge"
-            elif (noun, single) in gold or (noun, first) in gold:
-                decision = "attribute"
+            elif any(len(entry) == 2 and entry[0] == noun and entry[1][:4] == first[:4] for entry in gold):
+                decision = "attribute"  # also "wooden" for "wood"
             elif (single, "have", noun) in gold:
                 decision = "have"
             elif (noun, "in", single) in gold:
@@ -671,13 +887,21 @@ def learn_lexicon(parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[
     table: dict[str, str] = {}
     for key, counts in compounds.items():
         general = " " not in key or key.startswith("* ")
-        decision = _decide(counts, 3 if general else 1, 0.5 if not key.startswith("* ") else 0.6)
-        if decision and (general or counts[decision] > 1 or decision == "merge"):
-            table[key] = decision
+        best = _decide(counts, 3 if general else 1, 0.5 if not key.startswith("* ") else 0.6)
+        if best and (general or counts[best] > 1 or best == "merge"):
+            table[key] = best
     for key, counts in adjectives.items():
         if key not in table and _decide(counts, 2, 0.6) == "merge":
             table[key] = "merge"
-    lexicon = Lexicon(compounds=table, noun_lemmas=nouns, verb_lemmas=verbs)
+    agents, agentive_verbs, inanimate_subjects = learn_agents(golds)
+    lexicon = Lexicon(
+        compounds=table,
+        agents=agents,
+        agentive_verbs=agentive_verbs,
+        inanimate_subjects=inanimate_subjects,
+        noun_lemmas=nouns,
+        verb_lemmas=verbs,
+    )
 
     relations: dict[str, Counter[str]] = defaultdict(Counter)
     attributes: dict[str, Counter[str]] = defaultdict(Counter)
@@ -690,8 +914,19 @@ def learn_lexicon(parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[
         for entry in gold:
             if len(entry) == 3:
                 between[entry[0], entry[2]].append(entry[1])
+        direct: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for relation in graph.relations:
+            if " " not in relation.predicate:
+                direct[relation.subject, relation.tokens[0]].append(names[relation.object])
         for relation in graph.relations:
             subject, other = names[relation.subject], names[relation.object]
+            own = direct.get((relation.subject, relation.tokens[0]))
+            if own and " " in relation.predicate and (subject,) in gold and (other,) in gold:
+                held = [found for item in own for found in between.get((item, other), []) if item != other]
+                choice = "=" if between.get((subject, other)) else f"^{held[0]}" if held else "-"
+                relations[f"{relation.predicate}^"][choice] += 1
+                relations[f"{relation.predicate.split(maxsplit=1)[1]}^"][choice] += 1
+                continue
             if subject == other or (other,) not in gold:
                 continue
             forward, backward = between.get((subject, other), []), between.get((other, subject), [])
@@ -732,13 +967,22 @@ def learn_lexicon(parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[
             verb = lemmatize_verb(item.name, verbs)
             if any(len(entry) == 3 and entry[1].split()[0] == verb for entry in gold):
                 continue  # the parse missed what the verb goes with
-            unclaimed = [entry[1] for entry in gold if len(entry) == 2 and entry[0] == name and entry not in produced]
+            unclaimed = [
+                entry[1] for entry in gold if len(entry) == 2 and entry[0] == name and entry not in produced
+            ]
+            alike = [found for found in unclaimed if found[:4] == item.name[:4]]
+            unclaimed = alike or unclaimed
             attributes[item.name][unclaimed[0] if len(unclaimed) == 1 else ""] += 1
     relation_table: dict[str, str] = {}
     for key, counts in relations.items():
         if "|" in key:
             continue
         outcome = _decide(counts, 2, 0.5)
+        if key.endswith("^"):
+            outcome = _decide(counts, 2 if " " in key else 4, 0.45)
+            if outcome is not None:
+                relation_table[key] = outcome
+            continue
         default = "~have" if key.startswith("of<") else key
         if outcome is not None and outcome != default:
             relation_table[key] = outcome
@@ -761,14 +1005,25 @@ def learn_lexicon(parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[
     return replace(lexicon, relations=relation_table, attributes=attribute_table, partitives=partitive_table)
 
 
-def verified_captions(parses: Sequence[Parse], golds: Sequence[Tuples], lexicon: Lexicon) -> list[Tree | None]:
+def verified_captions(
+    parses: Sequence[Parse], golds: Sequence[Tuples], lexicon: Lexicon
+) -> list[Tree | None]:
     """The trees whose graph is exactly the one its annotator drew; None elsewhere."""
     trees: list[Tree | None] = []
     for (words, tags, labels, heads), gold in zip(parses, golds, strict=True):
         graph = graph_from_parse(words, tags, labels, heads, lexicon)
         if graph_tuples(graph) == gold:
             roots = [ROOT if head == token else head for token, head in enumerate(heads)]
-            trees.append(Tree(words, words, tags, roots, labels, [True] * len(words)) if roots.count(ROOT) == 1 else None)
+            # A lower-case word is no name.
+            tags = [
+                tag.replace("NNP", "NN") if tag in {"NNP", "NNPS"} and word.islower() else tag
+                for word, tag in zip(words, tags, strict=True)
+            ]
+            trees.append(
+                Tree(words, words, tags, roots, labels, [True] * len(words))
+                if roots.count(ROOT) == 1
+                else None
+            )
         else:
             trees.append(None)
     return trees
@@ -797,36 +1052,56 @@ def substituted(words: Sequence[str], gold: Tuples, nouns: dict[str, str]) -> li
     return result
 
 
-def select_captions(teacher: Language, parses: Sequence[Parse], golds: Sequence[Tuples], lexicon: Lexicon) -> list[Tree]:
+def select_captions(
+    teacher: Language, parses: Sequence[Parse], golds: Sequence[Tuples], lexicon: Lexicon
+) -> list[Tree]:
     """Captions parsed to the right graph, as they stand or with common words in place of rare ones."""
     found = verified_captions(parses, golds, lexicon)
     missing = [index for index, tree in enumerate(found) if tree is None]
     docs = (
-        Doc(teacher.vocab, words=substituted(parses[index][0], golds[index], lexicon.noun_lemmas)) for index in missing
+        Doc(teacher.vocab, words=substituted(parses[index][0], golds[index], lexicon.noun_lemmas))
+        for index in missing
     )
     again: list[Parse] = []
     for index, doc in zip(missing, teacher.pipe(docs, batch_size=256), strict=True):
-        again.append((parses[index][0], [t.tag_ for t in doc], [t.dep_ for t in doc], [t.head.i for t in doc]))
+        again.append(
+            (parses[index][0], [t.tag_ for t in doc], [t.dep_ for t in doc], [t.head.i for t in doc])
+        )
     rescued = verified_captions(again, [golds[index] for index in missing], lexicon)
-    print(f"captions: {len(found) - len(missing)} verified, {sum(t is not None for t in rescued)} rescued", flush=True)
+    print(
+        f"captions: {len(found) - len(missing)} verified, {sum(t is not None for t in rescued)} rescued",
+        flush=True,
+    )
     return [tree for tree in [*found, *rescued] if tree is not None and len(tree.words) > 1]
 
 
 def write_lexicon(lexicon: Lexicon, path: Path) -> None:
     """One entry a line, sorted, so that two versions can be compared."""
-    content = {name: dict(sorted(table.items())) for name, table in asdict(lexicon).items()}
-    path.write_text(json.dumps(content, indent=0, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    content = {
+        name: table if isinstance(table, dict) else sorted(table) for name, table in asdict(lexicon).items()
+    }
+    path.write_text(
+        json.dumps(content, indent=0, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def main() -> None:
     """Read the options, convert, train, write."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("treebank", type=Path, help="directory of UD_English-EWT (en_ewt-ud-{train,dev}*.conllu[.gz])")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "treebank", type=Path, help="directory of UD_English-EWT (en_ewt-ud-{train,dev}*.conllu[.gz])"
+    )
     options.add_argument("output", type=Path, help="directory to write the pipeline and lexicon.json to")
     options.add_argument("--captions", type=Path, help="FACTUAL's train.csv: captions with scene graphs")
     options.add_argument("--teacher", type=Path, help="a pipeline trained before, to parse the captions with")
-    options.add_argument("--hold-out", type=int, default=1500, help="last captions of the file to leave unseen")
-    options.add_argument("--lexicon-only", action="store_true", help="learn the lexicon from --captions, do not train")
+    options.add_argument(
+        "--hold-out", type=int, default=1500, help="last captions of the file to leave unseen"
+    )
+    options.add_argument(
+        "--lexicon-only", action="store_true", help="learn the lexicon from --captions, do not train"
+    )
     options.add_argument("--epochs", type=int, default=13)
     options.add_argument("--seed", type=int, default=1)
     arguments = options.parse_args()
@@ -853,16 +1128,17 @@ def main() -> None:
     if arguments.lexicon_only:
         return
     print(f"{len(trees)} sentences to train on, {len(dev)} to report on", flush=True)
-    nlp = train(trees, captions, dev, epochs=arguments.epochs, seed=arguments.seed, snapshot=arguments.output / "snapshot")
+    nlp = train(
+        trees,
+        captions,
+        dev,
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+        snapshot=arguments.output / "snapshot",
+    )
     whole_hyphenated_words(nlp)
     add_attribute_ruler(nlp)
-    nlp.meta.update(
-        name="tbkin_captions",
-        version="1.0",
-        description="English tagger and parser for captions, questions and referring expressions",
-        license="CC BY-SA 4.0",
-        sources=[{"name": "UD English EWT 2.15", "license": "CC BY-SA 4.0"}, {"name": "FACTUAL", "license": "MIT"}],
-    )
+    describe(nlp)
     nlp.to_disk(arguments.output)
 
 

@@ -202,7 +202,8 @@ def encode_texts(
     unknown = np.zeros(len(texts), np.bool_)
     cut = 0
     for begin in range(0, len(texts), 4096):
-        chunk = list(texts[begin : begin + 4096])
+        # As lists: a pretokenised tuple of two would be taken for a pair of texts.
+        chunk = [text if isinstance(text, str) else list(text) for text in texts[begin : begin + 4096]]
         for index, encoding in enumerate(tokenizer.encode_batch(chunk, is_pretokenized=pretokenized)):
             pieces = np.array(encoding.ids, np.int32)
             word = np.array([-1 if number is None else number for number in encoding.word_ids], np.int32)

@@ -85,7 +85,7 @@ def load_model_config(path: Path) -> TbkinConfig:
     return TbkinConfig.from_dict(values)
 
 
-def load_model(path: Path, task: str) -> tuple[PreTrainedModel, Tokenizer]:
+def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
     """Load a checkpoint for a task, in evaluation mode, on the CPU.
 
     Raises:

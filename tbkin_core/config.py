@@ -167,12 +167,15 @@ class PretrainConfig(TrainingConfig):
 
     Attributes:
         data: Dataset directories with features and graphs.
+        features, graphs: Their stores, one for each of `data`; DATA/features and DATA/graphs when empty.
         mismatch: Chance that a caption gets another image, for image-text matching.
         ot_weight: Weight of the optimal-transport term; 0 turns it off.
         masking: Probabilities of structural knowledge masking.
     """
 
     data: list[Path] = field(default_factory=list)
+    features: list[Path] = field(default_factory=list)
+    graphs: list[Path] = field(default_factory=list)
     mismatch: float = 0.5
     ot_weight: float = 0.1
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -185,6 +188,11 @@ class PretrainConfig(TrainingConfig):
         }
         return [
             *super().problems(),
+            *(
+                f"{name}: expected one for each of {len(self.data)} datasets, got {len(getattr(self, name))}"
+                for name in ("features", "graphs")
+                if getattr(self, name) and len(getattr(self, name)) != len(self.data)
+            ),
             *_within(self, 0, 1, "mismatch"),
             *_at_least(self, ot_weight=0),
             *(
@@ -300,6 +308,7 @@ class VisualizeConfig(StageConfig):
         image: Image file.
         question: Question, or expression for a REC checkpoint.
         checkpoint: Fine-tuned model; the latest when None.
+        features: Feature store that holds the image, for checkpoints whose features cannot be made anew.
         threshold, selection: Of the thresholded side; the checkpoint's, or 0.3 and relative.
         top: Answers shown.
     """
@@ -307,6 +316,7 @@ class VisualizeConfig(StageConfig):
     image: Path = Path()
     question: str = ""
     checkpoint: Path | None = None
+    features: Path | None = None
     threshold: float | None = None
     selection: str | None = None
     top: int = 5

@@ -121,6 +121,25 @@ def join_tables(tables: Sequence[CaptionTable]) -> CaptionTable:
     )
 
 
+def select_captions(table: CaptionTable, keep: NDArray[np.bool_]) -> CaptionTable:
+    """The captions where (N,) `keep` is True."""
+    rows = np.flatnonzero(keep)
+    pairs, _, _ = ragged_gather(table.pair_offsets, rows)
+    edges, _, _ = ragged_gather(table.cross_offsets, rows)
+    return CaptionTable(
+        [table.tokens[row] for row in rows],
+        [table.image_ids[row] for row in rows],
+        ragged_offsets(np.diff(table.pair_offsets)[rows]),
+        table.pair_object[pairs],
+        table.pair_word[pairs],
+        table.pair_kind[pairs],
+        table.pair_prior[pairs],
+        ragged_offsets(np.diff(table.cross_offsets)[rows]),
+        table.cross_region[edges],
+        table.cross_weight[edges],
+    )
+
+
 def _shard_captions(
     arrays: dict[str, NDArray],
     metadata: dict[str, Any],
@@ -438,7 +457,7 @@ class _Side:
         count = np.zeros((len(rows), regions), np.float32)
         np.add.at(total, (row, region), weight)
         np.add.at(count, (row, region), 1)
-        return total / np.maximum(count, 1)
+        return (total / np.maximum(count, 1)).astype(np.float32)
 
     def partners(
         self, rows: NDArray, key: int, mismatch: float

@@ -159,7 +159,10 @@ def answer_vocabulary(questions: Sequence[Question], minimum: int | None) -> tup
     counts: Counter[str] = Counter()
     for question in questions:
         if question.answers:
-            leading = Counter(normalize_answer(answer) for answer in question.answers).most_common(1)[0][0]
+            given = Counter(normalize_answer(answer) for answer in question.answers)
+            scores = soft_scores(question.answers)
+            # Keys of the scores: the official metric compares unanimous answers as they were written.
+            leading = max(scores, key=lambda answer: (scores[answer], given[normalize_answer(answer)]))
             counts[leading] += 1
     answers = [answer for answer, count in counts.items() if count >= minimum and answer]
     if not answers:
@@ -171,7 +174,7 @@ def answer_vocabulary(questions: Sequence[Question], minimum: int | None) -> tup
 
 
 def load_answers(path: Path) -> list[str]:
-    """A JSON list of answers, such as the 3,129 of VQA 2.0, normalised and without repeats."""
+    """A JSON list of answers, such as the 3,129 of VQA 2.0, without empty ones and repeats."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -180,7 +183,7 @@ def load_answers(path: Path) -> list[str]:
         content = list(content)
     if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
         raise DataError(f"{path}: expected a JSON list of answers")
-    answers = list(dict.fromkeys(answer for answer in map(normalize_answer, content) if answer))
+    answers = list(dict.fromkeys(answer for answer in content if answer.strip()))
     if not answers:
         raise DataError(f"{path}: holds no answers")
     return answers

@@ -7,6 +7,7 @@ a whole is a DataError.
 from __future__ import annotations
 
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -227,7 +228,12 @@ def read_questions(source: Source) -> tuple[str | None, list[QuestionRow]]:
 
 def read_answers(source: Source) -> tuple[str | None, dict[int | str, AnswerRow]]:
     """Split that the file states (or None) and answers by question id of a VQA annotations file."""
-    content = source.json()
+
+    def answer_text(item: dict[str, Any]) -> Any:
+        # Ten of {"answer": ..., "answer_confidence": ..., "answer_id": ...} a question: millions in VQA v2.
+        return item["answer"] if "answer" in item and "question_id" not in item else item
+
+    content = source.json(answer_text)
     rows: dict[int | str, AnswerRow] = {}
     for position, item in source.objects(source.listed(content, "annotations"), "annotation"):
         question_id = as_id(item.get("question_id"))
@@ -254,7 +260,7 @@ def _answers(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
             value = str(value)
         text = as_text(value)
         if text:
-            answers.append(text)
+            answers.append(sys.intern(text))
         else:
             source.problem(subject, "has an answer without text (left out)")
     question_type, answer_type = as_text(item.get("question_type")), as_text(item.get("answer_type"))

@@ -66,7 +66,8 @@ def graph_tuples(graph: TextGraph) -> Tuples:
     tuples: set[tuple[str, ...]] = {(name,) for name in names}
     tuples.update((names[item.object], lemmatize_phrase(item.name)) for item in graph.attributes)
     tuples.update(
-        (names[item.subject], lemmatize_phrase(item.predicate), names[item.object]) for item in graph.relations
+        (names[item.subject], lemmatize_phrase(item.predicate), names[item.object])
+        for item in graph.relations
     )
     return frozenset(tuples)
 
@@ -85,7 +86,8 @@ def score(candidates: Sequence[Tuples], references: Sequence[Tuples]) -> Factual
     """
     if len(candidates) != len(references) or not candidates:
         raise DataError(
-            f"need as many parsed graphs as references and at least one, got {len(candidates)} and {len(references)}"
+            "need as many parsed graphs as references and at least one, "
+            f"got {len(candidates)} and {len(references)}"
         )
     pairs = list(zip(candidates, references, strict=True))
     return FactualScore(
@@ -105,8 +107,12 @@ def read_factual(path: Path) -> list[tuple[str, str]]:
         with path.open(encoding="utf-8", newline="") as file:
             rows: Iterable[dict[str, str]] = list(csv.DictReader(file))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}", hint="expected FACTUAL's train.csv or dev.csv") from error
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}", hint="expected FACTUAL's train.csv or dev.csv"
+        ) from error
     try:
         return [(row["caption"], row["scene_graph"]) for row in rows]
     except KeyError as error:
-        raise DataError(f"{path}: no column {error}", hint="expected the columns caption, scene_graph") from error
+        raise DataError(
+            f"{path}: no column {error}", hint="expected the columns caption, scene_graph"
+        ) from error

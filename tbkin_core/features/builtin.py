@@ -21,7 +21,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.color import rgb2lab
 from skimage.measure import label as label_components
-from skimage.segmentation import felzenszwalb
+from skimage.segmentation import felzenszwalb, watershed
 
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.regions import ImageId, RegionFeatures, pairwise_iou
@@ -42,20 +42,22 @@ COLOUR_PROTOTYPES: dict[str, tuple[tuple[int, int, int], ...]] = {
     "tan": ((210, 180, 140), (190, 165, 130)),
 }
 
+VERSION = 1  # of the features; raise it with any change of their meaning
+FEATURE_SIZE = 312
 PATCH = 48  # samples along a side of a region's box
 MARGIN = 8  # further samples on each side, the surroundings
 FRAME = PATCH + 2 * MARGIN
 ANGLES = 24  # directions of the radial profile
+ORIENTATIONS = 6  # of gradients
 COLOUR_LEVELS = 16  # steps a channel of the colour table
 HUES = 12
-ORIENTATIONS = 6
-REACH = 3  # pixels
+GRAYS = 6
+GRAY_WEIGHT = 0.5  # of the share of gray in the choice of a colour name
+REACH = 3  # pixels around a sure foreground pixel within which the raw colour decides
+NECK = 0.7  # width of a neck relative to the narrower part, below which it divides
 MAX_SEGMENTS = 200
 MAX_CANDIDATES = 1500
 LARGEST_PART = 0.95  # share of the image above which a proposal is the image itself
-VERSION = 1  # of the features; raise it with any change of their meaning
-FEATURE_SIZE = 312
-GRAYS = 6
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class _Segmentation:
     Attributes:
         labels: (H, W) int32, the segment of every pixel.
         colours: (N,) int32, the colour class of every segment; -1 is background.
+        parts: (N,) int32, the part of the foreground by shape alone; 0 where there is none.
         area: (N,) pixels.
         low, high: (N, 2) corners of the bounding box, xy, `high` exclusive.
         lab_mean: (N, 3) mean CIELAB colour.
@@ -77,6 +80,7 @@ class _Segmentation:
 
     labels: NDArray[np.int32]
     colours: NDArray[np.int32]
+    parts: NDArray[np.int32]
     area: NDArray[np.float32]
     low: NDArray[np.float32]
     high: NDArray[np.float32]
@@ -196,7 +200,7 @@ def _colour_classes(
         least: Least share of the pixels a peak's bin and its class must hold.
 
     Returns:
-        (n, 3) centres, largest first, and the (M,) class of every pixel.
+        (n, 3) centres and the (M,) class of every pixel.
     """
     bins = np.floor(pixels / 6.0).astype(np.int64) + 32
     keys = (bins[:, 0] * 64 + bins[:, 1]) * 64 + bins[:, 2]
@@ -225,8 +229,7 @@ def _colour_classes(
             keep = weight == weight.max()
         centres = (total[keep] / weight[keep, None]).astype(np.float32)
     distance = ((means[:, None] - centres[None]) ** 2).sum(axis=-1)
-    order = np.arange(len(centres))
-    return centres, order[distance.argmin(axis=1)][inverse]
+    return centres, distance.argmin(axis=1)[inverse]
 
 
 def _fill_from_nearest(values: NDArray[np.int32], unknown: NDArray[np.bool_]) -> NDArray[np.int32]:
@@ -237,13 +240,48 @@ def _fill_from_nearest(values: NDArray[np.int32], unknown: NDArray[np.bool_]) ->
     return values[rows, columns]
 
 
+def _basins(foreground: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Parts of the foreground that only a narrow neck joins: watershed of the distance to the background.
+
+    Two overlapping objects of the same colour have nothing else to tell them apart.
+
+    Returns:
+        (H, W) int32, the part of each foreground pixel; 0 elsewhere, and everywhere where the foreground is
+        most of the image, as in photographs.
+    """
+    nothing = np.zeros(foreground.shape, np.int32)
+    if not 0 < foreground.mean() < 0.5:
+        return nothing
+    depth = ndimage.distance_transform_edt(foreground).astype(np.float32)
+    peaks, count = ndimage.label((depth == ndimage.maximum_filter(depth, size=7)) & (depth > 2.0))
+    if count < 2:
+        return nothing
+    basins = watershed(-depth, peaks, mask=foreground).astype(np.int32)
+    height = ndimage.maximum(depth, basins, np.arange(count + 1)).astype(np.float32)
+    saddle = np.zeros((count + 1, count + 1), np.float32)
+    for before, after, low in (
+        (basins[1:], basins[:-1], np.minimum(depth[1:], depth[:-1])),
+        (basins[:, 1:], basins[:, :-1], np.minimum(depth[:, 1:], depth[:, :-1])),
+    ):
+        edge = (before != after) & (before > 0) & (after > 0)
+        np.maximum.at(saddle, (before[edge], after[edge]), low[edge])
+    saddle = np.maximum(saddle, saddle.T)
+    joined = saddle > NECK * np.minimum(height[:, None], height[None])
+    part = np.zeros(count + 1, np.int32)
+    groups = _groups(_bit_rows(joined), (1 << (count + 1)) - 2)
+    for index, members in enumerate(_members(groups, count + 1)):
+        part[members] = index + 1
+    return part[basins]
+
+
 def _colour_segments(
     lab: NDArray[np.float32], raw: NDArray[np.float32], min_area: int, max_segments: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """Connected parts of one colour class each, apart from the background.
 
     Returns:
-        (H, W) segments, and the (N,) colour class of each (-1: background).
+        (H, W) segments, the (N,) colour class of each (-1: background), and the (N,) part of the foreground
+        that it lies in (0: none).
     """
     foreground = _foreground(lab, raw)
     classes = np.full(lab.shape[:2], -1, np.int32)
@@ -254,26 +292,34 @@ def _colour_segments(
         known = np.zeros_like(foreground)
         known[foreground] = ((lab[foreground] - centres[assigned]) ** 2).sum(axis=-1) <= 10.0**2
         classes = np.where(foreground, _fill_from_nearest(classes, ~known), -1).astype(np.int32)
-    least = min_area
-    while True:
-        labels = label_components(classes, background=-2, connectivity=1).astype(np.int32) - 1
+    basins = _basins(classes >= 0)
+    stride = int(basins.max()) + 1
+    codes = np.where(classes >= 0, classes * stride + basins, -1).astype(np.int32)
+    labels = label_components(codes, background=-2, connectivity=1).astype(np.int32) - 1
+    for _ in range(4):  # filling can leave new scraps, though hardly twice
         counts = np.bincount(labels.ravel())
+        least = min(min_area, int(counts.max()))
+        if len(counts) > max_segments:
+            least = max(least, int(np.sort(counts)[-max_segments]))
         small = counts < least
-        if not small.any() or small.all():
+        if not small.any() and len(counts) > 2 * max_segments:  # a mosaic of equal tiles
+            small[max_segments:] = True
+        if not small.any():
             break
-        kept = int((~small).sum())
-        classes = _fill_from_nearest(classes, small[labels])
-        labels = label_components(classes, background=-2, connectivity=1).astype(np.int32) - 1
-        if kept <= max_segments and labels.max() < max_segments * 1.2:
-            break
-        least *= 2
+        codes = _fill_from_nearest(codes, small[labels])
+        labels = label_components(codes, background=-2, connectivity=1).astype(np.int32) - 1
     first = np.zeros(int(labels.max()) + 1, np.int64)
     first[labels.ravel()] = np.arange(labels.size)
-    return labels, classes.ravel()[first]
+    codes = codes.ravel()[first]
+    return labels, np.where(codes >= 0, codes // stride, -1), np.where(codes >= 0, codes % stride, 0)
 
 
 def _measure(
-    labels: NDArray[np.int32], colours: NDArray[np.int32], lab: NDArray[np.float32], gap: int
+    labels: NDArray[np.int32],
+    colours: NDArray[np.int32],
+    parts: NDArray[np.int32],
+    lab: NDArray[np.float32],
+    gap: int,
 ) -> _Segmentation:
     count = len(colours)
     height, width = labels.shape
@@ -316,6 +362,7 @@ def _measure(
     return _Segmentation(
         labels=labels,
         colours=colours,
+        parts=parts,
         area=area,
         low=low,
         high=high,
@@ -334,6 +381,13 @@ def _measure(
 def _bit_rows(matrix: NDArray[np.bool_]) -> list[int]:
     """Rows of a boolean matrix as integers, bit i for column i: sets that Python joins and compares fast."""
     return [int.from_bytes(row.tobytes(), "little") for row in np.packbits(matrix, axis=1, bitorder="little")]
+
+
+def _members(sets: list[int], count: int) -> NDArray[np.bool_]:
+    """Bit sets as rows of a boolean matrix, (sets, count): the reverse of `_bit_rows`."""
+    size = (count + 7) // 8
+    packed = np.frombuffer(b"".join(members.to_bytes(size, "little") for members in sets), np.uint8)
+    return np.unpackbits(packed.reshape(-1, size), axis=1, count=count, bitorder="little").view(bool)
 
 
 def _groups(neighbours: list[int], members: int) -> list[int]:
@@ -424,6 +478,8 @@ def _texture_groups(seg: _Segmentation, foreground: NDArray[np.int64]) -> list[i
     groups = (
         blobs + _groups(_bit_rows(touching & same), everything) + _groups(_bit_rows(touching), everything)
     )
+    for part in np.unique(seg.parts[seg.parts > 0]):
+        groups += _groups(neighbours, sum(1 << int(i) for i in np.flatnonzero(seg.parts == part)))
     # Stripes and dots in a colour of their own: two colours of one blob taken together, and what they leave.
     extent = np.bincount(seg.colours[foreground], seg.area[foreground])
     by_extent = [int(colour) for colour in np.argsort(-extent, kind="stable") if extent[colour] > 0]
@@ -453,9 +509,7 @@ def _candidates(seg: _Segmentation, limit: int) -> NDArray[np.bool_]:
     if len(foreground) < count:
         groups += _texture_groups(seg, foreground)
     distinct = list(dict.fromkeys(groups))[:limit]
-    size = (count + 7) // 8
-    packed = np.frombuffer(b"".join(group.to_bytes(size, "little") for group in distinct), np.uint8)
-    return np.unpackbits(packed.reshape(-1, size), axis=1, count=count, bitorder="little").view(bool)
+    return _members(distinct, count)
 
 
 def _boxes(seg: _Segmentation, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -467,7 +521,7 @@ def _boxes(seg: _Segmentation, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def _cues(seg: _Segmentation, rows: NDArray[np.bool_], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What speaks for a candidate being a whole object, (C, 16).
+    """What speaks for a candidate being a whole object, (C, 16), the columns of _WEIGHTS.
 
     See Alexe et al. 2012 for the cues: contrast with the surroundings, a closed boundary, one colour.
     """
@@ -495,6 +549,7 @@ def _cues(seg: _Segmentation, rows: NDArray[np.bool_], boxes: NDArray[np.float32
     spread = np.sqrt(np.maximum(weight @ seg.lab_square - (mean**2).sum(axis=1), 0.0)) / 50.0
     # Segments of the same colour close by but left out: the candidate is likely a part of something.
     same = (seg.colours[:, None] == seg.colours[None]) & (seg.colours[:, None] >= 0) & seg.near
+    same &= seg.parts[:, None] == seg.parts[None]
     left_out = (((inside @ same.astype(np.float32)) > 0) * outside) @ seg.area / area
     side = boxes[:, 2:] - boxes[:, :2]
     box_area = side.prod(axis=1)
@@ -525,31 +580,16 @@ def _cues(seg: _Segmentation, rows: NDArray[np.bool_], boxes: NDArray[np.float32
 
 # Logistic regression of the overlap with a labelled object on the cues and a constant, one row for the colour
 # segments and one for the graph-based ones; fitted to drawn scenes and to COCO train2017 in equal parts.
+# fmt: off
 _WEIGHTS = np.array(
     [
-        [
-            1.5,
-            0.65,
-            -0.28,
-            0.61,
-            -0.69,
-            -0.19,
-            0.9,
-            -1.08,
-            -1.19,
-            -1.31,
-            -1.11,
-            -2.69,
-            2.19,
-            -0.37,
-            -0.11,
-            -0.43,
-            -1.74,
-        ],
-        [0.71, 0, 0.68, 0, 0, 0.4, 0.8, 2.08, -0.38, -1.27, -1.04, -2.57, 0.35, -1.38, 0, -0.88, -1.92],
+        [1.58, 0.7, -0.28, 0.49, -0.64, 0.01, 1.01, -0.78, -1.23, -1.37, -1.17, -2.73, 2.39, -0.62, -0.26,
+         -0.51, -1.8],
+        [0.62, 0, 0.49, 0, 0, 0.35, 0.75, 2.11, -0.38, -1.42, -1.14, -2.7, 0.41, -1.39, 0, -0.78, -1.9],
     ],
     np.float32,
 )
+# fmt: on
 
 
 def _suppress(
@@ -708,7 +748,7 @@ def _shape_block(patches: _Patches) -> NDArray[np.float32]:
     moments = np.einsum("kyx,kpx,kqy->kpq", weight, powers_x, powers_y, optimize=True)
     moments = moments / (PATCH**2 * area[:, None, None] ** ((np.add.outer(range(4), range(4))) / 2 + 1))
     hu = _hu_moments(moments)
-    log_hu = -np.sign(hu) * np.log10(np.abs(hu) + 1e-8) / 4.0
+    log_hu = np.sign(hu) * np.log1p(np.abs(hu) * 1e4) / 4.0
 
     angle = 2 * np.pi * np.arange(ANGLES) / ANGLES
     direction = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)  # (A, 2)
@@ -729,7 +769,7 @@ def _shape_block(patches: _Patches) -> NDArray[np.float32]:
 
     # Area of the convex hull, from the reach of the mask in 16 directions; rows give all extreme points.
     first, last = inner.argmax(axis=2), PATCH - inner[:, :, ::-1].argmax(axis=2)
-    filled = inner.any(axis=2)
+    filled = np.asarray(inner.any(axis=2))
     turn = 2 * np.pi * np.arange(16) / 16
     left = (first / PATCH - 0.5) * scale[:, :1]
     right = (last / PATCH - 0.5) * scale[:, :1]
@@ -860,8 +900,8 @@ def _texture_block(lab: NDArray[np.float32], patches: _Patches) -> NDArray[np.fl
         along,
         across,
         np.sqrt(variance) * 4,
-        third / 2,
-        fourth / 4,
+        np.arcsinh(third),
+        np.log1p(fourth) / 2,
     ]
     blocks = [hog, binary, np.stack(scalars, axis=1), turned * 2, np.sqrt(wedges[:, :4]), sorted_wedges * 2]
     return np.concatenate(blocks, axis=1).astype(np.float32)
@@ -1002,7 +1042,8 @@ class BuiltinExtractor:
             [colour, _shape_block(patches), _texture_block(lab, patches), where], axis=1
         ).astype(np.float32)
         limit = np.array([original_width, original_height] * 2, np.float32)
-        named = names.argmax(axis=1)
+        # Where black meets white the blend is gray: gray must win clearly to be the name.
+        named = np.where(np.array(self.attribute_names) == "gray", GRAY_WEIGHT * names, names).argmax(axis=1)
         return RegionFeatures(
             image_id=image_id,
             features=np.clip(features, -8.0, 8.0),
@@ -1062,8 +1103,8 @@ class BuiltinExtractor:
     def _segment_drawing(self, copy: NDArray[np.uint8], lab: NDArray[np.float32]) -> _Segmentation:
         smooth = _lab(_median3(_median3(copy)))
         least = max(6, int(2e-4 * copy.shape[0] * copy.shape[1]))
-        labels, colours = _colour_segments(smooth, lab, least, MAX_SEGMENTS)
-        return _measure(labels, colours, smooth, gap=6)
+        labels, colours, parts = _colour_segments(smooth, lab, least, MAX_SEGMENTS)
+        return _measure(labels, colours, parts, smooth, gap=6)
 
     def _segment_photo(self, copy: NDArray[np.uint8], _: NDArray[np.float32]) -> _Segmentation:
         small = _working_copy(copy, self.photo_side)
@@ -1072,7 +1113,8 @@ class BuiltinExtractor:
         count = np.bincount(labels.ravel())
         mean = np.stack([np.bincount(labels.ravel(), lab[..., c].ravel()) for c in range(3)], axis=1)
         _, classes = _colour_classes((mean / count[:, None]).astype(np.float32), 12, 12.0, 0.004)
-        return _measure(labels, classes.astype(np.int32), lab, gap=4)
+        parts = np.zeros(len(classes), np.int32)
+        return _measure(labels, classes.astype(np.int32), parts, lab, gap=4)
 
 
 def _is_explained(seg: _Segmentation, rows: NDArray[np.bool_], logits: NDArray[np.float32]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tbkin_core.errors import DataError
+from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style, plain_axes
 
 # All in inches.
@@ -177,7 +178,7 @@ def _draw(
     height, width = image.shape[:2]
     stacked = width > 2.4 * height
     slot_width = inner - _SCALE_WIDTH if stacked else (inner - _SCALE_WIDTH - _GAP) / 2
-    slot_height = float(np.clip(slot_width * height / width, 0.7, 2.0 if stacked else 3.4))
+    slot_height = float(np.clip(slot_width * height / width, 0.35, 2.0 if stacked else 3.4))
     legend_height = _LEGEND_ROW * max(map(len, lines)) + 0.05 if any(lines) else 0.0
     panel_height = _HEADING + slot_height + legend_height
 
@@ -485,8 +486,6 @@ def _grounding_lines(choice: _Choice, boxes: NDArray[np.float64], labels: list[s
 
 
 def _iou(box: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    from tbkin_core.evaluation.rec import box_iou_paired
-
     return float(box_iou_paired(box[None], other[None])[0])
 
 

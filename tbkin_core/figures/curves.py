@@ -92,7 +92,7 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
         page.text(0.15, 0.12 + 0.18 * index, line, 9, weight="bold")
     first = min(float(steps.min()) for _, lines in plots for _, steps, _ in lines)
     last = max(float(steps.max()) for _, lines in plots for _, steps, _ in lines)
-    margin = 0.02 * (last - first) or 0.5
+    margin = 0.02 * (last - first) or 2.0
     for index, (label, lines) in enumerate(plots):
         plot_top = top + index * (_PLOT_HEIGHT + gap)
         axes = page.axes(left, plot_top, width, _PLOT_HEIGHT)

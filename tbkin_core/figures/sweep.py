@@ -162,7 +162,7 @@ def _legend_rows(page: Page, names: list[str]) -> list[list[str]]:
 
 
 def _entry_width(page: Page, name: str) -> float:
-    return 0.55 + page.measure(name, 7.5)
+    return 0.47 + page.measure(name, 7.5)
 
 
 def _draw_legend(
@@ -177,10 +177,10 @@ def _draw_legend(
 
     styles = {name: (color, style) for name, color, style in entries}
     for index, names in enumerate(rows):
-        left = (page.width - sum(_entry_width(page, name) for name in names) + 0.19) / 2
+        left = (page.width - sum(_entry_width(page, name) for name in names) + 0.17) / 2
         middle = top + 0.17 * (index + 0.5)
         for name in names:
-            ends = [left / page.width, (left + 0.3) / page.width]
+            ends = [left / page.width, (left + 0.25) / page.width]
             height = 1 - middle / page.height
             if name in styles:
                 color, style = styles[name]
@@ -194,7 +194,7 @@ def _draw_legend(
                         (ends[0], height - size[1] / 2), *size, color="#555555", alpha=0.25, linewidth=0
                     )
                 )
-            page.text(left + 0.36, middle, name, 7.5, va="center")
+            page.text(left + 0.3, middle, name, 7.5, va="center")
             left += _entry_width(page, name)
 
 

@@ -29,7 +29,21 @@ ADJECTIVE_TAGS = frozenset({"JJ", "JJR", "JJS"})
 VERB_TAGS = frozenset({"VB", "VBD", "VBG", "VBN", "VBP", "VBZ"})
 # Mistagged words still stand where only a noun can stand.
 NOMINAL_LABELS = frozenset({"nsubj", "nsubjpass", "dobj", "pobj", "attr", "dative", "oprd", "ROOT"})
-UNLIKELY_NOUN_TAGS = ADJECTIVE_TAGS | {"VBG", "VB", "VBP", "VBZ", "VBD", "VBN", "FW", "UH", "ADD", "RB", "$", "SYM"}
+UNLIKELY_NOUN_TAGS = ADJECTIVE_TAGS | {
+    "VBG",
+    "VB",
+    "VBP",
+    "VBZ",
+    "VBD",
+    "VBN",
+    "FW",
+    "UH",
+    "ADD",
+    "RB",
+    "$",
+    "SYM",
+}
+_MATERIAL_LABELS = frozenset({"compound", "npadvmod", "nmod", "amod", "advmod", "nsubj"})
 MODIFIER_LABELS = frozenset({"compound", "amod", "nmod"})
 PERSON_PRONOUNS = {
     "he": "man", "him": "man", "she": "woman", "someone": "person", "somebody": "person",
@@ -40,19 +54,29 @@ NUMBERS = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9",
     "ten": "10", "eleven": "11", "twelve": "12", "both": "2",
 }  # fmt: skip
+DEPICTIONS = frozenset({"photo", "photograph", "picture", "image", "painting", "drawing", "view", "shot"})
 SHADES = frozenset({"light", "dark", "bright", "pale", "navy", "sky", "lime", "deep"})
 COLORS = frozenset(
-    "white black blue green red brown yellow gray grey orange silver pink purple tan beige gold".split()
+    {
+        "white", "black", "blue", "green", "red", "brown", "yellow", "gray", "grey", "orange", "silver",
+        "pink", "purple", "tan", "beige", "gold",
+    }
+)  # fmt: skip
+STRANDED = frozenset({"on", "in", "under", "at", "with", "behind", "by", "near", "over"})
+MATERIAL_PARTICIPLES = frozenset({"covered", "filled", "lined", "topped", "surrounded"})
+PARTICLES = frozenset(
+    {"down", "up", "open", "closed", "raised", "extended", "out", "outstretched", "off", "on"}
 )
-PARTICLES = frozenset({"down", "up", "open", "closed", "raised", "extended", "out", "outstretched", "off", "on"})
 BE_FORMS = frozenset({"is", "are", "was", "were", "be", "been", "being", "am", "'s", "'re", "’s", "’re"})
 
 _RELATIONAL_NOUN = (
-    "top|front|back|side|sides|left|right|middle|center|centre|edge|edges|corner|bottom|end|rear|face|rim|tip|base"
+    "top|front|back|side|sides|left|right|middle|center|centre|edge|edges|corner|bottom|end|rear|face|rim|tip"
+    "|base"
 )
 _MULTIWORD_PREPOSITION = re.compile(
     r"(?<!\S)(?:"
-    r"(?:on|in|at|to|by|near|from|along|off|around|towards?)(?: (?:the|a|an|both|either|each|one|his|her|its|their))?"
+    r"(?:on|in|at|to|by|near|from|along|off|around|towards?)"
+    r"(?: (?:the|a|an|both|either|each|one|his|her|its|their))?"
     r"(?: (?:very|left|right|front|back|other|far|opposite|top|bottom|upper|lower))?(?: hand)?"
     rf" (?:{_RELATIONAL_NOUN}) of"
     r"|on top|in front of|in between|next to|close to|far from|adjacent to|(?:to )?(?:the )?(?:left|right) of"
@@ -60,6 +84,10 @@ _MULTIWORD_PREPOSITION = re.compile(
     r"|(?:along|together) with|across from|away from"
     r")(?!\S)"
 )
+_SIDE_PHRASE = re.compile(
+    r"(?<!\S)(?:on|in|at|to|from) (?:the |your )?(?:far |very )?(?:left|right)(?: (?:hand )?side)?(?!\S)"
+)
+SIDES = frozenset({"left", "right", "middle", "center", "centre", "top", "bottom", "far", "near"})
 _ARTICLES = frozenset({"the", "a", "an", "his", "her", "its", "their"})
 # A prepositional phrase after coordinated nouns usually holds of all of them, unless it is one of these.
 _CLOSE_PREPOSITIONS = frozenset({"with", "of", "without"})
@@ -75,9 +103,13 @@ class Lexicon:
     Attributes:
         compounds: "modifier noun" or "modifier" -> "merge", "attribute", "have" or "in".
         relations: Produced predicate, or "predicate|object", -> predicate to use; "~" in front swaps the
-            ends, "-" alone drops the relation.
+            ends, "-" alone drops the relation. "predicate^" or "preposition^" decides on a verb with an
+            object of its own: "^predicate" relates that object instead of the subject, "=" does not.
         partitives: First noun of "X of Y" -> attribute of Y, "" to drop X, "have" to keep both.
         attributes: Produced attribute -> attribute to use; "" drops it.
+        agents: Nouns of what acts (people, animals).
+        agentive_verbs: Verbs whose subject mostly is one of them.
+        inanimate_subjects: "noun verb" pairs of other nouns that such verbs do take.
         noun_lemmas: Irregular plurals.
         verb_lemmas: Irregular or ambiguous verb forms.
     """
@@ -86,6 +118,9 @@ class Lexicon:
     relations: dict[str, str] = field(default_factory=dict)
     partitives: dict[str, str] = field(default_factory=dict)
     attributes: dict[str, str] = field(default_factory=dict)
+    agents: frozenset[str] = frozenset()
+    agentive_verbs: frozenset[str] = frozenset()
+    inanimate_subjects: frozenset[str] = frozenset()
     noun_lemmas: dict[str, str] = field(default_factory=dict)
     verb_lemmas: dict[str, str] = field(default_factory=dict)
 
@@ -96,16 +131,25 @@ def shipped_lexicon() -> Lexicon:
     file = resources.files("tbkin_core").joinpath("resources", "parser", "lexicon.json")
     if not file.is_file():
         return Lexicon()
-    return Lexicon(**json.loads(file.read_text(encoding="utf-8")))
+    tables: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("agents", "agentive_verbs", "inanimate_subjects"):
+        tables[name] = frozenset(tables.get(name, ()))
+    return Lexicon(**tables)
 
 
 # Short or irregular forms that the suffix rules miss, whatever the lexicon holds.
 _VERB_FORMS = {
-    "has": "have", "had": "have", "does": "do", "goes": "go", "is": "be", "are": "be", "ate": "eat", "met": "meet",
+    "has": "have", "had": "have", "does": "do", "goes": "go", "is": "be", "are": "be", "ate": "eat",
+    "met": "meet",
     "rode": "ride", "laid": "lay", "lain": "lay", "lying": "lay", "lies": "lay", "lie": "lay", "sat": "sit",
     "seated": "sit", "tied": "tie", "tying": "tie", "dyed": "dye",
 }  # fmt: skip
-_F_PLURALS = frozenset("leaves knives wolves shelves scarves wives loaves calves halves thieves lives hooves".split())
+_F_PLURALS = frozenset(
+    {
+        "leaves", "knives", "wolves", "shelves", "scarves", "wives", "loaves", "calves", "halves", "thieves",
+        "lives", "hooves",
+    }
+)  # fmt: skip
 _SINGULAR_S = ("ss", "us", "is")
 
 
@@ -162,7 +206,9 @@ def _verb_stem(stem: str) -> str:
         return stem
     if _DOUBLED.search(stem) and not stem.endswith(("ll", "zz")):
         return stem[:-1]
-    if stem.endswith(("v", "c", "u", "dg", "rg", "ng", "rs", "ns", "z")) and not stem.endswith(("ong", "zz", "ing", "ang")):
+    if stem.endswith(("v", "c", "u", "dg", "rg", "ng", "rs", "ns", "z")) and not stem.endswith(
+        ("ong", "zz", "ing", "ang")
+    ):
         return stem + "e"
     if len(stem) >= 2 and stem[-1] == "l" and stem[-2] in "tbdgkpc":  # handle, tumble, cuddle
         return stem + "e"
@@ -179,21 +225,27 @@ def _verb_stem(stem: str) -> str:
 class _Sentence:
     """Parallel arrays over the tokens of one text, with multi-word prepositions folded into one node."""
 
-    def __init__(self, words: Sequence[str], tags: Sequence[str], labels: Sequence[str], heads: Sequence[int]):
+    def __init__(
+        self, words: Sequence[str], tags: Sequence[str], labels: Sequence[str], heads: Sequence[int]
+    ):
         self.words = [word.lower() for word in words]
         self.tags = list(tags)
         self.labels = list(labels)
         self.heads = list(heads)
         self.folded: dict[int, range] = {}
-        self._fold_prepositions()
+        self.sides: dict[int, tuple[int, str]] = {}
+        text = " ".join(self.words)
+        self._fold_prepositions(text)
+        self._fold_sides(text)
         self.kids: list[list[int]] = [[] for _ in self.words]
         for token, head in enumerate(self.heads):
             if head != token:
                 self.kids[head].append(token)
 
-    def _fold_prepositions(self) -> None:
-        text = " ".join(self.words)
-        if " of" not in text and " to" not in text and " with" not in text and "from" not in text and "in " not in text and "on top" not in text:
+    def _spans(self, pattern: re.Pattern[str], text: str) -> Iterator[range]:
+        """Token ranges a pattern matches; matches start and end at token boundaries."""
+        match = pattern.search(text)
+        if match is None:
             return
         starts: dict[int, int] = {}
         ends: dict[int, int] = {}
@@ -203,32 +255,74 @@ class _Sentence:
             offset += len(word)
             ends[offset] = index
             offset += 1
-        for match in _MULTIWORD_PREPOSITION.finditer(text):
+        for match in pattern.finditer(text):
             first, last = starts.get(match.start()), ends.get(match.end())
-            if first is None or last is None or last + 1 >= len(self.words):
+            if first is not None and last is not None:
+                yield range(first, last + 1)
+
+    def _top(self, span: range) -> int:
+        """The token of a span whose head lies outside it (or that is a root)."""
+        return next(token for token in span if self.heads[token] not in span or self.heads[token] == token)
+
+    def _fold_prepositions(self, text: str) -> None:
+        for span in self._spans(_MULTIWORD_PREPOSITION, text):
+            first, last = span[0], span[-1]
+            if last + 1 >= len(self.words) and self.words[last] != "top":
                 continue
-            span = range(first, last + 1)
-            tops = [token for token in span if self.heads[token] not in span or self.heads[token] == token]
-            top = tops[0]
-            outside = self.heads[top]
+            top = self._top(span)
+            outside, label = self.heads[top], "prep"
             if outside == top:
-                # The preposition heads the whole text: its subject, if any, stays a child.
                 outside, label = first, "ROOT"
-            else:
-                label = "prep"
-            if outside > last and self.labels[top] not in {"prep", "advmod", "advcl"}:
+            elif outside > last and self.labels[top] not in {"prep", "advmod", "advcl"}:
                 continue
             self.folded[first] = span
-            for token in range(len(self.words)):
-                if token in span or self.heads[token] not in span:
+            for token, head in enumerate(self.heads):
+                if token in span or head not in span:
                     continue
                 self.heads[token] = first
-                if token > last and (self.labels[token] in {"pobj", "dobj", "ROOT"} or self.tags[token] in NOUN_TAGS):
+                if token > last and (
+                    self.labels[token] in {"pobj", "dobj", "ROOT"} or self.tags[token] in NOUN_TAGS
+                ):
                     self.labels[token] = "pobj"
             for token in span:
                 self.heads[token], self.labels[token] = first, "fixed"
             self.heads[first], self.labels[first] = outside, label
             self.tags[first] = "IN"
+
+    def _fold_sides(self, text: str) -> None:
+        """As in "the man on the left": what hangs below the place moves up to the man."""
+        for span in self._spans(_SIDE_PHRASE, text):
+            first, last = span[0], span[-1]
+            follows_noun = last + 1 < len(self.words) and (
+                self.words[last + 1] == "of" or self.tags[last + 1] in NOUN_TAGS | ADJECTIVE_TAGS
+            )
+            top = self._top(span)
+            outside = self.heads[top]
+            if follows_noun or outside == top or first in self.folded or self.labels[first] == "fixed":
+                continue
+            side = next(
+                word for word in (self.words[token] for token in span) if word in SIDES - {"far", "near"}
+            )
+            for token, head in enumerate(self.heads):
+                if token not in span and head in span:
+                    self.heads[token] = outside
+                    verb = next(
+                        (
+                            kid
+                            for kid in range(last + 1, token)
+                            if self.heads[kid] == token and self.tags[kid] == "VBG"
+                        ),
+                        None,
+                    )
+                    if self.labels[token] == "pobj" and verb is not None:
+                        self.heads[verb], self.labels[verb] = outside, "acl"
+                        self.heads[token], self.labels[token] = verb, "dobj"
+                    if self.tags[token] in {"VBG", "VBN"}:
+                        self.labels[token] = "acl" if self.tags[outside] in NOUN_TAGS else "conj"
+            for token in span:
+                self.heads[token], self.labels[token] = first, "fixed"
+            self.heads[first], self.labels[first] = outside, "side"
+            self.sides[first] = (next(token for token in span if self.words[token] == side), side)
 
     def preposition(self, token: int) -> tuple[list[str], tuple[int, ...]]:
         """Words (without articles) and tokens of a preposition."""
@@ -236,7 +330,10 @@ class _Sentence:
         if span is None:
             return [self.words[token]], (token,)
         tokens = tuple(index for index in span if self.words[index] not in _ARTICLES)
-        return [self.words[index] for index in tokens], tokens
+        words = [self.words[index] for index in tokens]
+        if words[-1] == "of" and words[-2] in {"left", "right"} and len(words) == 2:
+            words.insert(0, "to")  # "left of" is "to the left of"
+        return words, tokens
 
 
 class _Builder:
@@ -264,7 +361,11 @@ class _Builder:
             return False
         if tag in NOUN_TAGS:
             head = s.heads[token]
-            if label in {"compound", "nmod", "amod"} and head > token and s.tags[head] in NOUN_TAGS | UNLIKELY_NOUN_TAGS:
+            if (
+                label in {"compound", "nmod", "amod"}
+                and head > token
+                and s.tags[head] in NOUN_TAGS | UNLIKELY_NOUN_TAGS
+            ):
                 return False
             return any(letter.isalnum() for letter in word)
         if word in PERSON_PRONOUNS:
@@ -295,7 +396,7 @@ class _Builder:
         return table.get(first) or table.get("* " + second) or "merge"
 
     def _add_attribute(self, noun: int, name: str, tokens: tuple[int, ...]) -> None:
-        if self.rewrite:
+        if self.rewrite and name not in SIDES:
             name = self.lexicon.attributes.get(name, name)
         if name and noun in self.object_at:
             self.attributes.setdefault((noun, name), tokens)
@@ -331,7 +432,7 @@ class _Builder:
                 result.append(current)
             elif current != token:
                 continue
-            queue.extend(kid for kid in self.s.kids[current] if self.s.labels[kid] in {"conj", "appos"} and self.s.labels[kid] == "conj")
+            queue.extend(kid for kid in self.s.kids[current] if self.s.labels[kid] == "conj")
         return result
 
     def _earlier_conjuncts(self, token: int) -> list[int]:
@@ -342,11 +443,52 @@ class _Builder:
             result.append(token)
         return result
 
+    def _coordinated(self, token: int, before: int) -> list[int]:
+        """A noun and the nouns coordinated with it that come before a token which speaks of all of them."""
+        nouns = self._earlier_conjuncts(token) + [noun for noun in self._conjuncts(token) if noun < before]
+        return list(dict.fromkeys(self.partitive_of.get(noun, noun) for noun in nouns))
+
+    def _agents_of(self, noun: int, verb: int) -> list[int]:
+        """Subjects of a participle; in "a woman in a dress holding an umbrella" the woman holds."""
+        s = self.s
+        lemma = lemmatize_verb(s.words[verb], self.lexicon.verb_lemmas)
+        stay = self._coordinated(noun, verb)
+        if s.tags[verb] != "VBG" or lemma not in self.lexicon.agentive_verbs:
+            return stay
+        current = noun
+        for _ in range(8):
+            name = self._noun_name(current)
+            if name in self.lexicon.agents or f"{name} {lemma}" in self.lexicon.inanimate_subjects:
+                return self._coordinated(current, verb)
+            above = s.heads[current]
+            holder = s.heads[above]
+            if s.labels[current] == "conj" and self.nominal[above]:
+                current = above
+            elif s.labels[current] not in {"pobj", "dobj"} or above > current:
+                break
+            elif s.tags[holder] in VERB_TAGS and s.labels[current] == "pobj":
+                subjects = self._subjects_of(holder)
+                acting = [subject for subject in subjects if self._noun_name(subject) in self.lexicon.agents]
+                return acting or stay
+            elif self.nominal[holder] and holder < current:
+                current = holder
+            else:
+                break
+        return stay
+
     def _resolve(self, token: int, of: int) -> list[int]:
         """The nouns a phrase head stands for; "it" stands for the noun the phrase `of` hangs from."""
         s = self.s
         if self.nominal[token]:
             return [self.partitive_of.get(noun, noun) for noun in self._conjuncts(token)]
+        if s.tags[token] == "WDT" or s.words[token] in {"that", "which", "who", "whom"}:
+            current = of
+            for _ in range(len(s.words)):
+                if s.labels[current] == "relcl" and self.nominal[s.heads[current]]:
+                    noun = s.heads[current]
+                    return [self.partitive_of.get(noun, noun)]
+                current = s.heads[current]
+            return []
         if s.words[token] in REFERRING_PRONOUNS:
             current, seen = of, 0
             while s.heads[current] != current and seen < 50:
@@ -360,7 +502,9 @@ class _Builder:
                 current, seen = above, seen + 1
         return []
 
-    def _prepositional(self, token: int, depth: int = 0) -> list[tuple[list[str], tuple[int, ...], list[int]]]:
+    def _prepositional(
+        self, token: int, depth: int = 0
+    ) -> list[tuple[list[str], tuple[int, ...], list[int]]]:
         """(words, tokens, objects) of a preposition, with chained ("out of") and coordinated ones."""
         s = self.s
         words, tokens = s.preposition(token)
@@ -379,8 +523,20 @@ class _Builder:
                     found.append((words + more, tokens + more_tokens, more_objects))
             elif label == "conj" and s.tags[kid] in {"IN", "TO", "RP", "RB"}:
                 found.extend(self._prepositional(kid, depth + 1))
+        if words == ["between"] and len(objects) == 1:
+            # "between the box and the cone", where the parse hangs the cone elsewhere
+            last = max(objects)
+            for other in range(last + 2, min(last + 6, len(s.words))):
+                if self.nominal[other] and s.words[last + 1] == "and":
+                    objects.append(other)
+                    break
         if objects:
             found.append((words, tokens, objects))
+        if words == ["on", "top"] and not objects and self.nominal[s.heads[token]]:
+            # "a horse with a man on top"
+            above = s.heads[s.heads[token]]
+            if s.words[above] == "with" and self.nominal[s.heads[above]]:
+                found.append((["on", "top", "of"], tokens, [s.heads[above]]))
         return found
 
     # -- passes
@@ -390,6 +546,7 @@ class _Builder:
         size = len(s.words)
         self.partitive_of: dict[int, int] = {}
         self._find_partitives()
+        self._find_materials()
         for token in range(size):
             if self.nominal[token] and not self._is_question_word(token):
                 self._add_object(token)
@@ -402,9 +559,17 @@ class _Builder:
                 self._add_attribute(whole, name, (token,))
                 self._noun_phrase(token, whole)
         for token in range(size):
-            if s.tags[token] in VERB_TAGS and s.labels[token] not in {"aux", "auxpass", "amod", "compound"} and not self.nominal[token]:
+            if (
+                s.tags[token] in VERB_TAGS
+                and s.labels[token] not in {"aux", "auxpass", "amod", "compound"}
+                and not self.nominal[token]
+            ):
                 self._verb(token)
-            elif s.labels[token] in {"acl", "relcl", "advcl", "ROOT", "conj"} and s.tags[token] in ADJECTIVE_TAGS and not self.nominal[token]:
+            elif (
+                s.labels[token] in {"acl", "relcl", "advcl", "ROOT", "conj"}
+                and s.tags[token] in ADJECTIVE_TAGS
+                and not self.nominal[token]
+            ):
                 self._adjective_predicate(token)
             elif s.labels[token] == "ROOT" and s.tags[token] in {"IN", "RB"} and not self.nominal[token]:
                 self._root_preposition(token)
@@ -412,28 +577,56 @@ class _Builder:
         return self._graph(tokens)
 
     def _is_question_word(self, token: int) -> bool:
-        """"What color", "how many people": the asked-for word is no object of the image."""
+        """As in "what color": "how many people": the asked-for word is no object of the image."""
         s = self.s
-        if s.words[token] not in {"color", "colour", "colors", "kind", "type", "sort", "time", "number", "shape", "many", "much"}:
+        if s.words[token] not in {
+            "color",
+            "colour",
+            "colors",
+            "kind",
+            "type",
+            "sort",
+            "time",
+            "number",
+            "shape",
+            "many",
+            "much",
+        }:
             return False
         return any(s.tags[kid] in {"WDT", "WP", "WRB"} for kid in s.kids[token]) or (
             token > 0 and s.words[token - 1] in {"what", "which", "how"}
         )
 
     def _find_partitives(self) -> None:
-        """"A bunch of bananas": the bananas take the place of the bunch."""
+        """As in "a bunch of bananas": the bananas take the place of the bunch."""
         s = self.s
         for token, is_nominal in enumerate(self.nominal):
             if not is_nominal:
                 continue
-            decision = self.lexicon.partitives.get(lemmatize_noun(s.words[token], self.lexicon.noun_lemmas), "have")
+            decision = self.lexicon.partitives.get(
+                lemmatize_noun(s.words[token], self.lexicon.noun_lemmas), "have"
+            )
             if decision == "have" or not self.rewrite:
                 continue
             for kid in s.kids[token]:
                 if s.words[kid] == "of" and s.labels[kid] == "prep" and kid == token + 1:
-                    wholes = [other for other in s.kids[kid] if s.labels[other] == "pobj" and self.nominal[other]]
+                    wholes = [
+                        other for other in s.kids[kid] if s.labels[other] == "pobj" and self.nominal[other]
+                    ]
                     if wholes:
                         self.partitive_of[token] = wholes[0]
+
+    def _find_materials(self) -> None:
+        """As in "snow covered mountain": the snow is an object, not a modifier."""
+        s = self.s
+        self.materials: set[int] = set()
+        for token in range(1, len(s.words) - 1):
+            if s.words[token] in MATERIAL_PARTICIPLES and s.labels[token] in {"amod", "compound"}:
+                noun, material = s.heads[token], token - 1
+                if noun > token and s.tags[material] in NOUN_TAGS and s.labels[material] in _MATERIAL_LABELS:
+                    self.materials.add(material)
+                    self.nominal[material] = True
+                    self.nominal[token] = False
 
     def _add_object(self, token: int) -> None:
         s = self.s
@@ -460,7 +653,11 @@ class _Builder:
                 continue
             if label in MODIFIER_LABELS and kid < token and not self.nominal[kid]:
                 self._modifier(noun, kid)
-            elif label == "nummod" or (word in NUMBERS and label in {"det", "predet", "preconj"} and word != "both"):
+            elif kid in self.materials and label in MODIFIER_LABELS:
+                continue
+            elif label == "nummod" or (
+                word in NUMBERS and label in {"det", "predet", "preconj"} and word != "both"
+            ):
                 self._add_attribute(noun, NUMBERS.get(word, word), (kid,))
             elif label == "poss" and self.nominal[kid]:
                 for owner in self._conjuncts(kid):
@@ -469,6 +666,9 @@ class _Builder:
                 self._modifier(noun, kid)
             elif label in {"advmod", "acomp", "prt"} and kid > token and word in PARTICLES:
                 self._add_attribute(noun, word, (kid,))
+            elif label == "side":
+                place, name = s.sides[kid]
+                self.attributes.setdefault((noun, name), (place,))
             elif label in {"prep", "agent"} and self.partitive_of.get(token) not in s.kids[kid]:
                 self._noun_preposition(token, noun, kid)
 
@@ -481,7 +681,11 @@ class _Builder:
         kind = "attribute" if s.tags[modifier] not in NOUN_TAGS else self._compound(modifier, noun)
         if s.labels[modifier] == "conj":
             kind = "attribute"
-        if kind == "drop":
+        if kind == "drop" or modifier in self.materials:
+            return
+        if word in MATERIAL_PARTICIPLES and modifier - 1 in self.materials:
+            name = lemmatize_verb(word, self.lexicon.verb_lemmas)
+            self._add_relation(noun, f"{name} with", modifier - 1, (modifier,))
             return
         if kind in {"have", "in"}:
             name = lemmatize_noun(word, self.lexicon.noun_lemmas)
@@ -490,28 +694,43 @@ class _Builder:
                 self._add_relation(modifier, "have", noun, (modifier,))
             else:
                 self._add_relation(noun, "in", modifier, (modifier,))
-        elif word in SHADES and modifier + 1 < len(s.words) and s.words[modifier + 1] in COLORS:
-            pass  # "dark blue" is taken at "blue"
+        elif modifier + 1 < len(s.words) and (
+            s.words[modifier + 1] in {"colored", "coloured"}
+            or (word in SHADES and s.words[modifier + 1] in COLORS)
+        ):
+            pass  # "dark blue" is taken at "blue", "tan colored" at "colored"
         else:
             tokens: tuple[int, ...] = (modifier,)
             name = NUMBERS.get(word, word)
-            if word in COLORS and modifier > 0 and s.words[modifier - 1] in SHADES:
+            if (word in COLORS and modifier > 0 and s.words[modifier - 1] in SHADES) or (
+                word in {"colored", "coloured"}
+                and modifier > 0
+                and s.labels[modifier - 1] not in {"det", "cc", "punct"}
+            ):
                 tokens, name = (modifier - 1, modifier), f"{s.words[modifier - 1]} {word}"
             else:
-                below = [kid for kid in s.kids[modifier] if kid == modifier - 1 and s.labels[kid] in {"compound", "npadvmod", "nmod"}]
+                below = [
+                    kid
+                    for kid in s.kids[modifier]
+                    if kid == modifier - 1 and s.labels[kid] in {"compound", "npadvmod", "nmod"}
+                ]
                 if below and self.s.tags[below[0]] in NOUN_TAGS and not self.nominal[below[0]]:
                     tokens, name = (below[0], modifier), f"{s.words[below[0]]} {word}"
             self._add_attribute(noun, name, tokens)
         if depth < 8:
             for kid in s.kids[modifier]:
-                if s.labels[kid] in {"conj", "amod", "nummod"} and not self.nominal[kid] and s.tags[kid] not in {"IN", "RB"}:
+                if (
+                    s.labels[kid] in {"conj", "amod", "nummod"}
+                    and not self.nominal[kid]
+                    and s.tags[kid] not in {"IN", "RB"}
+                ):
                     self._modifier(noun, kid, depth + 1)
 
     def _noun_preposition(self, token: int, noun: int, preposition: int) -> None:
         s = self.s
         holders = [noun]
         if s.words[preposition] not in _CLOSE_PREPOSITIONS:
-            holders += [self.partitive_of.get(other, other) for other in self._earlier_conjuncts(token)]
+            holders += [noun for noun in self._coordinated(token, preposition) if noun not in holders]
         for words, tokens, objects in self._prepositional(preposition):
             for holder in holders:
                 for other in objects:
@@ -525,29 +744,31 @@ class _Builder:
                 self._raw_relation(holder, "of", other, tokens)
                 return
             found = self.lexicon.relations.get(f"of<{name}")
-            if found is None:
+            if found is None and name in DEPICTIONS:
+                self._raw_relation(holder, "of", other, tokens)
+            elif found is None:
                 self._add_relation(other, "have", holder, tokens)
             elif found.startswith("~"):
                 self._raw_relation(other, found[1:], holder, tokens)
             else:
                 self._raw_relation(holder, found, other, tokens)
             return
-        if len(words) == 2 and words[0] in {"on", "to", "at", "in"} and words[1] in {"left", "right"}:
-            return
-        name = self.object_at[other].name if other in self.object_at else ""
-        if words[-1] in {"on", "to", "at"} and name in {"left", "right", "far left", "far right"}:
-            self._side(holder, other)
-            return
-        self._add_relation(holder, " ".join(words), other, tokens)
+        if not self._wears_color(holder, words, other):
+            self._add_relation(holder, " ".join(words), other, tokens)
+
+    def _wears_color(self, holder: int, words: Sequence[str], other: int) -> bool:
+        """As in "a woman in red": the color is hers."""
+        if words[-1] != "in" or self.s.words[other] not in COLORS or holder not in self.object_at:
+            return False
+        if any(kid < other for kid in self.s.kids[other]):
+            return False
+        self._add_attribute(holder, self.s.words[other], (other,))
+        self.dropped.add(other)
+        return True
 
     def _raw_relation(self, subject: int, predicate: str, other: int, tokens: tuple[int, ...]) -> None:
         if subject != other and subject in self.object_at and other in self.object_at:
             self.relations.setdefault((subject, predicate, other), tokens)
-
-    def _side(self, holder: int, side: int) -> None:
-        """"The man on the left": a place in the image, not an object of it."""
-        self._add_attribute(holder, self.object_at[side].name, (side,))
-        self.dropped.add(side)
 
     # -- clauses
 
@@ -566,17 +787,19 @@ class _Builder:
             return []
         label, head = s.labels[verb], s.heads[verb]
         existential = False
+        nouns: list[int] = []
         for kid in s.kids[verb]:
             if s.labels[kid] in {"nsubj", "nsubjpass", "csubj"}:
-                nouns = self._resolve(kid, verb) if self.nominal[kid] else []
-                if nouns:
-                    return nouns
-                if s.words[kid] in {"this", "that", "these", "those", "here", "it"} and label != "relcl":
+                if self.nominal[kid]:
+                    nouns.extend(noun for noun in self._resolve(kid, verb) if noun not in nouns)
+                elif s.words[kid] in {"this", "that", "these", "those", "here", "it"} and label != "relcl":
                     existential = True
-                elif label != "relcl":
+                elif label != "relcl" and not nouns:
                     return []
             elif s.labels[kid] == "expl" or (s.words[kid] == "there" and kid < verb):
                 existential = True
+        if nouns:
+            return nouns
         if existential and s.words[verb] in BE_FORMS:
             result = []
             for kid in s.kids[verb]:
@@ -584,12 +807,13 @@ class _Builder:
                     result.extend(self._resolve(kid, verb))
             return result
         if label in {"acl", "relcl"} and self.nominal[head]:
-            whole = self.partitive_of.get(head, head)
-            nouns = [whole]
             if label == "acl":
-                nouns += [self.partitive_of.get(noun, noun) for noun in self._earlier_conjuncts(head)]
-            return nouns
-        if label in {"conj", "xcomp", "advcl", "ccomp", "dep", "parataxis", "pcomp", "acl", "relcl"} and head != verb:
+                return self._agents_of(head, verb)
+            return [self.partitive_of.get(head, head)]
+        if (
+            label in {"conj", "xcomp", "advcl", "ccomp", "dep", "parataxis", "pcomp", "acl", "relcl"}
+            and head != verb
+        ):
             if label == "pcomp":
                 holder = s.heads[head]
                 if self.nominal[holder]:
@@ -600,7 +824,7 @@ class _Builder:
                     if s.labels[kid] == "dobj" and self.nominal[kid] and kid < verb:
                         return self._resolve(kid, head)
             if self.nominal[head] and label in {"conj", "dep", "parataxis", "advcl"}:
-                return self._conjuncts(head)[:1]
+                return [self.partitive_of.get(head, head)]
             if s.tags[head] in VERB_TAGS or s.tags[head] in ADJECTIVE_TAGS:
                 return self._subjects_of(head, depth + 1)
             if self.nominal[head]:
@@ -626,11 +850,23 @@ class _Builder:
         predicate_words = [] if is_be else [lemma, *[s.words[kid] for kid in particles]]
         predicate_tokens: tuple[int, ...] = () if is_be else (verb, *particles)
         found = False
-        own_subject = any(s.labels[kid] in {"nsubj", "nsubjpass"} and self.nominal[kid] for kid in s.kids[verb])
+        own_subject = any(
+            s.labels[kid] in {"nsubj", "nsubjpass"} and self.nominal[kid] for kid in s.kids[verb]
+        )
+        direct = [
+            other
+            for kid in s.kids[verb]
+            if s.labels[kid] == "dobj" and kid > verb and not is_be
+            for other in self._resolve(kid, verb)
+            if other in self.object_at
+        ]
+        relative = s.labels[verb] in {"relcl", "acl"} and own_subject
         stranded: list[tuple[list[str], tuple[int, ...]]] = []
         for kid in s.kids[verb]:
             label = s.labels[kid]
-            if label in {"dobj", "dative", "oprd"} or (label in {"attr", "npadvmod"} and not is_be and kid > verb):
+            if label in {"dobj", "dative", "oprd"} or (
+                label in {"attr", "npadvmod"} and not is_be and kid > verb
+            ):
                 for other in self._resolve(kid, verb):
                     if label == "dobj" and is_be:
                         continue
@@ -640,6 +876,11 @@ class _Builder:
                             self._add_relation(subject, " ".join(predicate_words), other, predicate_tokens)
                 if s.labels[kid] == "dative" and s.tags[kid] == "IN":
                     found |= self._verb_preposition(subjects, predicate_words, predicate_tokens, kid)
+            elif label == "side":
+                place, name = s.sides[kid]
+                for subject in subjects:
+                    if subject in self.object_at:
+                        self.attributes.setdefault((subject, name), (place,))
             elif label == "agent":
                 for _, tokens, objects in self._prepositional(kid):
                     for subject, other in itertools.product(subjects, objects):
@@ -652,37 +893,51 @@ class _Builder:
                             found = True
                             self._add_relation(subject, f"{lemma} by", other, (verb, *tokens))
                     continue
-                if self._verb_preposition(subjects, predicate_words, predicate_tokens, kid):
+                if self._verb_preposition(subjects, predicate_words, predicate_tokens, kid, direct):
                     found = True
                 elif not s.kids[kid] or kid in s.folded:
                     stranded.append(s.preposition(kid))
             elif label in {"advmod", "prt"}:
+                if label == "advmod" and kid > verb and not s.kids[kid] and s.words[kid] in STRANDED:
+                    stranded.append(([s.words[kid]], (kid,)))
                 for below in s.kids[kid]:
                     if s.labels[below] == "prep":
                         found |= self._verb_preposition(
                             subjects, [*predicate_words, s.words[kid]], (*predicate_tokens, kid), below
                         )
-                if is_be and label == "advmod" and s.words[kid] in PARTICLES and kid > verb:
+                if is_be and label == "advmod" and s.words[kid] in PARTICLES and kid > verb and not relative:
                     for subject in subjects:
                         self._add_attribute(subject, s.words[kid], (kid,))
-            elif label in {"acomp", "attr"} or (is_be and label in {"ccomp", "xcomp"} and s.tags[kid] in {"VBN", "JJ"}):
+            elif label in {"acomp", "attr"} or (
+                is_be and label in {"ccomp", "xcomp"} and s.tags[kid] in {"VBN", "JJ"}
+            ):
                 if self.nominal[kid] and is_be:
                     self._nominal_predicate(subjects, kid)
                 elif not self.nominal[kid]:
                     self._adjective(subjects, kid)
-        if s.labels[verb] == "relcl" and self.nominal[s.heads[verb]] and own_subject:
+        if relative and self.nominal[s.heads[verb]]:
             antecedent = self.partitive_of.get(s.heads[verb], s.heads[verb])
             if stranded:
                 words, tokens = stranded[-1]
                 for subject in subjects:
-                    self._add_relation(subject, " ".join([*predicate_words, *words]), antecedent, (*predicate_tokens, *tokens))
+                    self._add_relation(
+                        subject,
+                        " ".join([*predicate_words, *words]),
+                        antecedent,
+                        (*predicate_tokens, *tokens),
+                    )
                 found = True
             elif not found and not is_be:
                 for subject in subjects:
                     self._add_relation(subject, " ".join(predicate_words), antecedent, predicate_tokens)
                 found = True
         has_clause = any(s.labels[kid] == "xcomp" and s.tags[kid] in VERB_TAGS for kid in s.kids[verb])
-        if not found and not is_be and not has_clause and lemma not in {"have", "do", "seem", "appear", "look", "get"}:
+        if (
+            not found
+            and not is_be
+            and not has_clause
+            and lemma not in {"have", "do", "seem", "appear", "look", "get"}
+        ):
             name = s.words[verb] if s.tags[verb] in {"VBG", "VBN"} else lemma
             if stranded and s.labels[verb] != "relcl":
                 name = " ".join([name, *stranded[-1][0]]) if stranded[-1][0][0] in {"by"} else name
@@ -690,25 +945,40 @@ class _Builder:
                 self._add_attribute(subject, name, (verb,))
 
     def _verb_preposition(
-        self, subjects: list[int], words: list[str], tokens: tuple[int, ...], preposition: int
+        self,
+        subjects: list[int],
+        words: list[str],
+        tokens: tuple[int, ...],
+        preposition: int,
+        direct: Sequence[int] = (),
     ) -> bool:
+        """Relations through a preposition below a verb; `direct` are the verb's own objects.
+
+        "Holding a bat in his hand" places the bat in the hand, "flying a kite at the beach" the flyer at the
+        beach; the lexicon tells which.
+        """
         found = False
         for more, more_tokens, objects in self._prepositional(preposition):
-            for subject, other in itertools.product(subjects, objects):
-                name = self.object_at[other].name if other in self.object_at else ""
-                if more[-1] in {"on", "to", "at"} and name in {"left", "right", "far left", "far right"}:
-                    if subject in self.object_at:
-                        self._side(subject, other)
+            if direct and self.rewrite:
+                phrase = " ".join(more)
+                table = self.lexicon.relations
+                decision = table.get(f"{' '.join([*words, phrase])}^") or table.get(f"{phrase}^") or "="
+                if decision != "=":
+                    found = True
+                    if decision.startswith("^"):
+                        for holder, other in itertools.product(direct, objects):
+                            self._raw_relation(holder, decision[1:], other, more_tokens)
                     continue
+            for subject, other in itertools.product(subjects, objects):
                 if not words and more == ["of"]:
                     self._attach(subject, more, other, more_tokens)
-                else:
+                elif not self._wears_color(subject, more, other):
                     self._add_relation(subject, " ".join([*words, *more]), other, (*tokens, *more_tokens))
                 found = True
         return found
 
     def _nominal_predicate(self, subjects: list[int], noun: int) -> None:
-        """"The animal is a dog"; nothing to add after "there is" and "this is", where it is the subject."""
+        """As in "the animal is a dog": nothing to add after "there is" and "this is", where it is the subject."""
         targets = self._resolve(noun, noun)
         for subject in subjects:
             if subject in targets or subject not in self.object_at:
@@ -728,9 +998,18 @@ class _Builder:
         for kid in s.kids[adjective]:
             if s.labels[kid] in {"prep", "agent"}:
                 found |= self._verb_preposition(subjects, [lemma], (adjective,), kid)
-            elif s.labels[kid] == "conj" and not self.nominal[kid] and depth < 8 and s.tags[kid] not in VERB_TAGS - {"VBN"}:
+            elif (
+                s.labels[kid] == "conj"
+                and not self.nominal[kid]
+                and depth < 8
+                and s.tags[kid] not in VERB_TAGS - {"VBN"}
+            ):
                 self._adjective(subjects, kid, depth + 1)
-        if not found and any(letter.isalnum() for letter in word) and s.tags[adjective] not in {"WP", "WRB", "WDT", "DT", "EX"}:
+        if (
+            not found
+            and any(letter.isalnum() for letter in word)
+            and s.tags[adjective] not in {"WP", "WRB", "WDT", "DT", "EX"}
+        ):
             tokens: tuple[int, ...] = (adjective,)
             if word in COLORS and adjective > 0 and s.words[adjective - 1] in SHADES:
                 tokens, word = (adjective - 1, adjective), f"{s.words[adjective - 1]} {word}"
@@ -755,7 +1034,7 @@ class _Builder:
     # -- the end
 
     def _drop_repeated_possession(self) -> None:
-        """"The ground has snow on it" says "snow on ground", once."""
+        """ "The ground has snow on it" says "snow on ground", once."""
         places = {(key[2], key[0]) for key in self.relations if key[1] not in {"have", "with"}}
         for key in list(self.relations):
             if key[1] in {"have", "with"} and (key[0], key[2]) in places:
@@ -771,7 +1050,8 @@ class _Builder:
             tokens=tuple(tokens),
             objects=tuple(self.object_at[token] for token in kept),
             attributes=tuple(
-                TextAttribute(index[noun], name, words) for (noun, name), words in sorted(self.attributes.items())
+                TextAttribute(index[noun], name, words)
+                for (noun, name), words in sorted(self.attributes.items())
             ),
             relations=tuple(
                 TextRelation(index[subject], predicate, index[other], words)
@@ -832,11 +1112,17 @@ class CaptionParser:
         Only the first `MAX_TOKENS` tokens (and `MAX_CHARACTERS` characters) of a text are read. Runs of white
         space count as one space. A text that occurs several times in a batch is parsed once.
         """
-        for batch in itertools.batched(texts, max(1, batch_size)) if hasattr(itertools, "batched") else _batched(texts, max(1, batch_size)):
+        for batch in (
+            itertools.batched(texts, max(1, batch_size))
+            if hasattr(itertools, "batched")
+            else _batched(texts, max(1, batch_size))
+        ):
             cleaned = [_clean(text) for text in batch]
             graphs: dict[str, TextGraph] = {"": TextGraph(())}
             distinct = [text for text in dict.fromkeys(cleaned) if text]
-            for text, doc in zip(distinct, self._nlp.pipe(self._tokenize(distinct), batch_size=batch_size), strict=True):
+            for text, doc in zip(
+                distinct, self._nlp.pipe(self._tokenize(distinct), batch_size=batch_size), strict=True
+            ):
                 graphs[text] = self._graph(doc)
             for text in cleaned:
                 yield graphs[text]
@@ -886,7 +1172,9 @@ def _load(pipeline: str) -> Any:
         nlp = spacy.load(pipeline, exclude=unneeded)
     except (OSError, ImportError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MissingDependencyError(f"caption parser {pipeline!r} cannot be loaded: {reason}", hint=hint) from error
+        raise MissingDependencyError(
+            f"caption parser {pipeline!r} cannot be loaded: {reason}", hint=hint
+        ) from error
     missing = {"tagger", "parser"} - set(nlp.pipe_names)
     if missing or nlp.lang != "en":
         raise MissingDependencyError(

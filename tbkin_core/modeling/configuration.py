@@ -119,3 +119,8 @@ class TbkinConfig(PretrainedConfig):
             scope=self.threshold_scope,
             straight_through=self.straight_through,
         )
+
+    def answers(self) -> list[str]:
+        """The answers of the VQA head, in the order of its outputs."""
+        labels: dict[Any, str] = self.id2label or {}
+        return [labels[number] for number in range(self.num_answers)]

@@ -1,0 +1,5 @@
+"""`python -m tbkin_cli`."""
+
+from tbkin_cli.main import main
+
+main()

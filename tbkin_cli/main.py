@@ -1,0 +1,260 @@
+"""The six subcommands. Each turns options into settings and calls one function of `tbkin_core.stages`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tbkin_cli import options
+from tbkin_cli.output import errors_as_messages, show
+
+app = typer.Typer(
+    name="tbkin",
+    help="TBKIN: scene-graph guided pretraining and thresholded attention, from images to answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _run(
+    stage: str, config_class: str, file: Path | None, as_json: bool, quiet: bool, flags: dict[str, Any]
+) -> None:
+    with errors_as_messages():
+        from tbkin_core import config as configs
+        from tbkin_core.runtime import setup_logging
+
+        setup_logging(quiet)
+        settings = configs.load_config(getattr(configs, config_class), file, flags)
+        from tbkin_core import stages
+
+        result = getattr(stages, stage)(settings)
+        show(result, as_json, quiet)
+    logging.shutdown()
+
+
+@app.command("extract-features", epilog="Example: tbkin extract-features coco/")
+def extract_features(
+    data: Annotated[Path, typer.Argument(help="Dataset directory, or a directory of images.")],
+    extractor: Annotated[
+        str | None,
+        typer.Option(help="auto, builtin (needs no weights) or import (bottom-up .npz).", show_default=False),
+    ] = None,
+    max_regions: Annotated[
+        int | None, typer.Option(help="Regions an image at most.  [default: 36]", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes.  [default: all processors]", show_default=False)
+    ] = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = None,
+    config: options.Config = None,
+    devices: options.Devices = None,
+    seed: options.Seed = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Images to region features, in DATA/features."""
+    _run("extract_features", "ExtractFeaturesConfig", config, json, quiet, _flags(locals()))
+
+
+@app.command("build-graphs", epilog="Example: tbkin build-graphs coco/ --export graphs.jsonl")
+def build_graphs(
+    data: Annotated[Path, typer.Argument(help="Dataset directory with captions.")],
+    parser: Annotated[
+        str | None, typer.Option(help="builtin, or a spaCy pipeline by name or path.", show_default=False)
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Feature store.  [default: DATA/features]", show_default=False)
+    ] = None,
+    min_similarity: Annotated[
+        float | None,
+        typer.Option(help="Keep cross-modal edges from here up.  [default: 0.5]", show_default=False),
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Also write every graph as JSON lines.", show_default=False)
+    ] = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = None,
+    config: options.Config = None,
+    devices: options.Devices = None,
+    seed: options.Seed = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Captions and regions to unified scene graphs, in DATA/graphs."""
+    _run("build_graphs", "BuildGraphsConfig", config, json, quiet, _flags(locals()))
+
+
+@app.command("pretrain", epilog="Example: tbkin pretrain coco/ --size small --epochs 20")
+def pretrain(
+    data: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Dataset directories with features and graphs.", show_default=False),
+    ] = None,
+    features: Annotated[
+        list[Path] | None,
+        typer.Option(help="Feature store of each.  [default: DATA/features]", show_default=False),
+    ] = None,
+    graphs: Annotated[
+        list[Path] | None,
+        typer.Option(help="Graph store of each.  [default: DATA/graphs]", show_default=False),
+    ] = None,
+    size: options.Size = None,
+    init: options.Init = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    max_minutes: options.MaxMinutes = None,
+    max_text_tokens: options.MaxTextTokens = None,
+    precision: options.Precision = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = None,
+    config: options.Config = None,
+    devices: options.Devices = None,
+    seed: options.Seed = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Pretrain with structural knowledge masking, into runs/pretrain."""
+    _run("pretrain", "PretrainConfig", config, json, quiet, _flags(locals()))
+
+
+@app.command("finetune", epilog="Example: tbkin finetune --task vqa --threshold 0.3")
+def finetune(
+    task: options.Task = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset directory.  [default: found here]", show_default=False)
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Feature store.  [default: DATA/features]", show_default=False)
+    ] = None,
+    dataset: options.Dataset = None,
+    threshold: options.Threshold = None,
+    selection: options.SelectionRule = None,
+    threshold_scope: Annotated[
+        str | None, typer.Option(help="all, cross-modal, text-to-image or image-to-text.", show_default=False)
+    ] = None,
+    threshold_layers: Annotated[
+        list[int] | None,
+        typer.Option(help="Layers that select; repeat the option.  [default: all]", show_default=False),
+    ] = None,
+    straight_through: Annotated[
+        bool | None, typer.Option("--straight-through", help="Dropped keys get gradient.", show_default=False)
+    ] = None,
+    blind: Annotated[
+        bool | None,
+        typer.Option("--blind", help="Hide the image: the question-only baseline.", show_default=False),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="JSON list of answers.  [default: those of the data]", show_default=False),
+    ] = None,
+    min_answer_count: Annotated[
+        int | None, typer.Option(help="Learn answers given at least so often.", show_default=False)
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without improvement.", show_default=False)
+    ] = None,
+    size: options.Size = None,
+    init: options.Init = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    max_minutes: options.MaxMinutes = None,
+    max_text_tokens: options.MaxTextTokens = None,
+    precision: options.Precision = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = None,
+    config: options.Config = None,
+    devices: options.Devices = None,
+    seed: options.Seed = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fine-tune on VQA or referring expressions, into runs/finetune."""
+    _run("finetune", "FinetuneConfig", config, json, quiet, _flags(locals()))
+
+
+@app.command("threshold-sweep", epilog="Example: tbkin threshold-sweep --task vqa --thresholds 0:0.9:0.1")
+def threshold_sweep(
+    task: options.Task = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Fine-tuned model.  [default: the latest]", show_default=False)
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            help="start:stop:step, or a list with commas.  [default: 0:0.9:0.1]", show_default=False
+        ),
+    ] = None,
+    selection: Annotated[
+        list[str] | None,
+        typer.Option(help="relative, probability, score or topk; repeat for several.", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset directory.  [default: the checkpoint's]", show_default=False)
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Feature store.  [default: DATA/features]", show_default=False)
+    ] = None,
+    dataset: options.Dataset = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split to evaluate.  [default: val]", show_default=False)
+    ] = None,
+    batch_size: options.BatchSize = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = None,
+    config: options.Config = None,
+    devices: options.Devices = None,
+    seed: options.Seed = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Accuracy, sparsity and speed of a fine-tuned model at every threshold."""
+    _run("threshold_sweep", "ThresholdSweepConfig", config, json, quiet, _flags(locals()))
+
+
+@app.command("visualize", epilog='Example: tbkin visualize img.jpg "what color is the dog?"')
+def visualize(
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    question: Annotated[str, typer.Argument(help="Question, or expression for a REC checkpoint.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Fine-tuned model.  [default: the latest]", show_default=False)
+    ] = None,
+    threshold: options.Threshold = None,
+    selection: options.SelectionRule = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Feature store that holds the image.", show_default=False)
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Answers shown.  [default: 5]", show_default=False)] = None,
+    out: options.Out = None,
+    config: options.Config = None,
+    devices: options.Devices = None,
+    seed: options.Seed = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Answer a question about an image, and draw what the model looked at."""
+    _run("visualize", "VisualizeConfig", config, json, quiet, _flags(locals()))
+
+
+def _flags(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that are settings of the stage and were given."""
+    own = ("config", "json", "quiet")
+    return {
+        name: value for name, value in values.items() if name not in own and value is not None and value != []
+    }
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

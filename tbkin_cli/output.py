@@ -1,0 +1,73 @@
+"""Results to stdout, errors to stderr, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tbkin_core.errors import ConfigError, TbkinError
+
+if TYPE_CHECKING:
+    from tbkin_core.stages import StageResult
+
+SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+_SHOWN_PROBLEMS = 10
+
+
+def show(result: StageResult, as_json: bool, quiet: bool) -> None:
+    """Print a stage's result: tables, or one JSON object."""
+    if as_json:
+        print(json.dumps(result.values, ensure_ascii=False, default=str))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    # A pipe or a file gets whole cells, whatever the width of the terminal.
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    for table in result.tables:
+        shown = Table(title=table.title, title_justify="left", show_edge=False, pad_edge=False)
+        for number, column in enumerate(table.columns):
+            shown.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        for row in table.rows:
+            shown.add_row(*map(_plain, row))
+        console.print(shown)
+        console.print()
+    for problem in result.problems[:_SHOWN_PROBLEMS]:
+        console.print(f"note: {problem}", markup=False, soft_wrap=True)
+    if len(result.problems) > _SHOWN_PROBLEMS:
+        rest = len(result.problems) - _SHOWN_PROBLEMS
+        console.print(f"note: and {rest} more (--json lists them all)", markup=False)
+    for file in result.files:
+        console.print(f"wrote {file}", markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def errors_as_messages() -> Iterator[None]:
+    """Turn errors into one message on stderr and an exit code."""
+    import typer
+
+    try:
+        yield
+    except TbkinError as error:
+        print(f"tbkin: {type(error).__name__}: {error}", file=sys.stderr)
+        raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILURE) from None
+    except KeyboardInterrupt:
+        print("tbkin: interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output has left (`tbkin ... | head`); that is no error of ours.
+        sys.stderr.close()
+        raise typer.Exit(SUCCESS) from None
+    except MemoryError:
+        print("tbkin: out of memory; lower --batch-size or use --size tiny", file=sys.stderr)
+        raise typer.Exit(FAILURE) from None
+    except OSError as error:
+        print(f"tbkin: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        raise typer.Exit(FAILURE) from None
+
+
+def _plain(cell: str) -> str:
+    return cell.replace("[", "\\[")

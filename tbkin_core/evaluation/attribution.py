@@ -1,0 +1,75 @@
+"""What attention looked at and what a threshold left of it; for figures and sweep metrics.
+
+Letters: B batch, H heads, L length (T text tokens, then K regions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DIRECTIONS = ("text-to-text", "text-to-image", "image-to-text", "image-to-image")
+
+
+def attention_rollout(records: Sequence[Any]) -> NDArray[np.float32]:
+    """Attention rollout (Abnar and Zuidema, ACL 2020): heads averaged, residuals halved, layers multiplied.
+
+    Args:
+        records: One `AttentionRecord` a layer.
+
+    Returns:
+        (B, L, L) float32; row i says how much of each input position reached position i.
+    """
+    rollout: NDArray | None = None
+    for record in records:
+        mean = record.weights.float().mean(dim=1).cpu().numpy()  # (B, L, L)
+        layer = 0.5 * mean + 0.5 * np.eye(mean.shape[-1], dtype=np.float32)
+        rollout = layer if rollout is None else layer @ rollout
+    assert rollout is not None, "no layer was recorded"
+    return rollout.astype(np.float32)
+
+
+def kept_counts(records: Sequence[Any], valid: Tensor, text_length: int) -> dict[str, NDArray[np.float64]]:
+    """How many attention entries each layer kept, and how many there were.
+
+    Args:
+        records: One `AttentionRecord` a layer.
+        valid: (B, L) bool, True where a position is real: padded queries do not count.
+        text_length: T.
+
+    Returns:
+        For each of `DIRECTIONS`: (layers, 2) kept and total.
+    """
+    import torch
+
+    is_text = torch.arange(valid.shape[1], device=valid.device) < text_length
+    pairs = valid[:, :, None] & valid[:, None, :]  # (B, L, L)
+    sides = {"text": is_text, "image": ~is_text}
+    counts = {}
+    for direction in DIRECTIONS:
+        query, key = direction.split("-to-")
+        where = pairs & sides[query][None, :, None] & sides[key][None, None, :]
+        rows = []
+        for record in records:
+            heads = record.kept.shape[1]
+            rows.append([float((record.kept & where[:, None]).sum()), float(where.sum()) * heads])
+        counts[direction] = np.array(rows, np.float64)
+    return counts
+
+
+def attention_entropy(records: Sequence[Any], valid: Tensor) -> float:
+    """Mean entropy in nats of the attention of real queries, over layers and heads."""
+    total, count = 0.0, 0.0
+    for record in records:
+        weights = record.weights.float()
+        entropy = -(weights * weights.clamp_min(1e-12).log()).sum(dim=-1)  # (B, H, L)
+        where = valid[:, None, :].expand_as(entropy)
+        total += float(entropy[where].sum())
+        count += float(where.sum())
+    return total / max(count, 1.0)

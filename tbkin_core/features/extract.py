@@ -1,0 +1,233 @@
+"""Runs an extractor over a dataset and fills the feature store; broken images are named and skipped."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tbkin_core.datasets import Dataset
+from tbkin_core.errors import ConfigError, DataError, TbkinError
+from tbkin_core.features.builtin import BuiltinExtractor
+from tbkin_core.features.images import load_image
+from tbkin_core.features.imported import read_bottom_up_npz
+from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.store import FeatureStore, FeatureStoreWriter
+from tbkin_core.runtime import progress
+from tbkin_core.shards import MANIFEST
+
+logger = logging.getLogger("tbkin")
+
+_MAX_SIDE = 1024  # pixels; larger images are reduced while they are decoded
+
+
+@dataclass(slots=True)
+class Extraction:
+    """What an extraction did.
+
+    Attributes:
+        store: The finished store.
+        made: Images added now.
+        present: Images that were there already.
+        problems: One line for each image skipped.
+    """
+
+    store: FeatureStore
+    made: int
+    present: int
+    problems: list[str] = field(default_factory=list)
+
+
+def choose_extractor(dataset: Dataset, extractor: str) -> str:
+    """Resolve "auto": import where the dataset holds bottom-up-attention files, else builtin."""
+    if extractor == "auto":
+        return "import" if dataset.bottom_up_files() else "builtin"
+    return extractor
+
+
+def extract_dataset(
+    dataset: Dataset,
+    out: Path,
+    extractor: str = "auto",
+    max_regions: int = 36,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Extraction:
+    """Extract or import the region features of every image of a dataset.
+
+    Args:
+        dataset: Opened dataset.
+        out: Directory of the store; an unfinished store of the same settings is gone on with.
+        extractor: "auto", "builtin" or "import".
+        max_regions: Regions an image at most.
+        workers: Processes; None takes the number of processors, 0 works in this process.
+        overwrite: Remove a store that is there.
+
+    Raises:
+        DataError: Nothing to extract from, no image could be read, or the disk refuses.
+        ConfigError: "import" without files to import.
+    """
+    kind = choose_extractor(dataset, extractor)
+    if overwrite and (out / MANIFEST).exists():
+        for path in [*out.glob("shard-*.safetensors"), out / MANIFEST]:
+            path.unlink()
+    if kind == "import":
+        sources: list[tuple[ImageId, Path]] = list(dataset.bottom_up_files().items())
+        if not sources:
+            raise ConfigError(
+                f"{dataset.root}: no bottom-up-attention .npz files to import", hint="use --extractor builtin"
+            )
+        first = _first_readable(sources)
+        settings: dict[str, Any] = {
+            "extractor": "import",
+            "format": "bottom-up-attention npz",
+            "feature_size": int(first.features.shape[1]),
+            "max_regions": max_regions,
+            "object_names": [],
+            "attribute_names": [],
+        }
+    else:
+        records = dataset.images()
+        sources = [(record.image_id, record.path) for record in records if record.path is not None]
+        if not sources:
+            raise DataError(
+                f"{dataset.root}: none of its {len(records)} images is on disk",
+                hint="put the image files into the directory, or import features made elsewhere",
+            )
+        settings = builtin_settings(BuiltinExtractor(max_regions=max_regions))
+    problems = []
+    with FeatureStoreWriter(out, settings) as writer:
+        todo = [(image_id, path) for image_id, path in sources if image_id not in writer.done]
+        present = len(sources) - len(todo)
+        made = 0
+        for result in progress(
+            _run(kind, todo, max_regions, workers), "regions", total=len(todo), unit="img"
+        ):
+            if isinstance(result, str):
+                problems.append(result)
+                continue
+            try:
+                writer.add(result)
+                made += 1
+            except DataError as error:
+                if result.image_id in writer.done:
+                    raise
+                problems.append(error.message)
+        if not writer.done:
+            shown = f"; the first: {problems[0]}" if problems else ""
+            raise DataError(f"{dataset.root}: none of {len(todo)} images could be read{shown}")
+    return Extraction(FeatureStore(out), made, present, problems)
+
+
+def builtin_settings(extractor: BuiltinExtractor) -> dict[str, Any]:
+    """What the store records of the built-in extractor."""
+    return {
+        "extractor": "builtin",
+        "feature_size": extractor.feature_size,
+        "object_names": list(extractor.object_names),
+        "attribute_names": list(extractor.attribute_names),
+        "max_regions": extractor.max_regions,
+        **extractor.settings(),
+    }
+
+
+def extract_one(path: Path, settings: dict[str, Any]) -> RegionFeatures:
+    """Regions of one image file, as a store's settings say they were made.
+
+    Raises:
+        ConfigError: The store's extractor cannot be run on a new image.
+        DataError: The image cannot be read.
+    """
+    if settings.get("extractor") != "builtin":
+        raise ConfigError(
+            f"{path}: features of kind {settings.get('extractor')!r} cannot be made here for a new image",
+            hint="give a store that holds this image with --features DIR",
+        )
+    extractor = BuiltinExtractor(max_regions=int(settings["max_regions"]))
+    own = builtin_settings(extractor)
+    if own != settings:
+        changed = sorted(key for key in {*own, *settings} if own.get(key) != settings.get(key))
+        raise ConfigError(
+            f"the checkpoint was trained on built-in features of another version ({', '.join(changed)})",
+            hint="extract the features and fine-tune again with this version of tbkin",
+        )
+    image, width, height = load_image(path, max_side=_MAX_SIDE)
+    return extractor.extract(path.stem, image, width, height)
+
+
+def _first_readable(sources: list[tuple[ImageId, Path]]) -> RegionFeatures:
+    error: DataError | None = None
+    for image_id, path in sources:
+        try:
+            return read_bottom_up_npz(path, image_id)
+        except DataError as found:
+            error = error or found
+    assert error is not None
+    raise error
+
+
+def _run(
+    kind: str, todo: list[tuple[ImageId, Path]], max_regions: int, workers: int | None
+) -> Iterable[RegionFeatures | str]:
+    if kind == "import":
+        return (_import_one(image_id, path, max_regions) for image_id, path in todo)
+    count = min(os.cpu_count() or 1 if workers is None else workers, len(todo))
+    if count <= 1:
+        extractor = BuiltinExtractor(max_regions=max_regions)
+        return (_extract_or_reason(extractor, image_id, path) for image_id, path in todo)
+    return _run_workers(todo, max_regions, count)
+
+
+def _run_workers(
+    todo: list[tuple[ImageId, Path]], max_regions: int, count: int
+) -> Iterator[RegionFeatures | str]:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(count, initializer=_start_worker, initargs=(max_regions,)) as pool:
+        # In order, so that the store does not depend on which worker is faster.
+        yield from pool.imap(_worker_extract, todo, chunksize=4)
+
+
+_extractor: BuiltinExtractor | None = None
+
+
+def _start_worker(max_regions: int) -> None:
+    global _extractor
+    # Ctrl-C reaches every process of the terminal; the main one decides what is kept.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _extractor = BuiltinExtractor(max_regions=max_regions)
+
+
+def _worker_extract(source: tuple[ImageId, Path]) -> RegionFeatures | str:
+    assert _extractor is not None
+    return _extract_or_reason(_extractor, *source)
+
+
+def _extract_or_reason(extractor: BuiltinExtractor, image_id: ImageId, path: Path) -> RegionFeatures | str:
+    try:
+        image, width, height = load_image(path, max_side=_MAX_SIDE)
+        return extractor.extract(image_id, image, width, height)
+    except TbkinError as error:
+        return error.message
+
+
+def _import_one(image_id: ImageId, path: Path, max_regions: int) -> RegionFeatures | str:
+    try:
+        regions = read_bottom_up_npz(path, image_id)
+    except DataError as error:
+        return error.message
+    return RegionFeatures(
+        regions.image_id,
+        regions.features[:max_regions],
+        regions.boxes[:max_regions],
+        regions.image_width,
+        regions.image_height,
+        regions.object_ids[:max_regions],
+        regions.object_scores[:max_regions],
+        regions.attribute_ids[:max_regions],
+        regions.attribute_scores[:max_regions],
+    )

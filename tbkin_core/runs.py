@@ -1,0 +1,166 @@
+"""Directories of runs: what has been made, what was interrupted, and what a later stage finds."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tbkin_core.config import StageConfig, config_values, dump_config
+from tbkin_core.datasets import Dataset, open_dataset
+from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
+from tbkin_core.runtime import make_directory, read_json, write_errors, write_json, write_text
+from tbkin_core.shards import MANIFEST
+
+logger = logging.getLogger("tbkin")
+
+RUN_FILE = "run.json"
+ROOT = Path("runs")
+# Settings that do not change what a run computes.
+_FREE = ("out", "overwrite", "resume", "save_minutes", "max_minutes", "devices")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run directory; `results` is None until the run has finished."""
+
+    path: Path
+    results: dict[str, Any] | None
+
+
+def open_run(config: StageConfig, stage: str, default: Path) -> Run:
+    """The directory for a run: a new one, an interrupted one of the same settings, or a finished one.
+
+    Without --out, runs of other settings are left alone and a number is appended to the name.
+
+    Raises:
+        DataError: --out names a run of other settings, or cannot be written to.
+    """
+    settings = {name: value for name, value in config_values(config).items() if name not in _FREE}
+    number = 1
+    while True:
+        path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
+        if config.overwrite and (path / RUN_FILE).exists():
+            with write_errors(path):
+                shutil.rmtree(path)
+        found = _read_run(path)
+        if found is None:
+            break
+        if found.get("stage") == stage and found.get("settings") == settings:
+            if found.get("status") == "finished":
+                return Run(path, found["results"])
+            return Run(path, None)
+        if config.out is not None:
+            raise DataError(
+                f"{path}: holds a run of {found.get('stage')} with other settings",
+                hint="use --overwrite to replace it, or another --out DIR",
+            )
+        number += 1
+    make_directory(path)
+    write_text(path / "config.yaml", dump_config(config))
+    write_json(
+        path / RUN_FILE, {"stage": stage, "status": "running", "settings": settings, "started": time.time()}
+    )
+    return Run(path, None)
+
+
+def finish_run(path: Path, results: dict[str, Any]) -> None:
+    """Mark a run finished; its state to resume from is removed."""
+    content = read_json(path / RUN_FILE)
+    write_json(
+        path / RUN_FILE, {**content, "status": "finished", "finished": time.time(), "results": results}
+    )
+    shutil.rmtree(path / "state", ignore_errors=True)
+
+
+def finished_runs(stage: str, root: Path = ROOT) -> list[tuple[Path, dict[str, Any]]]:
+    """Finished runs of a stage below `root`, the latest first."""
+    found = []
+    for file in sorted(root.glob(f"**/{RUN_FILE}")) if root.is_dir() else []:
+        content = _read_run(file.parent)
+        if content is not None and content.get("stage") == stage and content.get("status") == "finished":
+            found.append((file.parent, content))
+    return sorted(found, key=lambda entry: entry[1]["finished"], reverse=True)
+
+
+def find_checkpoint(tasks: Sequence[str], include_blind: bool = False) -> Path:
+    """The latest checkpoint made for one of the tasks ("pretrain", "vqa", "rec"), fine-tuned ones first.
+
+    Raises:
+        CheckpointError: There is none; the message names the command that makes one.
+    """
+    for path, content in finished_runs("finetune"):
+        settings = content["settings"]
+        if settings.get("task") in tasks and (include_blind or not settings.get("blind")):
+            return path
+    if "pretrain" in tasks:
+        for path, _ in finished_runs("pretrain"):
+            return path
+    wanted = [task for task in tasks if task != "pretrain"]
+    raise CheckpointError(
+        f"no finished checkpoint for {' or '.join(tasks)} below {ROOT}/",
+        hint=f"make one with `tbkin finetune --task {wanted[0]}`, or name one with --checkpoint DIR"
+        if wanted
+        else "make one with `tbkin pretrain DATA`",
+    )
+
+
+def find_data(task: str) -> Path:
+    """The dataset directory that a fine-tuning task without --data takes.
+
+    Looked for: data of earlier runs, the working directory, and the directories in it; those with features
+    come first.
+
+    Raises:
+        ConfigError: None, or several that are as good.
+    """
+    candidates: list[Path] = []
+    for stage in ("finetune", "pretrain"):
+        for _, content in finished_runs(stage):
+            data = content["settings"].get("data")
+            candidates += [Path(entry) for entry in (data if isinstance(data, list) else [data]) if entry]
+    candidates += [Path(), *sorted(path for path in Path().iterdir() if path.is_dir())]
+    usable: dict[Path, Path] = {}
+    for path in candidates:
+        if not path.is_dir() or path.resolve() in usable or path.name in ("runs", ".venv"):
+            continue
+        try:
+            dataset = open_dataset(path)
+            if dataset.question_splits() if task == "vqa" else dataset.expression_sets():
+                usable[path.resolve()] = path
+        except TbkinError:
+            continue
+    ready = [path for path in usable.values() if (path / "features" / MANIFEST).exists()] or list(
+        usable.values()
+    )
+    # The working directory holds what the directories in it hold.
+    ready = [path for path in ready if path != Path()] or ready
+    what = "VQA questions" if task == "vqa" else "referring expressions"
+    if not ready:
+        raise ConfigError(f"data: no directory with {what} found here", hint="name one with --data DIR")
+    if len(ready) > 1:
+        names = ", ".join(str(path) for path in ready)
+        raise ConfigError(
+            f"data: several directories hold {what}: {names}", hint="choose one with --data DIR"
+        )
+    logger.info("data: %s", ready[0])
+    return ready[0]
+
+
+def open_data(path: Path) -> Dataset:
+    """Open a dataset directory; DataError where it is missing, empty, or of no known layout."""
+    return open_dataset(path)
+
+
+def _read_run(path: Path) -> dict[str, Any] | None:
+    if not (path / RUN_FILE).is_file():
+        return None
+    try:
+        content = read_json(path / RUN_FILE)
+    except DataError:
+        return None
+    return content if isinstance(content, dict) else None

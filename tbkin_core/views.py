@@ -1,0 +1,94 @@
+"""What one forward pass says of one image: answers or a box, and where attention went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tbkin_core.evaluation.attribution import attention_rollout, kept_counts
+from tbkin_core.figures.attention import AttentionView
+from tbkin_core.modeling import TbkinConfig
+from tbkin_core.tasks import apply_deltas
+
+
+@dataclass(slots=True)
+class Prediction:
+    """Answers best first, with probabilities; for REC the regions by number, and the refined box."""
+
+    answers: list[tuple[str, float]] = field(default_factory=list)
+    chosen: int | None = None
+    runner_up: int | None = None
+    box: NDArray[np.float32] | None = None
+
+
+def predictions(
+    task: str, config: TbkinConfig, output: Any, boxes: NDArray, size: tuple[int, int], top: int
+) -> Prediction:
+    """Read the answer off a model's output for one image.
+
+    Args:
+        task: "vqa", "rec" or "pretrain" (which says whether image and text belong together).
+        config: The model's configuration.
+        output: Its output for a batch of one.
+        boxes: (K, 4) xyxy pixels.
+        size: Image width and height in pixels.
+        top: How many answers.
+    """
+    if task == "vqa":
+        best = output.vqa_logits[0].float().softmax(dim=-1).topk(min(top, config.num_answers))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        answers = config.answers()
+        return Prediction([(answers[number], value) for number, value in pairs])
+    if task == "pretrain":
+        match = float(output.itm_logits[0].float().softmax(dim=-1)[1])
+        return Prediction([("belong together", match), ("do not", 1 - match)])
+    scores = output.rec_scores[0].float().softmax(dim=-1)
+    best = scores.topk(min(top, len(boxes)))
+    order = best.indices.tolist()
+    deltas = output.rec_deltas[0, order[0]].float().cpu().numpy()[None]
+    refined = apply_deltas(boxes[order[0]][None], deltas, np.array([size], np.float32))[0]
+    return Prediction(
+        [(f"region {number}", value) for number, value in zip(order, best.values.tolist(), strict=True)],
+        order[0],
+        order[1] if len(order) > 1 else None,
+        refined,
+    )
+
+
+def attention_views(
+    task: str, output: Any, inputs: dict[str, Any], word_ids: NDArray, chosen: int | None
+) -> tuple[AttentionView, float]:
+    """Attention rollout as seen from [CLS] (from the chosen region for REC), and the kept fraction.
+
+    Args:
+        output: The model's output for a batch of one, with attentions.
+        inputs: Its inputs.
+        word_ids: (T,) word of each piece, -1 for special tokens.
+        chosen: Region chosen by a REC model.
+    """
+    length = inputs["input_ids"].shape[1]
+    rollout = attention_rollout(output.attentions)[0]  # (L, L)
+    words = int(word_ids.max(initial=-1)) + 1
+    regions = rollout.shape[0] - length
+    membership = np.zeros((words, length), np.float32)
+    for place, word in enumerate(word_ids):
+        if word >= 0:
+            membership[word, place] = 1
+    pieces = membership.sum(axis=1, keepdims=True)
+    # A word attends as its pieces do on average, and receives what they receive together.
+    word_region = membership @ rollout[:length, length:] / np.maximum(pieces, 1)
+    if task == "rec" and chosen is not None:
+        word_weights = membership @ rollout[length + chosen, :length]
+        region_weights = word_region.mean(axis=0) if words else np.zeros(regions, np.float32)
+    else:
+        word_weights = membership @ rollout[0, :length]
+        region_weights = rollout[0, length:]
+    valid = torch.cat([inputs["attention_mask"].bool(), inputs["region_mask"].bool()], dim=1)
+    counts = kept_counts(output.attentions, valid, length)
+    kept = sum(value[:, 0].sum() for value in counts.values())
+    total = sum(value[:, 1].sum() for value in counts.values())
+    return AttentionView(region_weights, word_weights, word_region), float(kept / max(total, 1))
