@@ -1,7 +1,8 @@
 """Train the caption parser that ships in `tbkin_core/resources/parser` (a spaCy pipeline of a few MB).
 
     python examples/train_parser.py UD_English-EWT/ first/
-    python examples/train_parser.py UD_English-EWT/ parser/ --captions FACTUAL/train.csv --teacher first/
+    python examples/train_parser.py UD_English-EWT/ second/ --captions FACTUAL/train.csv --teacher first/
+    python examples/train_parser.py UD_English-EWT/ parser/ --captions FACTUAL/train.csv --teacher second/
 
 The English Web Treebank (Universal Dependencies) is converted to the label scheme of spaCy's own English
 pipelines: prepositions head their objects, the copula heads its predicate, conjuncts form a chain. Captions
@@ -21,6 +22,7 @@ import gzip
 import itertools
 import json
 import random
+import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -361,7 +363,8 @@ def join_hyphens(tree: Tree) -> Tree:
         above = tree.heads[token]
         while above != ROOT and group[above] != group[token]:
             above = tree.heads[above]
-        if above == ROOT:  # no ancestor in the same word
+        known = tops.get(group[token])
+        if above == ROOT and (known is None or tree.labels[known] == "punct"):  # no ancestor in the same word
             tops[group[token]] = token
     order = sorted(tops)
     position = {first: index for index, first in enumerate(order)}
@@ -775,6 +778,7 @@ def describe(nlp: Language) -> None:
     nlp.meta.update(
         name="tbkin_captions",
         version="1.0",
+        spacy_version=">=3.8,<4",
         description="English tagger and parser for captions, questions and referring expressions",
         license="CC BY-SA 4.0",
         sources=[
@@ -868,6 +872,8 @@ def learn_lexicon(
             single = lemmatize_noun(first, nouns)
             if head == token + 1 and (f"{single} {noun}",) in gold:
                 decision = "merge"
+            elif head == token + 1 and (f"{single}{noun}",) in gold:
+                decision = "join"
             elif any(len(entry) == 2 and entry[0] == noun and entry[1][:4] == first[:4] for entry in gold):
                 decision = "attribute"  # also "wooden" for "wood"
             elif (single, "have", noun) in gold:
@@ -880,10 +886,13 @@ def learn_lexicon(
                 continue
             if tags[token] in CONTENT_TAGS:
                 compounds[f"{first} {noun}"][decision] += 1
+                if decision == "join":
+                    continue
                 compounds[first][decision] += 1
                 compounds[f"* {noun}"][decision] += 1
             else:
                 adjectives[f"{first} {noun}"][decision] += 1
+                adjectives[first][decision] += 1
     table: dict[str, str] = {}
     for key, counts in compounds.items():
         general = " " not in key or key.startswith("* ")
@@ -891,8 +900,11 @@ def learn_lexicon(
         if best and (general or counts[best] > 1 or best == "merge"):
             table[key] = best
     for key, counts in adjectives.items():
-        if key not in table and _decide(counts, 2, 0.6) == "merge":
-            table[key] = "merge"
+        if " " not in key:
+            if key not in table and _decide(counts, 2, 0.6) == "attribute":
+                table[key] = "attribute"  # for where it is mistagged as a noun
+        elif key not in table and _decide(counts, 2, 0.6) in {"merge", "join"}:
+            table[key] = counts.most_common(1)[0][0]
     agents, agentive_verbs, inanimate_subjects = learn_agents(golds)
     lexicon = Lexicon(
         compounds=table,
@@ -1105,15 +1117,22 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=13)
     options.add_argument("--seed", type=int, default=1)
     arguments = options.parse_args()
-    train_file = sorted(arguments.treebank.glob("en_ewt-ud-train*.conllu*"))[0]
-    dev_file = sorted(arguments.treebank.glob("en_ewt-ud-dev*.conllu*"))[0]
-    trees = [join_hyphens(convert(tree)) for tree in read_conllu(train_file)]
-    dev = [join_hyphens(convert(tree)) for tree in read_conllu(dev_file)]
+    parts: dict[str, list[Tree]] = {}
+    for part in ("train", "dev"):
+        files = sorted(arguments.treebank.glob(f"en_ewt-ud-{part}*.conllu*"))
+        if not files:
+            options.error(f"{arguments.treebank} holds no en_ewt-ud-{part}*.conllu or .conllu.gz")
+        parts[part] = [join_hyphens(convert(tree)) for tree in read_conllu(files[0])]
+    trees, dev = parts["train"], parts["dev"]
+    if bool(arguments.captions) != bool(arguments.teacher):
+        options.error("--captions and --teacher go together")
     nouns, verbs = lemma_tables(trees)
     lexicon = Lexicon(noun_lemmas=nouns, verb_lemmas=verbs)
     captions: list[Tree] = []
+    golds: list[Tuples] = []
     arguments.output.mkdir(parents=True, exist_ok=True)
-    if arguments.captions and arguments.teacher:
+    pairs: list[tuple[str, str]] = []
+    if arguments.captions:
         teacher = spacy.load(arguments.teacher, exclude=["attribute_ruler"])
         whole_hyphenated_words(teacher)
         pairs = read_factual(arguments.captions)
@@ -1140,6 +1159,10 @@ def main() -> None:
     add_attribute_ruler(nlp)
     describe(nlp)
     nlp.to_disk(arguments.output)
+    shutil.rmtree(arguments.output / "snapshot", ignore_errors=True)
+    if pairs:  # once more, from better parses
+        parses = parse_captions(nlp, [caption for caption, _ in pairs])
+        write_lexicon(learn_lexicon(parses, golds, nouns, verbs), arguments.output / "lexicon.json")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 _SHOWN_PROBLEMS = 10
+_NUMBER = re.compile(r"[+-]?(\d|nan$|inf$)")
 
 
 def show(result: StageResult, as_json: bool, quiet: bool) -> None:
@@ -28,9 +30,12 @@ def show(result: StageResult, as_json: bool, quiet: bool) -> None:
     # A pipe or a file gets whole cells, whatever the width of the terminal.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     for table in result.tables:
-        shown = Table(title=table.title, title_justify="left", show_edge=False, pad_edge=False)
+        # A title inside the table would be broken at the table's width.
+        console.print(table.title, markup=False, style="italic", soft_wrap=True)
+        shown = Table(show_edge=False, pad_edge=False)
         for number, column in enumerate(table.columns):
-            shown.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+            numeric = all(_NUMBER.match(row[number]) for row in table.rows if row[number])
+            shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in table.rows:
             shown.add_row(*map(_plain, row))
         console.print(shown)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_VOCABULARY = 30522
-_WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 # ---- tokenizer ----------------------------------------------------------------------------------
@@ -31,9 +28,11 @@ _WORDS = re.compile(r"\w+|[^\w\s]")
 
 def words_of(text: str) -> list[str]:
     """Lower-case words and punctuation without accents, as BERT's uncased tokenizer splits them."""
-    plain = unicodedata.normalize("NFD", text.lower())
-    plain = "".join(character for character in plain if unicodedata.category(character) != "Mn")
-    return _WORDS.findall(plain.replace("_", " _ "))
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    plain = BertNormalizer(lowercase=True).normalize_str(text)
+    return [word for word, _ in BertPreTokenizer().pre_tokenize_str(plain)]
 
 
 def build_tokenizer(texts: Iterable[str], limit: int = MAX_VOCABULARY) -> Tokenizer:

@@ -70,7 +70,13 @@ def load_model_config(path: Path) -> TbkinConfig:
     """
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such checkpoint", hint="make one with `tbkin finetune`")
-    missing = [name for name in ("config.json", "model.safetensors") if not (path / name).is_file()]
+    needed = ("config.json", "model.safetensors")
+    missing = [name for name in needed if not (path / name).is_file()]
+    if len(missing) == len(needed):
+        raise CheckpointError(
+            f"{path}: is no checkpoint ({'holds no config.json' if path.is_dir() else 'a file, no directory'})",
+            hint="give the directory of a finished run, such as runs/finetune/vqa",
+        )
     if missing:
         raise CheckpointError(
             f"{path}: is no whole checkpoint: {' and '.join(missing)} missing",
@@ -99,10 +105,27 @@ def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
             hint=f"make one with `tbkin {'pretrain' if task == 'pretrain' else f'finetune --task {task}'}`",
         )
     try:
-        model = MODELS[task].from_pretrained(str(path))
+        model, report = MODELS[task].from_pretrained(
+            str(path), output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except Exception as error:  # safetensors and transformers raise many kinds
-        raise CheckpointError(f"{path}: its weights cannot be loaded ({error})") from error
+        raise _unreadable(path, error) from error
+    # Transformers would leave random values in the place of weights that are missing or of another shape.
+    unfit = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
+    if unfit:
+        raise CheckpointError(
+            f"{path}: config.json and model.safetensors do not belong together: {len(unfit)} weights are"
+            f" missing or of another shape, such as {unfit[0]}",
+            hint="copy the whole directory of the run again, or train again",
+        )
     return model.eval(), load_tokenizer(path)
+
+
+def _unreadable(path: Path | str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: its weights cannot be loaded ({' '.join(str(error).split())[:200]})",
+        hint="the file is cut short or broken: copy the directory again, or train again",
+    )
 
 
 def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -126,7 +149,7 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             return load_file(directory / "model.safetensors"), config.to_dict()
         except Exception as error:
-            raise CheckpointError(f"{path}: its weights cannot be loaded ({error})") from error
+            raise _unreadable(path, error) from error
     quiet_transformers()
     try:
         bert_config = AutoConfig.from_pretrained(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -200,6 +201,14 @@ class PretrainConfig(TrainingConfig):
                 for name, value in chances.items()
                 if not 0 <= value <= 1
             ),
+            *(
+                [
+                    "masking.mask + masking.replace: expected at most 1,"
+                    f" got {self.masking.mask + self.masking.replace:g}"
+                ]
+                if self.masking.mask + self.masking.replace > 1 + 1e-9
+                else []
+            ),
         ]
 
 
@@ -352,8 +361,9 @@ def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
     values.update({name: value for name, value in flags.items() if value is not None})
     problems: list[str] = []
     config = _build(kind, values, "", problems)
-    if not problems:
-        problems = config.problems()
+    # A setting that could not be read keeps its default: what its range says of that is no news.
+    reported = {problem.partition(":")[0] for problem in problems}
+    problems += [problem for problem in config.problems() if problem.partition(":")[0] not in reported]
     if problems:
         source = f" ({file})" if file is not None else ""
         raise ConfigError(
@@ -367,7 +377,8 @@ def dump_config(config: StageConfig) -> str:
     """The resolved settings as YAML, readable by `load_config`."""
     import yaml
 
-    return yaml.safe_dump(config_values(config), sort_keys=False, allow_unicode=True)
+    # ASCII alone: with allow_unicode, PyYAML writes U+0085 so that it reads back as a space.
+    return yaml.safe_dump(config_values(config), sort_keys=False)
 
 
 def config_values(config: StageConfig) -> dict[str, Any]:
@@ -401,6 +412,8 @@ def parse_thresholds(text: str) -> list[float]:
             values = [round(start + index * step, 10) for index in range(count)]
         else:
             values = [float(part) for part in text.split(",")]
+        if not all(math.isfinite(value) for value in values):
+            raise ConfigError(usage, hint="thresholds must be finite")
     except (ValueError, OverflowError) as error:
         raise ConfigError(usage, hint="for example --thresholds 0:0.9:0.1") from error
     if values != sorted(set(values)):
@@ -440,9 +453,9 @@ def _build(kind: type[Any], values: Mapping[str, Any], prefix: str, problems: li
             continue
         try:
             arguments[name] = _coerce(value, hints[name], f"{prefix}{name}", problems)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             problems.append(f"{prefix}{name}: expected {_describe(hints[name])}, got {value!r}")
-    return kind(**arguments) if not problems else kind()
+    return kind(**arguments)
 
 
 def _coerce(value: Any, hint: Any, name: str, problems: list[str]) -> Any:

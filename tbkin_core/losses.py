@@ -69,7 +69,7 @@ def optimal_transport_distance(
     with torch.no_grad():
         kernel = torch.exp(-cost / beta).masked_fill(~both, 0.0)
         plan = both.to(cost.dtype)
-        words = text_mask.sum(dim=1).to(cost.dtype)[:, None]  # (B, 1)
+        words = text_mask.sum(dim=1).clamp_min(1).to(cost.dtype)[:, None]  # (B, 1); no word, no distance
         boxes = region_mask.sum(dim=1).to(cost.dtype)[:, None]
         scale_text = text_mask.to(cost.dtype) / words  # (B, T)
         for _ in range(iterations):

@@ -87,13 +87,19 @@ def finished_runs(stage: str, root: Path = ROOT) -> list[tuple[Path, dict[str, A
     return sorted(found, key=lambda entry: entry[1]["finished"], reverse=True)
 
 
-def find_checkpoint(tasks: Sequence[str], include_blind: bool = False) -> Path:
+def find_checkpoint(tasks: Sequence[str], include_blind: bool = False, prefer: str | None = None) -> Path:
     """The latest checkpoint made for one of the tasks ("pretrain", "vqa", "rec"), fine-tuned ones first.
+
+    Args:
+        tasks: Tasks that will do.
+        include_blind: Take question-only models too.
+        prefer: Task whose checkpoints come before those of the others, however old.
 
     Raises:
         CheckpointError: There is none; the message names the command that makes one.
     """
-    for path, content in finished_runs("finetune"):
+    finetuned = finished_runs("finetune")
+    for path, content in sorted(finetuned, key=lambda entry: entry[1]["settings"].get("task") != prefer):
         settings = content["settings"]
         if settings.get("task") in tasks and (include_blind or not settings.get("blind")):
             return path

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.errors import ConfigError, DataError, TbkinError
 
 if TYPE_CHECKING:
     import torch
@@ -67,17 +68,35 @@ def write_errors(where: Path) -> Iterator[None]:
     """Turn what the file system refuses (no permission, full disk) into one clear DataError."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except TbkinError:
+        raise
+    except Exception as error:
+        code = _os_error(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
             hint = "free some space and run the same command again: what is finished is kept"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        elif code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
             hint = "choose another place with --out DIR"
-        elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+        elif code in (errno.EEXIST, errno.ENOTDIR):
             hint = "a file stands where a directory is needed; choose another place with --out DIR"
         else:
             raise
-        raise DataError(f"{where}: cannot write here ({reason})", hint=hint) from error
+        raise DataError(f"{where}: cannot write here ({os.strerror(code)})", hint=hint) from error
+
+
+def _os_error(error: Exception) -> int:
+    """The errno behind an error, 0 without one.
+
+    safetensors, written in Rust, gives it in its message alone; torch.save covers it with an error of its own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.errno or 0
+        found = re.search(r"\(os error (\d+)\)", str(cause))
+        if found:
+            return int(found[1])
+        cause = cause.__cause__ or cause.__context__
+    return 0
 
 
 def make_directory(path: Path) -> Path:
@@ -141,7 +160,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # File names that are no UTF-8 hold lone surrogates; JSON and YAML write those as such escapes.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
@@ -284,8 +304,6 @@ def _ranked(
     failures: Any,
     arguments: tuple[Any, ...],
 ) -> None:
-    from tbkin_core.errors import TbkinError
-
     os.environ.update(
         RANK=str(local_rank),
         LOCAL_RANK=str(local_rank),

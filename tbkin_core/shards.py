@@ -45,7 +45,8 @@ def write_shard(path: Path, arrays: Mapping[str, NDArray], metadata: Mapping[str
     """
     from safetensors.numpy import save_file
 
-    header = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    # ASCII: file names that are no UTF-8 give image ids with lone surrogates, which only escapes carry.
+    header = {key: json.dumps(value) for key, value in metadata.items()}
     with atomic_path(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, header)
 
@@ -73,12 +74,22 @@ def read_shard(path: Path) -> tuple[dict[str, NDArray], dict[str, Any]]:
             arrays[name] = base[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (struct.error, ValueError, KeyError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: is not a whole shard ({error})",
             hint="remove this file and run the stage that made it again",
         ) from error
     return arrays, metadata
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    expected = {"kind", "format_version", "complete", "settings", "shards", "extra"}
+    if not isinstance(content, dict) or not expected <= set(content):
+        raise DataError(
+            f"{path}: is not the manifest of a store", hint="remove this directory and run the stage again"
+        )
+    return content
 
 
 def _shard_name(number: int) -> str:
@@ -102,7 +113,7 @@ class StoreWriter:
         self.extra: dict[str, Any] = {}
         manifest = path / MANIFEST
         if manifest.exists():
-            found = read_json(manifest)
+            found = _read_manifest(manifest)
             if found.get("kind") != kind or found.get("format_version") != FORMAT_VERSION:
                 raise DataError(
                     f"{path}: holds a store of kind {found.get('kind')!r},"
@@ -164,10 +175,9 @@ class StoreReader:
         manifest = self.path / MANIFEST
         if not manifest.exists():
             raise DataError(f"{self.path}: holds no {kind}", hint=f"make them with `{command}`")
-        content = read_json(manifest)
-        if not isinstance(content, dict) or content.get("kind") != kind:
-            found = content.get("kind") if isinstance(content, dict) else None
-            raise DataError(f"{self.path}: expected a store of {kind}, found {found!r}")
+        content = _read_manifest(manifest)
+        if content.get("kind") != kind:
+            raise DataError(f"{self.path}: expected a store of {kind}, found {content.get('kind')!r}")
         if content.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"{self.path}: format version {content.get('format_version')},"

@@ -289,7 +289,8 @@ def _pretrain_worker(config: PretrainConfig, out: Path) -> None:
     )
     torch.manual_seed(config.seed)
     model_config = _model_config(settings, init_config, tokenizer, training[0][1])
-    model = _initialised(TbkinForPreTraining, model_config, weights, source)
+    stores = [store for _, store in training]
+    model = _initialised(TbkinForPreTraining, model_config, weights, source, stores)
     if task.train.table.cut:
         problems.append(f"{task.train.table.cut} captions were cut to {settings.max_text_tokens} tokens")
     _announce("pretraining", settings, model, count, f"captions, weights from {source}")
@@ -468,7 +469,7 @@ def _finetune_worker(config: FinetuneConfig, out: Path) -> None:
         *extra.items(),
     ):
         setattr(model_config, name, value)
-    model = _initialised(TbkinForVqa if is_vqa else TbkinForRec, model_config, weights, source)
+    model = _initialised(TbkinForVqa if is_vqa else TbkinForRec, model_config, weights, source, [store])
     _announce(
         f"fine-tuning {config.task}", settings, model, len(task.lengths()), f"samples, weights from {source}"
     )
@@ -1142,6 +1143,8 @@ def _model_config(
         hidden_dropout_prob=config.dropout,
         attention_probs_dropout_prob=config.dropout,
         max_position_embeddings=longest,
+        # 0.02 suits a width of 768; narrower layers need larger weights for the same signal.
+        initializer_range=0.02 * math.sqrt(768 / shape["hidden_size"]),
         region_feature_size=store.feature_size,
         num_object_classes=len(store.object_names) or 1600,
         num_attribute_classes=len(store.attribute_names) or 400,
@@ -1152,10 +1155,21 @@ def _model_config(
     )
 
 
-def _initialised(kind: Any, config: Any, weights: dict[str, Any], source: str) -> Any:
+def _initialised(
+    kind: Any, config: Any, weights: dict[str, Any], source: str, stores: Sequence[FeatureStore]
+) -> Any:
+    """A model with its initial weights; region features are standardised by those of `stores`."""
+    import torch
+
     from tbkin_core.checkpoint import apply_init
+    from tbkin_core.features.store import feature_statistics
 
     model = kind(config)
+    if "tbkin.region_embeddings.feature_projection.weight" not in weights:
+        # Weights that know region features bring the statistics they were trained with.
+        mean, scale = feature_statistics(stores)
+        model.tbkin.region_embeddings.feature_mean.copy_(torch.from_numpy(mean))
+        model.tbkin.region_embeddings.feature_scale.copy_(torch.from_numpy(scale))
     if weights:
         if weights.get("tbkin.region_embeddings.feature_projection.weight") is not None:
             expected = weights["tbkin.region_embeddings.feature_projection.weight"].shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,17 @@ from tbkin_core.evaluation.attribution import attention_rollout, kept_counts
 from tbkin_core.figures.attention import AttentionView
 from tbkin_core.modeling import TbkinConfig
 from tbkin_core.tasks import apply_deltas
+
+_QUESTION = re.compile(
+    r"(what|which|who|whose|whom|where|when|why|how|is|are|was|were|does?|did|can|could|will|would|has|have"
+    r"|had|should)\b|.*\?\s*$",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def is_question(text: str) -> bool:
+    """Whether an English text asks ("what color", "is it red") rather than names something."""
+    return _QUESTION.match(text.strip()) is not None
 
 
 @dataclass(slots=True)

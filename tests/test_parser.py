@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,8 @@ EXAMPLES: dict[str, set[tuple[str, ...]]] = {
         ("square", "blue"),
         ("circle", "at the left of", "square"),
     },
+    "the red circle is left of the blue square": {("circle", "at the left of", "square")},
+    "is the cat right of the dog?": {("cat", "on the right side of", "dog")},
     "the man on the left wearing glasses": {("man", "left"), ("man", "wear", "glasses")},
     "a large red circle is to the left of a small striped blue star": {
         ("circle", "large"),
@@ -100,6 +104,21 @@ EXAMPLES: dict[str, set[tuple[str, ...]]] = {
         ("heart", "next to", "cross"),
         ("cross", "plain"),
         ("cross", "yellow"),
+    },
+    "An elderly woman seated at a table holding an umbrella": {("woman", "sit at", "table")},
+    "A group of men sipping drinks and talking at a table.": {
+        ("man", "sip", "drink"),
+        ("man", "talk at", "table"),
+    },
+    "snow covered mountain": {("snow", "cover", "mountain")},
+    "woman in red on the right": {("woman", "red"), ("woman", "right")},
+    "second boat from the right": {("boat", "second"), ("boat", "right")},
+    "the couch that the man is sitting on": {("man", "sit on", "couch")},
+    "how many dogs are sitting on the couch?": {("dog", "sit on", "couch")},
+    "what is the large object to the left of the green triangle?": {
+        ("object", "large"),
+        ("object", "at the left of", "triangle"),
+        ("triangle", "green"),
     },
     "the ball is between the box and the cone": {("ball", "between", "box"), ("ball", "between", "cone")},
 }
@@ -165,6 +184,7 @@ ODD_TEXTS = [
     "كلب على سجادة",
     "\ud800 dog",
     "a" * 20_000,
+    "🐶" * 20_000,
     "))) , ( is",
     "of of of the",
     "-",
@@ -271,6 +291,58 @@ def test_noun_lemmas(form: str, lemma: str) -> None:
 )
 def test_verb_lemmas(form: str, lemma: str) -> None:
     assert lemmatize_verb(form) == lemma
+
+
+def test_another_pipeline_takes_the_place_of_the_shipped_one(parser: CaptionParser) -> None:
+    import tbkin_core
+
+    other = CaptionParser(str(Path(tbkin_core.__file__).parent / "resources" / "parser"))
+    assert list(other.parse(EXAMPLES)) == list(parser.parse(EXAMPLES))
+    assert other.version
+    assert parser.name == "builtin"
+
+
+def test_treebank_conversion(tmp_path: Path) -> None:
+    """Copula and preposition become heads, conjuncts a chain, hyphenated words one token."""
+    path = Path(__file__).resolve().parents[1] / "examples" / "train_parser.py"
+    specification = importlib.util.spec_from_file_location("train_parser", path)
+    assert specification is not None
+    assert specification.loader is not None
+    train_parser = importlib.util.module_from_spec(specification)
+    sys.modules["train_parser"] = train_parser
+    specification.loader.exec_module(train_parser)
+    rows = [
+        ("Cats", "cat", "NNS", 7, "nsubj", "_"),
+        (",", ",", ",", 3, "punct", "_"),
+        ("dogs", "dog", "NNS", 1, "conj", "_"),
+        ("and", "and", "CC", 5, "cc", "_"),
+        ("birds", "bird", "NNS", 1, "conj", "_"),
+        ("are", "be", "VBP", 7, "cop", "_"),
+        ("black", "black", "JJ", 0, "root", "SpaceAfter=No"),
+        ("-", "-", "HYPH", 7, "punct", "SpaceAfter=No"),
+        ("ish", "ish", "JJ", 7, "dep", "_"),
+        ("in", "in", "IN", 11, "case", "_"),
+        ("Rome", "Rome", "NNP", 7, "obl", "_"),
+    ]
+    lines = [
+        f"{index}\t{word}\t{lemma}\t_\t{tag}\t_\t{head}\t{label}\t_\t{misc}"
+        for index, (word, lemma, tag, head, label, misc) in enumerate(rows, start=1)
+    ]
+    (tmp_path / "one.conllu").write_text("# text\n" + "\n".join(lines) + "\n\n", encoding="utf-8")
+    (tree,) = train_parser.read_conllu(tmp_path / "one.conllu")
+    tree = train_parser.join_hyphens(train_parser.convert(tree))
+    heads = ["ROOT" if head < 0 else tree.words[head] for head in tree.heads]
+    assert list(zip(tree.words, tree.labels, heads, strict=True)) == [
+        ("Cats", "nsubj", "are"),
+        (",", "punct", "Cats"),
+        ("dogs", "conj", "Cats"),
+        ("and", "cc", "dogs"),
+        ("birds", "conj", "dogs"),
+        ("are", "ROOT", "ROOT"),
+        ("black-ish", "acomp", "are"),
+        ("in", "prep", "black-ish"),
+        ("Rome", "pobj", "in"),
+    ]
 
 
 # ------------------------------------------------------------------------------------------- the scorer

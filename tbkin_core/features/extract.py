@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,8 @@ def extract_dataset(
         todo = [(image_id, path) for image_id, path in sources if image_id not in writer.done]
         present = len(sources) - len(todo)
         made = 0
+        if present:
+            logger.info("%d images are in %s already", present, out)
         for result in progress(
             _run(kind, todo, max_regions, workers), "regions", total=len(todo), unit="img"
         ):
@@ -150,8 +154,10 @@ def extract_one(path: Path, settings: dict[str, Any]) -> RegionFeatures:
         )
     extractor = BuiltinExtractor(max_regions=int(settings["max_regions"]))
     own = builtin_settings(extractor)
-    if own != settings:
-        changed = sorted(key for key in {*own, *settings} if own.get(key) != settings.get(key))
+    # A checkpoint also records where the features that it was trained on lay.
+    made = {key: value for key, value in settings.items() if key != "store"}
+    if own != made:
+        changed = sorted(key for key in {*own, *made} if own.get(key) != made.get(key))
         raise ConfigError(
             f"the checkpoint was trained on built-in features of another version ({', '.join(changed)})",
             hint="extract the features and fine-tune again with this version of tbkin",
@@ -186,10 +192,22 @@ def _run(
 def _run_workers(
     todo: list[tuple[ImageId, Path]], max_regions: int, count: int
 ) -> Iterator[RegionFeatures | str]:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(count, initializer=_start_worker, initargs=(max_regions,)) as pool:
+    executor = ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(max_regions,),
+    )
+    try:
         # In order, so that the store does not depend on which worker is faster.
-        yield from pool.imap(_worker_extract, todo, chunksize=4)
+        yield from executor.map(_worker_extract, todo, chunksize=4)
+    except BrokenProcessPool as error:
+        raise DataError(
+            "extract-features: a worker process has ended unexpectedly, perhaps for want of memory",
+            hint="run the same command again, it goes on; --workers 0 needs no other processes",
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 _extractor: BuiltinExtractor | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,18 +36,29 @@ def read_bottom_up_npz(path: Path, image_id: ImageId) -> RegionFeatures:
                 )
             features = np.asarray(archive["x"], np.float32)
             boxes = np.asarray(archive[box_key], np.float32)
-            width, height = int(archive["image_w"]), int(archive["image_h"])
-            labels = {
-                field: np.asarray(archive[key]).reshape(-1)
-                for field, key in (
-                    ("object_ids", "objects_id"),
-                    ("object_scores", "objects_conf"),
-                    ("attribute_ids", "attrs_id"),
-                    ("attribute_scores", "attrs_conf"),
+            width, height = int(archive["image_w"].item()), int(archive["image_h"].item())
+            labels: dict[str, Any] = {
+                field: np.asarray(archive[key]).reshape(-1).astype(dtype)
+                for field, key, dtype in (
+                    ("object_ids", "objects_id", np.int32),
+                    ("object_scores", "objects_conf", np.float32),
+                    ("attribute_ids", "attrs_id", np.int32),
+                    ("attribute_scores", "attrs_conf", np.float32),
                 )
                 if key in names
             }
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        EOFError,
+        KeyError,
+        OverflowError,
+        NotImplementedError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(
             f"{path}: is not a whole .npz file ({error})",
             hint="fetch or make this file again; the others are kept",
@@ -64,8 +76,8 @@ def read_bottom_up_npz(path: Path, image_id: ImageId) -> RegionFeatures:
         boxes=boxes,
         image_width=width,
         image_height=height,
-        object_ids=labels.get("object_ids", np.full(len(features), -1)).astype(np.int32),
-        object_scores=labels.get("object_scores", np.zeros(len(features))).astype(np.float32),
-        attribute_ids=labels.get("attribute_ids", np.full(len(features), -1)).astype(np.int32),
-        attribute_scores=labels.get("attribute_scores", np.zeros(len(features))).astype(np.float32),
+        object_ids=labels.get("object_ids", np.full(len(features), -1, np.int32)),
+        object_scores=labels.get("object_scores", np.zeros(len(features), np.float32)),
+        attribute_ids=labels.get("attribute_ids", np.full(len(features), -1, np.int32)),
+        attribute_scores=labels.get("attribute_scores", np.zeros(len(features), np.float32)),
     )

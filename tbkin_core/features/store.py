@@ -174,6 +174,27 @@ class FeatureStore:
         )
 
 
+def feature_statistics(
+    stores: Sequence[FeatureStore], images: int = 2000
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and reciprocal standard deviation (D,) of region features, over evenly spaced images.
+
+    A dimension that hardly varies is not blown up: its scale is bounded.
+    """
+    parts = []
+    for store in stores:
+        rows = np.unique(np.linspace(0, len(store) - 1, min(len(store), images)).astype(np.int64))
+        for begin in range(0, len(rows), 256):
+            batch = store.gather(rows[begin : begin + 256])
+            parts.append(batch.features[batch.mask].astype(np.float64))
+    count = sum(len(part) for part in parts)
+    mean = sum(part.sum(axis=0) for part in parts) / count
+    variance = sum(((part - mean) ** 2).sum(axis=0) for part in parts) / count
+    deviation = np.sqrt(variance)
+    floor = 0.05 * float(deviation.mean()) or 1.0
+    return mean.astype(np.float32), (1 / np.maximum(deviation, floor)).astype(np.float32)
+
+
 def batch_geometry(boxes: NDArray[np.float32], sizes: NDArray[np.float32]) -> NDArray[np.float32]:
     """`region_geometry` for boxes (B, K, 4) and image sizes (B, 2): (B, K, 5) float32."""
     scaled = boxes / np.concatenate([sizes, sizes], axis=1)[:, None, :]  # (B, K, 4)
@@ -187,16 +208,28 @@ def batch_of_one(regions: RegionFeatures) -> RegionBatch:
     boxes = np.asarray(regions.boxes, np.float32)[None]
     return RegionBatch(
         # Through half precision, as from a store: the same image gives the same answer either way.
-        np.asarray(regions.features, np.float16).astype(np.float32)[None],
+        _half(regions.features).astype(np.float32)[None],
         boxes,
         batch_geometry(boxes, sizes),
         np.ones(boxes.shape[:2], np.bool_),
-        np.asarray(regions.object_ids, np.int64)[None],
-        np.asarray(regions.object_scores, np.float32)[None],
-        np.asarray(regions.attribute_ids, np.int64)[None],
-        np.asarray(regions.attribute_scores, np.float32)[None],
+        _labels(regions, "object_ids", np.int64, -1)[None],
+        _labels(regions, "object_scores", np.float32, 0)[None],
+        _labels(regions, "attribute_ids", np.int64, -1)[None],
+        _labels(regions, "attribute_scores", np.float32, 0)[None],
         sizes,
     )
+
+
+def _half(features: NDArray) -> NDArray[np.float16]:
+    """Half precision, cut to its range: an overflow to infinity would poison every later stage."""
+    largest = np.finfo(np.float16).max
+    return np.clip(features, -largest, largest).astype(np.float16)
+
+
+def _labels(regions: RegionFeatures, name: str, dtype: type, default: float) -> NDArray:
+    """(K,) one of the label arrays, `default` where the extractor gave none."""
+    values = getattr(regions, name)
+    return np.asarray(values, dtype) if len(values) else np.full(len(regions), default, dtype)
 
 
 class FeatureStoreWriter:
@@ -229,6 +262,9 @@ class FeatureStoreWriter:
             raise DataError(f"{name}: features must be ({count}, {self._size}), got {regions.features.shape}")
         if not (np.isfinite(regions.features).all() and np.isfinite(regions.boxes).all()):
             raise DataError(f"{name}: features or boxes are not finite")
+        for field in ("object_ids", "object_scores", "attribute_ids", "attribute_scores"):
+            if len(getattr(regions, field)) not in (0, count):
+                raise DataError(f"{name}: {field} must be ({count},), got {getattr(regions, field).shape}")
         if regions.image_id in self.done:
             raise DataError(f"{name}: is in the store already")
         self.done.add(regions.image_id)
@@ -241,22 +277,13 @@ class FeatureStoreWriter:
         if not self._pending:
             return
         batch, self._pending = self._pending, []
-        largest = np.finfo(np.float16).max
 
         def stacked(name: str, dtype: type, default: float) -> NDArray:
-            columns = [
-                value
-                if len(value := getattr(regions, name)) == len(regions)
-                else np.full(len(regions), default)
-                for regions in batch
-            ]
-            return np.concatenate(columns).astype(dtype)
+            return np.concatenate([_labels(regions, name, dtype, default) for regions in batch])
 
         self._writer.add(
             {
-                "features": np.concatenate(
-                    [np.clip(regions.features, -largest, largest).astype(np.float16) for regions in batch]
-                ),
+                "features": np.concatenate([_half(regions.features) for regions in batch]),
                 "boxes": np.concatenate([np.asarray(regions.boxes, np.float32) for regions in batch]),
                 "object_ids": stacked("object_ids", np.int32, -1),
                 "object_scores": stacked("object_scores", np.float32, 0),

@@ -135,7 +135,11 @@ def export_jsonl(store: GraphStore, path: Path) -> None:
     """Write every unified graph as a line of JSON, atomically."""
     import json
 
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    # Lone surrogates (file names that are no UTF-8) become JSON's own escapes.
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         for graph in progress(store, "export", total=len(store), unit="graph"):
             file.write(json.dumps(graph.to_dict(), ensure_ascii=False) + "\n")
 

@@ -23,6 +23,8 @@ from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, T
 
 MAX_TOKENS = 512
 MAX_CHARACTERS = 16_384
+_LONG_RUN = re.compile(r"(\S{64})(?=\S)")
+SHORT_TEXT = 8  # referring expressions are this terse
 
 NOUN_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS"})
 ADJECTIVE_TAGS = frozenset({"JJ", "JJR", "JJS"})
@@ -59,7 +61,7 @@ SHADES = frozenset({"light", "dark", "bright", "pale", "navy", "sky", "lime", "d
 COLORS = frozenset(
     {
         "white", "black", "blue", "green", "red", "brown", "yellow", "gray", "grey", "orange", "silver",
-        "pink", "purple", "tan", "beige", "gold",
+        "pink", "purple", "tan", "beige", "gold", "cyan", "magenta", "turquoise", "teal", "violet", "maroon",
     }
 )  # fmt: skip
 STRANDED = frozenset({"on", "in", "under", "at", "with", "behind", "by", "near", "over"})
@@ -101,7 +103,8 @@ class Lexicon:
     """Counts condensed to decisions; every table may be empty.
 
     Attributes:
-        compounds: "modifier noun" or "modifier" -> "merge", "attribute", "have" or "in".
+        compounds: "modifier noun" or "modifier" -> "merge", "join" (merge without the
+            space: "snow board"), "attribute", "have", "in" or "drop".
         relations: Produced predicate, or "predicate|object", -> predicate to use; "~" in front swaps the
             ends, "-" alone drops the relation. "predicate^" or "preposition^" decides on a verb with an
             object of its own: "^predicate" relates that object instead of the subject, "=" does not.
@@ -234,6 +237,7 @@ class _Sentence:
         self.heads = list(heads)
         self.folded: dict[int, range] = {}
         self.sides: dict[int, tuple[int, str]] = {}
+        self._repair_modifiers()
         text = " ".join(self.words)
         self._fold_prepositions(text)
         self._fold_sides(text)
@@ -241,6 +245,35 @@ class _Sentence:
         for token, head in enumerate(self.heads):
             if head != token:
                 self.kids[head].append(token)
+
+    def _repair_modifiers(self) -> None:
+        """As in "behind the striped orange circle", where the parse took "striped" for the object."""
+        for token, label in enumerate(self.labels):
+            word = self.words[token]
+            participle = len(word) > 5 and word.endswith("ed")
+            if label not in {"pobj", "dobj", "nsubj", "nsubjpass"}:
+                continue
+            if self.tags[token] not in {"JJ", "VBN"} and not participle:
+                continue
+            noun = None
+            for following in range(token + 1, len(self.words)):
+                if self.tags[following] in NOUN_TAGS:
+                    noun = following
+                elif self.tags[following] != "JJ":
+                    break
+            above = self.heads[token]
+            if noun is None or above == token:
+                continue
+            current = above
+            while current not in (noun, self.heads[current]):
+                current = self.heads[current]
+            if current == noun:
+                continue
+            for other, head in enumerate(self.heads):
+                if head == token:
+                    self.heads[other] = noun
+            self.heads[noun], self.labels[noun] = above, label
+            self.heads[token], self.labels[token] = noun, "amod"
 
     def _spans(self, pattern: re.Pattern[str], text: str) -> Iterator[range]:
         """Token ranges a pattern matches; matches start and end at token boundaries."""
@@ -270,6 +303,8 @@ class _Sentence:
             if last + 1 >= len(self.words) and self.words[last] != "top":
                 continue
             top = self._top(span)
+            if self.words[last] == "of" and self.words[last - 1] in {"left", "right"}:
+                self._place_side(span, top)
             outside, label = self.heads[top], "prep"
             if outside == top:
                 outside, label = first, "ROOT"
@@ -278,6 +313,10 @@ class _Sentence:
             self.folded[first] = span
             for token, head in enumerate(self.heads):
                 if token in span or head not in span:
+                    continue
+                if token < first and outside != first and self.labels[token] in {"nsubj", "nsubjpass"}:
+                    # "is the circle left of the square", parsed as if somebody left
+                    self.heads[token], self.labels[token] = outside, "nsubj"
                     continue
                 self.heads[token] = first
                 if token > last and (
@@ -288,6 +327,30 @@ class _Sentence:
                 self.heads[token], self.labels[token] = first, "fixed"
             self.heads[first], self.labels[first] = outside, label
             self.tags[first] = "IN"
+
+    def _place_side(self, span: range, top: int) -> None:
+        """As in "triangle right of the heart": hang a misparsed side from the noun before it."""
+        first, last = span[0], span[-1]
+        outside = self.heads[top]
+        noun = next((token for token in range(first - 1, -1, -1) if self.tags[token] in NOUN_TAGS), None)
+        if noun is not None and self.heads[noun] in span and outside < first:
+            # "is there a cross right of the star", parsed as a "cross right"
+            self.heads[noun], self.labels[noun] = outside, self.labels[top]
+            self.heads[top], self.labels[top] = noun, "prep"
+            return
+        if noun is None or not (outside > last or outside == top):
+            return
+        if self.heads[noun] in span or self.heads[noun] > last:
+            self.heads[noun], self.labels[noun] = noun, "ROOT"
+        current = noun
+        while self.heads[current] != current:
+            current = self.heads[current]
+            if current in span or current > last:
+                return
+        self.heads[top] = noun
+        self.labels[top] = "prep"
+        if outside > last and self.tags[outside] in NOUN_TAGS:
+            self.heads[outside], self.labels[outside] = last, "pobj"
 
     def _fold_sides(self, text: str) -> None:
         """As in "the man on the left": what hangs below the place moves up to the man."""
@@ -391,7 +454,7 @@ class _Builder:
         found = table.get(f"{first} {second}")
         if found is not None:
             return found
-        if self.s.labels[modifier] == "amod" or self.s.tags[modifier] not in NOUN_TAGS:
+        if first in COLORS or self.s.labels[modifier] == "amod" or self.s.tags[modifier] not in NOUN_TAGS:
             return "attribute"
         return table.get(first) or table.get("* " + second) or "merge"
 
@@ -545,6 +608,8 @@ class _Builder:
         s = self.s
         size = len(s.words)
         self.partitive_of: dict[int, int] = {}
+        if not any(self.nominal) and size <= SHORT_TEXT:
+            self._guess_object()
         self._find_partitives()
         self._find_materials()
         for token in range(size):
@@ -574,10 +639,11 @@ class _Builder:
             elif s.labels[token] == "ROOT" and s.tags[token] in {"IN", "RB"} and not self.nominal[token]:
                 self._root_preposition(token)
         self._drop_repeated_possession()
+        self._trailing_side()
         return self._graph(tokens)
 
     def _is_question_word(self, token: int) -> bool:
-        """As in "what color": "how many people": the asked-for word is no object of the image."""
+        """As in "what color" and "how many people": the asked-for word is no object of the image."""
         s = self.s
         if s.words[token] not in {
             "color",
@@ -596,6 +662,41 @@ class _Builder:
         return any(s.tags[kid] in {"WDT", "WP", "WRB"} for kid in s.kids[token]) or (
             token > 0 and s.words[token - 1] in {"what", "which", "how"}
         )
+
+    def _guess_object(self) -> None:
+        """As in "right urinal" and "girl purple", where a terse expression was tagged without a noun."""
+        s = self.s
+        candidates = [
+            token
+            for token, word in enumerate(s.words)
+            if s.tags[token] in NOUN_TAGS | {"JJ", "FW", "UH", "ADD"}
+            and any(letter.isalpha() for letter in word)
+            and word not in COLORS | SIDES | SHADES
+        ]
+        candidates = [token for token in candidates if s.tags[token] in NOUN_TAGS] or candidates
+        if not candidates:
+            return
+        noun = candidates[-1]
+        self.nominal[noun] = True
+        above = s.heads[noun]
+        if above != noun:
+            s.kids[above].remove(noun)
+            s.heads[noun], s.labels[noun] = noun, "ROOT"
+        for token, word in enumerate(s.words):
+            if token != noun and (word in COLORS | SIDES or s.tags[token] in ADJECTIVE_TAGS):
+                s.kids[s.heads[token]] = [kid for kid in s.kids[s.heads[token]] if kid != token]
+                s.heads[token], s.labels[token], s.tags[token] = noun, "amod", "JJ"
+                s.kids[noun] = sorted({*s.kids[noun], token} - {noun})
+
+    def _trailing_side(self) -> None:
+        """As in "second bike right": a side that closes the text belongs to its first object."""
+        last = len(self.s.words) - 1
+        if last < 1 or self.s.words[last] not in {"left", "right"} or last in self.object_at:
+            return
+        used = {token for tokens in (*self.attributes.values(), *self.relations.values()) for token in tokens}
+        first = min(self.object_at, default=None)
+        if last not in used and first is not None:
+            self.attributes.setdefault((first, self.s.words[last]), (last,))
 
     def _find_partitives(self) -> None:
         """As in "a bunch of bananas": the bananas take the place of the bunch."""
@@ -636,12 +737,13 @@ class _Builder:
         start = token
         name = self._noun_name(token)
         for modifier in sorted(modifiers, reverse=True):
-            if modifier == start - 1 and self._compound(modifier, token) == "merge":
-                start = modifier
-                self.merged.add(modifier)
-                name = f"{lemmatize_noun(s.words[modifier], self.lexicon.noun_lemmas)} {name}"
-            else:
+            decision = self._compound(modifier, token)
+            if modifier != start - 1 or decision not in {"merge", "join"}:
                 break
+            start = modifier
+            self.merged.add(modifier)
+            space = " " if decision == "merge" else ""
+            name = f"{lemmatize_noun(s.words[modifier], self.lexicon.noun_lemmas)}{space}{name}"
         self.object_at[token] = TextObject(token, (start, token + 1), name)
 
     def _noun_phrase(self, token: int, noun: int) -> None:
@@ -978,7 +1080,7 @@ class _Builder:
         return found
 
     def _nominal_predicate(self, subjects: list[int], noun: int) -> None:
-        """As in "the animal is a dog": nothing to add after "there is" and "this is", where it is the subject."""
+        """As in "the animal is a dog"; after "there is" and "this is" the noun is its own subject."""
         targets = self._resolve(noun, noun)
         for subject in subjects:
             if subject in targets or subject not in self.object_at:
@@ -1034,7 +1136,7 @@ class _Builder:
     # -- the end
 
     def _drop_repeated_possession(self) -> None:
-        """ "The ground has snow on it" says "snow on ground", once."""
+        """As in "the ground has snow on it", which says "snow on ground", once."""
         places = {(key[2], key[0]) for key in self.relations if key[1] not in {"have", "with"}}
         for key in list(self.relations):
             if key[1] in {"have", "with"} and (key[0], key[2]) in places:
@@ -1110,13 +1212,10 @@ class CaptionParser:
         """One graph a text, in order; a text without words gives an empty graph.
 
         Only the first `MAX_TOKENS` tokens (and `MAX_CHARACTERS` characters) of a text are read. Runs of white
-        space count as one space. A text that occurs several times in a batch is parsed once.
+        space count as one space, runs of more than 64 other characters are cut. A text that occurs several
+        times in a batch is parsed once.
         """
-        for batch in (
-            itertools.batched(texts, max(1, batch_size))
-            if hasattr(itertools, "batched")
-            else _batched(texts, max(1, batch_size))
-        ):
+        for batch in _batched(texts, max(1, batch_size)):
             cleaned = [_clean(text) for text in batch]
             graphs: dict[str, TextGraph] = {"": TextGraph(())}
             distinct = [text for text in dict.fromkeys(cleaned) if text]
@@ -1151,7 +1250,8 @@ def _batched(texts: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
 def _clean(text: str) -> str:
     # Lone surrogates cannot enter spaCy's string store.
     text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
-    return " ".join(text.split())
+    # spaCy's tokeniser takes time quadratic in the length of a run without spaces (a line of emoji).
+    return _LONG_RUN.sub(r"\1 ", " ".join(text.split()))
 
 
 def _load(pipeline: str) -> Any:
@@ -1170,7 +1270,7 @@ def _load(pipeline: str) -> Any:
     hint = "use `--parser builtin`, or install the pipeline: python -m spacy download " + Path(pipeline).name
     try:
         nlp = spacy.load(pipeline, exclude=unneeded)
-    except (OSError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MissingDependencyError(
             f"caption parser {pipeline!r} cannot be loaded: {reason}", hint=hint

@@ -74,16 +74,26 @@ class TextEmbeddings(nn.Module):
 
 
 class RegionEmbeddings(nn.Module):
-    """Region features and geometry, each through a dense layer, added and normalised."""
+    """Region features and geometry, each through a dense layer, added and normalised.
+
+    Features are first standardised by the mean and scale of the training set, which travel with the
+    weights; with mean 0 and scale 1, the initial values, they pass unchanged as in the reference.
+    """
+
+    feature_mean: Tensor
+    feature_scale: Tensor
 
     def __init__(self, config: TbkinConfig) -> None:
         super().__init__()
+        self.register_buffer("feature_mean", torch.zeros(config.region_feature_size))
+        self.register_buffer("feature_scale", torch.ones(config.region_feature_size))
         self.feature_projection = nn.Linear(config.region_feature_size, config.hidden_size)
         self.geometry_projection = nn.Linear(5, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, region_features: Tensor, region_geometry: Tensor) -> Tensor:
+        region_features = (region_features - self.feature_mean) * self.feature_scale
         embedded = self.feature_projection(region_features) + self.geometry_projection(region_geometry)
         return self.dropout(self.layer_norm(embedded))  # (B, K, D)
 

@@ -1,0 +1,260 @@
+"""Thresholded attention against a slow reference, and the guarantees that τ = 0 and padding carry."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tbkin_core.errors import ConfigError
+from tbkin_core.modeling import Selection, TbkinConfig, TbkinForVqa, selective_attention
+from tbkin_core.modeling.attention import scope_mask, select_keys
+from tbkin_core.selection import RULES, SCOPES
+
+BATCH, HEADS, LENGTH, WIDTH, TEXT = 2, 2, 7, 4, 4
+THRESHOLDS = {
+    "relative": st.floats(1e-3, 1),
+    "probability": st.floats(1e-3, 1),
+    "score": st.floats(-2, 2).filter(lambda value: abs(value) > 1e-3),
+    "topk": st.integers(1, LENGTH + 2).map(float),
+}
+
+
+@st.composite
+def selections(draw: st.DrawFn, scope: str | None = None) -> Selection:
+    rule = draw(st.sampled_from(RULES))
+    chosen = scope or draw(st.sampled_from(SCOPES))
+    return Selection(rule, draw(THRESHOLDS[rule]), scope=chosen)
+
+
+def random_attention(
+    seed: int, dtype: torch.dtype = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value (B, H, L, D) and a mask (B, 1, 1, L) with some padding."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (BATCH, HEADS, LENGTH, WIDTH)
+    query, key, value = (2 * torch.randn(shape, generator=generator, dtype=dtype) for _ in range(3))
+    mask = torch.rand((BATCH, 1, 1, LENGTH), generator=generator) > 0.3
+    mask[..., 0] = True
+    return query, key, value, mask
+
+
+def may_drop(scope: str, query: int, key: int) -> bool:
+    sides = ("text" if query < TEXT else "image", "text" if key < TEXT else "image")
+    crossing = {"text-to-image": [("text", "image")], "image-to-text": [("image", "text")]}
+    crossing["cross-modal"] = crossing["text-to-image"] + crossing["image-to-text"]
+    return scope == "all" or sides in crossing[scope]
+
+
+def reference_row(
+    scores: NDArray[np.float64], valid: NDArray[np.bool_], selection: Selection, query: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Kept keys and weights of one query, entry by entry from the equations, probabilities and all."""
+    present = [key for key in range(len(scores)) if valid[key]]
+    exponentials = {key: math.exp(scores[key] - max(scores[other] for other in present)) for key in present}
+    attention = {key: value / sum(exponentials.values()) for key, value in exponentials.items()}
+    largest = max(attention.values())
+    descending = sorted(attention.values(), reverse=True)
+    kept = np.zeros(len(scores), np.bool_)
+    for key in present:
+        if selection.rule == "relative":
+            keep = attention[key] >= selection.threshold * largest
+        elif selection.rule == "probability":
+            keep = attention[key] >= selection.threshold
+        elif selection.rule == "score":
+            keep = scores[key] >= selection.threshold
+        else:
+            keep = attention[key] in descending[: int(selection.threshold)]
+        kept[key] = keep or attention[key] == largest or not may_drop(selection.scope, query, key)
+    weights = np.array([attention.get(key, 0.0) if kept[key] else 0.0 for key in range(len(scores))])
+    return kept, weights / weights.sum()
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 10**6), selection=selections())
+def test_every_rule_equals_the_equations(seed: int, selection: Selection) -> None:
+    query, key, value, mask = random_attention(seed)
+    output, record = selective_attention(query, key, value, mask, selection, text_length=TEXT, record=True)
+    assert record is not None
+    scores = np.einsum("bhid,bhjd->bhij", query.numpy(), key.numpy()) / math.sqrt(WIDTH)
+    for batch in range(BATCH):
+        valid = mask[batch, 0, 0].numpy()
+        for head in range(HEADS):
+            for row in range(LENGTH):
+                kept, weights = reference_row(scores[batch, head, row], valid, selection, row)
+                place = (batch, head, row)
+                np.testing.assert_array_equal(record.kept[place].numpy(), kept)
+                np.testing.assert_allclose(record.weights[place].numpy(), weights, atol=1e-12)
+                np.testing.assert_allclose(
+                    output[place].numpy(), weights @ value[batch, head].numpy(), atol=1e-10
+                )
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), selection=selections())
+def test_rows_sum_to_one_keep_their_largest_and_never_padding(seed: int, selection: Selection) -> None:
+    query, key, value, mask = random_attention(seed, torch.float32)
+    _, record = selective_attention(query, key, value, mask, selection, text_length=TEXT, record=True)
+    assert record is not None
+    torch.testing.assert_close(record.weights.sum(dim=-1), torch.ones(BATCH, HEADS, LENGTH))
+    assert record.kept.gather(-1, record.scores.argmax(dim=-1, keepdim=True)).all()
+    assert not (record.kept & ~mask).any()
+    assert (record.weights[~record.kept] == 0).all()
+    assert (record.weights[record.kept] > 0).all()
+    free = scope_mask(selection.scope, TEXT, LENGTH)
+    if free is not None:
+        assert (record.kept | ~mask)[..., ~free].all(), "outside its scope a selection drops nothing"
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), data=st.data())
+def test_a_larger_threshold_keeps_a_subset(seed: int, data: st.DataObject) -> None:
+    rule = data.draw(st.sampled_from(("relative", "probability", "score")))
+    low, high = sorted(data.draw(st.tuples(THRESHOLDS[rule], THRESHOLDS[rule])))
+    query, key, _, mask = random_attention(seed)
+    scores = (query @ key.transpose(-2, -1)).masked_fill(~mask, float("-inf"))
+    assert not (select_keys(scores, rule, high) & ~select_keys(scores, rule, low)).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), k=st.integers(1, LENGTH + 3))
+def test_topk_keeps_k_of_the_keys_there_are(seed: int, k: int) -> None:
+    query, key, _, mask = random_attention(seed)
+    scores = (query @ key.transpose(-2, -1)).masked_fill(~mask, float("-inf"))
+    expected = mask.sum(dim=-1).clamp_max(k).expand(BATCH, HEADS, LENGTH)
+    assert torch.equal(select_keys(scores, "topk", float(k)).sum(dim=-1), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), selection=selections(), straight=st.booleans())
+def test_gradients_of_dropped_keys(seed: int, selection: Selection, straight: bool) -> None:
+    query, key, value, mask = random_attention(seed)
+    scores = (query @ key.transpose(-2, -1) / math.sqrt(WIDTH)).masked_fill(~mask, float("-inf"))
+    kept = select_keys(scores, selection.rule, selection.threshold, scope_mask(selection.scope, TEXT, LENGTH))
+    upstream = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=value.dtype)
+    chosen = Selection(selection.rule, selection.threshold, scope=selection.scope, straight_through=straight)
+
+    def gradients(function: Any) -> tuple[torch.Tensor, ...]:
+        inputs = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+        return torch.autograd.grad((function(*inputs) * upstream).sum(), inputs)
+
+    def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        scores = (query @ key.transpose(-2, -1) / math.sqrt(WIDTH)).masked_fill(~mask, float("-inf"))
+        return scores.softmax(dim=-1) @ value
+
+    def restricted(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        scores = query @ key.transpose(-2, -1) / math.sqrt(WIDTH)
+        exponentials = torch.where(kept, scores.exp(), 0.0)
+        return exponentials / exponentials.sum(dim=-1, keepdim=True) @ value
+
+    def selected(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return selective_attention(query, key, value, mask, chosen, text_length=TEXT)[0]
+
+    found = gradients(selected)
+    sparse = gradients(restricted)
+    expected = gradients(dense) if straight else sparse
+    # What a key is asked (query, key) learns as in the dense model; what it says (value) as selected.
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1])
+    torch.testing.assert_close(found[2], sparse[2])
+
+
+def tiny_model(**settings: Any) -> TbkinForVqa:
+    torch.manual_seed(0)
+    config = TbkinConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        region_feature_size=6,
+        num_answers=5,
+        initializer_range=0.6,
+        **settings,
+    )
+    return TbkinForVqa(config).eval()
+
+
+def tiny_inputs() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "input_ids": torch.randint(0, 30, (3, 5), generator=generator),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]).bool(),
+        "region_features": torch.randn((3, 4, 6), generator=generator),
+        "region_geometry": torch.rand((3, 4, 5), generator=generator),
+        "region_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]).bool(),
+    }
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_threshold_zero_is_the_dense_model_bit_for_bit(rule: str, scope: str) -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    with torch.no_grad():
+        dense = model(**inputs).vqa_logits
+        model.tbkin.selection = Selection(rule, 0.0, scope=scope, straight_through=True)
+        assert torch.equal(model(**inputs).vqa_logits, dense)
+        model.tbkin.selection = Selection(rule, 2.0 if rule in ("score", "topk") else 0.9)
+        assert not torch.equal(model(**inputs).vqa_logits, dense)
+
+
+@settings(max_examples=20, deadline=None)
+@given(selection=st.one_of(selections(), st.just(Selection())))
+def test_recording_changes_nothing(selection: Selection) -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    model.tbkin.selection = selection
+    with torch.no_grad():
+        plain, recorded = model(**inputs), model(**inputs, output_attentions=True)
+    assert torch.equal(plain.vqa_logits, recorded.vqa_logits)
+    assert plain.attentions is None
+    assert len(recorded.attentions) == 3
+    assert recorded.attentions[0].weights.shape == (3, 2, 9, 9)
+
+
+def test_only_the_named_layers_select() -> None:
+    model, inputs = tiny_model(threshold=0.9, threshold_layers=[1]), tiny_inputs()
+    valid = torch.cat([inputs["attention_mask"], inputs["region_mask"]], dim=1)[:, None, None, :]
+    with torch.no_grad():
+        records = model(**inputs, output_attentions=True).attentions
+    everything = valid.expand_as(records[0].kept)
+    assert torch.equal(records[0].kept, everything)
+    assert torch.equal(records[2].kept, everything)
+    assert records[1].kept.sum() < everything.sum()
+    with torch.no_grad():
+        dense = tiny_model()(**inputs).vqa_logits
+        none = tiny_model(threshold=0.9, threshold_layers=[])(**inputs).vqa_logits
+    assert torch.equal(dense, none)
+
+
+def test_pair_mask_hides_keys_from_single_queries() -> None:
+    query, key, value, mask = random_attention(3)
+    pairs = torch.ones(BATCH, 1, LENGTH, LENGTH, dtype=torch.bool)
+    pairs[:, :, 2, 1:] = False
+    for selection in (Selection(), Selection("relative", 0.2)):
+        output, record = selective_attention(query, key, value, mask & pairs, selection, record=True)
+        assert record is not None
+        torch.testing.assert_close(output[:, :, 2], value[:, :, 0])
+        assert not record.kept[:, :, 2, 1:].any()
+
+
+@pytest.mark.parametrize(
+    ("rule", "threshold"),
+    [
+        ("relative", 1.1), ("relative", -0.1), ("probability", 2.0), ("topk", 1.5), ("topk", -1.0),
+        ("score", math.nan), ("relative", math.inf), ("nearest", 0.1),
+    ],
+)  # fmt: skip
+def test_thresholds_out_of_range_are_refused(rule: str, threshold: float) -> None:
+    with pytest.raises(ConfigError):
+        Selection(rule, threshold)
+
+
+def test_an_unknown_scope_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cross-modal"):
+        Selection("relative", 0.1, scope="crossmodal")

@@ -1,0 +1,276 @@
+"""The model: sizes, saving, padding, the question-only baseline, and weights of BERT."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tbkin_core.checkpoint import apply_init, bert_weights
+from tbkin_core.errors import CheckpointError, ConfigError
+from tbkin_core.modeling import (
+    Selection,
+    TbkinConfig,
+    TbkinForPreTraining,
+    TbkinForRec,
+    TbkinForVqa,
+)
+from tbkin_core.modeling.configuration import SIZES
+
+VOCABULARY, FEATURES, WIDTH = 40, 6, 16
+MODELS = (TbkinForPreTraining, TbkinForVqa, TbkinForRec)
+
+
+def tiny_config(**changes: Any) -> TbkinConfig:
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 16,
+        "region_feature_size": FEATURES,
+        "num_object_classes": 7,
+        "num_attribute_classes": 5,
+        "num_answers": 4,
+        "initializer_range": 0.3,
+    }
+    return TbkinConfig(**{**values, **changes})
+
+
+def tiny(kind: type[Any], seed: int = 0, **changes: Any) -> Any:
+    torch.manual_seed(seed)
+    return kind(tiny_config(**changes)).eval()
+
+
+def random_inputs(text: list[int], regions: list[int], seed: int = 0) -> dict[str, Tensor]:
+    """A batch of samples with so many tokens and regions each; padding holds noise, not zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, tokens, boxes = len(text), max(text), max(regions)
+    return {
+        "input_ids": torch.randint(0, VOCABULARY, (batch, tokens), generator=generator),
+        "attention_mask": torch.arange(tokens)[None] < torch.tensor(text)[:, None],
+        "region_features": torch.randn((batch, boxes, FEATURES), generator=generator),
+        "region_geometry": torch.rand((batch, boxes, 5), generator=generator),
+        "region_mask": torch.arange(boxes)[None] < torch.tensor(regions)[:, None],
+    }
+
+
+@functools.cache
+def shared_model(kind: type[Any]) -> Any:
+    return tiny(kind)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_base_has_as_many_parameters_as_rosita() -> None:
+    with torch.device("meta"):
+        config = TbkinConfig(**SIZES["base"], num_answers=3129)
+        vqa, rec, pretraining = TbkinForVqa(config), TbkinForRec(config), TbkinForPreTraining(config)
+    assert parameters(vqa) == 117_055_545
+    assert parameters(rec) == 111_657_989
+    # ROSITA's pretraining model carries the VQA head too.
+    assert parameters(pretraining) + parameters(vqa) - parameters(vqa.tbkin) == 121_384_773
+
+
+@pytest.mark.parametrize("size", sorted(SIZES))
+def test_sizes_are_consistent(size: str) -> None:
+    values = SIZES[size]
+    assert values["hidden_size"] % values["num_attention_heads"] == 0
+    assert values["intermediate_size"] == 4 * values["hidden_size"]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_saving_and_loading_changes_nothing(kind: type[Any], tmp_path: Path) -> None:
+    model = tiny(kind, threshold=0.2, threshold_layers=[1], threshold_scope="cross-modal")
+    inputs = random_inputs([5, 3], [4, 2])
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(99)  # what is not loaded would differ
+    loaded, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert loaded.tbkin.selection == Selection("relative", 0.2, (1,), "cross-modal")
+    with torch.no_grad():
+        before, after = model(**inputs), loaded.eval()(**inputs)
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+
+
+def test_word_embeddings_stay_tied_after_loading(tmp_path: Path) -> None:
+    model = tiny(TbkinForPreTraining)
+    model.save_pretrained(tmp_path)
+    for candidate in (model, TbkinForPreTraining.from_pretrained(tmp_path)):
+        words = candidate.tbkin.text_embeddings.word_embeddings.weight
+        assert candidate.mlm_decoder.weight is words
+        with torch.no_grad():
+            words.add_(1.0)
+        assert torch.equal(candidate.mlm_decoder.weight, words)
+
+
+def test_a_value_out_of_range_in_the_configuration_is_refused() -> None:
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        TbkinForVqa(tiny_config(threshold=1.5))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(2, 6), st.integers(1, 5)), min_size=2, max_size=4),
+    selection=st.sampled_from(
+        [
+            Selection(),
+            Selection("relative", 0.3),
+            Selection("probability", 0.1),
+            Selection("score", 0.1, scope="cross-modal"),
+            Selection("topk", 2, layers=(0,)),
+        ]
+    ),
+    kind=st.sampled_from(MODELS),
+    seed=st.integers(0, 1000),
+)
+def test_a_batch_equals_its_samples(
+    sizes: list[tuple[int, int]], selection: Selection, kind: type[Any], seed: int
+) -> None:
+    text, regions = [size[0] for size in sizes], [size[1] for size in sizes]
+    model, inputs = shared_model(kind), random_inputs(text, regions, seed)
+    model.tbkin.selection = selection
+    with torch.no_grad():
+        together = model(**inputs)
+        for row, (tokens, boxes) in enumerate(sizes):
+            alone = model(
+                input_ids=inputs["input_ids"][row : row + 1, :tokens],
+                attention_mask=inputs["attention_mask"][row : row + 1, :tokens],
+                region_features=inputs["region_features"][row : row + 1, :boxes],
+                region_geometry=inputs["region_geometry"][row : row + 1, :boxes],
+                region_mask=inputs["region_mask"][row : row + 1, :boxes],
+            )
+            for name, value in alone.items():
+                found = together[name][row]
+                found = found[:tokens] if name in ("text_states", "mlm_logits") else found
+                if name not in ("text_states", "mlm_logits", "pooled", "vqa_logits", "itm_logits"):
+                    found = found[:boxes]
+                torch.testing.assert_close(found, value[0], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_padded_regions_are_never_the_answer_of_rec() -> None:
+    inputs = random_inputs([4, 4], [5, 2])
+    with torch.no_grad():
+        scores = tiny(TbkinForRec)(**inputs).rec_scores
+    assert torch.equal(torch.isfinite(scores), inputs["region_mask"])
+
+
+def test_a_blind_model_sees_no_image() -> None:
+    inputs = random_inputs([5, 3], [4, 2])
+    other = {
+        **inputs,
+        "region_features": inputs["region_features"] + 1,
+        "region_geometry": inputs["region_geometry"].flip(1),
+        "region_mask": ~inputs["region_mask"],
+    }
+    with torch.no_grad():
+        blind, seeing = tiny(TbkinForVqa, use_regions=False), tiny(TbkinForVqa)
+        assert torch.equal(blind(**inputs).vqa_logits, blind(**other).vqa_logits)
+        assert not torch.allclose(seeing(**inputs).vqa_logits, seeing(**other).vqa_logits)
+
+
+def test_pretraining_heads_at_targets_equal_those_at_every_position() -> None:
+    model, inputs = tiny(TbkinForPreTraining), random_inputs([5, 3], [4, 2])
+    text_targets = inputs["attention_mask"] & (torch.arange(5) % 2 == 0)
+    region_targets = inputs["region_mask"] & (torch.arange(4) != 1)
+    with torch.no_grad():
+        everywhere = model(**inputs)
+        chosen = model(text_targets=text_targets, region_targets=region_targets, **inputs)
+    torch.testing.assert_close(chosen.mlm_logits, everywhere.mlm_logits[text_targets])
+    for name in ("region_feature_pred", "object_logits", "attribute_logits"):
+        torch.testing.assert_close(chosen[name], everywhere[name][region_targets])
+
+
+def test_the_order_of_regions_does_not_matter() -> None:
+    model, inputs = tiny(TbkinForVqa), random_inputs([5], [4])
+    order = torch.tensor([2, 0, 3, 1])
+    turned = {name: value[:, order] if name.startswith("region") else value for name, value in inputs.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(**turned).vqa_logits, model(**inputs).vqa_logits, atol=1e-5, rtol=1e-4
+        )
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    inputs = random_inputs([5, 3], [4, 2])
+    found = []
+    for checkpointing in (False, True):
+        model = tiny(TbkinForVqa, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, threshold=0.2)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.tbkin.encoder.gradient_checkpointing
+        model.train()
+        model(**inputs).vqa_logits.square().sum().backward()
+        found.append({name: value.grad for name, value in model.named_parameters()})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
+def random_bert(**changes: Any) -> Any:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(7)
+    config = BertConfig(
+        vocab_size=changes.pop("vocab_size", VOCABULARY),
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        initializer_range=0.3,
+        **changes,
+    )
+    bert = BertModel(config).eval()
+    with torch.no_grad():
+        for parameter in bert.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return bert
+
+
+def test_the_text_side_computes_what_bert_computes(tmp_path: Path) -> None:
+    from tbkin_core.checkpoint import load_init
+
+    bert = random_bert()
+    bert.save_pretrained(tmp_path)
+    weights, _ = load_init(str(tmp_path))
+    model = tiny(TbkinForVqa)
+    assert apply_init(model, weights, "bert") == len(bert.state_dict())
+    inputs = random_inputs([6, 4], [3, 3])
+    inputs["region_mask"] = torch.zeros_like(inputs["region_mask"])
+    with torch.no_grad():
+        expected = bert(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"].long())
+        found = model.tbkin(**inputs)
+    valid = inputs["attention_mask"]
+    torch.testing.assert_close(
+        found.text_states[valid], expected.last_hidden_state[valid], atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(found.pooled, expected.pooler_output, atol=1e-5, rtol=1e-5)
+
+
+def test_a_longer_vocabulary_keeps_its_new_rows() -> None:
+    bert = random_bert(vocab_size=VOCABULARY - 10)
+    model = tiny(TbkinForPreTraining)
+    before = model.tbkin.text_embeddings.word_embeddings.weight.clone()
+    apply_init(model, bert_weights(bert.state_dict()), "bert")
+    words = model.tbkin.text_embeddings.word_embeddings.weight
+    assert torch.equal(words[:-10], bert.embeddings.word_embeddings.weight)
+    assert torch.equal(words[-10:], before[-10:])
+
+
+def test_weights_of_another_width_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="instead of"):
+        apply_init(tiny(TbkinForVqa, hidden_size=24), bert_weights(random_bert().state_dict()), "bert")
