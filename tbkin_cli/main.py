@@ -41,7 +41,9 @@ def _run(
 
 @app.command("extract-features", epilog="Example: tbkin extract-features coco/")
 def extract_features(
-    data: Annotated[Path, typer.Argument(help="Dataset directory, or a directory of images.")],
+    data: Annotated[
+        Path, typer.Argument(help="Dataset directory, or a directory of images.", metavar="DATA")
+    ],
     extractor: Annotated[
         str | None,
         typer.Option(help="auto, builtin (needs no weights) or import (bottom-up .npz).", show_default=False),
@@ -66,7 +68,7 @@ def extract_features(
 
 @app.command("build-graphs", epilog="Example: tbkin build-graphs coco/ --export graphs.jsonl")
 def build_graphs(
-    data: Annotated[Path, typer.Argument(help="Dataset directory with captions.")],
+    data: Annotated[Path, typer.Argument(help="Dataset directory with captions.", metavar="DATA")],
     parser: Annotated[
         str | None, typer.Option(help="builtin, or a spaCy pipeline by name or path.", show_default=False)
     ] = None,
@@ -88,7 +90,7 @@ def build_graphs(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Captions and regions to unified scene graphs, in DATA/graphs."""
+    """Captions to unified scene graphs, in DATA/graphs."""
     _run("build_graphs", "BuildGraphsConfig", config, json, quiet, _flags(locals()))
 
 
@@ -96,7 +98,9 @@ def build_graphs(
 def pretrain(
     data: Annotated[
         list[Path] | None,
-        typer.Argument(help="Dataset directories with features and graphs.", show_default=False),
+        typer.Argument(
+            help="Dataset directories with features and graphs.", metavar="DATA", show_default=False
+        ),
     ] = None,
     features: Annotated[
         list[Path] | None,
@@ -122,7 +126,10 @@ def pretrain(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Pretrain with structural knowledge masking, into runs/pretrain."""
+    """Pretrain with structural knowledge masking.
+
+    The model lands in runs/pretrain.
+    """
     _run("pretrain", "PretrainConfig", config, json, quiet, _flags(locals()))
 
 
@@ -178,7 +185,10 @@ def finetune(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Fine-tune on VQA or referring expressions, into runs/finetune."""
+    """Fine-tune for questions or referring expressions.
+
+    The model lands in a directory of its own in runs/finetune.
+    """
     _run("finetune", "FinetuneConfig", config, json, quiet, _flags(locals()))
 
 
@@ -217,14 +227,19 @@ def threshold_sweep(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Accuracy, sparsity and speed of a fine-tuned model at every threshold."""
+    """Accuracy, sparsity and speed at every threshold.
+
+    The model and the features load once; table and figure land in runs/threshold-sweep.
+    """
     _run("threshold_sweep", "ThresholdSweepConfig", config, json, quiet, _flags(locals()))
 
 
 @app.command("visualize", epilog='Example: tbkin visualize img.jpg "what color is the dog?"')
 def visualize(
-    image: Annotated[Path, typer.Argument(help="Image file.")],
-    question: Annotated[str, typer.Argument(help="Question, or expression for a REC checkpoint.")],
+    image: Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")],
+    question: Annotated[
+        str, typer.Argument(help="Question, or expression for a REC checkpoint.", metavar="QUESTION")
+    ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="Fine-tuned model.  [default: the latest]", show_default=False)
     ] = None,
@@ -241,7 +256,10 @@ def visualize(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Answer a question about an image, and draw what the model looked at."""
+    """Answer about one image; draw what was attended to.
+
+    The figure lands in runs/visualize: dense attention beside thresholded attention.
+    """
     _run("visualize", "VisualizeConfig", config, json, quiet, _flags(locals()))
 
 

@@ -29,11 +29,13 @@ MODELS: dict[str, type[Any]] = {"pretrain": TbkinForPreTraining, "vqa": TbkinFor
 
 
 def quiet_transformers() -> None:
-    """No progress bars and no advice of transformers between tbkin's own lines."""
+    """No progress bars and no advice of other packages between tbkin's own lines."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
 
 
 def save_model(model: PreTrainedModel, tokenizer: Tokenizer, path: Path) -> None:
@@ -73,8 +75,9 @@ def load_model_config(path: Path) -> TbkinConfig:
     needed = ("config.json", "model.safetensors")
     missing = [name for name in needed if not (path / name).is_file()]
     if len(missing) == len(needed):
+        reason = "it holds no config.json" if path.is_dir() else "it is a file, no directory"
         raise CheckpointError(
-            f"{path}: is no checkpoint ({'holds no config.json' if path.is_dir() else 'a file, no directory'})",
+            f"{path}: is no checkpoint, {reason}",
             hint="give the directory of a finished run, such as runs/finetune/vqa",
         )
     if missing:
@@ -150,6 +153,16 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return load_file(directory / "model.safetensors"), config.to_dict()
         except Exception as error:
             raise _unreadable(path, error) from error
+    if not directory.is_dir():
+        # A misspelt path would be asked for on the hub, for half a minute where there is no network.
+        if directory.exists() or directory.is_absolute() or directory.parent.parts[:1] == ("..",):
+            raise CheckpointError(f"init: {path}: is not a directory with a model")
+        if len(directory.parts) > 2 or (len(directory.parts) == 2 and directory.parent.is_dir()):
+            raise CheckpointError(
+                f"init: {path}: there is no such directory",
+                hint="give the directory of a checkpoint, or --init none to begin from random weights",
+            )
+        logger.info("init: no directory %s here; asking the Hugging Face hub for it", path)
     quiet_transformers()
     try:
         bert_config = AutoConfig.from_pretrained(path)
@@ -161,8 +174,11 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except CheckpointError:
         raise
     except Exception as error:
+        reason = " ".join(str(error).split()).partition(". ")[0]
         raise CheckpointError(
-            f"init: {path!r} cannot be loaded ({' '.join(str(error).split())[:200]})",
+            f"init: {path!r} is no directory here and cannot be loaded from the Hugging Face hub ({reason})"
+            if not directory.is_dir()
+            else f"init: {path}: cannot be loaded ({reason})",
             hint="give the directory of a checkpoint, or --init none to begin from random weights",
         ) from error
     return bert_weights(bert.state_dict()), bert_config.to_dict()

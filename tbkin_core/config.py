@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from typing import Any, TypeVar, Union
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.masking import MaskingConfig
+
+_DEVICES = re.compile(r"auto|cpu(:[1-9]\d{0,2})?|cuda(:\d+(,\d+)*)?")
 
 Config = TypeVar("Config", bound="StageConfig")
 
@@ -36,7 +39,10 @@ class StageConfig:
 
     def problems(self) -> list[str]:
         """What is wrong with the settings, one line each."""
-        return _at_least(self, seed=0)
+        found = _within(self, 0, 2**63 - 1, "seed")
+        if not _DEVICES.fullmatch(self.devices.strip().lower()):
+            found.append(f"devices: expected auto, cpu, cpu:N, cuda or cuda:0,1, got {self.devices!r}")
+        return found
 
 
 @dataclass(kw_only=True)
@@ -267,7 +273,8 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     def problems(self) -> list[str]:
         return [
             *super().problems(),
-            *_one_of(self, task=("vqa", "rec")),
+            *_task_problems(self.task),
+            *(["dataset: only for --task rec"] if self.dataset and self.task == "vqa" else []),
             *_at_least(self, kl_epochs=0, min_answer_count=1, patience=0),
             *(["blind: only VQA has a question-only model"] if self.blind and self.task == "rec" else []),
         ]
@@ -298,7 +305,7 @@ class ThresholdSweepConfig(StageConfig):
     batch_size: int = 64
 
     def problems(self) -> list[str]:
-        found = [*super().problems(), *_one_of(self, task=("vqa", "rec")), *_at_least(self, batch_size=1)]
+        found = [*super().problems(), *_task_problems(self.task), *_at_least(self, batch_size=1)]
         try:
             values = parse_thresholds(self.thresholds)
         except ConfigError as error:
@@ -496,6 +503,14 @@ def _coerce(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
 def _describe(hint: Any) -> str:
     text = hint.__name__ if isinstance(hint, type) else str(hint)
     return text.replace("pathlib.", "").replace(" | None", "")
+
+
+def _task_problems(task: str) -> list[str]:
+    if not task:
+        return ["task: is missing, for example --task vqa"]
+    if task not in ("vqa", "rec"):
+        return [f"task: expected vqa or rec, got {task!r}{nearest(task, ('vqa', 'rec'))}"]
+    return []
 
 
 def _threshold_problems(rule: str, threshold: float) -> list[str]:

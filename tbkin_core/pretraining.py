@@ -399,7 +399,7 @@ class PretrainTask:
                     ("itm", output.itm_logits, batch["matched"]),
                 ):
                     right[name] += float((logits.argmax(dim=-1) == labels).sum())
-        losses = {name: value / max(counts[name], 1) for name, value in sums.items()}
+        losses = {name: value / counts[name] for name, value in sums.items() if counts[name]}
         total = sum(losses.values())
         return {
             "val_loss": total,

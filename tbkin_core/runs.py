@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def open_run(config: StageConfig, stage: str, default: Path) -> Run:
         if found.get("stage") == stage and found.get("settings") == settings:
             if found.get("status") == "finished":
                 return Run(path, found["results"])
+            _tidy(path)
             return Run(path, None)
         if config.out is not None:
             raise DataError(
@@ -66,6 +68,17 @@ def open_run(config: StageConfig, stage: str, default: Path) -> Run:
         path / RUN_FILE, {"stage": stage, "status": "running", "settings": settings, "started": time.time()}
     )
     return Run(path, None)
+
+
+@contextlib.contextmanager
+def forget_if_empty(path: Path) -> Iterator[None]:
+    """Remove the directory of a run that fails before it saved anything, so that it is in nobody's way."""
+    try:
+        yield
+    except TbkinError:
+        if {file.name for file in path.iterdir()} <= {RUN_FILE, "config.yaml"}:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def finish_run(path: Path, results: dict[str, Any]) -> None:
@@ -160,6 +173,19 @@ def find_data(task: str) -> Path:
 def open_data(path: Path) -> Dataset:
     """Open a dataset directory; DataError where it is missing, empty, or of no known layout."""
     return open_dataset(path)
+
+
+def _tidy(path: Path) -> None:
+    """After a kill: bring back a state that was just being replaced, and remove what was half-written."""
+    with write_errors(path):
+        for aside in path.glob(".state-old-*"):
+            if (aside / "progress.json").exists() and not (path / "state").exists():
+                aside.rename(path / "state")
+        for rest in path.glob(".*"):
+            if rest.is_dir():
+                shutil.rmtree(rest)
+            else:
+                rest.unlink()
 
 
 def _read_run(path: Path) -> dict[str, Any] | None:

@@ -86,7 +86,7 @@ def write_errors(where: Path) -> Iterator[None]:
 def _os_error(error: Exception) -> int:
     """The errno behind an error, 0 without one.
 
-    safetensors, written in Rust, gives it in its message alone; torch.save covers it with an error of its own.
+    safetensors, written in Rust, gives it in its message alone; torch.save hides it behind its own.
     """
     cause: BaseException | None = error
     while cause is not None:

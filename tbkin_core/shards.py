@@ -45,8 +45,9 @@ def write_shard(path: Path, arrays: Mapping[str, NDArray], metadata: Mapping[str
     """
     from safetensors.numpy import save_file
 
-    # ASCII: file names that are no UTF-8 give image ids with lone surrogates, which only escapes carry.
-    header = {key: json.dumps(value) for key, value in metadata.items()}
+    # ASCII: file names that are no UTF-8 give image ids with lone surrogates, which only escapes carry. One
+    # entry: safetensors writes several in random order, and equal content should give equal files.
+    header = {"metadata": json.dumps(metadata)}
     with atomic_path(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, header)
 
@@ -64,7 +65,7 @@ def read_shard(path: Path) -> tuple[dict[str, NDArray], dict[str, Any]]:
             if length > size - 8:
                 raise ValueError("header longer than the file")
             header = json.loads(file.read(length))
-        metadata = {key: json.loads(value) for key, value in header.pop("__metadata__", {}).items()}
+        metadata = json.loads(header.pop("__metadata__")["metadata"])
         base = np.memmap(path, dtype=np.uint8, mode="r")
         arrays: dict[str, NDArray] = {}
         for name, entry in header.items():

@@ -29,7 +29,16 @@ from tbkin_core.config import (
     parse_thresholds,
 )
 from tbkin_core.errors import CheckpointError, ConfigError, DataError
-from tbkin_core.runs import ROOT, find_checkpoint, find_data, finish_run, finished_runs, open_data, open_run
+from tbkin_core.runs import (
+    ROOT,
+    find_checkpoint,
+    find_data,
+    finish_run,
+    finished_runs,
+    forget_if_empty,
+    open_data,
+    open_run,
+)
 from tbkin_core.runtime import (
     atomic_path,
     launch,
@@ -208,16 +217,23 @@ def pretrain(config: PretrainConfig) -> StageResult:
         raise ConfigError(
             "data: name at least one dataset directory", hint="for example `tbkin pretrain coco/`"
         )
+    devices = resolve_devices(config.devices)
+    for number, data in enumerate(config.data):
+        open_data(data)
+        _feature_place(config.features[number] if config.features else None, data)
     run = open_run(config, "pretrain", ROOT / "pretrain")
     if run.results is None:
-        launch(_pretrain_worker, resolve_devices(config.devices), config, run.path)
+        with forget_if_empty(run.path):
+            launch(_pretrain_worker, devices, config, run.path)
     else:
         logger.info("%s: this run has finished already; --overwrite trains it again", run.path)
     results = read_json(run.path / "run.json")["results"]
     rows = [
-        [name.removeprefix("val_").replace("_", " "), f"{value:.3f}"]
+        [
+            name.removeprefix("val_").replace("_", " "),
+            f"{value:.1f} %" if name.endswith("accuracy") else f"{value:.3f}",
+        ]
         for name, value in results["validation"].items()
-        if name != "score"
     ]
     tables = [
         Table(
@@ -312,7 +328,7 @@ def _pretrain_worker(config: PretrainConfig, out: Path) -> None:
                 "initialised_from": source,
                 **_summary(result),
                 "validation": _of_epoch(result.history, result.best_epoch),
-                "problems": problems,
+                "problems": [*problems, *_cut_short(result, settings)],
             },
         )
 
@@ -339,9 +355,14 @@ def finetune(config: FinetuneConfig) -> StageResult:
     """
     if config.data is None:
         config = replace(config, data=find_data(config.task))
+    devices = resolve_devices(config.devices)
+    assert config.data is not None
+    open_data(config.data)
+    _feature_place(config.features, config.data)
     run = open_run(config, "finetune", ROOT / "finetune" / _run_name(config))
     if run.results is None:
-        launch(_finetune_worker, resolve_devices(config.devices), config, run.path)
+        with forget_if_empty(run.path):
+            launch(_finetune_worker, devices, config, run.path)
     else:
         logger.info("%s: this run has finished already; --overwrite trains it again", run.path)
     results = read_json(run.path / "run.json")["results"]
@@ -460,6 +481,12 @@ def _finetune_worker(config: FinetuneConfig, out: Path) -> None:
         )
     torch.manual_seed(config.seed)
     model_config = _model_config(settings, init_config, tokenizer, store)
+    layers = model_config.num_hidden_layers
+    outside = [layer for layer in config.threshold_layers or [] if not 0 <= layer < layers]
+    if outside:
+        raise ConfigError(
+            f"threshold_layers: expected numbers from 0 to {layers - 1} ({layers} layers), got {outside[0]}"
+        )
     for name, value in (
         ("threshold", config.threshold),
         ("selection", config.selection),
@@ -516,7 +543,7 @@ def _finetune_worker(config: FinetuneConfig, out: Path) -> None:
             "accuracy": shown,
             "report": report,
             **values,
-            "problems": [*problems, *dataset.problems],
+            "problems": [*problems, *_cut_short(result, settings), *dataset.problems],
         },
     )
 
@@ -778,8 +805,6 @@ def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
     _write_csv(out / "sweep.csv", plain)
     metric = "VQA accuracy (%)" if config.task == "vqa" else "Acc@IoU>0.5 (%)"
     sweep_figure(out / "sweep.png", rows, title=f"{checkpoint.name} on {name}", accuracy_name=metric)
-    if conclusion.all_alike:
-        logger.warning("%s", conclusion.text)
     table = Table(
         f"{metric} on {name} ({len(groups)} samples, {len(set(groups))} images), {checkpoint}",
         ["selection", "τ", "accuracy", "95 % interval", "against dense", "p", "kept", "entropy", "samples/s"],
@@ -838,9 +863,11 @@ def visualize(config: VisualizeConfig) -> StageResult:
     from tbkin_core.runtime import torch_device
     from tbkin_core.selection import Selection
     from tbkin_core.training import to_device
-    from tbkin_core.views import attention_views, predictions
+    from tbkin_core.views import attention_views, is_question, predictions
 
-    checkpoint = config.checkpoint or find_checkpoint(["vqa", "rec", "pretrain"])
+    # Of a VQA and a REC model, a question goes to the first and an expression to the second.
+    wanted = "vqa" if is_question(config.question) else "rec"
+    checkpoint = config.checkpoint or find_checkpoint(["vqa", "rec", "pretrain"], prefer=wanted)
     task = task_of(checkpoint)
     # The image first: reading it is quick, and it is what people mistype.
     picture, width, height = load_image(config.image, max_side=1600)
@@ -1187,7 +1214,7 @@ def _announce(what: str, config: TrainingConfig, model: Any, samples: int, rest:
     if rank() > 0:
         return
     logger.info(
-        "%s: %d %s; size %s (%.1f M parameters), %d epochs, batch %d, learning rate %g",
+        "%s: %d %s; size %s (%.1f M parameters), %d epoch(s), batch %d, learning rate %g",
         what,
         samples,
         rest,
@@ -1205,8 +1232,16 @@ def _summary(result: Any) -> dict[str, Any]:
     return {**values, "samples_per_second": result.samples / result.seconds if result.seconds else math.nan}
 
 
+def _cut_short(result: Any, settings: TrainingConfig) -> list[str]:
+    if result.reason == "minutes":
+        return [f"training was stopped by --max-minutes in epoch {result.epochs} of {settings.epochs}"]
+    if result.reason == "patience":
+        return [f"training stopped at epoch {result.epochs} of {settings.epochs}: no improvement any more"]
+    return []
+
+
 def _of_epoch(history: Sequence[dict[str, Any]], epoch: int) -> dict[str, float]:
     for record in history:
         if record["epoch"] == epoch:
-            return {name: value for name, value in record.items() if name.startswith(("val_", "loss_"))}
+            return {name: value for name, value in record.items() if name.startswith("val_")}
     return {}

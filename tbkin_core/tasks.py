@@ -177,8 +177,12 @@ def load_answers(path: Path) -> list[str]:
     """A JSON list of answers, such as the 3,129 of VQA 2.0, without empty ones and repeats."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error})", hint="name a JSON file"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: is not valid JSON ({error})", hint="expected a list of answers") from error
     if isinstance(content, dict):
         content = list(content)
     if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):

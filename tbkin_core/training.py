@@ -210,6 +210,7 @@ def train(
                 **{
                     f"loss_{name}": where.epoch_sums[name] / max(where.epoch_targets[name], 1)
                     for name in sorted(where.epoch_sums)
+                    if where.epoch_targets[name]
                 },
                 **values,
             }
@@ -222,7 +223,9 @@ def train(
                     save_best(model)
             if rank() == 0:
                 shown = ", ".join(
-                    f"{name} {value:.4g}" for name, value in record.items() if name not in ("epoch", "step")
+                    f"{name.replace('_', ' ')} {value:.4g}"
+                    for name, value in record.items()
+                    if name not in ("epoch", "step", "learning_rate", "score")
                 )
                 logger.info("%s: %s, %.0f s", label, shown, where.seconds)
                 write_text(
@@ -318,7 +321,7 @@ def _step(
         broken = ", ".join(f"{name} {value}" for name, value in sums.items())
         raise DataError(
             f"training: the loss is not finite at step {where.step} ({broken})",
-            hint="the last good checkpoint is kept; try a lower --learning-rate or --precision fp32",
+            hint="what was saved before is kept; try a lower --learning-rate or --precision fp32",
         )
     scaler.unscale_(optimizer)
     if config.grad_clip > 0:
@@ -410,8 +413,10 @@ def _save_state(
     path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, where: Progress, fingerprint: str
 ) -> None:
     with atomic_directory(path) as temporary:
-        torch.save(model.state_dict(), temporary / "model.pt")
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+        # Through open files: with a path, torch hides a full disk behind an error of its own.
+        for name, content in (("model.pt", model.state_dict()), ("optimizer.pt", optimizer.state_dict())):
+            with (temporary / name).open("wb") as file:
+                torch.save(content, file)
         write_json(temporary / "progress.json", {"fingerprint": fingerprint, **asdict(where)})
 
 

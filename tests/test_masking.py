@@ -224,6 +224,10 @@ def test_masked_regions_take_the_regions_they_overlap_with_them() -> None:
     assert_rate(hidden[hidden[:, 0], 1], 0.3)
     assert not hidden[~hidden[:, 0], 1].any()
     assert not hidden[:, 2].any(), "an IoU of 0.1 is no overlap"
+    # Whether a region spreads does not hang on why it was masked itself.
+    joined = np.array([[1.0, 0.3], [0.3, 1.0]])
+    both = region_actions(np.zeros(2), joined, MaskingConfig(base=0.2)).all(axis=1)
+    assert_rate(both, 0.2**2 + 2 * 0.2 * 0.8 * 0.3)
 
 
 def test_replaced_regions_come_from_their_own_image() -> None:

@@ -108,6 +108,13 @@ def test_a_shard_comes_back_as_it_was(data: st.DataObject, tmp_path_factory: pyt
         np.testing.assert_array_equal(found[name], expected)
 
 
+def test_equal_content_gives_equal_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_feature_store(tmp_path / name, SETTINGS, [regions_of(1, 2), regions_of("x", 3)])
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
 def test_names_that_are_no_utf8_survive(tmp_path: Path) -> None:
     """Image ids come from file names, and those need not be UTF-8."""
     name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")

@@ -107,7 +107,10 @@ def build_dataset(
     regions = _Regions(dataset, features, label_iou)
     similarity = LexicalSimilarity()
     with_image = [text for text in todo if text.image_id is not None]
-    logger.info("%d %s, %d with an image, parser %s", len(todo), kind, len(with_image), parser.name)
+    if present:
+        logger.info("%d %s are in the store already", present, kind)
+    if todo:
+        logger.info("%d %s, %d with an image, parser %s", len(todo), kind, len(with_image), parser.name)
     chunks = [todo[begin : begin + SHARD_CAPTIONS] for begin in range(0, len(todo), SHARD_CAPTIONS)]
     graphs = iter(
         progress(parser.parse(text.text for text in todo), "captions", total=len(todo), unit="caption")

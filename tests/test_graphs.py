@@ -1,0 +1,572 @@
+"""Unified scene graphs: edges, names, priors, the store, and building them from a dataset directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import networkx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+import tbkin_core.graphs.build as build_module
+from tbkin_core.datasets import open_dataset
+from tbkin_core.errors import DataError
+from tbkin_core.features.regions import RegionFeatures, pairwise_iou
+from tbkin_core.features.store import FeatureStore, write_feature_store
+from tbkin_core.graphs.build import Build, borrowed_labels, build_dataset, export_jsonl
+from tbkin_core.graphs.priors import Priors
+from tbkin_core.graphs.store import GraphImage, GraphRecord, GraphStore, GraphStoreWriter
+from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.graphs.unified import (
+    PREDICATES,
+    CrossEdges,
+    LexicalSimilarity,
+    UnifiedGraph,
+    cross_edges,
+    region_edges,
+    spatial_predicates,
+)
+
+BOXES = hnp.arrays(
+    np.float32, st.tuples(st.integers(0, 8), st.just(4)), elements=st.integers(0, 40).map(float)
+).map(lambda boxes: np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] + 1], axis=1))
+
+# ---- region edges -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "predicate"),
+    [
+        ((0, 0, 10, 10), (20, 0, 30, 10), "left of"),
+        ((20, 0, 30, 10), (0, 2, 10, 12), "right of"),
+        ((0, 0, 10, 10), (2, 20, 12, 30), "above"),
+        ((0, 20, 10, 30), (0, 0, 10, 10), "below"),
+        ((2, 2, 5, 5), (0, 0, 10, 10), "inside"),
+        ((0, 0, 10, 10), (2, 2, 5, 10), "contains"),
+        ((0, 0, 10, 10), (5, 5, 15, 15), "overlaps"),
+        ((0, 0, 10, 10), (10, 0, 20, 10), "left of"),
+    ],
+)
+def test_spatial_predicates(first: tuple[int, ...], second: tuple[int, ...], predicate: str) -> None:
+    found = spatial_predicates(np.array([first], np.float32), np.array([second], np.float32))
+    assert PREDICATES[found[0]] == predicate
+
+
+@settings(max_examples=80, deadline=None)
+@given(boxes=BOXES, neighbours=st.integers(0, 4))
+def test_regions_are_joined_where_they_overlap_and_to_their_nearest(boxes: NDArray, neighbours: int) -> None:
+    edges = region_edges(boxes, neighbours)
+    pairs = {tuple(pair) for pair in edges.pairs.tolist()}
+    assert len(pairs) == len(edges.pairs) == len(edges.iou) == len(edges.predicate)
+    assert all(first < second for first, second in pairs)
+    iou = pairwise_iou(boxes)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    degree = np.zeros(len(boxes), int)
+    for first, second in pairs:
+        degree[[first, second]] += 1
+    for first in range(len(boxes)):
+        others = sorted(
+            (np.linalg.norm(centres[first] - centres[other]), other)
+            for other in range(len(boxes))
+            if other != first
+        )
+        assert degree[first] >= min(neighbours, len(others))
+        for second in range(first + 1, len(boxes)):
+            if iou[first, second] > 0:
+                assert (first, second) in pairs
+        if others and neighbours:
+            nearest = [other for distance, other in others if distance == others[0][0]]
+            assert any(tuple(sorted((first, other))) in pairs for other in nearest)
+    for (first, second), weight, predicate in zip(edges.pairs, edges.iou, edges.predicate, strict=True):
+        assert weight == pytest.approx(iou[first, second])
+        assert (PREDICATES[predicate] in ("inside", "contains", "overlaps")) == (weight > 0)
+
+
+def test_mirrored_pairs_have_opposite_predicates() -> None:
+    opposite = {"left of": "right of", "above": "below", "inside": "contains"}
+    opposite |= {value: key for key, value in opposite.items()} | {"overlaps": "overlaps"}
+    source = np.random.default_rng(0)
+    corners = source.integers(0, 60, (2, 500, 2))
+    boxes = np.concatenate([corners, corners + source.integers(5, 30, (2, 500, 2))], axis=2).astype(
+        np.float32
+    )
+    boxes += source.random(boxes.shape).astype(np.float32)  # no two centres on one diagonal
+    forth, back = spatial_predicates(boxes[0], boxes[1]), spatial_predicates(boxes[1], boxes[0])
+    for one, other in zip(forth, back, strict=True):
+        assert PREDICATES[other] == opposite[PREDICATES[one]]
+    assert len(set(forth.tolist())) == 7
+
+
+# ---- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "expected"),
+    [
+        ("dog", "dog", 1.0),
+        ("Dog ", "dogs", 1.0),
+        ("man", "person", 1.0),
+        ("traffic light", "light", 0.8),
+        ("bus", "bus stop", 0.0),
+        ("dog", "table", 0.0),
+        ("glass", "glasses", 1.0),
+        ("", "dog", 0.0),
+        ("dog", "", 0.0),
+    ],
+)
+def test_similarity_of_names(name: str, label: str, expected: float) -> None:
+    similarity = LexicalSimilarity()
+    assert similarity(name, label) == pytest.approx(expected)
+    assert similarity(label, name) == pytest.approx(expected)
+
+
+def test_cross_edges_keep_what_is_similar_enough() -> None:
+    names, labels = ["man", "traffic light", "sky"], ["person", "", "light", "person"]
+    similarity = LexicalSimilarity()
+
+    def triples(minimum: float) -> set[tuple[int, int, float]]:
+        edges = cross_edges(names, labels, similarity, minimum)
+        columns = (
+            edges.object.tolist(),
+            edges.region.tolist(),
+            [round(weight, 3) for weight in edges.weight.tolist()],
+        )
+        return set(zip(*columns, strict=True))
+
+    assert triples(0.5) == {(0, 0, 1.0), (0, 3, 1.0), (1, 2, 0.8)}
+    assert triples(0.9) == {(0, 0, 1.0), (0, 3, 1.0)}
+    assert triples(0.0) == triples(0.5), "what is not similar at all is never joined"
+    assert not len(cross_edges([], labels, similarity, 0.5).object)
+    assert not len(cross_edges(names, [], similarity, 0.5).object)
+
+
+def test_labels_are_borrowed_from_the_best_overlapping_annotation() -> None:
+    annotated = np.array([[0, 0, 10, 10], [0, 0, 10, 20]], np.float32)
+    boxes = np.array([[0, 0, 10, 11], [0, 0, 10, 18], [50, 50, 60, 60], [0, 0, 30, 30]], np.float32)
+    assert borrowed_labels(boxes, annotated, ["cat", "dog"], 0.5) == ("cat", "dog", "", "")
+    assert borrowed_labels(boxes, annotated[:0], [], 0.5) == ("",) * 4
+    assert borrowed_labels(boxes[:0], annotated, ["cat", "dog"], 0.5) == ()
+
+
+# ---- priors -------------------------------------------------------------------------------------
+
+
+def simple_graph(*objects: str, attributes: Any = (), relations: Any = ()) -> TextGraph:
+    """A graph whose tokens are its objects' names, then the words of attributes and relations."""
+    tokens = [*objects, *(name for _, name in attributes), *(name for _, name, _ in relations)]
+    first = len(objects)
+    return TextGraph(
+        tuple(tokens),
+        tuple(TextObject(place, (place, place + 1), name) for place, name in enumerate(objects)),
+        tuple(TextAttribute(item, name, (first + n,)) for n, (item, name) in enumerate(attributes)),
+        tuple(
+            TextRelation(one, name, two, (first + len(attributes) + n,))
+            for n, (one, name, two) in enumerate(relations)
+        ),
+    )
+
+
+def test_priors_are_shares_of_mentions(tmp_path: Path) -> None:
+    priors = Priors()
+    priors.add(simple_graph("dog", "sofa", attributes=[(0, "brown")], relations=[(0, "on", 1)]))
+    priors.add(simple_graph("dog", "dog", attributes=[(1, "brown")]))
+    priors.add(simple_graph("dog"))
+    assert priors.attribute("dog", "brown") == 2 / 4
+    assert priors.attribute("dog", "red") == 0
+    assert priors.attribute("cat", "brown") == 0
+    assert priors.relation("dog", "on", "sofa") == 1 / 4
+    assert priors.relation("sofa", "on", "dog") == 0
+    other = Priors()
+    other.add(simple_graph("dog"))
+    priors.merge(other)
+    assert priors.attribute("dog", "brown") == 2 / 5
+    priors.save(tmp_path / "priors.json")
+    loaded = Priors.load(tmp_path / "priors.json")
+    assert (loaded.objects, loaded.attributes, loaded.relations) == (
+        priors.objects,
+        priors.attributes,
+        priors.relations,
+    )
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"objects": {}, "attributes": [[1]], "relations": []}', "3"]
+)
+def test_broken_priors_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "priors.json").write_text(content)
+    with pytest.raises(DataError, match=r"priors\.json"):
+        Priors.load(tmp_path / "priors.json")
+
+
+# ---- the store ----------------------------------------------------------------------------------
+
+NAMES = st.text(max_size=6)
+TOKENS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=5)
+
+
+@st.composite
+def text_graphs(draw: st.DrawFn) -> TextGraph:
+    tokens = draw(st.lists(TOKENS, max_size=6))
+    if not tokens:
+        return TextGraph(())
+    place = st.integers(0, len(tokens) - 1)
+    places = st.lists(place, min_size=1, max_size=3).map(tuple)
+    spans = st.tuples(place, place).map(lambda ends: (min(ends), max(ends) + 1))
+    objects = draw(st.lists(st.builds(TextObject, place, spans, NAMES), max_size=4))
+    numbers = st.integers(0, len(objects) - 1)
+    attributes = st.lists(st.builds(TextAttribute, numbers, NAMES, places), max_size=3)
+    relations = st.lists(st.builds(TextRelation, numbers, NAMES, numbers, places), max_size=3)
+    return TextGraph(
+        tuple(tokens),
+        tuple(objects),
+        tuple(draw(attributes)) if objects else (),
+        tuple(draw(relations)) if objects else (),
+    )
+
+
+@st.composite
+def shards(draw: st.DrawFn, number: int = 0) -> tuple[list[GraphRecord], list[GraphImage]]:
+    images = [
+        GraphImage(
+            draw(st.integers(0, 99) | NAMES),
+            boxes,
+            tuple(draw(st.lists(NAMES, min_size=len(boxes), max_size=len(boxes)))),
+        )
+        for boxes in draw(st.lists(BOXES, max_size=3))
+    ]
+    records = []
+    for place in range(draw(st.integers(0, 4))):
+        graph = draw(text_graphs())
+        image = draw(st.integers(-1, len(images) - 1))
+        most = min(len(graph.objects), len(images[image].boxes) if image >= 0 else 0)
+        edges = draw(st.integers(0, 3)) if most else 0
+        cross = CrossEdges(
+            np.array([draw(st.integers(0, most - 1)) for _ in range(edges)], np.int32),
+            np.array([draw(st.integers(0, most - 1)) for _ in range(edges)], np.int32),
+            np.array([draw(st.floats(0, 1, width=32)) for _ in range(edges)], np.float32),
+        )
+        text = draw(st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
+        text_id = draw(st.sampled_from([f"{number}:{place}", 100 * number + place]))
+        records.append(
+            GraphRecord(text_id, text, draw(st.sampled_from(["train", "val"])), image, graph, cross)
+        )
+    return records, images
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_graph_store_gives_back_what_was_written(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("graphs")
+    parts = [data.draw(shards(number)) for number in range(data.draw(st.integers(1, 3)))]
+    writer = GraphStoreWriter(path, {"parser": "test"})
+    for records, images in parts:
+        writer.add(records, images)
+    writer.finish(Priors(), summary={"captions": 1})
+    store = GraphStore(path)
+    expected = [(record, images) for records, images in parts for record in records]
+    assert len(store) == len(expected)
+    assert store.summary["summary"] == {"captions": 1}
+    assert GraphStoreWriter(path, {"parser": "test"}).done == {record.text_id for record, _ in expected}
+    for found, (record, images) in zip(store, expected, strict=True):
+        assert (found.text_id, found.text, found.graph) == (record.text_id, record.text, record.graph)
+        for name in ("object", "region", "weight"):
+            np.testing.assert_array_equal(getattr(found.cross, name), getattr(record.cross, name))
+        if record.image < 0:
+            assert found.image_id is None
+            assert not len(found.boxes)
+        else:
+            image = images[record.image]
+            assert (found.image_id, found.labels) == (image.image_id, image.labels)
+            np.testing.assert_array_equal(found.boxes, image.boxes)
+        json.dumps(found.to_dict())
+
+
+def test_rows_outside_the_store_are_refused(tmp_path: Path) -> None:
+    writer = GraphStoreWriter(tmp_path, {})
+    with pytest.raises(DataError, match="interrupted"):
+        GraphStore(tmp_path)
+    writer.finish(Priors())
+    for row in (-1, 0, 5):
+        with pytest.raises(IndexError):
+            GraphStore(tmp_path)[row]
+
+
+# ---- export -------------------------------------------------------------------------------------
+
+
+def example_graph() -> UnifiedGraph:
+    boxes = np.array([[0, 0, 10, 10], [5, 5, 20, 20], [30, 30, 40, 40]], np.float32)
+    graph = simple_graph("dog", "sofa", attributes=[(0, "brown")], relations=[(0, "on", 1)])
+    labels = ("dog", "couch", "")
+    cross = cross_edges(["dog", "sofa"], labels, LexicalSimilarity(), 0.5)
+    return UnifiedGraph(1, 42, "a brown dog on a sofa", graph, boxes, labels, region_edges(boxes), cross)
+
+
+def test_a_graph_becomes_plain_values() -> None:
+    content = json.loads(json.dumps(example_graph().to_dict()))
+    assert content["objects"][1] == {"id": 1, "head": 1, "span": [1, 2], "name": "sofa"}
+    assert content["attributes"] == [{"object": 0, "name": "brown", "tokens": [2]}]
+    assert content["relations"] == [{"subject": 0, "predicate": "on", "object": 1, "tokens": [3]}]
+    assert content["regions"][1] == {"id": 1, "box": [5.0, 5.0, 20.0, 20.0], "label": "couch"}
+    assert {"object": 0, "region": 0, "weight": 1.0} in content["cross_edges"]
+    overlap = next(edge for edge in content["image_edges"] if (edge["first"], edge["second"]) == (0, 1))
+    assert overlap == {"first": 0, "second": 1, "iou": round(25 / 300, 4), "predicate": "overlaps"}
+
+
+def test_a_graph_becomes_a_networkx_graph_that_can_be_written(tmp_path: Path) -> None:
+    unified = example_graph()
+    graph = unified.to_networkx()
+    kinds = networkx.get_node_attributes(graph, "kind")
+    assert sorted(kinds.values()) == [
+        "attribute",
+        "object",
+        "object",
+        "region",
+        "region",
+        "region",
+        "relation",
+    ]
+    assert graph.edges["object0", "region0"] == {"kind": "cross-modal", "weight": 1.0}
+    assert graph.has_edge("object0", "relation0")
+    assert graph.has_edge("relation0", "object1")
+    assert graph.nodes["attribute0"]["name"] == "brown"
+    assert graph.number_of_edges() == 3 + len(unified.cross.object) + len(unified.image_edges.pairs)
+    networkx.write_graphml(graph, tmp_path / "graph.graphml")
+    again = networkx.read_graphml(tmp_path / "graph.graphml")
+    assert set(again) == set(graph)
+    assert again.edges["object0", "region0"]["weight"] == 1.0
+    networkx.write_gexf(graph, tmp_path / "graph.gexf")
+
+
+# ---- building -----------------------------------------------------------------------------------
+
+
+class WordParser:
+    """Nouns and "NOUN is ADJECTIVE" and "NOUN on NOUN" of a few words: the build without spaCy."""
+
+    name = "words"
+    version = "1"
+    nouns = frozenset({"dog", "cat", "sofa", "man", "horse"})
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after = stop_after
+
+    def parse(self, texts: Iterable[str]) -> Iterator[TextGraph]:
+        for number, text in enumerate(texts):
+            if self.stop_after is not None and number >= self.stop_after:
+                raise KeyboardInterrupt
+            tokens = text.split()
+            places = [place for place, token in enumerate(tokens) if token in self.nouns]
+            objects = tuple(TextObject(place, (place, place + 1), tokens[place]) for place in places)
+            attributes = tuple(
+                TextAttribute(item, tokens[place - 1], (place - 1,))
+                for item, place in enumerate(places)
+                if place and tokens[place - 1] in ("brown", "red")
+            )
+            relations = tuple(
+                TextRelation(item, "on", item + 1, (place + 1,))
+                for item, place in enumerate(places[:-1])
+                if tokens[place + 1] == "on"
+            )
+            yield TextGraph(tuple(tokens), objects, attributes, relations)
+
+
+TEXTS = ["a brown dog on sofa", "a cat", "", "man on horse", "the red sofa", "nothing here", "dog and cat"]
+
+
+def coco_directory(root: Path) -> Path:
+    """Two splits of captions, and boxes of the training images."""
+    annotations = root / "annotations"
+    annotations.mkdir(parents=True)
+    for split, first, texts in (
+        ("train2017", 1, TEXTS),
+        ("val2017", 5, ["a brown cat", "a brown cat on sofa"]),
+    ):
+        images = [
+            {"id": first + number, "file_name": f"{first + number:012d}.jpg", "width": 100, "height": 80}
+            for number in range(3)
+        ]
+        captions = [
+            {"id": 100 * first + number, "image_id": first + number % 3, "caption": text}
+            for number, text in enumerate(texts)
+        ]
+        (annotations / f"captions_{split}.json").write_text(
+            json.dumps({"images": images, "annotations": captions})
+        )
+        boxes = [
+            {
+                "id": 1,
+                "image_id": first,
+                "category_id": 18,
+                "bbox": [10, 10, 30, 30],
+                "area": 900,
+                "iscrowd": 0,
+            },
+            {
+                "id": 2,
+                "image_id": first,
+                "category_id": 63,
+                "bbox": [5, 20, 60, 40],
+                "area": 2400,
+                "iscrowd": 0,
+            },
+        ]
+        categories = [{"id": 18, "name": "dog"}, {"id": 63, "name": "couch"}]
+        (annotations / f"instances_{split}.json").write_text(
+            json.dumps({"images": images, "annotations": boxes, "categories": categories})
+        )
+    return root
+
+
+def jsonl_directory(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"image": f"{number % 3}.jpg", "text": text or "x"}) for number, text in enumerate(TEXTS)
+    ]
+    (root / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def build(
+    root: Path, out: Path, parser: Any = None, features: FeatureStore | None = None, **options: Any
+) -> Build:
+    return build_dataset(open_dataset(root), out, features, parser or WordParser(), **options)
+
+
+def contents(store: GraphStore) -> list[dict[str, Any]]:
+    return [graph.to_dict() for graph in store]
+
+
+def test_building_from_coco_annotations(tmp_path: Path) -> None:
+    result = build(coco_directory(tmp_path / "coco"), tmp_path / "graphs")
+    found = {graph.text_id: graph for graph in result.store}
+    captions = open_dataset(tmp_path / "coco").captions()
+    assert set(found) == {caption.text_id for caption in captions}
+    assert (result.made, result.present) == (len(captions), 0)
+    first = found[100]
+    assert first.labels == ("dog", "couch")
+    np.testing.assert_array_equal(first.boxes, [[10, 10, 40, 40], [5, 20, 65, 60]])
+    weights = {
+        (first.graph.objects[item].name, first.labels[region]): weight
+        for item, region, weight in zip(
+            first.cross.object, first.cross.region, first.cross.weight, strict=True
+        )
+    }
+    assert weights == {("dog", "dog"): 1.0, ("sofa", "couch"): 1.0}
+    assert found[101].image_id == 2
+    assert not len(found[101].boxes)
+    assert result.summary["captions"] == len(captions)
+    assert result.summary["anchored"] == sum(len(graph.cross.object) > 0 for graph in result.store)
+    assert result.summary["captions_with_regions"] == sum(len(graph.boxes) > 0 for graph in result.store)
+
+
+def test_priors_are_counted_on_the_training_split_alone(tmp_path: Path) -> None:
+    priors = build(coco_directory(tmp_path / "coco"), tmp_path / "graphs").store.priors()
+    assert priors.objects["dog"] == 2
+    assert priors.attribute("cat", "brown") == 0, "only validation captions speak of brown cats"
+    assert priors.attribute("dog", "brown") == 1 / 2
+    assert priors.relation("man", "on", "horse") == 1
+
+
+def test_without_splits_every_caption_counts(tmp_path: Path) -> None:
+    store = build(jsonl_directory(tmp_path / "data"), tmp_path / "graphs").store
+    assert store.priors().objects["sofa"] == 2
+    assert len(store) == len(TEXTS)
+
+
+@pytest.mark.parametrize("layout", [coco_directory, jsonl_directory])
+@pytest.mark.parametrize("stop_after", [0, 1, 3, 6])
+def test_an_interrupted_build_goes_on_to_the_same_store(
+    layout: Any, stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "SHARD_CAPTIONS", 2)
+    root = layout(tmp_path / "data")
+    with pytest.raises(KeyboardInterrupt):
+        build(root, tmp_path / "resumed", WordParser(stop_after))
+    with pytest.raises(DataError, match="interrupted"):
+        GraphStore(tmp_path / "resumed")
+    resumed = build(root, tmp_path / "resumed")
+    whole = build(root, tmp_path / "whole")
+    assert resumed.present == stop_after // 2 * 2
+    assert resumed.made == whole.made - resumed.present
+    assert contents(resumed.store) == contents(whole.store)
+    assert resumed.summary == whole.summary
+    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    for name in files:
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    again = build(root, tmp_path / "resumed")
+    assert (again.made, again.present) == (0, whole.made)
+
+
+def test_other_options_are_refused_until_overwritten(tmp_path: Path) -> None:
+    root = coco_directory(tmp_path / "coco")
+    build(root, tmp_path / "graphs")
+    with pytest.raises(DataError, match="min_similarity"):
+        build(root, tmp_path / "graphs", min_similarity=0.9)
+    result = build(root, tmp_path / "graphs", min_similarity=0.9, overwrite=True)
+    assert result.present == 0
+    assert result.store.settings["min_similarity"] == 0.9
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_regions_come_from_a_feature_store(tmp_path: Path, named: bool) -> None:
+    """A detector's own labels are used; regions without labels borrow those of the annotations."""
+    root = coco_directory(tmp_path / "coco")
+    names = ["horse", "dog"] if named else []
+    boxes = np.array([[10, 10, 41, 40], [70, 0, 90, 10], [5, 20, 64, 60]], np.float32)
+    regions = RegionFeatures(
+        1, np.zeros((3, 4), np.float32), boxes, 100, 80, object_ids=np.array([1, -1, 0], np.int32)
+    )
+    settings = {"extractor": "test", "feature_size": 4, "object_names": names, "attribute_names": []}
+    features = write_feature_store(tmp_path / "features", settings, [regions])
+    store = build(root, tmp_path / "graphs", features=features).store
+    found = {graph.text_id: graph for graph in store}
+    assert found[100].labels == (("dog", "", "horse") if named else ("dog", "", "couch"))
+    np.testing.assert_array_equal(found[100].boxes, boxes)
+    assert not len(found[101].boxes), "an image without features has no regions"
+
+
+def test_export_is_one_json_object_a_line(tmp_path: Path) -> None:
+    store = build(coco_directory(tmp_path / "coco"), tmp_path / "graphs").store
+    export_jsonl(store, tmp_path / "graphs.jsonl")
+    lines = (tmp_path / "graphs.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == contents(store)
+
+
+def test_texts_with_half_characters_are_built_and_exported(tmp_path: Path) -> None:
+    """JSON may escape half a surrogate pair, which no UTF-8 file can hold."""
+    (tmp_path / "data").mkdir()
+    lines = ['{"image": "caf\\udce9.jpg", "text": "a dog \\ud83d on sofa"}']
+    (tmp_path / "data" / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    store = build(tmp_path / "data", tmp_path / "graphs").store
+    export_jsonl(store, tmp_path / "graphs.jsonl")
+    (content,) = [json.loads(line) for line in (tmp_path / "graphs.jsonl").read_text().splitlines()]
+    assert [item["name"] for item in content["objects"]] == ["dog", "sofa"]
+
+
+def test_a_directory_without_texts_is_refused(tmp_path: Path) -> None:
+    root = coco_directory(tmp_path / "coco")
+    for file in (root / "annotations").glob("captions_*"):
+        file.unlink()
+    with pytest.raises(DataError, match="no captions, expressions or questions") as caught:
+        build(root, tmp_path / "graphs")
+    assert "JSONL" in (caught.value.hint or "")
+
+
+def test_the_shipped_parser_builds_graphs(tmp_path: Path) -> None:
+    from tbkin_core.graphs.parser import CaptionParser
+
+    store = build(coco_directory(tmp_path / "coco"), tmp_path / "graphs", CaptionParser()).store
+    first = next(graph for graph in store if graph.text_id == 100)
+    assert [item.name for item in first.graph.objects] == ["dog", "sofa"]
+    assert [item.name for item in first.graph.attributes] == ["brown"]
+    assert len(first.cross.object) == 2
