@@ -109,7 +109,7 @@ class TrainingConfig(StageConfig):
         decay_epochs: For `step`.
         weight_decay: AdamW.
         grad_clip: Largest gradient norm; 0 turns clipping off.
-        dropout: Dropout everywhere.
+        dropout: Dropout everywhere; 0 for the size tiny and 0.1 for the others when None.
         precision: auto (bf16 on CUDA devices that have it), fp32, bf16, fp16.
         max_minutes: Stop cleanly after so much training time.
         max_text_tokens: Longer texts are cut, [CLS] and [SEP] included.
@@ -129,7 +129,7 @@ class TrainingConfig(StageConfig):
     decay_epochs: list[int] = field(default_factory=list)
     weight_decay: float = 0.01
     grad_clip: float = 1.0
-    dropout: float = 0.1
+    dropout: float | None = None
     precision: str = "auto"
     max_minutes: float | None = None
     max_text_tokens: int = 32
@@ -254,7 +254,8 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         features: Feature store; DATA/features when None.
         dataset: For rec with several: refcoco, refcoco+ or refcocog.
         blind: Hide the image: the question-only model to compare with.
-        kl_epochs: VQA: epochs with the KL loss before the BCE loss; None takes a third.
+        kl_epochs: VQA: epochs with the KL loss before the BCE loss; None takes all where every question
+            has one answer, else a third.
         min_answer_count: VQA: answers given at least so often in training are learnt; None chooses.
         answers: VQA: a JSON list of answers instead of those of the data.
         patience: Stop after so many epochs without a better validation metric; 0 never.
@@ -532,7 +533,7 @@ def _within(config: StageConfig, low: float, high: float, *names: str) -> list[s
     return [
         f"{name}: expected a number from {low:g} to {high:g}, got {getattr(config, name):g}"
         for name in names
-        if not low <= getattr(config, name) <= high
+        if getattr(config, name) is not None and not low <= getattr(config, name) <= high
     ]
 
 

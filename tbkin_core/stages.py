@@ -455,7 +455,10 @@ def _finetune_worker(config: FinetuneConfig, out: Path) -> None:
             if config.answers is not None
             else answer_vocabulary(in_store, config.min_answer_count)
         )
-        kl_epochs = (settings.epochs or 0) // 3 if config.kl_epochs is None else config.kl_epochs
+        epochs = settings.epochs or 0
+        # A softmax is the right model where one answer is right, and needs no other loss after it.
+        certain = all(len(scores) == 1 for scores in vqa["train"].scores)
+        kl_epochs = config.kl_epochs if config.kl_epochs is not None else epochs if certain else epochs // 3
         task: Any = VqaTask(vqa["train"], _with_answers(vqa.get("val")), answers, kl_epochs, batch_size)
         extra: dict[str, Any] = {
             "num_answers": len(answers),
@@ -1110,6 +1113,7 @@ def _resolved(config: Any, samples: int, pretraining: bool) -> Any:
         epochs=epochs if config.epochs is None else config.epochs,
         batch_size=config.batch_size or min(batch, max(samples // 4, 1)),
         learning_rate=config.learning_rate or rate,
+        dropout=config.dropout if config.dropout is not None else 0.0 if size == "tiny" else 0.1,
     )
 
 
@@ -1167,8 +1171,8 @@ def _model_config(
     return TbkinConfig(
         vocab_size=tokenizer.get_vocab_size(),
         **shape,
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.dropout,
+        hidden_dropout_prob=config.dropout or 0.0,
+        attention_probs_dropout_prob=config.dropout or 0.0,
         max_position_embeddings=longest,
         # 0.02 suits a width of 768; narrower layers need larger weights for the same signal.
         initializer_range=0.02 * math.sqrt(768 / shape["hidden_size"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -50,8 +51,8 @@ def samples(seed: int) -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, .
         "features": (region_feature_loss, (logits, 2 * logits.flip(0))),
         "classes": (region_class_loss, (logits, targets, scores[:, 0])),
         "matching": (matching_loss, (logits[:, :2], targets > 1)),
-        "kl": (lambda *inputs: answer_loss(*inputs, "kl"), (logits, scores)),
-        "bce": (lambda *inputs: answer_loss(*inputs, "bce"), (logits, scores)),
+        "kl": (functools.partial(answer_loss, kind="kl"), (logits, scores)),
+        "bce": (functools.partial(answer_loss, kind="bce"), (logits, scores)),
         "regions": (region_score_loss, (logits[:, :REGIONS], share, present)),
         "boxes": (box_loss, (boxes[0], boxes[1], near)),
         "transport": (lambda *inputs: optimal_transport_distance(*inputs).sum(), (*states, words, present)),

@@ -388,8 +388,9 @@ def test_images_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 
 def write_npz(path: Path, **changes: Any) -> Path:
     boxes = np.array([[0, 0, 10, 10], [5, 5, 20, 30]], np.float32)
-    content = {"x": np.ones((2, SIZE), np.float32), "boxes": boxes, "image_h": 40, "image_w": np.array([50])}
-    content = {key: value for key, value in {**content, **changes}.items() if value is not None}
+    content: dict[str, Any] = {"x": np.ones((2, SIZE), np.float32), "boxes": boxes, "image_h": 40}
+    content = {**content, "image_w": np.array([50]), **changes}
+    content = {key: value for key, value in content.items() if value is not None}
     np.savez(path, **content)
     return path
 

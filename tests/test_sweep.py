@@ -29,7 +29,7 @@ GROUPS = [number // 4 for number in range(SAMPLES)]
 class Model:
     """Answers right with a chance that depends on the selection; counts how often it is asked."""
 
-    def __init__(self, accuracy: dict[float, float], shared: bool = True) -> None:
+    def __init__(self, accuracy: dict[float, float]) -> None:
         self.accuracy = accuracy
         self.asked: list[Selection] = []
         self.draw = np.random.default_rng(0).random(SAMPLES)

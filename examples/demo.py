@@ -1,0 +1,122 @@
+"""The whole path on a small world of drawn scenes: all six subcommands, then a table of what came out.
+
+    python examples/demo.py [WORKSPACE] [--train 1200] [--quick]
+
+Every line that starts with `$` is a command one can type in the workspace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from examples import scenes
+
+console = Console(highlight=False)
+
+
+def run(line: str, workspace: Path) -> dict[str, Any]:
+    """Run one tbkin command in the workspace, show it, and return what --json prints."""
+    console.print(f"\n$ {line}", markup=False, soft_wrap=True)
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "tbkin_cli", *shlex.split(line)[1:], "--json"]
+    done = subprocess.run(command, cwd=workspace, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        console.print(f"demo: `{line}` ended with exit code {done.returncode}", markup=False)
+        raise typer.Exit(1)
+    console.print(f"  {time.perf_counter() - started:.0f} s", style="dim")
+    return json.loads(done.stdout)
+
+
+def main(
+    workspace: Annotated[Path, typer.Argument(help="Made anew.")] = Path("demo"),
+    train: Annotated[int, typer.Option(help="Training scenes.")] = 1500,
+    quick: Annotated[
+        bool, typer.Option(help="Few scenes, one epoch: shows the path, learns nothing.")
+    ] = False,
+) -> None:
+    """Draw scenes, run the six subcommands on them, and show the figures they print."""
+    started = time.perf_counter()
+    if (
+        workspace.exists()
+        and not (workspace / "coco" / "scene_graphs.json").exists()
+        and any(workspace.iterdir())
+    ):
+        console.print(f"demo: {workspace} holds something else; name another workspace", markup=False)
+        raise typer.Exit(2)
+    shutil.rmtree(workspace, ignore_errors=True)
+    workers = os.cpu_count() or 1
+    train, held = (24, 8) if quick else (train, 150)
+    console.print(f"drawing {train} + {held} + {held} scenes into {workspace}/coco", markup=False)
+    scenes.generate(workspace / "coco", train=train, val=held, test=held, seed=0, workers=workers)
+    epochs = "--epochs 1" if quick else ""
+
+    features = run("tbkin extract-features coco/", workspace)
+    graphs = run("tbkin build-graphs coco/", workspace)
+    run(f"tbkin pretrain coco/ {epochs or '--epochs 6'}", workspace)
+    rec = run(f"tbkin finetune --task rec {epochs or '--epochs 5'}", workspace)
+    blind = run(f"tbkin finetune --task vqa --blind {epochs or '--epochs 2'}", workspace)
+    vqa = run(f"tbkin finetune --task vqa --init runs/finetune/rec {epochs or '--epochs 10'}", workspace)
+    sweep = run("tbkin threshold-sweep --task vqa --split test --thresholds 0,0.1,0.3,0.5,0.7,0.9", workspace)
+    picture, question = one_question(workspace / "coco")
+    shutil.copyfile(picture, workspace / "img.jpg")
+    shown = run(f"tbkin visualize img.jpg {shlex.quote(question)}", workspace)
+
+    rows = {row["threshold"]: row for row in sweep["rows"]}
+    table = Table(title="Scenes, test split", title_justify="left")
+    for column in ("task", "model", "accuracy"):
+        table.add_column(column, justify="right" if column == "accuracy" else "left")
+    majority = value_of(vqa, "test", "majority answer")
+    without = value_of(blind, "test", "this model, without the image")
+    table.add_row("VQA", "majority answer", f"{majority:.1f} %")
+    table.add_row("VQA", "question only", f"{without:.1f} %")
+    table.add_row("VQA", "dense", f"{rows[0.0]['accuracy']:.1f} %")
+    table.add_row("VQA", "τ = 0.3", f"{rows[0.3]['accuracy']:.1f} %")
+    for split in ("testA", "testB"):
+        for model in ("random region", "this model"):
+            table.add_row(f"REC {split}", model, f"{value_of(rec, split, model):.1f} %")
+    console.print()
+    console.print(table)
+    console.print(sweep["conclusion"], markup=False, soft_wrap=True)
+    kept = 100 * rows[0.3]["kept_fraction"]
+    console.print(f"τ = 0.3 keeps {kept:.0f} % of attention; regions a scene: {features['images']} images")
+    anchored = 100 * graphs["anchored"] / graphs["captions"]
+    console.print(
+        f"{graphs['captions']} captions, {anchored:.0f} % with an anchor in the image", markup=False
+    )
+    gain = rows[0.0]["accuracy"] - without
+    console.print(f"the image brings {gain:+.1f} points over the question alone", markup=False)
+    console.print(f"all in {time.perf_counter() - started:.0f} s\n")
+    console.print(f"open {workspace / shown['figure']}", markup=False, soft_wrap=True)
+    console.print(f"open {workspace / sweep['out'] / 'sweep.png'}", markup=False, soft_wrap=True)
+
+
+def value_of(result: dict[str, Any], split: str, model: str) -> float:
+    """Accuracy of a model on a split, in percent."""
+    return next(
+        row["accuracy"] for row in result["report"] if row["split"] == split and row["model"] == model
+    )
+
+
+def one_question(data: Path) -> tuple[Path, str]:
+    """A test image and a question about a colour in it."""
+    content = json.loads((data / "v2_OpenEnded_scenes_test_questions.json").read_text(encoding="utf-8"))
+    asked = next(item for item in content["questions"] if item["question"].startswith("what color"))
+    return data / "test" / f"{asked['image_id']:012d}.jpg", asked["question"]
+
+
+if __name__ == "__main__":
+    typer.run(main)
