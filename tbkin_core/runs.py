@@ -57,8 +57,11 @@ def open_run(config: StageConfig, stage: str, default: Path) -> Run:
             _tidy(path)
             return Run(path, None)
         if config.out is not None:
+            kept = found.get("settings") or {}
+            changed = sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key))
+            other = f"with other settings ({', '.join(changed)})" if found.get("stage") == stage else ""
             raise DataError(
-                f"{path}: holds a run of {found.get('stage')} with other settings",
+                f"{path}: holds a run of {found.get('stage')} {other}".rstrip(),
                 hint="use --overwrite to replace it, or another --out DIR",
             )
         number += 1

@@ -40,7 +40,14 @@ def setup_logging(quiet: bool = False) -> None:
             mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
             return f"tbkin: {mark}{record.getMessage()}"
 
-    handler = logging.StreamHandler(sys.stderr)
+    class Handler(logging.StreamHandler):  # type: ignore[type-arg]
+        def emit(self, record: logging.LogRecord) -> None:
+            from tqdm import tqdm
+
+            # Through tqdm, so that a line does not run into an open progress bar.
+            tqdm.write(self.format(record), file=sys.stderr)
+
+    handler = Handler()
     handler.setFormatter(Formatter())
     logger.handlers[:] = [handler]
     logger.propagate = False
@@ -264,6 +271,7 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when a worker loads torch
     context = torch.multiprocessing.get_context("spawn")
     failures = context.SimpleQueue()
     workers = [
@@ -282,14 +290,23 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
                 worker.join(timeout=0.1)
             if any(worker.exitcode not in (None, 0) for worker in workers):
                 break
+    except KeyboardInterrupt:
+        # Each rank finishes its step and saves; a second Ctrl-C ends up in the clause below.
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join(timeout=60)
+        raise
     finally:
         # One dead rank would leave the others waiting for it for ever.
         for worker in workers:
             if worker.is_alive():
-                worker.terminate()
+                worker.kill()
             worker.join()
     if not failures.empty():
         raise failures.get()
+    if any(worker.exitcode == 130 for worker in workers):
+        raise KeyboardInterrupt
     codes = {worker.name: worker.exitcode for worker in workers if worker.exitcode != 0}
     if codes:
         raise RuntimeError(f"worker processes ended early: {codes}")

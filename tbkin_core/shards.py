@@ -108,6 +108,9 @@ class StoreWriter:
 
     def __init__(self, path: Path, kind: str, settings: Mapping[str, Any]) -> None:
         self.path = make_directory(path)
+        for pattern in (".shard-*", ".store-*"):
+            for leftover in path.glob(pattern):
+                leftover.unlink(missing_ok=True)  # of a writer that was killed
         self.kind = kind
         self.settings = json.loads(json.dumps(dict(settings)))
         self.metadata: list[dict[str, Any]] = []

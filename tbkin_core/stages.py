@@ -151,7 +151,7 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
     out = config.out or config.data / "graphs"
     place = config.features or config.data / "features"
     features = FeatureStore(place) if config.features or (place / MANIFEST).exists() else None
-    problems = []
+    problems: list[str] = []
     if features is None:
         problems.append(
             f"no features at {place}: regions are the annotated boxes; for pretraining run"
@@ -161,6 +161,11 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
     build = build_dataset(
         dataset, out, features, parser, config.min_similarity, config.label_iou, config.overwrite
     )
+    if features is not None and not features.object_names and not dataset.boxes():
+        problems.append(
+            "the regions have no labels (features without object names, no annotated boxes):"
+            " there are no cross-modal edges"
+        )
     files = []
     if config.export is not None:
         export_jsonl(build.store, config.export)
@@ -221,6 +226,9 @@ def pretrain(config: PretrainConfig) -> StageResult:
     for number, data in enumerate(config.data):
         open_data(data)
         _feature_place(config.features[number] if config.features else None, data)
+        graphs = config.graphs[number] if config.graphs else data / "graphs"
+        if not (graphs / MANIFEST).exists():
+            raise DataError(f"{graphs}: holds no graphs", hint=f"make them with `tbkin build-graphs {data}`")
     run = open_run(config, "pretrain", ROOT / "pretrain")
     if run.results is None:
         with forget_if_empty(run.path):
@@ -874,15 +882,16 @@ def visualize(config: VisualizeConfig) -> StageResult:
     task = task_of(checkpoint)
     # The image first: reading it is quick, and it is what people mistype.
     picture, width, height = load_image(config.image, max_side=1600)
+    question = " ".join(config.question.split())
     model, tokenizer = load_model(checkpoint, task)
     problems: list[str] = []
     regions, names, attributes = _regions_of(config, model.config.extractor or {}, problems)
     limit = model.config.max_regions
     batch = batch_of_one(regions)
-    table = encode_texts(tokenizer, [config.question], model.config.max_text_tokens)
+    table = encode_texts(tokenizer, [question], model.config.max_text_tokens)
     if table.unknown[0]:
         raise DataError(
-            f"question: none of its words is known to {checkpoint}: {config.question!r}",
+            f"question: none of its words is known to {checkpoint}: {_shortened(question)!r}",
             hint="the model knows the words it was trained on; ask in its language, in other words",
         )
     if table.cut:
@@ -927,7 +936,9 @@ def visualize(config: VisualizeConfig) -> StageResult:
         return None if box is None else np.asarray(box) * scale
 
     out = config.out or ROOT / "visualize"
-    file = make_directory(out) / f"{config.image.stem}-{_slug(config.question)}.png"
+    chosen_here = config.threshold is not None or config.selection is not None
+    parts = [config.image.stem, _slug(question), *([f"{rule}-{threshold:g}"] if chosen_here else [])]
+    file = make_directory(out) / f"{'-'.join(parts)}.png"
     answer_figure(
         file,
         image=picture,
@@ -947,7 +958,7 @@ def visualize(config: VisualizeConfig) -> StageResult:
         predicted_box=scaled(sparse.box),
         predicted_box_dense=scaled(dense.box),
         kept_fraction=kept,
-        title=config.question,
+        title=question,
     )
     # The checkpoint answers as it was trained: with its own threshold, dense where that is 0.
     shown = sparse if own.threshold else dense
@@ -956,7 +967,7 @@ def visualize(config: VisualizeConfig) -> StageResult:
         "checkpoint": str(checkpoint),
         "task": task,
         "image": str(config.image),
-        "question": config.question,
+        "question": question,
         "answers": [{"answer": name, "probability": value} for name, value in shown.answers],
         "answers_dense": [{"answer": name, "probability": value} for name, value in dense.answers],
         "answers_thresholded": [{"answer": name, "probability": value} for name, value in sparse.answers],
@@ -969,7 +980,7 @@ def visualize(config: VisualizeConfig) -> StageResult:
     heading = {"vqa": "answer", "rec": "region", "pretrain": "image and text"}[task]
     tables = [
         Table(
-            f"{config.question}  ({checkpoint})",
+            f"{_shortened(question)}  ({checkpoint})",
             [heading, "dense", f"{rule} τ = {threshold:g}"],
             _answer_rows(dense.answers, sparse.answers),
         )
@@ -1023,6 +1034,11 @@ def _regions_of(
         for key in (config.image.stem, config.image.name, trailing_number(config.image.stem)):
             if key is not None and key in store:
                 return store[key], store.object_names, store.attribute_names
+    if config.features and settings.get("extractor") == "builtin":
+        raise ConfigError(
+            f"{config.features}: holds no image {config.image.stem!r}",
+            hint="leave --features away: this checkpoint's features are made anew for any image",
+        )
     raise ConfigError(
         f"{config.image}: the checkpoint was trained on features of kind {settings.get('extractor')!r},"
         " and no feature store that holds this image was found",
@@ -1041,6 +1057,10 @@ def _words(pieces: Sequence[str], word_ids: Any) -> list[str]:
 
 def _label(number: int, names: Sequence[str], ids: Any) -> str:
     return names[int(ids[number])] if number < len(ids) and 0 <= ids[number] < len(names) else ""
+
+
+def _shortened(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _slug(text: str) -> str:
@@ -1218,7 +1238,7 @@ def _announce(what: str, config: TrainingConfig, model: Any, samples: int, rest:
     if rank() > 0:
         return
     logger.info(
-        "%s: %d %s; size %s (%.1f M parameters), %d epoch(s), batch %d, learning rate %g",
+        "%s: %d %s; size %s (%.1f M parameters), epochs %d, batch %d, learning rate %g",
         what,
         samples,
         rest,

@@ -187,9 +187,7 @@ def train(
                     where.samples += len(rows)
                     if _any_rank(interrupted(), device, world):
                         save()
-                        logger.info(
-                            "interrupted; start the same command again and it goes on at step %d", where.step
-                        )
+                        logger.info("state saved at step %d", where.step)
                         raise KeyboardInterrupt
                     if _any_rank(out_of_time(), device, world):
                         reason = "minutes"
@@ -387,6 +385,8 @@ def _distribute(model: PreTrainedModel, device: torch.device, world: int) -> Any
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # The pooler of a REC model and heads without targets take no part in a step.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return DistributedDataParallel(
         model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
     )
@@ -457,7 +457,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: object) -> None:
         nonlocal hits
         hits += 1
-        if hits > 1:
+        # A launched rank gets the terminal's signal and its parent's; the parent decides when to kill.
+        if hits > 1 and "RANK" not in os.environ:
             raise KeyboardInterrupt
 
     previous = {}

@@ -462,7 +462,7 @@ def mounted(directory: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(directory)], capture_output=True, check=False)
 
 
-COMMANDS = [
+COMMANDS: list[tuple[str, ...]] = [
     ("extract-features", "coco", "--workers", "0"),
     ("build-graphs", "coco"),
     ("pretrain", "coco", "--epochs", "1"),
@@ -494,11 +494,11 @@ def test_a_full_disk(shop: Path, tmp_path: Path, command: tuple[str, ...]) -> No
             while True:
                 file.write(bytes(4096))
                 file.flush()
-        with filler.open("r+b") as file:
-            file.truncate(max(filler.stat().st_size - 16_384, 0))
+        with filler.open("r+b") as rest:
+            rest.truncate(max(filler.stat().st_size - 16_384, 0))
         out = tmp_path / "disk" / "out"
         fails(*command, "--out", out, cwd=shop, code=1, says=("disk", "space"))
         assert leftovers(tmp_path / "disk") == []
         filler.unlink()
-        for file in (tmp_path / "disk").rglob("*.safetensors"):
-            assert file.stat().st_size > 0
+        for shard in (tmp_path / "disk").rglob("*.safetensors"):
+            assert shard.stat().st_size > 0

@@ -119,6 +119,26 @@ def test_interrupted_says_so_and_goes_on(place: Path, whole: dict[str, bytes]) -
     assert (run / "model.safetensors").read_bytes() == whole["finetune"]
 
 
+def test_two_processes_are_interrupted_together(place: Path) -> None:
+    line = [
+        *STAGES["finetune"],
+        "--config",
+        "each.yaml",
+        "--epochs",
+        "40",
+        "--out",
+        "two",
+        "--devices",
+        "cpu:2",
+    ]
+    run = place / "two"
+    outcome = disturb(start(line, place), lambda: step_of(run) >= 2, signal.SIGINT)
+    assert outcome.code == 130
+    assert "interrupted" in outcome.err and "Traceback" not in outcome.err
+    assert step_of(run) >= 2
+    assert leftovers(run) == []
+
+
 def test_a_state_killed_while_it_replaces_another_is_not_lost(place: Path, whole: dict[str, bytes]) -> None:
     """The two renames of a directory cannot be one: the moment between them leaves no `state`."""
     line = [*STAGES["finetune"], "--config", "each.yaml", "--epochs", "2", "--out", "between"]
