@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -92,14 +93,22 @@ def main(
     console.print(table)
     console.print(sweep["conclusion"], markup=False, soft_wrap=True)
     kept = 100 * rows[0.3]["kept_fraction"]
-    console.print(f"τ = 0.3 keeps {kept:.0f} % of attention; regions a scene: {features['images']} images")
+    console.print(f"τ = 0.3 keeps {kept:.0f} % of the attention; {features['images']} images")
     anchored = 100 * graphs["anchored"] / graphs["captions"]
     console.print(
         f"{graphs['captions']} captions, {anchored:.0f} % with an anchor in the image", markup=False
     )
     gain = rows[0.0]["accuracy"] - without
     console.print(f"the image brings {gain:+.1f} points over the question alone", markup=False)
-    console.print(f"all in {time.perf_counter() - started:.0f} s\n")
+    console.print("\nchecks", style="bold")
+    zero = largest_difference_at_zero(workspace / vqa["out"])
+    console.print(f"  τ = 0 against dense, all four rules: largest difference of a logit {zero:g}")
+    for stage, same in killed_runs(workspace).items():
+        console.print(
+            f"  {stage} killed (SIGKILL) and started again: weights {'equal' if same else 'DIFFER'}"
+        )
+    console.print("  tbkin --help takes {:.2f} s, import torch {:.2f} s (medians of 5)".format(*start_up()))
+    console.print(f"\nall in {time.perf_counter() - started:.0f} s\n")
     console.print(f"open {workspace / shown['figure']}", markup=False, soft_wrap=True)
     console.print(f"open {workspace / sweep['out'] / 'sweep.png'}", markup=False, soft_wrap=True)
 
@@ -109,6 +118,72 @@ def value_of(result: dict[str, Any], split: str, model: str) -> float:
     return next(
         row["accuracy"] for row in result["report"] if row["split"] == split and row["model"] == model
     )
+
+
+def largest_difference_at_zero(checkpoint: Path) -> float:
+    """Largest difference between the dense model's logits and those under each rule at τ = 0."""
+    import torch
+
+    from tbkin_core.checkpoint import load_model
+    from tbkin_core.selection import RULES, Selection
+
+    model, _ = load_model(checkpoint, "vqa")
+    generator = torch.Generator().manual_seed(0)
+    batch, words, regions = 8, 12, 36
+    inputs = {
+        "input_ids": torch.randint(5, model.config.vocab_size, (batch, words), generator=generator),
+        "attention_mask": torch.ones(batch, words, dtype=torch.bool),
+        "region_features": torch.rand(batch, regions, model.config.region_feature_size, generator=generator),
+        "region_geometry": torch.rand(batch, regions, 5, generator=generator),
+        "region_mask": torch.arange(regions) < torch.arange(regions - batch, regions)[:, None],
+    }
+    with torch.inference_mode():
+        model.tbkin.selection = Selection()
+        dense = model(**inputs).vqa_logits
+        differences = []
+        for rule in RULES:
+            model.tbkin.selection = Selection(rule, 0.0)
+            differences.append(float((model(**inputs).vqa_logits - dense).abs().max()))
+    return max(differences)
+
+
+def killed_runs(workspace: Path) -> dict[str, bool]:
+    """Whether a run that is killed and started again ends with the weights of one that is not."""
+    small = workspace / "small"
+    scenes.generate(small / "coco", train=16, val=4, test=4, seed=1)
+    (small / "every-step.yaml").write_text("save_minutes: 0\n", encoding="utf-8")
+    tbkin = [sys.executable, "-m", "tbkin_cli"]
+    quiet = {"cwd": small, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for line in ("extract-features coco", "build-graphs coco"):
+        subprocess.run([*tbkin, *line.split()], check=True, **quiet)  # type: ignore[call-overload]
+    same = {}
+    for stage, line in (
+        ("pretrain", "pretrain coco"),
+        ("finetune", "finetune --task vqa --data coco --init none"),
+    ):
+        command = [*tbkin, *line.split(), "--epochs", "3", "--config", "every-step.yaml", "--out"]
+        subprocess.run([*command, f"{stage}-whole"], check=True, **quiet)  # type: ignore[call-overload]
+        process = subprocess.Popen([*command, f"{stage}-killed"], **quiet)  # type: ignore[call-overload]
+        while process.poll() is None and not (small / f"{stage}-killed/state/progress.json").exists():
+            time.sleep(0.02)
+        process.kill()
+        killed = process.wait() < 0
+        subprocess.run([*command, f"{stage}-killed"], check=True, **quiet)  # type: ignore[call-overload]
+        weights = [(small / f"{stage}-{how}/model.safetensors").read_bytes() for how in ("whole", "killed")]
+        same[stage] = killed and weights[0] == weights[1]
+    return same
+
+
+def start_up() -> tuple[float, float]:
+    """Median seconds of `tbkin --help` and of `import torch`, five runs each in turn."""
+    commands = ([sys.executable, "-m", "tbkin_cli", "--help"], [sys.executable, "-c", "import torch"])
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(5):
+        for command, taken in zip(commands, seconds, strict=True):
+            started = time.perf_counter()
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+            taken.append(time.perf_counter() - started)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
 def one_question(data: Path) -> tuple[Path, str]:

@@ -481,8 +481,7 @@ def test_out_below_a_file(shop: Path, command: tuple[str, ...]) -> None:
 def test_a_place_that_may_not_be_written_to(shop: Path, tmp_path: Path) -> None:
     with mounted(tmp_path / "locked", "ro"):
         for command in COMMANDS:
-            arguments = (*command, "--out", tmp_path / "locked" / "out")
-            fails(*arguments, cwd=shop, code=1, says=("locked", "--out"))
+            fails(*command, "--out", tmp_path / "locked" / "out", cwd=shop, code=1, says=("locked", "--out"))
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="no mount command")

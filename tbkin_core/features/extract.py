@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -200,7 +201,9 @@ def _run_workers(
     )
     try:
         # In order, so that the store does not depend on which worker is faster.
-        yield from executor.map(_worker_extract, todo, chunksize=4)
+        with _one_thread_a_process():
+            results = executor.map(_worker_extract, todo, chunksize=4)
+        yield from results
     except BrokenProcessPool as error:
         raise DataError(
             "extract-features: a worker process has ended unexpectedly, perhaps for want of memory",
@@ -208,6 +211,22 @@ def _run_workers(
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread_a_process() -> Iterator[None]:
+    """Processes started meanwhile compute with one thread each; there is one a processor already."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 _extractor: BuiltinExtractor | None = None
