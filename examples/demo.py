@@ -44,7 +44,7 @@ def run(line: str, workspace: Path) -> dict[str, Any]:
 
 def main(
     workspace: Annotated[Path, typer.Argument(help="Made anew.")] = Path("demo"),
-    train: Annotated[int, typer.Option(help="Training scenes.")] = 1500,
+    train: Annotated[int, typer.Option(help="Training scenes.")] = 1200,
     quick: Annotated[
         bool, typer.Option(help="Few scenes, one epoch: shows the path, learns nothing.")
     ] = False,
@@ -69,8 +69,8 @@ def main(
     graphs = run("tbkin build-graphs coco/", workspace)
     run(f"tbkin pretrain coco/ {epochs or '--epochs 6'}", workspace)
     rec = run(f"tbkin finetune --task rec {epochs or '--epochs 5'}", workspace)
-    blind = run(f"tbkin finetune --task vqa --blind {epochs or '--epochs 2'}", workspace)
-    vqa = run(f"tbkin finetune --task vqa --init runs/finetune/rec {epochs or '--epochs 10'}", workspace)
+    blind = run(f"tbkin finetune --task vqa --blind {epochs or '--epochs 4'}", workspace)
+    vqa = run(f"tbkin finetune --task vqa --init runs/finetune/rec {epochs or '--epochs 8'}", workspace)
     sweep = run("tbkin threshold-sweep --task vqa --split test --thresholds 0,0.1,0.3,0.5,0.7,0.9", workspace)
     picture, question = one_question(workspace / "coco")
     shutil.copyfile(picture, workspace / "img.jpg")

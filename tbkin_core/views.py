@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tbkin_core.evaluation.attribution import attention_rollout, kept_counts
+from tbkin_core.evaluation.attribution import attention_rollout, kept_counts, last_layer_attention
 from tbkin_core.figures.attention import AttentionView
 from tbkin_core.modeling import TbkinConfig
 from tbkin_core.tasks import apply_deltas
@@ -74,7 +74,11 @@ def predictions(
 def attention_views(
     task: str, output: Any, inputs: dict[str, Any], word_ids: NDArray, chosen: int | None
 ) -> tuple[AttentionView, float]:
-    """Attention rollout as seen from [CLS] (from the chosen region for REC), and the kept fraction.
+    """Where the output's attention went, and the kept fraction.
+
+    An answer is read from [CLS], so its weights are those that [CLS] gives in the last layer. A region of a
+    grounding is scored by its own final state, so its weights are what reached that state by attention rollout
+    (its own part included): which words, and which regions it was compared with.
 
     Args:
         output: The model's output for a batch of one, with attentions.
@@ -83,24 +87,23 @@ def attention_views(
         chosen: Region chosen by a REC model.
     """
     length = inputs["input_ids"].shape[1]
-    rollout = attention_rollout(output.attentions)[0]  # (L, L)
+    if task == "rec" and chosen is not None:
+        attention = attention_rollout(output.attentions)[0]  # (L, L)
+        row, source = attention[length + chosen], "attention rollout to the chosen region"
+    else:
+        attention = last_layer_attention(output.attentions)[0]  # (L, L)
+        row, source = attention[0], "attention of [CLS] in the last layer, mean of heads"
     words = int(word_ids.max(initial=-1)) + 1
-    regions = rollout.shape[0] - length
     membership = np.zeros((words, length), np.float32)
     for place, word in enumerate(word_ids):
         if word >= 0:
             membership[word, place] = 1
     pieces = membership.sum(axis=1, keepdims=True)
     # A word attends as its pieces do on average, and receives what they receive together.
-    word_region = membership @ rollout[:length, length:] / np.maximum(pieces, 1)
-    if task == "rec" and chosen is not None:
-        word_weights = membership @ rollout[length + chosen, :length]
-        region_weights = word_region.mean(axis=0) if words else np.zeros(regions, np.float32)
-    else:
-        word_weights = membership @ rollout[0, :length]
-        region_weights = rollout[0, length:]
+    word_region = membership @ attention[:length, length:] / np.maximum(pieces, 1)
+    word_weights, region_weights = membership @ row[:length], row[length:]
     valid = torch.cat([inputs["attention_mask"].bool(), inputs["region_mask"].bool()], dim=1)
     counts = kept_counts(output.attentions, valid, length)
     kept = sum(value[:, 0].sum() for value in counts.values())
     total = sum(value[:, 1].sum() for value in counts.values())
-    return AttentionView(region_weights, word_weights, word_region), float(kept / max(total, 1))
+    return AttentionView(region_weights, word_weights, word_region, source), float(kept / max(total, 1))

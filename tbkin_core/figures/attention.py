@@ -28,6 +28,7 @@ _MAX_REGIONS = 10
 _MAX_WORDS = 24
 _MAX_ANSWERS = 5
 _OUTLINED = 3
+_OUTLINED_SHARE = 0.1  # of the largest weight; what has less was hardly looked at
 _COLORMAP = "viridis"
 _DROPPED = "#e6e6e6"
 _DENSE, _THRESHOLDED = COLORS[0], COLORS[1]
@@ -42,11 +43,13 @@ class AttentionView:
         region_weights: (K,) weight of each region, 0 and up; 0 = dropped.
         word_weights: (T,) weight of each word.
         word_region: (T, K) attention from words to regions; 0 = dropped.
+        source: How the weights were summed up, for the caption; may be empty.
     """
 
     region_weights: NDArray[np.floating]
     word_weights: NDArray[np.floating]
     word_region: NDArray[np.floating]
+    source: str = ""
 
 
 def answer_figure(
@@ -74,8 +77,9 @@ def answer_figure(
 ) -> None:
     """Draw one answer (VQA) or one grounding (REC) with the attention behind it.
 
-    Dense on the left, thresholded on the right, each pair on one colour scale. For a grounding give `chosen`
-    (and what else is known); the image then shows boxes in place of the most attended regions.
+    Dense on the left, thresholded on the right, each pair on one scale. The image keeps its own colours where
+    the model looked and fades to grey elsewhere; where all weights are alike it looks as it is. For a grounding
+    give `chosen` (and what else is known); the image then shows boxes in place of the most attended regions.
 
     Args:
         path: Ends in .png, .svg or .pdf.
@@ -168,7 +172,11 @@ def _draw(
     with_words = len(shown_words) > 0
 
     caption = f"{headings[1]} keeps {_percentage(kept_fraction)} of the attention entries."
-    if with_words and len(shown_regions):
+    if views[0].source:
+        caption += f" Weights: {views[0].source}."
+    if len(boxes):
+        caption += " Regions in full colour have the highest weight, faded ones none."
+    if with_words and any((view.word_region[:, shown_regions] == 0).any() for view in views):
         caption += " Grey cells: dropped."
     if len(shown_words) < len(words):
         caption += f" {len(shown_words)} of {len(words)} words are shown."
@@ -212,14 +220,8 @@ def _draw(
             _draw_legend(page, left, top + _HEADING + slot_height + 0.05, slot_width, lines[place])
     scale_height = slot_height + (panel_height + 0.1 if stacked else 0)
     if len(boxes):
-        _draw_scale(
-            page,
-            _WIDTH - _MARGIN - _SCALE_WIDTH,
-            images_top + _HEADING,
-            scale_height,
-            highest,
-            "region weight",
-        )
+        scale_left = _WIDTH - _MARGIN - _SCALE_WIDTH
+        _draw_scale(page, scale_left, images_top + _HEADING, scale_height, highest, "region weight", True)
     if with_words:
         _draw_words(page, words_top, matrix_height, words, shown_words, shown_regions, region_names, views)
     if answer_rows:
@@ -248,8 +250,7 @@ def _draw_image(
     outlines: list[_Line],
     named: bool,
 ) -> None:
-    """The image in grey, regions shaded: a pixel has the highest weight of the regions that cover it."""
-    from matplotlib import colormaps
+    """The image, faded where attention is weak: a pixel has the highest weight of the regions that cover it."""
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import Normal, withStroke
     from PIL import Image
@@ -262,18 +263,16 @@ def _draw_image(
     left, top = slot_left + (slot_width - shown_width) / 2, slot_top + (slot_height - shown_height) / 2
 
     columns, rows = max(1, round(shown_width * 250)), max(1, round(shown_height * 250))
-    grey = Image.fromarray(image).convert("L").resize((columns, rows), Image.Resampling.BILINEAR)
-    shade = np.zeros((rows, columns))
+    picture = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
+    weight = np.zeros((rows, columns))
     to_pixels = np.array([columns / width, rows / height] * 2)
     for index in np.argsort(weights, kind="stable"):
         x1, y1, x2, y2 = boxes[index] * to_pixels
-        shade[_pixels(y1, y2, rows), _pixels(x1, x2, columns)] = weights[index]
-    base = 0.15 + 0.85 * np.asarray(grey, np.float64)[..., None] / 255  # (rows, columns, 1)
-    tint = colormaps[_COLORMAP](_normalize(highest)(shade))[..., :3]  # (rows, columns, 3)
-    mixed = np.where(shade[..., None] > 0, 0.45 * base + 0.55 * tint, base)
+        weight[_pixels(y1, y2, rows), _pixels(x1, x2, columns)] = weights[index]
+    shown = _faded(np.asarray(picture) / 255, np.asarray(_normalize(highest)(weight)))
 
     axes = page.axes(left, top, shown_width, shown_height)
-    axes.imshow(mixed, extent=(0, width, height, 0), aspect="auto", interpolation="none")
+    axes.imshow(shown, extent=(0, width, height, 0), aspect="auto", interpolation="none")
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     taken: list[tuple[float, float, float, float]] = []
     for line in outlines:
@@ -287,8 +286,9 @@ def _draw_image(
             label = page.fit(line.label, min(1.2, slot_width), 7)
             size = (page.measure(label, 7) + 0.06, 0.15)
             inches = np.array([shown_width / width, shown_height / height] * 2)
+            outlined = [other.box * inches + np.array([left, top] * 2) for other in outlines]
             corners = line.box * inches + np.array([left, top] * 2)
-            place = _free_place(corners, size, slot, taken)
+            place = _free_place(corners, size, slot, taken, outlined)
             taken.append((*place, *size))
             page.text(
                 place[0] + size[0] / 2,
@@ -299,6 +299,17 @@ def _draw_image(
                 va="center",
                 bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1.2},
             )
+
+
+def _faded(colors: NDArray[np.float64], clarity: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`colors` (..., 3) in [0, 1] as they are where `clarity` (...) is 1, pale grey where it is 0.
+
+    What is faded is neither black nor white nor coloured, so that both a white and a black object stand out from
+    it, to colour-blind readers and in print without colours too.
+    """
+    luminance = colors @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    pale = (0.62 + 0.24 * luminance)[..., None]
+    return pale + clarity[..., None] * (colors - pale)
 
 
 def _draw_legend(page: Page, left: float, top: float, width: float, lines: list[_Line]) -> None:
@@ -317,20 +328,26 @@ def _draw_legend(page: Page, left: float, top: float, width: float, lines: list[
         page.text(left + 0.36, middle, page.fit(line.label, width - 0.36, 7), 7, va="center")
 
 
-def _draw_scale(page: Page, left: float, top: float, height: float, highest: float, label: str) -> None:
-    """The colour bar of both panels beside it; `left` and `top` in inches."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.ticker import FixedLocator
+def _draw_scale(
+    page: Page, left: float, top: float, height: float, highest: float, label: str, faded: bool = False
+) -> None:
+    """The scale of both panels beside it, in colours or from faded to clear; `left` and `top` in inches."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
 
     length = min(height, 1.8)
-    axes = page.axes(left + 0.08, top, 0.09, length)
-    bar = page.figure.colorbar(
-        ScalarMappable(_normalize(highest), _COLORMAP),
-        cax=axes,
-        ticks=FixedLocator(_scale_ticks(highest, length)),
-    )
-    bar.ax.minorticks_off()
-    axes.set_yticklabels([f"{tick:.2g}" for tick in _scale_ticks(highest, length)])
+    steps = np.linspace(1, 0, max(2, round(length * 100)))  # (rows,)
+    if faded:
+        samples = np.repeat([to_rgb(color) for color in COLORS[:3]], 4, axis=0)  # (columns, 3)
+        colors = _faded(np.tile(samples, (len(steps), 1, 1)), np.tile(steps[:, None], len(samples)))
+    else:
+        colors = colormaps[_COLORMAP](steps)[:, None, :3]
+    axes = page.axes(left + 0.08, top, 0.15 if faded else 0.09, length)
+    axes.imshow(colors, extent=(0, 1, 0, 1), aspect="auto", interpolation="none")
+    ticks = _scale_ticks(highest, length)
+    axes.set(xticks=[], ylim=(0, 1), yticks=_normalize(highest)(np.array(ticks)))
+    axes.set_yticklabels([f"{tick:.2g}" for tick in ticks])
+    axes.yaxis.tick_right()
     axes.tick_params(labelsize=6, pad=1.5)
     axes.spines[:].set_linewidth(0.4)
     if length > page.measure(label, 6.5):
@@ -455,9 +472,13 @@ def _draw_answers(
 
 
 def _attended_lines(view: AttentionView, boxes: NDArray[np.float64], labels: list[str]) -> list[_Line]:
-    order = np.argsort(-view.region_weights, kind="stable")[:_OUTLINED]
+    """The most attended regions that have a fair part of the largest weight, the largest first."""
+    weights = view.region_weights
+    order = np.argsort(-weights, kind="stable")[:_OUTLINED]
     return [
-        _Line(boxes[index], "white", "-", labels[index]) for index in order if view.region_weights[index] > 0
+        _Line(boxes[index], "white", "-", labels[index])
+        for index in order
+        if weights[index] > 0 and weights[index] >= _OUTLINED_SHARE * weights[order[0]]
     ]
 
 
@@ -494,29 +515,39 @@ def _free_place(
     size: tuple[float, float],
     slot: tuple[float, float, float, float],
     taken: list[tuple[float, float, float, float]],
+    outlined: list[NDArray[np.float64]],
 ) -> tuple[float, float]:
-    """Left and top (inches) for a label of `size` at `box`, inside `slot`, clear of those in `taken`."""
+    """Left and top (inches) for a label of `size` at `box`, inside `slot`.
+
+    Clear of the labels in `taken`, and covering as little as can be of the `outlined` boxes.
+    """
     x1, y1, x2, y2 = box
     width, height = size
-    corners = [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height), (x1, y1 - height)]
+    gap = 0.03  # the outline itself
+    outside = [(left, top) for top in (y1 - height - gap, y2 + gap) for left in (x1, x2 - width)]
+    beside = [(x2 + gap, y1), (x1 - width - gap, y1)]
+    inside = [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height)]
     steps = [(x1, slot[1] + height * step) for step in range(int(slot[3] / height))]
-    inside = [
+    candidates = [
         (
-            float(np.clip(left, slot[0], slot[0] + slot[2] - width)),
+            float(np.clip(left, slot[0], max(slot[0], slot[0] + slot[2] - width))),
             float(np.clip(top, slot[1], max(slot[1], slot[1] + slot[3] - height))),
         )
-        for left, top in (*corners, *steps)
+        for left, top in (*outside, *beside, *inside, *steps)
     ]
-    for left, top in inside:
-        if all(
-            left + width <= other[0]
-            or other[0] + other[2] <= left
-            or top + height <= other[1]
-            or other[1] + other[3] <= top
-            for other in taken
-        ):
-            return left, top
-    return inside[0]
+
+    def shared(place: tuple[float, float], corners: Sequence[float] | NDArray[np.float64]) -> float:
+        wide = min(place[0] + width, corners[2]) - max(place[0], corners[0])
+        high = min(place[1] + height, corners[3]) - max(place[1], corners[1])
+        return max(wide, 0.0) * max(high, 0.0)
+
+    labels = [(left, top, left + wide, top + high) for left, top, wide, high in taken]
+
+    def covered(place: tuple[float, float]) -> tuple[float, float]:
+        over_labels = sum(shared(place, corners) for corners in labels)
+        return round(over_labels, 6), round(sum(shared(place, corners) for corners in outlined), 6)
+
+    return min(candidates, key=covered)  # the first of those that cover least
 
 
 def _most_attended_words(views: tuple[AttentionView, AttentionView]) -> NDArray[np.intp]:
@@ -588,4 +619,5 @@ def _checked(view: AttentionView, name: str, words: int, regions: int) -> Attent
         region_weights=_numbers(view.region_weights, f"{name}.region_weights", (regions,)),
         word_weights=_numbers(view.word_weights, f"{name}.word_weights", (words,)),
         word_region=_numbers(view.word_region, f"{name}.word_region", (words, regions)),
+        source=clean_text(view.source),
     )

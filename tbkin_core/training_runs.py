@@ -1,0 +1,636 @@
+"""What a pretraining or a fine-tuning run does, from its settings to its checkpoint and its report.
+
+Each process of a run calls `pretrain_run` or `finetune_run`; rank 0 writes the results into `run.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tbkin_core.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from tbkin_core.errors import CheckpointError, ConfigError, DataError
+from tbkin_core.runs import finish_run, finished_runs, open_data
+from tbkin_core.runtime import rank, read_json, resolve_devices
+from tbkin_core.shards import MANIFEST
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
+    from tbkin_core.datasets import Dataset
+    from tbkin_core.features.store import FeatureStore
+    from tbkin_core.tasks import RecSplit, VqaSplit
+
+logger = logging.getLogger("tbkin")
+
+
+# ---- pretraining --------------------------------------------------------------------------------
+
+
+def pretrain_run(config: PretrainConfig, out: Path) -> None:
+    """Pretrain as the settings say and leave the best checkpoint in `out`.
+
+    Raises:
+        TbkinError: Features or graphs do not fit each other or the initial weights; training failed.
+    """
+    import torch
+
+    from tbkin_core.checkpoint import save_model
+    from tbkin_core.features.store import FeatureStore
+    from tbkin_core.graphs.store import GraphStore
+    from tbkin_core.modeling import TbkinForPreTraining
+    from tbkin_core.pretraining import CaptionTable, PretrainTask, caption_texts, load_captions
+    from tbkin_core.training import train
+
+    devices = resolve_devices(config.devices)
+    problems: list[str] = []
+    training: list[tuple[CaptionTable, FeatureStore]] = []
+    validation: list[tuple[CaptionTable, FeatureStore]] = []
+    texts: list[str] = []
+    for number, data in enumerate(config.data):
+        place = config.features[number] if config.features else data / "features"
+        features = FeatureStore(place)
+        graph_place = config.graphs[number] if config.graphs else data / "graphs"
+        graphs = GraphStore(graph_place)
+        if graphs.settings["features"] != features.settings:
+            raise DataError(
+                f"{graph_place}: was built over other regions than those of {place}",
+                hint=f"run `tbkin build-graphs {data} --overwrite`",
+            )
+        if training and not _same_features(training[0][1], features):
+            raise DataError(
+                f"{place}: features of another kind than {training[0][1].path}; they are not mixed",
+                hint="extract the features of all datasets with the same extractor",
+            )
+        splits = {split for _, metadata in graphs.shards for split in metadata["splits"]}
+        trained = (
+            ["train"] if "train" in splits else sorted(splits - {"val", "minival", "test"}) or sorted(splits)
+        )
+        everything = load_captions(graphs, trained, features)
+        held = load_captions(graphs, ["val"], features) if "train" in splits and "val" in splits else None
+        if held is None or not len(held):
+            everything, held = _split_captions(everything, config.seed)
+        training.append((everything, features))
+        if len(held):
+            validation.append((held, features))
+        texts += caption_texts(graphs)
+        texts += _training_texts(open_data(data))
+    count = sum(len(table) for table, _ in training)
+    settings = _resolved(config, count, pretraining=True)
+    weights, init_config, tokenizer, source = _initial(settings, texts, training[0][1], [])
+    task = PretrainTask(
+        training,
+        validation,
+        tokenizer,
+        config.masking,
+        seed=config.seed,
+        mismatch=config.mismatch,
+        ot_weight=config.ot_weight,
+        max_text_tokens=settings.max_text_tokens,
+        max_regions=settings.max_regions,
+        batch_size=settings.batch_size or 1,
+    )
+    torch.manual_seed(config.seed)
+    model_config = _model_config(settings, init_config, tokenizer, training[0][1])
+    stores = [store for _, store in training]
+    model = _initialised(TbkinForPreTraining, model_config, weights, source, stores)
+    if task.train.table.cut:
+        problems.append(f"{task.train.table.cut} captions were cut to {settings.max_text_tokens} tokens")
+    _announce("pretraining", settings, model, count, f"captions, weights from {source}")
+    result = train(
+        task,
+        model,
+        settings,
+        out,
+        devices,
+        lambda best: save_model(best, tokenizer, out),
+        f"{task.fingerprint()}",
+    )
+    if rank() == 0:
+        finish_run(
+            out,
+            {
+                "captions": count,
+                "parameters": model.num_parameters(),
+                "initialised_from": source,
+                **_summary(result),
+                "validation": _of_epoch(result.history, result.best_epoch),
+                "problems": [*problems, *_cut_short(result, settings)],
+            },
+        )
+
+
+def _split_captions(table: Any, seed: int) -> tuple[Any, Any]:
+    """Hold 5 % of the images out where the data has no val split; none where there is one image."""
+    from tbkin_core.pretraining import CaptionTable, select_captions
+    from tbkin_core.tasks import hold_out
+
+    if len(set(table.image_ids)) < 2:
+        return table, CaptionTable()
+    held = hold_out(table.image_ids, 0.05, seed)
+    return select_captions(table, ~held), select_captions(table, held)
+
+
+# ---- fine-tuning --------------------------------------------------------------------------------
+
+
+def finetune_run(config: FinetuneConfig, out: Path) -> None:
+    """Fine-tune as the settings say, leave the best checkpoint in `out`, and report on its splits.
+
+    Raises:
+        TbkinError: Data, features and initial weights do not fit each other; training failed.
+    """
+    import numpy as np
+    import torch
+
+    from tbkin_core.checkpoint import load_model, save_model
+    from tbkin_core.features.store import FeatureStore
+    from tbkin_core.modeling import TbkinForRec, TbkinForVqa
+    from tbkin_core.runtime import torch_device
+    from tbkin_core.tasks import (
+        RecTask,
+        VqaTask,
+        answer_vocabulary,
+        build_rec_split,
+        build_vqa_split,
+        load_answers,
+    )
+    from tbkin_core.training import train
+
+    assert config.data is not None
+    devices = resolve_devices(config.devices)
+    dataset = open_data(config.data)
+    store = FeatureStore(feature_place(config.features, config.data))
+    problems: list[str] = []
+    splits = task_splits(dataset, config, problems)
+    if not splits["train"]:
+        raise DataError(
+            f"{config.data}: no training {'questions' if config.task == 'vqa' else 'expressions'}"
+        )
+    in_store = [item for item in splits["train"] if item.image_id in store]
+    if not in_store:
+        raise DataError(
+            f"{store.path}: holds features of none of the {len(splits['train'])} training samples' images",
+            hint=f"run `tbkin extract-features {config.data}`",
+        )
+    for name, items in splits.items():
+        lacking = sum(item.image_id not in store for item in items)
+        if lacking:
+            problems.append(
+                f"{name}: {lacking} of {len(items)} samples skipped, their images have no features"
+            )
+    is_vqa = config.task == "vqa"
+    settings = _resolved(config, len(in_store), pretraining=False)
+    texts = [item.question if is_vqa else item.text for item in in_store]
+    weights, init_config, tokenizer, source = _initial(settings, texts, store, texts)
+    common = (store, tokenizer, settings.max_text_tokens, settings.max_regions)
+    batch_size = settings.batch_size or 1
+    if is_vqa:
+        vqa = {
+            name: build_vqa_split(items, *common, blind=config.blind)
+            for name, items in splits.items()
+            if items
+        }
+        answers, minimum = (
+            (load_answers(config.answers), 0)
+            if config.answers is not None
+            else answer_vocabulary(in_store, config.min_answer_count)
+        )
+        epochs = settings.epochs or 0
+        # A softmax is the right model where one answer is right, and needs no other loss after it.
+        certain = all(len(scores) == 1 for scores in vqa["train"].scores)
+        kl_epochs = config.kl_epochs if config.kl_epochs is not None else epochs if certain else epochs // 3
+        task: Any = VqaTask(vqa["train"], with_answers(vqa.get("val")), answers, kl_epochs, batch_size)
+        extra: dict[str, Any] = {
+            "num_answers": len(answers),
+            "id2label": dict(enumerate(answers)),
+            "label2id": {answer: number for number, answer in enumerate(answers)},
+            "use_regions": not config.blind,
+        }
+        logger.info("%d answers (given to at least %d questions)", len(answers), minimum)
+        train_inputs = vqa["train"].inputs
+    else:
+        rec = {name: build_rec_split(items, *common) for name, items in splits.items() if items}
+        validation = rec.get("val")
+        has_validation = validation is not None and bool(validation.expressions)
+        task = RecTask(rec["train"], validation if has_validation else None, batch_size)
+        extra = {}
+        train_inputs = rec["train"].inputs
+    if task.skipped:
+        reason = "none of their answers is learnt" if is_vqa else "no region is near their target"
+        problems.append(f"train: {task.skipped} samples skipped, {reason}")
+    if train_inputs.table.cut:
+        problems.append(
+            f"train: {train_inputs.table.cut} texts were cut to {settings.max_text_tokens} tokens"
+        )
+    torch.manual_seed(config.seed)
+    model_config = _model_config(settings, init_config, tokenizer, store)
+    layers = model_config.num_hidden_layers
+    outside = [layer for layer in config.threshold_layers or [] if not 0 <= layer < layers]
+    if outside:
+        raise ConfigError(
+            f"threshold_layers: expected numbers from 0 to {layers - 1} ({layers} layers), got {outside[0]}"
+        )
+    for name, value in (
+        ("threshold", config.threshold),
+        ("selection", config.selection),
+        ("threshold_layers", config.threshold_layers),
+        ("threshold_scope", config.threshold_scope),
+        ("straight_through", config.straight_through),
+        *extra.items(),
+    ):
+        setattr(model_config, name, value)
+    model = _initialised(TbkinForVqa if is_vqa else TbkinForRec, model_config, weights, source, [store])
+    _announce(
+        f"fine-tuning {config.task}", settings, model, len(task.lengths()), f"samples, weights from {source}"
+    )
+    fingerprint = f"{train_inputs.fingerprint()}-{len(task.lengths())}"
+    result = train(
+        task,
+        model,
+        settings,
+        out,
+        devices,
+        lambda best: save_model(best, tokenizer, out),
+        fingerprint,
+        patience=config.patience,
+    )
+    if rank() != 0:
+        return
+    best, _ = load_model(out, config.task)
+    device = torch_device(devices)
+    best.to(device)  # type: ignore[arg-type]
+    report: list[dict[str, Any]] = []
+    values: dict[str, Any] = {}
+    for name in (name for name in splits if name != "train" and splits[name]):
+        if is_vqa:
+            split = with_answers(vqa[name])
+            if split is None:
+                problems.append(f"{name}: has no answers, so it is not evaluated")
+                continue
+            _report_vqa(report, values, name, split, task, best, device, in_store, config)
+        else:
+            _report_rec(report, name, rec[name], task, best, device)
+    shown = {entry["split"]: entry["accuracy"] for entry in report if entry["order"] == 3}
+    unknown = int(np.sum(train_inputs.table.unknown))
+    if unknown:
+        problems.append(f"train: {unknown} texts hold no known word")
+    finish_run(
+        out,
+        {
+            "task": config.task,
+            "data": str(config.data),
+            "samples": len(task.lengths()),
+            "parameters": best.num_parameters(),
+            "initialised_from": source,
+            **_summary(result),
+            "accuracy": shown,
+            "report": report,
+            **values,
+            "problems": [*problems, *_cut_short(result, settings), *dataset.problems],
+        },
+    )
+
+
+def with_answers(split: VqaSplit | None) -> VqaSplit | None:
+    """The split, or None where it is empty or none of its questions has answers."""
+    return split if split is not None and len(split.questions) and split.has_answers else None
+
+
+def _report_vqa(
+    report: list[dict[str, Any]],
+    values: dict[str, Any],
+    name: str,
+    split: VqaSplit,
+    task: Any,
+    model: PreTrainedModel,
+    device: Any,
+    training: Sequence[Any],
+    config: FinetuneConfig,
+) -> None:
+    from tbkin_core.tasks import majority_answer, official_accuracy
+
+    count = len(split.questions)
+    predicted, _ = task.predict(model, split.inputs, device)
+    accuracy = official_accuracy(split, predicted)
+    majority = official_accuracy(split, [majority_answer(training)] * count)
+    label = "this model, without the image" if config.blind else "this model"
+    report += [
+        {"split": name, "model": "majority answer", "accuracy": majority.overall, "n": count, "order": 0},
+        {"split": name, "model": label, "accuracy": accuracy.overall, "n": count, "order": 3},
+    ]
+    # Test comes last among the splits, and is the one to show by type.
+    values["per_question_type"] = accuracy.per_question_type
+    values["per_answer_type"] = accuracy.per_answer_type
+    values["type_split"] = name
+
+
+def _report_rec(
+    report: list[dict[str, Any]], name: str, split: RecSplit, task: Any, model: PreTrainedModel, device: Any
+) -> None:
+    from tbkin_core.evaluation.rec import rec_accuracy
+    from tbkin_core.tasks import random_region_accuracy, reachable
+
+    count = len(split.expressions)
+    if not count:
+        return
+    boxes, _, _ = task.predict(model, split.inputs, device)
+    accuracy = rec_accuracy(boxes, [item.target_xywh for item in split.expressions])
+    report += [
+        {
+            "split": name,
+            "model": "random region",
+            "accuracy": random_region_accuracy(split),
+            "n": count,
+            "order": 0,
+        },
+        {"split": name, "model": "this model", "accuracy": accuracy, "n": count, "order": 3},
+        {
+            "split": name,
+            "model": "upper bound (a region of IoU>0.5 exists)",
+            "accuracy": 100 * float(reachable(split).mean()),
+            "n": count,
+            "order": 4,
+        },
+    ]
+
+
+def question_only_rows(config: FinetuneConfig, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the latest question-only model trained on the same data, to stand beside this one."""
+    if config.task != "vqa" or config.blind:
+        return []
+    for _, content in finished_runs("finetune"):
+        settings = content["settings"]
+        if settings.get("blind") and settings.get("data") == str(config.data):
+            return [
+                {**entry, "model": "question only", "order": 2}
+                for entry in content["results"]["report"]
+                if entry["order"] == 3
+            ]
+    results["problems"].append("no question-only model to compare with; train one with --blind")
+    return []
+
+
+def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -> dict[str, list[Any]]:
+    """Samples by split: "train", "val", then the test splits.
+
+    Without a val split, images of train are held out; without a train split, val is divided by image. A test
+    split is never trained on.
+    """
+    from tbkin_core.tasks import hold_out
+
+    if config.task == "vqa":
+        names = dataset.question_splits()
+        if not names:
+            raise DataError(
+                f"{dataset.root}: no VQA questions (found: {', '.join(dataset.layouts)})",
+                hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json",
+            )
+        found: dict[str, list[Any]] = {name: list(dataset.questions(name)) for name in names}
+        found = {name: items for name, items in found.items() if items}
+        if "train" in found:
+            found["train"] = [item for item in found["train"] if item.answers]
+    else:
+        sets = dataset.expression_sets()
+        if not sets:
+            raise DataError(
+                f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})",
+                hint="expected refs(unc).p or refs(umd).p beside instances.json",
+            )
+        chosen = config.dataset or sets[0]
+        if chosen not in sets:
+            raise ConfigError(f"dataset: expected one of {', '.join(sets)}, got {chosen!r}")
+        if config.dataset is None and len(sets) > 1:
+            problems.append(f"{chosen} is used; choose another with --dataset ({', '.join(sets)})")
+        found = {name: list(dataset.expressions(name, chosen)) for name in dataset.expression_splits(chosen)}
+    tests = [name for name in found if name.startswith("test")]
+    spare = [name for name in found if name not in tests]
+    validation = next((name for name in ("val", "minival") if name in found), None)
+    trained: str | None = next((name for name in ("train", "all") if name in found), None)
+    if trained is None:
+        trained, validation = (spare[0] if spare else None), None
+        if trained is None:
+            raise DataError(f"{dataset.root}: only test splits ({', '.join(tests)}); nothing to train on")
+        problems.append(f"no train split: {trained} is divided by image into training and validation")
+    train_items, held = found[trained], found[validation] if validation else []
+    if not held:
+        mask = hold_out(
+            [item.image_id for item in train_items], 0.1 if trained == "train" else 0.25, config.seed
+        )
+        held = [item for item, out in zip(train_items, mask, strict=True) if out]
+        train_items = [item for item, out in zip(train_items, mask, strict=True) if not out]
+        problems.append(f"no val split: {len(held)} samples of {trained} are held out by image")
+    else:
+        shared = {item.image_id for item in train_items} & {item.image_id for item in held}
+        if shared and config.task == "vqa":
+            problems.append(f"{len(shared)} images are in both {trained} and {validation}")
+    return {"train": train_items, "val": held, **{name: found[name] for name in tests}}
+
+
+# ---- both ---------------------------------------------------------------------------------------
+
+
+def feature_place(features: Path | None, data: Path) -> Path:
+    """The feature store of a dataset; DataError where there is none."""
+    place = features or data / "features"
+    if not (place / MANIFEST).exists():
+        raise DataError(f"{place}: holds no features", hint=f"make them with `tbkin extract-features {data}`")
+    return place
+
+
+def _same_features(first: FeatureStore, second: FeatureStore) -> bool:
+    def kind(store: FeatureStore) -> dict[str, Any]:
+        return {name: value for name, value in store.settings.items() if name != "max_regions"}
+
+    return kind(first) == kind(second)
+
+
+def check_features(model: PreTrainedModel, store: FeatureStore, checkpoint: Path) -> None:
+    """DataError where features are of another kind than those a checkpoint was trained on."""
+    expected = {k: v for k, v in (model.config.extractor or {}).items() if k not in ("store", "max_regions")}
+    found = {name: value for name, value in store.settings.items() if name != "max_regions"}
+    if expected and expected != found:
+        raise DataError(
+            f"{store.path}: features of kind {found['extractor']!r}, size {found['feature_size']};"
+            f" {checkpoint} was trained on {expected.get('extractor')!r}, size"
+            f" {expected.get('feature_size')}",
+            hint="use the features the checkpoint was trained on, or fine-tune on these",
+        )
+
+
+def settings_of(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that made a checkpoint; empty where it was made elsewhere."""
+    return read_json(checkpoint / "run.json")["settings"] if (checkpoint / "run.json").exists() else {}
+
+
+def _training_texts(dataset: Dataset) -> list[str]:
+    """Questions and expressions of the training split: pretraining should know their words too."""
+    texts = (
+        [item.question for item in dataset.questions("train")] if "train" in dataset.question_splits() else []
+    )
+    for name in dataset.expression_sets():
+        if "train" in dataset.expression_splits(name):
+            texts += [item.text for item in dataset.expressions("train", name)]
+    return texts
+
+
+def _resolved(config: Any, samples: int, pretraining: bool) -> Any:
+    """Fill in what was left to tbkin, from the amount of data; a function of it and the settings alone."""
+    import torch
+
+    cuda = torch.cuda.is_available() and not config.devices.startswith("cpu")
+    size = config.size
+    if size == "auto":
+        size = "tiny" if samples < 30_000 else "small" if samples < 300_000 or not cuda else "base"
+    rate = {"tiny": 1e-3, "small": 4e-4, "base": 1e-4 if pretraining else 5e-5}[size]
+    batch = 64 if samples < 30_000 else 128 if samples < 300_000 else 256
+    # Small data is passed over more often: about as many samples are seen in all.
+    epochs = min(max(round((60_000 if pretraining else 120_000) / max(samples, 1)), 4), 40)
+    return replace(
+        config,
+        size=size,
+        epochs=epochs if config.epochs is None else config.epochs,
+        batch_size=config.batch_size or min(batch, max(samples // 4, 1)),
+        learning_rate=config.learning_rate or rate,
+        dropout=config.dropout if config.dropout is not None else 0.0 if size == "tiny" else 0.1,
+    )
+
+
+def _initial(
+    config: TrainingConfig, texts: Sequence[str], store: FeatureStore, new_texts: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any] | None, Tokenizer, str]:
+    """Weights to begin from, their configuration, the tokenizer, and where they came from."""
+    from tbkin_core.batches import build_tokenizer, extend_tokenizer, load_tokenizer
+    from tbkin_core.checkpoint import load_init
+
+    source = config.init
+    if source == "auto":
+        source = "none"
+        if isinstance(config, FinetuneConfig) and not config.blind:
+            source = _matching_pretrained(store, config.size) or "none"
+    if source == "none":
+        return {}, None, build_tokenizer(texts), "none"
+    weights, values = load_init(source)
+    tokenizer = load_tokenizer(source)
+    if values.get("data_vocabulary"):
+        tokenizer, added = extend_tokenizer(tokenizer, new_texts)
+        if added:
+            logger.info("%d words of the training texts were added to the vocabulary", added)
+    return weights, values, tokenizer, source
+
+
+def _matching_pretrained(store: FeatureStore, size: str) -> str | None:
+    """The latest pretrained checkpoint made from features of this kind."""
+    for path, _ in finished_runs("pretrain"):
+        try:
+            extractor = json.loads((path / "config.json").read_text(encoding="utf-8")).get("extractor") or {}
+        except (OSError, ValueError):
+            continue
+        kind = {name: value for name, value in extractor.items() if name not in ("store", "max_regions")}
+        if kind == {name: value for name, value in store.settings.items() if name != "max_regions"}:
+            return str(path)
+    return None
+
+
+def _model_config(
+    config: TrainingConfig, init: dict[str, Any] | None, tokenizer: Tokenizer, store: FeatureStore
+) -> Any:
+    from tbkin_core.modeling import TbkinConfig
+    from tbkin_core.modeling.configuration import SIZES
+
+    shape: dict[str, Any] = dict(SIZES[config.size])
+    longest = 512
+    if init is not None:
+        shape = {name: init[name] for name in shape}
+        longest = init.get("max_position_embeddings", longest)
+    elif config.max_text_tokens <= 128:
+        longest = 128
+    if config.max_text_tokens > longest:
+        raise ConfigError(f"max_text_tokens: expected at most {longest}, got {config.max_text_tokens}")
+    return TbkinConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        **shape,
+        hidden_dropout_prob=config.dropout or 0.0,
+        attention_probs_dropout_prob=config.dropout or 0.0,
+        max_position_embeddings=longest,
+        # 0.02 suits a width of 768; narrower layers need larger weights for the same signal.
+        initializer_range=0.02 * math.sqrt(768 / shape["hidden_size"]),
+        region_feature_size=store.feature_size,
+        num_object_classes=len(store.object_names) or 1600,
+        num_attribute_classes=len(store.attribute_names) or 400,
+        extractor={**store.settings, "store": str(store.path.resolve())},
+        max_regions=config.max_regions,
+        max_text_tokens=config.max_text_tokens,
+        data_vocabulary=init is None or bool(init.get("data_vocabulary")),
+    )
+
+
+def _initialised(
+    kind: Any, config: Any, weights: dict[str, Any], source: str, stores: Sequence[FeatureStore]
+) -> Any:
+    """A model with its initial weights; region features are standardised by those of `stores`."""
+    import torch
+
+    from tbkin_core.checkpoint import apply_init
+    from tbkin_core.features.store import feature_statistics
+
+    model = kind(config)
+    if "tbkin.region_embeddings.feature_projection.weight" not in weights:
+        # Weights that know region features bring the statistics they were trained with.
+        mean, scale = feature_statistics(stores)
+        model.tbkin.region_embeddings.feature_mean.copy_(torch.from_numpy(mean))
+        model.tbkin.region_embeddings.feature_scale.copy_(torch.from_numpy(scale))
+    if weights:
+        if weights.get("tbkin.region_embeddings.feature_projection.weight") is not None:
+            expected = weights["tbkin.region_embeddings.feature_projection.weight"].shape[1]
+            if expected != config.region_feature_size:
+                raise CheckpointError(
+                    f"init {source}: was trained on region features of size {expected}, these have"
+                    f" {config.region_feature_size}",
+                    hint="use features of the same extractor, or --init none",
+                )
+        apply_init(model, weights, source)
+    return model
+
+
+def _announce(what: str, config: TrainingConfig, model: Any, samples: int, rest: str) -> None:
+    if rank() > 0:
+        return
+    logger.info(
+        "%s: %d %s; size %s (%.1f M parameters), epochs %d, batch %d, learning rate %g",
+        what,
+        samples,
+        rest,
+        config.size,
+        model.num_parameters() / 1e6,
+        config.epochs,
+        config.batch_size,
+        config.learning_rate,
+    )
+
+
+def _summary(result: Any) -> dict[str, Any]:
+    values = asdict(result)
+    del values["history"]
+    return {**values, "samples_per_second": result.samples / result.seconds if result.seconds else math.nan}
+
+
+def _cut_short(result: Any, settings: TrainingConfig) -> list[str]:
+    if result.reason == "minutes":
+        return [f"training was stopped by --max-minutes in epoch {result.epochs} of {settings.epochs}"]
+    if result.reason == "patience":
+        return [f"training stopped at epoch {result.epochs} of {settings.epochs}: no improvement any more"]
+    return []
+
+
+def _of_epoch(history: Sequence[dict[str, Any]], epoch: int) -> dict[str, float]:
+    for record in history:
+        if record["epoch"] == epoch:
+            return {name: value for name, value in record.items() if name.startswith("val_")}
+    return {}
