@@ -77,8 +77,8 @@ def attention_views(
     """Where the output's attention went, and the kept fraction.
 
     An answer is read from [CLS], so its weights are those that [CLS] gives in the last layer. A region of a
-    grounding is scored by its own final state, so its weights are what reached that state by attention rollout
-    (its own part included): which words, and which regions it was compared with.
+    grounding is scored by its own final state, so its weights are what reached that state by attention
+    rollout (its own part included): which words, and which regions it was compared with.
 
     Args:
         output: The model's output for a batch of one, with attentions.

@@ -193,6 +193,52 @@ def test_dense_and_thresholded_share_their_colours_and_dropped_cells_are_grey(
     assert np.ma.count_masked(thresholded) == np.count_nonzero(thresholded.data == 0) > 0
 
 
+def shown_pictures(page: Page, shape: tuple[int, int]) -> list[NDArray[np.float64]]:
+    """The image as both panels show it, one pixel for each of its own (nearest), (H, W, 3)."""
+    arrays = [np.asarray(image.get_array()) for axes in page.figure.axes for image in axes.images]
+    # The scale bar of the pictures is narrow.
+    pictures = [array for array in arrays if array.ndim == 3 and array.shape[1] > 100]
+    height, width = shape
+    return [
+        array[
+            np.ix_(
+                ((np.arange(height) + 0.5) / height * len(array)).astype(int),
+                ((np.arange(width) + 0.5) / width * array.shape[1]).astype(int),
+            )
+        ]
+        for array in pictures
+    ]
+
+
+def test_the_picture_keeps_its_colours_where_the_model_looked(tmp_path: Path, pages: list[Page]) -> None:
+    arguments = answer_arguments(regions=2, size=(4, 8))
+    arguments["image"] = np.full((4, 8, 3), (250, 20, 30), np.uint8)
+    arguments["boxes"] = [[0, 0, 4, 4], [4, 0, 8, 4]]
+    words = len(arguments["words"])
+    for name, weights in (("dense", [0.4, 0.1]), ("thresholded", [0.4, 0.0])):
+        arguments[name] = AttentionView(np.array(weights), np.ones(words), np.ones((words, 2)))
+    answer_figure(tmp_path / "answer.png", **arguments)
+    dense, thresholded = shown_pictures(pages[0], (4, 8))
+    saturation = [np.ptp(picture, axis=-1) for picture in (dense, thresholded)]
+    for picture in (dense, thresholded):
+        np.testing.assert_allclose(picture[:, :4] * 255, arguments["image"][:, :4], atol=1)
+    assert saturation[1][:, 4:].max() < 1e-6
+    assert 0.1 < saturation[0][:, 4:].max() < 0.8 * saturation[0][:, :4].min()
+
+
+def test_a_picture_whose_regions_weigh_alike_looks_as_it_is(tmp_path: Path, pages: list[Page]) -> None:
+    arguments = answer_arguments(regions=2, size=(4, 8))
+    arguments["image"] = np.full((4, 8, 3), (10, 120, 230), np.uint8)
+    arguments["boxes"] = [[0, 0, 4, 4], [4, 0, 8, 4]]
+    words = len(arguments["words"])
+    for name in ("dense", "thresholded"):
+        arguments[name] = AttentionView(np.full(2, 0.03), np.ones(words), np.ones((words, 2)), "a test")
+    answer_figure(tmp_path / "answer.png", **arguments)
+    for picture in shown_pictures(pages[0], (4, 8)):
+        np.testing.assert_allclose(picture * 255, arguments["image"], atol=1)
+    assert any("Weights: a test." in text.get_text() for text in pages[0].figure.texts)
+
+
 def test_grounding_names_the_overlap_with_the_target(tmp_path: Path, pages: list[Page]) -> None:
     arguments = answer_arguments(rec=True)
     arguments["target_box"] = arguments["boxes"][-1]

@@ -36,7 +36,7 @@ def attention_rollout(records: Sequence[Any]) -> NDArray[np.float32]:
 
 
 def last_layer_attention(records: Sequence[Any]) -> NDArray[np.float32]:
-    """Attention of the last layer, heads averaged (as in Caron et al., ICCV 2021, Fig. 1): what its query read.
+    """Attention of the last layer, heads averaged (cf. Caron et al., ICCV 2021).
 
     Unlike rollout it is exactly 0 where selection dropped a key in all heads. On colour and shape questions
     about made scenes its [CLS] row points at the object asked for at least as often as rollout does, and more

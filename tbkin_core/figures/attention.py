@@ -78,8 +78,9 @@ def answer_figure(
     """Draw one answer (VQA) or one grounding (REC) with the attention behind it.
 
     Dense on the left, thresholded on the right, each pair on one scale. The image keeps its own colours where
-    the model looked and fades to grey elsewhere; where all weights are alike it looks as it is. For a grounding
-    give `chosen` (and what else is known); the image then shows boxes in place of the most attended regions.
+    the model looked and fades to grey elsewhere; where all weights are alike it looks as it is. For a
+    grounding give `chosen` (and what else is known); the image then shows boxes in place of the most attended
+    regions.
 
     Args:
         path: Ends in .png, .svg or .pdf.
@@ -250,7 +251,7 @@ def _draw_image(
     outlines: list[_Line],
     named: bool,
 ) -> None:
-    """The image, faded where attention is weak: a pixel has the highest weight of the regions that cover it."""
+    """The image, faded where it got little attention: a pixel has the highest weight of its regions."""
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import Normal, withStroke
     from PIL import Image
@@ -278,9 +279,9 @@ def _draw_image(
     for line in outlines:
         x1, y1, x2, y2 = line.box
         patch = Rectangle(
-            (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=line.color, linestyle=line.style, linewidth=1.5
+            (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=line.color, linestyle=line.style, linewidth=1.2
         )
-        patch.set_path_effects([withStroke(linewidth=2.7, foreground="#000000b0"), Normal()])
+        patch.set_path_effects([withStroke(linewidth=2.2, foreground="#000000c0"), Normal()])
         axes.add_patch(patch)
         if named:
             label = page.fit(line.label, min(1.2, slot_width), 7)
@@ -304,11 +305,11 @@ def _draw_image(
 def _faded(colors: NDArray[np.float64], clarity: NDArray[np.float64]) -> NDArray[np.float64]:
     """`colors` (..., 3) in [0, 1] as they are where `clarity` (...) is 1, pale grey where it is 0.
 
-    What is faded is neither black nor white nor coloured, so that both a white and a black object stand out from
-    it, to colour-blind readers and in print without colours too.
+    What is faded is neither black nor white nor coloured, so that white and black objects stand out from it
+    as coloured ones do, to colour-blind readers and in print without colours too.
     """
     luminance = colors @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-    pale = (0.62 + 0.24 * luminance)[..., None]
+    pale = (0.56 + 0.34 * luminance)[..., None]
     return pale + clarity[..., None] * (colors - pale)
 
 
@@ -457,7 +458,7 @@ def _draw_answers(
         page.text(left - 0.06, top + _ANSWER_ROW * (row + 0.5), name, 7.5, ha="right", va="center")
         axes.barh(row, probability, height=0.62, color=color)
         axes.annotate(
-            f"{probability:.2f}",
+            _rounded(probability),
             (probability, row),
             xytext=(3, 0),
             textcoords="offset points",
@@ -590,6 +591,15 @@ def _percentage(fraction: float) -> str:
     if 0.999 < fraction < 1:
         return "more than 99.9 %"
     return f"{100 * fraction:.3g} %"
+
+
+def _rounded(probability: float) -> str:
+    """Never "0.00" or "1.00" for what is only nearly so."""
+    if 0 < probability < 0.005:
+        return "< 0.01"
+    if 0.995 < probability < 1:
+        return "> 0.99"
+    return f"{probability:.2f}"
 
 
 def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
