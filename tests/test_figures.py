@@ -9,6 +9,7 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -237,6 +238,39 @@ def test_a_picture_whose_regions_weigh_alike_looks_as_it_is(tmp_path: Path, page
     for picture in shown_pictures(pages[0], (4, 8)):
         np.testing.assert_allclose(picture * 255, arguments["image"], atol=1)
     assert any("Weights: a test." in text.get_text() for text in pages[0].figure.texts)
+
+
+def test_an_answer_shows_what_cls_read_and_a_grounding_what_the_chosen_region_read() -> None:
+    torch = pytest.importorskip("torch")
+    from tbkin_core.evaluation.attribution import attention_rollout
+    from tbkin_core.views import attention_views
+
+    text, regions = 4, 3  # [CLS], a word of two pieces, [SEP]
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn((2, 1, 2, text + regions, text + regions), generator=generator)
+    kept = torch.ones_like(scores, dtype=torch.bool)
+    kept[1, ..., 0, text] = False  # the last layer's [CLS] drops region 0
+    weights = scores.masked_fill(~kept, float("-inf")).softmax(dim=-1)
+    records = [SimpleNamespace(weights=weights[layer], kept=kept[layer]) for layer in range(2)]
+    inputs = {
+        "input_ids": torch.zeros((1, text), dtype=torch.long),
+        "attention_mask": torch.ones((1, text)),
+        "region_mask": torch.ones((1, regions)),
+    }
+    output, word_ids = SimpleNamespace(attentions=records), np.array([-1, 0, 0, -1])
+
+    answer, share = attention_views("vqa", output, inputs, word_ids, None)
+    row = weights[1, 0].mean(dim=0)[0].numpy()
+    np.testing.assert_allclose(answer.region_weights, row[text:], atol=1e-6)
+    np.testing.assert_allclose(answer.word_weights, [row[1:3].sum()], atol=1e-6)
+    assert answer.region_weights[0] == 0
+    assert share == pytest.approx(kept.float().mean().item())
+
+    grounding, _ = attention_views("rec", output, inputs, word_ids, 1)
+    row = attention_rollout(records)[0, text + 1]
+    np.testing.assert_allclose(grounding.region_weights, row[text:], atol=1e-6)
+    np.testing.assert_allclose(grounding.word_weights, [row[1:3].sum()], atol=1e-6)
+    assert answer.source != grounding.source
 
 
 def test_grounding_names_the_overlap_with_the_target(tmp_path: Path, pages: list[Page]) -> None:
