@@ -70,7 +70,7 @@ def main(
     run(f"tbkin pretrain coco/ {epochs or '--epochs 6'}", workspace)
     rec = run(f"tbkin finetune --task rec {epochs or '--epochs 7'}", workspace)
     blind = run(f"tbkin finetune --task vqa --blind {epochs or '--epochs 4'}", workspace)
-    vqa = run(f"tbkin finetune --task vqa --init runs/finetune/rec {epochs or '--epochs 10'}", workspace)
+    vqa = run(f"tbkin finetune --task vqa {epochs or '--epochs 10'}", workspace)
     # Thresholds are compared on val; test is looked at for the two that were fixed beforehand.
     sweep = run("tbkin threshold-sweep --task vqa --thresholds 0,0.1,0.3,0.5,0.7,0.9", workspace)
     line = "tbkin threshold-sweep --task vqa --split test --thresholds 0,0.3 --out runs/threshold-sweep/test"

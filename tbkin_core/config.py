@@ -99,7 +99,8 @@ class TrainingConfig(StageConfig):
 
     Attributes:
         size: tiny, small or base; auto chooses by the amount of data.
-        init: Weights to begin from: a tbkin checkpoint, a BERT directory or hub id; none; auto.
+        init: Weights to begin from: a tbkin checkpoint, a BERT directory or hub id; none; auto takes for
+            fine-tuning the latest model of the same features: for VQA a REC model, else a pretrained one.
         epochs: Passes over the training data.
         batch_size: Samples an optimizer step, over all devices together.
         micro_batch_size: Samples a device takes at once; None takes batch_size / devices.

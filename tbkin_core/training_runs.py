@@ -513,7 +513,7 @@ def _initial(
     if source == "auto":
         source = "none"
         if isinstance(config, FinetuneConfig) and not config.blind:
-            source = _matching_pretrained(store, config.size) or "none"
+            source = _matching_checkpoint(store, config.task) or "none"
     if source == "none":
         return {}, None, build_tokenizer(texts), "none"
     weights, values = load_init(source)
@@ -525,9 +525,18 @@ def _initial(
     return weights, values, tokenizer, source
 
 
-def _matching_pretrained(store: FeatureStore, size: str) -> str | None:
-    """The latest pretrained checkpoint made from features of this kind."""
-    for path, _ in finished_runs("pretrain"):
+def _matching_checkpoint(store: FeatureStore, task: str) -> str | None:
+    """What fine-tuning begins from: the latest model made from features of this kind.
+
+    For VQA a REC model comes before a pretrained one: it has learnt to find what words name, which few
+    questions teach.
+    """
+    runs = [path for path, _ in finished_runs("pretrain")]
+    if task == "vqa":
+        runs = [
+            path for path, content in finished_runs("finetune") if content["settings"].get("task") == "rec"
+        ] + runs
+    for path in runs:
         try:
             extractor = json.loads((path / "config.json").read_text(encoding="utf-8")).get("extractor") or {}
         except (OSError, ValueError):
