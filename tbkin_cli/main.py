@@ -28,14 +28,15 @@ def _run(
 ) -> None:
     with errors_as_messages():
         from tbkin_core import config as configs
-        from tbkin_core.runtime import setup_logging
+        from tbkin_core.runtime import rank, setup_logging
 
         setup_logging(quiet)
         settings = configs.load_config(getattr(configs, config_class), file, flags)
         from tbkin_core import stages
 
         result = getattr(stages, stage)(settings)
-        show(result, as_json, quiet)
+        if rank() == 0:
+            show(result, as_json, quiet)
     logging.shutdown()
 
 
@@ -79,8 +80,31 @@ def build_graphs(
         float | None,
         typer.Option(help="Keep cross-modal edges from here up.  [default: 0.5]", show_default=False),
     ] = None,
+    similarity: Annotated[
+        str | None,
+        typer.Option(
+            help="What weighs these edges: lexical (needs no model), vectors or encoder.", show_default=False
+        ),
+    ] = None,
+    similarity_model: Annotated[
+        str | None,
+        typer.Option(help="spaCy pipeline with vectors, or sentence encoder; name or path."),
+    ] = None,
     export: Annotated[
         Path | None, typer.Option(help="Also write every graph as JSON lines.", show_default=False)
+    ] = None,
+    networkx: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write every graph for networkx: FILE.graphml, FILE.json, or a directory.",
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes; 0 for none.  [default: all processors above 2,000 captions]", show_default=False
+        ),
     ] = None,
     out: options.Out = None,
     overwrite: options.Overwrite = None,
@@ -90,7 +114,11 @@ def build_graphs(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Captions to unified scene graphs, in DATA/graphs."""
+    """Captions to unified scene graphs, in DATA/graphs.
+
+    Started once a rank by torchrun or srun with one DATA and --out, the ranks share the work; the last one
+    to end completes the store. Interrupted, the same command goes on; the result is the same bytes.
+    """
     _run("build_graphs", "BuildGraphsConfig", config, json, quiet, _flags(locals()))
 
 

@@ -154,7 +154,7 @@ class TextTable:
         word_ids: (M,) int32, the word each piece belongs to; -1 for [CLS] and [SEP].
         offsets: (N+1,) int64.
         cut: Texts that were longer than allowed.
-        unknown: (N,) bool, texts without one known piece.
+        unknown: (N,) bool, texts without one known word: all of it unknown or spelt letter by letter.
     """
 
     ids: NDArray[np.int32]
@@ -195,7 +195,12 @@ def encode_texts(
             f"text length: at least 3 tokens are needed for [CLS], a word and [SEP], got {max_tokens}"
         )
     pretokenized = bool(texts) and not isinstance(texts[0], str)
-    unknown_id, separator = (tokenizer.token_to_id(token) or 0 for token in ("[UNK]", "[SEP]"))
+    # Every letter is in a vocabulary built from data; only longer pieces, and what is no ASCII, tell of a word.
+    telling = np.zeros(tokenizer.get_vocab_size(), np.bool_)
+    for piece, number in tokenizer.get_vocab().items():
+        text = piece.removeprefix("##")
+        telling[number] = piece not in SPECIAL_TOKENS and (len(text) > 1 or not text.isascii())
+    separator = tokenizer.token_to_id("[SEP]") or 0
     ids: list[NDArray] = []
     words: list[NDArray] = []
     unknown = np.zeros(len(texts), np.bool_)
@@ -210,7 +215,7 @@ def encode_texts(
                 cut += 1
                 pieces, word = pieces[:max_tokens].copy(), word[:max_tokens].copy()
                 pieces[-1], word[-1] = separator, -1
-            unknown[begin + index] = not np.any((word >= 0) & (pieces != unknown_id))
+            unknown[begin + index] = not np.any((word >= 0) & telling[pieces])
             ids.append(pieces)
             words.append(word)
     return TextTable(

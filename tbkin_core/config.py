@@ -80,6 +80,12 @@ class BuildGraphsConfig(StageConfig):
         min_similarity: Cross-modal edges are kept from this weight up.
         label_iou: A region without a label of its own takes that of the annotated box it overlaps this much.
         export: Also write every graph to this JSONL file.
+        networkx: Also write every graph for networkx: a .graphml or .json file, or a directory for one file
+            a caption.
+        similarity: What weighs cross-modal edges: lexical, vectors or encoder.
+        similarity_model: Pipeline or encoder by name or path, for vectors and encoder.
+        workers: Processes; None takes the number of processors where there are captions enough, 0 works in
+            this process.
     """
 
     data: Path = Path()
@@ -88,9 +94,23 @@ class BuildGraphsConfig(StageConfig):
     min_similarity: float = 0.5
     label_iou: float = 0.5
     export: Path | None = None
+    networkx: Path | None = None
+    similarity: str = "lexical"
+    similarity_model: str | None = None
+    workers: int | None = None
 
     def problems(self) -> list[str]:
-        return [*super().problems(), *_within(self, 0, 1, "min_similarity", "label_iou")]
+        return [
+            *super().problems(),
+            *_within(self, 0, 1, "min_similarity", "label_iou"),
+            *_at_least(self, workers=0),
+            *_one_of(self, similarity=("lexical", "vectors", "encoder")),
+            *(
+                [f"networkx: expected a .graphml or .json file, or a directory, got {str(self.networkx)!r}"]
+                if self.networkx is not None and self.networkx.suffix.lower() not in ("", ".graphml", ".json")
+                else []
+            ),
+        ]
 
 
 @dataclass(kw_only=True)
@@ -114,7 +134,7 @@ class TrainingConfig(StageConfig):
         precision: auto (bf16 on CUDA devices that have it), fp32, bf16, fp16.
         max_minutes: Stop cleanly after so much training time.
         max_text_tokens: Longer texts are cut, [CLS] and [SEP] included.
-        max_regions: Regions an image at most.
+        max_regions: Regions an image at most; as many as the feature store has when None.
         save_minutes: A state to resume from is written this often and after each epoch.
         resume: Go on from an interrupted run in `out`.
     """
@@ -134,7 +154,7 @@ class TrainingConfig(StageConfig):
     precision: str = "auto"
     max_minutes: float | None = None
     max_text_tokens: int = 32
-    max_regions: int = 36
+    max_regions: int | None = None
     save_minutes: float = 2.0
     resume: bool = True
 

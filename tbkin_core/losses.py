@@ -62,24 +62,26 @@ def optimal_transport_distance(
     Returns:
         (B,) distances.
     """
-    text = functional.normalize(text.float(), dim=-1, eps=1e-5)
-    regions = functional.normalize(regions.float(), dim=-1, eps=1e-5)
-    both = text_mask[:, :, None] & region_mask[:, None, :]  # (B, T, K)
-    cost = (1 - text @ regions.transpose(1, 2)).masked_fill(~both, 0.0)
-    with torch.no_grad():
-        kernel = torch.exp(-cost / beta).masked_fill(~both, 0.0)
-        plan = both.to(cost.dtype)
-        words = text_mask.sum(dim=1).clamp_min(1).to(cost.dtype)[:, None]  # (B, 1); no word, no distance
-        boxes = region_mask.sum(dim=1).to(cost.dtype)[:, None]
-        scale_text = text_mask.to(cost.dtype) / words  # (B, T)
-        for _ in range(iterations):
-            proximal = kernel * plan  # (B, T, K)
-            column = boxes * torch.einsum("btk,bt->bk", proximal, scale_text)
-            scale_region = torch.where(region_mask, 1 / column.clamp_min(1e-30), 0.0)
-            row = words * torch.einsum("btk,bk->bt", proximal, scale_region)
-            scale_text = torch.where(text_mask, 1 / row.clamp_min(1e-30), 0.0)
-            plan = scale_text[:, :, None] * proximal * scale_region[:, None, :]
-    return (cost * plan).sum(dim=(1, 2))
+    # Fifty iterations in half precision would drift; autocast would take the products there.
+    with torch.autocast(text.device.type, enabled=False):
+        text = functional.normalize(text.float(), dim=-1, eps=1e-5)
+        regions = functional.normalize(regions.float(), dim=-1, eps=1e-5)
+        both = text_mask[:, :, None] & region_mask[:, None, :]  # (B, T, K)
+        cost = (1 - text @ regions.transpose(1, 2)).masked_fill(~both, 0.0)
+        with torch.no_grad():
+            kernel = torch.exp(-cost / beta).masked_fill(~both, 0.0)
+            plan = both.to(cost.dtype)
+            words = text_mask.sum(dim=1).clamp_min(1).to(cost.dtype)[:, None]  # (B, 1); no word, no distance
+            boxes = region_mask.sum(dim=1).to(cost.dtype)[:, None]
+            scale_text = text_mask.to(cost.dtype) / words  # (B, T)
+            for _ in range(iterations):
+                proximal = kernel * plan  # (B, T, K)
+                column = boxes * torch.einsum("btk,bt->bk", proximal, scale_text)
+                scale_region = torch.where(region_mask, 1 / column.clamp_min(1e-30), 0.0)
+                row = words * torch.einsum("btk,bk->bt", proximal, scale_region)
+                scale_text = torch.where(text_mask, 1 / row.clamp_min(1e-30), 0.0)
+                plan = scale_text[:, :, None] * proximal * scale_region[:, None, :]
+        return (cost * plan).sum(dim=(1, 2))
 
 
 def answer_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:

@@ -221,12 +221,13 @@ def _shard_captions(
     )
 
 
-def caption_texts(graphs: GraphStore) -> list[str]:
-    """The captions of a graph store as they were written."""
+def caption_texts(graphs: GraphStore, splits: Sequence[str]) -> list[str]:
+    """The captions of some splits as they were written."""
     return [
         text_of(arrays, place)
         for arrays, metadata in graphs.shards
-        for place in range(len(metadata["text_ids"]))
+        for place, split in enumerate(metadata["splits"])
+        if split in splits
     ]
 
 
@@ -273,9 +274,21 @@ class PretrainTask:
         return self.train.table.lengths
 
     def fingerprint(self) -> int:
-        """A number that changes with the captions, their order, and their images."""
-        value = zlib.crc32(self.train.table.ids.tobytes())
-        return zlib.crc32(self.train.rows.tobytes(), value)
+        """A number that changes with the captions, their order, their graphs and their images."""
+        captions = self.train.captions
+        arrays = (
+            self.train.table.ids,
+            self.train.rows,
+            captions.pair_object,
+            captions.pair_word,
+            captions.pair_prior,
+            captions.cross_region,
+            captions.cross_weight,
+        )
+        value = 0
+        for array in arrays:
+            value = zlib.crc32(array.tobytes(), value)
+        return value
 
     def collate(self, rows: NDArray, epoch: int) -> Batch:
         return self._collate(self.train, rows, epoch)
@@ -304,7 +317,7 @@ class PretrainTask:
 
         region_action, source = mask_regions(
             regions.mask,
-            side.cross_weight(rows, regions.mask.shape[1]) * matched[:, None],
+            side.cross_weight(image_of, regions.mask.shape[1]),
             _iou(regions.boxes),
             self.masking,
             self.seed,
@@ -317,7 +330,8 @@ class PretrainTask:
         replaced = region_action == REPLACE
         features[replaced] = regions.features.reshape(-1, features.shape[-1])[source[replaced]]
 
-        # A mismatched pair is masked like any other, so that a mask tells nothing, but teaches no words.
+        # A mismatched pair is masked like any other (its regions by their own caption's edges), so that the
+        # masks do not tell it; but it teaches no words.
         text_targets = (action >= 0) & matched[:, None]
         region_targets = (region_action >= 0) & matched[:, None]
         return {

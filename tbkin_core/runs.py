@@ -36,7 +36,8 @@ class Run:
 def open_run(config: StageConfig, stage: str, default: Path) -> Run:
     """The directory for a run: a new one, an interrupted one of the same settings, or a finished one.
 
-    Without --out, runs of other settings are left alone and a number is appended to the name.
+    Without --out, runs of other settings are left alone and a number is appended to the name. What
+    --overwrite replaces is kept until the new run has finished.
 
     Raises:
         DataError: --out names a run of other settings, or cannot be written to.
@@ -45,14 +46,18 @@ def open_run(config: StageConfig, stage: str, default: Path) -> Run:
     number = 1
     while True:
         path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
-        if config.overwrite and (path / RUN_FILE).exists():
-            with write_errors(path):
-                shutil.rmtree(path)
         found = _read_run(path)
         if found is None:
+            if config.out is not None and path.is_dir() and any(path.iterdir()):
+                hint = "choose another place with --out DIR"
+                raise DataError(f"{path}: holds something else than a run", hint=hint)
             break
-        if found.get("stage") == stage and found.get("settings") == settings:
-            if found.get("status") == "finished":
+        same = found.get("stage") == stage and found.get("settings") == settings
+        if config.overwrite and (same or config.out is not None):
+            _set_aside(path)
+            break
+        if same:
+            if found.get("status") == "finished" and not _has_more_time(config, found["results"]):
                 return Run(path, found["results"])
             _tidy(path)
             return Run(path, None)
@@ -81,23 +86,49 @@ def forget_if_empty(path: Path) -> Iterator[None]:
     except TbkinError:
         if {file.name for file in path.iterdir()} <= {RUN_FILE, "config.yaml"}:
             shutil.rmtree(path, ignore_errors=True)
+            if _replaced(path).exists():
+                _replaced(path).replace(path)
         raise
 
 
+def _replaced(path: Path) -> Path:
+    """Where a run that is overwritten waits until the new one has finished."""
+    return path.with_name(f".{path.name}-replaced")
+
+
+def _has_more_time(config: StageConfig, results: dict[str, Any]) -> bool:
+    """Whether a run that --max-minutes cut short may now train longer."""
+    if results.get("reason") != "minutes":
+        return False
+    minutes = getattr(config, "max_minutes", None)
+    return minutes is None or 60 * minutes > results["seconds"]
+
+
+def _set_aside(path: Path) -> None:
+    with write_errors(path):
+        if _replaced(path).exists():
+            # What stands here is an unfinished replacement; the run worth keeping waits already.
+            shutil.rmtree(path)
+        else:
+            path.replace(_replaced(path))
+
+
 def finish_run(path: Path, results: dict[str, Any]) -> None:
-    """Mark a run finished; its state to resume from is removed."""
+    """Mark a run finished; its state is removed, unless more time would let it go on."""
     content = read_json(path / RUN_FILE)
     write_json(
         path / RUN_FILE, {**content, "status": "finished", "finished": time.time(), "results": results}
     )
-    shutil.rmtree(path / "state", ignore_errors=True)
+    if results.get("reason") != "minutes":
+        shutil.rmtree(path / "state", ignore_errors=True)
+    shutil.rmtree(_replaced(path), ignore_errors=True)
 
 
 def finished_runs(stage: str, root: Path = ROOT) -> list[tuple[Path, dict[str, Any]]]:
     """Finished runs of a stage below `root`, the latest first."""
     found = []
     for file in sorted(root.glob(f"**/{RUN_FILE}")) if root.is_dir() else []:
-        content = _read_run(file.parent)
+        content = None if file.parent.name.startswith(".") else _read_run(file.parent)
         if content is not None and content.get("stage") == stage and content.get("status") == "finished":
             found.append((file.parent, content))
     return sorted(found, key=lambda entry: entry[1]["finished"], reverse=True)

@@ -312,6 +312,36 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
         raise RuntimeError(f"worker processes ended early: {codes}")
 
 
+def world_size() -> int:
+    """Processes of this distributed run; 1 alone."""
+    return int(os.environ.get("WORLD_SIZE", "1") or 1)
+
+
+def join_ranks(devices: Devices) -> None:
+    """Make this process one of its distributed run, if it is in one and has not joined yet."""
+    if world_size() == 1:
+        return
+    import datetime
+
+    import torch
+
+    if devices.kind == "cuda":
+        torch.cuda.set_device(torch_device(devices))
+    if not torch.distributed.is_initialized():
+        # The other ranks wait while rank 0 evaluates, which may take long.
+        limit = datetime.timedelta(hours=12)
+        torch.distributed.init_process_group("nccl" if devices.kind == "cuda" else "gloo", timeout=limit)
+
+
+def wait_for_ranks() -> None:
+    """Wait until every rank that has joined is here."""
+    if world_size() > 1:
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+
 def _ranked(
     function: Callable[..., None],
     devices: Devices,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return content
 
 
-def _shard_name(number: int) -> str:
+def shard_name(number: int) -> str:
+    """File name of a shard."""
     return f"shard-{number:05d}.safetensors"
 
 
@@ -115,26 +116,8 @@ class StoreWriter:
         self.settings = json.loads(json.dumps(dict(settings)))
         self.metadata: list[dict[str, Any]] = []
         self.extra: dict[str, Any] = {}
-        manifest = path / MANIFEST
-        if manifest.exists():
-            found = _read_manifest(manifest)
-            if found.get("kind") != kind or found.get("format_version") != FORMAT_VERSION:
-                raise DataError(
-                    f"{path}: holds a store of kind {found.get('kind')!r},"
-                    f" version {found.get('format_version')!r}; expected {kind!r}, version {FORMAT_VERSION}",
-                    hint="choose another place with --out DIR",
-                )
-            if found["settings"] != self.settings:
-                changed = sorted(
-                    key
-                    for key in {*found["settings"], *self.settings}
-                    if found["settings"].get(key) != self.settings.get(key)
-                )
-                raise DataError(
-                    f"{path}: holds {kind} made with other settings ({', '.join(changed)});"
-                    " they are not mixed",
-                    hint="use --overwrite to make them anew, or --out DIR for another place",
-                )
+        found = _manifest_of(path, kind, self.settings)
+        if found is not None:
             self.extra = found.get("extra", {})
             for name in found["shards"]:
                 # A shard that is gone or broken is simply made again.
@@ -147,9 +130,9 @@ class StoreWriter:
     def add(self, arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> None:
         """Append one shard; it is on disk and listed when this returns."""
         taken = {entry["shard"] for entry in self.metadata}
-        number = next(index for index in range(len(taken) + 1) if _shard_name(index) not in taken)
-        write_shard(self.path / _shard_name(number), arrays, metadata)
-        self.metadata.append({"shard": _shard_name(number), **metadata})
+        number = next(index for index in range(len(taken) + 1) if shard_name(index) not in taken)
+        write_shard(self.path / shard_name(number), arrays, metadata)
+        self.metadata.append({"shard": shard_name(number), **metadata})
         self._write_manifest(complete=False)
 
     def finish(self, **extra: Any) -> None:
@@ -158,17 +141,113 @@ class StoreWriter:
         self._write_manifest(complete=True)
 
     def _write_manifest(self, complete: bool) -> None:
-        write_json(
-            self.path / MANIFEST,
-            {
-                "format_version": FORMAT_VERSION,
-                "kind": self.kind,
-                "complete": complete,
-                "settings": self.settings,
-                "shards": sorted(entry["shard"] for entry in self.metadata),
-                "extra": self.extra,
-            },
+        shards = sorted(entry["shard"] for entry in self.metadata)
+        _write_manifest(self.path, self.kind, self.settings, complete, shards, self.extra)
+
+
+class SharedStoreWriter:
+    """Writes a store whose shards have numbers fixed in advance; several processes may share one store.
+
+    A shard carries a fingerprint of what it is made from. A shard on disk with the right one is finished,
+    whoever wrote it and when, so no process needs to know of another: each writes the shards that it
+    chooses, and whoever finds all of them there calls `finish`. Doing so twice writes the same bytes twice.
+
+    Args:
+        path: Directory of the store.
+        kind: As for `StoreWriter`.
+        settings: As for `StoreWriter`.
+        count: Number of shards of the finished store.
+
+    Raises:
+        DataError: Another store is there, or one with other settings.
+    """
+
+    def __init__(self, path: Path, kind: str, settings: Mapping[str, Any], count: int) -> None:
+        self.path = make_directory(path)
+        self.kind = kind
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+        self.count = count
+        self._found = _manifest_of(path, kind, self.settings)
+
+    @property
+    def extra(self) -> dict[str, Any] | None:
+        """The manifest's `extra` where the store was finished, with as many shards, when this was opened."""
+        found = self._found
+        if found is None or not found["complete"] or len(found["shards"]) != self.count:
+            return None
+        extra: dict[str, Any] = found["extra"]
+        return extra
+
+    def has(self, number: int, fingerprint: str) -> bool:
+        """Whether a shard is there, whole, and made from what the fingerprint says."""
+        path = self.path / shard_name(number)
+        try:
+            return path.exists() and read_shard(path)[1].get("fingerprint") == fingerprint
+        except DataError:
+            return False
+
+    def begin(self, numbers: Iterable[int], alone: bool) -> None:
+        """Call before writing the shards `numbers`: readers learn that the store is unfinished.
+
+        Args:
+            numbers: Shards that this process writes.
+            alone: No other process works on this store; all that killed writers left is removed. With
+                others about, only what was left of these shards, for the rest may be theirs.
+        """
+        patterns = [".shard-*", ".store-*", ".priors-*"] if alone else []
+        patterns += [f".shard-{number:05d}-*" for number in numbers]
+        for pattern in patterns:
+            for leftover in self.path.glob(pattern):
+                leftover.unlink(missing_ok=True)
+        self._found = None
+        _write_manifest(self.path, self.kind, self.settings, False, [], {})
+
+    def finish(self, **extra: Any) -> None:
+        """List all shards and mark the store complete; shards beyond them, of a larger corpus, go."""
+        names = [shard_name(number) for number in range(self.count)]
+        _write_manifest(self.path, self.kind, self.settings, True, names, extra)
+        for path in self.path.glob("shard-*.safetensors"):
+            if path.name not in set(names):
+                path.unlink(missing_ok=True)
+
+
+def _manifest_of(path: Path, kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest that a writer of these settings finds, None without one."""
+    manifest = path / MANIFEST
+    if not manifest.exists():
+        return None
+    found = _read_manifest(manifest)
+    if found.get("kind") != kind or found.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: holds a store of kind {found.get('kind')!r},"
+            f" version {found.get('format_version')!r}; expected {kind!r}, version {FORMAT_VERSION}",
+            hint="choose another place with --out DIR",
         )
+    if found["settings"] != settings:
+        changed = sorted(
+            key for key in {*found["settings"], *settings} if found["settings"].get(key) != settings.get(key)
+        )
+        raise DataError(
+            f"{path}: holds {kind} made with other settings ({', '.join(changed)}); they are not mixed",
+            hint="use --overwrite to make them anew, or --out DIR for another place",
+        )
+    return found
+
+
+def _write_manifest(
+    path: Path, kind: str, settings: dict[str, Any], complete: bool, shards: list[str], extra: dict[str, Any]
+) -> None:
+    write_json(
+        path / MANIFEST,
+        {
+            "format_version": FORMAT_VERSION,
+            "kind": kind,
+            "complete": complete,
+            "settings": settings,
+            "shards": shards,
+            "extra": extra,
+        },
+    )
 
 
 class StoreReader:

@@ -1,18 +1,22 @@
-"""Six functions, one a subcommand: settings in, result out. This is the public Python API.
+"""Six functions, one a subcommand: settings in, result out. This is the public Python API::
 
+from pathlib import Path
 from tbkin_core.config import FinetuneConfig
 from tbkin_core.stages import finetune
+
 result = finetune(FinetuneConfig(task="vqa", data=Path("coco")))
-result.values["test"]
+result.values["accuracy"]["val"]
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +27,13 @@ from tbkin_core.config import (
     PretrainConfig,
     ThresholdSweepConfig,
     VisualizeConfig,
+    dump_config,
     parse_thresholds,
 )
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.runs import (
     ROOT,
+    Run,
     find_checkpoint,
     find_data,
     forget_if_empty,
@@ -35,18 +41,25 @@ from tbkin_core.runs import (
     open_run,
 )
 from tbkin_core.runtime import (
+    Devices,
     atomic_path,
+    join_ranks,
     launch,
     make_directory,
+    progress,
+    rank,
     read_json,
     resolve_devices,
+    wait_for_ranks,
     write_json,
+    write_text,
 )
 from tbkin_core.shards import MANIFEST
 from tbkin_core.training_runs import (
     check_features,
     feature_place,
     finetune_run,
+    initial_source,
     pretrain_run,
     question_only_rows,
     settings_of,
@@ -106,6 +119,7 @@ def extract_features(config: ExtractFeaturesConfig) -> StageResult:
         dataset, out, config.extractor, config.max_regions, config.workers, config.overwrite
     )
     store = extraction.store
+    write_text(out / "config.yaml", dump_config(config))
     problems = [*extraction.problems, *dataset.problems]
     values = {
         "out": str(out),
@@ -144,7 +158,9 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
     """
     from tbkin_core.features.store import FeatureStore
     from tbkin_core.graphs.build import build_dataset, export_jsonl
+    from tbkin_core.graphs.networks import export_networkx
     from tbkin_core.graphs.parser import CaptionParser
+    from tbkin_core.graphs.similarity import make_similarity
 
     dataset = open_data(config.data)
     out = config.out or config.data / "graphs"
@@ -156,23 +172,46 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
             f"no features at {place}: regions are the annotated boxes; for pretraining run"
             f" `tbkin extract-features {config.data}` first"
         )
-    parser = CaptionParser(config.parser)
     build = build_dataset(
-        dataset, out, features, parser, config.min_similarity, config.label_iou, config.overwrite
+        dataset,
+        out,
+        features,
+        partial(CaptionParser, config.parser),
+        config.min_similarity,
+        config.label_iou,
+        config.overwrite,
+        config.workers,
+        partial(make_similarity, config.similarity, config.similarity_model),
     )
     if features is not None and not features.object_names and not dataset.boxes():
         problems.append(
             "the regions have no labels (features without object names, no annotated boxes):"
             " there are no cross-modal edges"
         )
+    problems += dataset.problems
+    values: dict[str, Any] = {"out": str(out), "made": build.made, "present": build.present}
+    write_text(out / "config.yaml", dump_config(config))
+    summary = build.summary
+    if summary is None:
+        problems.append(
+            f"{build.missing} shards of other ranks are missing: the rank that ends last completes the store;"
+            " what a rank has left out, the same command builds when it is run again"
+        )
+        share = Table(
+            f"Share of the graphs in {out}",
+            ["made now", "present", "shards of others missing"],
+            [[str(build.made), str(build.present), str(build.missing)]],
+        )
+        return StageResult(out, {**values, "missing": build.missing, "problems": problems}, [share], problems)
     files = []
     if config.export is not None:
         export_jsonl(build.store, config.export)
         files.append(config.export)
-    summary = build.summary
-    problems += dataset.problems
-    share = 100 * summary["anchored"] / max(summary["captions"], 1)
-    values = {"out": str(out), "made": build.made, "present": build.present, **summary, "problems": problems}
+    if config.networkx is not None:
+        export_networkx(progress(build.store, "networkx", total=len(build.store)), config.networkx)
+        files.append(config.networkx)
+    anchored = 100 * summary["anchored"] / max(summary["captions"], 1)
+    values = {**values, **summary, "problems": problems}
     tables = [
         Table(
             f"Graphs in {out}",
@@ -185,27 +224,23 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
                         f"{summary[f'{name}_per_caption']:.2f}"
                         for name in ("objects", "attributes", "relations")
                     ),
-                    f"{share:.0f} %",
+                    f"{anchored:.0f} %",
                 ]
             ],
         ),
         Table(
             "Most frequent",
             ["objects", "attributes", "relations"],
-            [
-                [f"{name} ({count})" for name, count in row]
-                for row in _transposed(
-                    [summary["most_common"][name] for name in ("objects", "attributes", "relations")]
-                )
-            ],
+            _ranking([summary["most_common"][name] for name in ("objects", "attributes", "relations")]),
         ),
     ]
     return StageResult(out, values, tables, problems, files)
 
 
-def _transposed(columns: Sequence[Sequence[tuple[str, int]]]) -> list[list[tuple[str, int]]]:
-    height = min((len(column) for column in columns), default=0)
-    return [[column[row] for column in columns] for row in range(height)]
+def _ranking(columns: Sequence[Sequence[Sequence[Any]]]) -> list[list[str]]:
+    """(name, count) entries as rows of cells; a short column ends in empty ones."""
+    cells = [[f"{name} ({count})" for name, count in column] for column in columns]
+    return [list(row) for row in itertools.zip_longest(*cells, fillvalue="")]
 
 
 # ---- pretrain -----------------------------------------------------------------------------------
@@ -228,13 +263,14 @@ def pretrain(config: PretrainConfig) -> StageResult:
         graphs = config.graphs[number] if config.graphs else data / "graphs"
         if not (graphs / MANIFEST).exists():
             raise DataError(f"{graphs}: holds no graphs", hint=f"make them with `tbkin build-graphs {data}`")
-    run = open_run(config, "pretrain", ROOT / "pretrain")
+    run = _open_run_together(config, "pretrain", ROOT / "pretrain", devices)
     if run.results is None:
         with forget_if_empty(run.path):
             launch(pretrain_run, devices, config, run.path)
-    else:
-        logger.info("%s: this run has finished already; --overwrite trains it again", run.path)
+            wait_for_ranks()
     results = read_json(run.path / "run.json")["results"]
+    if run.results is not None:
+        results["problems"].insert(0, "this run had finished already; --overwrite trains it again")
     rows = [
         [
             name.removeprefix("val_").replace("_", " "),
@@ -263,17 +299,22 @@ def finetune(config: FinetuneConfig) -> StageResult:
     """
     if config.data is None:
         config = replace(config, data=find_data(config.task))
+    from tbkin_core.features.store import FeatureStore
+
     devices = resolve_devices(config.devices)
     assert config.data is not None
     open_data(config.data)
-    feature_place(config.features, config.data)
-    run = open_run(config, "finetune", ROOT / "finetune" / _run_name(config))
+    # Named now, so that the same command begins anew where a newer model to begin from has been made.
+    store = FeatureStore(feature_place(config.features, config.data))
+    config = replace(config, init=initial_source(config, store))
+    run = _open_run_together(config, "finetune", ROOT / "finetune" / _run_name(config), devices)
     if run.results is None:
         with forget_if_empty(run.path):
             launch(finetune_run, devices, config, run.path)
-    else:
-        logger.info("%s: this run has finished already; --overwrite trains it again", run.path)
+            wait_for_ranks()
     results = read_json(run.path / "run.json")["results"]
+    if run.results is not None:
+        results["problems"].insert(0, "this run had finished already; --overwrite trains it again")
     results["report"] += question_only_rows(config, results)
     columns = ["split", "model", "accuracy", "n"]
     rows = [
@@ -293,6 +334,19 @@ def finetune(config: FinetuneConfig) -> StageResult:
             )
         )
     return StageResult(run.path, {"out": str(run.path), **results}, tables, results["problems"])
+
+
+def _open_run_together(config: Any, stage: str, default: Path, devices: Devices) -> Run:
+    """`open_run`, by rank 0 first where several processes were started from outside (torchrun)."""
+    join_ranks(devices)
+    if rank() > 0:
+        wait_for_ranks()
+        config = replace(config, overwrite=False)
+    run = open_run(config, stage, default)
+    if rank() == 0:
+        wait_for_ranks()
+    wait_for_ranks()
+    return run
 
 
 def _run_name(config: FinetuneConfig) -> str:
@@ -384,11 +438,13 @@ def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
         for rule in config.selection
         for threshold in parse_thresholds(config.thresholds)
     ]
-    out = make_directory(config.out or ROOT / "threshold-sweep" / checkpoint.name)
+    out = make_directory(config.out or ROOT / "threshold-sweep" / f"{checkpoint.name}-{name}")
     identity = {
         "checkpoint": str(checkpoint),
         "trained": _modified(checkpoint / "model.safetensors"),
         "data": str(data),
+        "dataset": probe.dataset,
+        "features": store.fingerprint(),
         "split": name,
         "samples": len(groups),
         "seed": config.seed,
@@ -413,6 +469,7 @@ def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
     wanted = {("dense" if entry.threshold == 0 else entry.rule, entry.threshold) for entry in selections} | {
         ("dense", 0.0)
     }
+    everything = rows
     rows = [row for row in rows if (row["selection"], row["threshold"]) in wanted]
     conclusion = conclude(rows)
     plain = [{key: value for key, value in row.items() if key != "scores"} for row in rows]
@@ -422,11 +479,14 @@ def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
             "identity": identity,
             "conclusion": conclusion.text,
             "best": plain[rows.index(conclusion.best)],
-            "rows": rows,
+            "rows": everything,
         },
         indent=None,
     )
     _write_csv(out / "sweep.csv", plain)
+    write_text(
+        out / "config.yaml", dump_config(replace(config, checkpoint=checkpoint, data=data, split=name))
+    )
     metric = "VQA accuracy (%)" if config.task == "vqa" else "Acc@IoU>0.5 (%)"
     sweep_figure(out / "sweep.png", rows, title=f"{checkpoint.name} on {name}", accuracy_name=metric)
     table = Table(
@@ -498,7 +558,7 @@ def visualize(config: VisualizeConfig) -> StageResult:
     question = " ".join(config.question.split())
     model, tokenizer = load_model(checkpoint, task)
     problems: list[str] = []
-    regions, names, attributes = _regions_of(config, model.config.extractor or {}, problems)
+    regions, names, attributes = _regions_of(config, model.config.extractor or {}, (width, height))
     limit = model.config.max_regions
     batch = batch_of_one(regions)
     table = encode_texts(tokenizer, [question], model.config.max_text_tokens)
@@ -618,7 +678,7 @@ def _answer_rows(dense: Sequence[tuple[str, float]], sparse: Sequence[tuple[str,
 
 
 def _regions_of(
-    config: VisualizeConfig, settings: dict[str, Any], problems: list[str]
+    config: VisualizeConfig, settings: dict[str, Any], size: tuple[int, int]
 ) -> tuple[Any, list[str], list[str]]:
     """Regions of the image: made anew as the checkpoint's were, or taken from a store that holds it."""
     from tbkin_core.datasets.images import trailing_number
@@ -645,8 +705,11 @@ def _regions_of(
         if store.feature_size != settings.get("feature_size"):
             continue
         for key in (config.image.stem, config.image.name, trailing_number(config.image.stem)):
+            # Another picture may have the same number; its size tells most of them apart.
             if key is not None and key in store:
-                return store[key], store.object_names, store.attribute_names
+                regions = store[key]
+                if (regions.image_width, regions.image_height) == size:
+                    return regions, store.object_names, store.attribute_names
     if config.features and settings.get("extractor") == "builtin":
         raise ConfigError(
             f"{config.features}: holds no image {config.image.stem!r}",

@@ -225,6 +225,10 @@ class VqaTask:
             if not len(self.rows):
                 raise DataError("finetune: no training question has an answer of the vocabulary")
 
+    def fingerprint(self) -> int:
+        """A number that changes with the answers to learn and with the targets."""
+        return zlib.crc32(repr((self.answers, self._targets)).encode())
+
     def lengths(self) -> NDArray:
         assert self.train is not None
         return self.train.inputs.table.lengths[self.rows]
@@ -361,6 +365,11 @@ class RecTask:
                     "finetune: no training expression has a region with IoU of 0.5 or more with its target",
                     hint="extract more regions (--max-regions) or use another extractor",
                 )
+
+    def fingerprint(self) -> int:
+        """A number that changes with the target boxes."""
+        assert self.train is not None
+        return zlib.crc32(self.train.targets[self.rows].tobytes())
 
     def lengths(self) -> NDArray:
         assert self.train is not None

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -28,14 +29,18 @@ from transformers import PreTrainedModel
 from tbkin_core.batches import epoch_order
 from tbkin_core.config import TrainingConfig
 from tbkin_core.errors import CheckpointError, DataError, TbkinError
+from tbkin_core.modeling import TbkinForRec
 from tbkin_core.runtime import (
     Devices,
     atomic_directory,
+    join_ranks,
     mix,
     progress,
     rank,
     read_json,
     torch_device,
+    wait_for_ranks,
+    world_size,
     write_json,
     write_text,
 )
@@ -78,6 +83,7 @@ class Progress:
     best_epoch: int = -1
     seconds: float = 0.0
     samples: int = 0
+    stopped: str = ""  # "patience" once that has ended the run
     epoch_sums: dict[str, float] = field(default_factory=dict)
     epoch_targets: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -126,18 +132,19 @@ def train(
     """
     assert config.epochs is not None and config.batch_size is not None and config.learning_rate is not None
     device = torch_device(devices)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     lengths = task.lengths()
     steps_per_epoch = max(-(-len(lengths) // config.batch_size), 1)
     model.to(device)  # type: ignore[arg-type]
     optimizer = _optimizer(model, config)
+    precision = _precision(config.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     where = Progress()
     state_path = out / "state"
     if config.resume and state_path.is_dir():
-        where = _load_state(state_path, model, optimizer, fingerprint, device)
+        where = _load_state(state_path, model, optimizer, scaler, fingerprint, device)
         logger.info("going on at epoch %d, step %d", where.epoch + 1, where.step)
-    precision = _precision(config.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    join_ranks(devices)
     wrapped = _distribute(model, device, world)
     reason = "epochs"
     started = time.monotonic() - where.seconds
@@ -147,7 +154,7 @@ def train(
         nonlocal last_saved
         where.seconds = time.monotonic() - started
         if rank() == 0:
-            _save_state(state_path, model, optimizer, where, fingerprint)
+            _save_state(state_path, model, optimizer, scaler, where, fingerprint)
         last_saved = time.monotonic()
 
     def out_of_time() -> bool:
@@ -158,7 +165,7 @@ def train(
             save_best(model)
         return TrainingResult(0, 0, None, -1, 0.0, 0, "no steps", [])
     with _interruptible() as interrupted:
-        while where.epoch < config.epochs:
+        while where.epoch < config.epochs and not where.stopped:
             batches = epoch_order(lengths, config.batch_size, config.seed, where.epoch)[where.batch :]
             wrapped.train()
             windows = _prefetch(task, batches, where.epoch, config, world)
@@ -190,6 +197,8 @@ def train(
                         logger.info("state saved at step %d", where.step)
                         raise KeyboardInterrupt
                     if _any_rank(out_of_time(), device, world):
+                        # Saved in the middle of the epoch: with more time, the same command goes on here.
+                        save()
                         reason = "minutes"
                         break
                     if time.monotonic() - last_saved > 60 * config.save_minutes:
@@ -198,8 +207,7 @@ def train(
             if rank() == 0:
                 wrapped.eval()
                 values = task.evaluate(model, device)
-            if world > 1:
-                torch.distributed.barrier()
+            wait_for_ranks()
             where.seconds = time.monotonic() - started
             record = {
                 "epoch": where.epoch + 1,
@@ -234,10 +242,11 @@ def train(
             stop = patience > 0 and where.epoch - where.best_epoch >= patience
             # Rank 0 alone knows the validation values.
             if _any_rank(stop and rank() == 0, device, world):
-                reason = "patience"
-            save()
-            if reason != "epochs":
+                where.stopped = "patience"
+            if reason == "minutes":
                 break
+            save()
+    reason = where.stopped or reason
     return TrainingResult(
         where.step,
         where.epoch,
@@ -381,14 +390,11 @@ def _distribute(model: PreTrainedModel, device: torch.device, world: int) -> Any
         return model
     from torch.nn.parallel import DistributedDataParallel
 
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    # The pooler of a REC model and heads without targets take no part in a step.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     return DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        # The pooler of a REC model takes no part in its loss.
+        find_unused_parameters=isinstance(model, TbkinForRec),
     )
 
 
@@ -410,11 +416,17 @@ def _any_rank(flag: bool, device: torch.device, world: int) -> bool:
 
 
 def _save_state(
-    path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, where: Progress, fingerprint: str
+    path: Path,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    where: Progress,
+    fingerprint: str,
 ) -> None:
     with atomic_directory(path) as temporary:
         # Through open files: with a path, torch hides a full disk behind an error of its own.
-        for name, content in (("model.pt", model.state_dict()), ("optimizer.pt", optimizer.state_dict())):
+        moments = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        for name, content in (("model.pt", model.state_dict()), ("optimizer.pt", moments)):
             with (temporary / name).open("wb") as file:
                 torch.save(content, file)
         write_json(temporary / "progress.json", {"fingerprint": fingerprint, **asdict(where)})
@@ -424,6 +436,7 @@ def _load_state(
     path: Path,
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     fingerprint: str,
     device: torch.device,
 ) -> Progress:
@@ -439,10 +452,20 @@ def _load_state(
         moments = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
         where = Progress(**content)
         model.load_state_dict(weights)
-        optimizer.load_state_dict(moments)
+        optimizer.load_state_dict(moments["optimizer"])
+        scaler.load_state_dict(moments["scaler"])
     except CheckpointError:
         raise
-    except (TbkinError, OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+    except (
+        TbkinError,
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise CheckpointError(
             f"{path}: the state to resume from cannot be read ({error})", hint="use --overwrite to begin anew"
         ) from error

@@ -13,10 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tbkin_core.config import FinetuneConfig, PretrainConfig, TrainingConfig
+from tbkin_core.config import FinetuneConfig, PretrainConfig, TrainingConfig, dump_config
 from tbkin_core.errors import CheckpointError, ConfigError, DataError
 from tbkin_core.runs import finish_run, finished_runs, open_data
-from tbkin_core.runtime import rank, read_json, resolve_devices
+from tbkin_core.runtime import rank, read_json, resolve_devices, write_text
 from tbkin_core.shards import MANIFEST
 
 if TYPE_CHECKING:
@@ -69,9 +69,14 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
                 hint="extract the features of all datasets with the same extractor",
             )
         splits = {split for _, metadata in graphs.shards for split in metadata["splits"]}
+        spare = sorted(split for split in splits if not split.startswith("test"))
         trained = (
-            ["train"] if "train" in splits else sorted(splits - {"val", "minival", "test"}) or sorted(splits)
+            ["train"] if "train" in splits else [s for s in spare if s not in ("val", "minival")] or spare
         )
+        if not trained:
+            raise DataError(
+                f"{graph_place}: only test splits ({', '.join(sorted(splits))}); nothing to train on"
+            )
         everything = load_captions(graphs, trained, features)
         held = load_captions(graphs, ["val"], features) if "train" in splits and "val" in splits else None
         if held is None or not len(held):
@@ -79,11 +84,12 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         training.append((everything, features))
         if len(held):
             validation.append((held, features))
-        texts += caption_texts(graphs)
+        texts += caption_texts(graphs, trained)
         texts += _training_texts(open_data(data))
     count = sum(len(table) for table, _ in training)
-    settings = _resolved(config, count, pretraining=True)
-    weights, init_config, tokenizer, source = _initial(settings, texts, training[0][1], [])
+    weights, init_config, tokenizer, source = _initial(config, texts, training[0][1], [])
+    settings = _resolved(config, count, init_config, training[0][1])
+    _keep_settings(settings, source, out)
     task = PretrainTask(
         training,
         validation,
@@ -98,8 +104,8 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
     )
     torch.manual_seed(config.seed)
     model_config = _model_config(settings, init_config, tokenizer, training[0][1])
-    stores = [store for _, store in training]
-    model = _initialised(TbkinForPreTraining, model_config, weights, source, stores)
+    parts = [(store, [store.row(image_id) for image_id in table.image_ids]) for table, store in training]
+    model = _initialised(TbkinForPreTraining, model_config, weights, source, parts)
     if task.train.table.cut:
         problems.append(f"{task.train.table.cut} captions were cut to {settings.max_text_tokens} tokens")
     _announce("pretraining", settings, model, count, f"captions, weights from {source}")
@@ -170,9 +176,8 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     problems: list[str] = []
     splits = task_splits(dataset, config, problems)
     if not splits["train"]:
-        raise DataError(
-            f"{config.data}: no training {'questions' if config.task == 'vqa' else 'expressions'}"
-        )
+        what = "questions with answers" if config.task == "vqa" else "expressions"
+        raise DataError(f"{config.data}: no training {what}", hint="are the annotation files there?")
     in_store = [item for item in splits["train"] if item.image_id in store]
     if not in_store:
         raise DataError(
@@ -186,9 +191,10 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
                 f"{name}: {lacking} of {len(items)} samples skipped, their images have no features"
             )
     is_vqa = config.task == "vqa"
-    settings = _resolved(config, len(in_store), pretraining=False)
     texts = [item.question if is_vqa else item.text for item in in_store]
-    weights, init_config, tokenizer, source = _initial(settings, texts, store, texts)
+    weights, init_config, tokenizer, source = _initial(config, texts, store, texts)
+    settings = _resolved(config, len(in_store), init_config, store)
+    _keep_settings(settings, source, out)
     common = (store, tokenizer, settings.max_text_tokens, settings.max_regions)
     batch_size = settings.batch_size or 1
     if is_vqa:
@@ -246,11 +252,13 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         *extra.items(),
     ):
         setattr(model_config, name, value)
-    model = _initialised(TbkinForVqa if is_vqa else TbkinForRec, model_config, weights, source, [store])
+    model = _initialised(
+        TbkinForVqa if is_vqa else TbkinForRec, model_config, weights, source, [(store, train_inputs.rows)]
+    )
     _announce(
         f"fine-tuning {config.task}", settings, model, len(task.lengths()), f"samples, weights from {source}"
     )
-    fingerprint = f"{train_inputs.fingerprint()}-{len(task.lengths())}"
+    fingerprint = f"{train_inputs.fingerprint()}-{task.fingerprint()}"
     result = train(
         task,
         model,
@@ -417,7 +425,7 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
         trained, validation = (spare[0] if spare else None), None
         if trained is None:
             raise DataError(f"{dataset.root}: only test splits ({', '.join(tests)}); nothing to train on")
-        problems.append(f"no train split: {trained} is divided by image into training and validation")
+        problems.append(f"no train split: {trained} is trained on")
     train_items, held = found[trained], found[validation] if validation else []
     if not held:
         mask = hold_out(
@@ -425,7 +433,7 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
         )
         held = [item for item, out in zip(train_items, mask, strict=True) if out]
         train_items = [item for item, out in zip(train_items, mask, strict=True) if not out]
-        problems.append(f"no val split: {len(held)} samples of {trained} are held out by image")
+        problems.append(f"{len(held)} samples of {trained} are held out by image for validation")
     else:
         shared = {item.image_id for item in train_items} & {item.image_id for item in held}
         if shared and config.task == "vqa":
@@ -480,13 +488,21 @@ def _training_texts(dataset: Dataset) -> list[str]:
     return texts
 
 
-def _resolved(config: Any, samples: int, pretraining: bool) -> Any:
-    """Fill in what was left to tbkin, from the amount of data; a function of it and the settings alone."""
+def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: FeatureStore) -> Any:
+    """Fill in what was left to tbkin: a function of the data's size, the initial weights and the settings."""
     import torch
 
+    pretraining = isinstance(config, PretrainConfig)
     cuda = torch.cuda.is_available() and not config.devices.startswith("cpu")
     size = config.size
-    if size == "auto":
+    if init is not None:
+        size = _size_of(init)
+        if config.size not in ("auto", size):
+            raise ConfigError(
+                f"size: {config.size!r} was asked for, the initial weights are {init['hidden_size']} wide",
+                hint="leave --size away, or use --init none",
+            )
+    elif size == "auto":
         size = "tiny" if samples < 30_000 else "small" if samples < 300_000 or not cuda else "base"
     rate = {"tiny": 1e-3, "small": 4e-4, "base": 1e-4 if pretraining else 5e-5}[size]
     batch = 64 if samples < 30_000 else 128 if samples < 300_000 else 256
@@ -498,8 +514,30 @@ def _resolved(config: Any, samples: int, pretraining: bool) -> Any:
         epochs=epochs if config.epochs is None else config.epochs,
         batch_size=config.batch_size or min(batch, max(samples // 4, 1)),
         learning_rate=config.learning_rate or rate,
+        max_regions=config.max_regions or int(store.settings.get("max_regions", 36)),
         dropout=config.dropout if config.dropout is not None else 0.0 if size == "tiny" else 0.1,
     )
+
+
+def _keep_settings(settings: TrainingConfig, source: str, out: Path) -> None:
+    """Write what was chosen into config.yaml; run.json keeps what was asked for."""
+    if rank() == 0:
+        write_text(out / "config.yaml", dump_config(replace(settings, init=source)))
+
+
+def _size_of(values: dict[str, Any]) -> str:
+    """The size whose training settings suit a model of this width."""
+    width = int(values["hidden_size"])
+    return "tiny" if width <= 128 else "small" if width <= 384 else "base"
+
+
+def initial_source(config: TrainingConfig, store: FeatureStore) -> str:
+    """What a run begins from: a path or hub id, or "none"; "auto" is resolved."""
+    if config.init != "auto":
+        return config.init
+    if isinstance(config, FinetuneConfig) and not config.blind:
+        return _matching_checkpoint(store, config.task, config.size) or "none"
+    return "none"
 
 
 def _initial(
@@ -509,11 +547,7 @@ def _initial(
     from tbkin_core.batches import build_tokenizer, extend_tokenizer, load_tokenizer
     from tbkin_core.checkpoint import load_init
 
-    source = config.init
-    if source == "auto":
-        source = "none"
-        if isinstance(config, FinetuneConfig) and not config.blind:
-            source = _matching_checkpoint(store, config.task) or "none"
+    source = initial_source(config, store)
     if source == "none":
         return {}, None, build_tokenizer(texts), "none"
     weights, values = load_init(source)
@@ -525,8 +559,8 @@ def _initial(
     return weights, values, tokenizer, source
 
 
-def _matching_checkpoint(store: FeatureStore, task: str) -> str | None:
-    """What fine-tuning begins from: the latest model made from features of this kind.
+def _matching_checkpoint(store: FeatureStore, task: str, size: str) -> str | None:
+    """What fine-tuning begins from: the latest model of this size made from features of this kind.
 
     For VQA a REC model comes before a pretrained one: it has learnt to find what words name, which few
     questions teach.
@@ -538,11 +572,13 @@ def _matching_checkpoint(store: FeatureStore, task: str) -> str | None:
         ] + runs
     for path in runs:
         try:
-            extractor = json.loads((path / "config.json").read_text(encoding="utf-8")).get("extractor") or {}
-        except (OSError, ValueError):
+            values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            extractor = values.get("extractor") or {}
+            fits = size == "auto" or _size_of(values) == size
+        except (OSError, ValueError, KeyError):
             continue
         kind = {name: value for name, value in extractor.items() if name not in ("store", "max_regions")}
-        if kind == {name: value for name, value in store.settings.items() if name != "max_regions"}:
+        if fits and kind == {name: value for name, value in store.settings.items() if name != "max_regions"}:
             return str(path)
     return None
 
@@ -574,16 +610,19 @@ def _model_config(
         num_object_classes=len(store.object_names) or 1600,
         num_attribute_classes=len(store.attribute_names) or 400,
         extractor={**store.settings, "store": str(store.path.resolve())},
-        max_regions=config.max_regions,
+        max_regions=config.max_regions or store.settings.get("max_regions", 36),
         max_text_tokens=config.max_text_tokens,
         data_vocabulary=init is None or bool(init.get("data_vocabulary")),
     )
 
 
 def _initialised(
-    kind: Any, config: Any, weights: dict[str, Any], source: str, stores: Sequence[FeatureStore]
+    kind: Any, config: Any, weights: dict[str, Any], source: str, parts: Sequence[tuple[FeatureStore, Any]]
 ) -> Any:
-    """A model with its initial weights; region features are standardised by those of `stores`."""
+    """A model with its initial weights; region features are standardised by those of the training images.
+
+    `parts` are feature stores, each with the rows (N,) of its training images.
+    """
     import torch
 
     from tbkin_core.checkpoint import apply_init
@@ -592,7 +631,7 @@ def _initialised(
     model = kind(config)
     if "tbkin.region_embeddings.feature_projection.weight" not in weights:
         # Weights that know region features bring the statistics they were trained with.
-        mean, scale = feature_statistics(stores)
+        mean, scale = feature_statistics(parts)
         model.tbkin.region_embeddings.feature_mean.copy_(torch.from_numpy(mean))
         model.tbkin.region_embeddings.feature_scale.copy_(torch.from_numpy(scale))
     if weights:

@@ -75,7 +75,7 @@ def test_figures_open(chain: Path) -> None:
 
 
 def test_the_sweep_table_is_a_csv_file(chain: Path) -> None:
-    with (chain / "runs/threshold-sweep/vqa-relative-0.3/sweep.csv").open(newline="") as file:
+    with (chain / "runs/threshold-sweep/vqa-relative-0.3-val/sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["selection"], float(row["threshold"])) for row in rows] == [
         ("dense", 0.0),
@@ -100,7 +100,7 @@ def test_running_a_finished_command_again_changes_no_result(chain: Path) -> None
     for name in ("extract-features", "build-graphs", "pretrain", "finetune rec"):
         outcome = succeeds(name.split()[0], *CHAIN[name], cwd=chain)
         if name in ("pretrain", "finetune rec"):
-            assert "finished already" in outcome.err and "--overwrite" in outcome.err
+            assert "had finished already" in outcome.out and "--overwrite" in outcome.out
     assert {name: (chain / name).read_bytes() for name in kept} == kept
     assert sorted(path.parent for path in chain.glob("runs/**/run.json")) == runs
     outcome = succeeds("extract-features", "coco/", "--json", cwd=chain)

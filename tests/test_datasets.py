@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbkin_core.datasets import Caption, ImageRecord, open_dataset
+from tbkin_core.datasets import Caption, GoldGraph, ImageRecord, open_dataset
 from tbkin_core.datasets.images import trailing_number
 from tbkin_core.datasets.layout import normalise_split, split_in
 from tbkin_core.datasets.unpickle import load_plain_pickle, loads_plain
@@ -351,6 +351,340 @@ def test_an_image_in_many_files_is_one_record(tmp_path: Path) -> None:
     assert {c.image_id for c in dataset.captions()} == {q.image_id for q in dataset.questions()} == {42}
 
 
+@pytest.mark.parametrize("annotations", ["beside", "apart"])
+@pytest.mark.parametrize("file_name", ["0.png", "images/0.png", "split"])
+def test_lists_that_number_from_zero_each(tmp_path: Path, annotations: str, file_name: str) -> None:
+    for split in ("train", "test"):
+        write(tmp_path, f"{split}/images/0.png")
+        name = f"{split}/images/0.png" if file_name == "split" else file_name
+        images = [{"id": 0, "file_name": name, "width": 10, "height": 8}]
+        where = (f"{split}/{{}}.json", f"annotations/{{}}_{split}.json")[annotations == "apart"]
+        write(tmp_path, where.format("captions"), captions_file(f"a {split} caption", images=images))
+        boxes = [{"id": 1, "image_id": 0, "bbox": [0, 0, 4, 4], "category_id": 1}]
+        categories = [{"id": 1, "name": split}]
+        content = {"images": images, "annotations": boxes, "categories": categories}
+        write(tmp_path, where.format("instances"), content)
+        vqa_files(tmp_path, split, [0, "0.png"])
+    write(tmp_path, "pairs_test.jsonl", '{"image": "0.png", "text": "a test line"}')
+    dataset = open_dataset(tmp_path)
+    assert [(image.image_id, image.path, image.split) for image in dataset.images()] == [
+        (f"{split}/images/0", tmp_path / split / "images/0.png", split) for split in ("test", "train")
+    ]
+    for split in ("train", "test"):
+        key = f"{split}/images/0"
+        assert {c.image_id for c in dataset.captions(split)} == {key}
+        assert dataset.captions(split)[0].text == f"a {split} caption"
+        assert [q.image_id for q in dataset.questions(split)] == [key, key]
+        assert [box.label for box in dataset.boxes(split)[key]] == [split]
+    assert dataset.captions("test")[1].text == "a test line"
+    assert dataset.captions()[0].text_id != dataset.captions()[1].text_id
+    assert all("kept apart" in line for line in dataset.problems), dataset.problems
+
+
+def test_listed_images_that_are_not_on_disk_are_kept_apart_by_what_is_known(tmp_path: Path) -> None:
+    def listed(name: str, width: int) -> list[dict[str, Any]]:
+        return [{"id": 0, "file_name": name, "width": width, "height": 8}]
+
+    write(tmp_path, "a/captions_train.json", captions_file("one", images=listed("0.png", 10)))
+    write(tmp_path, "a/captions_test.json", captions_file("two", images=listed("0.png", 12)))
+    write(tmp_path, "b/captions_train.json", captions_file("one", images=listed("train/0.png", 10)))
+    write(tmp_path, "b/captions_test.json", captions_file("two", images=listed("test/0.png", 10)))
+    for root in (tmp_path / "a", tmp_path / "b"):
+        vqa_files(root, "test", [0], answered=False)
+        dataset = open_dataset(root)
+        assert {c.text: c.image_id for c in dataset.captions()} == {"one": "train/0", "two": "test/0"}
+        assert dataset.questions()[0].image_id == "test/0"
+
+
+def test_ids_of_coco_mean_one_image_in_every_release(tmp_path: Path) -> None:
+    write(tmp_path, "train2017/000000000042.jpg")
+    write(tmp_path, "val2014/COCO_val2014_000000000042.jpg")
+    for split, name in (("train2017", "000000000042.jpg"), ("val2014", "COCO_val2014_000000000042.jpg")):
+        content = captions_file(split, images=[{"id": 42, "file_name": name}])
+        content["annotations"][0]["image_id"] = 42
+        write(tmp_path, f"annotations/captions_{split}.json", content)
+    dataset = open_dataset(tmp_path)
+    assert {c.image_id for c in dataset.captions()} == {42} and dataset.problems == []
+    assert dataset.image(42).split == "val"
+
+
+def test_refs_of_images_that_share_an_id(tmp_path: Path) -> None:
+    for name in ("refcoco", "mine"):
+        write(tmp_path, f"{name}/images/0.png")
+        write(tmp_path, f"{name}/instances.json", {
+            "images": [{"id": 0, "file_name": "0.png", "width": 9, "height": 9}],
+            "annotations": [{"id": 1, "image_id": 0, "bbox": [0, 0, 5, 5], "category_id": 1}],
+            "categories": [{"id": 1, "name": "dog"}],
+        })  # fmt: skip
+        write(tmp_path, f"{name}/refs(unc).p", pickle.dumps([ref(1, 1, 0, name)]))
+    dataset = open_dataset(tmp_path)
+    for name in ("refcoco", "mine"):
+        (row,) = dataset.expressions(name=name)
+        assert row.text == name and dataset.image(row.image_id).path == tmp_path / name / "images/0.png"
+
+
+@given(st.lists(st.tuples(st.sampled_from(["train", "val", "test"]), st.integers(0, 4)), unique=True))
+def test_listed_images_never_merge_across_directories(listed: list[tuple[str, int]]) -> None:
+    from tbkin_core.datasets.formats import ListedImage
+    from tbkin_core.datasets.images import ImageIndex
+    from tbkin_core.datasets.reading import Problems
+
+    files = [f"{split}/images/{number}.jpg" for split, number in listed]
+    images = [ListedImage(number, f"{number}.jpg", split, 9, 9, f"{split}.json") for split, number in listed]
+    index = ImageIndex(files, images, [], Problems())
+    assert len(index.keys()) == len(files)
+    for (split, number), file in zip(listed, files, strict=True):
+        key = index.key_in(f"{split}.json", number)
+        assert index.path_of[key] == file
+        assert index.by_id(number, split) == (key, []) and index.by_name(f"{number}.jpg", "", split) == key
+
+
+# --- further formats ---------------------------------------------------------------------------------------
+
+
+def karpathy_image(number: int, split: str, *texts: Any, **more: Any) -> dict[str, Any]:
+    sentences = [
+        {"raw": text, "tokens": str(text).split(), "imgid": number, "sentid": 10 * number + i}
+        for i, text in enumerate(texts)
+    ]
+    return {"filename": f"{number}.jpg", "imgid": number, "split": split, "sentences": sentences, **more}
+
+
+def test_karpathy_of_coco(tmp_path: Path) -> None:
+    def named(number: int, split: str) -> dict[str, Any]:
+        name = f"COCO_val2014_{number:012}.jpg"
+        return {"filename": name, "filepath": "val2014", "cocoid": number}
+
+    images = [
+        karpathy_image(0, "test", "a dog", "a brown dog", **named(40, "val")),
+        karpathy_image(1, "restval", "a cat", **named(41, "val")),
+    ]
+    write(tmp_path, "annotations/dataset_coco.json", {"images": images, "dataset": "coco"})
+    path = write(tmp_path, "val2014/COCO_val2014_000000000040.jpg")
+    listed = [
+        {"id": i, "file_name": f"COCO_val2014_{i:012}.jpg", "width": 9, "height": 7} for i in (40, 41, 42)
+    ]
+    annotations = [{"id": i, "image_id": i, "caption": f"official {i}"} for i in (40, 41, 42)]
+    write(tmp_path, "annotations/captions_val2014.json", {"images": listed, "annotations": annotations})
+    boxes = [{"id": 1, "image_id": 40, "bbox": [0, 0, 4, 4], "category_id": 1}]
+    write(tmp_path, "annotations/instances_val2014.json", {
+        "images": listed, "annotations": boxes, "categories": [{"id": 1, "name": "dog"}]})  # fmt: skip
+    dataset = open_dataset(tmp_path)
+    assert dataset.layouts == ("coco-captions", "coco-instances", "karpathy", "images")
+    assert dataset.captions("test") == [
+        Caption(0, 40, "a dog", "test"),
+        Caption(1, 40, "a brown dog", "test"),
+    ]
+    assert dataset.captions("train") == [Caption(10, 41, "a cat", "train")]
+    assert dataset.captions("val") == [Caption(42, 42, "official 42", "val")]
+    assert dataset.images("test") == [ImageRecord(40, path, "test", 9, 7)]
+    assert list(dataset.boxes("test")) == [40] and dataset.boxes("val") == {}
+    one_problem(dataset.problems, "captions_val2014.json: annotation 40 and 1 more", "another file gives")
+
+
+def test_karpathy_of_flickr_and_its_faults(tmp_path: Path) -> None:
+    images = [
+        karpathy_image(1000092795, "train", "two men", 3, "", "  "),
+        karpathy_image(2, "val", filename="2_5f.jpg"),
+        karpathy_image(2, "val", "again"),
+        {"imgid": 4, "split": "val"},
+        karpathy_image(5, "", "no split"),
+        karpathy_image(6, "test", "same"),
+        "no object",
+    ]
+    images[5]["sentences"] *= 2  # type: ignore[index]
+    images[5]["sentences"] += ["no object", {}]  # type: ignore[index]
+    write(tmp_path, "dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
+    path = write(tmp_path, "flickr30k-images/2_5f.jpg")
+    dataset = open_dataset(tmp_path)
+    assert [(c.text_id, c.image_id, c.text, c.split) for c in dataset.captions()] == [
+        (10000927950, 1000092795, "two men", "train"),
+        (50, 5, "no split", "train"),
+        (60, 6, "same", "test"),
+    ]
+    assert dataset.image("2_5f") == ImageRecord("2_5f", path, "val")
+    one_problem(dataset.problems, "sentence 10000927951 and 3 more", "no text")
+    for part in (
+        *("image 2 has no sentences", "image 2 is listed twice", "image 4 has no filename"),
+        *("image 5 has no split", "sentence 60 has a sentid used before"),
+        "image 6: sentence at position 2 and 1 more: is no JSON object",
+    ):
+        one_problem(dataset.problems, "dataset_flickr30k.json", part)
+    write(tmp_path, "other/dataset_coco.json", {"dataset": "coco"})
+    with pytest.raises(DataError, match=r"dataset_coco\.json: expected a list under 'images'"):
+        open_dataset(tmp_path / "other").captions()
+
+
+def test_conceptual_captions(tmp_path: Path) -> None:
+    lines = [
+        "a very typical bus station\thttp://lh6.ggpht.com/-1/IMG_5?x=1",
+        "sierra looked stunning\thttps://b",
+    ]
+    write(tmp_path, "Train_GCC-training.tsv", "\n".join([*lines, "no url here", "\thttp://c", ""]))
+    write(tmp_path, "Validation_GCC-1.1.0-Validation.tsv", f"{lines[0]}\r\n{lines[1]}\r\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset.layouts == ("conceptual-captions",) and dataset.images() == []
+    assert dataset.captions("train") == [
+        Caption("Train_GCC-training.tsv:0", None, "a very typical bus station", "train"),
+        Caption("Train_GCC-training.tsv:1", None, "sierra looked stunning", "train"),
+    ]
+    assert [c.text for c in dataset.captions("val")] == [c.text for c in dataset.captions("train")]
+    one_problem(dataset.problems, "Train_GCC-training.tsv: line 3 is no caption, tab and url")
+    one_problem(dataset.problems, "Train_GCC-training.tsv: line 4 has an empty caption")
+    write(tmp_path, "twelve/web.tsv", "http://a/1.jpg\ta cat\nhttp://a/2.jpg\ta dog\n")
+    assert [c.text for c in open_dataset(tmp_path / "twelve").captions()] == ["a cat", "a dog"]
+    write(tmp_path, "bad/conceptual.tsv", "a cat\na dog\n")
+    with pytest.raises(
+        DataError, match=r"conceptual\.tsv: no line is a caption, a tab and a url, from line 1"
+    ):
+        open_dataset(tmp_path / "bad").captions()
+
+
+@pytest.mark.parametrize(
+    ("files", "keys"),
+    [
+        (["0.jpg", "2.jpg"], [0, None, 2]),
+        (["00000/000000000.jpg", "00000/000000001.jpg"], [0, 1, None]),
+        (["1.jpg", "3.jpg"], [1, None, 3]),
+        (["1.jpg"], [None, 1, None]),
+        (["COCO_val_2.jpg"], [None, None, None]),
+        (["val/0.jpg"], [None, None, None]),
+    ],
+)
+def test_images_by_row_number(tmp_path: Path, files: list[str], keys: list[int | None]) -> None:
+    for name in files:
+        write(tmp_path, name)
+    write(tmp_path, "Train_GCC-training.tsv", "".join(f"text {i}\thttp://a/{i}\n" for i in range(3)))
+    dataset = open_dataset(tmp_path)
+    assert [caption.image_id for caption in dataset.captions()] == keys
+    assert len(dataset.problems) == (files == ["1.jpg"])
+
+
+def test_sbu(tmp_path: Path) -> None:
+    content = {"image_urls": ["http://a", "http://b", "http://c"], "captions": ["one", "", 3], "user_ids": []}
+    write(tmp_path, "sbu-captions-all.json", content)
+    write(tmp_path, "images/0.jpg")
+    dataset = open_dataset(tmp_path)
+    assert dataset.layouts == ("sbu", "images")
+    assert dataset.captions() == [Caption("sbu-captions-all.json:0", 0, "one", "all")]
+    one_problem(dataset.problems, "row 1 has an empty caption")
+    one_problem(dataset.problems, "row 2 has a caption that is no text")
+    write(tmp_path, "short/any.json", {"image_urls": ["http://a"], "captions": ["one", "two"]})
+    short = open_dataset(tmp_path / "short")
+    assert [caption.text for caption in short.captions()] == ["one", "two"]
+    one_problem(short.problems, "row 1 has no url: 2 captions and 1 urls")
+    write(tmp_path, "none/sbu-captions-all.json", {"image_urls": []})
+    with pytest.raises(DataError, match="expected a list under 'captions'"):
+        open_dataset(tmp_path / "none").captions()
+
+
+def test_flickr_token_file(tmp_path: Path) -> None:
+    lines = ["1000092795.jpg#0\ttwo men", "1000092795.jpg#1\ttwo guys", "1000092795.jpg#1\tagain", "x.jpg#0"]
+    write(tmp_path, "results_20130124.token", "\n".join([*lines, "7_a.jpg#0\t ", "7_a.jpg#1\ta girl"]))
+    path = write(tmp_path, "flickr30k_images/1000092795.jpg")
+    dataset = open_dataset(tmp_path)
+    assert dataset.layouts == ("flickr", "images")
+    assert [(c.text_id, c.image_id, c.text) for c in dataset.captions()] == [
+        ("results_20130124.token:1", 1000092795, "two men"),
+        ("results_20130124.token:2", 1000092795, "two guys"),
+        ("results_20130124.token:6", "7_a", "a girl"),
+    ]
+    assert dataset.image(1000092795).path == path
+    for part in ("line 3 numbers a caption as one before", "line 4 is no image name", "line 5 has an empty"):
+        one_problem(dataset.problems, part)
+    write(
+        tmp_path,
+        "bad/results.token",
+        "a.jpg\tno number\nb.jpg#0 no tab\nc.jpg#0\tword\n".replace("c.jpg#0", "c#0.jpg#1"),
+    )
+    assert len(open_dataset(tmp_path / "bad").captions()) == 1
+
+
+def test_flickr_tables_and_repeats(tmp_path: Path) -> None:
+    table = ["1_a.jpg,A child , running .", '1_a.jpg,"A ""red"" dog, sitting"', '2_b.jpg,"unclosed', "none"]
+    write(tmp_path, "captions.txt", "\n".join(["image,caption", *table]))
+    write(tmp_path, "Images/1_a.jpg")
+    dataset = open_dataset(tmp_path)
+    assert [(c.image_id, c.text) for c in dataset.captions()] == [
+        ("1_a", "A child , running ."),
+        ("1_a", 'A "red" dog, sitting'),
+        ("2_b", '"unclosed'),
+    ]
+    one_problem(dataset.problems, "captions.txt: line 5 is no image name and caption")
+    write(tmp_path, "Flickr8k.token.txt", "1_a.jpg#0\tA child\n3_c.jpg#0\tA boat\n")
+    write(tmp_path, "Flickr8k.lemma.token.txt", "1_a.jpg#0\tA child\n9_c.jpg#0\ta boat\n")
+    write(tmp_path, "Flickr_8k.trainImages.txt", "1_a.jpg\n")
+    dataset = open_dataset(tmp_path)
+    assert [c.text for c in dataset.captions()] == ["A child", "A boat", '"unclosed']
+    one_problem(dataset.problems, "captions.txt: line 2 and 1 more", "another file gives")
+    write(
+        tmp_path,
+        "pipes/results.csv",
+        "image_name| comment_number| comment\n5.jpg| 0| a dog\n5.jpg| 0| a cat\n",
+    )
+    pipes = open_dataset(tmp_path / "pipes")
+    assert [(c.image_id, c.text) for c in pipes.captions()] == [(5, "a dog")]
+    write(tmp_path, "bad/captions.txt", "image,caption\nnothing\n")
+    with pytest.raises(
+        DataError, match=r"captions\.txt: no line is an image name and a caption, from line 2"
+    ):
+        open_dataset(tmp_path / "bad").captions()
+
+
+def test_gold_graphs(tmp_path: Path) -> None:
+    def relation(number: int, subject: int, predicate: Any, object_: int) -> dict[str, Any]:
+        return {
+            "relationship_id": number,
+            "subject_id": subject,
+            "predicate": predicate,
+            "object_id": object_,
+        }
+
+    def thing(number: int, name: str, *attributes: str, w: int = 4) -> dict[str, Any]:
+        box = {"x": 1, "y": 2, "w": w, "h": 3}
+        return {"object_id": number, "names": [name], "attributes": [*attributes], **box}
+
+    entry = {
+        "image_id": 7,
+        "objects": [thing(11, "man", "tall"), thing(12, "shade", w=0), thing(13, "shoe"), thing(11, "twin")],
+        "relationships": [
+            *(relation(1, 11, " wears ", 13), relation(2, 11, "ON", 12), relation(1, 13, "ON", 11)),
+            *(relation(3, 11, None, 13), {"subject_id": 11}, "no object"),
+        ],
+    }
+    write(tmp_path, "scene_graphs.json", [entry, {"image_id": 8, "objects": 5}, entry, {"objects": []}])
+    dataset = open_dataset(tmp_path)
+    man, shoe = ("man", (1, 2, 4, 3), ("tall",)), ("shoe", (1, 2, 4, 3), ())
+    expected = {7: GoldGraph((man, shoe), ((0, "wears", 1),)), 8: GoldGraph((), ())}  # type: ignore[arg-type]
+    assert dataset.gold_graphs() == dataset.gold_graphs("all") == expected
+    assert dataset.gold_graphs("train") == {}
+    assert [box.label for box in dataset.boxes()[7]] == ["man", "shoe"]
+    for part in (
+        *(
+            "image 7: object 12 has a box without area",
+            "image 7: object 11 and 1 more: has an id used before",
+        ),
+        *("image 7: relationship 2 relates an object",),
+        *("image 7: relationship 3 has no predicate", "image 7 has a second scene graph"),
+        *("relationship at position 4 and 1 more", "image at position 3 has no image_id"),
+    ):
+        one_problem(dataset.problems, part)
+    write(tmp_path, "other/image.png")
+    assert open_dataset(tmp_path / "other").gold_graphs() == {}
+
+
+def test_gold_graphs_of_visual_genome(shared_data: Path) -> None:
+    dataset = open_dataset(shared_data / "visual_genome_samples")
+    graphs = dataset.gold_graphs()
+    assert set(graphs) <= {record.image_id for record in dataset.images()} and len(graphs) > 50
+    graph = graphs[1]
+    named = {
+        (graph.objects[r.subject].name, r.predicate, graph.objects[r.object].name) for r in graph.relations
+    }
+    assert ("man", "wears", "sneakers") in named or ("shade", "ON", "street") in named, named
+    assert sum(len(each.relations) for each in graphs.values()) > 1000
+
+
 # --- faults in files -------------------------------------------------------------------------------------
 
 
@@ -434,7 +768,7 @@ def test_malformed_json_says_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"captions_val\.json: malformed JSON at line 2, column 27") as raised:
         open_dataset(tmp_path).captions()
     assert raised.value.hint
-    write(tmp_path, "lines/a.jsonl", '{"text": "one"}\n{"text": "tw')
+    write(tmp_path, "lines/a.jsonl", '\n{"text": "one"\n{"text": "tw')
     with pytest.raises(DataError, match=r"a\.jsonl: malformed JSON at line 2, column"):
         open_dataset(tmp_path / "lines").captions()
     for content in ("[]", "{}", '{"annotations": 3}', "[" * 100_000, '{"annotations": ' + "1" * 5000):
@@ -449,6 +783,108 @@ def test_invalid_utf8_is_replaced(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path)
     assert dataset.captions()[0].text == "caf\ufffd"
     one_problem(dataset.problems, "is not UTF-8")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_files_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    def encoded(name: str, text: str) -> None:
+        write(tmp_path, name, text.encode(encoding))
+
+    images = [{"id": 0, "file_name": "0.jpg"}] * 1  # recognised by content, which is longer than is looked at
+    texts = json.dumps(
+        captions_file("un café", *["padding"] * 500, images=None) | {"x": images}, ensure_ascii=False
+    )
+    encoded("texts.json", texts)
+    encoded("pairs.jsonl", '{"text": "ein Mädchen"}\r\n{"text": "two"}')
+    encoded("conceptual.tsv", "naïve\thttp://a\n")
+    encoded("results.token", "9_z.jpg#0\tœuvre\n")
+    dataset = open_dataset(tmp_path)
+    found = [caption.text for caption in dataset.captions()]
+    assert found[0] == "un café" and found[-4:] == ["œuvre", "ein Mädchen", "two", "naïve"]
+    assert len(found) == 505 and dataset.problems == []
+
+
+def test_a_broken_line_costs_that_line(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", b'{"text": "tw\n{"text": "one"}\n[]\n{"text": "\xff two"}\n{"text": "thr')
+    dataset = open_dataset(tmp_path)
+    assert [(c.text_id, c.text) for c in dataset.captions()] == [
+        ("a.jsonl:2", "one"),
+        ("a.jsonl:4", "\ufffd two"),
+    ]
+    one_problem(dataset.problems, "a.jsonl: line 1 and 1 more: is malformed JSON (skipped)")
+    one_problem(dataset.problems, "a.jsonl: line 3 is no JSON object")
+    one_problem(dataset.problems, "a.jsonl: line 4 has characters lost to a wrong encoding")
+
+
+def odd_texts(root: Path, text: str) -> None:
+    """The same text in every format, with everything in it that the format can hold."""
+    image = {"id": 0, "file_name": "0.jpg"}
+    write(root, "captions_val.json", captions_file(text, images=[image]))
+    write(root, "a.jsonl", json.dumps({"text": text}))
+    write(root, "dataset_flickr8k.json", {"images": [karpathy_image(3, "val", text)]})
+    write(root, "sbu-captions-all.json", {"captions": [text], "image_urls": ["http://a"]})
+    plain = " ".join(text.replace("\t", " ").split("\n")).encode(errors="replace").decode()
+    write(root, "conceptual.tsv", f"{plain}\thttp://a\nlast\thttp://b\n")
+    write(root, "results.token", f"5_a.jpg#0\t{plain}\n5_a.jpg#1\tlast\n")
+    write(
+        root,
+        "region_descriptions.json",
+        [{"id": 0, "regions": [{"region_id": 77, "phrase": text}]}],
+    )
+
+
+@given(text=st.text(max_size=40))
+@settings(max_examples=40, deadline=None)
+def test_any_text_in_any_format(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    root = tmp_path_factory.mktemp("odd")
+    odd_texts(root, text)
+    dataset = open_dataset(root)
+    captions = dataset.captions()
+    for caption in captions:
+        assert caption.text.strip() == caption.text != ""
+        assert not any(ord(c) < 9 or 13 < ord(c) < 32 or ord(c) == 127 for c in caption.text)
+        caption.text.encode()
+    assert len({caption.text_id for caption in captions}) == len(captions)
+    assert open_dataset(root).captions() == captions
+
+
+def test_odd_texts_are_kept_or_told(tmp_path: Path) -> None:
+    for text in (
+        "\U0001f415\u200d\U0001f9ba on a mat",
+        "\u05db\u05dc\u05d1 \u05d7\u05d5\u05dd",
+        "line\nbreak",
+    ):
+        odd_texts(tmp_path, text)
+        dataset = open_dataset(tmp_path)
+        assert [c.text.replace("\n", " ") for c in dataset.captions()].count(text.replace("\n", " ")) == 7
+        assert dataset.problems == []
+    odd_texts(tmp_path, "a\x00b\x1b[1m dog")
+    dataset = open_dataset(tmp_path)
+    assert [c.text for c in dataset.captions()].count("a b [1m dog") == 7
+    records = ("annotation 0", "line 1", "sentence 30", "row 0", "image 0: region 77")
+    told = [line for line in dataset.problems if "has control characters (replaced by blanks)" in line]
+    assert len(told) == 7 and {record for record in records if any(record in line for line in told)} == {
+        *records
+    }
+    odd_texts(tmp_path, "dog " * 10_000)
+    dataset = open_dataset(tmp_path)
+    assert [len(c.text.split()) for c in dataset.captions()].count(10_000) == 7
+    assert len([line for line in dataset.problems if "has more than 1000 words (kept)" in line]) == 7
+
+
+def test_lines_are_not_held(tmp_path: Path) -> None:
+    """A file of lines costs its records, not its bytes: here nine tenths are urls and unused keys."""
+    import tracemalloc
+
+    url = "http://host/" + "x" * 900
+    write(tmp_path, "conceptual.tsv", "".join(f"caption {i}\t{url}{i}\n" for i in range(3000)))
+    write(tmp_path, "a.jsonl", "".join(f'{{"text": "line {i}", "url": "{url}"}}\n' for i in range(3000)))
+    dataset = open_dataset(tmp_path)
+    tracemalloc.start()
+    assert len(dataset.captions()) == 6000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6000 * 500, peak  # the two files are 6 MB
 
 
 def test_broken_npz_is_skipped_and_named(tmp_path: Path) -> None:

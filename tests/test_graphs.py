@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +19,30 @@ from numpy.typing import NDArray
 
 import tbkin_core.graphs.build as build_module
 from tbkin_core.datasets import open_dataset
-from tbkin_core.errors import DataError
+from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
 from tbkin_core.features.regions import RegionFeatures, pairwise_iou
 from tbkin_core.features.store import FeatureStore, write_feature_store
-from tbkin_core.graphs.build import Build, borrowed_labels, build_dataset, export_jsonl
+from tbkin_core.graphs.build import (
+    Build,
+    PairWeights,
+    borrowed_labels,
+    build_dataset,
+    choose_workers,
+    export_jsonl,
+)
 from tbkin_core.graphs.priors import Priors
-from tbkin_core.graphs.store import GraphImage, GraphRecord, GraphStore, GraphStoreWriter
+from tbkin_core.graphs.similarity import LexicalSimilarity, make_similarity
+from tbkin_core.graphs.store import GraphImage, GraphShard, GraphStore, RaggedEdges, pack_shard, shard_counts
 from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 from tbkin_core.graphs.unified import (
     PREDICATES,
     CrossEdges,
-    LexicalSimilarity,
     UnifiedGraph,
     cross_edges,
     region_edges,
     spatial_predicates,
 )
+from tbkin_core.shards import SharedStoreWriter, ragged_offsets, shard_name, write_shard
 
 BOXES = hnp.arrays(
     np.float32, st.tuples(st.integers(0, 8), st.just(4)), elements=st.integers(0, 40).map(float)
@@ -116,7 +126,7 @@ def test_mirrored_pairs_have_opposite_predicates() -> None:
         ("traffic light", "light", 0.8),
         ("bus", "bus stop", 0.0),
         ("dog", "table", 0.0),
-        ("glass", "glasses", 1.0),
+        ("glass", "glasses", 0.6),
         ("", "dog", 0.0),
         ("dog", "", 0.0),
     ],
@@ -145,6 +155,51 @@ def test_cross_edges_keep_what_is_similar_enough() -> None:
     assert triples(0.0) == triples(0.5), "what is not similar at all is never joined"
     assert not len(cross_edges([], labels, similarity, 0.5).object)
     assert not len(cross_edges(names, [], similarity, 0.5).object)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_edges_of_many_captions_equal_those_of_each(data: st.DataObject) -> None:
+    words = st.sampled_from(["dog", "dogs", "man", "person", "traffic light", "light", "sky", "food", ""])
+    images = [
+        GraphImage(number, np.zeros((len(labels), 4), np.float32), tuple(labels))
+        for number, labels in enumerate(data.draw(st.lists(st.lists(words, max_size=5), max_size=3)))
+    ]
+    similarity, minimum = make_similarity(), data.draw(st.sampled_from([0.0, 0.5, 0.9]))
+    weights = PairWeights(make_similarity(), minimum)
+    for _ in range(2):  # the second time from memory
+        graphs = [
+            simple_graph(*names) for names in data.draw(st.lists(st.lists(words, max_size=4), max_size=4))
+        ]
+        places = [data.draw(st.integers(-1, len(images) - 1)) for _ in graphs]
+        found = build_module.cross_edges(graphs, places, images, weights)
+        assert len(found.offsets) == len(graphs) + 1
+        for row, (graph, place) in enumerate(zip(graphs, places, strict=True)):
+            labels = images[place].labels if place >= 0 else ()
+            expected = cross_edges([item.name for item in graph.objects], labels, similarity, minimum)
+            begin, end = found.offsets[row : row + 2]
+            for name in ("object", "region", "weight"):
+                np.testing.assert_array_equal(getattr(found, name)[begin:end], getattr(expected, name))
+
+
+def test_each_pair_of_words_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    similarity = make_similarity()
+    compare = similarity.matrix
+
+    def counted(names: Any, labels: Any) -> NDArray[np.float32]:
+        asked.extend((name, label) for name in names for label in labels)
+        return compare(names, labels)
+
+    monkeypatch.setattr(similarity, "matrix", counted)
+    weights = PairWeights(similarity, 0.5)
+    image = GraphImage(1, np.zeros((3, 4), np.float32), ("dog", "dog", "sofa"))
+    for _ in range(3):
+        edges = build_module.cross_edges([simple_graph("dog", "couch", "dog")] * 2, [0, 0], [image], weights)
+        assert (
+            list(zip(edges.object, edges.region, strict=True)) == [(0, 0), (0, 1), (1, 2), (2, 0), (2, 1)] * 2
+        )
+    assert len(asked) == len(set(asked)) == 4
 
 
 def test_labels_are_borrowed_from_the_best_overlapping_annotation() -> None:
@@ -231,6 +286,37 @@ def text_graphs(draw: st.DrawFn) -> TextGraph:
     )
 
 
+@dataclass(frozen=True)
+class GraphRecord:
+    """One caption of a shard."""
+
+    text_id: int | str
+    text: str
+    split: str
+    image: int
+    graph: TextGraph
+    cross: CrossEdges
+
+
+def shard_of(records: list[GraphRecord], images: list[GraphImage]) -> GraphShard:
+    def joined(name: str, dtype: Any) -> NDArray:
+        return np.concatenate([np.zeros(0, dtype), *(getattr(record.cross, name) for record in records)])
+
+    offsets = ragged_offsets([len(record.cross.object) for record in records])
+    cross = RaggedEdges(
+        offsets, joined("object", np.int32), joined("region", np.int32), joined("weight", np.float32)
+    )
+    return GraphShard(
+        [record.text_id for record in records],
+        [record.text for record in records],
+        [record.split for record in records],
+        [record.image for record in records],
+        [record.graph for record in records],
+        cross,
+        images,
+    )
+
+
 @st.composite
 def shards(draw: st.DrawFn, number: int = 0) -> tuple[list[GraphRecord], list[GraphImage]]:
     images = [
@@ -267,15 +353,23 @@ def test_a_graph_store_gives_back_what_was_written(
 ) -> None:
     path = tmp_path_factory.mktemp("graphs")
     parts = [data.draw(shards(number)) for number in range(data.draw(st.integers(1, 3)))]
-    writer = GraphStoreWriter(path, {"parser": "test"})
-    for records, images in parts:
-        writer.add(records, images)
-    writer.finish(Priors(), summary={"captions": 1})
+    writer = SharedStoreWriter(path, "graphs", {"parser": "test"}, len(parts))
+    for number, (records, images) in enumerate(parts):
+        write_shard(path / shard_name(number), *pack_shard(shard_of(records, images)))
+    writer.finish(summary={"captions": 1})
     store = GraphStore(path)
     expected = [(record, images) for records, images in parts for record in records]
     assert len(store) == len(expected)
     assert store.summary["summary"] == {"captions": 1}
-    assert GraphStoreWriter(path, {"parser": "test"}).done == {record.text_id for record, _ in expected}
+    priors, counted = Priors(), Priors()
+    for (arrays, metadata), (records, _) in zip(store.shards, parts, strict=True):
+        keep = np.array([record.split == "train" for record in records], bool)
+        counted.merge(shard_counts(arrays, metadata["names"], keep))
+        for record in records:
+            if record.split == "train":
+                priors.add(record.graph)
+    for name in ("objects", "attributes", "relations"):
+        assert getattr(counted, name) == getattr(priors, name), name
     for found, (record, images) in zip(store, expected, strict=True):
         assert (found.text_id, found.text, found.graph) == (record.text_id, record.text, record.graph)
         for name in ("object", "region", "weight"):
@@ -291,10 +385,11 @@ def test_a_graph_store_gives_back_what_was_written(
 
 
 def test_rows_outside_the_store_are_refused(tmp_path: Path) -> None:
-    writer = GraphStoreWriter(tmp_path, {})
+    writer = SharedStoreWriter(tmp_path, "graphs", {}, 0)
+    writer.begin([], alone=True)
     with pytest.raises(DataError, match="interrupted"):
         GraphStore(tmp_path)
-    writer.finish(Priors())
+    writer.finish()
     for row in (-1, 0, 5):
         with pytest.raises(IndexError):
             GraphStore(tmp_path)[row]
@@ -359,11 +454,13 @@ class WordParser:
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
+        self.seen = 0
 
     def parse(self, texts: Iterable[str]) -> Iterator[TextGraph]:
-        for number, text in enumerate(texts):
-            if self.stop_after is not None and number >= self.stop_after:
+        for text in texts:
+            if self.stop_after is not None and self.seen >= self.stop_after:
                 raise KeyboardInterrupt
+            self.seen += 1
             tokens = text.split()
             places = [place for place, token in enumerate(tokens) if token in self.nouns]
             objects = tuple(TextObject(place, (place, place + 1), tokens[place]) for place in places)
@@ -378,6 +475,17 @@ class WordParser:
                 if tokens[place + 1] == "on"
             )
             yield TextGraph(tuple(tokens), objects, attributes, relations)
+
+
+class DyingParser(WordParser):
+    """Ends its process, as one that runs out of memory is ended."""
+
+    def parse(self, texts: Iterable[str]) -> Iterator[TextGraph]:
+        os._exit(9)
+
+
+def missing_parser() -> WordParser:
+    raise MissingDependencyError("the parser is not installed")
 
 
 TEXTS = ["a brown dog on sofa", "a cat", "", "man on horse", "the red sofa", "nothing here", "dog and cat"]
@@ -439,8 +547,7 @@ def jsonl_directory(root: Path) -> Path:
 def build(
     root: Path, out: Path, parser: Any = None, features: FeatureStore | None = None, **options: Any
 ) -> Build:
-    chosen: Any = parser or WordParser()
-    return build_dataset(open_dataset(root), out, features, chosen, **options)
+    return build_dataset(open_dataset(root), out, features, lambda: parser or WordParser(), **options)
 
 
 def contents(store: GraphStore) -> list[dict[str, Any]]:
@@ -501,11 +608,155 @@ def test_an_interrupted_build_goes_on_to_the_same_store(
     assert resumed.made == whole.made - resumed.present
     assert contents(resumed.store) == contents(whole.store)
     assert resumed.summary == whole.summary
-    files = sorted(path.name for path in (tmp_path / "whole").iterdir())
-    for name in files:
-        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    same_files(tmp_path / "whole", tmp_path / "resumed")
     again = build(root, tmp_path / "resumed")
     assert (again.made, again.present) == (0, whole.made)
+
+
+def same_files(one: Path, other: Path) -> None:
+    files = sorted(path.name for path in one.iterdir())
+    assert files == sorted(path.name for path in other.iterdir())
+    for name in files:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int | None, world: int, names: tuple[str, str]) -> None:
+    for name, value in zip(names, (rank, world), strict=True):
+        if rank is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "SHARD_CAPTIONS", 2)
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_ranks_build_the_store_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str], order: tuple[int, ...]
+) -> None:
+    root = coco_directory(tmp_path / "coco")
+    whole = build(root, tmp_path / "whole")
+    made = 0
+    for rank in order:
+        with pytest.raises(DataError):
+            GraphStore(tmp_path / "shared")
+        as_rank(monkeypatch, rank, 3, names)
+        part = build(root, tmp_path / "shared")
+        made += part.made
+        assert (part.summary is None) == (rank != order[-1]) == (part.missing > 0)
+    assert made == whole.made
+    assert part.summary == whole.summary
+    same_files(tmp_path / "whole", tmp_path / "shared")
+    with pytest.raises(ConfigError, match="overwrite"):
+        build(root, tmp_path / "shared", overwrite=True)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_what_a_rank_left_out_another_run_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank is killed within a shard; then one process, then another number of ranks, goes on."""
+    root, names = coco_directory(tmp_path / "coco"), ("RANK", "WORLD_SIZE")
+    whole = build(root, tmp_path / "whole")
+    for place in ("alone", "others"):
+        as_rank(monkeypatch, 1, 2, names)
+        with pytest.raises(KeyboardInterrupt):
+            build(root, tmp_path / place, WordParser(stop_after=3))
+        as_rank(monkeypatch, 0, 2, names)
+        part = build(root, tmp_path / place)
+        assert part.missing == 1
+        (tmp_path / place / ".shard-00003-killed.safetensors").write_bytes(b"half")
+        as_rank(monkeypatch, None, 0, names)
+        if place == "alone":
+            rest = build(root, tmp_path / place)
+            assert (rest.made, rest.present) == (2, whole.made - 2)
+        else:
+            for rank in (0, 1, 2, 3, 4, 5, 6):  # more ranks than shards
+                as_rank(monkeypatch, rank, 7, names)
+                build(root, tmp_path / place)
+            as_rank(monkeypatch, None, 0, names)
+        same_files(tmp_path / "whole", tmp_path / place)
+
+
+@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "0")])
+def test_a_rank_outside_the_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(ConfigError, match="RANK"):
+        build(coco_directory(tmp_path / "coco"), tmp_path / "graphs")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_of_another_corpus_are_built_again(tmp_path: Path) -> None:
+    """A caption is corrected, then the corpus shrinks: what is untouched stays, the result is as if new."""
+    root = jsonl_directory(tmp_path / "data")
+    build(root, tmp_path / "graphs")
+    file = root / "captions.jsonl"
+    lines = file.read_text().splitlines()
+    for changed, present in ([*lines[:2], lines[2].replace('"x"', '"a cat"'), *lines[3:]], 5), (lines[:2], 2):
+        file.write_text("\n".join(changed) + "\n")
+        result = build(root, tmp_path / "graphs")
+        assert result.present == present
+        build(root, tmp_path / f"new{present}")
+        same_files(tmp_path / f"new{present}", tmp_path / "graphs")
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_text_that_occurs_again_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class CountingParser(WordParser):
+        parsed: list[str] = []  # noqa: RUF012
+
+        def parse(self, texts: Iterable[str]) -> Iterator[TextGraph]:
+            texts = list(texts)
+            self.parsed.extend(texts)
+            return super().parse(texts)
+
+    (tmp_path / "data").mkdir()
+    texts = ["a dog", "a cat", "man on horse", "a dog", "a dog", "a cat", "red sofa", "a dog"]
+    lines = [json.dumps({"image": f"{number}.jpg", "text": text}) for number, text in enumerate(texts)]
+    (tmp_path / "data" / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    build(tmp_path / "data", tmp_path / "once", CountingParser())
+    assert CountingParser.parsed == ["a dog", "a cat", "man on horse", "red sofa"]
+    monkeypatch.setattr(build_module, "REMEMBERED_GRAPHS", 1)  # memory has its bounds
+    CountingParser.parsed.clear()
+    build(tmp_path / "data", tmp_path / "again", CountingParser())
+    assert len(CountingParser.parsed) > 4
+    same_files(tmp_path / "once", tmp_path / "again")
+
+
+def test_workers_build_the_store_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = coco_directory(tmp_path / "coco")
+    monkeypatch.setattr(build_module, "SHARD_CAPTIONS", 2)
+    options: dict[str, Any] = {"make_parser": WordParser}
+    build_dataset(open_dataset(root), tmp_path / "one", None, **options)
+    result = build_dataset(open_dataset(root), tmp_path / "two", None, workers=2, **options)
+    assert result.made == len(result.store) > 4
+    same_files(tmp_path / "one", tmp_path / "two")
+
+
+def test_what_workers_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_module, "SHARD_CAPTIONS", 2)
+    root = jsonl_directory(tmp_path / "data")
+    with pytest.raises(MissingDependencyError, match="not installed"):
+        build_dataset(open_dataset(root), tmp_path / "out", None, missing_parser, workers=2)
+    with pytest.raises(DataError, match="worker process"):
+        build_dataset(open_dataset(root), tmp_path / "out", None, DyingParser, workers=2)
+    build(root, tmp_path / "out")
+    build(root, tmp_path / "new")
+    same_files(tmp_path / "new", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("workers", "captions", "expected"),
+    [(None, 100, 0), (0, 10**6, 0), (1, 10**6, 0), (3, 10**6, 3), (8, 5000, 3), (8, 10, 0)],
+)
+def test_number_of_workers(workers: int | None, captions: int, expected: int) -> None:
+    assert choose_workers(workers, captions) == expected
 
 
 def test_other_options_are_refused_until_overwritten(tmp_path: Path) -> None:

@@ -239,20 +239,20 @@ def test_graphs_go_on(trained_workspace: Path, monkeypatch: pytest.MonkeyPatch) 
     original = succeeds("build-graphs", "coco", "--export", "before.jsonl", cwd=trained_workspace)
     assert "wrote" in original.out
     monkeypatch.setattr(build, "SHARD_CAPTIONS", 16)
-    real = build.cross_edges
+    real = build.write_shard
     done = 0
 
     def interrupted(*arguments: object) -> object:
         nonlocal done
         done += 1
-        if done == 40:
+        if done == 3:
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(build, "cross_edges", interrupted)
+    monkeypatch.setattr(build, "write_shard", interrupted)
     outcome = tbkin("build-graphs", "coco", "--overwrite", cwd=trained_workspace)
     assert outcome.code == 130 and "interrupted" in outcome.err
-    monkeypatch.setattr(build, "cross_edges", real)
+    monkeypatch.setattr(build, "write_shard", real)
     refused = tbkin("pretrain", "coco", "--epochs", "1", "--out", "early", cwd=trained_workspace)
     assert refused.code == 1 and "build-graphs" in refused.err
     again = succeeds("build-graphs", "coco", "--json", "--export", "after.jsonl", cwd=trained_workspace)
@@ -291,3 +291,27 @@ def test_a_sweep_goes_on(trained_workspace: Path) -> None:
     before = files_below(trained_workspace / "one")
     succeeds(*line, "0,0.3,0.6", "--out", "one", cwd=trained_workspace)
     assert files_below(trained_workspace / "one")["sweep.csv"] == before["sweep.csv"]
+
+
+def test_a_run_cut_by_minutes_goes_on_with_more(trained_workspace: Path) -> None:
+    line = ["finetune", "--task", "rec", "--data", "coco", "--init", "none", "--epochs", "2", "--out", "cut"]
+    values = json.loads(succeeds(*line, "--max-minutes", "0.0001", "--json", cwd=trained_workspace).out)
+    assert values["reason"] == "minutes" and any("--max-minutes" in note for note in values["problems"])
+    more = json.loads(succeeds(*line, "--json", cwd=trained_workspace).out)
+    assert more["reason"] == "epochs" and more["epochs"] == 2
+    whole = [*line[:-1], "whole"]
+    succeeds(*whole, cwd=trained_workspace)
+    weights = [(trained_workspace / name / "model.safetensors").read_bytes() for name in ("cut", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_what_is_overwritten_is_kept_until_the_new_run_has_finished(trained_workspace: Path) -> None:
+    line = ["finetune", "--task", "rec", "--data", "coco", "--init", "none", "--epochs", "1", "--out", "kept"]
+    succeeds(*line, cwd=trained_workspace)
+    before = (trained_workspace / "kept/model.safetensors").read_bytes()
+    bad = tbkin(*line, "--threshold-layers", "9", "--overwrite", cwd=trained_workspace)
+    assert bad.code == 2 and "threshold_layers" in bad.err
+    assert (trained_workspace / "kept/model.safetensors").read_bytes() == before
+    succeeds(*line, "--seed", "1", "--overwrite", cwd=trained_workspace)
+    assert (trained_workspace / "kept/model.safetensors").read_bytes() != before
+    assert leftovers(trained_workspace) == []

@@ -7,7 +7,7 @@ dataset.captions("val")[0]   # Caption(text_id=441, image_id=331352, text="A sma
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -17,18 +17,31 @@ from tbkin_core.datasets.formats import (
     BoxRow,
     CocoContent,
     ListedImage,
+    NamedText,
     NpzRow,
     QuestionRow,
     RefRow,
+    SceneGraphRow,
+    SplitImage,
 )
 from tbkin_core.datasets.images import ImageIndex
 from tbkin_core.datasets.layout import AnnotationFile, normalise_split, scan, split_of_path
 from tbkin_core.datasets.reading import Problems, Source, as_box
-from tbkin_core.datasets.records import BoxAnnotation, Caption, Expression, ImageId, ImageRecord, Question
+from tbkin_core.datasets.records import (
+    BoxAnnotation,
+    Caption,
+    Expression,
+    GoldGraph,
+    GoldObject,
+    GoldRelation,
+    ImageId,
+    ImageRecord,
+    Question,
+)
 from tbkin_core.errors import DataError
 
-# text_id, image key, text, name of the caption should its text_id be taken, split of the file
-_TextRow = tuple[int | str | None, ImageId | None, str, str, str | None]
+# text_id, image key, text, file and number in it (its name should its text_id be taken), split
+_TextRow = tuple[int | str | None, ImageId | None, str, str, int, str | None]
 _EXPRESSION_SETS = ("refcoco", "refcoco+", "refcocog")
 
 
@@ -57,8 +70,9 @@ class Dataset:
 
     Attributes:
         root: The directory.
-        layouts: What was found, of "coco-captions", "coco-instances", "vqa", "refcoco", "jsonl",
-            "visual-genome", "bottom-up-npz", "images" (image files on disk), in this order.
+        layouts: What was found, of "coco-captions", "coco-instances", "karpathy", "flickr",
+            "conceptual-captions", "sbu", "vqa", "refcoco", "jsonl", "visual-genome", "bottom-up-npz",
+            "images" (image files on disk), in this order.
 
     Raises:
         DataError: From any method: a file that is needed is malformed as a whole (file, line, column).
@@ -129,7 +143,7 @@ class Dataset:
         """Image key to the npz file with its bottom-up-attention features."""
         files: dict[ImageId, Path] = {}
         for file, row in self._npz_rows:
-            key = self._key_of_npz(row)
+            key = self._key_of_npz(file, row)
             if key in files:
                 self._problems.add(
                     str(PurePosixPath(file.name).parent),
@@ -143,10 +157,15 @@ class Dataset:
     # --- texts ---------------------------------------------------------------------------------------
 
     def captions(self, split: str | None = None) -> list[Caption]:
-        """Captions of COCO, JSON lines, bottom-up npz files and Visual Genome regions, in this order.
+        """Captions of Karpathy's files, COCO, Flickr, JSON lines, Conceptual Captions, SBU, bottom-up npz
+        files and Visual Genome regions, in this order.
 
         `text_id` is the publisher's; where a file gives none, or two files give the same to different
-        captions, it is "FILE:NUMBER". Lines of JSON lines are numbered so, from 1.
+        captions, it is "FILE:NUMBER", where lines count from 1, rows of Conceptual Captions and SBU from 0.
+
+        Of Karpathy's, COCO's and the Flickr files, Karpathy's alone gives the captions and the split of the
+        images that it lists, and of several Flickr files the first. A caption of Conceptual Captions or SBU
+        has an image where a file is named by the number of its row.
         """
         if split is None:
             return list(self._captions)
@@ -208,6 +227,8 @@ class Dataset:
         wanted = None if split is None else normalise_split(split)
         boxes: dict[ImageId, list[BoxAnnotation]] = {}
         for box_split, box in self._boxes:
+            if box.image_id in self._karpathy_splits:
+                box_split = self._karpathy_splits[box.image_id]
             if wanted is None or wanted == (box_split or self._records[box.image_id].split):
                 boxes.setdefault(box.image_id, []).append(box)
         return boxes
@@ -244,15 +265,48 @@ class Dataset:
 
     @cached_property
     def _genome_boxes(self) -> list[tuple[AnnotationFile, ImageId, BoxRow]]:
-        kinds = (("vg-scene-graphs", "objects"), ("vg-objects", "objects"), ("vg-attributes", "attributes"))
+        if self._layout.files["vg-scene-graphs"]:
+            return [(file, key, row) for file, key, graph in self._scene_graphs for row in graph.boxes]
+        kinds = (("vg-objects", "objects"), ("vg-attributes", "attributes"))
         kind, list_key = next(((kind, key) for kind, key in kinds if self._layout.files[kind]), kinds[0])
         boxes: list[tuple[AnnotationFile, ImageId, BoxRow]] = []
         for file in self._layout.files[kind]:
             for row in formats.read_genome_objects(self._source(file), list_key, self._genome_images):
-                key = self._resolve(row.image_id, file, f"object {row.box_id}", bool(self._genome_images))
+                key = self._resolve_genome(row.image_id, file, f"object {row.box_id}")
                 if key is not None:
                     boxes.append((file, key, row))
         return boxes
+
+    # --- gold graphs ---------------------------------------------------------------------------------
+
+    def gold_graphs(self, split: str | None = None) -> dict[ImageId, GoldGraph]:
+        """Annotated scene graph of each image, from Visual Genome's `scene_graphs.json` where there is one.
+
+        Objects without a usable box, and the relations with them, are left out and counted as problems.
+        """
+        wanted = None if split is None else normalise_split(split)
+        graphs: dict[ImageId, GoldGraph] = {}
+        for file, key, row in self._scene_graphs:
+            if key in graphs or (wanted is not None and wanted != (file.split or self._records[key].split)):
+                continue
+            place = {box.box_id: position for position, box in enumerate(row.boxes)}
+            graphs[key] = GoldGraph(
+                tuple(GoldObject(box.label, box.xywh, box.attributes) for box in row.boxes),
+                tuple(
+                    GoldRelation(place[subject], predicate, place[object_])
+                    for subject, predicate, object_ in row.relations
+                ),
+            )
+        return graphs
+
+    @cached_property
+    def _scene_graphs(self) -> list[tuple[AnnotationFile, ImageId, SceneGraphRow]]:
+        return [
+            (file, key, row)
+            for file in self._layout.files["vg-scene-graphs"]
+            for row in formats.read_scene_graphs(self._source(file), self._genome_images)
+            if (key := self._resolve_genome(row.image_id, file, f"scene graph of {row.image_id}")) is not None
+        ]
 
     # --- reading, once a file ------------------------------------------------------------------------
 
@@ -284,8 +338,16 @@ class Dataset:
         return self._refs_of_file[file.name]
 
     @cached_property
-    def _json_lines(self) -> list[tuple[AnnotationFile, list[tuple[int, str | None, str]]]]:
+    def _json_lines(self) -> list[tuple[AnnotationFile, list[NamedText]]]:
         return [(file, formats.read_image_texts(self._source(file))) for file in self._layout.files["jsonl"]]
+
+    @cached_property
+    def _flickr_lines(self) -> list[tuple[AnnotationFile, list[NamedText]]]:
+        return [(file, formats.read_flickr(self._source(file))) for file in self._layout.files["flickr"]]
+
+    @cached_property
+    def _karpathy(self) -> list[tuple[AnnotationFile, list[SplitImage]]]:
+        return [(file, formats.read_karpathy(self._source(file))) for file in self._layout.files["karpathy"]]
 
     @cached_property
     def _npz_rows(self) -> list[tuple[AnnotationFile, NpzRow]]:
@@ -311,22 +373,31 @@ class Dataset:
             for file in files[kind]:
                 listed.extend(self._read_coco(file).images.values())
         listed.extend(reversed(self._genome_images.values()))
-        named = [
-            (name, _directory(file.name))
-            for file, rows in self._json_lines
-            for _, name, _ in rows
-            if name is not None
-        ]
-        named.extend((row.image_name, "") for _, row in self._npz_rows)
+        named: list[tuple[str, str, str | None]] = []
+        for file, images in self._karpathy:
+            for image in images:
+                if image.image_id is None:
+                    named.append((image.file_name, _directory(file.name), image.split))
+                else:
+                    listed.append(
+                        ListedImage(image.image_id, image.file_name, image.split, None, None, file.name)
+                    )
+        for file, rows in [*self._flickr_lines, *self._json_lines]:
+            names = dict.fromkeys(name for _, name, _ in rows if name is not None)
+            named.extend((name, _directory(file.name), file.split) for name in names)
+        named.extend((row.image_name, "", file.split) for file, row in self._npz_rows)
         return ImageIndex(self._layout.images, listed, dict.fromkeys(named), self._problems)
 
     def _resolve(
         self, image_id: ImageId, file: AnnotationFile, subject: str, must_be_listed: bool
     ) -> ImageId | None:
         """Key of the image that an annotation names; None, and a problem, if it cannot be told which."""
-        key, candidates = self._index.by_id(image_id, file.split)
-        if key is not None:
+        key = self._index.key_in(file.name, image_id)
+        if key != image_id:
             return key
+        key_or_none, candidates = self._index.by_id(image_id, file.split, _directory(file.name))
+        if key_or_none is not None:
+            return key_or_none
         if candidates:
             files = " or ".join(candidates[:2])
             self._problems.add(file.name, subject, f"names image {image_id}, which may be {files} (skipped)")
@@ -336,11 +407,35 @@ class Dataset:
             return None
         return image_id
 
-    def _key_of_npz(self, row: NpzRow) -> ImageId:
-        key = self._index.by_name(row.image_name, "")
+    def _resolve_genome(self, image_id: ImageId, file: AnnotationFile, subject: str) -> ImageId | None:
+        """Like `_resolve`, of the ids that image_data.json lists."""
+        listed = self._genome_images.get(image_id)
+        key = image_id if listed is None else self._index.key_in(listed.listed_in, image_id)
+        return key if key != image_id else self._resolve(image_id, file, subject, bool(self._genome_images))
+
+    def _key_of_npz(self, file: AnnotationFile, row: NpzRow) -> ImageId:
+        key = self._index.by_name(row.image_name, "", file.split)
         if key is None and row.image_name.isdigit():
-            key, _ = self._index.by_id(row.image_name, None)
-        return row.image_name if key is None else key
+            key, _ = self._index.by_id(row.image_name, file.split)
+        if key is None:
+            key = row.image_name if not file.split else file.name.removesuffix(".npz")
+        return key
+
+    @cached_property
+    def _karpathy_splits(self) -> dict[ImageId, str]:
+        """Image key to the split that Karpathy's files give it."""
+        splits: dict[ImageId, str] = {}
+        for file, images in self._karpathy:
+            for image in images:
+                key = self._key_of_split_image(file, image)
+                if key is not None:
+                    splits.setdefault(key, image.split)
+        return splits
+
+    def _key_of_split_image(self, file: AnnotationFile, image: SplitImage) -> ImageId | None:
+        if image.image_id is not None:
+            return self._index.key_in(file.name, image.image_id)
+        return self._index.by_name(image.file_name, _directory(file.name), image.split)
 
     @cached_property
     def _image_splits(self) -> dict[ImageId, list[str]]:
@@ -351,8 +446,9 @@ class Dataset:
         mentioned: dict[ImageId, list[str]] = defaultdict(list)
         for file in self._layout.files["refs"]:
             for ref in self._read_refs(file):
-                if ref.split != "all" and ref.image_id in self._index.listed:
-                    mentioned[ref.image_id].append(ref.split)
+                key = self._key_of_ref(file, ref)
+                if ref.split != "all" and key in self._index.listed:
+                    mentioned[key].append(ref.split)
         for name in self.question_splits():
             for question in self._keyed_questions(name):
                 mentioned[question[0]].extend(() if name == "all" else (name,))
@@ -361,14 +457,20 @@ class Dataset:
         if not self._genome_images:  # else they list no others, and are long to read
             texts.extend(self._region_rows)
             boxes.extend(self._genome_boxes)
-        for row in texts:
-            if row[1] is not None:
-                mentioned[row[1]].extend(() if row[4] is None else (row[4],))
+            for scene_file, key, _ in self._scene_graphs:
+                mentioned[key].extend(() if scene_file.split is None else (scene_file.split,))
+        for _, key_or_none, _, _, _, file_split in texts:
+            if key_or_none is not None:
+                known = mentioned[key_or_none]
+                if file_split is not None and file_split not in known:
+                    known.append(file_split)
         for box_file, key, _ in boxes:
             mentioned[key].extend(() if box_file.split is None else (box_file.split,))
         for key, names in mentioned.items():
             if not splits[key]:
                 splits[key].extend(dict.fromkeys(names))
+        for key, split in self._karpathy_splits.items():
+            splits[key] = [split]
         return splits
 
     @property
@@ -379,7 +481,7 @@ class Dataset:
     @cached_property
     def _records(self) -> dict[ImageId, ImageRecord]:
         index, splits = self._index, self._image_splits
-        sizes = {self._key_of_npz(row): (row.width, row.height) for _, row in self._npz_rows}
+        sizes = {self._key_of_npz(file, row): (row.width, row.height) for file, row in self._npz_rows}
         records: dict[ImageId, ImageRecord] = {}
         for key in dict.fromkeys([*index.keys(), *splits]):
             listed, path = index.listed.get(key), index.path_of.get(key)
@@ -398,53 +500,128 @@ class Dataset:
     def _text_rows(self) -> list[_TextRow]:
         """Captions but for Visual Genome's, which are many, and whose images are listed elsewhere."""
         rows: list[_TextRow] = []
+        told: set[ImageId] = set()  # images whose captions another file of the same photographs has given
+        for file, images in self._karpathy:
+            of_file: set[ImageId] = set()
+            for position, image in enumerate(images):
+                key = self._key_of_split_image(file, image)
+                if key in told:
+                    self._repeated(file, f"image {position}", len(image.captions))
+                    continue
+                if key is None:
+                    self._problems.add(
+                        file.name, image.file_name, "is an image that is not clear (captions kept)"
+                    )
+                elif image.captions:
+                    of_file.add(key)
+                for number, caption in enumerate(image.captions):
+                    rows.append(
+                        (caption.text_id, key, caption.text, f"{file.name}:{position}", number, image.split)
+                    )
+            told |= of_file
         for file in self._layout.files["coco-captions"]:
             content = self._read_coco(file)
-            for position, row in enumerate(content.captions):
-                key = row.image_id
-                if key not in content.images and key is not None:
-                    key = self._resolve(key, file, f"annotation {row.text_id}", bool(content.images))
+            for position, caption in enumerate(content.captions):
+                key = caption.image_id
+                if key is not None:
+                    subject = f"annotation {caption.text_id}"
+                    key = self._resolve(key, file, subject, bool(content.images))
                     if key is None:
                         continue
-                rows.append((row.text_id, key, row.text, f"{file.name}:{position}", file.split))
+                    if key in told:
+                        self._repeated(file, subject)
+                        continue
+                rows.append((caption.text_id, key, caption.text, file.name, position, file.split))
+        for file, lines in self._flickr_lines:
+            of_file = set()
+            for row in self._rows_of_names(file, lines):
+                if row[1] is not None and row[1] in told:
+                    self._repeated(file, f"line {row[4]}")
+                    continue
+                if row[1] is not None:
+                    of_file.add(row[1])
+                rows.append(row)
+            told |= of_file
         for file, lines in self._json_lines:
-            for number, name, text in lines:
-                key = None
-                if name is not None:
-                    key = self._index.by_name(name, _directory(file.name))
-                    if key is None:
-                        self._problems.add(
-                            file.name, f"line {number}", "names an image that is not clear (text kept)"
-                        )
-                rows.append((None, key, text, f"{file.name}:{number}", file.split))
+            rows.extend(self._rows_of_names(file, lines))
+        for file in self._layout.files["conceptual"]:
+            rows.extend(self._numbered(file, formats.read_conceptual(self._source(file))))
+        for file in self._layout.files["sbu"]:
+            rows.extend(self._numbered(file, iter(formats.read_sbu(self._source(file)))))
         for file, npz in self._npz_rows:
             for position, text in enumerate(npz.texts):
-                rows.append((None, self._key_of_npz(npz), text, f"{file.name}:{position}", None))
+                rows.append((None, self._key_of_npz(file, npz), text, file.name, position, None))
         return rows
+
+    def _repeated(self, file: AnnotationFile, subject: str, count: int = 1) -> None:
+        what = "is about an image whose captions another file gives (skipped)"
+        self._problems.add(file.name, subject, what, count)
+
+    def _rows_of_names(self, file: AnnotationFile, lines: list[NamedText]) -> Iterator[_TextRow]:
+        directory = _directory(file.name)
+        for number, name, text in lines:
+            key = None
+            if name is not None:
+                key = self._index.by_name(name, directory, file.split)
+                if key is None:
+                    self._problems.add(
+                        file.name, f"line {number}", "names an image that is not clear (text kept)"
+                    )
+            yield None, key, text, file.name, number, file.split
+
+    def _numbered(self, file: AnnotationFile, texts: Iterator[tuple[int, str]]) -> Iterator[_TextRow]:
+        """Rows whose images, if there are any, are files named by the row's number, from 0 or from 1."""
+        index = self._index
+        highest = index.highest_row()
+        first: int | None = None
+        if highest >= 0 and index.by_row(0, file.split) is not None:
+            first = 0
+        waiting: list[tuple[int, str]] = []
+        if highest >= 0 and first is None:
+            # Only the end of the file can tell: three rows that count from 0 have no image 3.
+            waiting = list(texts)
+            rows = waiting[-1][0] + 1 if waiting else 0
+            first = 1 if index.by_row(rows, file.split) is not None else None
+            if first is None and any(index.by_row(row, file.split) is not None for row, _ in waiting):
+                self._problems.add(
+                    file.name, "", "has images by row number, but neither 0 nor the last: counted from 0"
+                )
+                first = 0
+            texts = iter(waiting)
+        for row, text in texts:
+            key = None if first is None else index.by_row(row + first, file.split)
+            yield None, key, text, file.name, row, file.split
 
     @cached_property
     def _region_rows(self) -> list[_TextRow]:
         rows: list[_TextRow] = []
         for file in self._layout.files["vg-regions"]:
             for position, row in enumerate(formats.read_regions(self._source(file))):
-                key: ImageId | None = row.image_id
+                key = row.image_id
                 if key is not None:
-                    key = self._resolve(key, file, f"region {row.text_id}", bool(self._genome_images))
+                    key = self._resolve_genome(key, file, f"region {row.text_id}")
                 if key is not None:
-                    rows.append((row.text_id, key, row.text, f"{file.name}:{position}", file.split))
+                    rows.append((row.text_id, key, row.text, file.name, position, file.split))
         return rows
 
     @cached_property
     def _captions(self) -> list[Caption]:
+        records = self._records  # what it needs of the rows below is read by now
         captions: list[Caption] = []
         owner: dict[int | str, tuple[ImageId | None, str]] = {}
-        for text_id, key, text, fallback_id, file_split in [*self._text_rows, *self._region_rows]:
-            if text_id is not None and owner.setdefault(text_id, (key, text)) != (key, text):
-                text_id = None  # another file's caption has it
-            split = file_split
-            if split is None:
-                split = self._records[key].split if key is not None else "all"
-            captions.append(Caption(fallback_id if text_id is None else text_id, key, text, split))
+        for name in ("_text_rows", "_region_rows"):
+            rows: list[_TextRow] = getattr(self, name)
+            rows.reverse()
+            while rows:  # row by row into captions, so that millions are not there twice
+                text_id, key, text, file, number, split = rows.pop()
+                if text_id is not None and owner.setdefault(text_id, (key, text)) != (key, text):
+                    text_id = None  # another file's caption has it
+                if split is None:
+                    split = records[key].split if key is not None else "all"
+                captions.append(Caption(f"{file}:{number}" if text_id is None else text_id, key, text, split))
+        # Nothing asks for these again.
+        for lines in (self._json_lines, self._flickr_lines):
+            lines.clear()
         return captions
 
     def _keyed_questions(self, split: str) -> list[tuple[ImageId, QuestionRow]]:
@@ -527,12 +704,21 @@ class Dataset:
             self._expressions[name] = [row for file in files for row in self._expressions_of_file(file)]
         return self._expressions[name]
 
-    def _expressions_of_file(self, file: AnnotationFile) -> Iterable[Expression]:
+    def _sources_of_refs(self, file: AnnotationFile) -> list[AnnotationFile]:
         beside = [
             each for each in self._layout.files["refcoco-instances"] if each.path.parent == file.path.parent
         ]
         # Without its own file, the family's boxes are those of the COCO 2014 annotations under the same ids.
-        sources = beside or self._layout.files["coco-instances"]
+        return beside or self._layout.files["coco-instances"]
+
+    def _key_of_ref(self, file: AnnotationFile, ref: RefRow) -> ImageId:
+        for source in self._sources_of_refs(file):
+            if ref.image_id in self._read_coco(source).images:
+                return self._index.key_in(source.name, ref.image_id)
+        return ref.image_id
+
+    def _expressions_of_file(self, file: AnnotationFile) -> Iterable[Expression]:
+        sources = self._sources_of_refs(file)
         if not sources:
             raise DataError(
                 f"{file.path.parent}: no instances.json beside {file.path.name}",
@@ -543,6 +729,7 @@ class Dataset:
         for each in sources:
             images = {**self._read_coco(each).images, **images}
             boxes = {**self._read_coco(each).boxes, **boxes}
+        index = self._index
         expressions: list[Expression] = []
         for ref in self._read_refs(file):
             subject = f"ref {ref.ref_id}"
@@ -555,13 +742,12 @@ class Dataset:
                 continue
             xywh, width, height = box.xywh, image.width, image.height
             if width is None or height is None:
-                record = self._records[image.image_id]
+                record = self._records[index.key_in(image.listed_in, image.image_id)]
                 width, height = record.width or 0, record.height or 0
                 xywh = as_box(xywh, record.width, record.height)[0] or xywh
+            key = index.key_in(image.listed_in, ref.image_id)
             for sent_id, text in ref.sentences:
-                expressions.append(
-                    Expression(sent_id, ref.ref_id, ref.image_id, text, ref.split, xywh, width, height)
-                )
+                expressions.append(Expression(sent_id, ref.ref_id, key, text, ref.split, xywh, width, height))
         return expressions
 
 

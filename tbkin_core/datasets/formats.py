@@ -6,6 +6,7 @@ a whole is a DataError.
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 import zipfile
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import numpy as np
@@ -53,6 +54,29 @@ class BoxRow:
     label: str
     xywh: Xywh
     attributes: tuple[str, ...] = ()
+
+
+# Number of a line or row in its file, name of its image (None for a text alone), text
+NamedText = tuple[int, str | None, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitImage:
+    """An image of Karpathy's files; `image_id` is COCO's, None in the Flickr files, which give names only."""
+
+    image_id: ImageId | None
+    file_name: str
+    split: str
+    captions: tuple[CaptionRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SceneGraphRow:
+    """Annotated scene graph of an image; `relations` are (subject's box_id, predicate, object's box_id)."""
+
+    image_id: ImageId
+    boxes: list[BoxRow]
+    relations: list[tuple[int | str, str, int | str]]
 
 
 @dataclass(slots=True)
@@ -113,7 +137,7 @@ def read_coco_captions(source: Source) -> CocoContent:
     ):
         text_id = as_id(item.get("id"))
         subject = f"annotation {position if text_id is None else text_id}"
-        text = as_text(item.get("caption"))
+        text = source.sentence(subject, item.get("caption"))
         image_id = as_id(item.get("image_id"))
         if "caption" not in item:
             source.problem(subject, "has no caption (skipped)")
@@ -208,7 +232,7 @@ def read_questions(source: Source) -> tuple[str | None, list[QuestionRow]]:
     for position, item in source.objects(source.listed(content, key), "question"):
         question_id, image_id = as_id(item.get("question_id")), as_id(item.get("image_id"))
         subject = f"question {position if question_id is None else question_id}"
-        text = as_text(item.get("question"))
+        text = source.sentence(subject, item.get("question"))
         if question_id is None:
             source.problem(f"question at position {position}", "has no question_id (skipped)")
         elif image_id is None:
@@ -299,7 +323,8 @@ def read_refs(source: Source) -> list[RefRow]:
         sentences = []
         for _, sentence in source.objects(item.get("sentences"), f"sentence of {subject}"):
             sent_id = as_id(sentence.get("sent_id"))
-            text = as_text(sentence.get("sent")) or as_text(sentence.get("raw"))
+            sentence_subject = subject if sent_id is None else f"sentence {sent_id}"
+            text = source.sentence(sentence_subject, as_text(sentence.get("sent")) or sentence.get("raw"))
             if not isinstance(sent_id, int) or not text:
                 source.problem(subject, "has a sentence without sent_id or text (skipped)")
             elif sent_id in seen_sentences:
@@ -320,16 +345,16 @@ def read_refs(source: Source) -> list[RefRow]:
 # --- JSON lines ------------------------------------------------------------------------------------------
 
 
-def read_image_texts(source: Source) -> list[tuple[int, str | None, str]]:
-    """Line number, image name (or None) and text of each line of `{"image": ..., "text": ...}`."""
-    rows: list[tuple[int, str | None, str]] = []
+def read_image_texts(source: Source) -> list[NamedText]:
+    """Texts of the lines `{"image": ..., "text": ...}`, with the line's number."""
+    rows: list[NamedText] = []
     for number, item in source.json_lines():
         subject = f"line {number}"
         if not isinstance(item, dict):
             source.problem(subject, "is no JSON object (skipped)")
             continue
         value = item.get("text", item.get("caption"))
-        text = as_text(value)
+        text = source.sentence(subject, value)
         if text is None:
             source.problem(
                 subject, "has no text (skipped)" if value is None else "has a text that is none (skipped)"
@@ -341,7 +366,192 @@ def read_image_texts(source: Source) -> list[tuple[int, str | None, str]]:
             name = as_text(image) or None
             if image is not None and name is None:
                 source.problem(subject, "has an image that is no file name (text kept)")
-            rows.append((number, name, text))
+            rows.append((number, name if name is None else sys.intern(name), text))
+    return rows
+
+
+# --- Karpathy's splits -----------------------------------------------------------------------------------
+
+
+def read_karpathy(source: Source) -> list[SplitImage]:
+    """Images and sentences of `dataset_coco.json`, `dataset_flickr8k.json` or `dataset_flickr30k.json`.
+
+    Karpathy and Fei-Fei 2015. "restval", the part of COCO's val2014 that everyone trains on, is "train".
+    """
+
+    def without_tokens(item: dict[str, Any]) -> dict[str, Any]:
+        item.pop("tokens", None)  # half of the file, and a tokenisation that no one uses today
+        return item
+
+    rows: list[SplitImage] = []
+    content = source.json(without_tokens)
+    seen: set[ImageId] = set()
+    seen_names: set[str] = set()
+    seen_sentences: set[ImageId] = set()
+    for position, item in source.objects(source.listed(content, "images"), "image"):
+        image_id, name = as_id(item.get("cocoid")), as_text(item.get("filename"))
+        number = as_id(item.get("imgid")) if image_id is None else image_id
+        subject = f"image {position if number is None else number}"
+        if not name:
+            source.problem(subject, "has no filename (skipped)")
+            continue
+        directory = as_text(item.get("filepath"))
+        name = f"{directory}/{name}" if directory else name
+        if name in seen_names or (number is not None and number in seen):
+            source.problem(subject, "is listed twice (first kept)")
+            continue
+        seen_names.add(name)
+        if number is not None:
+            seen.add(number)
+        split = as_text(item.get("split"))
+        if not split:
+            source.problem(subject, "has no split (counted as train)")
+        captions: list[CaptionRow] = []
+        for place, sentence in source.objects(item.get("sentences"), f"{subject}: sentence"):
+            text_id = as_id(sentence.get("sentid"))
+            sentence_subject = f"{subject}: sentence {place}" if text_id is None else f"sentence {text_id}"
+            text = source.sentence(sentence_subject, sentence.get("raw"))
+            if not text:
+                source.problem(sentence_subject, "has no text (skipped)")
+            elif text_id is not None and text_id in seen_sentences:
+                source.problem(sentence_subject, "has a sentid used before (skipped)")
+            else:
+                if text_id is not None:
+                    seen_sentences.add(text_id)
+                captions.append(CaptionRow(text_id, image_id, text))
+        if not captions:
+            source.problem(subject, "has no sentences (kept without captions)")
+        split = normalise_split(split) if split else "train"
+        rows.append(SplitImage(image_id, name, "train" if split == "restval" else split, tuple(captions)))
+    return rows
+
+
+# --- Flickr8k, Flickr30k ---------------------------------------------------------------------------------
+
+_TABLE_HEADER = re.compile(r'\s*"?image(?:_name)?"?\s*([,|]).*(?:caption|comment)"?\s*$', re.IGNORECASE)
+
+
+def read_flickr(source: Source) -> list[NamedText]:
+    """Captions of a token file or of Kaggle's table, with the line's number and the image's name.
+
+    Token files (Hodosh et al. 2013; Young et al. 2014) have lines `1000092795.jpg#0<TAB>caption`; the tables
+    `image,caption` or `image_name| comment_number| comment`, after a header that says so.
+
+    Raises:
+        DataError: Unreadable, or no line has the form.
+    """
+    rows: list[NamedText] = []
+    seen: set[str] = set()
+    separator: str | None = None
+    fault = 0
+    for number, line in source.lines():
+        header = _TABLE_HEADER.match(line) if not rows and not fault and separator is None else None
+        if header:
+            separator = header.group(1)
+            continue
+        name, mark, text = _table_row(line, separator) if separator else _token_row(line)
+        if not name or text is None:
+            fault = fault or number
+            source.problem(f"line {number}", "is no image name and caption (skipped)")
+            continue
+        if mark and f"{name}#{mark}" in seen:
+            source.problem(f"line {number}", "numbers a caption as one before (skipped)")
+            continue
+        caption = source.sentence(f"line {number}", text)
+        if not caption:
+            source.problem(f"line {number}", "has an empty caption (skipped)")
+            continue
+        if mark:
+            seen.add(f"{name}#{mark}")
+        rows.append((number, sys.intern(name), caption))
+    if fault and not rows:
+        raise DataError(
+            f"{source.file.path}: no line is an image name and a caption, from line {fault} on",
+            hint="expected lines such as `1000092795.jpg#0<TAB>A caption` or a header `image,caption`",
+        )
+    return rows
+
+
+def _token_row(line: str) -> tuple[str, str, str | None]:
+    name, tab, text = line.partition("\t")
+    name, _, mark = name.rpartition("#")
+    return name.strip(), mark.strip(), text if tab else None
+
+
+def _table_row(line: str, separator: str) -> tuple[str, str, str | None]:
+    # One line at a time, not as the csv module reads: a quotation mark without its second would swallow the
+    # rest of the file.
+    name, comma, text = line.partition(separator)
+    mark = ""
+    if separator == "|":
+        mark, comma, text = text.partition(separator)
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = text[1:-1].replace('""', '"')
+    return name.strip().strip('"'), mark.strip(), text if comma else None
+
+
+# --- Conceptual Captions, SBU ----------------------------------------------------------------------------
+
+_URL = re.compile(r"\s*(?:https?|ftp)://\S+\s*$", re.IGNORECASE)
+
+
+def read_conceptual(source: Source) -> Iterator[tuple[int, str]]:
+    """Row number (from 0, blank lines and a header aside) and caption of each line `caption<TAB>url`.
+
+    One at a time, for there are millions. Conceptual Captions 3M (Sharma et al. 2018), also with further
+    columns (image labels), and 12M (Changpinyo et al. 2021), which puts the url first.
+
+    Raises:
+        DataError: Unreadable, or no line has the form.
+    """
+    fault, good, row = 0, False, -1
+    for number, line in source.lines():
+        columns = line.split("\t")
+        if row < 0 and {column.strip().lower() for column in columns} >= {"caption", "url"}:
+            continue
+        row += 1
+        subject = f"line {number}"
+        if len(columns) < 2 or not (_URL.match(columns[0]) or _URL.match(columns[1])):
+            fault = fault or number
+            source.problem(subject, "is no caption, tab and url (skipped)")
+            continue
+        good = True
+        text = source.sentence(subject, columns[0] if _URL.match(columns[1]) else columns[1])
+        if text:
+            yield row, text
+        else:
+            source.problem(subject, "has an empty caption (skipped)")
+    if fault and not good:
+        raise DataError(
+            f"{source.file.path}: no line is a caption, a tab and a url, from line {fault} on",
+            hint="expected Conceptual Captions as published, such as Train_GCC-training.tsv",
+        )
+
+
+def read_sbu(source: Source) -> list[tuple[int, str]]:
+    """Row number (from 0) and caption of an SBU captions file (Ordonez et al. 2011)."""
+    content = source.json()
+    captions, urls = source.listed(content, "captions"), source.listed(content, "image_urls", required=False)
+    if not isinstance(content.get("image_urls"), list):
+        source.problem("", "has no image_urls (captions kept)")
+    elif len(urls) != len(captions):
+        first = min(len(urls), len(captions))
+        source.problem(
+            f"row {first}",
+            f"has no {'url' if len(urls) < len(captions) else 'caption'}: {len(captions)} captions and "
+            f"{len(urls)} urls (captions kept)",
+        )
+    content.clear()  # a million urls
+    rows: list[tuple[int, str]] = []
+    for row, value in enumerate(captions):
+        text = source.sentence(f"row {row}", value)
+        if text:
+            rows.append((row, text))
+        elif text is None:
+            source.problem(f"row {row}", "has a caption that is no text (skipped)")
+        else:
+            source.problem(f"row {row}", "has an empty caption (skipped)")
     return rows
 
 
@@ -373,7 +583,7 @@ def read_regions(source: Source) -> list[CaptionRow]:
         for position, item in source.objects(entry.get("regions"), f"image {image_id}: region"):
             region_id = as_id(item.get("region_id", item.get("id")))
             subject = f"image {image_id}: region {position if region_id is None else region_id}"
-            text = as_text(item.get("phrase"))
+            text = source.sentence(subject, item.get("phrase"))
             if not text:
                 source.problem(subject, "has no phrase (skipped)")
             elif region_id is not None and region_id in seen:
@@ -386,46 +596,109 @@ def read_regions(source: Source) -> list[CaptionRow]:
 
 
 def read_genome_objects(source: Source, list_key: str, sizes: dict[ImageId, ListedImage]) -> list[BoxRow]:
-    """Objects of `scene_graphs.json`, `objects.json` or `attributes.json`.
+    """Objects of `objects.json` or `attributes.json`.
 
     Args:
         list_key: "objects", or "attributes" in attributes.json.
         sizes: Images of image_data.json, to clip the boxes with.
     """
-    rows: list[BoxRow] = []
+    return [
+        row
+        for image_id, entry in _genome_entries(source)
+        for row in _genome_boxes(source, image_id, entry, list_key, sizes)
+    ]
+
+
+def read_scene_graphs(source: Source, sizes: dict[ImageId, ListedImage]) -> list[SceneGraphRow]:
+    """Objects and relations of each image of `scene_graphs.json`, each image once.
+
+    A relation with an object that is unknown or was left out is left out, and counted.
+    """
+    rows: dict[ImageId, SceneGraphRow] = {}
     for image_id, entry in _genome_entries(source):
-        image = sizes.get(image_id)
-        width = as_pixels(entry.get("width")) or (image.width if image else None)
-        height = as_pixels(entry.get("height")) or (image.height if image else None)
+        if image_id in rows:
+            source.problem(f"image {image_id}", "has a second scene graph (skipped)")
+            continue
+        boxes = _genome_boxes(source, image_id, entry, "objects", sizes)
+        known = {box.box_id for box in boxes}
+        relations: list[tuple[int | str, str, int | str]] = []
+        listed = entry.get("relationships")
+        if listed is not None and not isinstance(listed, list):
+            source.problem(f"image {image_id}", "has relationships that are no list (left out)")
+            listed = None
         seen: set[ImageId] = set()
-        for position, item in source.objects(entry.get(list_key), f"image {image_id}: object"):
-            object_id = as_id(item.get("object_id", item.get("id")))
-            subject = f"image {image_id}: object {position if object_id is None else object_id}"
-            if object_id is not None and object_id in seen:
+        for position, item in enumerate(listed or ()):
+            if not isinstance(item, _Relationship):
+                subject = f"image {image_id}: relationship at position {position}"
+                source.problem(subject, "lacks subject_id, predicate or object_id (skipped)")
+                continue
+            relation_id = item.relation_id
+            subject = f"image {image_id}: relationship {position if relation_id is None else relation_id}"
+            if relation_id is not None and relation_id in seen:
                 source.problem(subject, "has an id used before (skipped)")
-                continue
-            object_id = f"at {position}" if object_id is None else object_id
-            seen.add(object_id)
-            xywh, what = as_box([item.get(key) for key in "xywh"], width, height)
-            if what:
-                source.problem(subject, what)
-            if xywh is None:
-                continue
-            names = item.get("names", item.get("object_names", [item.get("name")]))
-            label = next((name for name in _texts(names)), "")
-            if not label:
-                source.problem(subject, "has no name (kept without a label)")
-            rows.append(BoxRow(object_id, image_id, label, xywh, tuple(_texts(item.get("attributes")))))
+            elif not item.predicate:
+                source.problem(subject, "has no predicate (skipped)")
+            elif item.subject_id not in known or item.object_id not in known:
+                source.problem(subject, "relates an object that is not among the image's (skipped)")
+            else:
+                if relation_id is not None:
+                    seen.add(relation_id)
+                relations.append((item.subject_id, item.predicate, item.object_id))
+        rows[image_id] = SceneGraphRow(image_id, boxes, relations)
+    return list(rows.values())
+
+
+class _Relationship(NamedTuple):
+    relation_id: ImageId | None
+    subject_id: ImageId
+    predicate: str
+    object_id: ImageId
+
+
+def _genome_boxes(
+    source: Source,
+    image_id: ImageId,
+    entry: dict[str, Any],
+    list_key: str,
+    sizes: dict[ImageId, ListedImage],
+) -> list[BoxRow]:
+    rows: list[BoxRow] = []
+    image = sizes.get(image_id)
+    width = as_pixels(entry.get("width")) or (image.width if image else None)
+    height = as_pixels(entry.get("height")) or (image.height if image else None)
+    seen: set[ImageId] = set()
+    for position, item in source.objects(entry.get(list_key), f"image {image_id}: object"):
+        object_id = as_id(item.get("object_id", item.get("id")))
+        subject = f"image {image_id}: object {position if object_id is None else object_id}"
+        if object_id is not None and object_id in seen:
+            source.problem(subject, "has an id used before (skipped)")
+            continue
+        object_id = f"at {position}" if object_id is None else object_id
+        seen.add(object_id)
+        xywh, what = as_box([item.get(key) for key in "xywh"], width, height)
+        if what:
+            source.problem(subject, what)
+        if xywh is None:
+            continue
+        names = item.get("names", item.get("object_names", [item.get("name")]))
+        label = next((name for name in _texts(names)), "")
+        if not label:
+            source.problem(subject, "has no name (kept without a label)")
+        rows.append(BoxRow(object_id, image_id, label, xywh, tuple(_texts(item.get("attributes")))))
     return rows
 
 
 def _genome_entries(source: Source) -> Iterator[tuple[ImageId, dict[str, Any]]]:
-    def without_synsets(item: dict[str, Any]) -> dict[str, Any]:
+    def compact(item: dict[str, Any]) -> Any:
         item.pop("synsets", None)
-        item.pop("relationships", None)
+        if "subject_id" in item and "object_id" in item:  # millions, so made small while parsing
+            subject_id, object_id = as_id(item["subject_id"]), as_id(item["object_id"])
+            if subject_id is not None and object_id is not None:
+                predicate = sys.intern(as_text(item.get("predicate")) or "")
+                return _Relationship(as_id(item.get("relationship_id")), subject_id, predicate, object_id)
         return item
 
-    content = source.json(without_synsets)
+    content = source.json(compact)
     if not isinstance(content, list):
         raise DataError(
             f"{source.file.path}: expected a list of images, got {type_name(content)}",

@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from tbkin_core.datasets.formats import ListedImage
@@ -15,6 +16,7 @@ from tbkin_core.datasets.records import ImageId
 
 # Keys are stored as 64-bit integers beside the features; a longer run of digits is a name, not a number.
 _LONGEST_NUMBER = 18
+_COCO_NAME = re.compile(r"(?:^|[^0-9])[0-9]{12}\.[A-Za-z]+$")
 
 
 def trailing_number(stem: str) -> int | None:
@@ -39,17 +41,30 @@ def split_family(split: str) -> str:
     }.get(plain, plain)
 
 
+@dataclass(slots=True)
+class _Listing:
+    """One image, put together from the annotation files that list it under the same id."""
+
+    image: ListedImage
+    path: str | None
+    splits: list[str] = field(default_factory=list)
+    listed_in: list[str] = field(default_factory=list)
+
+
 class ImageIndex:
     """Finds the key of an image by id or by name.
 
-    An image that annotations list with an id has this id as its key. Any other file has the number at the end
-    of its stem (see `trailing_number`) if no other image of the dataset has the same, else its relative path
-    without extension; a file without such a number has its stem, if unique, else the relative path.
+    An image that annotations list with an id has this id as its key, unless annotation files use the id for
+    different images (train and test numbered apart, each from 0): then each has its relative path without
+    extension. Any other file has the number at the end of its stem (see `trailing_number`) if no other image
+    of the dataset has the same, else its relative path without extension; a file without such a number has
+    its stem, if unique, else the relative path.
 
     Args:
         files: Image files, relative to the dataset directory.
         listed: Images that annotation files list.
-        named: Names of images in files that give no ids, each with the directory the name is relative to.
+        named: Names of images in files that give no ids, each with the directory that the name is relative
+            to and the split it is about.
         problems: Takes note of ids that two files use for different images.
     """
 
@@ -57,7 +72,7 @@ class ImageIndex:
         self,
         files: Iterable[str],
         listed: Iterable[ListedImage],
-        named: Iterable[tuple[str, str]],
+        named: Iterable[tuple[str, str, str | None]],
         problems: Problems,
     ) -> None:
         self.files = list(files)
@@ -70,11 +85,16 @@ class ImageIndex:
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         self._by_number: dict[int, list[str]] = defaultdict(list)
         self._listed_by_name: dict[str, ImageId] = {}
+        self._same_name: dict[str, list[ImageId]] = {}  # names that several listed images share
+        self._same_id: dict[ImageId, list[ImageId]] = {}  # ids that several listed images share
+        self._key_in: dict[tuple[str, ImageId], ImageId] = {}  # their keys, by annotation file and id
         for file in self.files:
             self._add_path(file)
         self._claim_listed(listed, problems)
         missing = dict.fromkeys(
-            path for name, directory in named if (path := self._missing_path(name, directory)) is not None
+            path
+            for name, directory, split in named
+            if (path := self._missing_path(name, directory, split)) is not None
         )
         for path in missing:
             self._add_path(path)
@@ -85,37 +105,96 @@ class ImageIndex:
         """Keys of all images, those that annotations list first."""
         return list(dict.fromkeys([*self.listed, *self._key_of_path.values()]))
 
-    def by_id(self, image_id: ImageId, split: str | None) -> tuple[ImageId | None, list[str]]:
+    def key_in(self, file: str, image_id: ImageId) -> ImageId:
+        """Key of the image that an annotation file lists under an id."""
+        return self._key_in.get((file, image_id), image_id)
+
+    def by_id(
+        self, image_id: ImageId, split: str | None, directory: str = ""
+    ) -> tuple[ImageId | None, list[str]]:
         """Key of the image that an annotation without image list means.
 
         Args:
             image_id: As the annotation says; a str may be a file name.
-            split: Of the annotation; it decides between files of the same number in different directories.
+            split: Of the annotation; it decides between images of the same number or name.
+            directory: That a file name may be relative to.
 
         Returns:
             The key; or None and the files it may be, none or several.
         """
+        if image_id in self._same_id:
+            keys = self._same_id[image_id]
+            of_split = self._keys_of_split(keys, split)
+            return (of_split[0], []) if len(of_split) == 1 else (None, [str(key) for key in keys])
         if image_id in self.listed:
             return image_id, []
         if isinstance(image_id, str):
             if image_id in self._keys:
                 return image_id, []
-            key = self.by_name(image_id, "")
-            if key is not None or not re.fullmatch(rf"[0-9]{{1,{_LONGEST_NUMBER}}}", image_id):
+            key = self.by_name(image_id, directory, split)
+            if key is not None:
                 return key, []
-            return self.by_id(int(image_id), split)
+            if re.fullmatch(rf"[0-9]{{1,{_LONGEST_NUMBER}}}", image_id):
+                return self.by_id(int(image_id), split)
+            return None, self._of_name(_plain(image_id))
         paths = self._by_number.get(image_id, [])
         if len(paths) > 1 and split is not None:
             paths = _of_split(paths, split) or paths
-        keys = dict.fromkeys(self._key_of_path[path] for path in paths)
-        return (next(iter(keys)), []) if len(keys) == 1 else (None, paths)
+        found = dict.fromkeys(self._key_of_path[path] for path in paths)
+        return (next(iter(found)), []) if len(found) == 1 else (None, paths)
 
-    def by_name(self, name: str, directory: str) -> ImageId | None:
-        """Key of the image that a file name means, which may be relative to `directory`; None if unknown."""
-        path = self._find(name, directory)
+    def by_name(self, name: str, directory: str, split: str | None = None) -> ImageId | None:
+        """Key of the image that a file name means, which may be relative to `directory`; None if unknown.
+
+        Where several images have the name, it is the one whose directory speaks of the split.
+        """
+        path = self._find(name, directory, split)
         if path is not None:
             return self._key_of_path[path]
-        return self._listed_by_name.get(PurePosixPath(name).name)
+        basename = PurePosixPath(name).name
+        if basename in self._same_name:
+            keys = self._keys_of_split(self._same_name[basename], split)
+            return keys[0] if len(keys) == 1 else None
+        return self._listed_by_name.get(basename)
+
+    def by_row(self, row: int, split: str | None) -> ImageId | None:
+        """Key of the image file whose whole stem is a row's number ("000000012.jpg"); None if there is none.
+
+        Files that annotations list are not numbered by the rows of another file.
+        """
+        paths = [
+            path
+            for path in self._by_number.get(row, [])
+            if PurePosixPath(path).stem.isdecimal() and self._key_of_path[path] not in self.listed
+        ]
+        if split is not None:
+            paths = [
+                path
+                for path in paths
+                if (found := split_of_path(path)) is None or split_family(found) == split_family(split)
+            ]
+            paths = _of_split(paths, split) or paths
+        return self._key_of_path[paths[0]] if len(paths) == 1 else None
+
+    def highest_row(self) -> int:
+        """Largest number that `by_row` may find a file for; -1 without any."""
+        return max(
+            (
+                number
+                for number, paths in self._by_number.items()
+                if any(
+                    PurePosixPath(path).stem.isdecimal() and self._key_of_path[path] not in self.listed
+                    for path in paths
+                )
+            ),
+            default=-1,
+        )
+
+    def _keys_of_split(self, keys: list[ImageId], split: str | None) -> list[ImageId]:
+        if split is None:
+            return keys
+        family = split_family(split)
+        return [key for key in keys if family in map(split_family, self.splits_of.get(key, ()))]
 
     def _add_path(self, path: str) -> None:
         pure = PurePosixPath(path)
@@ -127,42 +206,102 @@ class ImageIndex:
             self._by_number[number].append(path)
 
     def _claim_listed(self, listed: Iterable[ListedImage], problems: Problems) -> None:
+        groups: dict[ImageId, list[_Listing]] = {}
+        claimed: set[str] = set()
         for image in listed:
-            key = image.image_id
-            if image.split is not None and image.split not in self.splits_of.setdefault(key, []):
-                self.splits_of[key].append(image.split)
-            first = self.listed.get(key)
-            if first is not None and _contradict(first, image):
-                problems.add(
-                    image.listed_in,
-                    f"image {key}",
-                    f"is {image.file_name} here and {first.file_name} in {first.listed_in} (the latter kept)",
+            group = groups.setdefault(image.image_id, [])
+            listing = next((each for each in group if self._same_image(each, image)), None)
+            if listing is None:
+                candidates = self._files_of(image)
+                last = None if group else next(iter(candidates), None)
+                path = next((path for path in candidates if path not in claimed), last)
+                listing = _Listing(image, path)
+                group.append(listing)
+                if path is not None:
+                    claimed.add(path)
+                if len(group) > 1:
+                    first = group[0]
+                    problems.add(
+                        image.listed_in,
+                        f"image {image.image_id}",
+                        f"is {path or image.file_name} here and {first.path or first.image.file_name} in "
+                        f"{first.image.listed_in} (kept apart)",
+                    )
+            else:
+                known = listing.image
+                listing.image = replace(
+                    known,
+                    file_name=known.file_name or image.file_name,
+                    split=known.split or image.split,
+                    width=known.width or image.width,
+                    height=known.height or image.height,
                 )
-                continue
-            merged = image
-            if first is not None:
-                merged = ListedImage(
-                    key,
-                    first.file_name or image.file_name,
-                    first.split or image.split,
-                    first.width or image.width,
-                    first.height or image.height,
-                    first.listed_in,
-                )
-            self.listed[key] = merged
-            if image.file_name:
-                self._listed_by_name.setdefault(PurePosixPath(image.file_name).name, key)
-            if key not in self.path_of and (path := self._file_of(image)) is not None:
-                self.path_of[key] = path
-                self._key_of_path.setdefault(path, key)
+            if image.split is not None and image.split not in listing.splits:
+                listing.splits.append(image.split)
+            if image.listed_in not in listing.listed_in:
+                listing.listed_in.append(image.listed_in)
+        for image_id, group in groups.items():
+            for listing in group:
+                key: ImageId = image_id
+                if len(group) > 1:
+                    key = self._key_of_same_id(listing, groups)
+                    self._same_id.setdefault(image_id, []).append(key)
+                    self._key_in.update({(file, image_id): key for file in listing.listed_in})
+                self._claim(key, listing)
 
-    def _file_of(self, image: ListedImage) -> str | None:
+    def _claim(self, key: ImageId, listing: _Listing) -> None:
+        self.listed[key] = listing.image
+        self.splits_of[key] = listing.splits
+        if listing.path is not None:
+            self.path_of[key] = listing.path
+            self._key_of_path.setdefault(listing.path, key)
+        if listing.image.file_name:
+            name = PurePosixPath(listing.image.file_name).name
+            if self._listed_by_name.setdefault(name, key) != key:
+                self._same_name.setdefault(name, [self._listed_by_name[name]]).append(key)
+
+    def _key_of_same_id(self, listing: _Listing, groups: dict[ImageId, list[_Listing]]) -> ImageId:
+        """Path without extension; for a file that is not on disk, the one it would have by its split."""
+        if listing.path is not None:
+            path = listing.path
+        else:
+            name = _plain(listing.image.file_name or str(listing.image.image_id))
+            directory = listing.image.split or posixpath.dirname(listing.image.listed_in)
+            path = posixpath.join("" if split_of_path(name) else directory, name)
+        key = str(PurePosixPath(path).with_suffix(""))
+        while key in self.listed or key in groups:
+            key = f"{listing.image.listed_in}/{key}"
+        return key
+
+    def _same_image(self, listing: _Listing, image: ListedImage) -> bool:
+        """Whether two annotation files mean the same image by an id: unless names, files or sizes differ."""
+        known = listing.image
+        if (known.file_name, known.split) == (image.file_name, image.split) and posixpath.dirname(
+            known.listed_in
+        ) == posixpath.dirname(image.listed_in):
+            return True
+        if _contradict(known, image):
+            return False
+        if _of_coco(known) and _of_coco(image):
+            return True  # COCO's ids mean the same image in every release and split
+        sizes = [(each.width, each.height) for each in (known, image)]
+        if known.split != image.split and sizes[0] != sizes[1] and None not in sizes[0] + sizes[1]:
+            return False
+        if listing.path is not None and (candidates := self._files_of(image)):
+            return listing.path in candidates
+        here, there = (split_of_path(_plain(each.file_name or "")) for each in (known, image))
+        return here is None or there is None or split_family(here) == split_family(there)
+
+    def _files_of(self, image: ListedImage) -> list[str]:
+        """Files on disk that a listed image may be, by its name, directory, number and split."""
         paths: list[str] = []
         number: int | None = image.image_id if isinstance(image.image_id, int) else None
         if image.file_name:
             name = _plain(image.file_name)
-            if name in self._known:
-                return name
+            directory = posixpath.dirname(image.listed_in)
+            for candidate in _relative_to(directory, name):
+                if candidate in self._known:
+                    return [candidate]
             paths = self._by_basename.get(PurePosixPath(name).name, [])
             paths = [path for path in paths if path.endswith("/" + name)] or paths
             if trailing_number(PurePosixPath(name).stem) != number:
@@ -172,29 +311,33 @@ class ImageIndex:
             paths = self._by_number.get(number, [])
         if image.split is not None:
             paths = _of_split(paths, image.split) or paths
-        return next((path for path in paths if path not in self._key_of_path), next(iter(paths), None))
+        return paths
 
-    def _find(self, name: str, directory: str) -> str | None:
+    def _find(self, name: str, directory: str, split: str | None) -> str | None:
         plain = _plain(name)
-        for candidate in (
-            posixpath.join(directory, plain),
-            posixpath.join(directory, "images", plain),
-            plain,
-        ):
-            if posixpath.normpath(candidate) in self._known:
-                return posixpath.normpath(candidate)
+        for candidate in _relative_to(directory, plain):
+            if candidate in self._known:
+                return candidate
+        same = self._of_name(plain)
+        if len(same) > 1 and split is not None:
+            same = _of_split(same, split)
+        return same[0] if len(same) == 1 else None
+
+    def _of_name(self, plain: str) -> list[str]:
+        """Files of a name, in whatever directory; an extension may be left out."""
         pure = PurePosixPath(plain)
         same = self._by_basename.get(pure.name, [])
         if not same and pure.suffix.lower() not in IMAGE_SUFFIXES:
             same = self._by_stem.get(pure.name, [])
-        same = [path for path in same if path.endswith("/" + plain)] or same
-        return same[0] if len(same) == 1 else None
+        return [path for path in same if path.endswith("/" + plain)] or same
 
-    def _missing_path(self, name: str, directory: str) -> str | None:
+    def _missing_path(self, name: str, directory: str, split: str | None) -> str | None:
         """Path by which an image that is on no disk and in no list is known; None if it is on one of them."""
         plain = _plain(name)
-        if self._find(name, directory) is not None or PurePosixPath(plain).name in self._listed_by_name:
+        if PurePosixPath(plain).name in self._listed_by_name or self._find(name, directory, split):
             return None
+        if len(self._of_name(plain)) > 1:
+            return None  # on disk, and not clear which
         path = posixpath.normpath(posixpath.join(directory, plain))
         return None if path in {".", ".."} else path
 
@@ -209,7 +352,8 @@ class ImageIndex:
             relative = str(pure.with_suffix(""))
             key: ImageId
             if number is not None:
-                unique = len(self._by_number[number]) == 1 and number not in self.listed
+                unique = len(self._by_number[number]) == 1
+                unique = unique and number not in self.listed and number not in self._same_id
                 key = number if unique else relative
             else:
                 key = pure.stem if len(self._by_stem[pure.stem]) == 1 else relative
@@ -234,6 +378,17 @@ def _of_split(paths: list[str], split: str) -> list[str]:
         if (found := split_of_path(path) or split_in(PurePosixPath(path).stem)) is not None
         and split_family(found) == family
     ]
+
+
+def _relative_to(directory: str, plain: str) -> list[str]:
+    """Paths that a name may stand for, the likeliest first, in a file that lies in the directory."""
+    candidates = (posixpath.join(directory, plain), posixpath.join(directory, "images", plain), plain)
+    return [posixpath.normpath(candidate) for candidate in candidates]
+
+
+def _of_coco(image: ListedImage) -> bool:
+    """Whether a name is one of COCO's own, with the id in twelve digits."""
+    return image.file_name is not None and _COCO_NAME.search(image.file_name) is not None
 
 
 def _contradict(first: ListedImage, second: ListedImage) -> bool:

@@ -5,6 +5,7 @@ scan(Path("coco")).files["coco-captions"]   # [AnnotationFile(..., "annotations/
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections import defaultdict
@@ -21,6 +22,10 @@ SNIFF_BYTES = 4096
 LAYOUT_KINDS: dict[str, tuple[str, ...]] = {
     "coco-captions": ("coco-captions",),
     "coco-instances": ("coco-instances",),
+    "karpathy": ("karpathy",),
+    "flickr": ("flickr",),
+    "conceptual-captions": ("conceptual",),
+    "sbu": ("sbu",),
     "vqa": ("vqa-questions", "vqa-annotations"),
     "refcoco": ("refs",),
     "jsonl": ("jsonl",),
@@ -29,8 +34,18 @@ LAYOUT_KINDS: dict[str, tuple[str, ...]] = {
     "images": (),
 }
 LOOKED_FOR = (
-    "COCO captions_*.json or instances_*.json, VQA questions and annotations, RefCOCO refs(*).p, JSON lines "
-    "of image and text, Visual Genome, bottom-up-attention npz, or image files"
+    "COCO captions_*.json or instances_*.json, Karpathy's dataset_*.json, Flickr token files, Conceptual "
+    "Captions TSV, SBU JSON, VQA questions and annotations, RefCOCO refs(*).p, JSON lines of image and text, "
+    "Visual Genome, bottom-up-attention npz, or image files"
+)
+
+# Lines as Conceptual Captions has them, either column first, and as the Flickr token files and tables do.
+_CAPTION_AND_URL = re.compile(
+    r"^(?:[^\t\r\n]+\t\s*https?://\S+|https?://[^\s]+\t[^\t\r\n]*\w)", re.MULTILINE | re.IGNORECASE
+)
+_FLICKR = re.compile(
+    r"^[^\t\r\n]+\.\w+#\d+\t|\A\s*\"?image\"?,\s*\"?caption\"?\s*$|\A\s*image_name\s*\|.*\|\s*comment\s*$",
+    re.MULTILINE | re.IGNORECASE,
 )
 
 _SPLIT = re.compile(
@@ -101,6 +116,22 @@ def split_of_path(name: str) -> str | None:
         if (split := split_in(part)) is not None:
             return split
     return None
+
+
+def encoding_of(start: bytes) -> str:
+    """Encoding that a text file's first bytes speak of: UTF-8 but for a mark, or ASCII two or four wide."""
+    for mark, encoding in (
+        (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+        (codecs.BOM_UTF8, "utf-8-sig"),
+    ):
+        if start.startswith(mark):
+            return encoding
+    zeros = "".join("0" if byte == 0 else "x" for byte in start[:4])
+    wide = {"x0x0": "utf-16-le", "0x0x": "utf-16-be", "x000": "utf-32-le", "000x": "utf-32-be"}
+    return wide.get(zeros, "utf-8")
 
 
 def scan(root: Path) -> Layout:
@@ -208,11 +239,19 @@ def _recognise(path: Path, suffix: str, has_refs: bool) -> tuple[str | None, str
     if _is_refs(name):
         return "refs", None
     if suffix in {".jsonl", ".ndjson"}:
-        first = next((line for line in _ends_of(path).splitlines() if line.strip()), "")
-        return ("jsonl", None) if re.search(r'"(text|caption)"\s*:', first) else (None, None)
+        return ("jsonl", None) if re.search(r'"(text|caption)"\s*:', _ends_of(path)) else (None, None)
+    if suffix == ".tsv":
+        named = re.match(r"(train|validation|test)_gcc-|.*conceptual", name)
+        return ("conceptual", None) if named or _CAPTION_AND_URL.search(_ends_of(path)) else (None, None)
+    if suffix in {".token", ".txt", ".csv"}:
+        # By name first: a tree may hold 100,000 text files of another kind.
+        likely = suffix == ".token" or re.search(r"token|caption|result|flickr", name)
+        return ("flickr", None) if likely and _FLICKR.search(_ends_of(path)) else (None, None)
     if suffix != ".json":
         return None, None
     for pattern, named_kind in (
+        (r"dataset_(coco|flickr8k|flickr30k)([_.-].*)?", "karpathy"),
+        (r"sbu[_-]?captions.*", "sbu"),
         (r"captions([_.-].*)?", "coco-captions"),
         (r"instances([_.-].*)?", "refcoco-instances" if has_refs else "coco-instances"),
         (r"region_descriptions.*", "vg-regions"),
@@ -229,7 +268,11 @@ def _recognise(path: Path, suffix: str, has_refs: bool) -> tuple[str | None, str
             return named_kind or None, None
     ends = _ends_of(path)
     kind: str | None = None
-    if '"question_id"' in ends and ('"question"' in ends or '"questions"' in ends):
+    if '"sentences"' in ends and '"raw"' in ends and '"filename"' in ends:
+        kind = "karpathy"
+    elif '"image_urls"' in ends and ends.lstrip().startswith("{"):
+        kind = "sbu"
+    elif '"question_id"' in ends and ('"question"' in ends or '"questions"' in ends):
         kind = "vqa-questions"
     elif '"question_id"' in ends and re.search(r'"(answers|multiple_choice_answer)"', ends):
         kind = "vqa-annotations"
@@ -252,11 +295,15 @@ def _ends_of(path: Path) -> str:
     """First and last 4 KB of a file, as text of whatever bytes."""
     with path.open("rb") as stream:
         ends = stream.read(SNIFF_BYTES)
+        encoding = encoding_of(ends)
         size = stream.seek(0, os.SEEK_END)
         if size > SNIFF_BYTES:
-            stream.seek(max(SNIFF_BYTES, size - SNIFF_BYTES))
+            start = max(SNIFF_BYTES, size - SNIFF_BYTES)
+            stream.seek(start + -start % 4)  # no character of UTF-16 or UTF-32 cut in two
             ends += stream.read(SNIFF_BYTES)
-    return ends.decode("latin-1").removeprefix("\xef\xbb\xbf")
+    if encoding.startswith("utf-8"):
+        return ends.decode("latin-1").removeprefix("\xef\xbb\xbf")
+    return ends.decode(encoding, errors="replace")
 
 
 def _keep_one_of_alternatives(layout: Layout) -> None:
@@ -275,6 +322,20 @@ def _keep_one_of_alternatives(layout: Layout) -> None:
             if kept is None or _version_rank(file.name) < _version_rank(kept.name):
                 best[file.split] = file
         layout.files[kind] = sorted(best.values(), key=lambda file: file.name)
+    # A subset of Conceptual Captions comes again with labels that a classifier gave.
+    whole = {file.split for file in layout.files["conceptual"] if "labels" not in file.path.name.lower()}
+    layout.files["conceptual"] = [
+        file
+        for file in layout.files["conceptual"]
+        if "labels" not in file.path.name.lower() or file.split not in whole
+    ]
+    # Flickr8k comes with a second token file whose words are lemmas.
+    plain = {file.path.parent for file in layout.files["flickr"] if "lemma" not in file.path.name.lower()}
+    layout.files["flickr"] = [
+        file
+        for file in layout.files["flickr"]
+        if "lemma" not in file.path.name.lower() or file.path.parent not in plain
+    ]
     # A RefCOCO directory: "unc" is the usual version of RefCOCO and RefCOCO+, "umd" that of RefCOCOg.
     chosen: dict[Path, AnnotationFile] = {}
     for file in layout.files["refs"]:

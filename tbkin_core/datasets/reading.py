@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tbkin_core.datasets.layout import AnnotationFile
+from tbkin_core.datasets.layout import AnnotationFile, encoding_of
 from tbkin_core.datasets.records import ImageId
 from tbkin_core.errors import DataError
 
@@ -18,6 +19,12 @@ Xywh = tuple[float, float, float, float]
 
 # A box may pass the border by the rounding of its coordinates; more is worth a word.
 BORDER_TOLERANCE = 1.0
+
+# Longer texts are kept, and told: a caption of this length is mostly a faulty column or a whole page.
+LONG_TEXT_WORDS = 1000
+
+# Line breaks and tabs are blanks like any other; these are no part of a text.
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
 
 
 class Problems:
@@ -60,7 +67,7 @@ class Source:
         return parse_json(self.text(), self.file.path, object_hook=object_hook)
 
     def text(self) -> str:
-        """Content as UTF-8; bytes that are none become U+FFFD, and are counted.
+        """Content as UTF-8 (UTF-16 or UTF-32 where it is that); other bytes become U+FFFD, and are counted.
 
         Raises:
             DataError: The file cannot be read.
@@ -68,26 +75,78 @@ class Source:
         try:
             data = self.file.path.read_bytes()
         except OSError as error:
-            raise DataError(
-                f"{self.file.path}: cannot be read: {error.strerror}", hint="check the file's permissions"
-            ) from error
+            raise self._unreadable(error) from error
+        encoding = encoding_of(data[:4])
         try:
-            return data.decode("utf-8-sig")
+            return data.decode(encoding)
         except UnicodeDecodeError as error:
-            text = data.decode("utf-8-sig", errors="replace")
-            count = max(1, text.count("\ufffd") - data.count(b"\xef\xbf\xbd"))
-            self.problem(f"byte {error.start}", "is not UTF-8 (replaced)", count)
+            text = data.decode(encoding, errors="replace")
+            name = encoding.removesuffix("-sig").upper()
+            before = data.count(b"\xef\xbf\xbd") if name == "UTF-8" else 0
+            count = max(1, text.count("\ufffd") - before)
+            self.problem(f"byte {error.start}", f"is not {name} (replaced)", count)
             return text
 
-    def json_lines(self) -> Iterator[tuple[int, Any]]:
-        """Line number (from 1) and parsed content of each line that is not blank.
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """Number (from 1) and text of each line that is not blank, one at a time.
+
+        Encodings as in `text`; bytes that are not of the encoding become U+FFFD, which `sentence` counts.
 
         Raises:
-            DataError: Unreadable or malformed; names file, line and column.
+            DataError: The file cannot be read.
         """
-        for number, line in enumerate(self.text().split("\n"), start=1):
-            if line.strip():
-                yield number, parse_json(line, self.file.path, first_line=number)
+        try:
+            with self.file.path.open("rb") as stream:
+                encoding = encoding_of(stream.read(4))
+            with self.file.path.open(encoding=encoding, errors="replace", newline="\n") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if not line.isspace():
+                        yield number, line.rstrip("\r\n")
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def json_lines(self) -> Iterator[tuple[int, Any]]:
+        """Line number (from 1) and parsed content of each line; a malformed one is counted and left out.
+
+        Raises:
+            DataError: Unreadable, or no line that is JSON; names file, line and column of the first fault.
+        """
+        first_fault: DataError | None = None
+        found = False
+        for number, line in self.lines():
+            try:
+                content = parse_json(line, self.file.path, first_line=number)
+            except DataError as error:
+                first_fault = first_fault or error
+                self.problem(f"line {number}", "is malformed JSON (skipped)")
+            else:
+                found = True
+                yield number, content
+        if first_fault is not None and not found:
+            raise first_fault
+
+    def sentence(self, subject: str, value: Any) -> str | None:
+        """`as_text` of a caption, question or phrase, without control characters.
+
+        Any script, emoji and any length stay as they are; what was replaced, U+FFFD, and texts of more than
+        `LONG_TEXT_WORDS` words are counted as problems of the subject.
+        """
+        text = as_text(value)
+        if not text:
+            return text
+        if not text.isprintable() and _CONTROL_CHARACTERS.search(text):
+            self.problem(subject, "has control characters (replaced by blanks)")
+            text = _CONTROL_CHARACTERS.sub(" ", text).strip()
+        if "\ufffd" in text:
+            self.problem(subject, "has characters lost to a wrong encoding (U+FFFD, kept)")
+        if len(text) > 2 * LONG_TEXT_WORDS and len(text.split()) > LONG_TEXT_WORDS:
+            self.problem(subject, f"has more than {LONG_TEXT_WORDS} words (kept)")
+        return text
+
+    def _unreadable(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self.file.path}: cannot be read: {error.strerror}", hint="check the file's permissions"
+        )
 
     def listed(self, content: Any, key: str, required: bool = True) -> list[Any]:
         """The list under `key` of a JSON object.
@@ -132,7 +191,8 @@ def parse_json(
     collecting = gc.isenabled()
     try:
         gc.disable()  # millions of small objects and no cycles: collecting would take most of the time
-        return json.loads(text, object_hook=object_hook)
+        # Not strict: a raw tab or line break within a text spoils no file.
+        return json.loads(text, object_hook=object_hook, strict=False)
     except json.JSONDecodeError as error:
         line = error.lineno + first_line - 1
         reason = "ends early" if error.pos >= len(text.rstrip()) else error.msg

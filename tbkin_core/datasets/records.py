@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ImageId = int | str
 
@@ -72,3 +73,31 @@ class BoxAnnotation:
     label: str
     xywh: tuple[float, float, float, float]
     attributes: tuple[str, ...] = ()
+
+
+class GoldObject(NamedTuple):
+    """An object of a `GoldGraph`: xywh in pixels; the name is "" where the publisher gives none."""
+
+    name: str
+    xywh: tuple[float, float, float, float]
+    attributes: tuple[str, ...]
+
+
+class GoldRelation(NamedTuple):
+    """A relation of a `GoldGraph`; subject and object are positions in its `objects`."""
+
+    subject: int
+    predicate: str
+    object: int
+
+
+@dataclass(frozen=True, slots=True)
+class GoldGraph:
+    """The scene graph that people annotated for an image (Visual Genome's `scene_graphs.json`).
+
+    Names, attributes and predicates are as the annotators wrote them ("ON", "parked on"), without blanks
+    around them.
+    """
+
+    objects: tuple[GoldObject, ...]
+    relations: tuple[GoldRelation, ...]

@@ -76,9 +76,6 @@ def extract_dataset(
         ConfigError: "import" without files to import.
     """
     kind = choose_extractor(dataset, extractor)
-    if overwrite and (out / MANIFEST).exists():
-        for path in [*out.glob("shard-*.safetensors"), out / MANIFEST]:
-            path.unlink()
     if kind == "import":
         sources: list[tuple[ImageId, Path]] = list(dataset.bottom_up_files().items())
         if not sources:
@@ -104,6 +101,9 @@ def extract_dataset(
             )
         settings = builtin_settings(BuiltinExtractor(max_regions=max_regions))
     problems = []
+    if overwrite and (out / MANIFEST).exists():
+        for path in [*out.glob("shard-*.safetensors"), out / MANIFEST]:
+            path.unlink()
     with FeatureStoreWriter(out, settings) as writer:
         todo = [(image_id, path) for image_id, path in sources if image_id not in writer.done]
         present = len(sources) - len(todo)

@@ -7,6 +7,7 @@ shard["features"], shard["boxes"], shard["offsets"]   # image i: rows offsets[i]
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,13 @@ class FeatureStore:
             attribute_scores=arrays["attribute_scores"][begin:end],
         )
 
+    def fingerprint(self) -> int:
+        """A number that changes with the images of the store and with their regions."""
+        value = zlib.crc32(repr(self.image_ids).encode("utf-8", errors="replace"))
+        for arrays, _ in self._reader:
+            value = zlib.crc32(arrays["boxes"].tobytes(), zlib.crc32(arrays["offsets"].tobytes(), value))
+        return value
+
     def gather(self, rows: Sequence[int] | NDArray, max_regions: int | None = None) -> RegionBatch:
         """Regions of many images at once, without a Python loop over regions.
 
@@ -175,15 +183,20 @@ class FeatureStore:
 
 
 def feature_statistics(
-    stores: Sequence[FeatureStore], images: int = 2000
+    sources: Sequence[tuple[FeatureStore, Sequence[int] | NDArray]], images: int = 2000
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and reciprocal standard deviation (D,) of region features, over evenly spaced images.
+    """Mean and reciprocal standard deviation (D,) of the region features of some images.
 
     A dimension that hardly varies is not blown up: its scale is bounded.
+
+    Args:
+        sources: Stores, each with the rows (N,) to take; repeated rows count once.
+        images: Of more rows than this, evenly spaced ones are taken.
     """
     parts = []
-    for store in stores:
-        rows = np.unique(np.linspace(0, len(store) - 1, min(len(store), images)).astype(np.int64))
+    for store, wanted in sources:
+        rows = np.unique(np.asarray(wanted, np.int64))
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), images)).astype(np.int64))]
         for begin in range(0, len(rows), 256):
             batch = store.gather(rows[begin : begin + 256])
             parts.append(batch.features[batch.mask].astype(np.float64))

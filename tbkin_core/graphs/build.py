@@ -1,45 +1,105 @@
-"""Builds the unified scene graphs of a dataset: parse, join with regions, count priors, write."""
+"""Builds the unified scene graphs of a dataset: parse, join with regions, count priors, write.
+
+The corpus is cut into shards by position. A shard is the unit of work: one process parses its captions,
+joins them with the regions and writes the file, so that the store is the same bytes whatever the number of
+processes and machines, and however often the build was interrupted.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import heapq
+import json
 import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.datasets import Dataset
 from tbkin_core.datasets.records import BoxAnnotation, Caption
-from tbkin_core.errors import DataError
+from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.regions import ImageId, pairwise_iou
 from tbkin_core.features.store import FeatureStore
-from tbkin_core.graphs.parser import CaptionParser
 from tbkin_core.graphs.priors import Priors
-from tbkin_core.graphs.store import GraphImage, GraphRecord, GraphStore, GraphStoreWriter, text_graph
-from tbkin_core.graphs.unified import LexicalSimilarity, cross_edges
+from tbkin_core.graphs.similarity import Similarity, make_similarity
+from tbkin_core.graphs.store import (
+    PRIORS,
+    GraphImage,
+    GraphShard,
+    GraphStore,
+    RaggedEdges,
+    pack_shard,
+    shard_counts,
+)
+from tbkin_core.graphs.text_graph import TextGraph
 from tbkin_core.runtime import atomic_path, progress
-from tbkin_core.shards import MANIFEST
+from tbkin_core.shards import (
+    MANIFEST,
+    SharedStoreWriter,
+    ragged_gather,
+    ragged_offsets,
+    read_shard,
+    shard_name,
+    write_shard,
+)
 
 logger = logging.getLogger("tbkin")
 
-SHARD_CAPTIONS = 4096
+SHARD_CAPTIONS = 2048
+WORKERS_FROM = 2000  # captions; for fewer, other processes take longer to start than to work
+REMEMBERED_GRAPHS = 32_768  # of texts that occur again; about 2 KB each
+REMEMBERED_PAIRS = 4_000_000  # of names and labels compared; 12 bytes each
 
 
-@dataclass(slots=True)
+class Parser(Protocol):
+    """What makes text scene graphs; `CaptionParser` is one."""
+
+    name: str
+    version: str
+
+    def parse(self, texts: Iterable[str]) -> Iterator[TextGraph]:
+        """One graph a text, in order; a text's graph depends on nothing but the text."""
+
+
+@dataclass
 class Build:
-    """What a build made, and the counts for its summary."""
+    """What a build made, and the counts for its summary.
 
-    store: GraphStore
+    Attributes:
+        path: Directory of the store.
+        made, present: Captions of this process's share that were built now, and before.
+        summary: Counts over the whole store; None while shards of other ranks are missing.
+        missing: Shards that other ranks have yet to write.
+    """
+
+    path: Path
     made: int
     present: int
-    summary: dict[str, Any]
+    summary: dict[str, Any] | None
+    missing: int = 0
+
+    @cached_property
+    def store(self) -> GraphStore:
+        """The finished store; a DataError while shards are missing."""
+        return GraphStore(self.path)
 
 
-def texts_of(dataset: Dataset) -> tuple[list[Caption], str]:
+def texts_of(dataset: Dataset) -> tuple[Sequence[Caption], str]:
     """The texts to parse and what they are: captions, else referring expressions, else questions."""
     captions = dataset.captions()
     if captions:
@@ -64,80 +124,137 @@ def texts_of(dataset: Dataset) -> tuple[list[Caption], str]:
     )
 
 
+def share_of_run() -> tuple[int, int]:
+    """Rank and number of the processes that share this run: (0, 1) alone.
+
+    They come from RANK and WORLD_SIZE, as torchrun sets them, else from SLURM_PROCID and
+    SLURM_STEP_NUM_TASKS or SLURM_NTASKS, as srun does.
+
+    Raises:
+        ConfigError: They are no numbers, or the rank is not below the size.
+    """
+    environment = os.environ
+    for rank_name, size_names in (
+        ("RANK", ("WORLD_SIZE",)),
+        ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),
+    ):
+        size_name = next((name for name in size_names if environment.get(name)), None)
+        if size_name is None or not environment.get(rank_name):
+            continue
+        given = f"{rank_name}={environment[rank_name]} {size_name}={environment[size_name]}"
+        try:
+            rank, size = int(environment[rank_name]), int(environment[size_name])
+        except ValueError:
+            rank, size = -1, 0
+        if not 0 <= rank < size:
+            raise ConfigError(
+                f"environment: {given} do not say which share of the run this is",
+                hint=f"unset them, or give a rank from 0 and below {size_name}",
+            )
+        return rank, size
+    return 0, 1
+
+
+def choose_workers(workers: int | None, captions: int) -> int:
+    """Worker processes for so many captions: as given, else one a processor where that pays; 0 is none."""
+    if workers is None:
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # Ranks on one machine share its processors, unless SLURM has divided them already.
+        processors //= max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)
+        workers = processors if captions > WORKERS_FROM else 0
+    workers = min(workers, -(-captions // SHARD_CAPTIONS))
+    return workers if workers > 1 else 0
+
+
 def build_dataset(
     dataset: Dataset,
     out: Path,
     features: FeatureStore | None,
-    parser: CaptionParser,
+    make_parser: Callable[[], Parser],
     min_similarity: float = 0.5,
     label_iou: float = 0.5,
     overwrite: bool = False,
+    workers: int | None = 0,
+    make_similarity: Callable[[], Similarity] = make_similarity,
 ) -> Build:
     """Build the graph store of a dataset, going on with an unfinished one.
+
+    Several processes or machines may run this at once on one `out`, each with its own RANK and WORLD_SIZE
+    (`share_of_run`): of the shards, numbered by position in the corpus, rank r builds r, r + world, ...
+    Whichever finishes last counts the priors and completes the store. What a rank that died has left out,
+    any later run builds, with any number of ranks.
 
     Args:
         dataset: Opened dataset.
         out: Directory of the store.
         features: Feature store whose regions the graphs join; None takes the annotated boxes.
-        parser: Caption parser.
+        make_parser: Makes the caption parser; called once a process, so it must survive pickling where
+            there are workers.
         min_similarity: Cross-modal edges are kept from this weight up.
         label_iou: Unlabelled regions take the label of an annotated box that they overlap this much.
         overwrite: Remove a store that is there.
+        workers: Processes beside this one; 0 and 1 work in this process, None chooses.
+        make_similarity: Makes what compares names with labels; as `make_parser`.
 
     Raises:
         DataError: No texts, a store of other settings at `out`, or the disk refuses.
+        ConfigError: The environment gives no proper share, or `overwrite` in a shared run.
     """
+    rank, world = share_of_run()
+    if overwrite and world > 1:
+        raise ConfigError(
+            f"overwrite: {world} processes share this run, and one might remove what another has made",
+            hint=f"remove {out} first, or choose another place with --out DIR",
+        )
     texts, kind = texts_of(dataset)
     if overwrite and (out / MANIFEST).exists():
         for path in [*out.glob("shard-*.safetensors"), out / MANIFEST]:
             path.unlink()
-    settings = {
-        "texts": kind,
-        "parser": parser.name,
-        "parser_version": parser.version,
-        "similarity": "lexical",
-        "min_similarity": min_similarity,
-        "label_iou": label_iou,
-        "regions": "annotations" if features is None else "features",
-        "features": None if features is None else features.settings,
-    }
-    writer = GraphStoreWriter(out, settings)
-    todo = [text for text in texts if text.text_id not in writer.done]
-    present = len(texts) - len(todo)
-    regions = _Regions(dataset, features, label_iou)
-    similarity = LexicalSimilarity()
-    with_image = [text for text in todo if text.image_id is not None]
-    if present:
-        logger.info("%d %s are in the store already", present, kind)
-    if todo:
-        logger.info("%d %s, %d with an image, parser %s", len(todo), kind, len(with_image), parser.name)
-    chunks = [todo[begin : begin + SHARD_CAPTIONS] for begin in range(0, len(todo), SHARD_CAPTIONS)]
-    graphs = iter(
-        progress(parser.parse(text.text for text in todo), "captions", total=len(todo), unit="caption")
+    count = -(-len(texts) // SHARD_CAPTIONS)
+    recipe = _Recipe(out, make_parser, make_similarity, min_similarity)
+    processes = choose_workers(workers, len(texts) // world)
+    with _InThisProcess(recipe) if not processes else _InWorkers(recipe, processes) as builder:
+        settings = {
+            "texts": kind,
+            **builder.describe(),
+            "min_similarity": min_similarity,
+            "label_iou": label_iou,
+            "regions": "annotations" if features is None else "features",
+            "features": None if features is None else features.settings,
+        }
+        writer = SharedStoreWriter(out, "graphs", settings, count)
+        corpus = _Corpus(texts, json.dumps(writer.settings, sort_keys=True))
+        own = range(rank, count, world)
+        todo = [number for number in own if not writer.has(number, corpus.fingerprint(number))]
+        made = sum(len(corpus.part(number)) for number in todo)
+        present = sum(len(corpus.part(number)) for number in own) - made
+        if world > 1:
+            logger.info("rank %d of %d: %d of %d shards", rank, world, len(own), count)
+        if present:
+            logger.info("%d %s are in the store already", present, kind)
+        if todo:
+            logger.info("%d %s, parser %s, %d worker processes", made, kind, settings["parser"], processes)
+            writer.begin(todo, alone=world == 1)
+            corpus.find_repeated()
+            jobs = corpus.jobs(todo, _Regions(dataset, features, label_iou))
+            for _ in progress(builder.run(jobs), "graphs", total=len(todo), unit="shard"):
+                pass
+    done = set(own)
+    missing = sum(
+        not writer.has(number, corpus.fingerprint(number)) for number in range(count) if number not in done
     )
-    for chunk in chunks:
-        places: dict[ImageId, int] = {}
-        images: list[GraphImage] = []
-        records = []
-        for text in chunk:
-            graph = next(graphs)
-            if text.image_id is not None and text.image_id not in places:
-                places[text.image_id] = len(images)
-                images.append(regions[text.image_id])
-            place = -1 if text.image_id is None else places[text.image_id]
-            labels = () if place < 0 else images[place].labels
-            cross = cross_edges([item.name for item in graph.objects], labels, similarity, min_similarity)
-            records.append(GraphRecord(text.text_id, text.text, text.split, place, graph, cross))
-        writer.add(records, images)
-    for _ in graphs:
-        pass
-    return _finish(writer, out, len(todo), present)
+    if missing:
+        return Build(out, made, present, None, missing)
+    if not todo and writer.extra is not None and "summary" in writer.extra and (out / PRIORS).exists():
+        return Build(out, made, present, writer.extra["summary"])
+    priors, summary = _count(out, count)
+    priors.save(out / PRIORS)
+    writer.finish(summary=summary)
+    return Build(out, made, present, summary)
 
 
 def export_jsonl(store: GraphStore, path: Path) -> None:
     """Write every unified graph as a line of JSON, atomically."""
-    import json
-
     # Lone surrogates (file names that are no UTF-8) become JSON's own escapes.
     with (
         atomic_path(path) as temporary,
@@ -147,35 +264,388 @@ def export_jsonl(store: GraphStore, path: Path) -> None:
             file.write(json.dumps(graph.to_dict(), ensure_ascii=False) + "\n")
 
 
-def _finish(writer: GraphStoreWriter, out: Path, made: int, present: int) -> Build:
-    """Count priors and the summary over the whole store, that of an interrupted run included."""
-    store = GraphStore(out, allow_unfinished=True)
-    splits = {split for _, metadata in store.shards for split in metadata["splits"]}
+def _count(out: Path, shards: int) -> tuple[Priors, dict[str, Any]]:
+    """Priors and summary of all shards, one after the other."""
+    splits: set[str] = set()
+    for number in range(shards):
+        splits.update(read_shard(out / shard_name(number))[1]["splits"])
     priors = Priors()
     common: dict[str, Counter[str]] = {"objects": Counter(), "attributes": Counter(), "relations": Counter()}
-    anchored, captions, with_regions = 0, 0, 0
-    for arrays, metadata in store.shards:
+    captions, anchored, with_regions = 0, 0, 0
+    for number in range(shards):
+        arrays, metadata = read_shard(out / shard_name(number))
+        names = [sys.intern(name) for name in metadata["names"]]
         regions = np.append(np.diff(arrays["region_offsets"]), 0)  # the last one serves image -1
+        captions += len(metadata["splits"])
         anchored += int((np.diff(arrays["cross_offsets"]) > 0).sum())
         with_regions += int((regions[arrays["image"]] > 0).sum())
-        for place, split in enumerate(metadata["splits"]):
-            graph = text_graph(arrays, metadata, place)
-            # What is learnt from val or test captions would leak into masking.
-            if "train" not in splits or split == "train":
-                priors.add(graph)
-            captions += 1
-            common["objects"].update(item.name for item in graph.objects)
-            common["attributes"].update(item.name for item in graph.attributes)
-            common["relations"].update(item.predicate for item in graph.relations)
+        # What is learnt from val or test captions would leak into masking.
+        learnt = np.array(["train" not in splits or split == "train" for split in metadata["splits"]], bool)
+        priors.merge(shard_counts(arrays, names, learnt))
+        for kind, column in (("objects", "object"), ("attributes", "attribute"), ("relations", "relation")):
+            totals = np.bincount(arrays[f"{column}_name"], minlength=len(names))
+            common[kind].update({names[place]: int(totals[place]) for place in np.flatnonzero(totals)})
     summary = {
         "captions": captions,
         "captions_with_regions": with_regions,
         "anchored": anchored,
-        **{f"{name}_per_caption": sum(counts.values()) / max(captions, 1) for name, counts in common.items()},
-        "most_common": {name: counts.most_common(10) for name, counts in common.items()},
+        **{f"{name}_per_caption": counts.total() / max(captions, 1) for name, counts in common.items()},
+        "most_common": {
+            name: [
+                list(entry)
+                for entry in heapq.nsmallest(10, counts.items(), key=lambda item: (-item[1], item[0]))
+            ]
+            for name, counts in common.items()
+        },
     }
-    writer.finish(priors, summary=summary)
-    return Build(GraphStore(out), made, present, summary)
+    return priors, summary
+
+
+# ---- the corpus as jobs -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """All that the process which builds a shard needs; `repeated` says which texts occur elsewhere too."""
+
+    number: int
+    fingerprint: str
+    text_ids: list[int | str]
+    texts: list[str]
+    splits: list[str]
+    image: list[int]
+    images: list[GraphImage]
+    repeated: list[bool]
+
+
+class _Corpus:
+    """The texts, cut into shards by position."""
+
+    def __init__(self, texts: Sequence[Caption], settings: str) -> None:
+        self._texts = texts
+        self._settings = settings
+        self._repeated: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def part(self, number: int) -> Sequence[Caption]:
+        return self._texts[number * SHARD_CAPTIONS : (number + 1) * SHARD_CAPTIONS]
+
+    def fingerprint(self, number: int) -> str:
+        """Digest of the settings and of a shard's records."""
+        rows = [(text.text_id, text.image_id, text.text, text.split) for text in self.part(number)]
+        digest = hashlib.blake2b(self._settings.encode(), digest_size=16)
+        digest.update(repr(rows).encode("utf-8", "backslashreplace"))
+        return digest.hexdigest()
+
+    def find_repeated(self) -> None:
+        """Learn which texts occur more than once; only those are worth remembering."""
+        hashes = np.fromiter((hash(text.text) for text in self._texts), np.int64, len(self._texts))
+        hashes.sort()
+        self._repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+
+    def jobs(self, numbers: Iterable[int], regions: _Regions) -> Iterator[_Job]:
+        for number in numbers:
+            part = self.part(number)
+            places: dict[ImageId, int] = {}
+            images: list[GraphImage] = []
+            for text in part:
+                if text.image_id is not None and text.image_id not in places:
+                    places[text.image_id] = len(images)
+                    images.append(regions[text.image_id])
+            hashes = np.fromiter((hash(text.text) for text in part), np.int64, len(part))
+            yield _Job(
+                number,
+                self.fingerprint(number),
+                [text.text_id for text in part],
+                [text.text for text in part],
+                [text.split for text in part],
+                [-1 if text.image_id is None else places[text.image_id] for text in part],
+                images,
+                np.isin(hashes, self._repeated).tolist(),
+            )
+
+
+# ---- building one shard -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """How shards are built, and where they go."""
+
+    out: Path
+    make_parser: Callable[[], Parser]
+    make_similarity: Callable[[], Similarity]
+    min_similarity: float
+
+
+class _ShardBuilder:
+    """Builds and writes shards; one a process."""
+
+    def __init__(self, recipe: _Recipe) -> None:
+        self._out = recipe.out
+        self._parser = recipe.make_parser()
+        self._similarity = recipe.make_similarity()
+        self._weights = PairWeights(self._similarity, recipe.min_similarity)
+        self._known: dict[str, TextGraph] = {}
+        # A transformer's numbers depend in their last digits on what it is given along with a text, so the
+        # graph of a text could depend on the shards that this process has built before.
+        names = getattr(getattr(self._parser, "_nlp", None), "pipe_names", ())
+        self._remember = not any("transformer" in name for name in names)
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "parser": self._parser.name,
+            "parser_version": self._parser.version,
+            "similarity": self._similarity.name,
+        }
+
+    def build(self, job: _Job) -> int:
+        """Write the shard; returns its number of captions."""
+        graphs = self._graphs(job.texts, job.repeated)
+        cross = cross_edges(graphs, job.image, job.images, self._weights)
+        arrays, metadata = pack_shard(
+            GraphShard(job.text_ids, job.texts, job.splits, job.image, graphs, cross, job.images)
+        )
+        write_shard(self._out / shard_name(job.number), arrays, {**metadata, "fingerprint": job.fingerprint})
+        return len(graphs)
+
+    def _graphs(self, texts: Sequence[str], repeated: Sequence[bool]) -> list[TextGraph]:
+        found: dict[str, TextGraph] = {}
+        for text, again in zip(texts, repeated, strict=True):
+            if again and text not in found:
+                graph = self._known.pop(text, None)
+                if graph is not None:
+                    found[text] = self._known[text] = graph  # now the one used last
+        fresh = [text for text in dict.fromkeys(texts) if text not in found]
+        found.update(zip(fresh, self._parser.parse(fresh), strict=True))
+        if self._remember:
+            for text, again in zip(texts, repeated, strict=True):
+                if again:
+                    self._known[text] = found[text]
+            while len(self._known) > REMEMBERED_GRAPHS:
+                del self._known[next(iter(self._known))]
+        return [found[text] for text in texts]
+
+
+class PairWeights:
+    """Weights of (name, label) pairs, each compared once while memory allows.
+
+    Args:
+        similarity: What compares them.
+        minimum: Lower weights count as 0.
+    """
+
+    def __init__(self, similarity: Similarity, minimum: float) -> None:
+        self._similarity = similarity
+        self._minimum = minimum
+        self._forget()
+
+    def _forget(self) -> None:
+        self._names: dict[str, int] = {}
+        self._labels: dict[str, int] = {}
+        self._keys: NDArray[np.int64] = np.zeros(0, np.int64)  # sorted
+        self._values: NDArray[np.float32] = np.zeros(0, np.float32)
+
+    def __call__(
+        self, names: Sequence[str], labels: Sequence[str], rows: NDArray, columns: NDArray
+    ) -> NDArray[np.float32]:
+        """(P,) weights of the pairs (names[rows], labels[columns]); 0 below the minimum and for "" names."""
+        if len(self._keys) > REMEMBERED_PAIRS:
+            self._forget()
+        own_names, name_places = _distinct(names)
+        own_labels, label_places = _distinct(labels)
+        name_ids = np.array([self._names.setdefault(name, len(self._names)) for name in own_names], np.int64)
+        label_ids = np.array(
+            [self._labels.setdefault(label, len(self._labels)) for label in own_labels], np.int64
+        )
+        keys = (name_ids[name_places] << 32)[rows] | label_ids[label_places][columns]
+        wanted = np.unique(keys)
+        unknown = wanted[~np.isin(wanted, self._keys, assume_unique=True)]
+        if len(unknown):
+            name_of = dict(zip(name_ids.tolist(), own_names, strict=True))
+            label_of = dict(zip(label_ids.tolist(), own_labels, strict=True))
+            self._similarity.prepare({*own_names, *own_labels})
+            values = np.zeros(len(unknown), np.float32)
+            bounds = np.flatnonzero(np.diff(unknown >> 32, prepend=-1))
+            for begin, end in zip(bounds, [*bounds[1:], len(unknown)], strict=True):
+                name = name_of[int(unknown[begin] >> 32)]
+                others = [label_of[key] for key in (unknown[begin:end] & 0xFFFFFFFF).tolist()]
+                if name:
+                    known = np.array([label != "" for label in others])
+                    values[begin:end] = np.where(known, self._similarity.matrix([name], others)[0], 0)
+            values[values < self._minimum] = 0
+            keys_all = np.concatenate([self._keys, unknown])
+            order = np.argsort(keys_all, kind="stable")
+            self._keys, self._values = keys_all[order], np.concatenate([self._values, values])[order]
+        return self._values[np.searchsorted(self._keys, keys)]
+
+
+def _distinct(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct names, and for each name its place among them."""
+    table: dict[str, int] = {}
+    places = np.array([table.setdefault(name, len(table)) for name in names], np.int64)
+    return list(table), places
+
+
+def cross_edges(
+    graphs: Sequence[TextGraph], image: Sequence[int], images: Sequence[GraphImage], weights: PairWeights
+) -> RaggedEdges:
+    """Edges of weight > 0 between the text objects of N captions and the regions of their images.
+
+    Args:
+        graphs: N text scene graphs.
+        image: N numbers into `images`, -1 without one.
+        images: Regions with labels, "" unknown.
+        weights: Weights of names and labels.
+
+    Returns:
+        Edges in the order of caption, object, region.
+    """
+    object_counts = np.array([len(graph.objects) for graph in graphs], np.int64)
+    first_object = ragged_offsets(object_counts)
+    caption = np.repeat(np.arange(len(graphs)), object_counts)
+    image_of = np.array(image, np.int64)[caption] if len(graphs) else np.zeros(0, np.int64)
+    placed = np.flatnonzero(image_of >= 0)  # objects whose caption has an image
+    region_offsets = ragged_offsets([len(item.labels) for item in images])
+    label, row, region = ragged_gather(region_offsets, image_of[placed])
+    names = [item.name for graph in graphs for item in graph.objects]
+    labels = [name for item in images for name in item.labels]
+    weight = weights(names, labels, placed[row], label)
+    kept = np.flatnonzero(weight > 0)
+    item = placed[row[kept]]
+    return RaggedEdges(
+        ragged_offsets(np.bincount(caption[item], minlength=len(graphs))),
+        (item - first_object[caption[item]]).astype(np.int32),
+        region[kept].astype(np.int32),
+        weight[kept],
+    )
+
+
+# ---- in this process or in others ---------------------------------------------------------------
+
+
+class _InThisProcess:
+    """Builds shards here, one after the other."""
+
+    def __init__(self, recipe: _Recipe) -> None:
+        self._builder = _ShardBuilder(recipe)
+
+    def __enter__(self) -> _InThisProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def describe(self) -> dict[str, str]:
+        return self._builder.describe()
+
+    def run(self, jobs: Iterable[_Job]) -> Iterator[int]:
+        return map(self._builder.build, jobs)
+
+
+@dataclass
+class _InWorkers:
+    """Builds shards in processes of their own; what waits for them is bounded."""
+
+    recipe: _Recipe
+    count: int
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __enter__(self) -> _InWorkers:
+        self._stack.enter_context(_one_thread_a_process())
+        self._executor = ProcessPoolExecutor(
+            self.count, multiprocessing.get_context("spawn"), _start_worker, (self.recipe,)
+        )
+        # All start now, while this process reads on.
+        self._described = [self._executor.submit(_worker_describe) for _ in range(self.count)]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._executor.shutdown(cancel_futures=True)
+        self._stack.close()
+
+    def describe(self) -> dict[str, str]:
+        with _broken_pool():
+            return self._described[0].result()
+
+    def run(self, jobs: Iterable[_Job]) -> Iterator[int]:
+        pending: set[Future[int]] = set()
+        with _broken_pool():
+            for job in jobs:
+                pending.add(self._executor.submit(_worker_build, job))
+                if len(pending) >= 2 * self.count:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+
+
+@contextlib.contextmanager
+def _broken_pool() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise DataError(
+            "build-graphs: a worker process has ended unexpectedly, perhaps for want of memory",
+            hint="run the same command again, it goes on; --workers 0 needs no other processes",
+        ) from error
+
+
+@contextlib.contextmanager
+def _one_thread_a_process() -> Iterator[None]:
+    """Processes started meanwhile compute with one thread each; there is one a processor already."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+_builder: _ShardBuilder | TbkinError | None = None
+
+
+def _start_worker(recipe: _Recipe) -> None:
+    global _builder
+    # Ctrl-C reaches every process of the terminal; the main one decides what is kept.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _builder = _ShardBuilder(recipe)
+    except TbkinError as error:
+        # Raised here it would only break the pool; the first job hands it over.
+        _builder = error
+
+
+def _end_with_parent() -> None:
+    """A killed main process leaves its workers waiting for jobs for ever, unless they watch it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _worker() -> _ShardBuilder:
+    if isinstance(_builder, TbkinError):
+        raise _builder
+    assert _builder is not None
+    return _builder
+
+
+def _worker_describe() -> dict[str, str]:
+    return _worker().describe()
+
+
+def _worker_build(job: _Job) -> int:
+    return _worker().build(job)
+
+
+# ---- regions ------------------------------------------------------------------------------------
 
 
 class _Regions:

@@ -30,9 +30,9 @@ class Priors:
 
     def merge(self, other: Priors) -> None:
         """Add the counts of another corpus."""
-        self.objects += other.objects
-        self.attributes += other.attributes
-        self.relations += other.relations
+        self.objects.update(other.objects)
+        self.attributes.update(other.attributes)
+        self.relations.update(other.relations)
 
     def attribute(self, name: str, attribute: str) -> float:
         """P(attribute | object): the share of an object's mentions that carry the attribute, at most 1."""

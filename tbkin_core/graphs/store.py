@@ -6,7 +6,8 @@ offsets each; names are numbers into a table that each shard carries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,10 @@ from tbkin_core.features.regions import ImageId
 from tbkin_core.graphs.priors import Priors
 from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, region_edges
-from tbkin_core.shards import StoreReader, StoreWriter, ragged_offsets
+from tbkin_core.shards import StoreReader, ragged_offsets
 
 COMMAND = "tbkin build-graphs DATA"
 PRIORS = "priors.json"
-
-
-@dataclass(frozen=True, slots=True)
-class GraphRecord:
-    """What is stored of one caption; `image` numbers the shard's images, -1 without one."""
-
-    text_id: int | str
-    text: str
-    split: str
-    image: int
-    graph: TextGraph
-    cross: CrossEdges
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,77 +35,120 @@ class GraphImage:
     labels: tuple[str, ...]
 
 
-class GraphStoreWriter:
-    """Writes shards of captions with their images; goes on with an unfinished store."""
+@dataclass(frozen=True, slots=True)
+class RaggedEdges:
+    """Cross-modal edges of N captions end to end.
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self._writer = StoreWriter(path, "graphs", settings)
-        self.path = path
-        self.done: set[int | str] = {
-            text_id for metadata in self._writer.metadata for text_id in metadata["text_ids"]
-        }
+    Attributes:
+        offsets: (N+1,) int64.
+        object: (E,) int32 object number within its caption.
+        region: (E,) int32 region number within the caption's image.
+        weight: (E,) float32.
+    """
 
-    def add(self, records: Sequence[GraphRecord], images: Sequence[GraphImage]) -> None:
-        """Write one shard."""
-        names: dict[str, int] = {}
+    offsets: NDArray[np.int64]
+    object: NDArray[np.int32]
+    region: NDArray[np.int32]
+    weight: NDArray[np.float32]
 
-        def number(name: str) -> int:
-            return names.setdefault(name, len(names))
 
-        graphs = [record.graph for record in records]
-        objects = [item for graph in graphs for item in graph.objects]
-        attributes = [item for graph in graphs for item in graph.attributes]
-        relations = [item for graph in graphs for item in graph.relations]
-        text, text_offsets = _pack([record.text for record in records])
-        tokens, token_offsets = _pack(
-            ["\0".join(token.replace("\0", "\ufffd") for token in graph.tokens) for graph in graphs]
-        )
-        arrays: dict[str, NDArray] = {
-            "text": text,
-            "text_offsets": text_offsets,
-            "tokens": tokens,
-            "token_offsets": token_offsets,
-            "image": _ints([record.image for record in records]),
-            "object_offsets": ragged_offsets([len(graph.objects) for graph in graphs]),
-            "object_head": _ints([item.head for item in objects]),
-            "object_span": _ints([item.span for item in objects]).reshape(-1, 2),
-            "object_name": _ints([number(item.name) for item in objects]),
-            "attribute_offsets": ragged_offsets([len(graph.attributes) for graph in graphs]),
-            "attribute_object": _ints([item.object for item in attributes]),
-            "attribute_name": _ints([number(item.name) for item in attributes]),
-            "attribute_token_offsets": ragged_offsets([len(item.tokens) for item in attributes]),
-            "attribute_tokens": _ints([token for item in attributes for token in item.tokens]),
-            "relation_offsets": ragged_offsets([len(graph.relations) for graph in graphs]),
-            "relation_subject": _ints([item.subject for item in relations]),
-            "relation_object": _ints([item.object for item in relations]),
-            "relation_name": _ints([number(item.predicate) for item in relations]),
-            "relation_token_offsets": ragged_offsets([len(item.tokens) for item in relations]),
-            "relation_tokens": _ints([token for item in relations for token in item.tokens]),
-            "cross_offsets": ragged_offsets([len(record.cross.object) for record in records]),
-            "cross_object": _joined([record.cross.object for record in records], np.int32),
-            "cross_region": _joined([record.cross.region for record in records], np.int32),
-            "cross_weight": _joined([record.cross.weight for record in records], np.float32),
-            "region_offsets": ragged_offsets([len(image.boxes) for image in images]),
-            "region_boxes": _joined(
-                [np.asarray(image.boxes).reshape(-1, 4) for image in images], np.float32, 4
-            ),
-            "region_label": _ints([number(label) for image in images for label in image.labels]),
-        }
-        self._writer.add(
-            arrays,
-            {
-                "text_ids": [record.text_id for record in records],
-                "splits": [record.split for record in records],
-                "image_ids": [image.image_id for image in images],
-                "names": list(names),
-            },
-        )
-        self.done.update(record.text_id for record in records)
+@dataclass(frozen=True, slots=True)
+class GraphShard:
+    """N captions with their graphs, and their images.
 
-    def finish(self, priors: Priors, **extra: Any) -> None:
-        """Write the priors and mark the store complete."""
-        priors.save(self.path / PRIORS)
-        self._writer.finish(**extra)
+    Attributes:
+        text_ids, texts, splits: N each.
+        image: N numbers into `images`, -1 without one.
+        graphs: N text scene graphs.
+        cross: Their cross-modal edges.
+        images: Each image once.
+    """
+
+    text_ids: Sequence[int | str]
+    texts: Sequence[str]
+    splits: Sequence[str]
+    image: Sequence[int]
+    graphs: Sequence[TextGraph]
+    cross: RaggedEdges
+    images: Sequence[GraphImage]
+
+
+def pack_shard(shard: GraphShard) -> tuple[dict[str, NDArray], dict[str, Any]]:
+    """The arrays and the metadata of a shard, as they are written."""
+    names: dict[str, int] = {}
+    graphs, images = shard.graphs, shard.images
+    objects = [item for graph in graphs for item in graph.objects]
+    attributes = [item for graph in graphs for item in graph.attributes]
+    relations = [item for graph in graphs for item in graph.relations]
+    text, text_offsets = _pack(shard.texts)
+    tokens, token_offsets = _pack([_join_tokens(graph.tokens) for graph in graphs])
+    arrays: dict[str, NDArray] = {
+        "text": text,
+        "text_offsets": text_offsets,
+        "tokens": tokens,
+        "token_offsets": token_offsets,
+        "image": _ints(shard.image),
+        "object_offsets": ragged_offsets([len(graph.objects) for graph in graphs]),
+        "object_head": _ints([item.head for item in objects]),
+        "object_span": _ints([end for item in objects for end in item.span]).reshape(-1, 2),
+        "object_name": _ints(_numbers(names, (item.name for item in objects))),
+        "attribute_offsets": ragged_offsets([len(graph.attributes) for graph in graphs]),
+        "attribute_object": _ints([item.object for item in attributes]),
+        "attribute_name": _ints(_numbers(names, (item.name for item in attributes))),
+        "attribute_token_offsets": ragged_offsets([len(item.tokens) for item in attributes]),
+        "attribute_tokens": _ints([token for item in attributes for token in item.tokens]),
+        "relation_offsets": ragged_offsets([len(graph.relations) for graph in graphs]),
+        "relation_subject": _ints([item.subject for item in relations]),
+        "relation_object": _ints([item.object for item in relations]),
+        "relation_name": _ints(_numbers(names, (item.predicate for item in relations))),
+        "relation_token_offsets": ragged_offsets([len(item.tokens) for item in relations]),
+        "relation_tokens": _ints([token for item in relations for token in item.tokens]),
+        "cross_offsets": shard.cross.offsets,
+        "cross_object": shard.cross.object,
+        "cross_region": shard.cross.region,
+        "cross_weight": shard.cross.weight,
+        "region_offsets": ragged_offsets([len(image.boxes) for image in images]),
+        "region_boxes": _joined([np.asarray(image.boxes).reshape(-1, 4) for image in images], np.float32, 4),
+        "region_label": _ints(_numbers(names, (label for image in images for label in image.labels))),
+    }
+    return arrays, {
+        "text_ids": list(shard.text_ids),
+        "splits": list(shard.splits),
+        "image_ids": [image.image_id for image in images],
+        "names": list(names),
+    }
+
+
+def shard_counts(arrays: Mapping[str, NDArray], names: Sequence[str], keep: NDArray[np.bool_]) -> Priors:
+    """Objects, attributes and relations of the captions of a shard where (N,) `keep` is True, counted."""
+    base = len(names)
+    counts = Priors()
+
+    def per_item(kind: str) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which items count, and where the objects of each one's caption begin."""
+        lengths = np.diff(arrays[f"{kind}_offsets"])
+        return np.repeat(keep, lengths), np.repeat(arrays["object_offsets"][:-1], lengths)
+
+    object_name = arrays["object_name"].astype(np.int64)
+    chosen, _ = per_item("object")
+    for name, count in _tally(object_name[chosen]):
+        counts.objects[names[name]] += count
+    chosen, first = per_item("attribute")
+    holder = object_name[first + arrays["attribute_object"]]
+    for key, count in _tally((holder * base + arrays["attribute_name"])[chosen]):
+        counts.attributes[names[key // base], names[key % base]] += count
+    chosen, first = per_item("relation")
+    subject = object_name[first + arrays["relation_subject"]]
+    other = object_name[first + arrays["relation_object"]]
+    for key, count in _tally(((subject * base + arrays["relation_name"]) * base + other)[chosen]):
+        pair, last = divmod(key, base)
+        counts.relations[names[pair // base], names[pair % base], names[last]] += count
+    return counts
+
+
+def _tally(values: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    distinct, counts = np.unique(values, return_counts=True)
+    return zip(distinct.tolist(), counts.tolist(), strict=True)
 
 
 class GraphStore:
@@ -126,16 +158,19 @@ class GraphStore:
         DataError: No store there, a damaged shard, another format version, or it is not finished.
     """
 
-    def __init__(self, path: Path | str, allow_unfinished: bool = False) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._reader = StoreReader(Path(path), "graphs", COMMAND)
         self.path = Path(path)
-        if not (self._reader.complete or allow_unfinished):
+        if not self._reader.complete:
             raise DataError(
                 f"{path}: building these graphs was interrupted", hint=f"run `{COMMAND}` again: it goes on"
             )
         self.settings = self._reader.settings
         self.summary: dict[str, Any] = self._reader.extra
         self.shards = self._reader.shards
+        for _, metadata in self.shards:
+            # A million captions share a handful of splits.
+            metadata["splits"] = [sys.intern(split) for split in metadata["splits"]]
         self._starts = ragged_offsets([len(metadata["text_ids"]) for _, metadata in self.shards])
 
     def __len__(self) -> int:
@@ -241,6 +276,18 @@ def tokens_of(arrays: Mapping[str, NDArray], place: int) -> tuple[str, ...]:
 def text_of(arrays: Mapping[str, NDArray], place: int) -> str:
     """The caption itself."""
     return _unpack(arrays["text"], arrays["text_offsets"], place)
+
+
+def _join_tokens(tokens: Sequence[str]) -> str:
+    joined = "\0".join(tokens)
+    if joined.count("\0") >= max(len(tokens), 1):
+        joined = "\0".join(token.replace("\0", "\ufffd") for token in tokens)
+    return joined
+
+
+def _numbers(table: dict[str, int], names: Iterable[str]) -> list[int]:
+    """Place of each name in the table, which grows by the new ones."""
+    return [table.setdefault(name, len(table)) for name in names]
 
 
 def _ints(values: Sequence[Any]) -> NDArray[np.int32]:

@@ -6,17 +6,15 @@ the modalities the similarity of names (ROSITA, ACM MM 2021, §3.1).
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.features.regions import ImageId, pairwise_iou
+from tbkin_core.graphs.similarity import Similarity
 from tbkin_core.graphs.text_graph import TextGraph
 
 if TYPE_CHECKING:
@@ -78,68 +76,6 @@ def spatial_predicates(first: NDArray, second: NDArray) -> NDArray[np.int8]:
     return np.select([inside, contains, overlaps], [4, 5, 6], direction).astype(np.int8)
 
 
-# ---- names --------------------------------------------------------------------------------------
-
-
-class LexicalSimilarity:
-    """Similarity of a text object's name and a region's label from words alone; no download.
-
-    1 for the same name or a listed synonym ("man" and "person"), 0.8 where one name's head word is the
-    other name ("traffic light" and "light"), else 0. Each distinct pair is compared once.
-    """
-
-    def __init__(self) -> None:
-        self._cache: dict[tuple[str, str], float] = {}
-
-    def __call__(self, name: str, label: str) -> float:
-        pair = (name, label)
-        if pair not in self._cache:
-            self._cache[pair] = self._compare(name.lower().strip(), label.lower().strip())
-        return self._cache[pair]
-
-    def matrix(self, names: Sequence[str], labels: Sequence[str]) -> NDArray[np.float32]:
-        """(len(names), len(labels)) float32."""
-        values = [[self(name, label) for label in labels] for name in names]
-        return np.array(values, np.float32).reshape(len(names), len(labels))
-
-    def _compare(self, name: str, label: str) -> float:
-        if not name or not label:
-            return 0.0
-        names, labels = _synonyms(name), _synonyms(label)
-        if names & labels:
-            return 1.0
-        if _synonyms(name.split()[-1]) & labels or names & _synonyms(label.split()[-1]):
-            return 0.8
-        return 0.0
-
-
-@functools.cache
-def _groups() -> dict[str, frozenset[str]]:
-    content = json.loads(resources.files("tbkin_core.resources").joinpath("synonyms.json").read_text("utf-8"))
-    table: dict[str, set[str]] = {}
-    for concept, words in content["groups"].items():
-        for word in [concept, *words]:
-            table.setdefault(word, set()).add(concept)
-    return {word: frozenset(concepts) for word, concepts in table.items()}
-
-
-@functools.cache
-def _synonyms(name: str) -> frozenset[str]:
-    groups = _groups()
-    singular = _singular(name)
-    return frozenset({name, singular}) | groups.get(name, frozenset()) | groups.get(singular, frozenset())
-
-
-def _singular(name: str) -> str:
-    """A rough singular of the last word; only ever compared with another rough singular."""
-    for ending, replacement in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x")):
-        if name.endswith(ending) and len(name) > len(ending) + 1:
-            return name[: -len(ending)] + replacement
-    if name.endswith("s") and not name.endswith(("ss", "us", "is")) and len(name) > 3:
-        return name[:-1]
-    return name
-
-
 # ---- the graph of one caption -------------------------------------------------------------------
 
 
@@ -153,7 +89,7 @@ class CrossEdges:
 
 
 def cross_edges(
-    names: Sequence[str], labels: Sequence[str], similarity: LexicalSimilarity, minimum: float
+    names: Sequence[str], labels: Sequence[str], similarity: Similarity, minimum: float
 ) -> CrossEdges:
     """Edges of weight >= `minimum` between text objects and labelled regions ("" has no label)."""
     if not names or not labels:
@@ -236,31 +172,6 @@ class UnifiedGraph:
 
     def to_networkx(self) -> networkx.DiGraph:
         """A directed graph whose vertices carry `kind` (region, object, attribute, relation) and `name`."""
-        import networkx
+        from tbkin_core.graphs.networks import to_networkx
 
-        result = networkx.DiGraph(text_id=str(self.text_id), image_id=str(self.image_id), text=self.text)
-        for number, (box, label) in enumerate(zip(self.boxes, self.labels, strict=True)):
-            result.add_node(
-                f"region{number}", kind="region", name=label, box=" ".join(f"{side:.1f}" for side in box)
-            )
-        for number, item in enumerate(self.graph.objects):
-            result.add_node(f"object{number}", kind="object", name=item.name)
-        for number, attribute in enumerate(self.graph.attributes):
-            result.add_node(f"attribute{number}", kind="attribute", name=attribute.name)
-            result.add_edge(f"object{attribute.object}", f"attribute{number}", kind="attribute")
-        for number, relation in enumerate(self.graph.relations):
-            result.add_node(f"relation{number}", kind="relation", name=relation.predicate)
-            result.add_edge(f"object{relation.subject}", f"relation{number}", kind="subject")
-            result.add_edge(f"relation{number}", f"object{relation.object}", kind="object")
-        edges = self.image_edges
-        for (first, second), iou, kind in zip(edges.pairs, edges.iou, edges.predicate, strict=True):
-            result.add_edge(
-                f"region{first}", f"region{second}", kind="spatial", name=PREDICATES[kind], weight=float(iou)
-            )
-        for item_number, region, weight in zip(
-            self.cross.object, self.cross.region, self.cross.weight, strict=True
-        ):
-            result.add_edge(
-                f"object{item_number}", f"region{region}", kind="cross-modal", weight=float(weight)
-            )
-        return result
+        return to_networkx(self)

@@ -1,0 +1,182 @@
+"""Unified scene graphs as networkx graphs, and their export as GraphML or node-link JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from tbkin_core.errors import ConfigError
+from tbkin_core.graphs.unified import PREDICATES, UnifiedGraph
+from tbkin_core.runtime import atomic_directory, atomic_path
+
+if TYPE_CHECKING:
+    import networkx
+
+FORMATS = ("graphml", "json")
+
+# What XML 1.0 cannot hold, not even escaped: control characters, lone surrogates, two non-characters.
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def to_networkx(graph: UnifiedGraph) -> networkx.DiGraph:
+    """One caption's unified graph with networkx.
+
+    Vertices are `region0`, `object0`, `attribute0`, `relation0`, ... with `kind` (region, object, attribute,
+    relation) and `name`; regions also have `box` ("x1 y1 x2 y2", pixels). Edges have a `kind`: attribute
+    (object to attribute), subject (object to relation), object (relation to object), spatial (region to
+    region, `name` the predicate, `weight` the IoU) and cross-modal (object to region, `weight` the
+    similarity).
+    The graph has `text_id`, `image_id` ("" without an image) and `text`. All values are text or numbers, so
+    that every writer of networkx takes them.
+    """
+    import networkx
+
+    result = networkx.DiGraph(
+        text_id=str(graph.text_id),
+        image_id="" if graph.image_id is None else str(graph.image_id),
+        text=graph.text,
+    )
+    for number, (box, label) in enumerate(zip(graph.boxes, graph.labels, strict=True)):
+        corners = " ".join(f"{side:.1f}" for side in box)
+        result.add_node(f"region{number}", kind="region", name=label, box=corners)
+    for number, item in enumerate(graph.graph.objects):
+        result.add_node(f"object{number}", kind="object", name=item.name)
+    for number, attribute in enumerate(graph.graph.attributes):
+        result.add_node(f"attribute{number}", kind="attribute", name=attribute.name)
+        result.add_edge(f"object{attribute.object}", f"attribute{number}", kind="attribute")
+    for number, relation in enumerate(graph.graph.relations):
+        result.add_node(f"relation{number}", kind="relation", name=relation.predicate)
+        result.add_edge(f"object{relation.subject}", f"relation{number}", kind="subject")
+        result.add_edge(f"relation{number}", f"object{relation.object}", kind="object")
+    edges = graph.image_edges
+    for (first, second), iou, kind in zip(edges.pairs, edges.iou, edges.predicate, strict=True):
+        result.add_edge(
+            f"region{first}", f"region{second}", kind="spatial", name=PREDICATES[kind], weight=float(iou)
+        )
+    cross = graph.cross
+    for number, region, weight in zip(cross.object, cross.region, cross.weight, strict=True):
+        result.add_edge(f"object{number}", f"region{region}", kind="cross-modal", weight=float(weight))
+    return result
+
+
+def export_networkx(
+    graphs: UnifiedGraph | Iterable[UnifiedGraph], path: Path, format: str | None = None
+) -> int:
+    """Write graphs for networkx and other graph tools, atomically.
+
+    A path with a suffix (`graphs.graphml`, `graphs.json`) becomes one file, any other a directory with a file
+    a graph, named `<row>-<text_id>`. One file of several graphs is, as GraphML, one graph whose vertices are
+    prefixed by the row ("0:object0") and which has a vertex a caption ("0", `kind` caption) with the ids and
+    the text; as JSON, a list of node-link objects. A single `UnifiedGraph` is written as it is:
+    `networkx.read_graphml(path)` or `networkx.node_link_graph(json.load(file), edges="edges")` gives back
+    what `to_networkx` makes. Characters that XML (JSON: UTF-8) cannot hold become U+FFFD.
+
+    Args:
+        graphs: One graph, or several. They are read once and one at a time; only one GraphML file of all
+            holds them in memory together, so take a directory or JSON for a large corpus.
+        path: File or directory; an existing one is replaced when all is written.
+        format: `graphml` or `json`; None goes by the suffix, GraphML without one.
+
+    Returns:
+        How many graphs were written.
+
+    Raises:
+        ConfigError: Unknown format.
+        DataError: The disk refuses.
+    """
+    path = Path(path)
+    chosen = format or path.suffix.lower().lstrip(".") or "graphml"
+    if chosen not in FORMATS:
+        raise ConfigError(
+            f"networkx export: expected {' or '.join(FORMATS)}, got {chosen!r}",
+            hint="name the file graphs.graphml or graphs.json, or a directory",
+        )
+    if isinstance(graphs, UnifiedGraph):
+        single = to_networkx(graphs)
+        if path.suffix:
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                _write_one(single, file, chosen)
+            return 1
+        graphs = [graphs]
+    if not path.suffix:
+        return _write_directory(graphs, path, chosen)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        return (
+            _write_graphml_of_all(graphs, file) if chosen == "graphml" else _write_json_of_all(graphs, file)
+        )
+
+
+def _write_directory(graphs: Iterable[UnifiedGraph], path: Path, format: str) -> int:
+    count = 0
+    with atomic_directory(path) as temporary:
+        for graph in graphs:
+            # The row keeps names apart that differ in what a file name cannot hold.
+            name = _NOT_IN_NAMES.sub("_", str(graph.text_id))[:80]
+            with (temporary / f"{count:08d}-{name}.{format}").open("wb") as file:
+                _write_one(to_networkx(graph), file, format)
+            count += 1
+    return count
+
+
+def _write_one(graph: networkx.DiGraph, file: IO[bytes], format: str) -> None:
+    import networkx
+
+    if format == "graphml":
+        networkx.write_graphml_xml(_clean(graph, _NOT_XML), file)
+    else:
+        file.write(_node_link(graph))
+
+
+def _write_json_of_all(graphs: Iterable[UnifiedGraph], file: IO[bytes]) -> int:
+    count = 0
+    file.write(b"[")
+    for graph in graphs:
+        file.write(b",\n" if count else b"\n")
+        file.write(_node_link(to_networkx(graph)))
+        count += 1
+    file.write(b"\n]\n")
+    return count
+
+
+def _write_graphml_of_all(graphs: Iterable[UnifiedGraph], file: IO[bytes]) -> int:
+    import networkx
+
+    count = 0
+    whole = networkx.DiGraph()
+    for count, part in enumerate(_parts(graphs), start=1):
+        row = str(count - 1)
+        whole.add_node(row, kind="caption", name=part.graph["text"], **part.graph)
+        whole.add_nodes_from((f"{row}:{vertex}", data) for vertex, data in part.nodes(data=True))
+        whole.add_edges_from((f"{row}:{a}", f"{row}:{b}", data) for a, b, data in part.edges(data=True))
+    networkx.write_graphml_xml(whole, file)
+    return count
+
+
+def _parts(graphs: Iterable[UnifiedGraph]) -> Iterator[networkx.DiGraph]:
+    for graph in graphs:
+        yield _clean(to_networkx(graph), _NOT_XML)
+
+
+def _node_link(graph: networkx.DiGraph) -> bytes:
+    import networkx
+
+    content = networkx.node_link_data(_clean(graph, _SURROGATES), edges="edges")
+    return json.dumps(content, ensure_ascii=False).encode("utf-8")
+
+
+def _clean(graph: networkx.DiGraph, unwanted: re.Pattern[str]) -> networkx.DiGraph:
+    """The graph itself, its texts without what the format cannot hold."""
+    for data in (graph.graph, *graph.nodes.values(), *graph.edges.values()):
+        _clean_values(data, unwanted)
+    return graph
+
+
+def _clean_values(data: dict[str, Any], unwanted: re.Pattern[str]) -> None:
+    for key, value in data.items():
+        if isinstance(value, str):
+            data[key] = unwanted.sub("�", value)
