@@ -35,7 +35,8 @@ def _run(
         from tbkin_core import stages
 
         result = getattr(stages, stage)(settings)
-        if rank() == 0:
+        # Ranks that share a build end on their own; the last one, whichever it is, has the summary.
+        if rank() == 0 or stage == "build_graphs":
             show(result, as_json, quiet)
     logging.shutdown()
 
@@ -88,7 +89,7 @@ def build_graphs(
     ] = None,
     similarity_model: Annotated[
         str | None,
-        typer.Option(help="spaCy pipeline with vectors, or sentence encoder; name or path."),
+        typer.Option(help="Pipeline for vectors, or sentence encoder; name or path.", show_default=False),
     ] = None,
     export: Annotated[
         Path | None, typer.Option(help="Also write every graph as JSON lines.", show_default=False)

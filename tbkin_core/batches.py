@@ -195,11 +195,13 @@ def encode_texts(
             f"text length: at least 3 tokens are needed for [CLS], a word and [SEP], got {max_tokens}"
         )
     pretokenized = bool(texts) and not isinstance(texts[0], str)
-    # Every letter is in a vocabulary built from data; only longer pieces, and what is no ASCII, tell of a word.
-    telling = np.zeros(tokenizer.get_vocab_size(), np.bool_)
+    # Every letter is in a vocabulary built from data, so a word spelt letter by letter is an unknown one.
+    size = tokenizer.get_vocab_size()
+    long, letter = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
     for piece, number in tokenizer.get_vocab().items():
         text = piece.removeprefix("##")
-        telling[number] = piece not in SPECIAL_TOKENS and (len(text) > 1 or not text.isascii())
+        long[number] = len(text) > 1 and piece not in SPECIAL_TOKENS
+        letter[number] = len(text) == 1 and text.isalnum()
     separator = tokenizer.token_to_id("[SEP]") or 0
     ids: list[NDArray] = []
     words: list[NDArray] = []
@@ -215,7 +217,9 @@ def encode_texts(
                 cut += 1
                 pieces, word = pieces[:max_tokens].copy(), word[:max_tokens].copy()
                 pieces[-1], word[-1] = separator, -1
-            unknown[begin + index] = not np.any((word >= 0) & telling[pieces])
+            inside = word >= 0
+            alone = np.bincount(word[inside], minlength=1)[word] == 1  # a word of one piece
+            unknown[begin + index] = not np.any(inside & (long[pieces] | (letter[pieces] & alone)))
             ids.append(pieces)
             words.append(word)
     return TextTable(

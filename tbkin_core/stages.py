@@ -182,6 +182,7 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
         config.overwrite,
         config.workers,
         partial(make_similarity, config.similarity, config.similarity_model),
+        needs_torch=config.parser != "builtin" or config.similarity == "encoder",
     )
     if features is not None and not features.object_names and not dataset.boxes():
         problems.append(

@@ -217,3 +217,9 @@ def test_epochs_differ_and_buckets_save_padding() -> None:
         for epoch in range(3)
     }
     assert len(orders) == 9
+
+
+def test_words_never_seen_leave_a_text_unknown() -> None:
+    tokenizer = build_tokenizer(["what color is the dog", "is it x?"])
+    texts = ["zzz qqq?", "what zzz", "x", "???"]
+    assert list(encode_texts(tokenizer, texts, 16).unknown) == [True, False, False, True]

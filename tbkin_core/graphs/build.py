@@ -176,6 +176,7 @@ def build_dataset(
     overwrite: bool = False,
     workers: int | None = 0,
     make_similarity: Callable[[], Similarity] = make_similarity,
+    needs_torch: bool = True,
 ) -> Build:
     """Build the graph store of a dataset, going on with an unfinished one.
 
@@ -195,6 +196,8 @@ def build_dataset(
         overwrite: Remove a store that is there.
         workers: Processes beside this one; 0 and 1 work in this process, None chooses.
         make_similarity: Makes what compares names with labels; as `make_parser`.
+        needs_torch: Whether parser or similarity compute with torch. spaCy imports it wherever it is
+            installed; without it a worker starts in half the time and takes 180 MB less.
 
     Raises:
         DataError: No texts, a store of other settings at `out`, or the disk refuses.
@@ -211,7 +214,7 @@ def build_dataset(
         for path in [*out.glob("shard-*.safetensors"), out / MANIFEST]:
             path.unlink()
     count = -(-len(texts) // SHARD_CAPTIONS)
-    recipe = _Recipe(out, make_parser, make_similarity, min_similarity)
+    recipe = _Recipe(out, make_parser, make_similarity, min_similarity, needs_torch)
     processes = choose_workers(workers, len(texts) // world)
     with _InThisProcess(recipe) if not processes else _InWorkers(recipe, processes) as builder:
         settings = {
@@ -375,6 +378,7 @@ class _Recipe:
     make_parser: Callable[[], Parser]
     make_similarity: Callable[[], Similarity]
     min_similarity: float
+    needs_torch: bool = True
 
 
 class _ShardBuilder:
@@ -615,6 +619,8 @@ def _start_worker(recipe: _Recipe) -> None:
     # Ctrl-C reaches every process of the terminal; the main one decides what is kept.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if not recipe.needs_torch:
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     try:
         _builder = _ShardBuilder(recipe)
     except TbkinError as error:

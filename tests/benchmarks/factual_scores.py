@@ -1,6 +1,6 @@
 """F1 and exact match of the caption parser on FACTUAL's dev captions, and its speed.
 
-python tests/benchmarks/factual_scores.py [--parser builtin] [--file FACTUAL/dev.csv] [--errors 20]
+python tests/benchmarks/factual_scores.py [--parser builtin] [--wording factual] [--errors 20]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from tbkin_core.evaluation.factual import graph_tuples, parse_factual_graph, read_factual, score
-from tbkin_core.graphs.parser import CaptionParser
+from tbkin_core.graphs.parser import WORDINGS, CaptionParser
 
 
 def main() -> None:
@@ -23,11 +23,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--parser", default="builtin")
+    options.add_argument("--wording", choices=WORDINGS, default="factual")
     options.add_argument("--file", type=Path, default=data / "factual" / "dev.csv")
     options.add_argument("--errors", type=int, default=0, help="print this many captions whose graph differs")
     arguments = options.parse_args()
     pairs = read_factual(arguments.file)
-    parser = CaptionParser(arguments.parser)
+    parser = CaptionParser(arguments.parser, arguments.wording)
     started = time.perf_counter()
     candidates = [graph_tuples(graph) for graph in parser.parse(caption for caption, _ in pairs)]
     seconds = time.perf_counter() - started
@@ -46,6 +47,7 @@ def main() -> None:
         json.dumps(
             {
                 "parser": f"{parser.name} {parser.version}",
+                "wording": arguments.wording,
                 "captions": result.captions,
                 "f1": round(100 * result.f1, 2),
                 "exact": round(100 * result.exact, 2),

@@ -6,7 +6,8 @@ repeats the captions of DIR, with words exchanged so that hardly any occurs twic
 regions. One JSON object a line: CPU microseconds a caption of the bare `nlp.pipe` of the same parser and of
 each step of a build (`ratio` is what a build costs over the pipe, interleaved shard by shard); then, for each
 number of workers, the wall time of a whole build in a process of its own, captions a second once the
-processes have started, and the largest resident memory of all processes together; then the efficiency.
+processes have started, and the largest resident memory of all processes together; then the efficiency, by
+wall time (it needs idle processors) and by processor time (what the division itself costs, start included).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -108,7 +110,7 @@ def measure_build(data: Path, features: Path, out: Path, workers: int) -> dict[s
     """A build by the command, in a process of its own."""
     command = [sys.executable, "-m", "tbkin_cli", "build-graphs", str(data), "--features", str(features)]
     command += ["--out", str(out), "--workers", str(workers), "--quiet", "--json"]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     peak, begun, first, shards = 0, 0.0, 0, 0
     while process.poll() is None:
@@ -122,12 +124,15 @@ def measure_build(data: Path, features: Path, out: Path, workers: int) -> dict[s
         raise SystemExit(process.returncode)
     assert process.stdout is not None
     captions = json.loads(process.stdout.read())["captions"]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     steady = (captions - first * build.SHARD_CAPTIONS) / (last - begun) if begun < last else None
     return {
         "workers": workers,
         "captions": captions,
         "seconds": round(time.perf_counter() - start, 1),
         "captions_a_second": None if steady is None else round(steady),
+        "cpu_microseconds": round(1e6 * seconds / captions, 1),
         "peak_rss_mib": round(peak / 2**20),
     }
 
@@ -172,7 +177,9 @@ def main() -> None:
             if row["captions_a_second"] and rows[0]["captions_a_second"]:
                 scale = max(row["workers"], 1) / max(rows[0]["workers"], 1)
                 efficiency = row["captions_a_second"] / rows[0]["captions_a_second"] / scale
-                print(json.dumps({"workers": row["workers"], "efficiency": round(efficiency, 3)}))
+                by_cpu = rows[0]["cpu_microseconds"] / row["cpu_microseconds"]
+                result = {"efficiency": round(efficiency, 3), "efficiency_cpu": round(by_cpu, 3)}
+                print(json.dumps({"workers": row["workers"], **result}))
 
 
 if __name__ == "__main__":
