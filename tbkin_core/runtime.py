@@ -312,6 +312,22 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
         raise RuntimeError(f"worker processes ended early: {codes}")
 
 
+@contextlib.contextmanager
+def one_thread_a_process() -> Iterator[None]:
+    """Processes started meanwhile compute with one thread each; there is one a processor already."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def world_size() -> int:
     """Processes of this distributed run; 1 alone."""
     return int(os.environ.get("WORLD_SIZE", "1") or 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ from tbkin_core.features.images import load_image
 from tbkin_core.features.imported import read_bottom_up_npz
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, FeatureStoreWriter
-from tbkin_core.runtime import progress
+from tbkin_core.runtime import one_thread_a_process, progress
 from tbkin_core.shards import MANIFEST
 
 logger = logging.getLogger("tbkin")
@@ -201,7 +200,7 @@ def _run_workers(
     )
     try:
         # In order, so that the store does not depend on which worker is faster.
-        with _one_thread_a_process():
+        with one_thread_a_process():
             results = executor.map(_worker_extract, todo, chunksize=4)
         yield from results
     except BrokenProcessPool as error:
@@ -211,22 +210,6 @@ def _run_workers(
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _one_thread_a_process() -> Iterator[None]:
-    """Processes started meanwhile compute with one thread each; there is one a processor already."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 _extractor: BuiltinExtractor | None = None

@@ -47,7 +47,7 @@ from tbkin_core.graphs.store import (
     shard_counts,
 )
 from tbkin_core.graphs.text_graph import TextGraph
-from tbkin_core.runtime import atomic_path, progress
+from tbkin_core.runtime import atomic_path, one_thread_a_process, progress
 from tbkin_core.shards import (
     MANIFEST,
     SharedStoreWriter,
@@ -555,7 +555,7 @@ class _InWorkers:
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> _InWorkers:
-        self._stack.enter_context(_one_thread_a_process())
+        self._stack.enter_context(one_thread_a_process())
         self._executor = ProcessPoolExecutor(
             self.count, multiprocessing.get_context("spawn"), _start_worker, (self.recipe,)
         )
@@ -593,22 +593,6 @@ def _broken_pool() -> Iterator[None]:
             "build-graphs: a worker process has ended unexpectedly, perhaps for want of memory",
             hint="run the same command again, it goes on; --workers 0 needs no other processes",
         ) from error
-
-
-@contextlib.contextmanager
-def _one_thread_a_process() -> Iterator[None]:
-    """Processes started meanwhile compute with one thread each; there is one a processor already."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 _builder: _ShardBuilder | TbkinError | None = None

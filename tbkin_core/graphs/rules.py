@@ -82,6 +82,7 @@ _SIDE_PHRASE = re.compile(
 SIDES = frozenset({"left", "right", "middle", "center", "centre", "top", "bottom", "far", "near"})
 _TO_SIDE = re.compile(r"(?:(?<=^)|(?<= ))(?:to|on|at) (?=(?:left|right) of$)")
 _DOUBT = 0.3
+_NEGLIGIBLE = 0.01
 _PLAIN_PREDICATES = frozenset({"have", "wear"})
 _ARTICLES = frozenset({"the", "a", "an", "his", "her", "its", "their"})
 # A prepositional phrase after coordinated nouns usually holds of all of them, unless it is one of these.
@@ -640,12 +641,11 @@ class GraphReader:
             ]
             if not nouns:
                 continue
-            noun = nouns[0]
+            plurals = [noun for noun in nouns if s.tags[noun] == "NNS" or s.words[noun] == "people"]
+            noun = plurals[-1] if reciprocal and plurals else nouns[0]
             if reciprocal:
                 others = [other for other in self._conjuncts(noun) if other < token]
                 noun = others[-1]
-                if len(others) == 1:
-                    noun = nouns[0]
             self.antecedent[token] = noun
             self.nominal[token] = True
 
@@ -1256,7 +1256,7 @@ class GraphReader:
         linked = {(min(pair), max(pair)) for pair in self.worded}
         linked.update((min(key[0], key[2]), max(key[0], key[2])) for key in self.relations)
         pairs = {
-            (first, second) for place, first in enumerate(tokens) for second in tokens[place + 1 : place + 4]
+            (first, second) for place, first in enumerate(tokens) for second in tokens[place + 1 : place + 3]
         }
         return sorted(pairs | linked)
 
@@ -1428,6 +1428,8 @@ class GraphReader:
             mass: dict[tuple[str, str], float] = {}
             tokens_of: dict[tuple[str, str], tuple[int, ...]] = {}
             for outcome, probability in zip(outcomes, row, strict=True):
+                if probability < _NEGLIGIBLE and outcome[1:2] != "@" and outcome != "none":
+                    continue
                 if outcome == "none":
                     key = ("", "")
                 elif outcome[1] == "@":
