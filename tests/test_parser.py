@@ -391,3 +391,19 @@ def test_factual_dev_stays_above_the_floor(parser: CaptionParser, shared_data: P
 def test_missing_factual_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_factual(tmp_path / "none.csv")
+
+
+def test_wordings_differ_in_names_alone() -> None:
+    text = "a red circle to the left of a blue square"
+    plain = next(iter(CaptionParser().parse([text])))
+    factual = next(iter(CaptionParser(wording="factual").parse([text])))
+    assert [item.name for item in plain.objects] == [item.name for item in factual.objects]
+    assert {item.predicate for item in plain.relations} == {"left of"}
+    assert {(item.subject, item.object) for item in plain.relations} == {
+        (item.subject, item.object) for item in factual.relations
+    }
+
+
+def test_each_other_names_no_object() -> None:
+    graph = next(iter(CaptionParser().parse(["two zebras standing next to each other"])))
+    assert {item.name for item in graph.objects} == {"zebra"}  # no "other"
