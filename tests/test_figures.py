@@ -445,3 +445,35 @@ def test_no_font_is_asked_for_that_is_not_there(tmp_path: Path, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         answer_figure(tmp_path / "answer.png", **answer_arguments(text="狗 在 哪里 ?"))
     assert not caplog.records
+
+
+def test_words_next_to_nothing_look_like_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+    from matplotlib.axes import Axes
+
+    real = Axes.barh
+
+    def noted(self: Axes, places: Any, widths: Any, **style: Any) -> Any:
+        bars = real(self, places, widths, **style)
+        limits.append((self, float(np.max(widths, initial=0.0))))
+        return bars
+
+    monkeypatch.setattr(Axes, "barh", noted)
+    view = AttentionView(np.array([1.0, 0.0]), np.full(3, 1e-7), np.full((3, 2), 0.5))
+    answer_figure(
+        tmp_path / "words.png",
+        image=np.full((40, 60, 3), 200, np.uint8),
+        boxes=np.array([[0, 0, 30, 40], [30, 0, 60, 40]]),
+        region_labels=["red", "blue"],
+        words=["what", "color", "?"],
+        dense=view,
+        thresholded=view,
+        threshold=0.3,
+        selection="relative",
+        answers_dense=[("red", 0.9)],
+        answers_thresholded=[("red", 0.9)],
+        kept_fraction=0.5,
+        title="what color?",
+    )
+    spans = [(axes.get_xlim()[1], longest) for axes, longest in limits if longest < 1e-3]
+    assert spans and all(span > 1000 * longest for span, longest in spans)

@@ -28,6 +28,7 @@ _MAX_REGIONS = 10
 _MAX_WORDS = 24
 _MAX_ANSWERS = 5
 _OUTLINED = 3
+_LEAST_WORD_SPAN = 0.05
 _OUTLINED_SHARE = 0.1  # of the largest weight; what has less was hardly looked at
 _COLORMAP = "viridis"
 _DROPPED = "#e6e6e6"
@@ -396,7 +397,8 @@ def _draw_words(
     axes = page.axes(bars_left, rows_top, bars_width, matrix_height)
     for view, color, shift in zip(views, (_DENSE, _THRESHOLDED), (-0.19, 0.19), strict=True):
         axes.barh(np.arange(count) + shift, view.word_weights[shown_words], height=0.38, color=color)
-    highest = _highest(view.word_weights for view in views)
+    # Words that get next to nothing must look so: the axis never spans less than this share.
+    highest = max(_highest(view.word_weights for view in views), _LEAST_WORD_SPAN)
     axes.set(ylim=(count - 0.5, -0.5), xlim=(0, highest * 1.05), yticks=[])
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.xaxis.tick_top()
