@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tbkin_core.config import StageConfig, config_values, dump_config
-from tbkin_core.datasets import Dataset, open_dataset
+from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
 from tbkin_core.runtime import make_directory, read_json, write_errors, write_json, write_text
 from tbkin_core.shards import MANIFEST
@@ -202,11 +202,6 @@ def find_data(task: str) -> Path:
         )
     logger.info("data: %s", ready[0])
     return ready[0]
-
-
-def open_data(path: Path) -> Dataset:
-    """Open a dataset directory; DataError where it is missing, empty, or of no known layout."""
-    return open_dataset(path)
 
 
 def _tidy(path: Path) -> None:

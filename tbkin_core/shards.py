@@ -98,6 +98,13 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
+def clear_store(path: Path) -> None:
+    """Remove the shards and the manifest of a store, and nothing else that lies there."""
+    if (path / MANIFEST).exists():
+        for file in [*path.glob("shard-*.safetensors"), path / MANIFEST]:
+            file.unlink()
+
+
 class StoreWriter:
     """Writes a store shard by shard; opened on an unfinished store, it goes on where that one stopped.
 

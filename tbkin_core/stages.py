@@ -30,6 +30,7 @@ from tbkin_core.config import (
     dump_config,
     parse_thresholds,
 )
+from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.runs import (
     ROOT,
@@ -37,7 +38,6 @@ from tbkin_core.runs import (
     find_checkpoint,
     find_data,
     forget_if_empty,
-    open_data,
     open_run,
 )
 from tbkin_core.runtime import (
@@ -113,7 +113,7 @@ def extract_features(config: ExtractFeaturesConfig) -> StageResult:
     """
     from tbkin_core.features.extract import extract_dataset
 
-    dataset = open_data(config.data)
+    dataset = open_dataset(config.data)
     out = config.out or config.data / "features"
     extraction = extract_dataset(
         dataset, out, config.extractor, config.max_regions, config.workers, config.overwrite
@@ -162,7 +162,7 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
     from tbkin_core.graphs.parser import CaptionParser
     from tbkin_core.graphs.similarity import make_similarity
 
-    dataset = open_data(config.data)
+    dataset = open_dataset(config.data)
     out = config.out or config.data / "graphs"
     place = config.features or config.data / "features"
     features = FeatureStore(place) if config.features or (place / MANIFEST).exists() else None
@@ -259,7 +259,7 @@ def pretrain(config: PretrainConfig) -> StageResult:
         )
     devices = resolve_devices(config.devices)
     for number, data in enumerate(config.data):
-        open_data(data)
+        open_dataset(data)
         feature_place(config.features[number] if config.features else None, data)
         graphs = config.graphs[number] if config.graphs else data / "graphs"
         if not (graphs / MANIFEST).exists():
@@ -304,7 +304,7 @@ def finetune(config: FinetuneConfig) -> StageResult:
 
     devices = resolve_devices(config.devices)
     assert config.data is not None
-    open_data(config.data)
+    open_dataset(config.data)
     # Named now, so that the same command begins anew where a newer model to begin from has been made.
     store = FeatureStore(feature_place(config.features, config.data))
     config = replace(config, init=initial_source(config, store))
@@ -388,7 +388,7 @@ def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
     features = config.features or (
         Path(trained["features"]) if trained.get("features") and not config.data else None
     )
-    dataset = open_data(data)
+    dataset = open_dataset(data)
     store = FeatureStore(feature_place(features, data))
     check_features(model, store, checkpoint)
     problems: list[str] = []

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tbkin_core.config import FinetuneConfig, PretrainConfig, TrainingConfig, dump_config
+from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import CheckpointError, ConfigError, DataError
-from tbkin_core.runs import finish_run, finished_runs, open_data
+from tbkin_core.runs import finish_run, finished_runs
 from tbkin_core.runtime import rank, read_json, resolve_devices, write_text
 from tbkin_core.shards import MANIFEST
 
@@ -42,7 +43,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
     import torch
 
     from tbkin_core.checkpoint import save_model
-    from tbkin_core.features.store import FeatureStore
+    from tbkin_core.features.store import FeatureStore, feature_kind
     from tbkin_core.graphs.store import GraphStore
     from tbkin_core.modeling import TbkinForPreTraining
     from tbkin_core.pretraining import CaptionTable, PretrainTask, caption_texts, load_captions
@@ -63,7 +64,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
                 f"{graph_place}: was built over other regions than those of {place}",
                 hint=f"run `tbkin build-graphs {data} --overwrite`",
             )
-        if training and not _same_features(training[0][1], features):
+        if training and feature_kind(training[0][1].settings) != feature_kind(features.settings):
             raise DataError(
                 f"{place}: features of another kind than {training[0][1].path}; they are not mixed",
                 hint="extract the features of all datasets with the same extractor",
@@ -85,7 +86,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         if len(held):
             validation.append((held, features))
         texts += caption_texts(graphs, trained)
-        texts += _training_texts(open_data(data))
+        texts += _training_texts(open_dataset(data))
     count = sum(len(table) for table, _ in training)
     weights, init_config, tokenizer, source = _initial(config, texts, training[0][1], [])
     settings = _resolved(config, count, init_config, training[0][1])
@@ -171,7 +172,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
 
     assert config.data is not None
     devices = resolve_devices(config.devices)
-    dataset = open_data(config.data)
+    dataset = open_dataset(config.data)
     store = FeatureStore(feature_place(config.features, config.data))
     problems: list[str] = []
     splits = task_splits(dataset, config, problems)
@@ -452,17 +453,11 @@ def feature_place(features: Path | None, data: Path) -> Path:
     return place
 
 
-def _same_features(first: FeatureStore, second: FeatureStore) -> bool:
-    def kind(store: FeatureStore) -> dict[str, Any]:
-        return {name: value for name, value in store.settings.items() if name != "max_regions"}
-
-    return kind(first) == kind(second)
-
-
 def check_features(model: PreTrainedModel, store: FeatureStore, checkpoint: Path) -> None:
     """DataError where features are of another kind than those a checkpoint was trained on."""
-    expected = {k: v for k, v in (model.config.extractor or {}).items() if k not in ("store", "max_regions")}
-    found = {name: value for name, value in store.settings.items() if name != "max_regions"}
+    from tbkin_core.features.store import feature_kind
+
+    expected, found = feature_kind(model.config.extractor or {}), feature_kind(store.settings)
     if expected and expected != found:
         raise DataError(
             f"{store.path}: features of kind {found['extractor']!r}, size {found['feature_size']};"
@@ -565,6 +560,8 @@ def _matching_checkpoint(store: FeatureStore, task: str, size: str) -> str | Non
     For VQA a REC model comes before a pretrained one: it has learnt to find what words name, which few
     questions teach.
     """
+    from tbkin_core.features.store import feature_kind
+
     runs = [path for path, _ in finished_runs("pretrain")]
     if task == "vqa":
         runs = [
@@ -577,8 +574,7 @@ def _matching_checkpoint(store: FeatureStore, task: str, size: str) -> str | Non
             fits = size == "auto" or _size_of(values) == size
         except (OSError, ValueError, KeyError):
             continue
-        kind = {name: value for name, value in extractor.items() if name not in ("store", "max_regions")}
-        if fits and kind == {name: value for name, value in store.settings.items() if name != "max_regions"}:
+        if fits and feature_kind(extractor) == feature_kind(store.settings):
             return str(path)
     return None
 

@@ -21,7 +21,7 @@ from tbkin_core.features.imported import read_bottom_up_npz
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, FeatureStoreWriter
 from tbkin_core.runtime import one_thread_a_process, progress
-from tbkin_core.shards import MANIFEST
+from tbkin_core.shards import clear_store
 
 logger = logging.getLogger("tbkin")
 
@@ -100,9 +100,8 @@ def extract_dataset(
             )
         settings = builtin_settings(BuiltinExtractor(max_regions=max_regions))
     problems = []
-    if overwrite and (out / MANIFEST).exists():
-        for path in [*out.glob("shard-*.safetensors"), out / MANIFEST]:
-            path.unlink()
+    if overwrite:
+        clear_store(out)
     with FeatureStoreWriter(out, settings) as writer:
         todo = [(image_id, path) for image_id, path in sources if image_id not in writer.done]
         present = len(sources) - len(todo)

@@ -182,6 +182,14 @@ class FeatureStore:
         )
 
 
+def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes features comparable: a store's settings, or a checkpoint's note of them.
+
+    How many regions were kept and where the store lies make no other kind.
+    """
+    return {name: value for name, value in settings.items() if name not in ("max_regions", "store")}
+
+
 def feature_statistics(
     sources: Sequence[tuple[FeatureStore, Sequence[int] | NDArray]], images: int = 2000
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -49,8 +49,8 @@ from tbkin_core.graphs.store import (
 from tbkin_core.graphs.text_graph import TextGraph
 from tbkin_core.runtime import atomic_path, one_thread_a_process, progress
 from tbkin_core.shards import (
-    MANIFEST,
     SharedStoreWriter,
+    clear_store,
     ragged_gather,
     ragged_offsets,
     read_shard,
@@ -210,9 +210,8 @@ def build_dataset(
             hint=f"remove {out} first, or choose another place with --out DIR",
         )
     texts, kind = texts_of(dataset)
-    if overwrite and (out / MANIFEST).exists():
-        for path in [*out.glob("shard-*.safetensors"), out / MANIFEST]:
-            path.unlink()
+    if overwrite:
+        clear_store(out)
     count = -(-len(texts) // SHARD_CAPTIONS)
     recipe = _Recipe(out, make_parser, make_similarity, min_similarity, needs_torch)
     processes = choose_workers(workers, len(texts) // world)
