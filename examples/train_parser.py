@@ -11,10 +11,10 @@ without their punctuation, and cut down to noun phrases ("the man is riding a ho
 horse"). With `--captions`, captions with human-made scene graphs join in: those that a first pipeline
 (`--teacher`) parses to exactly the graph their annotator drew.
 
-The output holds the pipeline (tok2vec, tagger, parser, attribute_ruler) and `lexicon.json` (lemmas of
-irregular words; with `--captions` also which compounds are one thing, how annotators word relations); with
-`--captions` also `decisions.npz`, small networks that choose among the readings the rules leave open
-(`--choices-only` makes these anew, in a minute).
+The output holds the pipeline (tok2vec, tagger, parser, attribute_ruler), `lemmas.json` (irregular words of
+the treebank), and `lexicon.json`, what the rules in `caption_rules.py` know of compounds and of how
+annotators word relations; the rules only serve to find the captions that were parsed right.
+`train_scene_graphs.py` trains the network that reads the graphs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from zlib import crc32
 
-import numpy as np
 import spacy
-import torch
+from caption_rules import Lexicon, graph_from_parse
 from spacy.language import Language
 from spacy.tokenizer import Tokenizer
 from spacy.tokens import Doc
@@ -50,10 +48,7 @@ from tbkin_core.evaluation.factual import (
     parse_factual_graph,
     read_factual,
 )
-from tbkin_core.graphs.decisions import Choice, write_decisions
-from tbkin_core.graphs.lexicon import Lexicon, lemmatize_noun, lemmatize_verb
-from tbkin_core.graphs.parser import graph_from_parse
-from tbkin_core.graphs.rules import NUMBERS, GraphReader, Sentence
+from tbkin_core.graphs.lexicon import lemmatize_noun, lemmatize_verb
 
 ROOT = -1
 CONTENT_TAGS = {"NN", "NNS", "NNP", "NNPS"}
@@ -163,7 +158,8 @@ def read_conllu(path: Path) -> Iterator[Tree]:
             elif rows:
                 yield Tree(
                     [row[1].replace(" ", "") for row in rows],
-                    [row[2] for row in rows],
+                    # The lemma of a misspelt word is that of another word.
+                    ["_" if "Typo=Yes" in row[5] else row[2] for row in rows],
                     [row[4] for row in rows],
                     [int(row[6]) - 1 for row in rows],
                     [row[7] for row in rows],
@@ -805,6 +801,8 @@ def lemma_tables(trees: Iterable[Tree]) -> tuple[dict[str, str], dict[str, str]]
     for tree in trees:
         for word, lemma, tag in zip(tree.words, tree.lemmas, tree.tags, strict=True):
             kind = "noun" if tag in {"NN", "NNS"} else "verb" if tag in VERB_TAGS else None
+            if kind == "noun" and tag == "NN" and lemma.lower() != word.lower():
+                continue  # a singular is its own lemma
             if kind and word.isalpha() and lemma.isalpha():
                 seen[kind][word.lower()][lemma.lower()] += 1
     tables = []
@@ -1095,243 +1093,6 @@ def select_captions(
     return [tree for tree in [*found, *rescued] if tree is not None and len(tree.words) > 1]
 
 
-# ------------------------------------------------------------------------------------------- decisions
-
-
-def modifier_outcome(reader: GraphReader, modifier: int, noun: int, gold: Tuples) -> str | None:
-    """What an annotator made of a modifier; None where the graph does not tell."""
-    first, name = reader.s.words[modifier], reader.noun_name(noun)
-    single = lemmatize_noun(first, reader.lexicon.noun_lemmas)
-    objects = {entry[0] for entry in gold if len(entry) == 1}
-    following = lemmatize_noun(reader.s.words[modifier + 1], reader.lexicon.noun_lemmas)
-    if any(f"{word} {name}" in entry for word in (single, first) for entry in objects):
-        return "merge"
-    if modifier + 1 != noun and any(
-        f"{single} {following}" in entry and entry.endswith(name) for entry in objects
-    ):
-        return "merge"
-    if modifier == noun - 1 and f"{single}{name}" in objects:
-        return "join"
-    heads = {entry for entry in objects if entry == name or entry.endswith(f" {name}")}
-    if any(
-        len(entry) == 2
-        and entry[0] in heads
-        and (entry[1][:4] == first[:4] or first in entry[1].split() or NUMBERS.get(first) == entry[1])
-        for entry in gold
-    ):
-        return "attribute"
-    if heads and single in objects:
-        return "object"
-    if heads and first.endswith("ed") and lemmatize_verb(first, reader.lexicon.verb_lemmas) in objects:
-        return "part"
-    return "drop" if heads else None
-
-
-def attribute_outcome(reader: GraphReader, noun: int, worded: str, gold: Tuples) -> str | None:
-    """What became of an attribute: "lexicon", "worded", "split", "last", "drop" or "=another one"."""
-    name = lemmatize_phrase(reader.object_at[noun].name)
-    if (name,) not in gold:
-        return None
-    found = {entry[1] for entry in gold if len(entry) == 2 and entry[0] == name}
-    if lemmatize_phrase(reader.worded_attribute[noun, worded]) in found:
-        return "lexicon"
-    if lemmatize_phrase(worded) in found:
-        return "worded"
-    words = worded.split()
-    if len(words) > 1 and {lemmatize_phrase(word) for word in words} <= found:
-        return "split"
-    if len(words) > 1 and words[-1] in found:
-        return "last"
-    known = {lemmatize_phrase(text) for owner, text in reader.worded_attribute if owner == noun}
-    known |= {text for owner, text in reader.attributes if owner == noun}
-    left = sorted(found - known)
-    alike = [text for text in left if text[:4] == worded[:4]]
-    return f"={alike[0]}" if alike else f"={left[0]}" if len(left) == 1 else "drop"
-
-
-def object_outcome(reader: GraphReader, noun: int, gold: Tuples) -> str | None:
-    """What became of an object: "keep", "drop" or "=another name"; None where that is unclear."""
-    names = {lemmatize_phrase(item.name) for item in reader.object_at.values()}
-    objects = {entry[0] for entry in gold if len(entry) == 1}
-    name = lemmatize_phrase(reader.object_at[noun].name)
-    if name in objects:
-        return "keep"
-    missing, extra = objects - names, names - objects
-    if not missing:
-        return "drop"
-    return f"={next(iter(missing))}" if len(missing) == len(extra) == 1 else None
-
-
-def relation_outcome(reader: GraphReader, first: int, second: int, gold: Tuples) -> str:
-    """What relates two objects: "none", or ">" or "<" and where the predicate comes from."""
-    names = [lemmatize_phrase(reader.object_at[token].name) for token in (first, second)]
-    found: dict[str, list[str]] = {">": [], "<": []}
-    for entry in sorted(gold):
-        if len(entry) == 3 and (entry[0], entry[2]) == (names[0], names[1]):
-            found[">"].append(entry[1])
-        elif len(entry) == 3 and (entry[0], entry[2]) == (names[1], names[0]):
-            found["<"].append(entry[1])
-    readings = reader.relation_readings(first, second)
-    for source in ("rule", "worded", "verb phrase", "verb", "phrase"):
-        for mark, predicates in found.items():
-            reading = readings.get(mark + source)
-            if reading is not None and lemmatize_phrase(reading[0]) in predicates:
-                return f"{mark}@{source}"
-    return next((mark + predicates[0] for mark, predicates in found.items() if predicates), "none")
-
-
-@dataclass(slots=True)
-class ChoiceData:
-    """Features and outcomes of one kind of choice."""
-
-    features: list[list[str]] = field(default_factory=list)
-    outcomes: list[str | None] = field(default_factory=list)
-
-    def add(self, features: list[str], outcome: str | None) -> None:
-        """One example; an unclear outcome (None) is left out."""
-        if outcome is not None:
-            self.features.append(features)
-            self.outcomes.append(outcome)
-
-    def frequent(self, least: int) -> ChoiceData:
-        """Only the examples of outcomes seen `least` times."""
-        counts = Counter(self.outcomes)
-        kept = [index for index, outcome in enumerate(self.outcomes) if counts[outcome] >= least]
-        return ChoiceData([self.features[index] for index in kept], [self.outcomes[index] for index in kept])
-
-
-def choice_data(
-    parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[str, str], verbs: dict[str, str]
-) -> dict[str, ChoiceData]:
-    """Examples of every kind of choice.
-
-    The lexicon that the rules use on a caption has not seen it, or the rules would look better than they are.
-    """
-    folds = 3
-    lexicons = []
-    for fold in range(folds):
-        rest = [index for index in range(len(parses)) if index % folds != fold]
-        lexicons.append(
-            learn_lexicon([parses[index] for index in rest], [golds[index] for index in rest], nouns, verbs)
-        )
-    data = {name: ChoiceData() for name in ("modifier", "attribute", "object", "relation")}
-    for index, (parse, gold) in enumerate(zip(parses, golds, strict=True)):
-        reader = GraphReader(Sentence(*parse), lexicons[index % folds])
-        reader.prepare()
-        for modifier, noun in reader.modifier_choices():
-            outcome = modifier_outcome(reader, modifier, noun, gold)
-            if outcome is not None:
-                data["modifier"].add(reader.modifier_features(modifier, noun), outcome)
-                reader.modifier_kind[modifier, noun] = outcome
-        reader.read()
-        for noun, worded in reader.attribute_choices():
-            outcome = attribute_outcome(reader, noun, worded, gold)
-            data["attribute"].add(reader.attribute_features(noun, worded), outcome)
-        for noun in reader.object_choices():
-            data["object"].add(reader.object_features(noun), object_outcome(reader, noun, gold))
-        pairs = reader.relation_choices()
-        names = {token: lemmatize_phrase(item.name) for token, item in reader.object_at.items()}
-        counts = Counter(names.values())
-        for (first, second), features in zip(pairs, reader.relation_features(pairs), strict=True):
-            one, other = names[first], names[second]
-            if (one,) not in gold or (other,) not in gold:
-                continue
-            linked = (first, second) in reader.worded or (second, first) in reader.worded
-            if one != other and not linked and max(counts[one], counts[other]) > 1:
-                continue  # which of two men?
-            data["relation"].add(features, relation_outcome(reader, first, second, gold))
-    return data
-
-
-def train_choice(
-    data: ChoiceData, *, bits: int, hidden: int, epochs: int, seed: int, rate: float = 0.004
-) -> Choice:
-    """Fit the network of a `Choice`; a fifth of the features is hidden at a time."""
-    torch.manual_seed(seed)
-    chance = np.random.default_rng(seed)
-    names = sorted({outcome for outcome in data.outcomes if outcome is not None})
-    place = {name: index for index, name in enumerate(names)}
-    targets = np.array([place[outcome] for outcome in data.outcomes if outcome is not None])
-    rows = [np.array([crc32(f.encode()) & ((1 << bits) - 1) for f in item]) for item in data.features]
-    table = torch.nn.EmbeddingBag(1 << bits, hidden, mode="sum", sparse=True)
-    torch.nn.init.normal_(table.weight, std=0.02)
-    bias = torch.nn.Parameter(torch.zeros(hidden))
-    output = torch.nn.Linear(hidden, len(names))
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.SparseAdam(table.parameters(), lr=rate),
-        torch.optim.Adam([bias, *output.parameters()], lr=rate),
-    ]
-    batches = (len(rows) + 127) // 128
-    hide = 0.2
-    for epoch in range(epochs):
-        for number, batch in enumerate(np.array_split(chance.permutation(len(rows)), batches)):
-            done = (epoch + number / batches) / epochs
-            for optimizer in optimizers:
-                optimizer.param_groups[0]["lr"] = rate * max(0.02, 1 - done)
-                optimizer.zero_grad(set_to_none=True)
-            shown = []
-            for index in batch:
-                seen = chance.random(len(rows[index])) >= hide
-                seen[0] = True
-                shown.append(rows[index][seen])
-            starts = np.cumsum([0, *(len(item) for item in shown[:-1])])
-            summed = table(torch.from_numpy(np.concatenate(shown)), torch.from_numpy(starts))  # (B, H)
-            activation = torch.relu(summed / (1 - hide) + bias)
-            scores = output(torch.nn.functional.dropout(activation, 0.2))  # (B, C)
-            loss = torch.nn.functional.cross_entropy(
-                scores, torch.from_numpy(targets[batch]), label_smoothing=0.02
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-            for optimizer in optimizers:
-                optimizer.step()
-    weights = table.weight.detach().numpy()
-    scale = np.maximum(np.quantile(np.abs(weights), 0.9999, axis=0), 1e-6) / 127
-    return Choice(
-        tuple(names),
-        np.clip(np.round(weights / scale), -127, 127).astype(np.int8),
-        scale.astype(np.float32),
-        bias.detach().numpy(),
-        output.weight.detach().numpy().T.copy(),
-        output.bias.detach().numpy(),
-    )
-
-
-# kind of choice -> bits of the table, hidden size, epochs, how often an outcome must occur
-CHOICES = {
-    "modifier": (14, 24, 3, 1),
-    "attribute": (14, 16, 3, 8),
-    "object": (14, 16, 3, 8),
-    "relation": (16, 32, 3, 6),
-}
-
-
-def train_decisions(data: dict[str, ChoiceData], seed: int) -> dict[str, Choice]:
-    """One network a kind of choice."""
-    choices = {}
-    for name, (bits, hidden, epochs, least) in CHOICES.items():
-        examples = data[name].frequent(least)
-        choices[name] = train_choice(examples, bits=bits, hidden=hidden, epochs=epochs, seed=seed)
-        print(
-            f"{name}: {len(examples.outcomes)} examples, {len(choices[name].outcomes)} outcomes", flush=True
-        )
-    return choices
-
-
-def write_choices(
-    nlp: Language,
-    pairs: Sequence[tuple[str, str]],
-    nouns: dict[str, str],
-    verbs: dict[str, str],
-    path: Path,
-    seed: int,
-) -> None:
-    """Train the learned choices on (caption, graph) pairs as `nlp` parses them; write them to `path`."""
-    torch.set_num_threads(1)
-    parses = parse_captions(nlp, [caption for caption, _ in pairs])
-    golds = [parse_factual_graph(graph) for _, graph in pairs]
-    write_decisions(train_decisions(choice_data(parses, golds, nouns, verbs), seed), path)
-
-
 def write_lexicon(lexicon: Lexicon, path: Path) -> None:
     """One entry a line, sorted, so that two versions can be compared."""
     content = {
@@ -1359,11 +1120,6 @@ def main() -> None:
     options.add_argument(
         "--lexicon-only", action="store_true", help="learn the lexicon from --captions, do not train"
     )
-    options.add_argument(
-        "--choices-only",
-        action="store_true",
-        help="learn decisions.npz only, from --captions and the pipeline and lexicon in OUTPUT",
-    )
     options.add_argument("--epochs", type=int, default=13)
     options.add_argument("--seed", type=int, default=1)
     arguments = options.parse_args()
@@ -1374,23 +1130,10 @@ def main() -> None:
             options.error(f"{arguments.treebank} holds no en_ewt-ud-{part}*.conllu or .conllu.gz")
         parts[part] = [join_hyphens(convert(tree)) for tree in read_conllu(files[0])]
     trees, dev = parts["train"], parts["dev"]
-    if not arguments.choices_only and bool(arguments.captions) != bool(arguments.teacher):
+    if bool(arguments.captions) != bool(arguments.teacher):
         options.error("--captions and --teacher go together")
     nouns, verbs = lemma_tables(trees)
     pairs: list[tuple[str, str]] = []
-    if arguments.choices_only:
-        if not arguments.captions:
-            options.error("--choices-only needs --captions")
-        pairs = read_factual(arguments.captions)
-        write_choices(
-            spacy.load(arguments.output, exclude=["attribute_ruler"]),
-            pairs[: len(pairs) - arguments.hold_out],
-            nouns,
-            verbs,
-            arguments.output / "decisions.npz",
-            arguments.seed,
-        )
-        return
     lexicon = Lexicon(noun_lemmas=nouns, verb_lemmas=verbs)
     captions: list[Tree] = []
     golds: list[Tuples] = []
@@ -1407,6 +1150,8 @@ def main() -> None:
             captions = select_captions(teacher, parses, golds, lexicon)
             print(f"{len(captions)} of {len(pairs)} captions join the training", flush=True)
     write_lexicon(lexicon, arguments.output / "lexicon.json")
+    lemmas = json.dumps({"nouns": nouns, "verbs": verbs}, indent=0, ensure_ascii=False, sort_keys=True)
+    (arguments.output / "lemmas.json").write_text(lemmas + "\n", encoding="utf-8")
     if arguments.lexicon_only:
         return
     print(f"{len(trees)} sentences to train on, {len(dev)} to report on", flush=True)
@@ -1426,7 +1171,6 @@ def main() -> None:
     if pairs:  # once more, from better parses
         parses = parse_captions(nlp, [caption for caption, _ in pairs])
         write_lexicon(learn_lexicon(parses, golds, nouns, verbs), arguments.output / "lexicon.json")
-        write_choices(nlp, pairs, nouns, verbs, arguments.output / "decisions.npz", arguments.seed)
 
 
 if __name__ == "__main__":

@@ -48,13 +48,20 @@ def extract_features(
     ],
     extractor: Annotated[
         str | None,
-        typer.Option(help="auto, builtin (needs no weights) or import (bottom-up .npz).", show_default=False),
+        typer.Option(
+            help="auto, builtin (needs no weights), import (bottom-up .npz), or a detection model: hub id or"
+            " directory.",
+            show_default=False,
+        ),
     ] = None,
     max_regions: Annotated[
         int | None, typer.Option(help="Regions an image at most.  [default: 36]", show_default=False)
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes.  [default: all processors]", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a detector sees together.  [default: 8]", show_default=False)
     ] = None,
     out: options.Out = None,
     overwrite: options.Overwrite = None,

@@ -51,21 +51,25 @@ class ExtractFeaturesConfig(StageConfig):
 
     Attributes:
         data: Dataset directory, or a directory of images.
-        extractor: auto (import where the directory holds bottom-up features, else builtin), builtin, import.
+        extractor: auto (import where the directory holds bottom-up features, else builtin), builtin, import,
+            or the hub id or directory of a detection model.
         max_regions: Regions an image at most.
         workers: Processes; None takes the number of processors.
+        batch_size: Images that a detector sees together.
     """
 
     data: Path = Path()
     extractor: str = "auto"
     max_regions: int = 36
     workers: int | None = None
+    batch_size: int = 8
 
     def problems(self) -> list[str]:
+        model = "/" in self.extractor or Path(self.extractor).is_dir()
         return [
             *super().problems(),
-            *_one_of(self, extractor=("auto", "builtin", "import")),
-            *_at_least(self, max_regions=1, workers=0),
+            *([] if model else _one_of(self, extractor=("auto", "builtin", "import"))),
+            *_at_least(self, max_regions=1, workers=0, batch_size=1),
         ]
 
 

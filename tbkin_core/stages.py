@@ -116,7 +116,14 @@ def extract_features(config: ExtractFeaturesConfig) -> StageResult:
     dataset = open_dataset(config.data)
     out = config.out or config.data / "features"
     extraction = extract_dataset(
-        dataset, out, config.extractor, config.max_regions, config.workers, config.overwrite
+        dataset,
+        out,
+        config.extractor,
+        config.max_regions,
+        config.workers,
+        config.overwrite,
+        config.devices,
+        config.batch_size,
     )
     store = extraction.store
     write_text(out / "config.yaml", dump_config(config))
@@ -158,10 +165,15 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
     """
     from tbkin_core.features.store import FeatureStore
     from tbkin_core.graphs.build import build_dataset, export_jsonl
-    from tbkin_core.graphs.networks import export_networkx
+    from tbkin_core.graphs.networkx_export import export_networkx
     from tbkin_core.graphs.parser import CaptionParser
     from tbkin_core.graphs.similarity import make_similarity
 
+    if config.export is not None and config.export.is_dir():
+        raise ConfigError(
+            f"export: {config.export} is a directory, expected a file",
+            hint=f"name a file in it, such as {config.export / 'graphs.jsonl'}",
+        )
     dataset = open_dataset(config.data)
     out = config.out or config.data / "graphs"
     place = config.features or config.data / "features"
@@ -171,6 +183,11 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
         problems.append(
             f"no features at {place}: regions are the annotated boxes; for pretraining run"
             f" `tbkin extract-features {config.data}` first"
+        )
+    elif not features.complete:
+        problems.append(
+            f"{place}: extracting these features was interrupted; captions of images that it lacks have no"
+            f" regions: run `tbkin extract-features {config.data}` again, then this command with --overwrite"
         )
     build = build_dataset(
         dataset,
@@ -686,8 +703,9 @@ def _regions_of(
     from tbkin_core.features.extract import extract_one
     from tbkin_core.features.store import FeatureStore
 
-    if settings.get("extractor") == "builtin" and config.features is None:
-        return extract_one(config.image, settings), settings["object_names"], settings["attribute_names"]
+    if settings.get("extractor") in ("builtin", "detector") and config.features is None:
+        regions = extract_one(config.image, settings, config.devices)
+        return regions, settings["object_names"], settings["attribute_names"]
     places = (
         [config.features]
         if config.features

@@ -119,6 +119,26 @@ def test_graphs_over_other_features(trained_workspace: Path) -> None:
     succeeds(*arguments, cwd=trained_workspace)
 
 
+def test_an_export_onto_a_directory_is_refused_before_any_work(shop: Path) -> None:
+    fails(
+        "build-graphs", "coco", "--export", "coco", "--out", "elsewhere", cwd=shop, code=2,
+        says=("coco is a directory", "coco/graphs.jsonl"),
+    )  # fmt: skip
+    assert not (shop / "elsewhere").exists()
+
+
+def test_graphs_over_unfinished_features_say_so(trained_workspace: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_workspace / "coco" / "features", tmp_path / "features")
+    manifest = tmp_path / "features" / "store.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "complete": False}))
+    place = str(tmp_path / "features")
+    result = succeeds(
+        "build-graphs", "coco", "--features", place, "--out", str(tmp_path / "graphs"), cwd=trained_workspace
+    )
+    assert "interrupted" in " ".join((result.out + result.err).split())
+
+
 def test_features_of_other_settings_are_not_mixed(shop: Path) -> None:
     message = fails("extract-features", "coco", "--max-regions", "7", cwd=shop, code=1, says="max_regions")
     assert "--overwrite" in message

@@ -30,6 +30,7 @@ from tbkin_core.graphs.build import (
     choose_workers,
     export_jsonl,
 )
+from tbkin_core.graphs.lexicon import lemmatize_predicate
 from tbkin_core.graphs.priors import Priors
 from tbkin_core.graphs.similarity import LexicalSimilarity, make_similarity
 from tbkin_core.graphs.store import GraphImage, GraphShard, GraphStore, RaggedEdges, pack_shard, shard_counts
@@ -822,3 +823,101 @@ def test_the_shipped_parser_builds_graphs(tmp_path: Path) -> None:
     assert [item.name for item in first.graph.objects] == ["dog", "sofa"]
     assert [item.name for item in first.graph.attributes] == ["brown"]
     assert len(first.cross.object) == 2
+
+
+# ---- annotated scene graphs -------------------------------------------------------------------------
+
+
+def genome_directory(root: Path) -> Path:
+    """Two images of Visual Genome: captions of both, a scene graph of the first."""
+    root.mkdir()
+
+    def thing(number: int, name: str, x: int, *attributes: str) -> dict[str, Any]:
+        box = {"x": x, "y": 10, "w": 20, "h": 20}
+        return {"object_id": number, "names": [name], "attributes": [*attributes], **box}
+
+    def relation(number: int, subject: int, predicate: str, other: int) -> dict[str, Any]:
+        ends = {"subject_id": subject, "object_id": other}
+        return {"relationship_id": number, "predicate": predicate, **ends}
+
+    graph = {
+        "image_id": 1,
+        "objects": [thing(11, "man", 0, "Tall"), thing(12, "shoe", 60), thing(13, "street", 200)],
+        "relationships": [relation(1, 11, "is WEARING", 12), relation(2, 12, "ON", 13)],
+    }
+    (root / "scene_graphs.json").write_text(json.dumps([graph]))
+    regions = [
+        {
+            "id": image,
+            "regions": [
+                {"region_id": 10 * image + at, "image_id": image, "phrase": text}
+                | {"x": 0, "y": 0, "width": 5, "height": 5}
+                for at, text in enumerate(("a brown dog", "a cat on a sofa"))
+            ],
+        }
+        for image in (1, 2)
+    ]  # fmt: skip
+    (root / "region_descriptions.json").write_text(json.dumps(regions))
+    return root
+
+
+def test_annotated_relations_join_the_regions(tmp_path: Path) -> None:
+    root = genome_directory(tmp_path / "genome")
+    store = build(root, tmp_path / "graphs").store
+    with_graph = [graph for graph in store if graph.image_id == 1]
+    assert len(with_graph) == 2
+    for graph in with_graph:
+        assert graph.labels == ("man", "shoe", "street")
+        assert graph.region_attributes == ((0, "tall"),)
+        assert graph.region_relations == ((0, "wear", 1), (1, "on", 2))
+        content = graph.to_dict()
+        assert content["region_relations"][0] == {"subject": 0, "predicate": "wear", "object": 1}
+        assert content["region_attributes"] == [{"region": 0, "name": "tall"}]
+        vertices = graph.to_networkx().nodes
+        assert vertices["region_relation1"] == {"kind": "region relation", "name": "on"}
+    assert {graph.region_relations for graph in store if graph.image_id == 2} == {()}
+    # Both captions are of one image, which counts once.
+    priors = store.priors()
+    assert priors.relation("man", "wear", "shoe") == 1
+    assert priors.attribute("man", "tall") == 1
+    assert priors.objects["shoe"] == 1
+
+
+def test_annotated_objects_meet_the_regions_they_overlap(tmp_path: Path) -> None:
+    """With features of a detector the regions are its own; an object that none of them meets is left out."""
+    root = genome_directory(tmp_path / "genome")
+    boxes = np.array([[62, 10, 80, 30], [0, 10, 20, 30]], np.float32)
+    features = write_feature_store(
+        tmp_path / "features",
+        {"extractor": "drawn", "feature_size": 1, "object_names": ["shoe", "man"], "attribute_names": []},
+        [
+            RegionFeatures(
+                image, np.zeros((2, 1), np.float16), boxes, 300, 100, object_ids=np.array([0, 1], np.int32)
+            )
+            for image in (1, 2)
+        ],
+    )
+    graph = next(iter(build(root, tmp_path / "graphs", features=features).store))
+    assert graph.labels == ("shoe", "man")
+    assert graph.region_relations == ((1, "wear", 0),)
+    assert graph.region_attributes == ((1, "tall"),)
+
+
+@pytest.mark.parametrize(
+    ("written", "predicate"),
+    [
+        ("ON", "on"),
+        ("by", "by"),
+        ("wears", "wear"),
+        ("is parked on", "park on"),
+        ("has a", "have"),
+        ("are", "be"),
+        ("towards", "towards"),
+        ("left of", "left of"),
+        ("to the right of", "right of"),
+        ("during", "during"),
+        ("", ""),
+    ],
+)
+def test_predicates_as_annotators_write_them(written: str, predicate: str) -> None:
+    assert lemmatize_predicate(written) == predicate

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
 from tbkin_core.graphs import similarity as similarity_module
-from tbkin_core.graphs.networks import export_networkx, to_networkx
+from tbkin_core.graphs.networkx_export import export_networkx, to_networkx
 from tbkin_core.graphs.similarity import (
     COCO_NAMES,
     Calibration,

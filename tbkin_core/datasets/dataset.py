@@ -279,6 +279,11 @@ class Dataset:
 
     # --- gold graphs ---------------------------------------------------------------------------------
 
+    @property
+    def has_gold_graphs(self) -> bool:
+        """Whether there are annotated scene graphs."""
+        return bool(self._layout.files["vg-scene-graphs"])
+
     def gold_graphs(self, split: str | None = None) -> dict[ImageId, GoldGraph]:
         """Annotated scene graph of each image, from Visual Genome's `scene_graphs.json` where there is one.
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError, TbkinError
@@ -20,11 +22,15 @@ from tbkin_core.features.images import load_image
 from tbkin_core.features.imported import read_bottom_up_npz
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, FeatureStoreWriter
-from tbkin_core.runtime import one_thread_a_process, progress
+from tbkin_core.runtime import one_thread_a_process, progress, resolve_devices, torch_device
 from tbkin_core.shards import clear_store
+
+if TYPE_CHECKING:
+    from tbkin_core.features.detector import DetectorExtractor, Picture
 
 logger = logging.getLogger("tbkin")
 
+EXTRACTORS = ("auto", "builtin", "import")
 _MAX_SIDE = 1024  # pixels; larger images are reduced while they are decoded
 
 
@@ -49,7 +55,7 @@ def choose_extractor(dataset: Dataset, extractor: str) -> str:
     """Resolve "auto": import where the dataset holds bottom-up-attention files, else builtin."""
     if extractor == "auto":
         return "import" if dataset.bottom_up_files() else "builtin"
-    return extractor
+    return extractor if extractor in EXTRACTORS else "detector"
 
 
 def extract_dataset(
@@ -59,22 +65,29 @@ def extract_dataset(
     max_regions: int = 36,
     workers: int | None = None,
     overwrite: bool = False,
+    devices: str = "auto",
+    batch_size: int = 8,
 ) -> Extraction:
     """Extract or import the region features of every image of a dataset.
 
     Args:
         dataset: Opened dataset.
         out: Directory of the store; an unfinished store of the same settings is gone on with.
-        extractor: "auto", "builtin" or "import".
+        extractor: "auto", "builtin", "import", or the hub id or directory of a detection model.
         max_regions: Regions an image at most.
-        workers: Processes; None takes the number of processors, 0 works in this process.
+        workers: Processes (of a detector: threads that read images); None takes the number of processors, 0
+            works in this process.
         overwrite: Remove a store that is there.
+        devices: Where a detector runs, as `tbkin_core.runtime.resolve_devices` has it.
+        batch_size: Images that a detector sees together.
 
     Raises:
         DataError: Nothing to extract from, no image could be read, or the disk refuses.
-        ConfigError: "import" without files to import.
+        ConfigError: "import" without files to import, or a model that is no detector.
+        MissingDependencyError: The detection model cannot be loaded.
     """
     kind = choose_extractor(dataset, extractor)
+    detector: DetectorExtractor | None = None
     if kind == "import":
         sources: list[tuple[ImageId, Path]] = list(dataset.bottom_up_files().items())
         if not sources:
@@ -98,7 +111,11 @@ def extract_dataset(
                 f"{dataset.root}: none of its {len(records)} images is on disk",
                 hint="put the image files into the directory, or import features made elsewhere",
             )
-        settings = builtin_settings(BuiltinExtractor(max_regions=max_regions))
+        if kind == "detector":
+            detector = _make_detector(extractor, max_regions, devices)
+            settings = detector.settings()
+        else:
+            settings = builtin_settings(BuiltinExtractor(max_regions=max_regions))
     problems = []
     if overwrite:
         clear_store(out)
@@ -108,9 +125,12 @@ def extract_dataset(
         made = 0
         if present:
             logger.info("%d images are in %s already", present, out)
-        for result in progress(
-            _run(kind, todo, max_regions, workers), "regions", total=len(todo), unit="img"
-        ):
+        results = (
+            _run(kind, todo, max_regions, workers)
+            if detector is None
+            else _run_detector(detector, todo, workers, batch_size)
+        )
+        for result in progress(results, "regions", total=len(todo), unit="img"):
             if isinstance(result, str):
                 problems.append(result)
                 continue
@@ -139,13 +159,15 @@ def builtin_settings(extractor: BuiltinExtractor) -> dict[str, Any]:
     }
 
 
-def extract_one(path: Path, settings: dict[str, Any]) -> RegionFeatures:
+def extract_one(path: Path, settings: dict[str, Any], devices: str = "auto") -> RegionFeatures:
     """Regions of one image file, as a store's settings say they were made.
 
     Raises:
         ConfigError: The store's extractor cannot be run on a new image.
         DataError: The image cannot be read.
     """
+    if settings.get("extractor") == "detector":
+        return _detect_one(path, settings, devices)
     if settings.get("extractor") != "builtin":
         raise ConfigError(
             f"{path}: features of kind {settings.get('extractor')!r} cannot be made here for a new image",
@@ -163,6 +185,54 @@ def extract_one(path: Path, settings: dict[str, Any]) -> RegionFeatures:
         )
     image, width, height = load_image(path, max_side=_MAX_SIDE)
     return extractor.extract(path.stem, image, width, height)
+
+
+def _make_detector(model: str, max_regions: int, devices: str) -> DetectorExtractor:
+    from tbkin_core.features.detector import DetectorExtractor
+
+    return DetectorExtractor(model, max_regions, torch_device(resolve_devices(devices)))
+
+
+def _detect_one(path: Path, settings: dict[str, Any], devices: str) -> RegionFeatures:
+    detector = _make_detector(settings["model"], int(settings["max_regions"]), devices)
+    own = detector.settings()
+    if own["weights"] != settings["weights"]:
+        raise ConfigError(
+            f"{settings['model']}: its weights are not those that made the features of this checkpoint",
+            hint="put the model back that was there, or extract the features and fine-tune again",
+        )
+    image, width, height = load_image(path, max_side=_MAX_SIDE)
+    return detector.extract([detector.prepare(path.stem, image, width, height)])[0]
+
+
+def _run_detector(
+    detector: DetectorExtractor, todo: list[tuple[ImageId, Path]], workers: int | None, batch_size: int
+) -> Iterator[RegionFeatures | str]:
+    """Threads read and prepare images while the model works on those before."""
+    count = max(min(os.cpu_count() or 1 if workers is None else workers, len(todo)), 1)
+
+    def prepared(source: tuple[ImageId, Path]) -> Picture | str:
+        try:
+            return detector.prepare(source[0], *load_image(source[1], max_side=_MAX_SIDE))
+        except TbkinError as error:
+            return error.message
+
+    with ThreadPoolExecutor(count) as pool:
+        waiting: deque[Future[Picture | str]] = deque()
+        sources = iter(todo)
+        try:
+            while True:
+                for source in itertools.islice(sources, 3 * batch_size - len(waiting)):
+                    waiting.append(pool.submit(prepared, source))
+                if not waiting:
+                    return
+                batch = [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
+                pictures = [item for item in batch if not isinstance(item, str)]
+                found = iter(detector.extract(pictures))
+                for item in batch:
+                    yield item if isinstance(item, str) else next(found)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _first_readable(sources: list[tuple[ImageId, Path]]) -> RegionFeatures:

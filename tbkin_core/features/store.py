@@ -64,6 +64,7 @@ class FeatureStore:
     def __init__(self, path: Path | str) -> None:
         self._reader = StoreReader(Path(path), "features", COMMAND)
         self.path = Path(path)
+        self.complete = self._reader.complete
         self.settings: dict[str, Any] = self._reader.settings
         self.extractor: str = self.settings["extractor"]
         self.feature_size = int(self.settings["feature_size"])

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,10 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.datasets import Dataset
-from tbkin_core.datasets.records import BoxAnnotation, Caption
+from tbkin_core.datasets.records import BoxAnnotation, Caption, GoldGraph
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.regions import ImageId, pairwise_iou
 from tbkin_core.features.store import FeatureStore
+from tbkin_core.graphs.lexicon import lemmatize_predicate
 from tbkin_core.graphs.priors import Priors
 from tbkin_core.graphs.similarity import Similarity, make_similarity
 from tbkin_core.graphs.store import (
@@ -43,6 +44,7 @@ from tbkin_core.graphs.store import (
     GraphShard,
     GraphStore,
     RaggedEdges,
+    image_counts,
     pack_shard,
     shard_counts,
 )
@@ -223,6 +225,7 @@ def build_dataset(
             "label_iou": label_iou,
             "regions": "annotations" if features is None else "features",
             "features": None if features is None else features.settings,
+            "annotated_relations": dataset.has_gold_graphs,
         }
         writer = SharedStoreWriter(out, "graphs", settings, count)
         corpus = _Corpus(texts, json.dumps(writer.settings, sort_keys=True))
@@ -272,6 +275,7 @@ def _count(out: Path, shards: int) -> tuple[Priors, dict[str, Any]]:
     for number in range(shards):
         splits.update(read_shard(out / shard_name(number))[1]["splits"])
     priors = Priors()
+    counted: set[ImageId] = set()
     common: dict[str, Counter[str]] = {"objects": Counter(), "attributes": Counter(), "relations": Counter()}
     captions, anchored, with_regions = 0, 0, 0
     for number in range(shards):
@@ -284,6 +288,11 @@ def _count(out: Path, shards: int) -> tuple[Priors, dict[str, Any]]:
         # What is learnt from val or test captions would leak into masking.
         learnt = np.array(["train" not in splits or split == "train" for split in metadata["splits"]], bool)
         priors.merge(shard_counts(arrays, names, learnt))
+        # An image's captions may lie in two shards; it counts where the first of them does.
+        seen = sorted(set(arrays["image"][learnt].tolist()) - {-1})
+        new = [image for image in seen if metadata["image_ids"][image] not in counted]
+        counted.update(metadata["image_ids"][image] for image in new)
+        priors.merge(image_counts(arrays, names, new))
         for kind, column in (("objects", "object"), ("attributes", "attribute"), ("relations", "relation")):
             totals = np.bincount(arrays[f"{column}_name"], minlength=len(names))
             common[kind].update({names[place]: int(totals[place]) for place in np.flatnonzero(totals)})
@@ -644,10 +653,16 @@ class _Regions:
         self._features = features
         self._label_iou = label_iou
         named = features is not None and bool(features.object_names)
-        # A detector's own labels need no annotations.
+        # A detector's own labels need no annotated boxes.
         self._annotated: dict[ImageId, list[BoxAnnotation]] = {} if named else dataset.boxes()
+        self._graphs = dataset.gold_graphs()
 
     def __getitem__(self, image_id: ImageId) -> GraphImage:
+        regions = self._labelled(image_id)
+        graph = self._graphs.get(image_id)
+        return regions if graph is None else with_annotations(regions, graph, self._label_iou)
+
+    def _labelled(self, image_id: ImageId) -> GraphImage:
         annotated = self._annotated.get(image_id, [])
         corners = np.array([box.xywh for box in annotated], np.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
@@ -675,3 +690,40 @@ def borrowed_labels(
     iou = pairwise_iou(boxes, annotated)
     best = iou.argmax(axis=1)
     return tuple(labels[index] if iou[row, index] >= minimum else "" for row, index in enumerate(best))
+
+
+def with_annotations(image: GraphImage, graph: GoldGraph, minimum: float) -> GraphImage:
+    """Regions with the attributes and relations that people annotated.
+
+    Each annotated object is the region that it overlaps best, from `minimum` IoU up; of equal ones that with
+    its name. Predicates become lower case and lemmas ("is parked ON" is "park on").
+    """
+    if not len(image.boxes) or not graph.objects:
+        return image
+    corners = np.array([item.xywh for item in graph.objects], np.float32)
+    corners[:, 2:] += corners[:, :2]
+    iou = pairwise_iou(corners, image.boxes)
+    same = np.array([item.name for item in graph.objects])[:, None] == np.array(image.labels)[None]
+    best = (iou + 1e-3 * same).argmax(axis=1)
+    overlap = iou[np.arange(len(best)), best]
+    region = np.where(overlap >= minimum, best, -1).tolist()
+    attributes = {
+        (region[row], attribute.lower()): None
+        for row, item in enumerate(graph.objects)
+        for attribute in item.attributes
+        if region[row] >= 0 and attribute
+    }
+    relations = {
+        (region[item.subject], predicate, region[item.object]): None
+        for item in graph.relations
+        if region[item.subject] >= 0
+        and region[item.object] >= 0
+        and region[item.subject] != region[item.object]
+        and (predicate := lemmatize_predicate(item.predicate))
+    }
+    return replace(
+        image,
+        attributes=tuple(attributes),
+        relations=tuple(relations),
+        annotated=tuple(sorted({place for place in region if place >= 0})),
+    )

@@ -1,67 +1,32 @@
-"""What a grammar cannot know about captions: counts from human-made scene graphs, and lemmas.
-
-`resources/parser/lexicon.json` tells that "tennis racket" is one thing and "metal racket" a racket of metal;
-see the README beside it for where it comes from.
-"""
+"""Lemmas of English nouns and verbs: a table of exceptions that ships with tbkin, then suffix rules."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
-from typing import Any
-
-
-@dataclass(frozen=True)
-class Lexicon:
-    """Counts condensed to decisions; every table may be empty.
-
-    Attributes:
-        compounds: "modifier noun" or "modifier" -> "merge", "join" (merge without the
-            space: "snow board"), "attribute", "have", "in" or "drop".
-        relations: Produced predicate, or "predicate|object", -> predicate to use; "~" in front swaps the
-            ends, "-" alone drops the relation. "predicate^" or "preposition^" decides on a verb with an
-            object of its own: "^predicate" relates that object instead of the subject, "=" does not.
-        partitives: First noun of "X of Y" -> attribute of Y, "" to drop X, "have" to keep both.
-        attributes: Produced attribute -> attribute to use; "" drops it.
-        agents: Nouns of what acts (people, animals).
-        agentive_verbs: Verbs whose subject mostly is one of them.
-        inanimate_subjects: "noun verb" pairs of other nouns that such verbs do take.
-        noun_lemmas: Irregular plurals.
-        verb_lemmas: Irregular or ambiguous verb forms.
-    """
-
-    compounds: dict[str, str] = field(default_factory=dict)
-    relations: dict[str, str] = field(default_factory=dict)
-    partitives: dict[str, str] = field(default_factory=dict)
-    attributes: dict[str, str] = field(default_factory=dict)
-    agents: frozenset[str] = frozenset()
-    agentive_verbs: frozenset[str] = frozenset()
-    inanimate_subjects: frozenset[str] = frozenset()
-    noun_lemmas: dict[str, str] = field(default_factory=dict)
-    verb_lemmas: dict[str, str] = field(default_factory=dict)
 
 
 @cache
-def shipped_lexicon() -> Lexicon:
-    """The lexicon in `tbkin_core/resources/parser`."""
-    file = resources.files("tbkin_core").joinpath("resources", "parser", "lexicon.json")
-    if not file.is_file():
-        return Lexicon()
-    tables: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    for name in ("agents", "agentive_verbs", "inanimate_subjects"):
-        tables[name] = frozenset(tables.get(name, ()))
-    return Lexicon(**tables)
+def shipped_lemmas() -> dict[str, dict[str, str]]:
+    """Irregular forms of "nouns" and "verbs", from `resources/parser/lemmas.json`."""
+    file = resources.files("tbkin_core").joinpath("resources", "parser", "lemmas.json")
+    tables: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
+    return tables
 
 
-# Short or irregular forms that the suffix rules miss, whatever the lexicon holds.
+# Short or irregular forms that the suffix rules miss, whatever the table holds.
 _VERB_FORMS = {
     "has": "have", "had": "have", "does": "do", "goes": "go", "is": "be", "are": "be", "ate": "eat",
     "met": "meet",
     "rode": "ride", "laid": "lay", "lain": "lay", "lying": "lay", "lies": "lay", "lie": "lay", "sat": "sit",
     "seated": "sit", "tied": "tie", "tying": "tie", "dyed": "dye",
+}  # fmt: skip
+# What a picture shows: bases are of baseball, not of an argument.
+_NOUN_FORMS = {
+    "bases": "base", "bras": "bra", "tabs": "tab", "controls": "control", "seas": "sea", "geese": "goose",
+    "oxen": "ox", "lenses": "lens", "moose": "moose", "buses": "bus", "gases": "gas", "pants": "pants",
 }  # fmt: skip
 _F_PLURALS = frozenset(
     {
@@ -75,8 +40,8 @@ _SINGULAR_S = ("ss", "us", "is")
 def lemmatize_noun(word: str, exceptions: dict[str, str] | None = None) -> str:
     """Singular of an English noun in lower case, from a table of exceptions and suffix rules."""
     if exceptions is None:
-        exceptions = shipped_lexicon().noun_lemmas
-    known = exceptions.get(word)
+        exceptions = shipped_lemmas()["nouns"]
+    known = _NOUN_FORMS.get(word) or exceptions.get(word)
     if known is not None:
         return known
     if len(word) < 4 or not word.endswith("s") or word.endswith(_SINGULAR_S):
@@ -90,6 +55,42 @@ def lemmatize_noun(word: str, exceptions: dict[str, str] | None = None) -> str:
     return word[:-1]
 
 
+def lemmatize_name(name: str) -> str:
+    """An object's name in lower case, its last word singular."""
+    *first, last = name.lower().split() or [""]
+    return " ".join([*first, lemmatize_noun(last)])
+
+
+def lemmatize_predicate(predicate: str) -> str:
+    """A predicate in lower case, its verb as a lemma, without "be" before it and articles after it.
+
+    "is parked ON the" is "park on", "on the left side of" is "left of".
+    """
+    words = predicate.lower().split()
+    while len(words) > 1 and words[0] in {"is", "are", "was", "were", "be", "being", "been"}:
+        words = words[1:]
+    while len(words) > 1 and words[-1] in {"a", "an", "the"}:
+        words = words[:-1]
+    if words and words[0] not in _NO_VERBS and not words[0].endswith("wards"):
+        words[0] = lemmatize_verb(words[0])
+    return plain_sides(" ".join(words))
+
+
+# They begin predicates and look like forms of verbs.
+_NO_VERBS = frozenset(
+    {"left", "right", "during", "wings", "sides", "rows", "lots", "pieces", "parts", "inside"}
+)
+_SIDE = re.compile(r"(?:^|(?<= ))(?:(?:at|on|to|in|from|by) )?(left|right)(?: hand)?(?: sides?)? of$")
+
+
+@lru_cache(65_536)
+def plain_sides(predicate: str) -> str:
+    """A predicate with sides in one form: "at the left of" and "on the left side of" are "left of"."""
+    if "left" not in predicate and "right" not in predicate:
+        return predicate
+    return _SIDE.sub(r"\1 of", re.sub(r"\bthe ", "", predicate))
+
+
 _VOWELS = frozenset("aeiou")
 _DOUBLED = re.compile(r"([bdgklmnprtvz])\1$")
 _UNSTRESSED_END = re.compile(r"[aeiou][^aeiou]+(?:en|er|on|or|el|it|et|ow|in|al|om)$")
@@ -98,7 +99,7 @@ _UNSTRESSED_END = re.compile(r"[aeiou][^aeiou]+(?:en|er|on|or|el|it|et|ow|in|al|
 def lemmatize_verb(word: str, exceptions: dict[str, str] | None = None) -> str:
     """Base form of an English verb form in lower case, from a table of exceptions and suffix rules."""
     if exceptions is None:
-        exceptions = shipped_lexicon().verb_lemmas
+        exceptions = shipped_lemmas()["verbs"]
     known = _VERB_FORMS.get(word) or exceptions.get(word)
     if known is not None:
         return known

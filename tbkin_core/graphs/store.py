@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId
+from tbkin_core.graphs.lexicon import lemmatize_name
 from tbkin_core.graphs.priors import Priors
 from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, region_edges
@@ -28,11 +29,22 @@ PRIORS = "priors.json"
 
 @dataclass(frozen=True, slots=True)
 class GraphImage:
-    """What is stored of one image: its regions as the edges number them."""
+    """What is stored of one image: its regions as the edges number them.
+
+    Attributes:
+        boxes: (K, 4) xyxy pixels.
+        labels: K names, "" unknown.
+        attributes: (region, attribute) as people annotated them.
+        relations: (subject, predicate, object) between regions, as people annotated them.
+        annotated: The regions that are an object of that annotation.
+    """
 
     image_id: ImageId
     boxes: NDArray[np.float32]
     labels: tuple[str, ...]
+    attributes: tuple[tuple[int, str], ...] = ()
+    relations: tuple[tuple[int, str, int], ...] = ()
+    annotated: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +123,20 @@ def pack_shard(shard: GraphShard) -> tuple[dict[str, NDArray], dict[str, Any]]:
         "region_boxes": _joined([np.asarray(image.boxes).reshape(-1, 4) for image in images], np.float32, 4),
         "region_label": _ints(_numbers(names, (label for image in images for label in image.labels))),
     }
+    if any(image.annotated for image in images):
+        described = [item for image in images for item in image.attributes]
+        related = [item for image in images for item in image.relations]
+        arrays |= {
+            "region_annotated_offsets": ragged_offsets([len(image.annotated) for image in images]),
+            "region_annotated": _ints([region for image in images for region in image.annotated]),
+            "region_attribute_offsets": ragged_offsets([len(image.attributes) for image in images]),
+            "region_attribute_region": _ints([region for region, _ in described]),
+            "region_attribute_name": _ints(_numbers(names, (name for _, name in described))),
+            "region_relation_offsets": ragged_offsets([len(image.relations) for image in images]),
+            "region_relation_subject": _ints([subject for subject, _, _ in related]),
+            "region_relation_object": _ints([other for _, _, other in related]),
+            "region_relation_name": _ints(_numbers(names, (name for _, name, _ in related))),
+        }
     return arrays, {
         "text_ids": list(shard.text_ids),
         "splits": list(shard.splits),
@@ -143,6 +169,44 @@ def shard_counts(arrays: Mapping[str, NDArray], names: Sequence[str], keep: NDAr
     for key, count in _tally(((subject * base + arrays["relation_name"]) * base + other)[chosen]):
         pair, last = divmod(key, base)
         counts.relations[names[pair // base], names[pair % base], names[last]] += count
+    return counts
+
+
+def image_counts(arrays: Mapping[str, NDArray], names: Sequence[str], images: Sequence[int]) -> Priors:
+    """Annotated objects, attributes and relations of some images of a shard, counted; none where none are.
+
+    Names become singular, as those of text objects are; what has no name does not count.
+    """
+    counts = Priors()
+    if "region_annotated" not in arrays:
+        return counts
+
+    def part(kind: str, image: int) -> slice:
+        return slice(*arrays[f"region_{kind}_offsets"][image : image + 2])
+
+    for image in images:
+        labels = arrays["region_label"][slice(*arrays["region_offsets"][image : image + 2])].tolist()
+        label = {
+            region: lemmatize_name(names[labels[region]])
+            for region in arrays["region_annotated"][part("annotated", image)].tolist()
+        }
+        counts.objects.update(name for name in label.values() if name)
+        attribute, relation = part("attribute", image), part("relation", image)
+        for region, name in zip(
+            arrays["region_attribute_region"][attribute].tolist(),
+            arrays["region_attribute_name"][attribute].tolist(),
+            strict=True,
+        ):
+            if label[region]:
+                counts.attributes[label[region], names[name]] += 1
+        for subject, name, other in zip(
+            arrays["region_relation_subject"][relation].tolist(),
+            arrays["region_relation_name"][relation].tolist(),
+            arrays["region_relation_object"][relation].tolist(),
+            strict=True,
+        ):
+            if label[subject] and label[other]:
+                counts.relations[label[subject], names[name], label[other]] += 1
     return counts
 
 
@@ -201,6 +265,10 @@ class GraphStore:
             boxes=boxes,
             labels=labels,
             image_edges=region_edges(boxes),
+            region_attributes=self._annotated(arrays, metadata, image, "attribute", ("region", "name")),
+            region_relations=self._annotated(
+                arrays, metadata, image, "relation", ("subject", "name", "object")
+            ),
             cross=CrossEdges(
                 arrays["cross_object"][begin:end],
                 arrays["cross_region"][begin:end],
@@ -219,6 +287,19 @@ class GraphStore:
         return arrays["region_boxes"][begin:end], tuple(
             names[label] for label in arrays["region_label"][begin:end]
         )
+
+    @staticmethod
+    def _annotated(
+        arrays: dict[str, NDArray], metadata: dict[str, Any], image: int, kind: str, columns: Sequence[str]
+    ) -> tuple[tuple[Any, ...], ...]:
+        """Annotated attributes or relations of an image's regions, names spelt out."""
+        if image < 0 or f"region_{kind}_offsets" not in arrays:
+            return ()
+        part = slice(*arrays[f"region_{kind}_offsets"][image : image + 2])
+        values: list[list[Any]] = [arrays[f"region_{kind}_{column}"][part].tolist() for column in columns]
+        place = columns.index("name")
+        values[place] = [metadata["names"][name] for name in values[place]]
+        return tuple(zip(*values, strict=True))
 
 
 def text_graph(arrays: Mapping[str, NDArray], metadata: Mapping[str, Any], place: int) -> TextGraph:

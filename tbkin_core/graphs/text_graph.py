@@ -16,7 +16,7 @@ class TextObject:
 
 @dataclass(frozen=True, slots=True)
 class TextAttribute:
-    """`object` indexes `TextGraph.objects`; `tokens` are the attribute's words; `name` lemmatised."""
+    """`object` indexes `TextGraph.objects`; `tokens` are its words; numbers are digits in `name`."""
 
     object: int
     name: str
@@ -25,7 +25,10 @@ class TextAttribute:
 
 @dataclass(frozen=True, slots=True)
 class TextRelation:
-    """`subject` and `object` index `TextGraph.objects`; `tokens` are the predicate's words."""
+    """`subject` and `object` index `TextGraph.objects`.
+
+    `tokens` are the predicate's words; there are none where nothing but the order says it ("clock face").
+    """
 
     subject: int
     predicate: str

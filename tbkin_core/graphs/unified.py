@@ -111,6 +111,8 @@ class UnifiedGraph:
         labels: K region labels, "" unknown.
         image_edges: Between regions.
         cross: Between text objects and regions.
+        region_attributes: (region, attribute) as people annotated them; empty where nobody did.
+        region_relations: (subject, predicate, object) between regions, likewise.
     """
 
     text_id: int | str
@@ -121,6 +123,8 @@ class UnifiedGraph:
     labels: tuple[str, ...]
     image_edges: RegionEdges
     cross: CrossEdges
+    region_attributes: tuple[tuple[int, str], ...] = ()
+    region_relations: tuple[tuple[int, str, int], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as one line of `--export graphs.jsonl`."""
@@ -162,6 +166,13 @@ class UnifiedGraph:
                     self.image_edges.pairs, self.image_edges.iou, self.image_edges.predicate, strict=True
                 )
             ],
+            "region_attributes": [
+                {"region": region, "name": name} for region, name in self.region_attributes
+            ],
+            "region_relations": [
+                {"subject": subject, "predicate": predicate, "object": other}
+                for subject, predicate, other in self.region_relations
+            ],
             "cross_edges": [
                 {"object": int(item), "region": int(region), "weight": round(float(weight), 4)}
                 for item, region, weight in zip(
@@ -172,6 +183,6 @@ class UnifiedGraph:
 
     def to_networkx(self) -> networkx.DiGraph:
         """A directed graph whose vertices carry `kind` (region, object, attribute, relation) and `name`."""
-        from tbkin_core.graphs.networks import to_networkx
+        from tbkin_core.graphs.networkx_export import to_networkx
 
         return to_networkx(self)

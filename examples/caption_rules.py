@@ -1,8 +1,9 @@
 """Rules from a dependency parse to the objects, attributes and relations of a caption.
 
-The rules read Penn tags and the ClearNLP-like dependency labels of spaCy's own English pipelines. Where a
-grammar cannot decide, `GraphReader` lists the choices with their features; `tbkin_core.graphs.decisions`
-scores them.
+`train_parser.py` finds out with them which parses are right: those from which they read the very graph that
+an annotator drew. tbkin itself reads graphs with a network, see `train_scene_graphs.py`.
+
+The rules read Penn tags and the ClearNLP-like dependency labels of spaCy's own English pipelines.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-from tbkin_core.graphs.lexicon import Lexicon, lemmatize_noun, lemmatize_verb
+from tbkin_core.graphs.lexicon import lemmatize_noun, lemmatize_verb
 from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 
 SHORT_TEXT = 8  # referring expressions are this terse
@@ -87,6 +89,63 @@ _PLAIN_PREDICATES = frozenset({"have", "wear"})
 _ARTICLES = frozenset({"the", "a", "an", "his", "her", "its", "their"})
 # A prepositional phrase after coordinated nouns usually holds of all of them, unless it is one of these.
 _CLOSE_PREPOSITIONS = frozenset({"with", "of", "without"})
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Counts condensed to decisions; every table may be empty.
+
+    Attributes:
+        compounds: "modifier noun" or "modifier" -> "merge", "join" (merge without the
+            space: "snow board"), "attribute", "have", "in" or "drop".
+        relations: Produced predicate, or "predicate|object", -> predicate to use; "~" in front swaps the
+            ends, "-" alone drops the relation. "predicate^" or "preposition^" decides on a verb with an
+            object of its own: "^predicate" relates that object instead of the subject, "=" does not.
+        partitives: First noun of "X of Y" -> attribute of Y, "" to drop X, "have" to keep both.
+        attributes: Produced attribute -> attribute to use; "" drops it.
+        agents: Nouns of what acts (people, animals).
+        agentive_verbs: Verbs whose subject mostly is one of them.
+        inanimate_subjects: "noun verb" pairs of other nouns that such verbs do take.
+        noun_lemmas: Irregular plurals.
+        verb_lemmas: Irregular or ambiguous verb forms.
+    """
+
+    compounds: dict[str, str] = field(default_factory=dict)
+    relations: dict[str, str] = field(default_factory=dict)
+    partitives: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, str] = field(default_factory=dict)
+    agents: frozenset[str] = frozenset()
+    agentive_verbs: frozenset[str] = frozenset()
+    inanimate_subjects: frozenset[str] = frozenset()
+    noun_lemmas: dict[str, str] = field(default_factory=dict)
+    verb_lemmas: dict[str, str] = field(default_factory=dict)
+
+
+def graph_from_parse(
+    tokens: Sequence[str],
+    tags: Sequence[str],
+    labels: Sequence[str],
+    heads: Sequence[int],
+    lexicon: Lexicon,
+    *,
+    rewrite: bool = True,
+) -> TextGraph:
+    """Scene graph of one parsed text.
+
+    Args:
+        tokens: Words.
+        tags: Penn Treebank tags.
+        labels: ClearNLP-like dependency labels (those of spaCy's English pipelines).
+        heads: Index of each token's head; a root is its own head.
+        lexicon: Decisions on compounds and predicates.
+        rewrite: Whether predicates and attributes are mapped through the lexicon.
+    """
+    if not tokens:
+        return TextGraph(())
+    reader = GraphReader(Sentence(tokens, tags, labels, heads), lexicon, rewrite)
+    reader.prepare()
+    reader.read()
+    return reader.graph(tokens)
 
 
 # ------------------------------------------------------------------------------------------- rules
@@ -266,21 +325,13 @@ class Sentence:
         return words, tokens
 
 
-def _same_words(predicate: str, worded: str) -> bool:
-    """Whether a predicate says no more than the words of the caption do."""
-    return set(predicate.split()) <= {*worded.split(), *_PLAIN_PREDICATES}
-
-
 class GraphReader:
     """Applies the rules to one sentence."""
 
-    def __init__(
-        self, sentence: Sentence, lexicon: Lexicon, rewrite: bool = True, natural: bool = False
-    ) -> None:
+    def __init__(self, sentence: Sentence, lexicon: Lexicon, rewrite: bool = True) -> None:
         self.s = sentence
         self.lexicon = lexicon
         self.rewrite = rewrite
-        self.natural = natural
         size = len(sentence.words)
         self.object_at: dict[int, TextObject] = {}
         self.attributes: dict[tuple[int, str], tuple[int, ...]] = {}
@@ -292,11 +343,6 @@ class GraphReader:
         self.partitive_of: dict[int, int] = {}
         self.materials: set[int] = set()
         self.antecedent: dict[int, int] = {}
-        self.modifier_kind: dict[tuple[int, int], str] = {}
-        # What the words say of two objects, before the lexicon has its say.
-        self.worded: dict[tuple[int, int], tuple[str, tuple[int, ...]]] = {}
-        self.worded_attribute: dict[tuple[int, str], str] = {}
-        self.attribute_words: dict[tuple[int, str], tuple[int, ...]] = {}
 
     # -- what is an object
 
@@ -332,9 +378,6 @@ class GraphReader:
         return PERSON_PRONOUNS.get(word) or lemmatize_noun(word, self.lexicon.noun_lemmas)
 
     def _compound(self, modifier: int, noun: int) -> str:
-        decided = self.modifier_kind.get((modifier, noun))
-        if decided is not None:
-            return decided
         table = self.lexicon.compounds
         first, second = self.s.words[modifier], self.noun_name(noun)
         found = table.get(f"{first} {second}")
@@ -345,28 +388,19 @@ class GraphReader:
         return table.get(first) or table.get("* " + second) or "merge"
 
     def _add_attribute(self, noun: int, name: str, tokens: tuple[int, ...]) -> None:
-        worded = name
         if self.rewrite and name not in SIDES:
             name = self.lexicon.attributes.get(name, name)
-            if self.natural and name[:3] != worded[:3]:
-                name = worded
-        if noun in self.object_at:
-            self.worded_attribute.setdefault((noun, worded), name)
-            self.attribute_words.setdefault((noun, worded), tokens)
         if name and noun in self.object_at:
             self.attributes.setdefault((noun, name), tokens)
 
     def _add_relation(self, subject: int, predicate: str, other: int, tokens: tuple[int, ...]) -> None:
         if subject == other or subject not in self.object_at or other not in self.object_at:
             return
-        self.worded.setdefault((subject, other), (predicate, tokens))
         if self.rewrite:
             table = self.lexicon.relations
             found = table.get(f"{predicate}|{self.object_at[other].name}")
             if found is None:
                 found = table.get(predicate)
-            if found is not None and self.natural and not _same_words(found.lstrip("~="), predicate):
-                found = None
             if found is not None:
                 if found == "-":
                     return
@@ -649,24 +683,6 @@ class GraphReader:
             self.antecedent[token] = noun
             self.nominal[token] = True
 
-    def _add_parts(self, noun: int) -> None:
-        """As in "framed picture" and "curly haired woman": what a participle names is an object."""
-        s = self.s
-        for kid in s.kids[noun]:
-            kind = self.modifier_kind.get((kid, noun))
-            if kind not in {"part", "object"} or kid in self.object_at:
-                continue
-            word = s.words[kid]
-            name = (
-                lemmatize_verb(word, self.lexicon.verb_lemmas)
-                if kind == "part"
-                else lemmatize_noun(word, self.lexicon.noun_lemmas)
-            )
-            self.object_at[kid] = TextObject(kid, (kid, kid + 1), name)
-            subject, other = (noun, kid) if kind == "part" else (kid, noun)
-            self.worded.setdefault((subject, other), (kind, (kid,)))
-            self.relations.setdefault((subject, "have", other), (kid,))
-
     def _add_object(self, token: int) -> None:
         s = self.s
         if token in self.partitive_of:
@@ -687,7 +703,6 @@ class GraphReader:
             space = " " if decision == "merge" else ""
             name = f"{lemmatize_noun(s.words[modifier], self.lexicon.noun_lemmas)}{space}{name}"
         self.object_at[token] = TextObject(token, (start, token + 1), name)
-        self._add_parts(token)
 
     def _noun_phrase(self, token: int, noun: int) -> None:
         """What hangs from a noun; `noun` is the object it speaks of (the bananas of a bunch of bananas)."""
@@ -723,11 +738,7 @@ class GraphReader:
         word = s.words[modifier]
         if not any(letter.isalnum() for letter in word):
             return
-        if modifier + 1 in self.object_at and self.modifier_kind.get((modifier + 1, noun)) == "part":
-            noun = modifier + 1  # the curly of "curly haired"
-        kind = self.modifier_kind.get((modifier, noun)) or (
-            "attribute" if s.tags[modifier] not in NOUN_TAGS else self._compound(modifier, noun)
-        )
+        kind = "attribute" if s.tags[modifier] not in NOUN_TAGS else self._compound(modifier, noun)
         if kind in {"merge", "join"} and s.tags[modifier] not in NOUN_TAGS:
             kind = "attribute"
         if s.labels[modifier] == "conj":
@@ -795,7 +806,6 @@ class GraphReader:
     def _attach(self, holder: int, words: list[str], other: int, tokens: tuple[int, ...]) -> None:
         """A preposition between two nouns; "of" reads as possession unless the lexicon knows better."""
         if words == ["of"]:
-            self.worded.setdefault((holder, other), ("of", tokens))
             name = self.object_at[holder].name if holder in self.object_at else ""
             if not self.rewrite:
                 self._raw_relation(holder, "of", other, tokens)
@@ -1020,12 +1030,6 @@ class GraphReader:
             if direct and self.rewrite:
                 phrase = " ".join(more)
                 table = self.lexicon.relations
-                for holder, other in itertools.product(subjects, objects):
-                    self.worded.setdefault(
-                        (holder, other), (" ".join([*words, phrase]), (*tokens, *more_tokens))
-                    )
-                for holder, other in itertools.product(direct, objects):
-                    self.worded.setdefault((holder, other), (phrase, more_tokens))
                 decision = table.get(f"{' '.join([*words, phrase])}^") or table.get(f"{phrase}^") or "="
                 if decision != "=":
                     found = True
@@ -1095,365 +1099,6 @@ class GraphReader:
                 for subject, other in itertools.product(self._resolve(left[-1], token), objects):
                     self._attach(subject, words, other, tokens)
 
-    # -- choices to learn
-
-    def modifier_choices(self) -> list[tuple[int, int]]:
-        """(modifier, noun) pairs that may be one name, an attribute, two objects, or less."""
-        s = self.s
-        return [
-            (kid, token)
-            for token in range(len(s.words))
-            if self.nominal[token]
-            for kid in s.kids[token]
-            if kid < token and s.labels[kid] in MODIFIER_LABELS and not self.nominal[kid]
-        ]
-
-    def modifier_features(self, modifier: int, noun: int) -> list[str]:
-        """Features of a modifier and its noun."""
-        s = self.s
-        first, second = s.words[modifier], self.noun_name(noun)
-        tag = s.tags[modifier]
-        before = s.words[modifier - 1] if modifier else "^"
-        between = noun - modifier - 1
-        following = s.words[modifier + 1]
-        after = s.words[noun + 1] if noun + 1 < len(s.words) else "$"
-        return [
-            "bias",
-            f"m {first}",
-            f"n {second}",
-            f"mn {first} {second}",
-            f"mt {first} {tag}",
-            f"t {tag} {s.tags[noun]} {s.labels[modifier]}",
-            f"d {between} {tag}",
-            f"md {first} {between}",
-            f"b {before}",
-            f"bm {before} {first}",
-            f"mf {first} {following}",
-            f"fn {following} {second} {between}",
-            f"nd {second} {between} {tag}",
-            f"s {first[-3:]}",
-            f"s2 {first[-2:]} {tag}",
-            f"p {first[:4]}",
-            f"ns {second[-3:]}",
-            f"sns {first[-3:]} {second[-3:]}",
-            f"a {after}",
-            f"known {self.lexicon.compounds.get(first)} {self.lexicon.compounds.get('* ' + second)}",
-        ]
-
-    def attribute_choices(self) -> list[tuple[int, str]]:
-        """(noun, attribute as worded) of every attribute the rules see."""
-        return [key for key in self.worded_attribute if key[1]]
-
-    def attribute_features(self, noun: int, worded: str) -> list[str]:
-        """Features of one attribute."""
-        s = self.s
-        tokens = self.attribute_words[noun, worded]
-        token, name = tokens[-1], self.object_at[noun].name
-        before = s.words[token - 1] if token else "^"
-        after = s.words[token + 1] if token + 1 < len(s.words) else "$"
-        kind = f"{s.tags[token]} {s.labels[token]}"
-        side = "before" if token < noun else "after"
-        related = sum(noun in pair for pair in self.worded)
-        others = sum(key[0] == noun for key in self.worded_attribute)
-        return [
-            "bias",
-            f"w {worded}",
-            f"l {self.worded_attribute[noun, worded]}",
-            f"n {name}",
-            f"wn {worded} {name}",
-            f"k {kind} {side}",
-            f"wk {worded} {kind}",
-            f"ws {worded} {side}",
-            f"nk {name} {kind}",
-            f"b {before} {side}",
-            f"bw {before} {worded}",
-            f"a {after} {side}",
-            f"aw {after} {worded}",
-            f"r {min(related, 3)} {kind} {side}",
-            f"wr {worded} {min(related, 3)}",
-            f"o {min(others, 4)} {kind}",
-            f"c {len(worded.split())} {worded.split()[-1]}",
-            f"f {worded.split()[0]} {len(worded.split())}",
-            f"s {worded[-3:]} {side}",
-            f"d {token - noun}",
-            f"t {s.tags[noun]} {s.labels[noun]} {side}",
-        ]
-
-    def choose_attributes(self, choices: Sequence[tuple[int, str]], outcomes: Sequence[str]) -> None:
-        """Take the chosen reading of every attribute."""
-        for (noun, worded), outcome in zip(choices, outcomes, strict=True):
-            tokens = self.attribute_words[noun, worded]
-            mapped = self.worded_attribute[noun, worded]
-            if outcome == "lexicon":
-                continue
-            if self.natural and (outcome == "drop" or outcome.startswith("=")):
-                continue  # taste, or a guess at what is not said
-            self.attributes.pop((noun, mapped), None)
-            if outcome == "drop":
-                continue
-            names = {"worded": [worded], "split": worded.split(), "last": worded.split()[-1:]}
-            for name in names.get(outcome, [outcome.removeprefix("=")]):
-                self.attributes.setdefault((noun, name), tokens)
-
-    def object_choices(self) -> list[int]:
-        """Heads of the objects."""
-        return sorted(self.object_at)
-
-    def object_features(self, noun: int) -> list[str]:
-        """Features of one object."""
-        s = self.s
-        name = self.object_at[noun].name
-        start = self.object_at[noun].span[0]
-        before = s.words[start - 1] if start else "^"
-        before2 = s.words[start - 2] if start > 1 else "^"
-        after = s.words[noun + 1] if noun + 1 < len(s.words) else "$"
-        kind = f"{s.tags[noun]} {s.labels[noun]}"
-        features = [
-            "bias",
-            f"n {name}",
-            f"nb {before} {name}",
-            f"nbb {before2} {before} {name}",
-            f"bb {before2} {before}",
-            f"na {name} {after}",
-            f"a {after} {kind}",
-            f"k {kind}",
-            f"nk {name} {s.labels[noun]}",
-            f"h {s.words[s.heads[noun]]} {name}",
-            f"c {len(self.object_at)} {name}",
-            f"p {name} {noun == min(self.object_at)}",
-            f"s {name[-3:]} {kind}",
-            f"x {noun in self.dropped} {kind}",
-        ]
-        lonely = True
-        for (subject, other), (said, _) in self.worded.items():
-            if noun == subject:
-                features += [f"out {said} {name}", f"outn {self.object_at[other].name} {name}"]
-            elif noun == other:
-                features += [f"in {said} {name}", f"inn {self.object_at[subject].name} {name}"]
-            lonely = lonely and noun not in (subject, other)
-        features.append(f"lonely {lonely} {kind} {len(self.object_at)}")
-        return features
-
-    def choose_objects(self, choices: Sequence[int], outcomes: Sequence[str]) -> None:
-        """Drop or rename objects; dropped ones take what speaks of them along."""
-        gone = {noun for noun, outcome in zip(choices, outcomes, strict=True) if outcome == "drop"}
-        if len(gone) == len(self.object_at):
-            return
-        for noun, outcome in zip(choices, outcomes, strict=True):
-            if outcome.startswith("="):
-                held = self.object_at[noun]
-                self.object_at[noun] = TextObject(held.head, held.span, outcome[1:])
-        for noun in gone:
-            del self.object_at[noun]
-        self.attributes = {key: tokens for key, tokens in self.attributes.items() if key[0] not in gone}
-        self.relations = {
-            key: tokens for key, tokens in self.relations.items() if key[0] not in gone and key[2] not in gone
-        }
-
-    def relation_choices(self) -> list[tuple[int, int]]:
-        """Pairs of objects, in the order of the text, that may be related."""
-        tokens = sorted(self.object_at)
-        linked = {(min(pair), max(pair)) for pair in self.worded}
-        linked.update((min(key[0], key[2]), max(key[0], key[2])) for key in self.relations)
-        pairs = {
-            (first, second) for place, first in enumerate(tokens) for second in tokens[place + 1 : place + 3]
-        }
-        return sorted(pairs | linked)
-
-    def _phrase_before(self, noun: int) -> tuple[str, tuple[int, ...]]:
-        """The preposition that most closely precedes a noun phrase."""
-        s = self.s
-        start = self.object_at[noun].span[0]
-        for token in range(start - 1, max(-1, start - 6), -1):
-            if token in self.object_at:
-                break
-            if s.labels[token] == "fixed":
-                continue
-            if token in s.folded or s.tags[token] in {"IN", "TO", "RP"}:
-                words, tokens = s.preposition(token)
-                return " ".join(words), tokens
-        return "", ()
-
-    def _verb_before(self, noun: int) -> tuple[str, tuple[int, ...]]:
-        """The verb that most closely precedes a noun."""
-        s = self.s
-        for token in range(noun - 1, -1, -1):
-            if s.tags[token] in VERB_TAGS and s.words[token] not in BE_FORMS and token not in self.object_at:
-                return lemmatize_verb(s.words[token], self.lexicon.verb_lemmas), (token,)
-        return "", ()
-
-    def _predicate_of(self) -> dict[tuple[int, int], str]:
-        return {(subject, other): predicate for subject, predicate, other in self.relations}
-
-    def relation_features(self, pairs: Sequence[tuple[int, int]]) -> list[list[str]]:
-        """Features of every pair of objects."""
-        s = self.s
-        order = sorted(self.object_at)
-        place = {token: index for index, token in enumerate(order)}
-        ruled = self._predicate_of()
-        incoming: dict[int, list[int]] = {}
-        outgoing: dict[int, list[int]] = {}
-        for subject, other in self.worded:
-            incoming.setdefault(other, []).append(subject)
-            outgoing.setdefault(subject, []).append(other)
-        result = []
-        for first, second in pairs:
-            a, b = self.object_at[first].name, self.object_at[second].name
-            forward, backward = ruled.get((first, second), ""), ruled.get((second, first), "")
-            words_forward = self.worded.get((first, second), ("-", ()))[0]
-            words_backward = self.worded.get((second, first), ("-", ()))[0]
-            phrase, verb = self._phrase_before(second)[0], self._verb_before(second)[0]
-            gap = s.words[first + 1 : self.object_at[second].span[0]]
-            between = " ".join(gap) if len(gap) <= 4 else f"{' '.join(gap[:2])} .. {' '.join(gap[-2:])}"
-            middle = [
-                word
-                for index, word in enumerate(gap, first + 1)
-                if s.tags[index][0] in "VI" or s.tags[index] == "TO"
-            ]
-            bones = " ".join(middle[:4])
-            after = s.words[second + 1] if second + 1 < len(s.words) else "$"
-            before = s.words[first - 1] if first else "^"
-            says = f"{words_forward}/{words_backward}"
-            rule = f"{forward}/{backward}"
-            path = self._path(first, second)
-            distance = place[second] - place[first]
-            features = [
-                "bias",
-                f"r {rule}",
-                f"w {says}",
-                f"ra {rule} {a}",
-                f"rb {rule} {b}",
-                f"wa {says} {a}",
-                f"wb {says} {b}",
-                f"wab {says} {a} {b}",
-                f"rw {rule} {says}",
-                f"a {a}",
-                f"b {b}",
-                f"ab {a} {b}",
-                f"p {phrase}",
-                f"pv {phrase} {verb}",
-                f"pa {phrase} {a}",
-                f"pb {phrase} {b}",
-                f"pab {phrase} {a} {b}",
-                f"va {verb} {a}",
-                f"vb {verb} {b}",
-                f"g {between}",
-                f"gb {bones} {distance}",
-                f"gba {bones} {a}",
-                f"gbb {bones} {b}",
-                f"d {distance} {len(order)} {place[first]}",
-                f"dw {distance} {len(order)} {says}",
-                f"path {path}",
-                f"pathp {path} {phrase}",
-                f"l {s.labels[first]} {s.labels[second]} {distance}",
-                f"t {s.tags[first]} {s.tags[second]} {says}",
-                f"x {after} {distance}",
-                f"y {before}",
-                f"sa {a[-3:]} {says}",
-                f"sb {b[-3:]} {says}",
-            ]
-            for other in incoming.get(second, ()):
-                if other != first:
-                    name, said = self.object_at[other].name, self.worded[other, second][0]
-                    features += [
-                        f"in {said} {says}",
-                        f"ina {name} {phrase} {a}",
-                        f"ino {place[other] - place[first]} {says} {phrase}",
-                    ]
-            for other in outgoing.get(first, ()):
-                if other != second:
-                    name, said = self.object_at[other].name, self.worded[first, other][0]
-                    features += [
-                        f"out {said} {says}",
-                        f"outn {name} {phrase} {b}",
-                        f"outp {said} {phrase} {name}",
-                    ]
-            for other in outgoing.get(second, ()):
-                if other != first:
-                    features.append(f"next {self.worded[second, other][0]} {says}")
-            for other in incoming.get(first, ()):
-                if other != second:
-                    said = self.worded[other, first][0]
-                    features += [f"prev {said} {says}", f"prevn {said} {phrase} {self.object_at[other].name}"]
-            result.append(features)
-        return result
-
-    def _path(self, first: int, second: int) -> str:
-        """Labels on the way up from one token to another, or to where their ways meet."""
-        s = self.s
-        above = {first: 0}
-        current, steps = first, 0
-        while s.heads[current] != current and steps < 12:
-            current, steps = s.heads[current], steps + 1
-            above.setdefault(current, steps)
-        labels, current, steps = [], second, 0
-        while current not in above and s.heads[current] != current and steps < 5:
-            labels.append(s.labels[current])
-            current, steps = s.heads[current], steps + 1
-        return f"{' '.join(labels)} {min(above.get(current, 9), 4)}"
-
-    def relation_readings(self, first: int, second: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """What the outcomes that stand for words of the text stand for here; "<" swaps subject and object."""
-        readings: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for (subject, predicate, other), tokens in self.relations.items():
-            if (subject, other) == (first, second):
-                readings[">rule"] = (predicate, tokens)
-            elif (other, subject) == (first, second):
-                readings["<rule"] = (predicate, tokens)
-        for mark, pair in ((">", (first, second)), ("<", (second, first))):
-            if pair in self.worded and self.worded[pair][0]:
-                readings[f"{mark}worded"] = self.worded[pair]
-        phrase, phrase_tokens = self._phrase_before(second)
-        verb, verb_tokens = self._verb_before(second)
-        for mark in "><":
-            if phrase:
-                readings[f"{mark}phrase"] = (phrase, phrase_tokens)
-            if verb:
-                readings[f"{mark}verb"] = (verb, verb_tokens)
-            if verb and phrase:
-                readings[f"{mark}verb phrase"] = (f"{verb} {phrase}", (*verb_tokens, *phrase_tokens))
-        return readings
-
-    def choose_relations(
-        self,
-        pairs: Sequence[tuple[int, int]],
-        outcomes: Sequence[str],
-        probabilities: Sequence[Sequence[float]],
-    ) -> None:
-        """Take the likeliest relation of every pair, or none."""
-        chosen: dict[tuple[int, str, int], tuple[int, ...]] = {}
-        for (first, second), row in zip(pairs, probabilities, strict=True):
-            readings = self.relation_readings(first, second)
-            said = " ".join(reading[0] for reading in readings.values())
-            mass: dict[tuple[str, str], float] = {}
-            tokens_of: dict[tuple[str, str], tuple[int, ...]] = {}
-            for outcome, probability in zip(outcomes, row, strict=True):
-                if probability < _NEGLIGIBLE and outcome[1:2] != "@" and outcome != "none":
-                    continue
-                if outcome == "none":
-                    key = ("", "")
-                elif outcome[1] == "@":
-                    reading = readings.get(outcome[0] + outcome[2:])
-                    if reading is None:
-                        continue
-                    key = (outcome[0], reading[0])
-                    tokens_of.setdefault(key, reading[1])
-                else:
-                    key = (outcome[0], outcome[1:])
-                if self.natural and key[1] and not _same_words(key[1], said):
-                    continue
-                mass[key] = mass.get(key, 0.0) + probability
-            if self.natural and ("", "") in mass and any(key[1:] == "rule" for key in readings):
-                mass["", ""] *= _DOUBT  # what the words say stays, unless it is clearly wrong
-            best = max(mass, key=mass.__getitem__)
-            if best[1]:
-                tokens = tokens_of.get(best)
-                if not tokens:
-                    tokens = next((t for _, t in readings.values() if t), (second,))
-                subject, other = (first, second) if best[0] == ">" else (second, first)
-                chosen[subject, best[1], other] = tokens
-        self.relations = chosen
-
     # -- the end
 
     def _drop_repeated_possession(self) -> None:
@@ -1462,10 +1107,6 @@ class GraphReader:
         for key in list(self.relations):
             if key[1] in {"have", "with"} and (key[0], key[2]) in places:
                 del self.relations[key]
-
-    def _plain(self, predicate: str) -> str:
-        """Sides in one form, in the caption's own words: "to the left of" is "left of"."""
-        return _TO_SIDE.sub("", predicate) if self.natural else predicate
 
     def graph(self, tokens: Sequence[str]) -> TextGraph:
         used = {noun for noun, _ in self.attributes}
@@ -1481,7 +1122,7 @@ class GraphReader:
                 for (noun, name), words in sorted(self.attributes.items())
             ),
             relations=tuple(
-                TextRelation(index[subject], self._plain(predicate), index[other], words)
+                TextRelation(index[subject], predicate, index[other], words)
                 for (subject, predicate, other), words in sorted(self.relations.items())
                 if predicate
             ),

@@ -26,11 +26,12 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 def to_networkx(graph: UnifiedGraph) -> networkx.DiGraph:
     """One caption's unified graph with networkx.
 
-    Vertices are `region0`, `object0`, `attribute0`, `relation0`, ... with `kind` (region, object, attribute,
-    relation) and `name`; regions also have `box` ("x1 y1 x2 y2", pixels). Edges have a `kind`: attribute
-    (object to attribute), subject (object to relation), object (relation to object), spatial (region to
-    region, `name` the predicate, `weight` the IoU) and cross-modal (object to region, `weight` the
-    similarity).
+    Vertices are `region0`, `object0`, `attribute0`, `relation0`, ... with `kind` (region, object,
+    attribute, relation) and `name`; regions also have `box` ("x1 y1 x2 y2", pixels). Where people annotated
+    regions, `region_attribute0`, `region_relation0`, ... (`kind` region attribute, region relation) hang
+    from them. Edges have a `kind`: attribute (object to attribute), subject (object to relation), object
+    (relation to object), spatial (region to region, `name` the predicate, `weight` the IoU) and cross-modal
+    (object to region, `weight` the similarity).
     The graph has `text_id`, `image_id` ("" without an image) and `text`. All values are text or numbers, so
     that every writer of networkx takes them.
     """
@@ -58,6 +59,13 @@ def to_networkx(graph: UnifiedGraph) -> networkx.DiGraph:
         result.add_edge(
             f"region{first}", f"region{second}", kind="spatial", name=PREDICATES[kind], weight=float(iou)
         )
+    for number, (region, name) in enumerate(graph.region_attributes):
+        result.add_node(f"region_attribute{number}", kind="region attribute", name=name)
+        result.add_edge(f"region{region}", f"region_attribute{number}", kind="attribute")
+    for number, (subject, predicate, other) in enumerate(graph.region_relations):
+        result.add_node(f"region_relation{number}", kind="region relation", name=predicate)
+        result.add_edge(f"region{subject}", f"region_relation{number}", kind="subject")
+        result.add_edge(f"region_relation{number}", f"region{other}", kind="object")
     cross = graph.cross
     for number, region, weight in zip(cross.object, cross.region, cross.weight, strict=True):
         result.add_edge(f"object{number}", f"region{region}", kind="cross-modal", weight=float(weight))

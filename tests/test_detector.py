@@ -1,0 +1,218 @@
+"""Detectors of three families, tiny and untrained, saved to disk and loaded as those of the hub are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import fails, succeeds
+from PIL import Image
+
+from tbkin_core.datasets import open_dataset
+from tbkin_core.errors import ConfigError, MissingDependencyError
+from tbkin_core.features.detector import DetectorExtractor, corners
+from tbkin_core.features.extract import extract_dataset, extract_one
+from tbkin_core.features.store import FeatureStore
+
+NAMES = {0: "N/A", 1: "Traffic_Light", 2: "dog", 3: "cat", 4: "person"}
+
+
+def rt_detr(place: Path) -> None:
+    from transformers import (
+        RTDetrImageProcessor,
+        RTDetrResNetConfig,
+        RTDetrV2Config,
+        RTDetrV2ForObjectDetection,
+    )
+
+    backbone = RTDetrResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = RTDetrV2Config(
+        backbone_config=backbone, encoder_hidden_dim=16, encoder_in_channels=[8, 16, 16], encoder_ffn_dim=16,
+        encoder_attention_heads=2, d_model=16, num_queries=12, decoder_in_channels=[16, 16, 16],
+        decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2, id2label=NAMES,
+    )  # fmt: skip
+    RTDetrV2ForObjectDetection(config).save_pretrained(place)
+    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(place)
+
+
+def detr(place: Path) -> None:
+    from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, ResNetConfig
+
+    backbone = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
+    config = DetrConfig(
+        use_timm_backbone=False, backbone=None, backbone_config=backbone, use_pretrained_backbone=False,
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16,
+        encoder_attention_heads=2, decoder_attention_heads=2, num_queries=9, id2label=NAMES,
+    )  # fmt: skip
+    DetrForObjectDetection(config).save_pretrained(place)
+    DetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(place)
+
+
+def yolos(place: Path) -> None:
+    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+
+    config = YolosConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=[64, 64],
+        patch_size=16, num_detection_tokens=10, id2label=NAMES,
+    )  # fmt: skip
+    YolosForObjectDetection(config).save_pretrained(place)
+    YolosImageProcessor(size={"height": 64, "width": 64}).save_pretrained(place)
+
+
+FAMILIES: dict[str, Callable[[Path], None]] = {"rt-detr": rt_detr, "detr": detr, "yolos": yolos}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    place = tmp_path_factory.mktemp("detector") / request.param
+    FAMILIES[request.param](place)
+    return place
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five pictures of two shapes, and a text file that calls itself one."""
+    place = tmp_path / "photos"
+    place.mkdir()
+    chance = np.random.default_rng(0)
+    for number, size in enumerate([(120, 90), (90, 120), (120, 90), (90, 120), (120, 90)], start=1):
+        pixels = chance.integers(0, 255, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(pixels).save(place / f"photo_{number}.png")
+    (place / "photo_6.png").write_text("no picture")
+    return place
+
+
+def pictures(photos: Path) -> dict[int, Any]:
+    found = {number: np.asarray(Image.open(photos / f"photo_{number}.png")) for number in range(1, 6)}
+    return {number: (pixels, pixels.shape[1], pixels.shape[0]) for number, pixels in found.items()}
+
+
+def test_regions_lie_in_the_image_best_first(model: Path, photos: Path) -> None:
+    detector = DetectorExtractor(str(model), max_regions=6)
+    assert detector.object_names[1:4] == ("traffic light", "dog", "cat")
+    images = pictures(photos)
+    found = detector.extract([detector.prepare(number, *image) for number, image in images.items()])
+    assert [regions.image_id for regions in found] == list(images)
+    for regions in found:
+        _, width, height = images[int(regions.image_id)]
+        assert regions.features.shape == (6, detector.feature_size) == (6, 16)
+        assert (regions.boxes[:, :2] >= 0).all()
+        assert (regions.boxes[:, 2:] <= [width, height]).all()
+        assert (regions.boxes[:, 2:] - regions.boxes[:, :2] >= 1 - 1e-4).all()
+        assert (np.diff(regions.object_scores) <= 0).all()
+        assert ((regions.object_ids >= 0) & (regions.object_ids < len(NAMES))).all()
+    assert not np.array_equal(found[0].features, found[2].features)
+
+
+def test_a_batch_equals_its_images_one_by_one(model: Path, photos: Path) -> None:
+    detector = DetectorExtractor(str(model), max_regions=6)
+    prepared = [detector.prepare(number, *image) for number, image in pictures(photos).items()]
+    together = detector.extract(prepared)
+    for picture, regions in zip(prepared, together, strict=True):
+        (alone,) = detector.extract([picture])
+        np.testing.assert_allclose(alone.features, regions.features, atol=1e-4)
+        np.testing.assert_allclose(alone.boxes, regions.boxes, atol=1e-2)
+
+
+def test_against_the_post_processing_of_transformers(model: Path, photos: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+    detector = DetectorExtractor(str(model), max_regions=100)
+    processor = AutoImageProcessor.from_pretrained(model)
+    reference = AutoModelForObjectDetection.from_pretrained(model).eval()
+    pixels, width, height = pictures(photos)[1]
+    inputs = processor(images=Image.fromarray(pixels), return_tensors="pt")
+    with torch.no_grad():
+        output = reference(
+            **{name: inputs[name] for name in inputs if name in ("pixel_values", "pixel_mask")}
+        )
+    (expected,) = processor.post_process_object_detection(
+        output, threshold=-1.0, target_sizes=[(height, width)]
+    )
+    (found,) = detector.extract([detector.prepare(1, pixels, width, height)])
+    best = float(expected["scores"].max())
+    assert float(found.object_scores[0]) == pytest.approx(best, abs=1e-4)
+    place = int(expected["scores"].argmax())
+    box = expected["boxes"][place].numpy().clip(0, [width, height, width, height])
+    np.testing.assert_allclose(found.boxes[0], box, atol=0.5)
+    assert int(found.object_ids[0]) == int(expected["labels"][place])
+
+
+def test_a_store_of_a_directory(model: Path, photos: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(photos)
+    result = extract_dataset(
+        dataset, tmp_path / "store", str(model), 6, workers=2, batch_size=2, devices="cpu"
+    )
+    assert (result.made, result.present) == (5, 0)
+    assert len(result.problems) == 1 and "photo_6.png" in result.problems[0]
+    store = FeatureStore(tmp_path / "store")
+    assert store.extractor == "detector"
+    # Threads change nothing, and what is there is not made again.
+    alone = extract_dataset(
+        dataset, tmp_path / "alone", str(model), 6, workers=0, batch_size=1, devices="cpu"
+    )
+    for image_id in store.image_ids:
+        np.testing.assert_allclose(
+            np.asarray(store[image_id].features, np.float32),
+            np.asarray(alone.store[image_id].features, np.float32),
+            atol=1e-2,
+        )
+    again = extract_dataset(dataset, tmp_path / "store", str(model), 6, devices="cpu")
+    assert (again.made, again.present) == (0, 5)
+    one = extract_one(photos / "photo_1.png", store.settings, "cpu")
+    np.testing.assert_allclose(one.boxes, store[1].boxes, atol=1e-2)
+    # Other weights under the same name are another extractor.
+    shutil.copytree(model, tmp_path / "model")
+    settings = {**store.settings, "model": str(tmp_path / "model"), "weights": "0123"}
+    with pytest.raises(ConfigError, match="weights"):
+        extract_one(photos / "photo_1.png", settings, "cpu")
+
+
+def test_by_the_command(photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    yolos(tmp_path / "yolos")
+    outcome = succeeds(
+        "extract-features",
+        "photos",
+        "--extractor",
+        tmp_path / "yolos",
+        "--devices",
+        "cpu",
+        "--json",
+        cwd=tmp_path,
+    )
+    values = json.loads(outcome.out)
+    assert (values["extractor"], values["images"], values["skipped"]) == ("detector", 5, 1)
+
+
+def test_models_that_cannot_be_had(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    says = ("cannot be loaded", "--extractor builtin")
+    fails("extract-features", "photos", "--extractor", "nobody/nothing", cwd=tmp_path, code=1, says=says)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingDependencyError, match="this directory"):
+        DetectorExtractor(str(tmp_path / "empty"))
+    fails("extract-features", "photos", "--extractor", "bultin", cwd=tmp_path, code=2, says="extractor")
+    assert not (photos / "features").exists()
+
+
+def test_boxes_are_cut_to_the_image() -> None:
+    boxes = np.array(
+        [[0.5, 0.5, 3, 3], [1.5, 0.5, 0.1, 0.1], [0.5, 0.5, 0, 0], [np.nan, 0, 0, 0]], np.float32
+    )
+    found = corners(boxes, 40, 20)
+    np.testing.assert_array_equal(found[0], [0, 0, 40, 20])
+    assert (found[:, 2:] - found[:, :2] >= 1).all()
+    assert (found >= 0).all() and (found[:, [0, 2]] <= 40).all() and (found[:, [1, 3]] <= 20).all()
