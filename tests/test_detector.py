@@ -198,7 +198,7 @@ def test_by_the_command(photos: Path, tmp_path: Path) -> None:
 
 
 def test_models_that_cannot_be_had(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     says = ("cannot be loaded", "--extractor builtin")
     fails("extract-features", "photos", "--extractor", "nobody/nothing", cwd=tmp_path, code=1, says=says)
     (tmp_path / "empty").mkdir()

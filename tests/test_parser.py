@@ -233,6 +233,11 @@ ODD_TEXTS = [
 ]
 
 
+def test_direction_marks_are_in_no_name(parser: CaptionParser) -> None:
+    plain, marked = parser.parse(["a dog on a mat", "a dog\u200f on \u202ea mat\u2069"])
+    assert plain == marked
+
+
 def test_odd_texts(parser: CaptionParser) -> None:
     graphs = list(parser.parse(ODD_TEXTS))
     for graph in graphs:
