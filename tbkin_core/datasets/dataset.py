@@ -24,7 +24,7 @@ from tbkin_core.datasets.formats import (
     SceneGraphRow,
     SplitImage,
 )
-from tbkin_core.datasets.images import ImageIndex
+from tbkin_core.datasets.images import ImageIndex, trailing_number
 from tbkin_core.datasets.layout import AnnotationFile, normalise_split, scan, split_of_path
 from tbkin_core.datasets.reading import Problems, Source, as_box
 from tbkin_core.datasets.records import (
@@ -72,7 +72,7 @@ class Dataset:
         root: The directory.
         layouts: What was found, of "coco-captions", "coco-instances", "karpathy", "flickr",
             "conceptual-captions", "sbu", "vqa", "refcoco", "jsonl", "visual-genome", "bottom-up-npz",
-            "images" (image files on disk), in this order.
+            "feature-tables", "images" (image files on disk), in this order.
 
     Raises:
         DataError: From any method: a file that is needed is malformed as a whole (file, line, column).
@@ -153,6 +153,21 @@ class Dataset:
             else:
                 files[key] = file.path
         return files
+
+    def feature_tables(self) -> list[Path]:
+        """TSV and HDF5 files of region features, see `tbkin_core.features.tables`."""
+        return [file.path for file in self._layout.files["feature-table"]]
+
+    def key_of(self, name: str) -> ImageId:
+        """Key of the image that another program's file calls so: a file name, its stem, or an id."""
+        key = self._index.by_name(name, "")
+        if key is None:
+            key, _ = self._index.by_id(int(name) if name.isdecimal() and len(name) < 19 else name, None)
+        if key is None:
+            stem = PurePosixPath(name).stem if PurePosixPath(name).suffix else name
+            key = trailing_number(stem)
+            key = stem if key is None else key
+        return key
 
     # --- texts ---------------------------------------------------------------------------------------
 

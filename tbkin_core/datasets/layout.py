@@ -31,12 +31,13 @@ LAYOUT_KINDS: dict[str, tuple[str, ...]] = {
     "jsonl": ("jsonl",),
     "visual-genome": ("vg-regions", "vg-scene-graphs", "vg-objects", "vg-attributes", "vg-images"),
     "bottom-up-npz": ("npz",),
+    "feature-tables": ("feature-table",),
     "images": (),
 }
 LOOKED_FOR = (
     "COCO captions_*.json or instances_*.json, Karpathy's dataset_*.json, Flickr token files, Conceptual "
     "Captions TSV, SBU JSON, VQA questions and annotations, RefCOCO refs(*).p, JSON lines of image and text, "
-    "Visual Genome, bottom-up-attention npz, or image files"
+    "Visual Genome, bottom-up-attention npz, TSV or HDF5 files, or image files"
 )
 
 # Lines as Conceptual Captions has them, either column first, and as the Flickr token files and tables do.
@@ -47,6 +48,9 @@ _FLICKR = re.compile(
     r"^[^\t\r\n]+\.\w+#\d+\t|\A\s*\"?image\"?,\s*\"?caption\"?\s*$|\A\s*image_name\s*\|.*\|\s*comment\s*$",
     re.MULTILINE | re.IGNORECASE,
 )
+
+# A row of region features: a name, perhaps some numbers, and a long stretch of base64.
+_FEATURES = re.compile(r"\A[^\t\r\n]+\t(?:\d+\t){0,3}[A-Za-z0-9+/]{16}[A-Za-z0-9+/=\t]{200}")
 
 _SPLIT = re.compile(
     r"(?<![a-z])(valminusminival|minival|nominival|trainval|train|validation|valid|val|unlabeled"
@@ -240,7 +244,11 @@ def _recognise(path: Path, suffix: str, has_refs: bool) -> tuple[str | None, str
         return "refs", None
     if suffix in {".jsonl", ".ndjson"}:
         return ("jsonl", None) if re.search(r'"(text|caption)"\s*:', _ends_of(path)) else (None, None)
+    if suffix in {".h5", ".hdf5"}:
+        return "feature-table", None
     if suffix == ".tsv":
+        if _FEATURES.search(_ends_of(path)):
+            return "feature-table", None
         named = re.match(r"(train|validation|test)_gcc-|.*conceptual", name)
         return ("conceptual", None) if named or _CAPTION_AND_URL.search(_ends_of(path)) else (None, None)
     if suffix in {".token", ".txt", ".csv"}:

@@ -8,10 +8,11 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from tbkin_core.features.images import load_image
 from tbkin_core.features.imported import read_bottom_up_npz
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, FeatureStoreWriter
+from tbkin_core.features.tables import feature_rows
 from tbkin_core.runtime import one_thread_a_process, progress, resolve_devices, torch_device
 from tbkin_core.shards import clear_store
 
@@ -54,7 +56,7 @@ class Extraction:
 def choose_extractor(dataset: Dataset, extractor: str) -> str:
     """Resolve "auto": import where the dataset holds bottom-up-attention files, else builtin."""
     if extractor == "auto":
-        return "import" if dataset.bottom_up_files() else "builtin"
+        return "import" if dataset.bottom_up_files() or dataset.feature_tables() else "builtin"
     return extractor if extractor in EXTRACTORS else "detector"
 
 
@@ -89,15 +91,10 @@ def extract_dataset(
     kind = choose_extractor(dataset, extractor)
     detector: DetectorExtractor | None = None
     if kind == "import":
-        sources: list[tuple[ImageId, Path]] = list(dataset.bottom_up_files().items())
-        if not sources:
-            raise ConfigError(
-                f"{dataset.root}: no bottom-up-attention .npz files to import", hint="use --extractor builtin"
-            )
-        first = _first_readable(sources)
+        first, described = _first_readable(dataset)
         settings: dict[str, Any] = {
             "extractor": "import",
-            "format": "bottom-up-attention npz",
+            "format": described,
             "feature_size": int(first.features.shape[1]),
             "max_regions": max_regions,
             "object_names": [],
@@ -105,7 +102,9 @@ def extract_dataset(
         }
     else:
         records = dataset.images()
-        sources = [(record.image_id, record.path) for record in records if record.path is not None]
+        sources: list[tuple[ImageId, Path]] = [
+            (record.image_id, record.path) for record in records if record.path is not None
+        ]
         if not sources:
             raise DataError(
                 f"{dataset.root}: none of its {len(records)} images is on disk",
@@ -120,17 +119,23 @@ def extract_dataset(
     if overwrite:
         clear_store(out)
     with FeatureStoreWriter(out, settings) as writer:
-        todo = [(image_id, path) for image_id, path in sources if image_id not in writer.done]
-        present = len(sources) - len(todo)
+        results: Iterable[RegionFeatures | str]
+        if kind == "import":
+            present = len(writer.done)
+            total = len(dataset.bottom_up_files()) - present if not dataset.feature_tables() else None
+            results = _import_all(dataset, max_regions, frozenset(writer.done))
+        else:
+            todo = [(image_id, path) for image_id, path in sources if image_id not in writer.done]
+            present, total = len(sources) - len(todo), len(todo)
+            results = (
+                _run(todo, max_regions, workers)
+                if detector is None
+                else _run_detector(detector, todo, workers, batch_size)
+            )
         made = 0
         if present:
             logger.info("%d images are in %s already", present, out)
-        results = (
-            _run(kind, todo, max_regions, workers)
-            if detector is None
-            else _run_detector(detector, todo, workers, batch_size)
-        )
-        for result in progress(results, "regions", total=len(todo), unit="img"):
+        for result in progress(results, "regions", total=total, unit="img"):
             if isinstance(result, str):
                 problems.append(result)
                 continue
@@ -143,7 +148,7 @@ def extract_dataset(
                 problems.append(error.message)
         if not writer.done:
             shown = f"; the first: {problems[0]}" if problems else ""
-            raise DataError(f"{dataset.root}: none of {len(todo)} images could be read{shown}")
+            raise DataError(f"{dataset.root}: none of its images could be read{shown}")
     return Extraction(FeatureStore(out), made, present, problems)
 
 
@@ -235,22 +240,53 @@ def _run_detector(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _first_readable(sources: list[tuple[ImageId, Path]]) -> RegionFeatures:
+def _first_readable(dataset: Dataset) -> tuple[RegionFeatures, str]:
+    """An image of the files to import, and what kind of files they are."""
     error: DataError | None = None
-    for image_id, path in sources:
+    files = dataset.bottom_up_files()
+    for image_id, path in files.items():
         try:
-            return read_bottom_up_npz(path, image_id)
+            return read_bottom_up_npz(path, image_id), "bottom-up-attention npz"
         except DataError as found:
             error = error or found
-    assert error is not None
+    for path in dataset.feature_tables():
+        for row in feature_rows(path):
+            try:
+                return row.read(0), "bottom-up-attention table"
+            except DataError as found:
+                error = error or found
+    if error is None:
+        raise ConfigError(
+            f"{dataset.root}: no features to import (bottom-up-attention .npz, TSV or HDF5 files)",
+            hint="use --extractor builtin",
+        )
     raise error
 
 
+def _import_all(
+    dataset: Dataset, max_regions: int, done: frozenset[ImageId]
+) -> Iterator[RegionFeatures | str]:
+    """Every image of the files to import that is not in `done`, one at a time; its first row counts."""
+    seen = set(done)
+    for image_id, path in dataset.bottom_up_files().items():
+        if image_id not in done:
+            seen.add(image_id)
+            yield _import_one(partial(read_bottom_up_npz, path), image_id, max_regions)
+    for path in dataset.feature_tables():
+        own: set[ImageId] = set()
+        for row in feature_rows(path):
+            key = dataset.key_of(row.name)
+            if key in own:
+                yield f"{row.where}: is a second row of its image (skipped)"
+            elif key not in seen:
+                yield _import_one(row.read, key, max_regions)
+            own.add(key)
+            seen.add(key)
+
+
 def _run(
-    kind: str, todo: list[tuple[ImageId, Path]], max_regions: int, workers: int | None
+    todo: list[tuple[ImageId, Path]], max_regions: int, workers: int | None
 ) -> Iterable[RegionFeatures | str]:
-    if kind == "import":
-        return (_import_one(image_id, path, max_regions) for image_id, path in todo)
     count = min(os.cpu_count() or 1 if workers is None else workers, len(todo))
     if count <= 1:
         extractor = BuiltinExtractor(max_regions=max_regions)
@@ -304,9 +340,11 @@ def _extract_or_reason(extractor: BuiltinExtractor, image_id: ImageId, path: Pat
         return error.message
 
 
-def _import_one(image_id: ImageId, path: Path, max_regions: int) -> RegionFeatures | str:
+def _import_one(
+    read: Callable[[ImageId], RegionFeatures], image_id: ImageId, max_regions: int
+) -> RegionFeatures | str:
     try:
-        regions = read_bottom_up_npz(path, image_id)
+        regions = read(image_id)
     except DataError as error:
         return error.message
     return RegionFeatures(

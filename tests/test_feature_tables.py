@@ -1,0 +1,182 @@
+"""Region features that other programs keep many images to a file."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import fails, succeeds
+
+from tbkin_core.datasets import open_dataset
+from tbkin_core.errors import DataError
+from tbkin_core.features.extract import choose_extractor, extract_dataset
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.features.tables import feature_rows, table_format
+
+SIZE, REGIONS = 16, 5
+
+
+def image(number: int) -> dict[str, Any]:
+    """What is known of an image, drawn by its number."""
+    chance = np.random.default_rng(number)
+    corners = chance.random((REGIONS, 2), np.float32) * 50
+    return {
+        "name": f"COCO_val2014_{number:012d}",
+        "width": 200,
+        "height": 100,
+        "boxes": np.concatenate([corners, corners + 20], axis=1).astype(np.float32),
+        "features": chance.random((REGIONS, SIZE), np.float32),
+        "object_ids": chance.integers(0, 1600, REGIONS),
+        "object_scores": chance.random(REGIONS, np.float32),
+        "attribute_ids": chance.integers(0, 400, REGIONS),
+        "attribute_scores": chance.random(REGIONS, np.float32),
+    }
+
+
+def packed(values: Any, dtype: type = np.float32) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype).tobytes()).decode()
+
+
+def bottom_up(item: dict[str, Any]) -> list[Any]:
+    number = int(item["name"][-12:])
+    return [number, item["width"], item["height"], REGIONS, packed(item["boxes"]), packed(item["features"])]
+
+
+def lxmert(item: dict[str, Any]) -> list[Any]:
+    return [
+        item["name"], item["height"], item["width"],
+        packed(item["object_ids"], np.int64), packed(item["object_scores"]),
+        packed(item["attribute_ids"], np.int64), packed(item["attribute_scores"]),
+        REGIONS, packed(item["boxes"]), packed(item["features"]),
+    ]  # fmt: skip
+
+
+def rosita(item: dict[str, Any]) -> list[Any]:
+    return [
+        item["name"] + ".jpg", packed(np.repeat(item["features"], 40, axis=1)), item["height"], item["width"],
+        REGIONS, packed(item["boxes"]), packed(item["object_ids"]), packed(item["object_scores"]),
+        packed(item["attribute_ids"]), packed(item["attribute_scores"]),
+    ]  # fmt: skip
+
+
+FORMATS: dict[str, Callable[[dict[str, Any]], list[Any]]] = {
+    "bottom-up": bottom_up,
+    "lxmert": lxmert,
+    "rosita": rosita,
+}
+
+
+def write_table(path: Path, form: str, numbers: list[int], *more: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["\t".join(map(str, FORMATS[form](image(number)))) for number in numbers]
+    path.write_text("\n".join([*lines, *more]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_table_gives_what_went_in(tmp_path: Path, form: str) -> None:
+    path = write_table(tmp_path / "features.tsv", form, [7, 42])
+    assert table_format(path.read_bytes().splitlines()[0]) == form
+    rows = list(feature_rows(path))
+    assert len(rows) == 2
+    for number, row in zip((7, 42), rows, strict=True):
+        expected, regions = image(number), row.read(number)
+        assert str(number) in row.name
+        assert (regions.image_width, regions.image_height) == (200, 100)
+        np.testing.assert_array_equal(regions.boxes, expected["boxes"])
+        wide = 40 if form == "rosita" else 1
+        np.testing.assert_array_equal(regions.features[:, ::wide], expected["features"])
+        if form != "bottom-up":
+            np.testing.assert_array_equal(regions.object_ids, expected["object_ids"])
+            np.testing.assert_allclose(regions.attribute_scores, expected["attribute_scores"])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_store_of_a_table(tmp_path: Path, form: str) -> None:
+    """Images are known by number, names or ids alike; a run goes on where it stopped."""
+    write_table(tmp_path / "data" / "val.tsv", form, [7, 42])
+    dataset = open_dataset(tmp_path / "data")
+    assert dataset.layouts == ("feature-tables",)
+    assert choose_extractor(dataset, "auto") == "import"
+    result = extract_dataset(dataset, tmp_path / "store", max_regions=3)
+    assert (result.made, result.present, result.problems) == (2, 0, [])
+    store = FeatureStore(tmp_path / "store")
+    assert store.image_ids == [7, 42]
+    np.testing.assert_array_equal(store[42].boxes, image(42)["boxes"][:3])
+    write_table(tmp_path / "data" / "val.tsv", form, [7, 42, 3])
+    again = extract_dataset(open_dataset(tmp_path / "data"), tmp_path / "store", max_regions=3)
+    assert (again.made, again.present) == (1, 2)
+    assert FeatureStore(tmp_path / "store").image_ids == [7, 42, 3]
+
+
+def test_the_ids_of_the_annotations(tmp_path: Path) -> None:
+    """A table that names files meets the ids that annotations give these files."""
+    listed = [{"id": 900, "file_name": f"{image(7)['name']}.jpg", "width": 200, "height": 100}]
+    captions = [{"id": 1, "image_id": 900, "caption": "a dog"}]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "captions_val2014.json").write_text(
+        json.dumps({"images": listed, "annotations": captions})
+    )
+    write_table(tmp_path / "data" / "features.tsv", "rosita", [7])
+    outcome = succeeds("extract-features", "data", "--json", cwd=tmp_path)
+    assert json.loads(outcome.out)["made"] == 1
+    assert FeatureStore(tmp_path / "data" / "features").image_ids == [900]
+
+
+def test_damaged_rows_are_named_and_the_others_kept(tmp_path: Path) -> None:
+    good = lxmert(image(5))
+    cut = "\t".join(map(str, [*good[:9], good[9][:50]]))
+    wrong = "\t".join(map(str, [*lxmert(image(6))[:9], packed(np.zeros(3))]))
+    few = "\t".join(map(str, lxmert(image(8))[:6]))
+    twice = "\t".join(map(str, lxmert(image(7))))
+    write_table(tmp_path / "data" / "t.tsv", "lxmert", [7, 42], cut, wrong, few, twice, "", "x")
+    result = extract_dataset(open_dataset(tmp_path / "data"), tmp_path / "store")
+    assert result.made == 2
+    shown = "\n".join(result.problems)
+    for part in ("line 3", "line 4", "line 5", "6 columns, expected 10", "line 6", "second row", "line 8"):
+        assert part in shown
+    assert len(result.problems) == 5
+
+
+def test_hdf5_padded_and_end_to_end(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    items = [image(7), image(42)]
+    spatial = np.stack([item["boxes"] / [200, 100, 200, 100] for item in items])
+    (tmp_path / "padded").mkdir()
+    with h5py.File(tmp_path / "padded" / "val36.hdf5", "w") as file:
+        file["image_features"] = np.stack([item["features"] for item in items])
+        file["image_bb"] = np.stack([item["boxes"] for item in items])
+        file["spatial_features"] = spatial
+        file["image_ids"] = np.array([7, 42])
+    (tmp_path / "joined").mkdir()
+    with h5py.File(tmp_path / "joined" / "val.h5", "w") as file:
+        file["image_features"] = np.concatenate([item["features"] for item in items])
+        file["image_bb"] = np.concatenate([item["boxes"] for item in items])
+        file["spatial_features"] = np.concatenate(list(spatial))
+        file["pos_boxes"] = np.array([[0, REGIONS], [REGIONS, 2 * REGIONS]])
+    (tmp_path / "joined" / "val_imgid2idx.json").write_text(json.dumps({"7": 0, "42": 1}))
+    for name in ("padded", "joined"):
+        store = extract_dataset(open_dataset(tmp_path / name), tmp_path / f"{name}-store").store
+        assert store.image_ids == [7, 42]
+        assert (store[7].image_width, store[7].image_height) == (200, 100)
+        np.testing.assert_array_equal(store[42].boxes, items[1]["boxes"])
+    (tmp_path / "joined" / "val_imgid2idx.json").unlink()
+    with pytest.raises(DataError, match="which row is which image"):
+        extract_dataset(open_dataset(tmp_path / "joined"), tmp_path / "none")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "val.h5").write_bytes(b"nothing of the kind")
+    with pytest.raises(DataError, match="no whole HDF5 file"):
+        extract_dataset(open_dataset(tmp_path / "broken"), tmp_path / "none")
+
+
+def test_another_tsv_is_no_table_of_features(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "notes.tsv").write_text("a\tb\tc\n1\t2\t3\n")
+    fails("extract-features", "data", cwd=tmp_path, code=1, says="no dataset recognised")
+    with pytest.raises(DataError, match="line 1 is no row"):
+        list(feature_rows(tmp_path / "data" / "notes.tsv"))
