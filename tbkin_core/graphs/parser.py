@@ -23,6 +23,7 @@ __all__ = ["MAX_TOKENS", "WORDINGS", "CaptionParser"]
 
 MAX_TOKENS = 512
 MAX_CHARACTERS = 16_384
+PIPE_TEXTS = 256  # that a component sees together
 NEW_STRINGS = 200_000  # words and their affixes; about 100 MB
 RULES = 1  # raised whenever `tbkin_core.graphs.reading` reads other graphs from the same parses
 # Marks that turn the direction of writing: they would hide in names and scramble what a terminal shows.
@@ -68,7 +69,7 @@ class CaptionParser:
         """The spaCy pipeline of that name, without the component `scene_graph`."""
         return _load(name)
 
-    def parse(self, texts: Iterable[str], batch_size: int = 256) -> Iterator[TextGraph]:
+    def parse(self, texts: Iterable[str], batch_size: int = 1024) -> Iterator[TextGraph]:
         """One graph a text, in order; a text without words gives an empty graph.
 
         Only the first `MAX_TOKENS` tokens (and `MAX_CHARACTERS` characters) of a text are read. Runs of white
@@ -81,7 +82,7 @@ class CaptionParser:
             cleaned = [_clean(text) for text in batch]
             graphs: dict[str, TextGraph] = {"": TextGraph(())}
             distinct = [text for text in dict.fromkeys(cleaned) if text]
-            docs = self._nlp.pipe(self._tokenize(distinct), batch_size=batch_size)
+            docs = self._nlp.pipe(self._tokenize(distinct), batch_size=min(batch_size, PIPE_TEXTS))
             graphs.update(zip(distinct, (doc._.scene_graph for doc in docs), strict=True))
             for text in cleaned:
                 yield graphs[text]
