@@ -148,7 +148,7 @@ def extract_dataset(
                 problems.append(error.message)
         if not writer.done:
             shown = f"; the first: {problems[0]}" if problems else ""
-            raise DataError(f"{dataset.root}: none of its images could be read{shown}")
+            raise DataError(f"{dataset.root}: none of {len(problems)} images could be read{shown}")
     return Extraction(FeatureStore(out), made, present, problems)
 
 
