@@ -20,6 +20,7 @@ FORMATS = ("graphml", "json")
 # What XML 1.0 cannot hold, not even escaped: control characters, lone surrogates, two non-characters.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)
+_OWN_FILE = re.compile(r"\d{8}-.*\.(graphml|json)")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -121,6 +122,11 @@ def export_networkx(
 
 def _write_directory(graphs: Iterable[UnifiedGraph], path: Path, format: str) -> int:
     count = 0
+    if path.is_dir() and any(not _OWN_FILE.fullmatch(entry.name) for entry in path.iterdir()):
+        raise ConfigError(
+            f"networkx: {path} holds other files than an earlier export of graphs",
+            hint="name a new directory, so that nothing is lost",
+        )
     with atomic_directory(path) as temporary:
         for graph in graphs:
             # The row keeps names apart that differ in what a file name cannot hold.
