@@ -23,7 +23,7 @@ import random
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -527,9 +527,9 @@ def framed(rows: Sequence[Aligned], nlp: Any, share: float, chance: random.Rando
     made: list[tuple[Frame, Aligned]] = []
     for row in rows:
         made += [pair for pair in frames(row, chance) if chance.random() < share]
-    docs = nlp.pipe((Doc(nlp.vocab, words=frame.words) for frame, _ in made), batch_size=256)
+    parses = parsed([frame.words for frame, _ in made], nlp)
     result = []
-    for (frame, row), doc in zip(made, docs, strict=True):
+    for (frame, row), parse in zip(made, parses, strict=True):
         new = {old: place for place, old in enumerate(frame.origin) if old >= 0}
 
         def moved(token: int, new: dict[int, int] = new) -> int | None:
@@ -539,17 +539,14 @@ def framed(rows: Sequence[Aligned], nlp: Any, share: float, chance: random.Rando
         for old, place in new.items():
             roles[place], prefix[place] = row.roles[old], row.prefix[old]
         result.append(
-            Aligned(
-                list(frame.words),
-                [token.tag_ for token in doc],
-                [token.dep_ for token in doc],
-                [token.head.i for token in doc],
-                roles,
-                prefix,
-                _moved(row.attributes, moved),
-                set(_moved(dict.fromkeys(row.open_attributes, ""), moved)),
-                _moved(row.relations, moved),
-                set(_moved(dict.fromkeys(row.open_relations, ""), moved)),
+            replace(
+                parse,
+                roles=roles,
+                prefix=prefix,
+                attributes=_moved(row.attributes, moved),
+                open_attributes=set(_moved(dict.fromkeys(row.open_attributes, ""), moved)),
+                relations=_moved(row.relations, moved),
+                open_relations=set(_moved(dict.fromkeys(row.open_relations, ""), moved)),
             )
         )
     return result
@@ -594,16 +591,18 @@ def exchanged(rows: Sequence[Aligned], count: int, nlp: Any, chance: random.Rand
 
 def parsed(texts: Sequence[Sequence[str]], nlp: Any) -> list[Aligned]:
     """Texts given as words, parsed."""
-    docs = nlp.pipe((Doc(nlp.vocab, words=list(words)) for words in texts), batch_size=256)
-    return [
-        Aligned(
-            [token.text for token in doc],
-            [token.tag_ for token in doc],
-            [token.dep_ for token in doc],
-            [token.head.i for token in doc],
-        )
-        for doc in docs
-    ]
+    docs = (Doc(nlp.vocab, words=list(words)) for words in texts)
+    return [of_document(doc) for doc in nlp.pipe(docs, batch_size=256)]
+
+
+def of_document(doc: Doc) -> Aligned:
+    """A parsed text that is yet to be aligned."""
+    return Aligned(
+        [token.text for token in doc],
+        [token.tag_ for token in doc],
+        [token.dep_ for token in doc],
+        [token.head.i for token in doc],
+    )
 
 
 # ---------------------------------------------------------------------------------------- the networks
@@ -1187,20 +1186,32 @@ class Judge:
 
     def __call__(self, model: Any, batches: Callable[[Sequence[int]], Any]) -> str:
         model.eval()
-        view = Outcomes(self.names, self.vocabulary)
-        found: list[Tuples] = []
-        for begin in range(0, len(self.rows), 128):
-            numbers = range(begin, min(begin + 128, len(self.rows)))
-            rows = [self.rows[number] for number in numbers]
-            batch = self.vocabulary.batch(row.parse for row in rows)
+
+        def choices(begin: int, rows: Sequence[Aligned], _: ParsedBatch) -> Choices:
             with torch.no_grad():
-                states = model(batches(numbers)).float()
-            choices = choices_of(model.heads, states, [len(row.words) for row in rows], self.names)
-            tags = [tag for row in rows for tag in row.tags]
-            graphs = read_graphs(view, batch, choices, [r.words for r in rows], tags.__getitem__, "factual")  # type: ignore[arg-type]
-            found += map(graph_tuples, graphs)
-        result = score(found, [row.gold for row in self.rows])
-        return f"F1 {100 * result.f1:.2f}, exact {100 * result.exact:.2f}"
+                states = model(batches(range(begin, begin + len(rows)))).float()
+            return choices_of(model.heads, states, [len(row.words) for row in rows], self.names)
+
+        return score_of(Outcomes(self.names, self.vocabulary), choices, self.rows)
+
+
+def score_of(
+    network: GraphNetwork | Outcomes,
+    choices: Callable[[int, Sequence[Aligned], ParsedBatch], Choices],
+    rows: Sequence[Aligned],
+) -> str:
+    """Score of graphs in FACTUAL's wording; `choices` gives those of the rows from a number on."""
+    found: list[Tuples] = []
+    for begin in range(0, len(rows), 128):
+        part = rows[begin : begin + 128]
+        batch = network.vocabulary.batch(row.parse for row in part)
+        tags = [tag for row in part for tag in row.tags]
+        words = [row.words for row in part]
+        chosen = choices(begin, part, batch)
+        graphs = read_graphs(network, batch, chosen, words, tags.__getitem__, "factual")  # type: ignore[arg-type]
+        found += map(graph_tuples, graphs)
+    result = score(found, [row.gold for row in rows])
+    return f"F1 {100 * result.f1:.2f}, exact {100 * result.exact:.2f}"
 
 
 class Outcomes:
@@ -1287,13 +1298,8 @@ def main() -> None:
     vocabulary = Vocabulary(TAGS, LABELS)
     pairs = read_factual(arguments.captions)
     nlp = CaptionParser.pipeline()
-    rows = []
-    for doc in nlp.pipe((" ".join(caption.split()) for caption, _ in pairs), batch_size=256):
-        rows.append(
-            Aligned(
-                [t.text for t in doc], [t.tag_ for t in doc], [t.dep_ for t in doc], [t.head.i for t in doc]
-            )
-        )
+    texts = (" ".join(caption.split()) for caption, _ in pairs)
+    rows = [of_document(doc) for doc in nlp.pipe(texts, batch_size=256)]
     graphs = [graph for _, graph in pairs]
     cut = len(rows) - arguments.hold_out
     renamed = renamings(rows[:cut], graphs[:cut], vocabulary)
@@ -1397,21 +1403,7 @@ def main() -> None:
         },
     )
     network = read_network(arguments.output / "scene_graph.npz")
-    print("written:", written_score(network, held), flush=True)
-
-
-def written_score(network: GraphNetwork, rows: Sequence[Aligned]) -> str:
-    """Score of the network as it was written, 8-bit tables and all."""
-    found: list[Tuples] = []
-    for begin in range(0, len(rows), 256):
-        part = rows[begin : begin + 256]
-        batch: ParsedBatch = network.vocabulary.batch(row.parse for row in part)
-        tags = [tag for row in part for tag in row.tags]
-        words: Iterable[Sequence[str]] = [row.words for row in part]
-        graphs = read_graphs(network, batch, network(batch), list(words), tags.__getitem__, "factual")
-        found += map(graph_tuples, graphs)
-    result = score(found, [row.gold for row in rows])
-    return f"F1 {100 * result.f1:.2f}, exact {100 * result.exact:.2f}"
+    print("written:", score_of(network, lambda _, __, batch: network(batch), held), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from tbkin_core.batches import load_tokenizer, save_tokenizer
 from tbkin_core.errors import CheckpointError
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, TbkinForVqa
-from tbkin_core.runtime import make_directory, write_errors
+from tbkin_core.runtime import make_directory, quiet_transformers, write_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tbkin")
 
 MODELS: dict[str, type[Any]] = {"pretrain": TbkinForPreTraining, "vqa": TbkinForVqa, "rec": TbkinForRec}
-
-
-def quiet_transformers() -> None:
-    """No progress bars and no advice of other packages between tbkin's own lines."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
 
 
 def save_model(model: PreTrainedModel, tokenizer: Tokenizer, path: Path) -> None:

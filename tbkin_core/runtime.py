@@ -54,6 +54,16 @@ def setup_logging(quiet: bool = False) -> None:
     logger.setLevel(logging.WARNING if quiet or rank() > 0 else logging.INFO)
 
 
+def quiet_transformers() -> None:
+    """No progress bars and no advice of other packages between tbkin's own lines."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+
+
 def progress(items: Iterable[Item], label: str, total: int | None = None, unit: str = "it") -> Iterable[Item]:
     """`items` behind a tqdm bar on stderr; silent when quiet, on other ranks, or without a terminal."""
     from tqdm import tqdm

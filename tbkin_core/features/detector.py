@@ -6,7 +6,6 @@ state a query through the decoder and read class and box off it; that state is t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -21,8 +20,8 @@ from PIL import Image
 
 from tbkin_core.errors import ConfigError, MissingDependencyError
 from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.runtime import quiet_transformers
 
-DEFAULT_DETECTOR = "PekingU/rtdetr_v2_r50vd"
 SMALLEST_SIDE = 1.0  # pixels; smaller boxes are made this large
 
 
@@ -49,7 +48,6 @@ class DetectorExtractor:
         model: Hub id or directory of a model for `AutoModelForObjectDetection`.
         max_regions: Keep this many queries an image, those of the highest class scores.
         device: Where the model runs.
-        precision: "fp32", "bf16" or "fp16"; what the model computes in.
 
     Attributes:
         feature_size: D, the width of the decoder.
@@ -57,7 +55,7 @@ class DetectorExtractor:
 
     Raises:
         MissingDependencyError: The model cannot be loaded or reached.
-        ConfigError: It gives no boxes and states a query, or the precision is unknown.
+        ConfigError: It gives no boxes and states a query.
     """
 
     def __init__(
@@ -65,18 +63,12 @@ class DetectorExtractor:
         model: str,
         max_regions: int = 36,
         device: torch.device | str = "cpu",
-        precision: str = "fp32",
     ) -> None:
-        kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        if precision not in kinds:
-            raise ConfigError(f"precision: expected {', '.join(kinds)}, got {precision!r}")
         self.model_name = model
         self.max_regions = max_regions
-        self.precision = precision
         self._device = torch.device(device)
-        self._dtype = kinds[precision]
         self._processor, self._model = _load(model)
-        self._model.to(self._device, self._dtype).eval()
+        self._model.to(self._device).eval()
         labels = {int(number): name for number, name in self._model.config.id2label.items()}
         self.object_names = tuple(
             " ".join(labels.get(number, "").lower().replace("_", " ").split())
@@ -146,10 +138,6 @@ class DetectorExtractor:
 
     def _forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Class probabilities (B, Q, C), boxes (B, Q, 4) as fractions cxcywh, and states (B, Q, D)."""
-        inputs = {
-            name: value.to(self._dtype) if value.is_floating_point() else value
-            for name, value in inputs.items()
-        }
         output = self._model(**inputs)
         logits, boxes = output.logits.float(), output.pred_boxes.float()
         queries = logits.shape[1]
@@ -202,35 +190,19 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def _load(model: str) -> tuple[Any, Any]:
-    with _quiet():
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+    quiet_transformers()
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-        try:
-            return (
-                AutoImageProcessor.from_pretrained(model),
-                AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32),
-            )
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            place = "directory" if Path(model).exists() else "hub id or directory"
-            raise MissingDependencyError(
-                f"detector {model!r} cannot be loaded from this {place}: {reason}",
-                hint="--extractor builtin needs no model; a directory with config.json,"
-                " preprocessor_config.json and model.safetensors works without a network",
-            ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the log lines and bars of transformers, which speak of its own affairs."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        return (
+            AutoImageProcessor.from_pretrained(model),
+            AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32),
+        )
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        place = "directory" if Path(model).exists() else "hub id or directory"
+        raise MissingDependencyError(
+            f"detector {model!r} cannot be loaded from this {place}: {reason}",
+            hint="--extractor builtin needs no model; a directory with config.json,"
+            " preprocessor_config.json and model.safetensors works without a network",
+        ) from error

@@ -138,7 +138,7 @@ def _without_spaces(rows: Array) -> Array:
     head = kept + rows[kept, 3].astype(np.int64)
     rows = rows[kept]
     moved = np.where(space[head], 0, place[head] - np.arange(len(kept)))
-    rows[:, 3] = moved.astype(np.int64).view(rows.dtype) if rows.dtype.itemsize == 8 else moved
+    rows[:, 3] = moved.astype(np.int64).astype(rows.dtype)
     return rows
 
 

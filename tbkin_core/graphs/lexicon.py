@@ -6,13 +6,18 @@ import json
 import re
 from functools import cache, lru_cache
 from importlib import resources
+from pathlib import Path
+
+
+def parser_file(name: str) -> Path:
+    """A file or directory of the parser that ships with tbkin; "" for its directory."""
+    return Path(str(resources.files("tbkin_core"))) / "resources" / "parser" / name
 
 
 @cache
 def shipped_lemmas() -> dict[str, dict[str, str]]:
     """Irregular forms of "nouns" and "verbs", from `resources/parser/lemmas.json`."""
-    file = resources.files("tbkin_core").joinpath("resources", "parser", "lemmas.json")
-    tables: dict[str, dict[str, str]] = json.loads(file.read_text(encoding="utf-8"))
+    tables: dict[str, dict[str, str]] = json.loads(parser_file("lemmas.json").read_text(encoding="utf-8"))
     return tables
 
 

@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -26,7 +25,7 @@ from zlib import crc32
 import numpy as np
 
 from tbkin_core.errors import MissingDependencyError
-from tbkin_core.graphs.lexicon import lemmatize_noun, lemmatize_verb
+from tbkin_core.graphs.lexicon import lemmatize_noun, lemmatize_verb, parser_file
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -480,7 +479,7 @@ def read_network(path: Path) -> GraphNetwork:
 
 def new_shipped_network() -> GraphNetwork:
     """A network of one's own with the shipped weights."""
-    return read_network(Path(str(resources.files("tbkin_core"))) / "resources" / "parser" / "scene_graph.npz")
+    return read_network(parser_file("scene_graph.npz"))
 
 
 @cache

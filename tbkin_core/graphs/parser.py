@@ -11,11 +11,11 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from tbkin_core.errors import ConfigError, MissingDependencyError
+from tbkin_core.graphs.lexicon import parser_file
 from tbkin_core.graphs.reading import WORDINGS
 from tbkin_core.graphs.text_graph import TextGraph
 
@@ -95,10 +95,9 @@ class CaptionParser:
 
 def _digest(wording: str) -> str:
     """Tells apart whatever makes other graphs from the same parses."""
-    directory = resources.files("tbkin_core").joinpath("resources", "parser")
     digest = hashlib.blake2b(f"{RULES} {wording}".encode(), digest_size=4)
     for name in ("scene_graph.npz", "wording.json", "lemmas.json"):
-        digest.update(directory.joinpath(name).read_bytes())
+        digest.update(parser_file(name).read_bytes())
     return digest.hexdigest()
 
 
@@ -121,9 +120,9 @@ def _load(pipeline: str) -> Any:
 
     unneeded = ["ner", "attribute_ruler", "lemmatizer", "senter"]
     if pipeline == "builtin":
-        directory = resources.files("tbkin_core").joinpath("resources", "parser")
+        directory = parser_file("")
         try:
-            return spacy.load(Path(str(directory)), exclude=unneeded)
+            return spacy.load(directory, exclude=unneeded)
         except OSError as error:
             raise MissingDependencyError(
                 f"the built-in caption parser cannot be loaded from {directory}: {error}",

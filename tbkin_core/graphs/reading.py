@@ -11,12 +11,10 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 
-from tbkin_core.graphs.lexicon import plain_sides
+from tbkin_core.graphs.lexicon import parser_file, plain_sides
 from tbkin_core.graphs.network import (
     JOINED,
     NO_OBJECT,
@@ -204,8 +202,7 @@ def factual_words() -> dict[str, str]:
     """Predicates and prepositions that FACTUAL's annotators replace, with what they write for them."""
     global _factual_words
     if _factual_words is None:
-        path = Path(str(resources.files("tbkin_core"))) / "resources" / "parser" / "wording.json"
-        _factual_words = json.loads(path.read_text(encoding="utf-8"))
+        _factual_words = json.loads(parser_file("wording.json").read_text(encoding="utf-8"))
     return _factual_words
 
 
@@ -256,10 +253,9 @@ def read_graphs(
     own_words = wording == "caption"
     sentences = Sentences(network.vocabulary, batch)
     offsets = batch.offsets.tolist()
-    roles = [network.roles[role] for role in range(len(network.roles))]
+    roles = network.roles
     role = choices.role.tolist()
-    is_object = network.objects[choices.role]
-    heads = np.flatnonzero(is_object)
+    heads = np.flatnonzero(network.objects[choices.role])
     object_cuts = np.searchsorted(heads, batch.offsets).tolist()
     attribute_order = np.lexsort((choices.attributes[:, 0], choices.attributes[:, 1]))
     attributes = choices.attributes[attribute_order]
