@@ -158,6 +158,7 @@ def test_linguistic_cases(parser: CaptionParser, caption: str) -> None:
         "there are no people in the street",
         "a boy without shirt and a man wearing a hat",
         "the man isn't wearing a shirt",
+        "a wall, no shirt on a hanger",
     ],
 )
 def test_what_is_not_there_is_not_said_to_be(parser: CaptionParser, caption: str) -> None:
@@ -170,6 +171,66 @@ def test_what_is_not_there_is_not_said_to_be(parser: CaptionParser, caption: str
             assert relation.predicate.startswith(("not ", "without")), relation
         if names[relation.subject] in absent - denied:
             raise AssertionError(relation)
+
+
+@pytest.mark.parametrize(
+    ("caption", "denied", "said"),
+    [
+        ("a girl not looking at the camera", [("girl", "not look at", "camera")], []),
+        ("a man not even eating a pizza", [("man", "not eat", "pizza")], []),
+        ("a man standing without eating a pizza", [("man", "not eat", "pizza")], []),
+        ("a man who never rides a bike", [("man", "not ride", "bike")], []),
+        ("the man doesn't have a shirt on", [("shirt", "not on", "man")], []),
+        ("a dog not on a leash", [("dog", "not on", "leash")], []),
+        ("a man not with his dog", [("man", "not with", "dog")], []),
+        ("a bench not being used by a man", [("man", "not use", "bench")], []),
+        ("boy holds the bat not the pole", [("boy", "not hold", "pole")], [("boy", "hold", "bat")]),
+        (
+            "the boy, not the girl, holds a bat",
+            [("girl", "not hold", "bat")],
+            [("boy", "hold", "bat")],
+        ),
+        (
+            "neither the man nor the woman wears a hat",
+            [("man", "not wear", "hat"), ("woman", "not wear", "hat")],
+            [],
+        ),
+        ("man without hat black shirt", [], [("shirt", "black"), ("man", "wear", "shirt")]),
+    ],
+)
+def test_denied_relations(
+    parser: CaptionParser,
+    caption: str,
+    denied: list[tuple[str, ...]],
+    said: list[tuple[str, ...]],
+) -> None:
+    """What is denied is kept as a denial, nothing that is said besides becomes one."""
+    graph = next(parser.parse([caption]))
+    assert_valid(graph)
+    assert {fact for fact in facts(graph) if len(fact) == 3} == {
+        *denied,
+        *(fact for fact in said if len(fact) == 3),
+    }
+    assert set(said) <= facts(graph)
+    for relation in graph.relations:
+        if relation.predicate.startswith("not "):
+            said_so = {graph.tokens[token].lower() for token in relation.tokens}
+            assert said_so & {"not", "n't", "never", "without", "neither", "nor"}
+
+
+@pytest.mark.parametrize(
+    ("caption", "names"),
+    [
+        ("a girl smile", ["girl"]),
+        ("a bear rubs against a tree", ["bear", "tree"]),
+        ("the child play game", ["child", "game"]),
+        ("the boy stand on the beach", ["boy", "beach"]),
+        ("A cute panda bear walks inside a zoo.", ["panda bear", "zoo"]),
+        ("a man with a < on his shirt", ["man", "shirt"]),
+    ],
+)
+def test_verbs_and_marks_stay_out_of_names(parser: CaptionParser, caption: str, names: list[str]) -> None:
+    assert [item.name for item in next(parser.parse([caption])).objects] == names
 
 
 def test_what_a_question_asks_for_is_no_object(parser: CaptionParser) -> None:

@@ -55,16 +55,17 @@ PLACES = frozenset(
 )  # fmt: skip
 JOINS = frozenset({"of", "to", "by", "side"})
 ARTICLES = frozenset({"the", "a", "an", "his", "her", "its", "their", "very"})
-NEGATIONS = frozenset({"not", "n't", "n’t", "never"})
+NEGATIONS = frozenset({"not", "n't", "n’t", "never", "neither", "nor", "without"})
+DETERMINERS = frozenset({"the", "a", "an", "any", "his", "her", "its", "their", "my", "your", "this", "that"})
 NO_PARTICIPLES = frozenset({"moped", "flatbed", "bobsled", "hundred", "sacred", "naked"})
 ABSENCE = frozenset({"without", "no"})
+JOINERS = frozenset({"and", "or", ",", "nor"})
 COLORS = frozenset(
     {
         "white", "black", "blue", "green", "red", "brown", "yellow", "gray", "grey", "orange", "pink",
         "purple",
     }
 )  # fmt: skip
-AUXILIARIES = frozenset({"do", "does", "did", "ca", "can", "could", "wo", "will", "would", "has", "have"})
 # What a caption may mean without saying it: "the man's hat", "a man in a hat".
 UNSAID = frozenset({"have", "wear"})
 
@@ -85,10 +86,14 @@ class Sentences:
         never = np.array([word in NO_PREPOSITIONS for word in self.text], bool)
         stranded = np.array([word in STRANDED for word in self.text], bool)
         adverb = vocabulary.tagged({"RB"})[batch.tags]
+        self.adverb = adverb.tolist()
+        self.is_noun = vocabulary.tagged({"NN", "NNS"})[batch.tags].tolist()
+        self.head = batch.heads.tolist()
         preposition = vocabulary.tagged(PREPOSITION_TAGS)[batch.tags] & ~never | stranded & adverb
         self.adjective = vocabulary.tagged({"JJ", "JJR", "JJS"})[batch.tags].tolist()
         be = np.array([word in BE_FORMS for word in self.text], bool)
         verb = vocabulary.tagged(VERB_TAGS)[batch.tags] & ~be
+        self.is_verb = verb.tolist()
         self._preposition_here = preposition.tolist()
         self._particle_here = vocabulary.tagged(PARTICLE_TAGS)[batch.tags].tolist()
         self.preposition_before = _last_before(preposition, batch.offsets)
@@ -292,6 +297,8 @@ def read_graphs(
                     name = stem if len(stem) > 2 and network.knows(stem) else name
                 if kind != OBJECT and (not own_words or tags(head) in PRONOUN_TAGS):
                     name = kind[1:]
+                if not any(map(str.isalnum, name)):
+                    continue  # a mark such as "<"
                 while start > begin and (part := roles[role[start - 1]]) in (PART, JOINED):
                     start -= 1
                     name = noun[start] + (" " if part == PART else "") + name
@@ -335,6 +342,13 @@ def read_graphs(
                 continue
             forward, predicate, where = found
             subject, other = (first, second) if forward else (second, first)
+            if own_words and where:
+                if _of_something_absent(sentences, where, place, begin):
+                    continue
+                starts = [begin + objects[place[head]].span[0] for head in (first, second)]
+                denial = _denial(sentences, where, starts, begin)
+                if denial is not None:
+                    predicate, where = f"not {predicate}", (denial, *where)
             relations.setdefault(
                 (place[subject], predicate, place[other]),
                 tuple(token - begin for token in sorted(set(where))),
@@ -353,16 +367,20 @@ def read_graphs(
 
 
 def _compounds(network: GraphNetwork, batch: ParsedBatch) -> Array:
-    """(T,) bool, tokens that the tree makes the first part of a compound with the noun right after them."""
+    """(T,) bool, tokens that the tree makes the first part of a compound with the noun right after them.
+
+    Not where that noun is part of a longer compound, nor where it stands over the text without a participle
+    after it: there it is a verb more often than not ("a girl smile", "a bear rubs against a tree").
+    """
     vocabulary = network.vocabulary
-    following = np.arange(len(batch.words)) + 1
-    nouns = np.append(vocabulary.tagged({"NN", "NNS"})[batch.tags], False)
-    found: Array = (
-        (batch.labels == vocabulary.label("compound"))
-        & (batch.heads == following)
-        & nouns[following]
-        & (batch.labels > 0)
-    )
+    count = len(batch.words)
+    following = np.arange(count) + 1
+    compound = (batch.labels == vocabulary.label("compound")) & (batch.labels > 0)
+    noun = vocabulary.tagged({"NN", "NNS"})[batch.tags]
+    participle = np.append(vocabulary.tagged({"VBG", "VBN"})[batch.tags], False)[following[:count]]
+    root = batch.heads == np.arange(count)
+    second = np.append(noun & ~compound & (~root | participle), False)
+    found: Array = compound & (batch.heads == following) & second[following]
     return found
 
 
@@ -461,23 +479,66 @@ def _predicate(
         # What "a man without a hat" leaves unsaid is that he wears none.
         said, where = readings["preposition"]
         verb = sentences.verb_before[second]
-        if "without" in said.split() and first < where[0] and verb < first:
+        between = range(where[-1] + 1, second)
+        # "without a hat or a shirt" denies both, "without hat black shirt" the first alone.
+        other = any(
+            sentences.is_noun[token]
+            and not sentences.is_noun[token + 1]
+            and sentences.text[token + 1] not in JOINERS
+            for token in between
+        )
+        if "without" in said.split() and first < where[0] and verb < first and not other:
             return forward, said, where
     where = tokens.get(predicate) or _tokens_of(predicate, sentences, first, second, readings)
     if not own_words:
         return forward, factual_sides(predicate), where
-    negation = _negation(sentences, where, begin) if where else None
-    if negation is not None:
-        return forward, f"not {predicate}", (negation, *where)
     return forward, predicate, where
 
 
-def _negation(sentences: Sentences, where: tuple[int, ...], begin: int) -> int | None:
-    """The "not" that a form of "be" or "do" puts right before a predicate ("is not holding")."""
-    token = min(where) - 1
-    if token <= begin or sentences.text[token] not in NEGATIONS:
-        return None
-    return token if sentences.text[token - 1] in BE_FORMS | AUXILIARIES else None
+def _denial(
+    sentences: Sentences, where: tuple[int, ...], noun_phrases: Sequence[int], begin: int
+) -> int | None:
+    """The word that denies a relation: its own ("is not really holding") or of what it ties ("not the bat").
+
+    Args:
+        sentences: The batch.
+        where: Tokens of the predicate.
+        noun_phrases: Where the names of the two objects start.
+        begin: Where the text begins.
+    """
+    text = sentences.text
+    first, last = min(where), max(where)
+    for token in range(first + 1, last):  # "sitting not on the chair"
+        if text[token] in NEGATIONS and token not in where:
+            return token
+    starts = [first]
+    if first > max(noun_phrases) and sentences.is_verb[sentences.head[first]]:  # "doesn't have a shirt on"
+        starts.append(sentences.head[first])
+    if "without" in (text[token] for token in where):
+        starts = []
+    for start in starts:
+        token = start - 1
+        while token > begin and (sentences.adverb[token] or text[token] in BE_FORMS):
+            if text[token] in NEGATIONS:
+                break
+            token -= 1
+        if token >= begin and text[token] in NEGATIONS:
+            return token
+    for start in noun_phrases:
+        token = start - 1
+        while token > begin and (text[token] in DETERMINERS or sentences.adjective[token]):
+            token -= 1
+        if token >= begin and token not in where and text[token] in NEGATIONS - {"without"}:
+            return token
+    return None
+
+
+def _of_something_absent(
+    sentences: Sentences, where: tuple[int, ...], place: dict[int, int], begin: int
+) -> bool:
+    """Whether a predicate hangs from a noun that is said not to be there: "a bus, no sticker on it"."""
+    noun = sentences.head[min(where)]
+    return sentences.is_noun[noun] and noun not in place and _negated(sentences, noun, begin) is not None
 
 
 def _own_words(
