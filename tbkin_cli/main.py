@@ -9,12 +9,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from tbkin_cli import options
 from tbkin_cli.output import errors_as_messages, show
 
+
+class _Group(typer.core.TyperGroup):
+    """The subcommands. An empty argument is refused: as a path it would be the current directory."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in args and args[0] != "visualize":  # which has its own word for an empty question
+            raise typer.BadParameter("one is empty, perhaps from a shell variable that is not set", ctx)
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="tbkin",
+    cls=_Group,
     help="TBKIN: scene-graph guided pretraining and thresholded attention, from images to answers.",
     no_args_is_help=True,
     add_completion=False,

@@ -28,6 +28,8 @@ Item = TypeVar("Item")
 
 logger = logging.getLogger("tbkin")
 
+STORE_FILES = frozenset({"store.json", "priors.json", "config.yaml"})
+
 
 # ---- log and progress ---------------------------------------------------------------------------
 
@@ -74,7 +76,22 @@ def progress(items: Iterable[Item], label: str, total: int | None = None, unit: 
 
 def rank() -> int:
     """Rank of this process in a distributed run; 0 alone."""
-    return int(os.environ.get("RANK", "0") or 0)
+    return environment_number("RANK", 0)
+
+
+def environment_number(name: str, default: int) -> int:
+    """A whole number from the environment, such as torchrun sets; the default where it is absent or empty.
+
+    Raises:
+        ConfigError: It is no number.
+    """
+    text = os.environ.get(name) or str(default)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"environment: {name}={text} is no number", hint="unset it, or start the run with torchrun"
+        ) from error
 
 
 # ---- files --------------------------------------------------------------------------------------
@@ -95,6 +112,8 @@ def write_errors(where: Path) -> Iterator[None]:
             hint = "choose another place with --out DIR"
         elif code in (errno.EEXIST, errno.ENOTDIR):
             hint = "a file stands where a directory is needed; choose another place with --out DIR"
+        elif code in (errno.EISDIR, errno.EBUSY, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO):
+            hint = "choose another place"
         else:
             raise
         raise DataError(f"{where}: cannot write here ({os.strerror(code)})", hint=hint) from error
@@ -126,6 +145,39 @@ def make_directory(path: Path) -> Path:
     return path
 
 
+def check_file_place(
+    path: Path, setting: str, is_own: Callable[[bytes, bytes], bool], store: Path | None = None
+) -> None:
+    """Refuse to write a result where something else would be lost, before the work for it begins.
+
+    Args:
+        path: The file to write.
+        setting: What names it, for messages.
+        is_own: Whether the first and the last 4 KB are of an earlier result of this kind.
+        store: A store's directory; the names of its files are taken.
+
+    Raises:
+        ConfigError: A directory, another file, or a file of the store.
+        DataError: Its directory cannot be made or written to.
+    """
+    if path.exists() and not path.is_file():
+        kind = "directory" if path.is_dir() else "device or pipe"
+        raise ConfigError(f"{setting}: {path} is a {kind}, expected a file", hint="name a new file")
+    if store is not None and path.parent.resolve() == store.resolve() and path.name in STORE_FILES:
+        raise ConfigError(f"{setting}: {path} is a file of the store itself", hint="choose another name")
+    make_directory(path.parent)
+    if path.exists():
+        with write_errors(path), path.open("rb") as file:
+            start = file.read(4096)
+            file.seek(max(len(start), path.stat().st_size - 4096))
+            end = start[-4096:] if (rest := file.read()) == b"" else rest
+        if start and not is_own(start, end):
+            raise ConfigError(
+                f"{setting}: {path} exists and is no earlier result of this command",
+                hint="choose another name, or move it away, so that nothing is lost",
+            )
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends without an error.
@@ -153,7 +205,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory beside `path` that takes its place when the block ends without an error."""
+    """A temporary directory beside `path` that takes its place when the block ends without an error.
+
+    A directory that is there already comes back where that fails.
+    """
     path = Path(path)
     make_directory(path.parent)
     with write_errors(path.parent):
@@ -162,12 +217,19 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         with write_errors(path):
             yield temporary
             temporary.chmod(0o777 & ~_umask())
-            if path.exists():
+            if path.is_dir():
                 # A directory cannot be renamed over a full one: move the old one aside first.
                 aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
-                path.replace(aside)
-                temporary.replace(path)
-                shutil.rmtree(aside, ignore_errors=True)
+                try:
+                    path.replace(aside)
+                    temporary.replace(path)
+                except OSError:
+                    if not path.exists():
+                        aside.replace(path)
+                    raise
+                finally:
+                    if path.exists():
+                        shutil.rmtree(aside, ignore_errors=True)
             else:
                 temporary.replace(path)
     finally:
@@ -340,7 +402,7 @@ def one_thread_a_process() -> Iterator[None]:
 
 def world_size() -> int:
     """Processes of this distributed run; 1 alone."""
-    return int(os.environ.get("WORLD_SIZE", "1") or 1)
+    return environment_number("WORLD_SIZE", 1)
 
 
 def join_ranks(devices: Devices) -> None:
@@ -401,7 +463,7 @@ def torch_device(devices: Devices) -> torch.device:
 
     if devices.kind == "cpu":
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = environment_number("LOCAL_RANK", 0)
     return torch.device("cuda", devices.indices[local % devices.count])
 
 

@@ -8,7 +8,9 @@ shard is an ordinary safetensors file that other programs can read.
 from __future__ import annotations
 
 import json
+import re
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tbkin_core.runtime import atomic_path, make_directory, read_json, write_jso
 
 FORMAT_VERSION = 1
 MANIFEST = "store.json"
+_SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
 
 _DTYPES = {
     "F16": np.float16,
@@ -47,16 +50,30 @@ def write_shard(path: Path, arrays: Mapping[str, NDArray], metadata: Mapping[str
 
     # ASCII: file names that are no UTF-8 give image ids with lone surrogates, which only escapes carry. One
     # entry: safetensors writes several in random order, and equal content should give equal files.
-    header = {"metadata": json.dumps(metadata)}
+    header = {"metadata": json.dumps({**metadata, "checksum": _checksum(arrays, metadata)})}
     with atomic_path(path) as temporary:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary, header)
 
 
-def read_shard(path: Path) -> tuple[dict[str, NDArray], dict[str, Any]]:
+def _checksum(arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> int:
+    """Of all that a shard holds, whatever the order it lies in."""
+    value = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        value = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), value)
+        value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
+    return value
+
+
+def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], dict[str, Any]]:
     """Map one shard into memory: its arrays (no copy) and its metadata.
 
+    Args:
+        path: The file.
+        verify: Compare the content with the checksum that it carries; reads the whole file.
+
     Raises:
-        DataError: The file is missing, cut short, or no safetensors file.
+        DataError: The file is missing, cut short, no safetensors file, or damaged.
     """
     try:
         size = path.stat().st_size
@@ -65,7 +82,8 @@ def read_shard(path: Path) -> tuple[dict[str, NDArray], dict[str, Any]]:
             if length > size - 8:
                 raise ValueError("header longer than the file")
             header = json.loads(file.read(length))
-        metadata = json.loads(header.pop("__metadata__")["metadata"])
+        metadata = dict(json.loads(header.pop("__metadata__")["metadata"]))
+        checksum = metadata.pop("checksum", None)
         base = np.memmap(path, dtype=np.uint8, mode="r")
         arrays: dict[str, NDArray] = {}
         for name, entry in header.items():
@@ -73,6 +91,8 @@ def read_shard(path: Path) -> tuple[dict[str, NDArray], dict[str, Any]]:
             if end > size:
                 raise ValueError(f"{name} ends after the file does")
             arrays[name] = base[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if verify and checksum is not None and checksum != _checksum(arrays, metadata):
+            raise ValueError("its content is not what was written")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -85,12 +105,26 @@ def read_shard(path: Path) -> tuple[dict[str, NDArray], dict[str, Any]]:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     content = read_json(path)
-    expected = {"kind", "format_version", "complete", "settings", "shards", "extra"}
-    if not isinstance(content, dict) or not expected <= set(content):
+    expected = {
+        "kind": str,
+        "format_version": int,
+        "complete": bool,
+        "settings": dict,
+        "shards": list,
+        "extra": dict,
+    }
+    whole = isinstance(content, dict) and all(
+        isinstance(content.get(name), kind) for name, kind in expected.items()
+    )
+    # A name that leads elsewhere would have other files read, or removed.
+    if not whole or not all(
+        isinstance(name, str) and _SHARD_NAME.fullmatch(name) for name in content["shards"]
+    ):
         raise DataError(
-            f"{path}: is not the manifest of a store", hint="remove this directory and run the stage again"
+            f"{path}: is not the manifest of a store",
+            hint="remove this file and run the stage again: whole shards are used again where that can be",
         )
-    return content
+    return dict(content)
 
 
 def shard_name(number: int) -> str:
@@ -189,7 +223,10 @@ class SharedStoreWriter:
         """Whether a shard is there, whole, and made from what the fingerprint says."""
         path = self.path / shard_name(number)
         try:
-            return path.exists() and read_shard(path)[1].get("fingerprint") == fingerprint
+            if not path.exists() or read_shard(path)[1].get("fingerprint") != fingerprint:
+                return False
+            read_shard(path, verify=True)
+            return True
         except DataError:
             return False
 
@@ -258,9 +295,19 @@ def _write_manifest(
 
 
 class StoreReader:
-    """Maps every shard of a store; iterate for (arrays, metadata)."""
+    """Maps every shard of a store; iterate for (arrays, metadata).
 
-    def __init__(self, path: Path, kind: str, command: str) -> None:
+    Args:
+        path: Directory of the store.
+        kind: "features" or "graphs".
+        command: What makes such a store, for messages.
+        verify: Read all shards and compare them with their checksums.
+
+    Raises:
+        DataError: No store of this kind and version there, or a damaged one.
+    """
+
+    def __init__(self, path: Path, kind: str, command: str, verify: bool = False) -> None:
         self.path = Path(path)
         manifest = self.path / MANIFEST
         if not manifest.exists():
@@ -277,7 +324,7 @@ class StoreReader:
         self.settings: dict[str, Any] = content["settings"]
         self.extra: dict[str, Any] = content["extra"]
         self.complete: bool = content["complete"]
-        self.shards = [read_shard(self.path / name) for name in content["shards"]]
+        self.shards = [read_shard(self.path / name, verify) for name in content["shards"]]
 
     def __iter__(self) -> Iterator[tuple[dict[str, NDArray], dict[str, Any]]]:
         return iter(self.shards)

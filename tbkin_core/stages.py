@@ -164,26 +164,43 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
         TbkinError: As `tbkin_core.graphs.build.build_dataset`.
     """
     from tbkin_core.features.store import FeatureStore
-    from tbkin_core.graphs.build import build_dataset, export_jsonl
-    from tbkin_core.graphs.networkx_export import export_networkx
+    from tbkin_core.graphs.build import build_dataset, check_export_place, export_jsonl
+    from tbkin_core.graphs.networkx_export import check_networkx_place, export_networkx
     from tbkin_core.graphs.parser import CaptionParser
     from tbkin_core.graphs.similarity import make_similarity
 
-    if config.export is not None and config.export.is_dir():
-        raise ConfigError(
-            f"export: {config.export} is a directory, expected a file",
-            hint=f"name a file in it, such as {config.export / 'graphs.jsonl'}",
-        )
     dataset = open_dataset(config.data)
     out = config.out or config.data / "graphs"
+    # Before the work, not after it.
+    if config.export is not None:
+        check_export_place(config.export, out)
+    if config.networkx is not None:
+        check_networkx_place(config.networkx, out)
+        if config.export is not None and config.export.absolute() == config.networkx.absolute():
+            raise ConfigError(
+                f"networkx: {config.networkx} is also where --export goes", hint="name two files"
+            )
+    dataset = open_dataset(config.data)
     place = config.features or config.data / "features"
     features = FeatureStore(place) if config.features or (place / MANIFEST).exists() else None
     problems: list[str] = []
     if features is None:
-        problems.append(
-            f"no features at {place}: regions are the annotated boxes; for pretraining run"
-            f" `tbkin extract-features {config.data}` first"
-        )
+        command = f"`tbkin extract-features {config.data}`"
+        if dataset.boxes():
+            problems.append(
+                f"no features at {place}: regions are the annotated boxes; for pretraining run"
+                f" {command} first"
+            )
+        elif dataset.bottom_up_files() or dataset.feature_tables():
+            problems.append(
+                f"the features that lie in {config.data} are not imported yet: these graphs have no regions;"
+                f" run {command}, then this command with --overwrite"
+            )
+        else:
+            problems.append(
+                f"no features at {place} and no annotated boxes: these graphs have no regions; for some run"
+                f" {command}, then this command with --overwrite"
+            )
     elif not features.complete:
         problems.append(
             f"{place}: extracting these features was interrupted; captions of images that it lacks have no"

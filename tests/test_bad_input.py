@@ -119,12 +119,68 @@ def test_graphs_over_other_features(trained_workspace: Path) -> None:
     succeeds(*arguments, cwd=trained_workspace)
 
 
-def test_an_export_onto_a_directory_is_refused_before_any_work(shop: Path) -> None:
-    fails(
-        "build-graphs", "coco", "--export", "coco", "--out", "elsewhere", cwd=shop, code=2,
-        says=("coco is a directory", "coco/graphs.jsonl"),
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--export", "coco"], "coco is a directory"),
+        (["--export", "notes.txt"], "notes.txt exists and is no earlier result"),
+        (["--export", "CAPTIONS"], "exists and is no earlier result"),
+        (["--export", "elsewhere/store.json"], "is a file of the store itself"),
+        (["--export", "/dev/null"], "is a device or pipe"),
+        (["--networkx", "notes"], "notes is a file, expected a directory"),
+        (["--networkx", "notes.txt"], "expected a .graphml or .json file"),
+        (["--networkx", "coco"], "holds other files"),
+        (["--networkx", "."], "holds the current directory"),
+        (["--networkx", "full.graphml"], "full.graphml is a directory"),
+        (["--networkx", "elsewhere/priors.json"], "is a file of the store itself"),
+        (["--networkx", "new.json", "--export", "new.json"], "is also where --export goes"),
+    ],
+)
+def test_what_an_export_would_destroy_is_refused_before_any_work(
+    shop: Path, options: list[str], says: str
+) -> None:
+    for name in ("notes", "notes.txt"):
+        (shop / name).write_text("mine")
+    (shop / "full.graphml").mkdir(exist_ok=True)
+    captions = next(iter(sorted((shop / "coco").rglob("captions_*.json"))))
+    options = [str(captions) if option == "CAPTIONS" else option for option in options]
+    before = files_below(shop)
+    fails("build-graphs", "coco", *options, "--out", "elsewhere", cwd=shop, code=2, says=says)
+    assert files_below(shop) == before
     assert not (shop / "elsewhere").exists()
+
+
+def test_an_export_in_the_dataset_is_no_input(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "captions.jsonl").write_text(json.dumps({"image": "a.jpg", "text": "a dog on a sofa"}) + "\n")
+    for made in (1, 0):  # the second time it takes the place of the first
+        options = ["--export", "data/graphs.jsonl", "--networkx", "data/graphs.json", "--json"]
+        result = json.loads(succeeds("build-graphs", "data", *options, cwd=tmp_path).out)
+        assert (result["captions"], result["made"]) == (1, made)
+    assert len((data / "graphs.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_empty_argument_is_not_the_current_directory(shop: Path) -> None:
+    before = files_below(shop)
+    for command in ("build-graphs", "extract-features", "pretrain"):
+        fails(command, "", cwd=shop, code=2, says="one is empty")
+    fails("build-graphs", "coco", "--out", "", cwd=shop, code=2, says="one is empty")
+    assert files_below(shop) == before
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_WORLD_SIZE"])
+def test_an_environment_without_numbers_is_named(
+    shop: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "first")
+    fails("build-graphs", "coco", "--out", "elsewhere", cwd=shop, code=2, says=f"{name}=first is no number")
+
+
+def test_graphs_without_any_regions_say_how_to_get_some(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "a.jpg", "text": "a dog"}) + "\n")
+    outcome = succeeds("build-graphs", ".", cwd=tmp_path)
+    assert "no annotated boxes: these graphs have no regions" in " ".join((outcome.out + outcome.err).split())
 
 
 def test_graphs_over_unfinished_features_say_so(trained_workspace: Path, tmp_path: Path) -> None:

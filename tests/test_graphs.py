@@ -708,6 +708,75 @@ def test_shards_of_another_corpus_are_built_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_shards")
+def test_regions_that_have_changed_make_their_graphs_anew(tmp_path: Path) -> None:
+    """A box moves, then features of one more image come: the result is as if new, the rest stays."""
+    root = coco_directory(tmp_path / "coco")
+    first = build(root, tmp_path / "graphs")
+    file = root / "annotations" / "instances_train2017.json"
+    file.write_text(file.read_text().replace("[10, 10, 30, 30]", "[11, 10, 30, 30]"))
+    result = build(root, tmp_path / "graphs")
+    # Image 1 has captions in the first two of the training shards and in the last.
+    assert 0 < result.present < first.made
+    build(root, tmp_path / "new")
+    same_files(tmp_path / "new", tmp_path / "graphs")
+    settings = {"extractor": "test", "feature_size": 4, "object_names": ["dog"], "attribute_names": []}
+
+    def regions(image: int) -> RegionFeatures:
+        box = np.array([[10, 10, 41, 40]], np.float32)
+        return RegionFeatures(
+            image, np.zeros((1, 4), np.float32), box, 100, 80, object_ids=np.zeros(1, np.int32)
+        )
+
+    some = write_feature_store(tmp_path / "some", settings, [regions(1)])
+    whole = write_feature_store(tmp_path / "all", settings, [regions(1), regions(5)])
+    build(root, tmp_path / "featured", features=some)
+    result = build(root, tmp_path / "featured", features=whole)
+    assert 0 < result.present < first.made
+    build(root, tmp_path / "new featured", features=whole)
+    same_files(tmp_path / "new featured", tmp_path / "featured")
+
+
+def _other_byte(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def _without_summary(store: Path) -> None:
+    content = json.loads((store / "store.json").read_text())
+    content["extra"]["summary"] = {}
+    (store / "store.json").write_text(json.dumps(content))
+
+
+DAMAGE: dict[str, Any] = {
+    "last byte of a shard": lambda store: _other_byte(store / shard_name(1), -1),
+    "a byte in the midst": lambda store: _other_byte(store / shard_name(0), -700),
+    "a key of the header": lambda store: (store / shard_name(0)).write_bytes(
+        (store / shard_name(0)).read_bytes().replace(b"cross_offsets", b"cross_offsetz")
+    ),
+    "priors without content": lambda store: (store / "priors.json").write_text(
+        '{"objects": {}, "attributes": [], "relations": []}'
+    ),
+    "priors gone": lambda store: (store / "priors.json").unlink(),
+    "summary emptied": _without_summary,
+}
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_store_is_noticed_and_mended(tmp_path: Path, damage: str) -> None:
+    root = coco_directory(tmp_path / "coco")
+    build(root, tmp_path / "whole")
+    build(root, tmp_path / "graphs")
+    DAMAGE[damage](tmp_path / "graphs")
+    if "shard" in damage or "byte" in damage or "key" in damage:
+        with pytest.raises(DataError, match="not a whole shard"):
+            GraphStore(tmp_path / "graphs")
+    build(root, tmp_path / "graphs")
+    same_files(tmp_path / "whole", tmp_path / "graphs")
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_a_text_that_occurs_again_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class CountingParser(WordParser):
         parsed: list[str] = []  # noqa: RUF012

@@ -26,6 +26,7 @@ from tbkin_core.features.regions import RegionFeatures, pairwise_iou, region_geo
 from tbkin_core.features.store import FeatureStore, FeatureStoreWriter, batch_of_one, write_feature_store
 from tbkin_core.runtime import atomic_directory, atomic_path, make_directory, write_json, write_text
 from tbkin_core.shards import (
+    FORMAT_VERSION,
     MANIFEST,
     StoreReader,
     StoreWriter,
@@ -337,8 +338,33 @@ def test_a_store_of_another_kind_or_version_is_refused(tmp_path: Path) -> None:
             opening(tmp_path / "old")
 
 
+MANIFEST_CONTENT = {
+    "kind": "features", "format_version": FORMAT_VERSION, "complete": True, "settings": {}, "shards": [],
+    "extra": {},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"kind": "features", "format_version": 1}', "null", "\xff"]
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"kind": "features", "format_version": 1}',
+        "null",
+        "\xff",
+        *(
+            json.dumps({**MANIFEST_CONTENT, **change})
+            for change in (
+                {"shards": 5},
+                {"shards": ["../elsewhere.safetensors"]},
+                {"shards": [None]},
+                {"settings": None},
+                {"extra": []},
+                {"complete": "yes"},
+            )
+        ),
+    ],
 )
 def test_a_broken_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / MANIFEST).write_bytes(content.encode("latin-1"))
@@ -496,6 +522,31 @@ def test_a_directory_takes_the_place_of_another_or_leaves_it(tmp_path: Path) -> 
         raise RuntimeError
     assert [entry.name for entry in target.iterdir()] == ["second"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_directory_comes_back_where_its_replacement_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+    rename = Path.replace
+
+    def refuse(source: Path, place: Path) -> Path:
+        if place == target and "-old-" not in source.name:
+            raise OSError(errno.EBUSY, "busy")
+        return rename(source, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        with pytest.raises(DataError, match="cannot write here"), atomic_directory(target):
+            pass
+    assert [entry.name for entry in target.iterdir()] == ["old"]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="cannot write here"), atomic_directory(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "model"]
 
 
 REFUSALS = {errno.ENOSPC: "free some space", errno.EACCES: "--out", errno.EROFS: "--out"}

@@ -243,7 +243,10 @@ def _recognise(path: Path, suffix: str, has_refs: bool) -> tuple[str | None, str
     if _is_refs(name):
         return "refs", None
     if suffix in {".jsonl", ".ndjson"}:
-        return ("jsonl", None) if re.search(r'"(text|caption)"\s*:', _ends_of(path)) else (None, None)
+        ends = _ends_of(path)
+        if '"cross_edges": [' in ends:  # what `build-graphs --export` wrote
+            return None, None
+        return ("jsonl", None) if re.search(r'"(text|caption)"\s*:', ends) else (None, None)
     if suffix in {".h5", ".hdf5"}:
         return "feature-table", None
     if suffix == ".tsv":

@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -49,7 +50,13 @@ from tbkin_core.graphs.store import (
     shard_counts,
 )
 from tbkin_core.graphs.text_graph import TextGraph
-from tbkin_core.runtime import atomic_path, one_thread_a_process, progress
+from tbkin_core.runtime import (
+    atomic_path,
+    check_file_place,
+    environment_number,
+    one_thread_a_process,
+    progress,
+)
 from tbkin_core.shards import (
     SharedStoreWriter,
     clear_store,
@@ -162,7 +169,7 @@ def choose_workers(workers: int | None, captions: int) -> int:
     if workers is None:
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # Ranks on one machine share its processors, unless SLURM has divided them already.
-        processors //= max(int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1), 1)
+        processors //= max(environment_number("LOCAL_WORLD_SIZE", 1), 1)
         workers = processors if captions > WORKERS_FROM else 0
     workers = min(workers, -(-captions // SHARD_CAPTIONS))
     return workers if workers > 1 else 0
@@ -228,7 +235,8 @@ def build_dataset(
             "annotated_relations": dataset.has_gold_graphs,
         }
         writer = SharedStoreWriter(out, "graphs", settings, count)
-        corpus = _Corpus(texts, json.dumps(writer.settings, sort_keys=True))
+        regions = _Regions(dataset, features, label_iou)
+        corpus = _Corpus(texts, json.dumps(writer.settings, sort_keys=True), regions)
         own = range(rank, count, world)
         todo = [number for number in own if not writer.has(number, corpus.fingerprint(number))]
         made = sum(len(corpus.part(number)) for number in todo)
@@ -241,8 +249,7 @@ def build_dataset(
             logger.info("%d %s, parser %s, %d worker processes", made, kind, settings["parser"], processes)
             writer.begin(todo, alone=world == 1)
             corpus.find_repeated()
-            jobs = corpus.jobs(todo, _Regions(dataset, features, label_iou))
-            for _ in progress(builder.run(jobs), "graphs", total=len(todo), unit="shard"):
+            for _ in progress(builder.run(corpus.jobs(todo)), "graphs", total=len(todo), unit="shard"):
                 pass
     done = set(own)
     missing = sum(
@@ -250,16 +257,35 @@ def build_dataset(
     )
     if missing:
         return Build(out, made, present, None, missing)
-    if not todo and writer.extra is not None and "summary" in writer.extra and (out / PRIORS).exists():
-        return Build(out, made, present, writer.extra["summary"])
+    found = {} if todo or writer.extra is None else writer.extra
+    if "checksum" in found and found["checksum"] == _result_checksum(found.get("summary"), out / PRIORS):
+        return Build(out, made, present, found["summary"])
     priors, summary = _count(out, count)
     priors.save(out / PRIORS)
-    writer.finish(summary=summary)
+    writer.finish(summary=summary, checksum=_result_checksum(summary, out / PRIORS))
     return Build(out, made, present, summary)
 
 
+def _result_checksum(summary: Any, priors: Path) -> int | None:
+    """Of what is counted over all shards; None where the file of priors cannot be read."""
+    try:
+        return zlib.crc32(priors.read_bytes(), zlib.crc32(json.dumps(summary, sort_keys=True).encode()))
+    except OSError:
+        return None
+
+
+def check_export_place(path: Path, store: Path | None = None) -> None:
+    """Refuse to export where something else would be lost, as `tbkin_core.runtime.check_file_place`."""
+    check_file_place(path, "export", lambda _, end: b'"cross_edges": [' in end, store)
+
+
 def export_jsonl(store: GraphStore, path: Path) -> None:
-    """Write every unified graph as a line of JSON, atomically."""
+    """Write every unified graph as a line of JSON, atomically.
+
+    Raises:
+        ConfigError, DataError: As `check_export_place`; DataError also where the disk is full.
+    """
+    check_export_place(path)
     # Lone surrogates (file names that are no UTF-8) become JSON's own escapes.
     with (
         atomic_path(path) as temporary,
@@ -330,21 +356,28 @@ class _Job:
 
 
 class _Corpus:
-    """The texts, cut into shards by position."""
+    """The texts, cut into shards by position, with the regions of their images."""
 
-    def __init__(self, texts: Sequence[Caption], settings: str) -> None:
+    def __init__(self, texts: Sequence[Caption], settings: str, regions: _Regions) -> None:
         self._texts = texts
         self._settings = settings
+        self._regions = regions
         self._repeated: NDArray[np.int64] = np.zeros(0, np.int64)
 
     def part(self, number: int) -> Sequence[Caption]:
         return self._texts[number * SHARD_CAPTIONS : (number + 1) * SHARD_CAPTIONS]
 
     def fingerprint(self, number: int) -> str:
-        """Digest of the settings and of a shard's records."""
-        rows = [(text.text_id, text.image_id, text.text, text.split) for text in self.part(number)]
+        """Digest of the settings, of a shard's records and of the regions that they are joined with."""
+        part = self.part(number)
+        rows = [(text.text_id, text.image_id, text.text, text.split) for text in part]
         digest = hashlib.blake2b(self._settings.encode(), digest_size=16)
         digest.update(repr(rows).encode("utf-8", "backslashreplace"))
+        for image_id in dict.fromkeys(text.image_id for text in part if text.image_id is not None):
+            image = self._regions[image_id]
+            digest.update(np.ascontiguousarray(image.boxes).data)
+            described = (image.labels, image.attributes, image.relations, image.annotated)
+            digest.update(repr(described).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()
 
     def find_repeated(self) -> None:
@@ -353,7 +386,7 @@ class _Corpus:
         hashes.sort()
         self._repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
-    def jobs(self, numbers: Iterable[int], regions: _Regions) -> Iterator[_Job]:
+    def jobs(self, numbers: Iterable[int]) -> Iterator[_Job]:
         for number in numbers:
             part = self.part(number)
             places: dict[ImageId, int] = {}
@@ -361,7 +394,7 @@ class _Corpus:
             for text in part:
                 if text.image_id is not None and text.image_id not in places:
                     places[text.image_id] = len(images)
-                    images.append(regions[text.image_id])
+                    images.append(self._regions[text.image_id])
             hashes = np.fromiter((hash(text.text) for text in part), np.int64, len(part))
             yield _Job(
                 number,

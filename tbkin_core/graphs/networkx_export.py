@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.graphs.unified import PREDICATES, UnifiedGraph
-from tbkin_core.runtime import atomic_directory, atomic_path
+from tbkin_core.runtime import atomic_directory, atomic_path, check_file_place, make_directory
 
 if TYPE_CHECKING:
     import networkx
@@ -22,6 +22,7 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)
 _OWN_FILE = re.compile(r"\d{8}-.*\.(graphml|json)")
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_OWN_START = re.compile(rb'graphml\.graphdrawing\.org|"directed": true|\A\[\s*\]?\s*\Z')
 
 
 def to_networkx(graph: UnifiedGraph) -> networkx.DiGraph:
@@ -88,23 +89,17 @@ def export_networkx(
     Args:
         graphs: One graph, or several. They are read once and one at a time; only one GraphML file of all
             holds them in memory together, so take a directory or JSON for a large corpus.
-        path: File or directory; an existing one is replaced when all is written.
+        path: File or directory; an earlier export there is replaced when all is written.
         format: `graphml` or `json`; None goes by the suffix, GraphML without one.
 
     Returns:
         How many graphs were written.
 
     Raises:
-        ConfigError: Unknown format.
-        DataError: The disk refuses.
+        ConfigError, DataError: As `check_networkx_place`; DataError also where the disk is full.
     """
     path = Path(path)
-    chosen = format or path.suffix.lower().lstrip(".") or "graphml"
-    if chosen not in FORMATS:
-        raise ConfigError(
-            f"networkx export: expected {' or '.join(FORMATS)}, got {chosen!r}",
-            hint="name the file graphs.graphml or graphs.json, or a directory",
-        )
+    chosen = check_networkx_place(path, format=format)
     if isinstance(graphs, UnifiedGraph):
         single = to_networkx(graphs)
         if path.suffix:
@@ -120,13 +115,47 @@ def export_networkx(
         )
 
 
-def _write_directory(graphs: Iterable[UnifiedGraph], path: Path, format: str) -> int:
-    count = 0
+def check_networkx_place(path: Path, store: Path | None = None, format: str | None = None) -> str:
+    """The format of an export to `path`; refuses a place where something else would be lost.
+
+    Args:
+        path: As for `export_networkx`.
+        store: Directory of the graph store, whose own files have names that are taken.
+        format: As for `export_networkx`.
+
+    Raises:
+        ConfigError: Unknown format; a directory where a file is named or the other way round; other content
+            than an earlier export there.
+        DataError: The place cannot be written to.
+    """
+    chosen = format or path.suffix.lower().lstrip(".") or "graphml"
+    if chosen not in FORMATS:
+        raise ConfigError(
+            f"networkx export: expected {' or '.join(FORMATS)}, got {chosen!r}",
+            hint="name the file graphs.graphml or graphs.json, or a directory",
+        )
+    if path.suffix:
+        check_file_place(path, "networkx", lambda start, _: bool(_OWN_START.search(start)), store)
+        return chosen
+    if path.exists() and not path.is_dir():
+        raise ConfigError(
+            f"networkx: {path} is a file, expected a directory",
+            hint="name a file with its format, such as graphs.graphml, or a new directory",
+        )
+    whole = path.resolve()
+    if whole == Path.cwd() or whole in Path.cwd().parents:
+        raise ConfigError(f"networkx: {path} holds the current directory", hint="name a new directory")
     if path.is_dir() and any(not _OWN_FILE.fullmatch(entry.name) for entry in path.iterdir()):
         raise ConfigError(
             f"networkx: {path} holds other files than an earlier export of graphs",
             hint="name a new directory, so that nothing is lost",
         )
+    make_directory(path.parent)
+    return chosen
+
+
+def _write_directory(graphs: Iterable[UnifiedGraph], path: Path, format: str) -> int:
+    count = 0
     with atomic_directory(path) as temporary:
         for graph in graphs:
             # The row keeps names apart that differ in what a file name cannot hold.

@@ -223,7 +223,7 @@ class GraphStore:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self._reader = StoreReader(Path(path), "graphs", COMMAND)
+        self._reader = StoreReader(Path(path), "graphs", COMMAND, verify=True)
         self.path = Path(path)
         if not self._reader.complete:
             raise DataError(
