@@ -102,12 +102,23 @@ def extend_tokenizer(
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory (tokenizer.json or vocab.txt) or of a hub id.
 
+    Of a file of weights, such as ROSITA's, it is the one in its directory, else that of bert-base-uncased.
+
     Raises:
         CheckpointError: None there, or it lacks BERT's special tokens.
     """
     from tokenizers import Tokenizer
 
     directory = Path(path)
+    if directory.is_file():
+        beside = any((directory.parent / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
+        try:
+            return load_tokenizer(directory.parent if beside else "bert-base-uncased")
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{path}: needs a tokenizer: {error.message}",
+                hint=f"put the vocab.txt of bert-base-uncased into {directory.parent}",
+            ) from error
     try:
         if (directory / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))

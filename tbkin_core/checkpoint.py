@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tbkin_core.batches import load_tokenizer, save_tokenizer
-from tbkin_core.errors import CheckpointError
+from tbkin_core.errors import CheckpointError, ConfigError
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, TbkinForVqa
 from tbkin_core.runtime import make_directory, quiet_transformers, write_errors
 
@@ -125,7 +126,7 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights to begin from, under the names of `TbkinForPreTraining`, and their configuration.
 
     Args:
-        path: A tbkin checkpoint, a directory with a BERT model, or a hub id of one.
+        path: A tbkin checkpoint, a directory with a BERT model, a hub id of one, or a `.pkl` of ROSITA.
 
     Raises:
         CheckpointError: Not found, or a model of another type.
@@ -133,6 +134,12 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from transformers import AutoConfig, AutoModel
 
     directory = Path(path)
+    if directory.is_file():
+        weights, config = _read_rosita(directory, None)
+        # Which answer is which row is not in the file.
+        return {
+            name: value for name, value in weights.items() if "answer_decoder" not in name
+        }, config.to_dict()
     if directory.is_dir() and not (directory / "config.json").is_file():
         raise CheckpointError(f"{path}: holds no model (no config.json)")
     if directory.is_dir() and "tbkin" in (directory / "config.json").read_text(encoding="utf-8"):
@@ -172,6 +179,164 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             hint="give the directory of a checkpoint, or --init none to begin from random weights",
         ) from error
     return bert_weights(bert.state_dict()), bert_config.to_dict()
+
+
+_ROSITA_PARTS = {
+    "text_embeddings": {
+        "word_embeddings": "tbkin.text_embeddings.word_embeddings",
+        "position_embeddings": "tbkin.text_embeddings.position_embeddings",
+        "token_type_embeddings": "tbkin.text_embeddings.token_type_embeddings",
+        "layer_norm": "tbkin.text_embeddings.layer_norm",
+    },
+    "visual_embeddings": {
+        "dense_imgfeat": "tbkin.region_embeddings.feature_projection",
+        "dense_bboxfeat": "tbkin.region_embeddings.geometry_projection",
+        "layer_norm": "tbkin.region_embeddings.layer_norm",
+    },
+    "pooler": {"dense": "tbkin.pooler"},
+    "text_mlm_head": {
+        "dense": "mlm_head.dense",
+        "layer_norm": "mlm_head.layer_norm",
+        "decode": "mlm_decoder",
+    },
+    "imgfeat_head": {
+        "dense": "region_head.dense",
+        "layer_norm": "region_head.layer_norm",
+        "dense_feat": "region_feature_decoder",
+        "dense_obj": "object_decoder",
+        "dense_attr": "attribute_decoder",
+    },
+    "mm_itm_head": {"dense": "itm_head"},
+    "mm_qa_head": {
+        "dense0": "answer_head.dense",
+        "layer_norm": "answer_head.layer_norm",
+        "dense1": "answer_decoder",
+    },
+    "mm_refs_head": {
+        "dense": "rec_head.dense",
+        "layer_norm": "rec_head.layer_norm",
+        "dense_rank": "score_decoder",
+        "dense_reg": "delta_decoder",
+    },
+}
+_ROSITA_LAYER = {
+    "mhatt.dense_q": "query",
+    "mhatt.dense_k": "key",
+    "mhatt.dense_v": "value",
+    "mhatt.dense_merge": "attention_output",
+    "layer_norm0": "attention_norm",
+    "ffn.dense0": "intermediate",
+    "ffn.dense1": "output",
+    "layer_norm1": "output_norm",
+}
+_ROSITA_HEADS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
+    "pretraining": (TbkinForPreTraining, ("text_mlm_head", "imgfeat_head", "mm_itm_head")),
+    "vqa": (TbkinForVqa, ("mm_qa_head",)),
+    "rec": (TbkinForRec, ("mm_refs_head",)),
+}
+
+
+def import_rosita(path: Path | str, head: str = "pretraining", attention_heads: int | None = None) -> Any:
+    """A model with the weights of a checkpoint of ROSITA (Cui et al., ACM MM 2021), in evaluation mode.
+
+    Its files are a dict of one state dict a part of the model (`text_embeddings`, `backbone`, ...); optimizer
+    states in it are passed over. It was trained on bottom-up-attention features (F = 2048) as they are, and
+    on the vocabulary of bert-base-uncased. Answers have the order of its `answer_vocab.json`.
+
+    Args:
+        path: The `.pkl`; read without running code.
+        head: "pretraining", "vqa" or "rec".
+        attention_heads: H; None takes one for each 64 of the width, as the published models have.
+
+    Returns:
+        `TbkinForPreTraining`, `TbkinForVqa` or `TbkinForRec`.
+
+    Raises:
+        ConfigError: Another head.
+        CheckpointError: No such file, no checkpoint of ROSITA, or one without that head.
+    """
+    if head not in _ROSITA_HEADS:
+        raise ConfigError(f"head: expected one of {', '.join(_ROSITA_HEADS)}, got {head!r}")
+    kind, parts = _ROSITA_HEADS[head]
+    weights, config = _read_rosita(Path(path), attention_heads, parts)
+    model = kind(config)
+    own = model.state_dict()
+    unfit = [
+        name
+        for name, value in own.items()
+        if not name.endswith(("feature_mean", "feature_scale"))
+        and (name not in weights or weights[name].shape != value.shape)
+    ]
+    if unfit:
+        raise CheckpointError(
+            f"{path}: {len(unfit)} weights of a {head} model are missing or of another shape,"
+            f" such as {unfit[0]}"
+        )
+    model.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
+    return model.eval()
+
+
+def _read_rosita(
+    path: Path, attention_heads: int | None, needed: Sequence[str] = ()
+) -> tuple[dict[str, Tensor], TbkinConfig]:
+    """The weights in a file of ROSITA under tbkin's names, and the sizes that they have."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of old pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and pickle raise many kinds
+        raise CheckpointError(
+            f"{path}: cannot be read as a checkpoint of ROSITA ({' '.join(str(error).split())[:200]})",
+            hint="give one of its .pkl files, or a directory with config.json and model.safetensors",
+        ) from error
+    missing = [
+        part
+        for part in ("text_embeddings", "backbone", "pooler", *needed)
+        if not isinstance(content, dict) or not isinstance(content.get(part), Mapping)
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{path}: is no checkpoint of ROSITA with this head: it holds no {', '.join(missing)}",
+            hint="the published rosita-base.pkl holds the pretraining heads; a fine-tuned one holds its own",
+        )
+    weights: dict[str, Tensor] = {}
+    for part, names in _ROSITA_PARTS.items():
+        for name, value in content.get(part, {}).items():
+            module, _, kind = name.rpartition(".")
+            if module in names:
+                weights[f"{names[module]}.{kind}"] = value
+            elif (part, name) == ("text_mlm_head", "bias"):
+                weights["mlm_decoder.bias"] = value
+    for name, value in content["backbone"].items():
+        _, number, rest = name.split(".", 2)
+        module, _, kind = rest.rpartition(".")
+        if module in _ROSITA_LAYER:
+            weights[f"tbkin.encoder.layers.{number}.{_ROSITA_LAYER[module]}.{kind}"] = value
+    weights = {name: value.float() for name, value in weights.items()}
+
+    def rows(name: str, default: int) -> int:
+        return int(weights[name].shape[0]) if name in weights else default
+
+    try:
+        words, width = weights["tbkin.text_embeddings.word_embeddings.weight"].shape
+        features = weights.get("tbkin.region_embeddings.feature_projection.weight")
+        config = TbkinConfig(
+            vocab_size=int(words),
+            hidden_size=int(width),
+            num_hidden_layers=1 + max(int(name.split(".")[1]) for name in content["backbone"]),
+            num_attention_heads=attention_heads or max(int(width) // 64, 1),
+            intermediate_size=rows("tbkin.encoder.layers.0.intermediate.weight", 4 * int(width)),
+            max_position_embeddings=rows("tbkin.text_embeddings.position_embeddings.weight", 512),
+            type_vocab_size=rows("tbkin.text_embeddings.token_type_embeddings.weight", 2),
+            region_feature_size=2048 if features is None else int(features.shape[1]),
+            num_object_classes=rows("object_decoder.weight", 1600),
+            num_attribute_classes=rows("attribute_decoder.weight", 400),
+            num_answers=rows("answer_decoder.weight", 3129),
+        )
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: is no checkpoint of ROSITA ({error!r})") from error
+    return weights, config
 
 
 def bert_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tbkin_core.checkpoint import apply_init, bert_weights
+from tbkin_core.batches import load_tokenizer
+from tbkin_core.checkpoint import apply_init, bert_weights, import_rosita, load_init
 from tbkin_core.errors import CheckpointError, ConfigError
 from tbkin_core.modeling import (
     Selection,
@@ -237,8 +240,6 @@ def random_bert(**changes: Any) -> Any:
 
 
 def test_the_text_side_computes_what_bert_computes(tmp_path: Path) -> None:
-    from tbkin_core.checkpoint import load_init
-
     bert = random_bert()
     bert.save_pretrained(tmp_path)
     weights, _ = load_init(str(tmp_path))
@@ -269,3 +270,117 @@ def test_a_longer_vocabulary_keeps_its_new_rows() -> None:
 def test_weights_of_another_width_are_refused() -> None:
     with pytest.raises(CheckpointError, match="instead of"):
         apply_init(tiny(TbkinForVqa, hidden_size=24), bert_weights(random_bert().state_dict()), "bert")
+
+
+# ---- checkpoints of ROSITA ----------------------------------------------------------------------
+
+ROSITA_NAMES = {
+    "tbkin.text_embeddings.": "text_embeddings.",
+    "tbkin.region_embeddings.feature_projection.": "visual_embeddings.dense_imgfeat.",
+    "tbkin.region_embeddings.geometry_projection.": "visual_embeddings.dense_bboxfeat.",
+    "tbkin.region_embeddings.layer_norm.": "visual_embeddings.layer_norm.",
+    "tbkin.encoder.": "backbone.",
+    "tbkin.pooler.": "pooler.dense.",
+    "mlm_head.": "text_mlm_head.",
+    "mlm_decoder.weight": "text_mlm_head.decode.weight",
+    "mlm_decoder.bias": "text_mlm_head.bias",
+    "region_head.": "imgfeat_head.",
+    "region_feature_decoder.": "imgfeat_head.dense_feat.",
+    "object_decoder.": "imgfeat_head.dense_obj.",
+    "attribute_decoder.": "imgfeat_head.dense_attr.",
+    "itm_head.": "mm_itm_head.dense.",
+    "answer_head.dense.": "mm_qa_head.dense0.",
+    "answer_head.layer_norm.": "mm_qa_head.layer_norm.",
+    "answer_decoder.": "mm_qa_head.dense1.",
+    "rec_head.": "mm_refs_head.",
+    "score_decoder.": "mm_refs_head.dense_rank.",
+    "delta_decoder.": "mm_refs_head.dense_reg.",
+}
+ROSITA_LAYER_NAMES = {
+    ".query.": ".mhatt.dense_q.", ".key.": ".mhatt.dense_k.", ".value.": ".mhatt.dense_v.",
+    ".attention_output.": ".mhatt.dense_merge.", ".attention_norm.": ".layer_norm0.",
+    ".intermediate.": ".ffn.dense0.", ".output.": ".ffn.dense1.", ".output_norm.": ".layer_norm1.",
+}  # fmt: skip
+HEADS = {"pretraining": TbkinForPreTraining, "vqa": TbkinForVqa, "rec": TbkinForRec}
+
+
+def rosita_file(model: Any, path: Path) -> Path:
+    """A model's weights as ROSITA publishes its own: a dict of state dicts, and an optimizer's state."""
+    content: dict[str, Any] = {"epoch": 40, "net_optim": {"state": {}, "param_groups": [{"lr": 1e-4}]}}
+    for name, value in model.state_dict().items():
+        start = max((each for each in ROSITA_NAMES if name.startswith(each)), key=len, default=None)
+        if start is None:
+            continue  # the statistics of region features, which are ours alone
+        theirs = ROSITA_NAMES[start] + name.removeprefix(start)
+        if theirs.startswith("backbone."):
+            for ours, other in ROSITA_LAYER_NAMES.items():
+                theirs = theirs.replace(ours, other)
+        part, _, rest = theirs.partition(".")
+        content.setdefault(part, {})[rest] = value
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_checkpoint_of_rosita_computes_what_it_did(tmp_path: Path, head: str) -> None:
+    model = tiny(HEADS[head])
+    file = rosita_file(model, tmp_path / "rosita.pkl")
+    heads = model.config.num_attention_heads
+    found = import_rosita(file, head, attention_heads=heads)
+    inputs = random_inputs([5, 3], [4, 2])
+    with torch.no_grad():
+        expected, got = model(**inputs), found(**inputs)
+    assert set(expected) == set(got)
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], atol=0, rtol=0)
+    others = {part for other, part in (("vqa", "mm_qa_head"), ("rec", "mm_refs_head")) if other != head}
+    for other, part in (("vqa", "mm_qa_head"), ("rec", "mm_refs_head")):
+        if part in others:
+            with pytest.raises(CheckpointError, match=part):
+                import_rosita(file, other)
+
+
+def test_training_begins_from_a_checkpoint_of_rosita(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    def unreachable(name: str) -> None:
+        raise OSError(f"{name} cannot be reached")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
+    model = tiny(TbkinForVqa)
+    file = rosita_file(model, tmp_path / "rosita-vqa.pkl")
+    weights, values = load_init(str(file))
+    assert values["hidden_size"] == model.config.hidden_size
+    assert values["num_hidden_layers"] == model.config.num_hidden_layers
+    begun = tiny(TbkinForVqa, seed=5)
+    answers = begun.answer_decoder.weight.clone()
+    apply_init(begun, weights, str(file))
+    for name, value in model.tbkin.state_dict().items():
+        assert torch.equal(begun.tbkin.state_dict()[name], value), name
+    assert torch.equal(begun.answer_decoder.weight, answers), "whose rows other answers may have"
+    with pytest.raises(CheckpointError, match=r"vocab\.txt"):
+        load_tokenizer(file)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dog"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    assert load_tokenizer(file).token_to_id("dog") == 5
+
+
+@pytest.mark.parametrize("content", ["text", "list", "code", "cut", "bert"])
+def test_what_is_no_checkpoint_of_rosita_is_refused(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "rosita.pkl"
+    if content == "text":
+        file.write_text("version https://git-lfs.github.com/spec/v1")
+    elif content == "code":
+        file.write_bytes(pickle.dumps({"text_embeddings": os.system}))
+    elif content == "cut":
+        whole = rosita_file(tiny(TbkinForVqa), file).read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+    else:
+        torch.save([1, 2] if content == "list" else {"bert.pooler": torch.zeros(3)}, file)
+    for read in (import_rosita, lambda path: load_init(str(path))):
+        with pytest.raises(CheckpointError, match="ROSITA"):
+            read(file)
+    with pytest.raises(CheckpointError, match="no such file"):
+        import_rosita(tmp_path / "none.pkl")
+    with pytest.raises(ConfigError, match="head"):
+        import_rosita(file, "captioning")
