@@ -22,6 +22,7 @@ from tbkin_core.modeling import (
     TbkinForPreTraining,
     TbkinForRec,
     TbkinForVqa,
+    TbkinModel,
 )
 from tbkin_core.modeling.configuration import SIZES
 
@@ -270,6 +271,24 @@ def test_a_longer_vocabulary_keeps_its_new_rows() -> None:
 def test_weights_of_another_width_are_refused() -> None:
     with pytest.raises(CheckpointError, match="instead of"):
         apply_init(tiny(TbkinForVqa, hidden_size=24), bert_weights(random_bert().state_dict()), "bert")
+
+
+def test_the_auto_classes_of_transformers_know_the_models(tmp_path: Path) -> None:
+    import transformers
+
+    for kind, auto in (
+        (TbkinForVqa, transformers.AutoModelForVisualQuestionAnswering),
+        (TbkinForPreTraining, transformers.AutoModelForPreTraining),
+        (TbkinForPreTraining, transformers.AutoModel),
+    ):
+        model = tiny(kind)
+        model.save_pretrained(tmp_path)
+        found = auto.from_pretrained(tmp_path)
+        assert isinstance(found, TbkinModel if auto is transformers.AutoModel else kind)
+        base = getattr(found, "tbkin", found)
+        for name, value in model.tbkin.state_dict().items():
+            assert torch.equal(base.state_dict()[name], value), name
+    assert isinstance(transformers.AutoConfig.from_pretrained(tmp_path), TbkinConfig)
 
 
 # ---- checkpoints of ROSITA ----------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The model: configuration, thresholded attention, encoder and heads. Importing this loads torch."""
 
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoModelForVisualQuestionAnswering
+
 from tbkin_core.modeling.attention import AttentionRecord, selective_attention
 from tbkin_core.modeling.configuration import TbkinConfig
 from tbkin_core.modeling.models import (
@@ -10,6 +12,12 @@ from tbkin_core.modeling.models import (
     TbkinOutput,
 )
 from tbkin_core.selection import Selection
+
+# So that `AutoModel.from_pretrained(DIR)` and its kin know a checkpoint once tbkin_core.modeling is imported.
+AutoConfig.register("tbkin", TbkinConfig, exist_ok=True)
+AutoModel.register(TbkinConfig, TbkinModel, exist_ok=True)
+AutoModelForPreTraining.register(TbkinConfig, TbkinForPreTraining, exist_ok=True)
+AutoModelForVisualQuestionAnswering.register(TbkinConfig, TbkinForVqa, exist_ok=True)
 
 __all__ = [
     "AttentionRecord",
