@@ -155,10 +155,10 @@ def mask_regions(
 
     Returns:
         `action` (B, K): -1 not a target, else `KEEP`, `MASK` or `REPLACE`; `replacement` (B, K), which
-        of the batch's B·K regions to put in place (a region that exists).
+        of the sample's own regions to put in place.
     """
     key = mix(seed, epoch)
-    batch, regions = region_mask.shape
+    regions = region_mask.shape[1]
     chosen = uniform(key, _REGION_BASE, samples, regions) < config.base
     if config.cross_modal_structure:
         chosen |= uniform(key, _REGION_CROSS, samples, regions) < config.cross_modal * cross_weight
@@ -170,8 +170,7 @@ def mask_regions(
     action = _actions(chosen, uniform(key, _REGION_ACTION, samples, regions), config)
     # Drawn among the sample's own regions: what other samples share the batch must not matter.
     count = np.maximum(region_mask.sum(axis=1, keepdims=True), 1)
-    column = (uniform(key, _REGION_REPLACE, samples, regions) * count).astype(np.int64)
-    replacement = np.arange(batch)[:, None] * regions + column
+    replacement = (uniform(key, _REGION_REPLACE, samples, regions) * count).astype(np.int64)
     return action, replacement
 
 

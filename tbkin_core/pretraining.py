@@ -315,25 +315,31 @@ class PretrainTask:
             action == MASK, self.mask_id, np.where(action == REPLACE, replacement, input_ids)
         )
 
-        region_action, source = mask_regions(
-            regions.mask,
-            side.cross_weight(image_of, regions.mask.shape[1]),
-            _iou(regions.boxes),
+        on_regions = np.flatnonzero(~on_text)
+        region_action = np.full(regions.mask.shape, -1, np.int8)
+        source = np.zeros(regions.mask.shape, np.int64)
+        region_action[on_regions], source[on_regions] = mask_regions(
+            regions.mask[on_regions],
+            side.cross_weight(image_of[on_regions], regions.mask.shape[1]),
+            _iou(regions.boxes[on_regions]),
             self.masking,
             self.seed,
             epoch,
-            rows,
+            rows[on_regions],
         )
-        region_action = np.where(on_text[:, None], -1, region_action)
-        features = regions.features.copy()
-        features[region_action == MASK] = 0
-        replaced = region_action == REPLACE
-        features[replaced] = regions.features.reshape(-1, features.shape[-1])[source[replaced]]
 
         # A mismatched pair is masked like any other (its regions by their own caption's edges), so that the
         # masks do not tell it; but it teaches no words.
         text_targets = (action >= 0) & matched[:, None]
         region_targets = (region_action >= 0) & matched[:, None]
+        features = regions.features
+        feature_labels = features[region_targets]
+        # In place, but what replaces a region is as it was.
+        replaced = region_action == REPLACE
+        sample = np.nonzero(replaced)[0]
+        put = features[sample, source[replaced]]
+        features[region_action == MASK] = 0
+        features[replaced] = put
         return {
             "input_ids": masked_ids,
             "attention_mask": attention_mask,
@@ -343,7 +349,7 @@ class PretrainTask:
             "text_targets": text_targets,
             "text_labels": input_ids[text_targets],
             "region_targets": region_targets,
-            "feature_labels": regions.features[region_targets],
+            "feature_labels": feature_labels,
             "object_labels": regions.object_ids[region_targets],
             "object_scores": regions.object_scores[region_targets],
             "attribute_labels": regions.attribute_ids[region_targets],
