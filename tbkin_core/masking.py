@@ -37,6 +37,8 @@ class MaskingConfig:
         neighbour: Chance that a masked region hides the regions it overlaps.
         neighbour_iou: IoU above which regions overlap.
         text_structure, image_structure, cross_modal_structure: Switches for ablation.
+        interference: Hide from a masked anchor what gives it away within its modality and what has nothing to
+            do with it in the other, see `interference_mask`. ROSITA's code computes such masks and uses none.
     """
 
     text_side: float = 0.5
@@ -55,6 +57,7 @@ class MaskingConfig:
     text_structure: bool = True
     image_structure: bool = True
     cross_modal_structure: bool = True
+    interference: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,29 @@ class TextStructure:
         word: (P,) word index in the caption.
         probability: (P,) chance that the word is masked once its object is an anchor; 1 for the
             object's own words.
+        own: (P,) bool, True for the object's own words, False for those of its attributes and relations.
     """
 
     sample: NDArray[np.int64]
     object: NDArray[np.int64]
     word: NDArray[np.int64]
     probability: NDArray[np.float32]
+    own: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class CrossStructure:
+    """The cross-modal edges of a batch.
+
+    Attributes:
+        sample: (E,) row in the batch.
+        object: (E,) number of the object within its caption.
+        region: (E,) number of the region within its image.
+    """
+
+    sample: NDArray[np.int64]
+    object: NDArray[np.int64]
+    region: NDArray[np.int64]
 
 
 def attribute_probability(prior: NDArray, config: MaskingConfig) -> NDArray:
@@ -172,6 +192,73 @@ def mask_regions(
     count = np.maximum(region_mask.sum(axis=1, keepdims=True), 1)
     replacement = (uniform(key, _REGION_REPLACE, samples, regions) * count).astype(np.int64)
     return action, replacement
+
+
+def interference_mask(
+    word_ids: NDArray,
+    text_targets: NDArray,
+    region_targets: NDArray,
+    text: TextStructure,
+    cross: CrossStructure,
+    iou: NDArray,
+    config: MaskingConfig,
+) -> NDArray[np.bool_]:
+    """Which keys each query may attend to once interference is removed (ROSITA, ACM MM 2021, §3.2).
+
+    A masked anchor, a word or region with a cross-modal edge, is to be found through the other modality, and
+    there through what it is tied to. A masked word of an anchor does not see the words of its attributes and
+    relations, nor the regions that it has no edge to. A masked region with an edge does not see the regions
+    that it overlaps, nor the words of objects that it has no edge to. What is hidden from an anchor still
+    reaches it by way of other tokens from the second layer on.
+
+    Args:
+        word_ids: (B, T) word of each piece, -1 for padding and special tokens.
+        text_targets: (B, T) bool, masked pieces.
+        region_targets: (B, K) bool, masked regions.
+        text: Text scene graphs of the batch.
+        cross: Their cross-modal edges.
+        iou: (B, K, K).
+
+    Returns:
+        (B, L, L) bool with L = T + K, True = may attend. Special tokens and a query's own place stay visible.
+    """
+    batch, length = word_ids.shape
+    regions = region_targets.shape[1]
+    objects = 1 + max(int(text.object.max(initial=0)), int(cross.object.max(initial=0)))
+    words = 1 + max(int(word_ids.max(initial=0)), int(text.word.max(initial=0)))
+    own = np.zeros((batch, objects, words), np.bool_)
+    related = np.zeros((batch, objects, words), np.bool_)
+    own[text.sample[text.own], text.object[text.own], text.word[text.own]] = True
+    other = ~text.own
+    related[text.sample[other], text.object[other], text.word[other]] = True
+    edge = np.zeros((batch, objects, regions), np.bool_)
+    inside = cross.region < regions
+    edge[cross.sample[inside], cross.object[inside], cross.region[inside]] = True
+
+    def of_pieces(marked: NDArray) -> NDArray[np.float32]:
+        """(B, O, T) from (B, O, W)."""
+        found = np.take_along_axis(marked, np.maximum(word_ids, 0)[:, None, :], axis=2)
+        result: NDArray[np.float32] = (found & (word_ids >= 0)[:, None, :]).astype(np.float32)
+        return result
+
+    def some(one: NDArray, another: NDArray) -> NDArray[np.bool_]:
+        """Of (B, O, M) and (B, O, N), whether any object has both: (B, M, N)."""
+        result: NDArray[np.bool_] = one.transpose(0, 2, 1) @ another > 0
+        return result
+
+    edges = edge.astype(np.float32)
+    of_own, of_related = of_pieces(own), of_pieces(related & ~own)
+    anchor = of_own * text_targets[:, None, :] * edge.any(axis=2)[:, :, None]  # (B, O, T)
+    masked_region = region_targets & edge.any(axis=1)  # (B, K)
+    seen = np.ones((batch, length + regions, length + regions), np.bool_)
+    seen[:, :length, :length] = ~some(anchor, of_related)
+    seen[:, :length, length:] = some(anchor, edges) | ~anchor.any(axis=1)[:, :, None]
+    overlapped = (iou > config.neighbour_iou) & ~np.eye(regions, dtype=np.bool_)
+    seen[:, length:, length:] = ~(masked_region[:, :, None] & overlapped)
+    described = np.maximum(of_own, of_related)
+    unrelated = described.any(axis=1)[:, None, :] & ~some(edges, described)  # (B, K, T)
+    seen[:, length:, :length] = ~(masked_region[:, :, None] & unrelated)
+    return seen
 
 
 def _actions(chosen: NDArray, draw: NDArray, config: MaskingConfig) -> NDArray[np.int8]:

@@ -31,9 +31,11 @@ from tbkin_core.losses import (
 from tbkin_core.masking import (
     MASK,
     REPLACE,
+    CrossStructure,
     MaskingConfig,
     TextStructure,
     attribute_probability,
+    interference_mask,
     mask_regions,
     mask_text,
     relation_probability,
@@ -62,7 +64,7 @@ class CaptionTable:
         pair_object, pair_word: Object number and word index within the caption.
         pair_kind: 0 the object's own words, 1 an attribute's, 2 a relation's.
         pair_prior: P(attribute | object) or P(relation, object | subject); 1 for own words.
-        cross_offsets, cross_region, cross_weight: Cross-modal edges likewise.
+        cross_offsets, cross_object, cross_region, cross_weight: Cross-modal edges likewise.
     """
 
     tokens: list[tuple[str, ...]] = field(default_factory=list)
@@ -73,6 +75,7 @@ class CaptionTable:
     pair_kind: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
     pair_prior: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     cross_offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    cross_object: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     cross_region: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     cross_weight: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
@@ -116,6 +119,7 @@ def join_tables(tables: Sequence[CaptionTable]) -> CaptionTable:
         joined("pair_kind"),
         joined("pair_prior"),
         offsets("cross_offsets"),
+        joined("cross_object"),
         joined("cross_region"),
         joined("cross_weight"),
     )
@@ -135,6 +139,7 @@ def select_captions(table: CaptionTable, keep: NDArray[np.bool_]) -> CaptionTabl
         table.pair_kind[pairs],
         table.pair_prior[pairs],
         ragged_offsets(np.diff(table.cross_offsets)[rows]),
+        table.cross_object[edges],
         table.cross_region[edges],
         table.cross_weight[edges],
     )
@@ -216,6 +221,7 @@ def _shard_captions(
         np.concatenate([np.full(len(piece[0]), piece[3], np.int8) for piece in pieces])[order],
         np.concatenate([piece[4] for piece in pieces])[order].astype(np.float32),
         ragged_offsets(np.bincount(cross_row, minlength=len(kept))),
+        arrays["cross_object"][flat_cross].astype(np.int64),
         arrays["cross_region"][flat_cross].astype(np.int64),
         arrays["cross_weight"][flat_cross].astype(np.float32),
     )
@@ -300,9 +306,10 @@ class PretrainTask:
         regions = side.regions(image_of, self.max_regions)
         on_text = text_side(self.masking, self.seed, epoch, rows)
 
+        structure = side.structure(rows)
         action, replacement = mask_text(
             word_ids,
-            side.structure(rows),
+            structure,
             self.vocabulary,
             self.first_ordinary,
             self.masking,
@@ -340,7 +347,7 @@ class PretrainTask:
         put = features[sample, source[replaced]]
         features[region_action == MASK] = 0
         features[replaced] = put
-        return {
+        batch = {
             "input_ids": masked_ids,
             "attention_mask": attention_mask,
             "region_features": features,
@@ -356,6 +363,18 @@ class PretrainTask:
             "attribute_scores": regions.attribute_scores[region_targets],
             "matched": matched.astype(np.int64),
         }
+        if self.masking.interference:
+            # For a mismatched pair by its own caption's edges too, so that this does not tell it either.
+            batch["pair_mask"] = interference_mask(
+                word_ids,
+                action >= 0,
+                region_action >= 0,
+                structure,
+                side.cross(rows),
+                _iou(regions.boxes),
+                self.masking,
+            )
+        return batch
 
     def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
         counts = {
@@ -463,8 +482,17 @@ class _Side:
         captions = self.captions
         flat, row, _ = ragged_gather(captions.pair_offsets, rows)
         return TextStructure(
-            row, captions.pair_object[flat], captions.pair_word[flat], self._probability[flat]
+            row,
+            captions.pair_object[flat],
+            captions.pair_word[flat],
+            self._probability[flat],
+            captions.pair_kind[flat] == 0,
         )
+
+    def cross(self, rows: NDArray) -> CrossStructure:
+        captions = self.captions
+        flat, row, _ = ragged_gather(captions.cross_offsets, rows)
+        return CrossStructure(row, captions.cross_object[flat], captions.cross_region[flat])
 
     def cross_weight(self, rows: NDArray, regions: int) -> NDArray[np.float32]:
         """(B, K) mean weight of each region's cross-modal edges; 0 without any."""

@@ -15,9 +15,11 @@ from tbkin_core.masking import (
     KEEP,
     MASK,
     REPLACE,
+    CrossStructure,
     MaskingConfig,
     TextStructure,
     attribute_probability,
+    interference_mask,
     mask_regions,
     mask_text,
     relation_probability,
@@ -30,7 +32,11 @@ SAMPLES = np.arange(20_000)
 LEVEL = 1e-5
 VOCABULARY, FIRST = 50, 5
 EMPTY = TextStructure(
-    np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    np.zeros(0, np.int64),
+    np.zeros(0, np.int64),
+    np.zeros(0, np.int64),
+    np.zeros(0, np.float32),
+    np.zeros(0, np.bool_),
 )
 
 
@@ -48,6 +54,7 @@ def structure_of(pairs: list[tuple[int, int, float]], samples: int) -> TextStruc
         np.tile([pair[0] for pair in pairs], samples).astype(np.int64),
         np.tile([pair[1] for pair in pairs], samples).astype(np.int64),
         np.tile([pair[2] for pair in pairs], samples).astype(np.float32),
+        np.tile([pair[2] == 1.0 for pair in pairs], samples),
     )
 
 
@@ -256,6 +263,85 @@ def test_switches_off_leave_the_base_rate() -> None:
     assert_rate(region_actions(np.ones(3), overlapping, off), off.base)
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_interference_is_hidden_from_masked_anchors_alone(data: st.DataObject) -> None:
+    """Against the definition, pair by pair; texts and images of several sizes in one batch."""
+    batch = data.draw(st.integers(1, 3))
+    lengths = data.draw(st.lists(st.integers(1, 6), min_size=batch, max_size=batch))
+    boxes = data.draw(st.lists(st.integers(1, 4), min_size=batch, max_size=batch))
+    tokens, regions = max(lengths) + 2, max(boxes)
+    word_ids = np.full((batch, tokens), -1)
+    pairs: list[tuple[int, int, int, bool]] = []
+    edges: list[tuple[int, int, int]] = []
+    text_targets = np.zeros((batch, tokens), np.bool_)
+    region_targets = np.zeros((batch, regions), np.bool_)
+    chance = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    for sample in range(batch):
+        word_ids[sample, 1 : lengths[sample] + 1] = np.sort(
+            chance.integers(0, lengths[sample], lengths[sample])
+        )
+        for item in range(int(chance.integers(0, 4))):
+            pairs += [
+                (sample, item, int(word), bool(chance.random() < 0.5))
+                for word in chance.integers(0, lengths[sample] + 2, 3)  # some beyond a cut text
+            ]
+            if chance.random() < 0.7:
+                edges += [(sample, item, int(region)) for region in chance.integers(0, boxes[sample] + 1, 2)]
+        text_targets[sample] = (word_ids[sample] >= 0) & (chance.random(tokens) < 0.6)
+        region_targets[sample, : boxes[sample]] = chance.random(boxes[sample]) < 0.6
+    iou = chance.random((batch, regions, regions))
+    iou = np.maximum(iou, iou.transpose(0, 2, 1))
+    columns = np.array(pairs, np.int64).reshape(-1, 4).T
+    ends = np.array(edges, np.int64).reshape(-1, 3).T
+    config = MaskingConfig(neighbour_iou=0.5)
+    seen = interference_mask(
+        word_ids,
+        text_targets,
+        region_targets,
+        TextStructure(*columns[:3], np.ones(columns.shape[1], np.float32), columns[3] == 1),
+        CrossStructure(*ends),
+        iou,
+        config,
+    )
+    for sample in range(batch):
+        own = {(item, word) for row, item, word, mine in pairs if row == sample and mine}
+        related = {(item, word) for row, item, word, mine in pairs if row == sample and not mine} - own
+        tied = {(item, place) for row, item, place in edges if row == sample and place < regions}
+        anchors = {item for item, _ in tied}
+        for query in range(tokens + regions):
+            hidden: set[int] = set()
+            if query < tokens and text_targets[sample, query]:
+                mine = {item for item in anchors if (item, word_ids[sample, query]) in own}
+                hidden |= {
+                    key
+                    for key in range(tokens)
+                    if any((item, word_ids[sample, key]) in related for item in mine)
+                }
+                if mine:
+                    hidden |= {
+                        tokens + place
+                        for place in range(regions)
+                        if not any((item, place) in tied for item in mine)
+                    }
+            elif query >= tokens and region_targets[sample, query - tokens]:
+                mine = {item for item, place in tied if place == query - tokens}
+                if mine:
+                    hidden |= {
+                        tokens + place
+                        for place in range(regions)
+                        if place != query - tokens and iou[sample, query - tokens, place] > 0.5
+                    }
+                    of = {
+                        key: {item for item, word in own | related if word == word_ids[sample, key]}
+                        for key in range(tokens)
+                    }
+                    hidden |= {key for key, items in of.items() if items and not items & mine}
+            np.testing.assert_array_equal(np.flatnonzero(~seen[sample, query]), sorted(hidden))
+        assert seen[sample].diagonal().all()
+        assert seen[sample, :, 0].all(), "[CLS] is there for everybody"
+
+
 # ---- what a draw depends on ---------------------------------------------------------------------
 
 
@@ -293,7 +379,9 @@ def test_masks_do_not_depend_on_the_batch_its_order_or_padding(
             flat += [(place, *pair) for pair in texts[row]["pairs"]]
         columns = list(zip(*flat, strict=True)) or [(), (), (), ()]
         sample, item, word = (np.array(columns[number], np.int64) for number in range(3))
-        structure = TextStructure(sample, item, word, np.array(columns[3], np.float32))
+        structure = TextStructure(
+            sample, item, word, np.array(columns[3], np.float32), np.zeros(len(sample), np.bool_)
+        )
         samples = keys[rows]
         side = text_side(config, seed, epoch, samples)
         action, replacement = mask_text(ids, structure, VOCABULARY, FIRST, config, seed, epoch, samples)

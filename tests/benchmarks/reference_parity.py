@@ -61,6 +61,7 @@ def reference_settings() -> SimpleNamespace:
         TYPE_EMB_IN_SIZE=2, IMGFEAT_SIZE=FEATURES, BBOXFEAT_SIZE=5, USE_BBOXFEAT=True,
         IMGFEAT_OBJ_CLASSNUM=OBJECTS, IMGFEAT_ATTR_CLASSNUM=ATTRIBUTES, WEIGHT_INIT_FACTOR=0.02,
         DEVICE_IDS=["cpu"], OT_LAMBDA=0.1,
+        TASKS={"text": ["mlm"], "image": ["feat", "obj", "attr"], "mm": ["itm"]},
         LOSS_REDUCTION={
             "text": {"mlm": "mean"},
             "image": {"feat": "mean", "obj": "mean", "attr": "mean"},
