@@ -25,7 +25,7 @@ MAX_TOKENS = 512
 MAX_CHARACTERS = 16_384
 PIPE_TEXTS = 256  # that a component sees together
 NEW_STRINGS = 200_000  # words and their affixes; about 100 MB
-RULES = 1  # raised whenever `tbkin_core.graphs.reading` reads other graphs from the same parses
+RULES = 2  # raised whenever `tbkin_core.graphs.reading` reads other graphs from the same parses
 # Marks that turn the direction of writing: they would hide in names and scramble what a terminal shows.
 _DIRECTION_MARKS = dict.fromkeys([0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 _LONG_RUN = re.compile(r"(\S{64})(?=\S)")
