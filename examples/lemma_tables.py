@@ -246,9 +246,10 @@ def lemma_tables(
         candidates = _candidates(kind, words, others)
         for form, lemmas in annotated[kind].items():
             lemma, count = lemmas.most_common(1)[0]
-            known = lemma in {base for _, base in candidates.get(form, ())}
-            known = known or (count > 1 and (lemma in words.bases or (kind == "noun" and lemma == form)))
-            if known and lemma[0] == form[0]:
+            known = lemma in words.bases or (kind == "noun" and lemma == form)
+            sure = count > 1 or lemma in {base for _, base in candidates.get(form, ())}
+            sure = sure or (kind == "noun" and lemma + "s" == form)  # "ads", too short for `_candidates`
+            if known and sure and lemma[0] == form[0]:
                 candidates[form].add((TREEBANK, lemma))
         best = {
             form: min(found, key=lambda item: (item[0], -words.often(item[1]), item[1]))[1]

@@ -480,7 +480,7 @@ NOUNS = """
     elf, scarves scarf, leaves leaf, bookshelves bookshelf, headscarves headscarf, giraffes giraffe, waves
     wave, sleeves sleeve, lives life, heroes hero, echoes echo, potatoes potato, shoes shoe, toes toe,
     photos photo, bases base, axes axe, vases vase, crosses cross, mustaches mustache, axles axle, houses
-    house, roses rose, irises iris, skis ski, taxis taxi, menus menu, tvs tv, feet foot, teeth tooth,
+    house, roses rose, irises iris, skis ski, taxis taxi, menus menu, tvs tv, ads ad, feet foot, teeth tooth,
     geese goose, mongooses mongoose, sheep sheep, oxen ox, firemen fireman, policewomen policewoman,
     specimen specimen, humans human, cola cola, dice dice, wings wing, boots boot, eyes eye, grounds
     ground
