@@ -11,9 +11,10 @@ without their punctuation, and cut down to noun phrases ("the man is riding a ho
 horse"). With `--captions`, captions with human-made scene graphs join in: those that a first pipeline
 (`--teacher`) parses to exactly the graph their annotator drew.
 
-The output holds the pipeline (tok2vec, tagger, parser, attribute_ruler), `lemmas.json` (irregular words of
-the treebank), and `lexicon.json`, what the rules in `caption_rules.py` know of compounds and of how
-annotators word relations; the rules only serve to find the captions that were parsed right.
+The output holds the pipeline (tok2vec, tagger, parser, attribute_ruler), `lemmas.json` (which
+`lemma_tables.py` makes of the treebank's and WordNet's words; `--lemmas-only` makes nothing else), and
+`lexicon.json`, what the rules in `caption_rules.py` know of compounds and of how annotators word relations;
+the rules only serve to find the captions that were parsed right.
 `train_scene_graphs.py` trains the network that reads the graphs.
 """
 
@@ -27,12 +28,13 @@ import random
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import spacy
 from caption_rules import Lexicon, graph_from_parse
+from lemma_tables import lemma_tables, wordnet
 from spacy.language import Language
 from spacy.tokenizer import Tokenizer
 from spacy.tokens import Doc
@@ -795,27 +797,6 @@ def describe(nlp: Language) -> None:
 # ------------------------------------------------------------------------------- lexicon and captions
 
 
-def lemma_tables(trees: Iterable[Tree]) -> tuple[dict[str, str], dict[str, str]]:
-    """(noun, verb) forms of the treebank whose lemma the suffix rules get wrong."""
-    seen: dict[str, dict[str, Counter[str]]] = {"noun": defaultdict(Counter), "verb": defaultdict(Counter)}
-    for tree in trees:
-        for word, lemma, tag in zip(tree.words, tree.lemmas, tree.tags, strict=True):
-            kind = "noun" if tag in {"NN", "NNS"} else "verb" if tag in VERB_TAGS else None
-            if kind == "noun" and tag == "NN" and lemma.lower() != word.lower():
-                continue  # a singular is its own lemma
-            if kind and word.isalpha() and lemma.isalpha():
-                seen[kind][word.lower()][lemma.lower()] += 1
-    tables = []
-    for kind, rule in (("noun", lemmatize_noun), ("verb", lemmatize_verb)):
-        table = {}
-        for form, lemmas in sorted(seen[kind].items()):
-            lemma = lemmas.most_common(1)[0][0]
-            if rule(form, {}) != lemma and lemma[0] == form[0]:
-                table[form] = lemma
-        tables.append(table)
-    return tables[0], tables[1]
-
-
 def _decide(counts: Counter[str], least: int, share: float) -> str | None:
     if not counts:
         return None
@@ -1120,6 +1101,7 @@ def main() -> None:
     options.add_argument(
         "--lexicon-only", action="store_true", help="learn the lexicon from --captions, do not train"
     )
+    options.add_argument("--lemmas-only", action="store_true", help="make lemmas.json and nothing else")
     options.add_argument("--epochs", type=int, default=13)
     options.add_argument("--seed", type=int, default=1)
     arguments = options.parse_args()
@@ -1132,12 +1114,21 @@ def main() -> None:
     trees, dev = parts["train"], parts["dev"]
     if bool(arguments.captions) != bool(arguments.teacher):
         options.error("--captions and --teacher go together")
-    nouns, verbs = lemma_tables(trees)
+    try:
+        words = wordnet()
+    except ImportError as error:
+        options.error(str(error))
+    tokens = (token for tree in trees for token in zip(tree.words, tree.lemmas, tree.tags, strict=True))
+    nouns, verbs = lemma_tables(tokens, *words)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    lemmas = json.dumps({"nouns": nouns, "verbs": verbs}, indent=0, ensure_ascii=False, sort_keys=True)
+    (arguments.output / "lemmas.json").write_text(lemmas + "\n", encoding="utf-8")
+    if arguments.lemmas_only:
+        return
     pairs: list[tuple[str, str]] = []
     lexicon = Lexicon(noun_lemmas=nouns, verb_lemmas=verbs)
     captions: list[Tree] = []
     golds: list[Tuples] = []
-    arguments.output.mkdir(parents=True, exist_ok=True)
     if arguments.captions:
         teacher = spacy.load(arguments.teacher, exclude=["attribute_ruler"])
         whole_hyphenated_words(teacher)
@@ -1150,8 +1141,6 @@ def main() -> None:
             captions = select_captions(teacher, parses, golds, lexicon)
             print(f"{len(captions)} of {len(pairs)} captions join the training", flush=True)
     write_lexicon(lexicon, arguments.output / "lexicon.json")
-    lemmas = json.dumps({"nouns": nouns, "verbs": verbs}, indent=0, ensure_ascii=False, sort_keys=True)
-    (arguments.output / "lemmas.json").write_text(lemmas + "\n", encoding="utf-8")
     if arguments.lexicon_only:
         return
     print(f"{len(trees)} sentences to train on, {len(dev)} to report on", flush=True)

@@ -16,29 +16,11 @@ def parser_file(name: str) -> Path:
 
 @cache
 def shipped_lemmas() -> dict[str, dict[str, str]]:
-    """Irregular forms of "nouns" and "verbs", from `resources/parser/lemmas.json`."""
+    """Forms of "nouns" and "verbs" whose lemma the rules miss, from `resources/parser/lemmas.json`."""
     tables: dict[str, dict[str, str]] = json.loads(parser_file("lemmas.json").read_text(encoding="utf-8"))
     return tables
 
 
-# Short or irregular forms that the suffix rules miss, whatever the table holds.
-_VERB_FORMS = {
-    "has": "have", "had": "have", "does": "do", "goes": "go", "is": "be", "are": "be", "ate": "eat",
-    "met": "meet",
-    "rode": "ride", "laid": "lay", "lain": "lay", "lying": "lay", "lies": "lay", "lie": "lay", "sat": "sit",
-    "seated": "sit", "tied": "tie", "tying": "tie", "dyed": "dye",
-}  # fmt: skip
-# What a picture shows: bases are of baseball, not of an argument.
-_NOUN_FORMS = {
-    "bases": "base", "bras": "bra", "tabs": "tab", "controls": "control", "seas": "sea", "geese": "goose",
-    "oxen": "ox", "lenses": "lens", "moose": "moose", "buses": "bus", "gases": "gas", "pants": "pants",
-}  # fmt: skip
-_F_PLURALS = frozenset(
-    {
-        "leaves", "knives", "wolves", "shelves", "scarves", "wives", "loaves", "calves", "halves", "thieves",
-        "lives", "hooves",
-    }
-)  # fmt: skip
 _SINGULAR_S = ("ss", "us", "is")
 
 
@@ -46,13 +28,10 @@ def lemmatize_noun(word: str, exceptions: dict[str, str] | None = None) -> str:
     """Singular of an English noun in lower case, from a table of exceptions and suffix rules."""
     if exceptions is None:
         exceptions = shipped_lemmas()["nouns"]
-    known = _NOUN_FORMS.get(word) or exceptions.get(word)
-    if known is not None:
+    if (known := exceptions.get(word)) is not None:
         return known
     if len(word) < 4 or not word.endswith("s") or word.endswith(_SINGULAR_S):
         return word
-    if word in _F_PLURALS:
-        return word[:-3] + ("fe" if word in {"knives", "wives", "lives"} else "f")
     if word.endswith("ies"):
         return word[:-3] + "y" if len(word) > 4 else word[:-1]
     if word.endswith(("sses", "shes", "ches", "xes", "zzes", "toes")) and word != "toes":
@@ -82,9 +61,7 @@ def lemmatize_predicate(predicate: str) -> str:
 
 
 # They begin predicates and look like forms of verbs.
-_NO_VERBS = frozenset(
-    {"left", "right", "during", "wings", "sides", "rows", "lots", "pieces", "parts", "inside"}
-)
+_NO_VERBS = frozenset({"left", "during", "wings", "sides", "rows", "lots", "pieces", "parts"})
 _SIDE = re.compile(r"(?:^|(?<= ))(?:(?:at|on|to|in|from|by) )?(left|right)(?: hand)?(?: sides?)? of$")
 
 
@@ -105,17 +82,16 @@ def lemmatize_verb(word: str, exceptions: dict[str, str] | None = None) -> str:
     """Base form of an English verb form in lower case, from a table of exceptions and suffix rules."""
     if exceptions is None:
         exceptions = shipped_lemmas()["verbs"]
-    known = _VERB_FORMS.get(word) or exceptions.get(word)
-    if known is not None:
+    if (known := exceptions.get(word)) is not None:
         return known
     if len(word) < 4:
         return word
     if word.endswith("ing") and len(word) > 4:
-        return _verb_stem(word[:-3])
+        return _verb_stem(word[:-3]) or word
     if word.endswith("ied"):
         return word[:-3] + "y"
     if word.endswith("ed") and not word.endswith("eed"):
-        return _verb_stem(word[:-2])
+        return _verb_stem(word[:-2]) or word
     if word.endswith("ies"):
         return word[:-3] + "y"
     if word.endswith(("sses", "shes", "ches", "xes", "zzes", "oes")):
@@ -126,9 +102,9 @@ def lemmatize_verb(word: str, exceptions: dict[str, str] | None = None) -> str:
 
 
 def _verb_stem(stem: str) -> str:
-    """The verb whose -ing or -ed form leaves this stem."""
+    """The verb whose -ing or -ed form leaves this stem; "" for the stem of "string" and "shred"."""
     if not any(letter in _VOWELS or letter == "y" for letter in stem):
-        return stem
+        return ""
     if _DOUBLED.search(stem) and not stem.endswith(("ll", "zz")):
         return stem[:-1]
     if stem.endswith(("v", "c", "u", "dg", "rg", "ng", "rs", "ns", "z")) and not stem.endswith(
