@@ -238,25 +238,23 @@ def interference_mask(
     def of_pieces(marked: NDArray) -> NDArray[np.float32]:
         """(B, O, T) from (B, O, W)."""
         found = np.take_along_axis(marked, np.maximum(word_ids, 0)[:, None, :], axis=2)
-        result: NDArray[np.float32] = (found & (word_ids >= 0)[:, None, :]).astype(np.float32)
-        return result
+        return np.where(word_ids[:, None, :] >= 0, found, False).astype(np.float32)
 
     def some(one: NDArray, another: NDArray) -> NDArray[np.bool_]:
         """Of (B, O, M) and (B, O, N), whether any object has both: (B, M, N)."""
-        result: NDArray[np.bool_] = one.transpose(0, 2, 1) @ another > 0
-        return result
+        return np.greater(one.transpose(0, 2, 1) @ another, 0)
 
     edges = edge.astype(np.float32)
     of_own, of_related = of_pieces(own), of_pieces(related & ~own)
-    anchor = of_own * text_targets[:, None, :] * edge.any(axis=2)[:, :, None]  # (B, O, T)
+    anchor = of_own * text_targets[:, None, :] * edges.max(axis=2, keepdims=True, initial=0)  # (B, O, T)
     masked_region = region_targets & edge.any(axis=1)  # (B, K)
     seen = np.ones((batch, length + regions, length + regions), np.bool_)
     seen[:, :length, :length] = ~some(anchor, of_related)
-    seen[:, :length, length:] = some(anchor, edges) | ~anchor.any(axis=1)[:, :, None]
+    seen[:, :length, length:] = some(anchor, edges) | (anchor.max(axis=1) == 0)[:, :, None]
     overlapped = (iou > config.neighbour_iou) & ~np.eye(regions, dtype=np.bool_)
     seen[:, length:, length:] = ~(masked_region[:, :, None] & overlapped)
     described = np.maximum(of_own, of_related)
-    unrelated = described.any(axis=1)[:, None, :] & ~some(edges, described)  # (B, K, T)
+    unrelated = (described.max(axis=1) > 0)[:, None, :] & ~some(edges, described)  # (B, K, T)
     seen[:, length:, :length] = ~(masked_region[:, :, None] & unrelated)
     return seen
 
