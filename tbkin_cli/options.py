@@ -54,6 +54,11 @@ MaxTextTokens = Annotated[
 ]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default=False)]
 
+Tensorboard = Annotated[
+    bool | None,
+    typer.Option("--tensorboard", help="Also log to OUT/tensorboard.", show_default=False),
+]
+
 Task = Annotated[str | None, typer.Option(help="vqa or rec.", show_default=False)]
 Threshold = Annotated[
     float | None,

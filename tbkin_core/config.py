@@ -139,6 +139,7 @@ class TrainingConfig(StageConfig):
         max_minutes: Stop cleanly after so much training time.
         max_text_tokens: Longer texts are cut, [CLS] and [SEP] included.
         max_regions: Regions an image at most; as many as the feature store has when None.
+        tensorboard: Also write the values of each epoch for TensorBoard (`pip install 'tbkin[tensorboard]'`).
         save_minutes: A state to resume from is written this often and after each epoch.
         resume: Go on from an interrupted run in `out`.
     """
@@ -159,6 +160,7 @@ class TrainingConfig(StageConfig):
     max_minutes: float | None = None
     max_text_tokens: int = 32
     max_regions: int | None = None
+    tensorboard: bool = False
     save_minutes: float = 2.0
     resume: bool = True
 
@@ -200,6 +202,8 @@ class PretrainConfig(TrainingConfig):
     Attributes:
         data: Dataset directories with features and graphs.
         features, graphs: Their stores, one for each of `data`; DATA/features and DATA/graphs when empty.
+        weights: How often an epoch shows the captions of each of `data`: 2 twice, 0.5 another half in every
+            epoch; once each when empty.
         mismatch: Chance that a caption gets another image, for image-text matching.
         ot_weight: Weight of the optimal-transport term; 0 turns it off.
         masking: Probabilities of structural knowledge masking.
@@ -208,6 +212,7 @@ class PretrainConfig(TrainingConfig):
     data: list[Path] = field(default_factory=list)
     features: list[Path] = field(default_factory=list)
     graphs: list[Path] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     mismatch: float = 0.5
     ot_weight: float = 0.1
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -222,8 +227,13 @@ class PretrainConfig(TrainingConfig):
             *super().problems(),
             *(
                 f"{name}: expected one for each of {len(self.data)} datasets, got {len(getattr(self, name))}"
-                for name in ("features", "graphs")
+                for name in ("features", "graphs", "weights")
                 if getattr(self, name) and len(getattr(self, name)) != len(self.data)
+            ),
+            *(
+                f"weights: expected numbers from 0 up, got {weight:g}"
+                for weight in self.weights
+                if not 0 <= weight < math.inf
             ),
             *_within(self, 0, 1, "mismatch"),
             *_at_least(self, ot_weight=0),

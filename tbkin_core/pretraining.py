@@ -238,7 +238,23 @@ def caption_texts(graphs: GraphStore, splits: Sequence[str]) -> list[str]:
 
 
 class PretrainTask:
-    """Masked word prediction, masked region modelling and image-text matching."""
+    """Masked word prediction, masked region modelling and image-text matching.
+
+    Args:
+        train, validation: Captions of each dataset, with the features of their images.
+        tokenizer: Of the model.
+        masking: What is hidden.
+        seed: All draws follow from it.
+        mismatch: Chance of a caption to get another image.
+        ot_weight: Weight of the optimal-transport term.
+        max_text_tokens, max_regions: Longer texts and images of more regions are cut.
+        batch_size: Of validation.
+        weights: How often an epoch shows each dataset's captions: 2 twice, each time hidden otherwise, 0.5
+            another half in every epoch. None shows each once.
+
+    Raises:
+        DataError: No training caption has an image with features, or the weights leave none.
+    """
 
     name = "pretrain"
     metric = "score"
@@ -256,6 +272,7 @@ class PretrainTask:
         max_text_tokens: int,
         max_regions: int,
         batch_size: int,
+        weights: Sequence[float] | None = None,
     ) -> None:
         self.masking = masking
         self.seed = seed
@@ -275,14 +292,27 @@ class PretrainTask:
                 "pretrain: no training caption has an image with features",
                 hint="run `tbkin extract-features` and `tbkin build-graphs` on the same data first",
             )
+        self._parts, self._row_of = _repeated([len(table) for table, _ in train], weights)
+        if not len(self.samples(0)):
+            raise DataError("pretrain: the weights of the datasets leave no caption to train on")
 
     def lengths(self) -> NDArray:
-        return self.train.table.lengths
+        return self.train.table.lengths[self._row_of]
+
+    def samples(self, epoch: int) -> NDArray[np.int64]:
+        chosen = []
+        for number, (keys, count) in enumerate(self._parts):
+            if count < len(keys):
+                generator = np.random.default_rng(mix(self.seed, epoch, number, 3))
+                keys = np.sort(generator.permutation(keys)[:count])
+            chosen.append(keys)
+        return np.concatenate(chosen)
 
     def fingerprint(self) -> int:
         """A number that changes with the captions, their order, their graphs and their images."""
         captions = self.train.captions
         arrays = (
+            self._row_of,
             self.train.table.ids,
             self.train.rows,
             captions.pair_object,
@@ -297,14 +327,15 @@ class PretrainTask:
         return value
 
     def collate(self, rows: NDArray, epoch: int) -> Batch:
-        return self._collate(self.train, rows, epoch)
+        return self._collate(self.train, self._row_of[rows], rows, epoch)
 
-    def _collate(self, side: _Side, rows: NDArray, epoch: int) -> Batch:
+    def _collate(self, side: _Side, rows: NDArray, samples: NDArray, epoch: int) -> Batch:
+        """Arrays of (B,) captions; what is hidden of each follows from its number in `samples`."""
         key = mix(self.seed, epoch)
         input_ids, attention_mask, word_ids = side.table.padded(rows)
-        image_of, matched = side.partners(rows, key, self.mismatch)
+        image_of, matched = side.partners(rows, samples, key, self.mismatch)
         regions = side.regions(image_of, self.max_regions)
-        on_text = text_side(self.masking, self.seed, epoch, rows)
+        on_text = text_side(self.masking, self.seed, epoch, samples)
 
         structure = side.structure(rows)
         action, replacement = mask_text(
@@ -315,7 +346,7 @@ class PretrainTask:
             self.masking,
             self.seed,
             epoch,
-            rows,
+            samples,
         )
         action = np.where(on_text[:, None], action, -1)
         masked_ids = np.where(
@@ -332,7 +363,7 @@ class PretrainTask:
             self.masking,
             self.seed,
             epoch,
-            rows[on_regions],
+            samples[on_regions],
         )
 
         # A mismatched pair is masked like any other (its regions by their own caption's edges), so that the
@@ -424,7 +455,7 @@ class PretrainTask:
         with torch.inference_mode():
             for begin in range(0, len(self.validation.table), self.batch_size):
                 rows = np.arange(begin, min(begin + self.batch_size, len(self.validation.table)))
-                arrays = self._collate(self.validation, rows, VALIDATION_EPOCH)
+                arrays = self._collate(self.validation, rows, rows, VALIDATION_EPOCH)
                 batch = to_device(arrays, device)
                 output = self._forward(model, batch)
                 for name, count in self.targets(arrays, 0).items():
@@ -442,6 +473,7 @@ class PretrainTask:
         total = sum(losses.values())
         return {
             "val_loss": total,
+            **{f"val_{name}_loss": value for name, value in losses.items()},
             **{
                 f"val_{name}_accuracy": 100 * hits / counts[name]
                 for name, hits in right.items()
@@ -508,12 +540,12 @@ class _Side:
         return (total / np.maximum(count, 1)).astype(np.float32)
 
     def partners(
-        self, rows: NDArray, key: int, mismatch: float
+        self, rows: NDArray, samples: NDArray, key: int, mismatch: float
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Which sample's image each sample gets, and whether it is its own; a negative has another image."""
+        """Which caption's image each one gets, and whether it is its own; a negative has another image."""
         count = len(self.rows)
-        swapped = uniform(key, _MISMATCH, rows, 1)[:, 0] < mismatch
-        step = 1 + (uniform(key, _PARTNER, rows, 1)[:, 0] * max(count - 1, 1)).astype(np.int64)
+        swapped = uniform(key, _MISMATCH, samples, 1)[:, 0] < mismatch
+        step = 1 + (uniform(key, _PARTNER, samples, 1)[:, 0] * max(count - 1, 1)).astype(np.int64)
         partner = (rows + step) % count
         for _ in range(64):
             same = (self.rows[partner] == self.rows[rows]) & (self.store_of[partner] == self.store_of[rows])
@@ -561,6 +593,34 @@ class _Side:
             merged("attribute_scores", 0),
             merged("sizes", 1),
         )
+
+
+def _repeated(
+    sizes: Sequence[int], weights: Sequence[float] | None
+) -> tuple[list[tuple[NDArray[np.int64], int]], NDArray[np.int64]]:
+    """Samples of datasets of some sizes, shown as often as their weights say.
+
+    Returns:
+        Groups of sample numbers, each with how many of them an epoch shows; and the row of each sample.
+        The first so many samples are the rows themselves.
+    """
+    whole = np.arange(sum(sizes))
+    parts: list[tuple[NDArray[np.int64], int]] = []
+    rows = [whole]
+    count = len(whole)
+    for size, first, weight in zip(
+        sizes, ragged_offsets(list(sizes))[:-1], weights or [1.0] * len(sizes), strict=True
+    ):
+        own = whole[first : first + size]
+        keys, rest = own, float(weight)
+        while rest > 0:
+            parts.append((keys, round(min(rest, 1.0) * size)))
+            rest -= 1
+            if rest > 0:
+                keys = count + np.arange(size)
+                rows.append(own)
+                count += size
+    return parts or [(whole[:0], 0)], np.concatenate(rows)
 
 
 def _iou(boxes: NDArray) -> NDArray[np.float32]:

@@ -66,12 +66,29 @@ def quiet_transformers() -> None:
     hub_logging.set_verbosity_error()
 
 
-def progress(items: Iterable[Item], label: str, total: int | None = None, unit: str = "it") -> Iterable[Item]:
-    """`items` behind a tqdm bar on stderr; silent when quiet, on other ranks, or without a terminal."""
+def progress(
+    items: Iterable[Item],
+    label: str,
+    total: int | None = None,
+    unit: str = "it",
+    size: Callable[[Item], int] | None = None,
+) -> Iterator[Item]:
+    """`items` behind a tqdm bar on stderr; silent when quiet, on other ranks, or without a terminal.
+
+    Args:
+        items: What to go through.
+        label: What stands before the bar.
+        total: Units in all, where that is known.
+        unit: What is counted.
+        size: Units of an item; None counts each as one.
+    """
     from tqdm import tqdm
 
     silent = logger.level >= logging.WARNING or rank() > 0 or not sys.stderr.isatty()
-    return tqdm(items, desc=label, total=total, unit=unit, disable=silent, leave=False, dynamic_ncols=True)
+    with tqdm(desc=label, total=total, unit=unit, disable=silent, leave=False, dynamic_ncols=True) as bar:
+        for item in items:
+            yield item
+            bar.update(1 if size is None else size(item))
 
 
 def rank() -> int:

@@ -233,6 +233,9 @@ class VqaTask:
         assert self.train is not None
         return self.train.inputs.table.lengths[self.rows]
 
+    def samples(self, epoch: int) -> NDArray[np.int64]:
+        return np.arange(len(self.rows))
+
     def collate(self, rows: NDArray, epoch: int) -> Batch:
         assert self.train is not None
         samples = self.rows[rows]
@@ -374,6 +377,9 @@ class RecTask:
     def lengths(self) -> NDArray:
         assert self.train is not None
         return self.train.inputs.table.lengths[self.rows]
+
+    def samples(self, epoch: int) -> NDArray[np.int64]:
+        return np.arange(len(self.rows))
 
     def collate(self, rows: NDArray, epoch: int) -> Batch:
         assert self.train is not None

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from tbkin_core.batches import epoch_order
 from tbkin_core.config import TrainingConfig
-from tbkin_core.errors import CheckpointError, DataError, TbkinError
+from tbkin_core.errors import CheckpointError, DataError, MissingDependencyError, TbkinError
 from tbkin_core.modeling import TbkinForRec
 from tbkin_core.runtime import (
     Devices,
@@ -41,6 +41,7 @@ from tbkin_core.runtime import (
     torch_device,
     wait_for_ranks,
     world_size,
+    write_errors,
     write_json,
     write_text,
 )
@@ -57,7 +58,10 @@ class Task(Protocol):
     metric: str  # name of the validation value that decides which checkpoint is best; higher is better
 
     def lengths(self) -> NDArray:
-        """(N,) text length of each training sample."""
+        """(M,) text length of each training sample."""
+
+    def samples(self, epoch: int) -> NDArray[np.int64]:
+        """(N,) numbers of the samples of an epoch, below M; N is the same in every epoch."""
 
     def collate(self, rows: NDArray, epoch: int) -> Batch:
         """Arrays of some training samples."""
@@ -134,7 +138,7 @@ def train(
     device = torch_device(devices)
     world = world_size()
     lengths = task.lengths()
-    steps_per_epoch = max(-(-len(lengths) // config.batch_size), 1)
+    steps_per_epoch = max(-(-len(task.samples(0)) // config.batch_size), 1)
     model.to(device)  # type: ignore[arg-type]
     optimizer = _optimizer(model, config)
     precision = _precision(config.precision, device)
@@ -164,28 +168,46 @@ def train(
         if rank() == 0:
             save_best(model)
         return TrainingResult(0, 0, None, -1, 0.0, 0, "no steps", [])
-    with _interruptible() as interrupted:
+    micro = _MicroBatch(config.micro_batch_size)
+    with _interruptible() as interrupted, _tensorboard(config, out, where.step) as board:
         while where.epoch < config.epochs and not where.stopped:
-            batches = epoch_order(lengths, config.batch_size, config.seed, where.epoch)[where.batch :]
+            samples = task.samples(where.epoch)
+            order = epoch_order(lengths[samples], config.batch_size, config.seed, where.epoch)
+            batches = [samples[rows] for rows in order[where.batch :]]
             wrapped.train()
-            windows = _prefetch(task, batches, where.epoch, config, world)
+            windows = _prefetch(task, batches, where.epoch, micro, world)
             label = f"epoch {where.epoch + 1}/{config.epochs}"
             with contextlib.closing(windows):
-                for window, rows in progress(windows, label, total=len(batches), unit="step"):  # type: ignore[misc]
+                left = sum(map(len, batches))
+                for window, rows in progress(windows, label, left, "sample", lambda step: len(step[1])):
                     rate = learning_rate(where.step, steps_per_epoch, config)
-                    losses, targets = _step(
-                        task,
-                        wrapped,
-                        optimizer,
-                        scaler,
-                        window,
-                        where,
-                        config,
-                        device,
-                        precision,
-                        rate,
-                        world,
-                    )
+                    done = None
+                    while done is None:
+                        try:
+                            done = _step(
+                                task,
+                                wrapped,
+                                optimizer,
+                                scaler,
+                                window,
+                                where,
+                                config,
+                                device,
+                                precision,
+                                rate,
+                                world,
+                            )
+                        except RuntimeError as error:
+                            if not _out_of_memory(error):
+                                raise
+                        if done is None:  # out of the clause above, which holds on to the memory
+                            micro.shrink(max(len(batch["input_ids"]) for batch, _ in window), world)
+                            if device.type == "cuda":
+                                torch.cuda.empty_cache()
+                            window = micro.window(task, rows, where.epoch, world)
+                    losses, targets = done
+                    for name, value in losses.items() if board else ():
+                        board.add_scalar(f"step/{name}", value / max(targets[name], 1), where.step)
                     for name, value in losses.items():
                         where.epoch_sums[name] = where.epoch_sums.get(name, 0.0) + value
                         where.epoch_targets[name] = where.epoch_targets.get(name, 0.0) + targets[name]
@@ -221,6 +243,8 @@ def train(
                 **values,
             }
             where.history.append(record)
+            for name, value in record.items() if board else ():
+                board.add_scalar(f"epoch/{name}", value, where.epoch + 1)
             score = values.get(task.metric)
             better = score is None or where.best is None or score > where.best
             if better:
@@ -338,29 +362,83 @@ def _step(
     return sums, targets
 
 
-def _prefetch(
-    task: Task, batches: Sequence[NDArray], epoch: int, config: TrainingConfig, world: int
-) -> Generator[tuple[list[tuple[Batch, bool]], NDArray], None, None]:
-    """Micro-batches of each step for this rank, the next step's made while the model runs.
+class _MicroBatch:
+    """How many samples a device takes at once; fewer once its memory has not sufficed.
 
-    A rank without a row of its own gets one that does not count, since all ranks must take part.
+    Args:
+        size: At first; None takes all that the device has of a step.
     """
 
-    def make(rows: NDArray) -> list[tuple[Batch, bool]]:
+    def __init__(self, size: int | None) -> None:
+        self._size = size
+
+    def window(self, task: Task, rows: NDArray, epoch: int, world: int) -> list[tuple[Batch, bool]]:
+        """Micro-batches of this rank's share of a step, and whether each counts.
+
+        A rank without a row of its own gets one that does not count, since all ranks must take part.
+        """
         own = rows[rank() :: world]
         if not len(own):
             return [(task.collate(rows[:1], epoch), False)]
-        size = config.micro_batch_size or len(own)
+        size = self._size or len(own)
         return [(task.collate(own[begin : begin + size], epoch), True) for begin in range(0, len(own), size)]
 
+    def shrink(self, tried: int, world: int) -> None:
+        """Take at most half as many from now on as were tried.
+
+        Raises:
+            DataError: It was one already, or other ranks are waiting for this one.
+        """
+        if tried == 1 or world > 1:
+            raise DataError(
+                f"training: out of memory with {tried} samples at once",
+                hint="set a smaller micro_batch_size in the --config file (the batch stays as it is), or take"
+                " a smaller --size",
+            )
+        if self._size is not None and self._size < tried:
+            return  # it was made before the last time
+        self._size = -(-tried // 2)
+        logger.warning(
+            "out of memory with %d samples at once: going on with %d; the batch stays as large",
+            tried,
+            self._size,
+        )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _prefetch(
+    task: Task, batches: Sequence[NDArray], epoch: int, micro: _MicroBatch, world: int
+) -> Generator[tuple[list[tuple[Batch, bool]], NDArray], None, None]:
+    """Micro-batches of each step for this rank, the next step's made while the model runs."""
     with ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
-        pending = pool.submit(make, batches[0]) if batches else None
+        pending = pool.submit(micro.window, task, batches[0], epoch, world) if batches else None
         for number, rows in enumerate(batches):
             assert pending is not None
             window = pending.result()
             if number + 1 < len(batches):
-                pending = pool.submit(make, batches[number + 1])
+                pending = pool.submit(micro.window, task, batches[number + 1], epoch, world)
             yield window, rows
+
+
+@contextlib.contextmanager
+def _tensorboard(config: TrainingConfig, out: Path, step: int) -> Iterator[Any]:
+    """A writer of TensorBoard's on rank 0 where the settings ask for it, else None."""
+    if not config.tensorboard or rank() > 0:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"tensorboard: cannot be loaded ({error})",
+            hint="pip install 'tbkin[tensorboard]', or leave --tensorboard away",
+        ) from error
+    # What an interrupted run wrote beyond the state that it goes on from is hidden.
+    with write_errors(out), SummaryWriter(str(out / "tensorboard"), purge_step=step) as writer:
+        yield writer
 
 
 def _optimizer(model: PreTrainedModel, config: TrainingConfig) -> torch.optim.Optimizer:

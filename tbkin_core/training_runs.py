@@ -102,6 +102,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         max_text_tokens=settings.max_text_tokens,
         max_regions=settings.max_regions,
         batch_size=settings.batch_size or 1,
+        weights=config.weights or None,
     )
     torch.manual_seed(config.seed)
     model_config = _model_config(settings, init_config, tokenizer, training[0][1])

@@ -85,6 +85,7 @@ def strategy_of(kind: type[Any]) -> st.SearchStrategy[Any]:
         float: st.floats(allow_nan=False),
         str: text,
         Path: paths,
+        list[float]: st.lists(st.floats(-1, 4), max_size=3),
         list[int]: st.lists(st.integers(-2, 50), max_size=3),
         list[str]: st.lists(text, max_size=3),
         list[Path]: st.lists(paths, max_size=3),
@@ -251,3 +252,24 @@ def test_a_sweep_checks_its_thresholds_against_every_rule() -> None:
     )
     assert "'topk', got 0.5" in message
     assert "'relative', got 2" in message
+
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_read(recipe: Path) -> None:
+    if recipe.stem.startswith("finetune-"):
+        task = {"vqa": "vqa", "refcoco": "rec"}[recipe.stem.split("-")[1]]
+        config: Any = load_config(FinetuneConfig, recipe, {"task": task})
+    else:
+        config = load_config(PretrainConfig, recipe, {"data": [Path("coco")]})
+    wanted = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    for name, value in wanted.items():
+        if not isinstance(value, dict):
+            assert getattr(config, name) == value, name
+    if "base" in recipe.stem:
+        # ROSITA's published settings.
+        assert (config.max_text_tokens, config.max_regions, config.grad_clip) == (20, 36, 1.0)
+    if recipe.stem == "pretrain-base":
+        assert (config.epochs, config.batch_size, config.learning_rate, config.warmup) == (40, 512, 1e-4, 2)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import trained, trained_workspace, world
 
 from tbkin_core.batches import build_tokenizer
+from tbkin_core.config import PretrainConfig
+from tbkin_core.errors import DataError
 from tbkin_core.features.store import FeatureStore, feature_statistics
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.masking import MaskingConfig
+from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining
 from tbkin_core.pretraining import PretrainTask, caption_texts, load_captions, select_captions
+from tbkin_core.runtime import resolve_devices
+from tbkin_core.training import train
 
 __all__ = ["trained", "trained_workspace", "world"]  # fixtures
 
@@ -23,12 +31,17 @@ def parts(trained_workspace: Path) -> tuple[FeatureStore, GraphStore]:
 
 
 def task_over(
-    parts: tuple[FeatureStore, GraphStore], masking: MaskingConfig, mismatch: float = 0.5
+    parts: tuple[FeatureStore, GraphStore],
+    masking: MaskingConfig,
+    mismatch: float = 0.5,
+    weights: list[float] | None = None,
 ) -> PretrainTask:
+    """The task over the training captions, cut into as many datasets as there are weights."""
     features, graphs = parts
     table = load_captions(graphs, ["train"], features)
+    count = len(weights or [1])
     return PretrainTask(
-        [(table, features)],
+        [(select_captions(table, np.arange(len(table)) % count == part), features) for part in range(count)],
         [],
         build_tokenizer(caption_texts(graphs, ["train"])),
         masking,
@@ -38,6 +51,7 @@ def task_over(
         max_text_tokens=32,
         max_regions=36,
         batch_size=8,
+        weights=weights,
     )
 
 
@@ -65,7 +79,7 @@ def test_a_negative_never_has_the_image_of_its_caption(parts: tuple[FeatureStore
     task = task_over(parts, MaskingConfig(), mismatch=1.0)
     rows = np.arange(len(task.lengths()))
     for epoch in range(5):
-        partner, matched = task.train.partners(rows, epoch, 1.0)
+        partner, matched = task.train.partners(rows, rows, epoch, 1.0)
         assert not matched.any()
         assert (task.train.rows[partner] != task.train.rows[rows]).all()
     batch = task.collate(rows, 0)
@@ -103,3 +117,113 @@ def test_statistics_of_some_images_are_theirs(parts: tuple[FeatureStore, GraphSt
     np.testing.assert_allclose(mean, expected.mean(axis=0), atol=1e-5)
     loose = scale < scale.max() * 0.99  # the others are bounded
     np.testing.assert_allclose(1 / scale[loose], expected.std(axis=0)[loose], rtol=1e-3, atol=1e-5)
+
+
+def test_weights_say_how_often_each_dataset_is_shown(parts: tuple[FeatureStore, GraphStore]) -> None:
+    task = task_over(parts, MaskingConfig(), weights=[2.5, 1.0, 0.25, 0.0])
+    sizes = np.bincount(task.train.store_of)
+    begin = np.concatenate([[0], np.cumsum(sizes)])
+    shown = np.zeros(begin[-1])
+    epochs = [task.samples(epoch) for epoch in range(40)]
+    rows_of: dict[int, set[int]] = {}
+    for samples in epochs:
+        assert len(samples) == len(epochs[0]) == len(set(samples.tolist()))
+        lengths = task.lengths()[samples]
+        rows = task._row_of[samples]
+        np.testing.assert_array_equal(lengths, task.train.table.lengths[rows])
+        shown += np.bincount(rows, minlength=len(shown))
+        for sample, row in zip(samples.tolist(), rows.tolist(), strict=True):
+            rows_of.setdefault(row, set()).add(sample)
+    share = [shown[begin[part] : begin[part + 1]] / len(epochs) for part in range(4)]
+    for part, weight in enumerate([2.5, 1.0, 0.25, 0.0]):
+        assert share[part].mean() == pytest.approx(weight, abs=0.5 / sizes[part])
+    assert share[0].min() >= 2 and share[0].max() <= 3
+    assert (share[1] == 1).all()
+    assert share[2].min() > 0, "every epoch shows others"
+    # Shown twice in an epoch, a caption is hidden otherwise each time.
+    twice = np.array(sorted(rows_of[0])[:2])
+    hidden = [
+        task.collate(np.array([key]), epoch)["input_ids"].tobytes() for key in twice for epoch in range(9)
+    ]
+    assert hidden[:9] != hidden[9:]
+    with pytest.raises(DataError, match="weights"):
+        task_over(parts, MaskingConfig(), weights=[0.0])
+
+
+# ---- the loop -----------------------------------------------------------------------------------
+
+
+def trained_on(
+    task: PretrainTask, out: Path, largest: int | None = None, **settings: Any
+) -> tuple[TbkinForPreTraining, list[int]]:
+    """A tiny model after two epochs, and the sizes of its batches; more than `largest` are too many."""
+    sizes: list[int] = []
+    losses = task.losses
+
+    def limited(model: Any, batch: Any, epoch: int) -> Any:
+        size = len(batch["input_ids"])
+        if largest is not None and size > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        sizes.append(size)
+        return losses(model, batch, epoch)
+
+    torch.manual_seed(0)
+    store = task.train.stores[0]
+    config = TbkinConfig(
+        vocab_size=task.vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        region_feature_size=store.feature_size, num_object_classes=len(store.object_names),
+        num_attribute_classes=len(store.attribute_names) or 1,
+    )  # fmt: skip
+    model = TbkinForPreTraining(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "losses", limited)
+        train(
+            task,
+            model,
+            PretrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, **settings),
+            out,
+            resolve_devices("cpu"),
+            lambda best: None,
+            "data",
+        )
+    return model, sizes
+
+
+def test_out_of_memory_takes_fewer_at_once_and_the_same_batch(
+    parts: tuple[FeatureStore, GraphStore], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = task_over(parts, MaskingConfig())
+    logger = logging.getLogger("tbkin")
+    with caplog.at_level("WARNING", logger="tbkin"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logger, "handlers", [caplog.handler])
+        patch.setattr(logger, "propagate", False)
+        halved, sizes = trained_on(task, tmp_path / "halved", largest=3)
+    assert max(sizes) == 2
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "out of memory with 8 samples at once",
+        "out of memory with 4 samples at once",
+    ]
+    asked, _ = trained_on(task, tmp_path / "asked", micro_batch_size=2)
+    for (name, one), other in zip(halved.named_parameters(), asked.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    whole, sizes = trained_on(task, tmp_path / "whole")
+    assert max(sizes) == 8
+    for (name, one), other in zip(halved.named_parameters(), whole.named_parameters(), strict=True):
+        torch.testing.assert_close(one, other[1], atol=2e-4, rtol=1e-3, msg=name)
+    with pytest.raises(DataError, match="out of memory with 1 samples"):
+        trained_on(task, tmp_path / "none", largest=0)
+
+
+def test_values_of_every_objective_reach_tensorboard(
+    parts: tuple[FeatureStore, GraphStore], tmp_path: Path
+) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    task = task_over(parts, MaskingConfig())
+    trained_on(task, tmp_path, tensorboard=True)
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    steps = 2 * -(-len(task.lengths()) // 8)
+    assert {f"step/{name}" for name in ("mlm", "mrfr", "object", "itm")} <= set(found.Tags()["scalars"])
+    assert [event.step for event in found.Scalars("step/mlm")] == list(range(steps))
+    assert [event.step for event in found.Scalars("epoch/loss_mlm")] == [1, 2]
