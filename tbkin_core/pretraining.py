@@ -43,7 +43,7 @@ from tbkin_core.masking import (
 )
 from tbkin_core.runtime import mix, uniform
 from tbkin_core.shards import ragged_gather, ragged_offsets
-from tbkin_core.tasks import model_inputs
+from tbkin_core.tasks import listed, model_inputs
 from tbkin_core.training import Batch, to_device
 
 if TYPE_CHECKING:
@@ -325,6 +325,11 @@ class PretrainTask:
         for array in arrays:
             value = zlib.crc32(array.tobytes(), value)
         return value
+
+    def named(self, rows: NDArray) -> str:
+        return listed(
+            "captions of images", [self.train.captions.image_ids[row] for row in self._row_of[rows]]
+        )
 
     def collate(self, rows: NDArray, epoch: int) -> Batch:
         return self._collate(self.train, self._row_of[rows], rows, epoch)

@@ -96,6 +96,12 @@ def model_inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in names if name in batch}
 
 
+def listed(what: str, items: Sequence[Any], shown: int = 4) -> str:
+    """ "image ids 3, 7, 12, 40 and 28 more": for messages."""
+    rest = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return f"{what} {', '.join(map(str, items[:shown]))}{rest}"
+
+
 def with_features(image_ids: Sequence[ImageId], store: FeatureStore) -> NDArray[np.int64]:
     """Positions of the records whose image has features."""
     return np.array([index for index, image_id in enumerate(image_ids) if image_id in store], np.int64)
@@ -235,6 +241,10 @@ class VqaTask:
 
     def samples(self, epoch: int) -> NDArray[np.int64]:
         return np.arange(len(self.rows))
+
+    def named(self, rows: NDArray) -> str:
+        assert self.train is not None
+        return listed("question ids", [self.train.questions[row].question_id for row in self.rows[rows]])
 
     def collate(self, rows: NDArray, epoch: int) -> Batch:
         assert self.train is not None
@@ -380,6 +390,10 @@ class RecTask:
 
     def samples(self, epoch: int) -> NDArray[np.int64]:
         return np.arange(len(self.rows))
+
+    def named(self, rows: NDArray) -> str:
+        assert self.train is not None
+        return listed("expressions", [self.train.expressions[row].sent_id for row in self.rows[rows]])
 
     def collate(self, rows: NDArray, epoch: int) -> Batch:
         assert self.train is not None

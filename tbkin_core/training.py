@@ -66,6 +66,9 @@ class Task(Protocol):
     def collate(self, rows: NDArray, epoch: int) -> Batch:
         """Arrays of some training samples."""
 
+    def named(self, rows: NDArray) -> str:
+        """What a person would look up to find some training samples."""
+
     def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
         """How many targets each objective has in a batch; known before the model runs."""
 
@@ -196,6 +199,7 @@ def train(
                                 precision,
                                 rate,
                                 world,
+                                rows,
                             )
                         except RuntimeError as error:
                             if not _out_of_memory(error):
@@ -324,8 +328,9 @@ def _step(
     precision: torch.dtype | None,
     rate: float,
     world: int,
+    rows: NDArray,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """One optimizer step over the micro-batches of an accumulation window."""
+    """One optimizer step over the micro-batches of an accumulation window; `rows` are its samples."""
     torch.manual_seed(mix(config.seed, where.step, rank(), 2))
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -351,7 +356,7 @@ def _step(
     if not all(np.isfinite(value) for value in sums.values()):
         broken = ", ".join(f"{name} {value}" for name, value in sums.items())
         raise DataError(
-            f"training: the loss is not finite at step {where.step} ({broken})",
+            f"training: the loss is not finite at step {where.step} ({broken}), over {task.named(rows)}",
             hint="what was saved before is kept; try a lower --learning-rate or --precision fp32",
         )
     scaler.unscale_(optimizer)

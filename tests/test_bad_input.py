@@ -501,7 +501,7 @@ def test_a_run_of_other_settings_is_not_replaced(shop: Path) -> None:
 
 def test_a_loss_that_explodes(shop: Path, tmp_path: Path) -> None:
     arguments = (*TUNE, "--learning-rate", "1e30", "--out", tmp_path / "out")
-    fails(*arguments, cwd=shop, code=1, says=("not finite", "--learning-rate"))
+    fails(*arguments, cwd=shop, code=1, says=("not finite", "question ids ", "--learning-rate"))
 
 
 # ---- visualize ----------------------------------------------------------------------------------
