@@ -211,7 +211,7 @@ def test_out_of_memory_takes_fewer_at_once_and_the_same_batch(
     assert max(sizes) == 8
     for (name, one), other in zip(halved.named_parameters(), whole.named_parameters(), strict=True):
         torch.testing.assert_close(one, other[1], atol=2e-4, rtol=1e-3, msg=name)
-    with pytest.raises(DataError, match=r"not finite .* captions of images \d+, .* and \d+ more"):
+    with pytest.raises(DataError, match=r"not finite .* captions of images \d+, \d+"):
         trained_on(task, tmp_path / "infinite", learning_rate=1e30)
     with pytest.raises(DataError, match="out of memory with 1 samples"):
         trained_on(task, tmp_path / "none", largest=0)
