@@ -2,11 +2,11 @@
 
     python examples/ablation.py [WORKSPACE] [--train 500] [--seeds 3] [--jobs 2]
 
-Pretrains once a variant and seed, fine-tunes REC from it and VQA from that, as `tbkin finetune` does by itself,
-and prints a table of the accuracies on val: mean over the seeds, smallest and largest, and the mean difference from plain masking with the same seed.
-The variants add up: plain masking, + text structure, + image structure, + cross-modal structure, +
-interference removal; before them stands fine-tuning without pretraining. The data of all is the same. Stopped
-and started again, it goes on.
+Pretrains once a variant and seed, fine-tunes REC from it and VQA from that, as `tbkin finetune` does by
+itself, and prints a table of the accuracies on val: mean over the seeds, smallest and largest, and the mean
+difference from plain masking with the same seed. The variants add up: plain masking, + text structure,
++ image structure, + cross-modal structure, + interference removal; before them stands fine-tuning without
+pretraining. The data of all is the same. Stopped and started again, it goes on.
 """
 
 from __future__ import annotations
