@@ -6,11 +6,15 @@ import contextlib
 import errno
 import json
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -415,6 +419,52 @@ def one_thread_a_process() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def serve_parent() -> None:
+    """Make this process a worker of the one that started it: Ctrl-C is for that one, whose end ends this."""
+    # Ctrl-C reaches every process of the terminal; the main one decides what is kept.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed main process leaves its workers waiting for jobs for ever, unless they watch it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def share_of_run() -> tuple[int, int]:
+    """Rank and number of the processes that share this run: (0, 1) alone.
+
+    They come from RANK and WORLD_SIZE, as torchrun sets them, else from SLURM_PROCID and
+    SLURM_STEP_NUM_TASKS or SLURM_NTASKS, as srun does.
+
+    Raises:
+        ConfigError: They are no numbers, or the rank is not below the size.
+    """
+    environment = os.environ
+    for rank_name, size_names in (
+        ("RANK", ("WORLD_SIZE",)),
+        ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),
+    ):
+        size_name = next((name for name in size_names if environment.get(name)), None)
+        if size_name is None or not environment.get(rank_name):
+            continue
+        given = f"{rank_name}={environment[rank_name]} {size_name}={environment[size_name]}"
+        try:
+            rank, size = int(environment[rank_name]), int(environment[size_name])
+        except ValueError:
+            rank, size = -1, 0
+        if not 0 <= rank < size:
+            raise ConfigError(
+                f"environment: {given} do not say which share of the run this is",
+                hint=f"unset them, or give a rank from 0 and below {size_name}",
+            )
+        return rank, size
+    return 0, 1
 
 
 def world_size() -> int:

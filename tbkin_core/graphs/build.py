@@ -13,11 +13,8 @@ import heapq
 import json
 import logging
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
 import sys
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,6 +53,8 @@ from tbkin_core.runtime import (
     environment_number,
     one_thread_a_process,
     progress,
+    serve_parent,
+    share_of_run,
 )
 from tbkin_core.shards import (
     SharedStoreWriter,
@@ -131,37 +130,6 @@ def texts_of(dataset: Dataset) -> tuple[Sequence[Caption], str]:
         hint="add COCO captions_*.json, or a JSONL file with lines such as"
         ' {"image": "dog.jpg", "text": "a dog on a sofa"}',
     )
-
-
-def share_of_run() -> tuple[int, int]:
-    """Rank and number of the processes that share this run: (0, 1) alone.
-
-    They come from RANK and WORLD_SIZE, as torchrun sets them, else from SLURM_PROCID and
-    SLURM_STEP_NUM_TASKS or SLURM_NTASKS, as srun does.
-
-    Raises:
-        ConfigError: They are no numbers, or the rank is not below the size.
-    """
-    environment = os.environ
-    for rank_name, size_names in (
-        ("RANK", ("WORLD_SIZE",)),
-        ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),
-    ):
-        size_name = next((name for name in size_names if environment.get(name)), None)
-        if size_name is None or not environment.get(rank_name):
-            continue
-        given = f"{rank_name}={environment[rank_name]} {size_name}={environment[size_name]}"
-        try:
-            rank, size = int(environment[rank_name]), int(environment[size_name])
-        except ValueError:
-            rank, size = -1, 0
-        if not 0 <= rank < size:
-            raise ConfigError(
-                f"environment: {given} do not say which share of the run this is",
-                hint=f"unset them, or give a rank from 0 and below {size_name}",
-            )
-        return rank, size
-    return 0, 1
 
 
 def choose_workers(workers: int | None, captions: int) -> int:
@@ -641,9 +609,7 @@ _builder: _ShardBuilder | TbkinError | None = None
 
 def _start_worker(recipe: _Recipe) -> None:
     global _builder
-    # Ctrl-C reaches every process of the terminal; the main one decides what is kept.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    serve_parent()
     if not recipe.needs_torch:
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     try:
@@ -651,14 +617,6 @@ def _start_worker(recipe: _Recipe) -> None:
     except TbkinError as error:
         # Raised here it would only break the pool; the first job hands it over.
         _builder = error
-
-
-def _end_with_parent() -> None:
-    """A killed main process leaves its workers waiting for jobs for ever, unless they watch it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _worker() -> _ShardBuilder:
