@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -298,6 +299,21 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path, monkeypatch: pytest.Monke
         VectorSimilarity(str(tmp_path / "blank"))
     with pytest.raises(DataError, match="no sentence encoder"):
         make_similarity("encoder", str(tmp_path / "blank"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "no pickle", "wrong type"])
+def test_a_damaged_encoder_is_one_clear_error(encoder: Path, tmp_path: Path, damage: str) -> None:
+    place = Path(shutil.copytree(encoder, tmp_path / "encoder"))
+    weights, config = place / "model.safetensors", place / "config.json"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "no pickle":
+        weights.unlink()
+        (place / "pytorch_model.bin").write_bytes(b"no pickle")
+    else:
+        config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": "sixteen"}))
+    with pytest.raises(DataError, match="no sentence encoder"):
+        make_similarity("encoder", str(place))
 
 
 def test_a_name_without_tokens_is_similar_to_nothing(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,8 @@ def _load(model: str) -> tuple[Any, Any]:
             AutoImageProcessor.from_pretrained(model),
             AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32),
         )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    # Damaged files make the libraries below raise anything: SafetensorError, UnpicklingError, AssertionError.
+    except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         place = "directory" if Path(model).exists() else "hub id or directory"
         raise MissingDependencyError(

@@ -449,7 +449,8 @@ class EncoderSimilarity(_Cosine):
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(model)
             encoder = AutoModel.from_pretrained(model)
-        except (OSError, ValueError, ImportError, KeyError) as error:
+        # Damaged files make the libraries below raise anything: SafetensorError, UnpicklingError, ...
+        except Exception as error:
             if local:
                 raise DataError(
                     f"{model}: no sentence encoder can be loaded from here ({_first_line(error)})",
