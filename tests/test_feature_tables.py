@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import fails, succeeds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import DataError
 from tbkin_core.features.extract import choose_extractor, extract_dataset
 from tbkin_core.features.store import FeatureStore
-from tbkin_core.features.tables import feature_rows, table_format
+from tbkin_core.features.tables import FeatureRow, feature_rows, table_format
 
 SIZE, REGIONS = 16, 5
 
@@ -143,6 +146,147 @@ def test_damaged_rows_are_named_and_the_others_kept(tmp_path: Path) -> None:
     assert len(result.problems) == 5
 
 
+HEADERS = {
+    "bottom-up": "image_id image_w image_h num_boxes boxes features",
+    "lxmert": "img_id img_h img_w objects_id objects_conf attrs_id attrs_conf num_boxes boxes features",
+    "rosita": "filename features image_h image_w num_boxes boxes objects_id objects_conf attrs_id attrs_conf",
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_line_of_column_names_says_what_is_where(tmp_path: Path, form: str, reverse: bool) -> None:
+    names, rows = HEADERS[form].split(), [FORMATS[form](image(number)) for number in (7, 42)]
+    if reverse:  # all but the image's name, by which rows are told
+        names, *rows = ([row[0], *row[:0:-1]] for row in (names, *rows))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "t.tsv").write_text("\n".join("\t".join(map(str, row)) for row in (names, *rows)))
+    result = extract_dataset(open_dataset(tmp_path / "data"), tmp_path / "store")
+    assert result.problems == [] and result.store.image_ids == [7, 42]
+    np.testing.assert_array_equal(result.store[42].boxes, image(42)["boxes"])
+    assert (result.store[42].image_width, result.store[42].image_height) == (200, 100)
+    if form != "bottom-up":
+        np.testing.assert_array_equal(result.store[7].attribute_ids, image(7)["attribute_ids"])
+
+
+@pytest.mark.parametrize("first", ["COCO_val2014_000000000005", "5\t200\t100\t5\tAAAA", "x\t1\t2"])
+def test_a_first_row_cut_short_costs_itself_alone(tmp_path: Path, first: str) -> None:
+    write_table(tmp_path / "data" / "t.tsv", "bottom-up", [7, 42])
+    table = tmp_path / "data" / "t.tsv"
+    table.write_text(f"{first}\n{table.read_text()}")
+    result = extract_dataset(open_dataset(tmp_path / "data"), tmp_path / "store")
+    assert result.store.image_ids == [7, 42]
+    assert len(result.problems) == 1 and "line 1" in result.problems[0]
+
+
+def test_most_of_the_first_rows_decide_the_size(tmp_path: Path) -> None:
+    wide = {**image(5), "features": np.ones((REGIONS, SIZE + 3), np.float32)}
+    row = "\t".join(map(str, bottom_up(wide)))
+    write_table(tmp_path / "data" / "t.tsv", "bottom-up", [7, 42])
+    table = tmp_path / "data" / "t.tsv"
+    table.write_text(f"{row}\n{table.read_text()}")
+    result = extract_dataset(open_dataset(tmp_path / "data"), tmp_path / "store")
+    assert result.store.feature_size == SIZE and result.store.image_ids == [7, 42]
+    assert result.problems == [f"image 5: features must be (5, {SIZE}), got (5, {SIZE + 3})"]
+
+
+def vinvl_objects(item: dict[str, Any], *parts: str) -> list[dict[str, Any]]:
+    every = {
+        "rect": item["boxes"].tolist(),
+        "class": ["dog"] * REGIONS,
+        "conf": item["object_scores"].tolist(),
+        "feature": [packed(np.repeat(row, 20)) for row in item["features"]],
+    }
+    return [{part: every[part][row] for part in parts} for row in range(REGIONS)]
+
+
+def write_vinvl(data: Path, form: str, numbers: list[int]) -> None:
+    """As published: features with the six numbers of place at their end, labels in another file and order."""
+    rows, labels, sizes = [], [], []
+    for number in numbers:
+        item = image(number)
+        size = np.array([200, 100, 200, 100], np.float32)
+        place = item["boxes"] / size
+        sides = place[:, 2:] - place[:, :2]
+        features = np.concatenate([np.repeat(item["features"], 20, axis=1), place, sides], axis=1)
+        if form == "json":
+            content = json.dumps({"num_boxes": REGIONS, "features": packed(features)})
+        elif form == "columns":
+            content = f"{REGIONS}\t{packed(features)}"
+        else:
+            content = json.dumps({"objects": vinvl_objects(item, "class", "conf", "rect", "feature")})
+        rows.append(f"{number}\t{content}\n")
+        labels.append(f"{number}\t{json.dumps(vinvl_objects(item, 'class', 'conf', 'rect'))}\n")
+        sizes.append(f"{number}\t{json.dumps([{'height': 100, 'width': 200}])}\n")
+    data.mkdir()
+    if form == "objects":
+        (data / "predictions.tsv").write_text("".join(rows))
+        (data / "hw.tsv").write_text("".join(sizes))
+    else:
+        (data / "val.features.tsv").write_text("".join(rows))
+        (data / "val.labels.tsv").write_text("".join(reversed(labels)))
+
+
+@pytest.mark.parametrize("form", ["json", "columns", "objects"])
+def test_a_store_of_vinvl(tmp_path: Path, form: str) -> None:
+    write_vinvl(tmp_path / "data", form, [7, 42, 3])
+    dataset = open_dataset(tmp_path / "data")
+    assert dataset.layouts == ("feature-tables",) and len(dataset.feature_tables()) == 1
+    result = extract_dataset(dataset, tmp_path / "store")
+    assert result.problems == [] and result.store.image_ids == [7, 42, 3]
+    assert result.store.feature_size == 20 * SIZE
+    for number in (7, 42, 3):
+        found, expected = result.store[number], image(number)
+        np.testing.assert_array_equal(found.boxes, expected["boxes"])
+        np.testing.assert_array_equal(found.features[:, ::20], expected["features"].astype(np.float16))
+        np.testing.assert_array_equal(found.object_scores, expected["object_scores"])
+        assert (found.image_width, found.image_height) == (200, 100)
+
+
+def test_vinvl_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    write_vinvl(tmp_path / "data", "json", [7, 42, 3])
+    labels = tmp_path / "data" / "val.labels.tsv"
+    lines = labels.read_text().splitlines()
+    labels.write_text(
+        "\n".join([lines[0].replace('"rect"', '"box"'), lines[1][: len(lines[1]) // 2], lines[2]])
+    )
+    result = extract_dataset(open_dataset(tmp_path / "data"), tmp_path / "store")
+    assert result.store.image_ids == [7]
+    assert len(result.problems) == 2 and all("line" in problem for problem in result.problems)
+    labels.unlink()
+    with pytest.raises(DataError, match="no labels"):
+        extract_dataset(open_dataset(tmp_path / "data"), tmp_path / "none")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_table_never_gives_more_than_messages(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("damaged")
+    form = data.draw(st.sampled_from([*FORMATS, "json", "columns", "objects"]))
+    if form in FORMATS:
+        write_table(place / "data" / "t.tsv", form, [7, 42])
+    else:
+        write_vinvl(place / "data", form, [7, 42])
+    for path in sorted((place / "data").iterdir()):
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(0, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+        for row in [] if path.name in ("hw.tsv", "val.labels.tsv") else rows_or_none(path):
+            with contextlib.suppress(DataError):
+                assert len(row.read(1)) > 0
+
+
+def rows_or_none(path: Path) -> list[FeatureRow]:
+    try:
+        return list(feature_rows(path))
+    except DataError as error:
+        assert str(path) in error.message
+        return []
+
+
 def test_hdf5_padded_and_end_to_end(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     items = [image(7), image(42)]
@@ -178,5 +322,5 @@ def test_another_tsv_is_no_table_of_features(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "notes.tsv").write_text("a\tb\tc\n1\t2\t3\n")
     fails("extract-features", "data", cwd=tmp_path, code=1, says="no dataset recognised")
-    with pytest.raises(DataError, match="line 1 is no row"):
+    with pytest.raises(DataError, match="none of its first lines"):
         list(feature_rows(tmp_path / "data" / "notes.tsv"))

@@ -49,8 +49,13 @@ _FLICKR = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 
-# A row of region features: a name, perhaps some numbers, and a long stretch of base64.
-_FEATURES = re.compile(r"\A[^\t\r\n]+\t(?:\d+\t){0,3}[A-Za-z0-9+/]{16}[A-Za-z0-9+/=\t]{200}")
+# A row of region features: a name, perhaps some numbers, and a long stretch of base64, bare or within JSON.
+# A line of column names may come first, or a row that was cut short.
+_FEATURES = re.compile(
+    r"\A(?:[^\r\n]{0,600}\r?\n)?[^\t\r\n]+\t"
+    r"(?:(?:\d+\t){0,3}[A-Za-z0-9+/]{16}[A-Za-z0-9+/=\t]{200}"
+    r"|[\[{][^\t\r\n]*\"features?\"\s*:\s*\"[A-Za-z0-9+/]{200})"
+)
 
 _SPLIT = re.compile(
     r"(?<![a-z])(valminusminival|minival|nominival|trainval|train|validation|valid|val|unlabeled"
@@ -180,13 +185,16 @@ def scan(root: Path) -> Layout:
         for entry in listed:
             name = prefix + entry.name
             try:
+                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - 100,000 files a directory
+                if not own and suffix in IMAGE_SUFFIXES and (entry.is_dir() or not entry.is_file()):
+                    # A directory, a broken symlink, a socket: reading it fails, with its name.
+                    layout.images.append(name)
                 if entry.is_dir():
                     if depth < MAX_DEPTH and not own:
                         pending.append((directory / entry.name, name + "/", depth + 1))
                     continue
-                if not entry.is_file():  # a broken symlink, a socket
+                if not entry.is_file():
                     continue
-                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - 100,000 files a directory
                 if own:
                     # `features/` may hold the npz files a store was imported from, beside the store.
                     if suffix == ".npz" and own == "store":

@@ -1,13 +1,20 @@
 """Region features that other programs keep many images to a file: TSV tables and HDF5, read image by image.
 
-Three tables are told apart by their first line; arrays lie in their columns as base64, float32 if not said
-otherwise:
+A line of column names, if the table begins with one, says what is where. Else a row tells the table; arrays
+lie in their columns as base64, float32 if not said otherwise:
 
 - Bottom-up attention (Anderson et al. 2018): image_id, image_w, image_h, num_boxes, boxes, features.
 - LXMERT (Tan & Bansal 2019): img_id, img_h, img_w, objects_id (int64), objects_conf, attrs_id (int64),
   attrs_conf, num_boxes, boxes, features.
 - ROSITA (Cui et al. 2021): filename, features, image_h, image_w, num_boxes, boxes, objects_id, objects_conf,
-  attrs_id, attrs_conf, all float32.
+  attrs_id, attrs_conf, all float32. Its `.lineidx` is not needed: the rows are read in their order.
+- VinVL (Zhang et al. 2021), `features.tsv` as its authors publish it: image key and {"num_boxes", "features"}
+  as JSON, or image key, num_boxes, features; boxes and scores are in `labels.tsv` or `predictions.tsv` beside
+  it, image key and [{"class", "conf", "rect"}, ...] as JSON. The six numbers of place at the end of each
+  vector are left out of the features and tell the image's size.
+- VinVL, `predictions.tsv` as its extractor writes it: image key and {"objects": [{"rect", "conf", "feature"},
+  ...]} as JSON; the image's size is in `hw.tsv` beside it, [{"height", "width"}], else is where the last box
+  ends.
 
 An HDF5 file is as those of BAN and Pythia: `image_features` (N, K, D), `image_bb` (N, K, 4) in pixels, or
 both end to end with `pos_boxes` (N, 2); `spatial_features` tell the images' sizes, and `image_ids`, or a file
@@ -17,11 +24,11 @@ both end to end with `pos_boxes` (N, 2); `spatial_features` tell the images' siz
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,8 +38,27 @@ from numpy.typing import NDArray
 from tbkin_core.errors import DataError, MissingDependencyError
 from tbkin_core.features.regions import ImageId, RegionFeatures
 
-BOTTOM_UP, LXMERT, ROSITA = "bottom-up", "lxmert", "rosita"
+BOTTOM_UP, LXMERT, ROSITA, VINVL = "bottom-up", "lxmert", "rosita", "vinvl"
 MAX_LINE = 64 * 2**20  # bytes; 100 regions of 2048 numbers take 1.1 MB
+_LINES_LOOKED_AT = 16  # for one that tells the table; the first may be damaged
+_COLUMNS = {
+    BOTTOM_UP: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features"),
+    LXMERT: (
+        *("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf"),
+        *("num_boxes", "boxes", "features"),
+    ),
+    ROSITA: (
+        *("image_id", "features", "image_h", "image_w", "num_boxes", "boxes"),
+        *("objects_id", "objects_conf", "attrs_id", "attrs_conf"),
+    ),
+}
+_OTHER_NAMES = {"img_id": "image_id", "filename": "image_id", "img_h": "image_h", "img_w": "image_w"}
+_LABELS = {
+    "object_ids": ("objects_id", np.int32),
+    "object_scores": ("objects_conf", np.float32),
+    "attribute_ids": ("attrs_id", np.int32),
+    "attribute_scores": ("attrs_conf", np.float32),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +92,12 @@ def feature_rows(path: Path) -> Iterator[FeatureRow]:
 def table_format(line: bytes) -> str | None:
     """Which of the tables has such a line; None for another file. The line may be cut off."""
     columns = line.split(b"\t")
+    if len(columns) > 1 and re.match(
+        rb'[\[{].{0,4000}?"features?"\s*:\s*"[A-Za-z0-9+/]{16}', columns[1][:5000]
+    ):
+        return VINVL
+    if len(columns) == 3 and columns[1].isdigit() and _is_base64(columns[2]):
+        return VINVL
     if len(columns) > 4 and all(column.isdigit() for column in columns[1:4]) and _is_base64(columns[4]):
         return BOTTOM_UP
     if len(columns) > 3 and all(column.isdigit() for column in columns[1:3]) and _is_base64(columns[3]):
@@ -80,33 +112,53 @@ def _is_base64(column: bytes) -> bool:
     return len(start) >= 16 and re.fullmatch(rb"[A-Za-z0-9+/]+=*", start) is not None
 
 
+def _column_names(line: bytes) -> tuple[str, ...] | None:
+    """Names of the columns where a line gives them, as in `_COLUMNS`; None for a row of content."""
+    names = [name.strip().lower() for name in line.decode("utf-8", "replace").strip("\ufeff\r\n").split("\t")]
+    known = tuple(_OTHER_NAMES.get(name, name) for name in names)
+    return known if set(_COLUMNS[BOTTOM_UP]) <= set(known) else None
+
+
 def _table_rows(path: Path) -> Iterator[FeatureRow]:
     try:
         with path.open("rb") as file:
-            kind = table_format(file.readline(MAX_LINE))
+            first = file.readline(MAX_LINE)
+            names = _column_names(first)
+            begin = file.tell() if names else 0
+            line, looked = first, 1
+            kind = BOTTOM_UP if names else table_format(first)
+            while kind is None and line and looked < _LINES_LOOKED_AT:
+                line, looked = file.readline(MAX_LINE), looked + 1
+                kind = table_format(line)
             if kind is None:
                 raise DataError(
-                    f"{path}: line 1 is no row of region features",
-                    hint="expected the TSV of bottom-up attention, LXMERT or ROSITA",
+                    f"{path}: none of its first lines is a row of region features",
+                    hint="expected the TSV of bottom-up attention, LXMERT, ROSITA or VinVL",
                 )
-            file.seek(0)
-            yield from _rows_of(file, path, kind)
+            file.seek(begin)
+            if kind == VINVL:
+                with _VinvlLabels(path) as labels:
+                    yield from _rows_of(file, path, 0, labels.decode)
+            else:
+                decode = partial(_decode, names=names or _COLUMNS[kind])
+                yield from _rows_of(file, path, 1 if names else 0, decode)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _rows_of(file: IO[bytes], path: Path, kind: str) -> Iterator[FeatureRow]:
-    number = 0
+def _rows_of(
+    file: IO[bytes], path: Path, number: int, decode: Callable[[list[bytes], ImageId], RegionFeatures]
+) -> Iterator[FeatureRow]:
     while line := file.readline(MAX_LINE):
         number += 1
         columns = line.rstrip(b"\r\n").split(b"\t")
         name = columns[0].decode("utf-8", "replace").strip()
-        where = f"{path}: line {number} (image {name!r})"
+        where = f"{path}: line {number} (image {name[:80]!r})"
 
         def read(image_id: ImageId, columns: list[bytes] = columns, where: str = where) -> RegionFeatures:
             try:
-                return _decode(columns, kind, image_id)
-            except (ValueError, IndexError, binascii.Error) as error:
+                return decode(columns, image_id)
+            except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise DataError(
                     f"{where}: is cut short or damaged ({error})", hint="the other rows are kept"
                 ) from error
@@ -115,26 +167,36 @@ def _rows_of(file: IO[bytes], path: Path, kind: str) -> Iterator[FeatureRow]:
             yield FeatureRow(name, where, read)
 
 
-def _decode(columns: list[bytes], kind: str, image_id: ImageId) -> RegionFeatures:
-    wanted = {BOTTOM_UP: 6, LXMERT: 10, ROSITA: 10}[kind]
-    if len(columns) != wanted:
-        raise ValueError(f"{len(columns)} columns, expected {wanted}")
+def _numbers(column: bytes | str, dtype: type = np.float32) -> NDArray[Any]:
+    return np.frombuffer(base64.b64decode(column, validate=True), dtype)
 
-    def array(column: int, dtype: type = np.float32) -> NDArray[Any]:
-        return np.frombuffer(base64.b64decode(columns[column], validate=True), dtype)
 
+def _decode(columns: list[bytes], image_id: ImageId, names: tuple[str, ...]) -> RegionFeatures:
+    if len(columns) != len(names):
+        raise ValueError(f"{len(columns)} columns, expected {len(names)}")
+    row = dict(zip(names, columns, strict=True))
+    width, height, count = (int(float(row[name])) for name in ("image_w", "image_h", "num_boxes"))
     labels: dict[str, Any] = {}
-    if kind == BOTTOM_UP:
-        width, height, count = (int(columns[at]) for at in (1, 2, 3))
-        boxes, features = array(4), array(5)
-    elif kind == LXMERT:
-        height, width, count = (int(columns[at]) for at in (1, 2, 7))
-        boxes, features = array(8), array(9)
-        labels = _labels(array(3, np.int64), array(4), array(5, np.int64), array(6), count)
-    else:
-        height, width, count = (int(float(columns[at])) for at in (2, 3, 4))
-        boxes, features = array(5), array(1)
-        labels = _labels(array(6), array(7), array(8), array(9), count)
+    for name, (column, dtype) in _LABELS.items():
+        if column in row:
+            raw = base64.b64decode(row[column], validate=True)
+            wide = name.endswith("_ids") and len(raw) == 8 * count
+            values = np.frombuffer(raw, np.int64 if wide else np.float32).astype(dtype)
+            if len(values) != count:
+                raise ValueError(f"{len(values)} {name} for {count} boxes")
+            labels[name] = values
+    return _regions(image_id, _numbers(row["features"]), _numbers(row["boxes"]), count, width, height, labels)
+
+
+def _regions(
+    image_id: ImageId,
+    features: NDArray[Any],
+    boxes: NDArray[Any],
+    count: int,
+    width: int,
+    height: int,
+    labels: dict[str, Any],
+) -> RegionFeatures:
     if count < 1 or boxes.size != 4 * count or not features.size or features.size % count:
         raise ValueError(f"{boxes.size} numbers of boxes and {features.size} of features for {count} boxes")
     if width < 1 or height < 1:
@@ -149,19 +211,86 @@ def _decode(columns: list[bytes], kind: str, image_id: ImageId) -> RegionFeature
     )
 
 
-def _labels(
-    object_ids: NDArray, object_scores: NDArray, attribute_ids: NDArray, attribute_scores: NDArray, count: int
-) -> dict[str, Any]:
-    found = {
-        "object_ids": object_ids.astype(np.int32),
-        "object_scores": object_scores.astype(np.float32),
-        "attribute_ids": attribute_ids.astype(np.int32),
-        "attribute_scores": attribute_scores.astype(np.float32),
-    }
-    for name, values in found.items():
-        if len(values) != count:
-            raise ValueError(f"{len(values)} {name} for {count} boxes")
-    return found
+class _VinvlLabels:
+    """Rows of VinVL's tables, with what the tables beside them say of an image; those are read by key."""
+
+    def __init__(self, path: Path) -> None:
+        self._files: dict[str, IO[bytes]] = {}
+        self._starts: dict[str, dict[bytes, int]] = {}
+        for what, words in (("labels", ("labels", "label", "predictions")), ("hw", ("hw",))):
+            names = [re.sub("features?|predictions?", word, path.name) for word in words]
+            names += [f"{word}.tsv" for word in words]
+            beside = next((path.parent / name for name in names if (path.parent / name).is_file()), path)
+            if beside != path:
+                self._files[what] = beside.open("rb")
+
+    def __enter__(self) -> _VinvlLabels:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _beside(self, what: str, key: bytes) -> Any:
+        """The JSON of an image in a table beside; None without."""
+        if what not in self._files:
+            return None
+        file = self._files[what]
+        if what not in self._starts:
+            starts = self._starts[what] = {}
+            begin = 0
+            while line := file.readline(MAX_LINE):
+                starts.setdefault(line.partition(b"\t")[0].strip(), begin)
+                begin += len(line)
+        if key not in self._starts[what]:
+            return None
+        file.seek(self._starts[what][key])
+        return json.loads(file.readline(MAX_LINE).partition(b"\t")[2])
+
+    def decode(self, columns: list[bytes], image_id: ImageId) -> RegionFeatures:
+        """One row; ValueError and its like where it is damaged."""
+        key = columns[0].strip()
+        objects: Any = None
+        if columns[1].lstrip()[:1] in (b"{", b"["):
+            content = json.loads(columns[1])
+            if isinstance(content, list) or "objects" in content:
+                objects = content if isinstance(content, list) else content["objects"]
+                features = np.stack([_numbers(item["feature"]) for item in objects])
+            else:
+                features = _numbers(content["features"]).reshape(int(content["num_boxes"]), -1)
+        else:
+            features = _numbers(columns[2]).reshape(int(columns[1]), -1)
+        if objects is None or "rect" not in objects[0]:
+            objects = self._beside("labels", key)
+            if isinstance(objects, dict):
+                objects = objects["objects"]
+            if objects is None:
+                raise ValueError("its boxes are in no labels.tsv or predictions.tsv beside the file")
+        boxes = np.array([item["rect"] for item in objects], np.float32).reshape(-1, 4)
+        if len(boxes) != len(features):
+            raise ValueError(f"{len(features)} feature vectors and {len(boxes)} boxes in the labels beside")
+        features, spatial = _without_place(features)
+        sizes = self._beside("hw", key)
+        if sizes:
+            width, height = int(sizes[0]["width"]), int(sizes[0]["height"])
+        else:
+            width, height = _size_of(boxes, spatial)
+        scores = [item.get("conf") for item in objects]
+        labels = {} if None in scores else {"object_scores": np.array(scores, np.float32)}
+        return _regions(image_id, features, boxes, len(features), width, height, labels)
+
+
+def _without_place(features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Vectors without the fractions x1, y1, x2, y2, width, height at their end, and those."""
+    if features.shape[1] <= 6:
+        return features, None
+    place = features[:, -6:]
+    sides = place[:, 2:4] - place[:, :2]
+    swapped = place[:, [5, 4]]
+    same = any(np.allclose(sides, found, atol=2e-3) for found in (place[:, 4:], swapped))
+    if not same or place.min() < -1e-3 or place.max() > 1.01 or not sides.any():
+        return features, None
+    return features[:, :-6], place
 
 
 # ---- HDF5 ---------------------------------------------------------------------------------------
