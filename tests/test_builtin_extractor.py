@@ -421,8 +421,11 @@ def test_decompression_bombs_are_refused_unread(tmp_path: Path, size: tuple[int,
     path.write_bytes(png_header(*size))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(DataError, match="too large"):
+        with pytest.raises(DataError, match="too large") as caught:
             load_image(path, max_side=64)
+    # What the limit is, what was found and what to do, in the line that a run prints of a skipped image.
+    for part in (f"{size[0] * size[1]:,} pixels", "150,000,000 pixels", "scale it down"):
+        assert part in caught.value.message
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import threading
 import warnings
@@ -72,7 +73,8 @@ def load_image(path: Path, max_side: int | None = None) -> tuple[NDArray[np.uint
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+        reason = "the link leads nowhere" if path.is_symlink() else error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason})") from None
     if path.is_dir():
         raise DataError(f"{path}: is a directory, expected an image file")
     if size == 0:
@@ -89,8 +91,10 @@ def load_image(path: Path, max_side: int | None = None) -> tuple[NDArray[np.uint
             f"{path}: is not an image that can be read (JPEG, PNG, GIF, WebP, BMP, TIFF, ...)",
             hint="remove the file from the directory, or convert it to PNG or JPEG",
         ) from None
-    except Image.DecompressionBombError:
-        raise _too_large(path, None) from None
+    except Image.DecompressionBombError as error:
+        found = re.search(r"\((\d+) pixels\)", str(error))
+        pixels = f"{int(found[1]):,} pixels" if found else "of more pixels than Pillow decodes"
+        raise _too_large(path, pixels) from None
     # Pillow's decoders let all of these through on broken input.
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -115,7 +119,7 @@ def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[NDArr
     if width < 1 or height < 1:
         raise DataError(f"{path}: the image has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
-        raise _too_large(path, (width, height))
+        raise _too_large(path, f"{width:,} x {height:,}, which is {width * height:,} pixels")
     target = _scaled_size(width, height, max_side)
     if target != (width, height) and image.format in ("JPEG", "MPO"):
         image.draft(image.mode, target)  # decodes at 1/2, 1/4 or 1/8, never below the target
@@ -176,9 +180,8 @@ def _to_8_bit(values: NDArray) -> NDArray[np.uint8]:
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def _too_large(path: Path, size: tuple[int, int] | None) -> DataError:
-    found = f"{size[0]} x {size[1]} pixels" if size else "more pixels"
+def _too_large(path: Path, pixels: str) -> DataError:
     return DataError(
-        f"{path}: the image is too large to decode safely ({found}, the limit is {MAX_PIXELS:,} pixels)",
-        hint="scale the image down, or leave it out",
+        f"{path}: the image is too large ({pixels}; at most {MAX_PIXELS:,} pixels are decoded, such as"
+        " 15,000 x 10,000): scale it down, or leave it out"
     )
