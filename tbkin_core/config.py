@@ -16,6 +16,9 @@ from typing import Any, TypeVar, Union
 from tbkin_core.errors import ConfigError
 from tbkin_core.masking import MaskingConfig
 
+EXTRACTORS = ("auto", "builtin", "import")
+"""Names that `--extractor` takes; anything else is a detection model."""
+
 _DEVICES = re.compile(r"auto|cpu(:[1-9]\d{0,2})?|cuda(:\d+(,\d+)*)?")
 
 Config = TypeVar("Config", bound="StageConfig")
@@ -68,7 +71,7 @@ class ExtractFeaturesConfig(StageConfig):
         model = "/" in self.extractor or Path(self.extractor).is_dir()
         return [
             *super().problems(),
-            *([] if model else _one_of(self, extractor=("auto", "builtin", "import"))),
+            *([] if model else _one_of(self, extractor=EXTRACTORS)),
             *_at_least(self, max_regions=1, workers=0, batch_size=1),
         ]
 

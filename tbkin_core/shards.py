@@ -7,11 +7,13 @@ shard is an ordinary safetensors file that other programs can read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import count, filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -142,47 +144,87 @@ def clear_store(path: Path) -> None:
 class StoreWriter:
     """Writes a store shard by shard; opened on an unfinished store, it goes on where that one stopped.
 
+    A shard carries a digest of the settings that it was made with, so that it counts whether or not the
+    process that wrote it lived to list it. Several processes may thus write to one store, each to shards of
+    its own numbers.
+
     Args:
         path: Directory of the store.
         kind: "features" or "graphs"; a reader of another kind refuses it.
         settings: What made the content. A store with other settings is not mixed with.
+        alone: No other process works on this store; what killed writers left is removed.
+
+    Attributes:
+        metadata: Number to metadata of every shard that is there and whole.
+
+    Raises:
+        DataError: Another store is there, or one with other settings.
     """
 
-    def __init__(self, path: Path, kind: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, kind: str, settings: Mapping[str, Any], alone: bool = True) -> None:
         self.path = make_directory(path)
-        for pattern in (".shard-*", ".store-*"):
-            for leftover in path.glob(pattern):
-                leftover.unlink(missing_ok=True)  # of a writer that was killed
         self.kind = kind
         self.settings = json.loads(json.dumps(dict(settings)))
-        self.metadata: list[dict[str, Any]] = []
-        self.extra: dict[str, Any] = {}
+        self._digest = hashlib.blake2b(
+            json.dumps([kind, self.settings], sort_keys=True).encode(), digest_size=16
+        ).hexdigest()
         found = _manifest_of(path, kind, self.settings)
-        if found is not None:
-            self.extra = found.get("extra", {})
-            for name in found["shards"]:
-                # A shard that is gone or broken is simply made again.
-                try:
-                    self.metadata.append({"shard": name, **read_shard(path / name)[1]})
-                except DataError:
-                    (path / name).unlink(missing_ok=True)
+        self._listed: list[str] = [] if found is None else found["shards"]
+        self.extra: dict[str, Any] = {} if found is None else found["extra"]
+        if alone:
+            self._remove_leftovers(".shard-*", ".store-*")
+        self.metadata = self._there()
+
+    def free_numbers(self) -> Iterator[int]:
+        """Numbers that no shard had when this was opened, in order, without end."""
+        return filterfalse(set(self.metadata).__contains__, count())
+
+    def write(self, number: int, arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> None:
+        """Write one shard; it is on disk and listed when this returns."""
+        path = self.path / shard_name(number)
+        self._remove_leftovers(f".{path.stem}-*")
+        write_shard(path, arrays, {**metadata, "made_with": self._digest})
+        self.metadata[number] = dict(metadata)
         self._write_manifest(complete=False)
 
-    def add(self, arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> None:
-        """Append one shard; it is on disk and listed when this returns."""
-        taken = {entry["shard"] for entry in self.metadata}
-        number = next(index for index in range(len(taken) + 1) if shard_name(index) not in taken)
-        write_shard(self.path / shard_name(number), arrays, metadata)
-        self.metadata.append({"shard": shard_name(number), **metadata})
-        self._write_manifest(complete=False)
+    def missing(self, numbers: Iterable[int]) -> int:
+        """How many of these shards nobody has written yet; takes note of what others have written."""
+        self.metadata = self._there()
+        return sum(number not in self.metadata for number in numbers)
 
     def finish(self, **extra: Any) -> None:
-        """Mark the store complete; `extra` goes into the manifest."""
+        """Mark the store complete; `extra` goes into the manifest. What is no shard of it is removed."""
         self.extra = {**self.extra, **extra}
+        self.metadata = self._there()
         self._write_manifest(complete=True)
+        whole = {shard_name(number) for number in self.metadata}
+        for path in self.path.glob("shard-*.safetensors"):
+            if path.name not in whole:
+                path.unlink(missing_ok=True)
+
+    def _there(self) -> dict[int, dict[str, Any]]:
+        """Shards of these settings on disk. One that is broken does not count, and is simply made again."""
+        found: dict[int, dict[str, Any]] = {}
+        for path in sorted(self.path.glob("shard-*.safetensors")):
+            digits = path.stem.removeprefix("shard-")
+            if not digits.isdecimal():
+                continue
+            try:
+                metadata = read_shard(path)[1]
+            except DataError:
+                continue
+            # Shards of before carry no digest; of those, the listed ones count.
+            if metadata.pop("made_with", self._digest if path.name in self._listed else "") == self._digest:
+                found[int(digits)] = metadata
+        return found
+
+    def _remove_leftovers(self, *patterns: str) -> None:
+        for pattern in patterns:
+            for leftover in self.path.glob(pattern):
+                leftover.unlink(missing_ok=True)  # of a writer that was killed
 
     def _write_manifest(self, complete: bool) -> None:
-        shards = sorted(entry["shard"] for entry in self.metadata)
+        shards = [shard_name(number) for number in sorted(self.metadata)]
         _write_manifest(self.path, self.kind, self.settings, complete, shards, self.extra)
 
 

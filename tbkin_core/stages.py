@@ -125,9 +125,22 @@ def extract_features(config: ExtractFeaturesConfig) -> StageResult:
         config.devices,
         config.batch_size,
     )
-    store = extraction.store
     write_text(out / "config.yaml", dump_config(config))
     problems = [*extraction.problems, *dataset.problems]
+    if extraction.missing:
+        problems.append(
+            f"{extraction.missing} shards of other ranks are missing: the rank that ends last completes the"
+            " store; what a rank has left out, the same command makes when it is run again"
+        )
+        share = Table(
+            f"Share of the features in {out}",
+            ["made now", "skipped", "shards of others missing"],
+            [[str(extraction.made), str(len(extraction.problems)), str(extraction.missing)]],
+        )
+        values: dict[str, Any] = {"out": str(out), "made": extraction.made, "present": extraction.present}
+        values |= {"skipped": len(extraction.problems), "missing": extraction.missing, "problems": problems}
+        return StageResult(out, values, [share], problems)
+    store = extraction.store
     values = {
         "out": str(out),
         "extractor": store.extractor,

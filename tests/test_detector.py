@@ -208,6 +208,86 @@ def test_models_that_cannot_be_had(photos: Path, tmp_path: Path, monkeypatch: py
     assert not (photos / "features").exists()
 
 
+def test_an_image_that_the_model_refuses_is_named(photos: Path, tmp_path: Path) -> None:
+    """Its processor would make a picture without height of a line; the others of its batch are kept."""
+    torch.manual_seed(0)
+    detr(tmp_path / "detr")
+    Image.new("RGB", (2000, 1), "red").save(photos / "photo_0.png")
+    result = extract_dataset(open_dataset(photos), tmp_path / "store", str(tmp_path / "detr"), devices="cpu")
+    assert result.store.image_ids == [1, 2, 3, 4, 5]
+    assert len(result.problems) == 2
+    assert "photo_0.png: the detector cannot take this image" in result.problems[0]
+
+
+def test_a_failure_of_the_model_costs_one_image(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    yolos(tmp_path / "yolos")
+    forward = DetectorExtractor._forward
+
+    def failing(self: DetectorExtractor, inputs: dict[str, torch.Tensor]) -> Any:
+        if (inputs["pixel_values"] == spoilt).flatten(1).all(1).any():
+            raise RuntimeError("a shape that the model\ndoes not like")
+        return forward(self, inputs)
+
+    images = pictures(photos)
+    spoilt = DetectorExtractor(str(tmp_path / "yolos")).prepare(3, *images[3]).inputs["pixel_values"]
+    monkeypatch.setattr(DetectorExtractor, "_forward", failing)
+    result = extract_dataset(open_dataset(photos), tmp_path / "store", str(tmp_path / "yolos"), devices="cpu")
+    assert result.store.image_ids == [1, 2, 4, 5]
+    assert "photo_3.png" in result.problems[0] and "the model does not like" in result.problems[0]
+
+
+def test_a_model_is_known_by_its_weights_however_it_is_called(photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    yolos(tmp_path / "yolos")
+    line = ("extract-features", "photos", "--devices", "cpu", "--json", "--extractor")
+    succeeds(*line, "./yolos", cwd=tmp_path)
+    before = (photos / "features" / "store.json").read_bytes()
+    shutil.copytree(tmp_path / "yolos", tmp_path / "copy")
+    for name in ("./yolos/", str(tmp_path / "yolos"), "photos/../yolos", "./copy"):
+        values = json.loads(succeeds(*line, name, cwd=tmp_path).out)
+        assert (values["made"], values["present"]) == (0, 5)
+    assert (photos / "features" / "store.json").read_bytes() == before
+    yolos(tmp_path / "copy")
+    fails(*line, "./copy", cwd=tmp_path, code=1, says=("weights", "--overwrite"))
+
+
+def _cut(place: Path) -> None:
+    file = place / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _garbled(place: Path) -> None:
+    (place / "model.safetensors").write_bytes(b"\xff" * 200)
+
+
+def _pickled(place: Path) -> None:
+    (place / "model.safetensors").unlink()
+    (place / "pytorch_model.bin").write_bytes(b"no pickle")
+
+
+def _wrong_type(place: Path) -> None:
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, "hidden_size": "sixteen"}))
+
+
+def _no_config(place: Path) -> None:
+    (place / "config.json").write_text("[1, 2")
+
+
+@pytest.mark.parametrize("damage", [_cut, _garbled, _pickled, _wrong_type, _no_config])
+def test_a_damaged_model_is_one_clear_error(
+    photos: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    yolos(tmp_path / "yolos")
+    damage(tmp_path / "yolos")
+    line = ("extract-features", "photos", "--extractor", tmp_path / "yolos")
+    fails(*line, cwd=tmp_path, code=1, says=("yolos", "cannot be loaded", "--extractor builtin"))
+    assert not (photos / "features").exists()
+
+
 def test_boxes_are_cut_to_the_image() -> None:
     boxes = np.array(
         [[0.5, 0.5, 3, 3], [1.5, 0.5, 0.1, 0.1], [0.5, 0.5, 0, 0], [np.nan, 0, 0, 0]], np.float32

@@ -6,16 +6,16 @@ import itertools
 import logging
 import multiprocessing
 import os
-import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from tbkin_core.config import EXTRACTORS
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.builtin import BuiltinExtractor
@@ -24,7 +24,14 @@ from tbkin_core.features.imported import read_bottom_up_npz
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, FeatureStoreWriter
 from tbkin_core.features.tables import feature_rows
-from tbkin_core.runtime import one_thread_a_process, progress, resolve_devices, torch_device
+from tbkin_core.runtime import (
+    one_thread_a_process,
+    progress,
+    resolve_devices,
+    serve_parent,
+    share_of_run,
+    torch_device,
+)
 from tbkin_core.shards import clear_store
 
 if TYPE_CHECKING:
@@ -32,25 +39,54 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tbkin")
 
-EXTRACTORS = ("auto", "builtin", "import")
+Result = TypeVar("Result")
+
 _MAX_SIDE = 1024  # pixels; larger images are reduced while they are decoded
 
 
-@dataclass(slots=True)
+_ROWS_LOOKED_AT = 16  # of files to import, for the size of their features
+
+
+@dataclass
 class Extraction:
     """What an extraction did.
 
     Attributes:
-        store: The finished store.
+        path: Directory of the store.
         made: Images added now.
         present: Images that were there already.
         problems: One line for each image skipped.
+        missing: Shards that other processes of this run have yet to write.
     """
 
-    store: FeatureStore
+    path: Path
     made: int
     present: int
     problems: list[str] = field(default_factory=list)
+    missing: int = 0
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        """The finished store."""
+        return FeatureStore(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One image to be made.
+
+    Attributes:
+        image_id: Its key.
+        source: Its file; of a feature to import, what reads it.
+        number: Its shard; None for one that failed before and takes a place only where it now succeeds.
+    """
+
+    image_id: ImageId
+    source: Any
+    number: int | None
+
+
+_Made = Iterator[tuple[_Job, "RegionFeatures | str"]]
 
 
 def choose_extractor(dataset: Dataset, extractor: str) -> str:
@@ -72,6 +108,12 @@ def extract_dataset(
 ) -> Extraction:
     """Extract or import the region features of every image of a dataset.
 
+    The images that the store does not speak of are cut into shards by their order, see `FeatureStoreWriter`.
+    Several processes or machines may run this at once on one `out`, each with its own RANK and WORLD_SIZE
+    (`share_of_run`): rank r makes the shards whose number leaves r when divided by the number of ranks.
+    Whichever finishes last completes the store. An image that cannot be read is named, its shard is complete
+    without it, and the next run tries it again.
+
     Args:
         dataset: Opened dataset.
         out: Directory of the store; an unfinished store of the same settings is gone on with.
@@ -85,27 +127,34 @@ def extract_dataset(
 
     Raises:
         DataError: Nothing to extract from, no image could be read, or the disk refuses.
-        ConfigError: "import" without files to import, or a model that is no detector.
+        ConfigError: "import" without files to import, a model that is no detector, the environment gives no
+            proper share of the run, or `overwrite` in a shared run.
         MissingDependencyError: The detection model cannot be loaded.
     """
+    rank, world = share_of_run()
+    if overwrite and world > 1:
+        raise ConfigError(
+            f"overwrite: {world} processes share this run, and one might remove what another has made",
+            hint=f"remove {out} first, or choose another place with --out DIR",
+        )
     kind = choose_extractor(dataset, extractor)
+    problems: list[str] = []
     detector: DetectorExtractor | None = None
+    files: list[tuple[ImageId, Path]] = []
     if kind == "import":
-        first, described = _first_readable(dataset)
+        size, described = _importable(dataset)
         settings: dict[str, Any] = {
             "extractor": "import",
             "format": described,
-            "feature_size": int(first.features.shape[1]),
+            "feature_size": size,
             "max_regions": max_regions,
             "object_names": [],
             "attribute_names": [],
         }
     else:
         records = dataset.images()
-        sources: list[tuple[ImageId, Path]] = [
-            (record.image_id, record.path) for record in records if record.path is not None
-        ]
-        if not sources:
+        files = [(record.image_id, record.path) for record in records if record.path is not None]
+        if not files:
             raise DataError(
                 f"{dataset.root}: none of its {len(records)} images is on disk",
                 hint="put the image files into the directory, or import features made elsewhere",
@@ -115,41 +164,77 @@ def extract_dataset(
             settings = detector.settings()
         else:
             settings = builtin_settings(BuiltinExtractor(max_regions=max_regions))
-    problems = []
     if overwrite:
         clear_store(out)
-    with FeatureStoreWriter(out, settings) as writer:
-        results: Iterable[RegionFeatures | str]
-        if kind == "import":
-            present = len(writer.done)
-            total = len(dataset.bottom_up_files()) - present if not dataset.feature_tables() else None
-            results = _import_all(dataset, max_regions, frozenset(writer.done))
-        else:
-            todo = [(image_id, path) for image_id, path in sources if image_id not in writer.done]
-            present, total = len(sources) - len(todo), len(todo)
-            results = (
-                _run(todo, max_regions, workers)
-                if detector is None
-                else _run_detector(detector, todo, workers, batch_size)
-            )
-        made = 0
-        if present:
-            logger.info("%d images are in %s already", present, out)
-        for result in progress(results, "regions", total=total, unit="img"):
-            if isinstance(result, str):
-                problems.append(result)
-                continue
-            try:
-                writer.add(result)
-                made += 1
-            except DataError as error:
-                if result.image_id in writer.done:
-                    raise
-                problems.append(error.message)
-        if not writer.done:
-            shown = f"; the first: {problems[0]}" if problems else ""
-            raise DataError(f"{dataset.root}: none of {len(problems)} images could be read{shown}")
-    return Extraction(FeatureStore(out), made, present, problems)
+    writer = FeatureStoreWriter(out, settings, alone=world == 1)
+    known, failed = frozenset(writer.done), frozenset(writer.failed)
+    numbers: dict[int, None] = {}
+    present = 0
+
+    def sources(told: list[str]) -> Iterable[tuple[ImageId, Any]]:
+        return _rows_to_import(dataset, told) if kind == "import" else files
+
+    def jobs() -> Iterator[_Job]:
+        nonlocal present
+        for image_id, source in sources(problems if rank == 0 else []):
+            if image_id in known:
+                present += 1
+            elif image_id not in failed:
+                number = writer.place()
+                numbers[number] = None
+                if number % world == rank:
+                    yield _Job(image_id, source, number)
+        if failed and rank == 0:
+            for image_id, source in sources([]):  # what is wrong with the files was said before
+                if image_id in failed:
+                    yield _Job(image_id, source, None)
+
+    made = 0
+    if known:
+        logger.info("%d images are in %s already", len(known), out)
+    if world > 1:
+        logger.info("rank %d of %d", rank, world)
+    total = sum(image_id not in known for image_id, _ in files) // world if files else None
+    if kind == "import":
+        results: _Made = ((job, _import_one(job, max_regions)) for job in jobs())
+    elif detector is None:
+        results = _run(jobs(), total or 0, max_regions, workers)
+    else:
+        results = _run_detector(detector, jobs(), total or 0, workers, batch_size)
+    again = False
+    for job, result in progress(results, "regions", total=total, unit="img"):
+        if job.number is None and not again:
+            again = True
+            writer.turn()
+        problem = result if isinstance(result, str) else _added(writer, result, job.number)
+        if not problem:
+            made += 1
+            continue
+        problems.append(problem)
+        if rank:
+            logger.warning("%s", problem)  # the first rank alone reports at the end
+        if job.number is not None:
+            writer.skip(job.image_id, job.number)
+    writer.flush()
+    missing = writer.missing(numbers)
+    if missing:
+        return Extraction(out, made, present, problems, missing)
+    if not writer.done:
+        shown = f"; the first: {problems[0]}" if problems else ""
+        raise DataError(f"{dataset.root}: none of {len(problems)} images could be read{shown}")
+    writer.finish()
+    return Extraction(out, made, present, problems)
+
+
+def _added(writer: FeatureStoreWriter, regions: RegionFeatures, number: int | None) -> str:
+    """Add an image to the store; what is wrong with it, "" if nothing is."""
+    try:
+        writer.add(regions, number)
+    except DataError as error:
+        if regions.image_id in writer.done:  # then the disk refuses
+            raise
+        return error.message
+    return ""
 
 
 def builtin_settings(extractor: BuiltinExtractor) -> dict[str, Any]:
@@ -195,7 +280,9 @@ def extract_one(path: Path, settings: dict[str, Any], devices: str = "auto") -> 
 def _make_detector(model: str, max_regions: int, devices: str) -> DetectorExtractor:
     from tbkin_core.features.detector import DetectorExtractor
 
-    return DetectorExtractor(model, max_regions, torch_device(resolve_devices(devices)))
+    # However a directory was spelt, it is the same model, and a later command may run elsewhere.
+    name = str(Path(model).resolve()) if Path(model).is_dir() else model
+    return DetectorExtractor(name, max_regions, torch_device(resolve_devices(devices)))
 
 
 def _detect_one(path: Path, settings: dict[str, Any], devices: str) -> RegionFeatures:
@@ -211,50 +298,82 @@ def _detect_one(path: Path, settings: dict[str, Any], devices: str) -> RegionFea
 
 
 def _run_detector(
-    detector: DetectorExtractor, todo: list[tuple[ImageId, Path]], workers: int | None, batch_size: int
-) -> Iterator[RegionFeatures | str]:
+    detector: DetectorExtractor, jobs: Iterator[_Job], total: int, workers: int | None, batch_size: int
+) -> _Made:
     """Threads read and prepare images while the model works on those before."""
-    count = max(min(os.cpu_count() or 1 if workers is None else workers, len(todo)), 1)
 
-    def prepared(source: tuple[ImageId, Path]) -> Picture | str:
+    def prepared(job: _Job) -> Picture | str:
         try:
-            return detector.prepare(source[0], *load_image(source[1], max_side=_MAX_SIDE))
+            image, width, height = load_image(job.source, max_side=_MAX_SIDE)
         except TbkinError as error:
             return error.message
-
-    with ThreadPoolExecutor(count) as pool:
-        waiting: deque[Future[Picture | str]] = deque()
-        sources = iter(todo)
         try:
-            while True:
-                for source in itertools.islice(sources, 3 * batch_size - len(waiting)):
-                    waiting.append(pool.submit(prepared, source))
-                if not waiting:
-                    return
-                batch = [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
-                pictures = [item for item in batch if not isinstance(item, str)]
-                found = iter(detector.extract(pictures))
-                for item in batch:
-                    yield item if isinstance(item, str) else next(found)
+            return detector.prepare(job.image_id, image, width, height)
+        # The processors of transformers raise whatever they like on images that they were not made for.
+        except Exception as error:
+            return _refused(job, error)
+
+    def detected(batch: list[tuple[_Job, Picture]]) -> list[RegionFeatures | str]:
+        try:
+            return list(detector.extract([picture for _, picture in batch]))
+        except TbkinError:
+            raise
+        except Exception as error:  # of the model's code
+            if len(batch) == 1:
+                return [_refused(batch[0][0], error)]
+            return [detected([item])[0] for item in batch]  # one image must not cost the others
+
+    with ThreadPoolExecutor(_workers(workers, total)) as pool:
+        ready = _in_order(pool, prepared, jobs, 3 * batch_size)
+        try:
+            while batch := list(itertools.islice(ready, batch_size)):
+                taken = [(job, item) for job, item in batch if not isinstance(item, str)]
+                found = iter(detected(taken) if taken else [])
+                for job, item in batch:
+                    yield job, item if isinstance(item, str) else next(found)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _first_readable(dataset: Dataset) -> tuple[RegionFeatures, str]:
-    """An image of the files to import, and what kind of files they are."""
+def _refused(job: _Job, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return f"{job.source}: the detector cannot take this image ({type(error).__name__}: {reason})"
+
+
+def _workers(workers: int | None, total: int) -> int:
+    return max(min(os.cpu_count() or 1 if workers is None else workers, total), 1)
+
+
+def _in_order(
+    pool: Executor, work: Callable[[_Job], Result], jobs: Iterator[_Job], ahead: int
+) -> Iterator[tuple[_Job, Result]]:
+    """Every job with its result, in the order of the jobs, of which at most `ahead` are under way."""
+    waiting: deque[tuple[_Job, Future[Result]]] = deque()
+    for job in jobs:
+        waiting.append((job, pool.submit(work, job)))
+        if len(waiting) >= ahead:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    for done, future in waiting:
+        yield done, future.result()
+
+
+def _importable(dataset: Dataset) -> tuple[int, str]:
+    """Size of the features that most of the first rows to import have, and what kind of files they are in."""
     error: DataError | None = None
-    files = dataset.bottom_up_files()
-    for image_id, path in files.items():
-        try:
-            return read_bottom_up_npz(path, image_id), "bottom-up-attention npz"
-        except DataError as found:
-            error = error or found
-    for path in dataset.feature_tables():
-        for row in feature_rows(path):
+    npz = (partial(read_bottom_up_npz, path, name) for name, path in dataset.bottom_up_files().items())
+    rows = (partial(row.read, 0) for path in dataset.feature_tables() for row in feature_rows(path))
+    for described, readers in (("bottom-up-attention npz", npz), ("bottom-up-attention table", rows)):
+        sizes: Counter[int] = Counter()
+        for read in readers:
             try:
-                return row.read(0), "bottom-up-attention table"
+                sizes[int(read().features.shape[1])] += 1
             except DataError as found:
                 error = error or found
+            if sizes.total() == _ROWS_LOOKED_AT:
+                break
+        if sizes:
+            return sizes.most_common(1)[0][0], described
     if error is None:
         raise ConfigError(
             f"{dataset.root}: no features to import (bottom-up-attention .npz, TSV or HDF5 files)",
@@ -263,40 +382,37 @@ def _first_readable(dataset: Dataset) -> tuple[RegionFeatures, str]:
     raise error
 
 
-def _import_all(
-    dataset: Dataset, max_regions: int, done: frozenset[ImageId]
-) -> Iterator[RegionFeatures | str]:
-    """Every image of the files to import that is not in `done`, one at a time; its first row counts."""
-    seen = set(done)
+def _rows_to_import(
+    dataset: Dataset, problems: list[str]
+) -> Iterator[tuple[ImageId, Callable[[ImageId], RegionFeatures]]]:
+    """Every image of the files to import, one at a time; the first file and row of an image counts."""
+    seen: set[ImageId] = set()
     for image_id, path in dataset.bottom_up_files().items():
-        if image_id not in done:
-            seen.add(image_id)
-            yield _import_one(partial(read_bottom_up_npz, path), image_id, max_regions)
+        seen.add(image_id)
+        yield image_id, partial(read_bottom_up_npz, path)
     for path in dataset.feature_tables():
         own: set[ImageId] = set()
         for row in feature_rows(path):
             key = dataset.key_of(row.name)
             if key in own:
-                yield f"{row.where}: is a second row of its image (skipped)"
+                problems.append(f"{row.where}: is a second row of its image (skipped)")
             elif key not in seen:
-                yield _import_one(row.read, key, max_regions)
+                yield key, row.read
             own.add(key)
             seen.add(key)
 
 
-def _run(
-    todo: list[tuple[ImageId, Path]], max_regions: int, workers: int | None
-) -> Iterable[RegionFeatures | str]:
-    count = min(os.cpu_count() or 1 if workers is None else workers, len(todo))
-    if count <= 1:
-        extractor = BuiltinExtractor(max_regions=max_regions)
-        return (_extract_or_reason(extractor, image_id, path) for image_id, path in todo)
-    return _run_workers(todo, max_regions, count)
+def _run(jobs: Iterator[_Job], total: int, max_regions: int, workers: int | None) -> _Made:
+    count = _workers(workers, total)
+    if count > 1:
+        yield from _run_workers(jobs, max_regions, count)
+        return
+    extractor = BuiltinExtractor(max_regions=max_regions)
+    for job in jobs:
+        yield job, _extract_or_reason(extractor, job)
 
 
-def _run_workers(
-    todo: list[tuple[ImageId, Path]], max_regions: int, count: int
-) -> Iterator[RegionFeatures | str]:
+def _run_workers(jobs: Iterator[_Job], max_regions: int, count: int) -> _Made:
     executor = ProcessPoolExecutor(
         count,
         mp_context=multiprocessing.get_context("spawn"),
@@ -306,8 +422,7 @@ def _run_workers(
     try:
         # In order, so that the store does not depend on which worker is faster.
         with one_thread_a_process():
-            results = executor.map(_worker_extract, todo, chunksize=4)
-        yield from results
+            yield from _in_order(executor, _worker_extract, jobs, 8 * count)
     except BrokenProcessPool as error:
         raise DataError(
             "extract-features: a worker process has ended unexpectedly, perhaps for want of memory",
@@ -322,29 +437,26 @@ _extractor: BuiltinExtractor | None = None
 
 def _start_worker(max_regions: int) -> None:
     global _extractor
-    # Ctrl-C reaches every process of the terminal; the main one decides what is kept.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve_parent()
     _extractor = BuiltinExtractor(max_regions=max_regions)
 
 
-def _worker_extract(source: tuple[ImageId, Path]) -> RegionFeatures | str:
+def _worker_extract(job: _Job) -> RegionFeatures | str:
     assert _extractor is not None
-    return _extract_or_reason(_extractor, *source)
+    return _extract_or_reason(_extractor, job)
 
 
-def _extract_or_reason(extractor: BuiltinExtractor, image_id: ImageId, path: Path) -> RegionFeatures | str:
+def _extract_or_reason(extractor: BuiltinExtractor, job: _Job) -> RegionFeatures | str:
     try:
-        image, width, height = load_image(path, max_side=_MAX_SIDE)
-        return extractor.extract(image_id, image, width, height)
+        image, width, height = load_image(job.source, max_side=_MAX_SIDE)
+        return extractor.extract(job.image_id, image, width, height)
     except TbkinError as error:
         return error.message
 
 
-def _import_one(
-    read: Callable[[ImageId], RegionFeatures], image_id: ImageId, max_regions: int
-) -> RegionFeatures | str:
+def _import_one(job: _Job, max_regions: int) -> RegionFeatures | str:
     try:
-        regions = read(image_id)
+        regions = job.source(job.image_id)
     except DataError as error:
         return error.message
     return RegionFeatures(

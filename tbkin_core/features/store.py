@@ -7,9 +7,10 @@ shard["features"], shard["boxes"], shard["offsets"]   # image i: rows offsets[i]
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId, RegionFeatures
-from tbkin_core.shards import StoreReader, StoreWriter, ragged_gather, ragged_offsets
+from tbkin_core.runtime import read_json
+from tbkin_core.shards import MANIFEST, StoreReader, StoreWriter, ragged_gather, ragged_offsets
 
 COMMAND = "tbkin extract-features DATA"
 SHARD_IMAGES = 256
+_REGION_ARRAYS = ("features", "boxes", "object_ids", "object_scores", "attribute_ids", "attribute_scores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +69,39 @@ class FeatureStore:
         self.path = Path(path)
         self.complete = self._reader.complete
         self.settings: dict[str, Any] = self._reader.settings
-        self.extractor: str = self.settings["extractor"]
-        self.feature_size = int(self.settings["feature_size"])
-        self.object_names: list[str] = list(self.settings.get("object_names", []))
-        self.attribute_names: list[str] = list(self.settings.get("attribute_names", []))
+        try:
+            self.extractor = str(self.settings["extractor"])
+            self.feature_size = int(self.settings["feature_size"])
+            self.object_names: list[str] = list(self.settings.get("object_names", []))
+            self.attribute_names: list[str] = list(self.settings.get("attribute_names", []))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.path / MANIFEST}: does not say which extractor made the features, and of what size",
+                hint=f"remove this directory and run `{COMMAND}` again",
+            ) from error
         self.image_ids: list[ImageId] = []
-        self._shard_of: list[int] = []
-        self._row_in_shard: list[int] = []
-        for number, (_, metadata) in enumerate(self._reader):
-            ids = metadata["image_ids"]
+        self._arrays: list[dict[str, NDArray]] = []
+        counts: list[int] = []
+        for number, (arrays, metadata) in enumerate(self._reader):
+            ids: Any = metadata.get("image_ids")
+            # Plain arrays: every slice of a memmap pays for being one.
+            arrays = {name: np.asarray(array) for name, array in arrays.items()}
+            wrong = _wrong(arrays, ids, self.feature_size)
+            if wrong:
+                raise DataError(
+                    f"{self.path / read_json(self.path / MANIFEST)['shards'][number]}: is damaged: {wrong}",
+                    hint=f"remove its file and run `{COMMAND}` again: it makes what is missing",
+                )
+            self._arrays.append(arrays)
             self.image_ids += ids
-            self._shard_of += [number] * len(ids)
-            self._row_in_shard += range(len(ids))
+            counts.append(len(ids))
         self._rows: dict[ImageId, int] = {image_id: row for row, image_id in enumerate(self.image_ids)}
         if not self.image_ids:
             raise DataError(
                 f"{self.path}: the feature store is empty", hint=f"make features with `{COMMAND}`"
             )
-        self._shards = np.array(self._shard_of)
-        self._places = np.array(self._row_in_shard)
+        self._shards = np.repeat(np.arange(len(counts)), counts)
+        self._places = np.arange(len(self.image_ids)) - np.repeat(ragged_offsets(counts)[:-1], counts)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -108,7 +125,7 @@ class FeatureStore:
                 hint=f"run `{COMMAND}` again: it adds what is missing",
             )
         row = self._rows[image_id]
-        arrays, _ = self._reader.shards[self._shards[row]]
+        arrays = self._arrays[self._shards[row]]
         place = self._places[row]
         begin, end = arrays["offsets"][place : place + 2]
         width, height = arrays["image_sizes"][place]
@@ -127,7 +144,7 @@ class FeatureStore:
     def fingerprint(self) -> int:
         """A number that changes with the images of the store and with their regions."""
         value = zlib.crc32(repr(self.image_ids).encode("utf-8", errors="replace"))
-        for arrays, _ in self._reader:
+        for arrays in self._arrays:
             value = zlib.crc32(arrays["boxes"].tobytes(), zlib.crc32(arrays["offsets"].tobytes(), value))
         return value
 
@@ -141,19 +158,23 @@ class FeatureStore:
         rows = np.asarray(rows, dtype=np.int64)
         shards, places = self._shards[rows], self._places[rows]
         pieces = []
-        lengths = np.zeros(len(rows), np.int64)
+        begins, lengths = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         for number in np.unique(shards):
-            arrays, _ = self._reader.shards[number]
+            arrays = self._arrays[number]
             members = np.flatnonzero(shards == number)
             flat, row, column = ragged_gather(arrays["offsets"], places[members])
             if max_regions is not None:
                 keep = column < max_regions
                 flat, row, column = flat[keep], row[keep], column[keep]
+            begins[members] = arrays["offsets"][places[members]]
             lengths[members] = np.bincount(row, minlength=len(members))
             pieces.append((arrays, members, flat, members[row], column))
         widest = int(lengths.max(initial=1))
         shape = (len(rows), widest)
-        features = np.zeros((*shape, self.feature_size), np.float32)
+        features = np.empty((*shape, self.feature_size), np.float32)
+        for place, (number, begin, length) in enumerate(zip(shards, begins, lengths, strict=True)):
+            _widen(self._arrays[number]["features"][begin : begin + length], features[place, :length])
+            features[place, length:] = 0
         boxes = np.zeros((*shape, 4), np.float32)
         mask = np.zeros(shape, np.bool_)
         object_ids = np.full(shape, -1, np.int64)
@@ -162,7 +183,6 @@ class FeatureStore:
         attribute_scores = np.zeros(shape, np.float32)
         sizes = np.ones((len(rows), 2), np.float32)
         for arrays, members, flat, row, column in pieces:
-            features[row, column] = arrays["features"][flat]
             boxes[row, column] = arrays["boxes"][flat]
             mask[row, column] = True
             object_ids[row, column] = arrays["object_ids"][flat]
@@ -183,12 +203,35 @@ class FeatureStore:
         )
 
 
+def _wrong(arrays: Mapping[str, NDArray], ids: Any, feature_size: int) -> str:
+    """What is wrong with a shard, "" if nothing is."""
+    if not isinstance(ids, list) or not all(isinstance(name, int | str) for name in ids):
+        return "it does not list its images"
+    missing = {*_REGION_ARRAYS, "offsets", "image_sizes"} - set(arrays)
+    if missing:
+        return f"it lacks {', '.join(sorted(missing))}"
+    offsets, count = arrays["offsets"], len(arrays["boxes"]) if arrays["boxes"].ndim else 0
+    if arrays["features"].dtype != np.float16:
+        return f"features must be float16, got {arrays['features'].dtype}"
+    expected: dict[str, tuple[int, ...]] = dict.fromkeys(_REGION_ARRAYS, (count,))
+    expected |= {"features": (count, feature_size), "boxes": (count, 4)}
+    expected |= {"offsets": (len(ids) + 1,), "image_sizes": (len(ids), 2)}
+    for name, shape in expected.items():
+        if arrays[name].shape != shape:
+            return f"{name} must be {shape}, got {arrays[name].shape}"
+    if offsets.dtype.kind != "i" or offsets[0] != 0 or offsets[-1] != count or (np.diff(offsets) < 1).any():
+        return "its offsets do not fit its regions"
+    return ""
+
+
 def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes features comparable: a store's settings, or a checkpoint's note of them.
 
-    How many regions were kept and where the store lies make no other kind.
+    How many regions were kept, where the store lies, and where a model lay whose weights are known make no
+    other kind.
     """
-    return {name: value for name, value in settings.items() if name not in ("max_regions", "store")}
+    aside = {"max_regions", "store", *(["model"] if "weights" in settings else [])}
+    return {name: value for name, value in settings.items() if name not in aside}
 
 
 def feature_statistics(
@@ -248,6 +291,19 @@ def _half(features: NDArray) -> NDArray[np.float16]:
     return np.clip(features, -largest, largest).astype(np.float16)
 
 
+def _widen(half: NDArray[np.float16], out: NDArray[np.float32]) -> None:
+    """Write half precision numbers as single ones: exact for finite numbers, which alone are in a store.
+
+    NumPy's own conversion takes fifteen times as long, and is all that a read would be. Both kinds have the
+    sign, the exponent and the mantissa in this order; moved into place, the exponent lacks its larger bias.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, half.view(np.int16))  # spreads the sign over the upper half
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.array(0x8FFFE000, np.uint32).view(np.int32), out=bits)
+    np.multiply(out, np.float32(2.0**112), out=out)
+
+
 def _labels(regions: RegionFeatures, name: str, dtype: type, default: float) -> NDArray:
     """(K,) one of the label arrays, `default` where the extractor gave none."""
     values = getattr(regions, name)
@@ -257,21 +313,59 @@ def _labels(regions: RegionFeatures, name: str, dtype: type, default: float) -> 
 class FeatureStoreWriter:
     """Collects images and writes them shard by shard; use as a context manager.
 
-    Opened on an unfinished store of the same settings it goes on; images already there are in `done`.
-    A block that ends with an error writes what has been collected all the same.
+    A shard holds so many images in their order, and the ids of those among them that could not be read. The
+    images that no shard speaks of, in the order of the dataset, fill the numbers that no shard has. So an
+    unfinished store goes on with the very shards that an uninterrupted run would have written; several
+    processes can write one store, each the shards of its own numbers; and a complete store takes images
+    that have come since into further shards. A shard appears whole or not at all: an interruption costs the
+    images of the one being filled.
+
+    Args:
+        path: Directory of the store.
+        settings: What makes the features; a store of other settings is refused.
+        shard_images: Images a shard, those that fail included; `SHARD_IMAGES` when None.
+        alone: No other process writes to this store.
+
+    Attributes:
+        done: Images in the store, those collected included.
+        failed: Images that could not be read when their shard was made, and are not in the store.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], shard_images: int = SHARD_IMAGES) -> None:
-        self._writer = StoreWriter(path, "features", settings)
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        shard_images: int | None = None,
+        alone: bool = True,
+    ) -> None:
+        self._writer = StoreWriter(path, "features", _spelt_as_there(path, settings), alone)
         self._size = int(settings["feature_size"])
-        self._shard_images = shard_images
+        self._shard_images = shard_images or SHARD_IMAGES
         self._pending: list[RegionFeatures] = []
-        self.done: set[ImageId] = {
-            image_id for metadata in self._writer.metadata for image_id in metadata["image_ids"]
-        }
+        self._skipped: list[ImageId] = []
+        self._number: int | None = None
+        self._take_note()
+        self._free = self._writer.free_numbers()
+        self._filling, self._left = -1, 0
 
-    def add(self, regions: RegionFeatures) -> None:
+    def place(self) -> int:
+        """Number of the shard of the next image to come; may be asked well ahead of `add`."""
+        if not self._left:
+            self._filling, self._left = next(self._free), self._shard_images
+        self._left -= 1
+        return self._filling
+
+    def turn(self) -> None:
+        """Write what has been collected; the next place is in a further shard."""
+        self.flush()
+        self._left = 0
+
+    def add(self, regions: RegionFeatures, number: int | None = None) -> None:
         """Add one image; it reaches the disk when its shard is full.
+
+        Args:
+            regions: Its regions.
+            number: Its shard, of `place`; images come shard by shard. None takes the next place.
 
         Raises:
             DataError: Wrong shapes, no regions, or values that are not finite.
@@ -289,24 +383,51 @@ class FeatureStoreWriter:
                 raise DataError(f"{name}: {field} must be ({count},), got {getattr(regions, field).shape}")
         if regions.image_id in self.done:
             raise DataError(f"{name}: is in the store already")
+        self._begin(number)
         self.done.add(regions.image_id)
-        self._pending.append(regions)
-        if len(self._pending) >= self._shard_images:
+        self.failed.discard(regions.image_id)
+        # What waits for its shard takes no more memory than it will take on disk.
+        self._pending.append(replace(regions, features=_half(regions.features)))
+        self._flush_full()
+
+    def skip(self, image_id: ImageId, number: int | None = None) -> None:
+        """Take note that an image cannot be read, so that its shard is complete without it."""
+        self._begin(number)
+        self._skipped.append(image_id)
+        self._flush_full()
+
+    def _begin(self, number: int | None) -> None:
+        number = self.place() if number is None else number
+        if number != self._number:
+            self.flush()
+        self._number = number
+
+    def _flush_full(self) -> None:
+        if len(self._pending) + len(self._skipped) >= self._shard_images:
             self.flush()
 
     def flush(self) -> None:
         """Write what has been collected as a shard."""
-        if not self._pending:
+        if self._number is None:
             return
-        batch, self._pending = self._pending, []
+        batch, skipped, number = self._pending, self._skipped, self._number
+        self._pending, self._skipped, self._number = [], [], None
+        if number == self._filling:
+            self._left = 0  # what is written is not added to
 
         def stacked(name: str, dtype: type, default: float) -> NDArray:
-            return np.concatenate([_labels(regions, name, dtype, default) for regions in batch])
+            none: NDArray = np.zeros(0, dtype)
+            return np.concatenate([none, *(_labels(regions, name, dtype, default) for regions in batch)])
 
-        self._writer.add(
+        self._writer.write(
+            number,
             {
-                "features": np.concatenate([_half(regions.features) for regions in batch]),
-                "boxes": np.concatenate([np.asarray(regions.boxes, np.float32) for regions in batch]),
+                "features": np.concatenate(
+                    [np.zeros((0, self._size), np.float16), *(r.features for r in batch)]
+                ),
+                "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(r.boxes for r in batch)]).astype(
+                    np.float32
+                ),
                 "object_ids": stacked("object_ids", np.int32, -1),
                 "object_scores": stacked("object_scores", np.float32, 0),
                 "attribute_ids": stacked("attribute_ids", np.int32, -1),
@@ -314,10 +435,22 @@ class FeatureStoreWriter:
                 "offsets": ragged_offsets([len(regions) for regions in batch]),
                 "image_sizes": np.array(
                     [[regions.image_width, regions.image_height] for regions in batch], np.int32
-                ),
+                ).reshape(-1, 2),
             },
-            {"image_ids": [regions.image_id for regions in batch]},
+            {"image_ids": [regions.image_id for regions in batch], "skipped": skipped},
         )
+
+    def _take_note(self) -> None:
+        shards = self._writer.metadata.values()
+        self.done: set[ImageId] = {name for entry in shards for name in entry.get("image_ids", [])}
+        self.failed: set[ImageId] = {name for entry in shards for name in entry.get("skipped", [])}
+        self.failed -= self.done
+
+    def missing(self, numbers: Iterable[int]) -> int:
+        """How many of these shards other processes have yet to write; takes note of theirs."""
+        missing = self._writer.missing(numbers)
+        self._take_note()
+        return missing
 
     def finish(self) -> None:
         """Write the rest and mark the store complete."""
@@ -330,9 +463,21 @@ class FeatureStoreWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None:
             self.finish()
-        elif not issubclass(kind, DataError):
-            # Ctrl-C or a fault elsewhere: keep what is done. After a DataError the disk itself may be full.
-            self.flush()
+
+
+def _spelt_as_there(path: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the store at `path` where they mean the same, else those given."""
+    manifest = path / MANIFEST
+    if "weights" not in settings or not manifest.exists():
+        return settings
+    found = read_json(manifest)
+    there = found.get("settings") if isinstance(found, dict) else None
+    # A model may be named by another path, or lie elsewhere by now: its weights say which it is.
+    if isinstance(there, dict) and {**there, "model": None} == json.loads(
+        json.dumps({**settings, "model": None})
+    ):
+        return there
+    return settings
 
 
 def write_feature_store(
