@@ -277,19 +277,23 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
     code = "import tbkin_core.features.store as s; s.SHARD_IMAGES = 4; from tbkin_cli.main import app; app()"
     line = ["extract-features", "data", "--workers", "2", "--out", "out"]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *line], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE
+        [sys.executable, "-c", code, *line], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )
     until = time.monotonic() + 60
     while not (tmp_path / "out" / "shard-00001.safetensors").exists() and time.monotonic() < until:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None
         time.sleep(0.01)
     workers = list(children(process.pid))
     assert len(workers) >= 2
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
+    until = time.monotonic() + 15
     while any(map(alive, workers)) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not any(map(alive, workers))
+    left = [pid for pid in workers if alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
 
 
 # ---- the command --------------------------------------------------------------------------------
