@@ -61,10 +61,20 @@ def extract_features(
     extractor: Annotated[
         str | None,
         typer.Option(
-            help="auto, builtin (needs no weights), import (bottom-up .npz), or a detection model: hub id or"
-            " directory.",
+            help="auto, builtin (needs no weights), annotations (the dataset's boxes), import (bottom-up"
+            " .npz, TSV, HDF5), detector (one from the hub), or a detection model: hub id or directory.",
             show_default=False,
         ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Vision model that gives the region vectors: hub id or directory.", show_default=False
+        ),
+    ] = None,
+    backbone_side: Annotated[
+        int | None,
+        typer.Option(help="Pixels a side of what it sees.  [default: its own]", show_default=False),
     ] = None,
     max_regions: Annotated[
         int | None, typer.Option(help="Regions an image at most.  [default: 36]", show_default=False)
@@ -73,7 +83,7 @@ def extract_features(
         int | None, typer.Option(help="Processes.  [default: all processors]", show_default=False)
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images a detector sees together.  [default: 8]", show_default=False)
+        int | None, typer.Option(help="Images a model sees together.  [default: 8]", show_default=False)
     ] = None,
     out: options.Out = None,
     overwrite: options.Overwrite = None,

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, Union
 from tbkin_core.errors import ConfigError
 from tbkin_core.masking import MaskingConfig
 
-EXTRACTORS = ("auto", "builtin", "import")
+EXTRACTORS = ("auto", "builtin", "annotations", "import", "detector")
 """Names that `--extractor` takes; anything else is a detection model."""
 
 _DEVICES = re.compile(r"auto|cpu(:[1-9]\d{0,2})?|cuda(:\d+(,\d+)*)?")
@@ -54,15 +54,20 @@ class ExtractFeaturesConfig(StageConfig):
 
     Attributes:
         data: Dataset directory, or a directory of images.
-        extractor: auto (import where the directory holds bottom-up features, else builtin), builtin, import,
-            or the hub id or directory of a detection model.
+        extractor: auto (import where the directory holds bottom-up features, else builtin), builtin,
+            annotations (the dataset's boxes), import, detector (a good one from the hub), or the hub id or
+            directory of a detection model.
+        backbone: Hub id or directory of a vision model that gives the vectors, over the extractor's boxes.
+        backbone_side: Pixels along a side of the square that the backbone sees; None takes its own.
         max_regions: Regions an image at most.
         workers: Processes; None takes the number of processors.
-        batch_size: Images that a detector sees together.
+        batch_size: Images that a model sees together.
     """
 
     data: Path = Path()
     extractor: str = "auto"
+    backbone: str | None = None
+    backbone_side: int | None = None
     max_regions: int = 36
     workers: int | None = None
     batch_size: int = 8
@@ -72,7 +77,17 @@ class ExtractFeaturesConfig(StageConfig):
         return [
             *super().problems(),
             *([] if model else _one_of(self, extractor=EXTRACTORS)),
-            *_at_least(self, max_regions=1, workers=0, batch_size=1),
+            *_at_least(self, max_regions=1, workers=0, batch_size=1, backbone_side=32),
+            *(
+                ["backbone: imported features come with vectors; name another --extractor"]
+                if self.backbone is not None and self.extractor == "import"
+                else []
+            ),
+            *(
+                ["backbone_side: only with a backbone"]
+                if self.backbone_side is not None and self.backbone is None
+                else []
+            ),
         ]
 
 

@@ -124,6 +124,8 @@ def extract_features(config: ExtractFeaturesConfig) -> StageResult:
         config.overwrite,
         config.devices,
         config.batch_size,
+        config.backbone,
+        config.backbone_side,
     )
     write_text(out / "config.yaml", dump_config(config))
     problems = [*extraction.problems, *dataset.problems]
@@ -147,7 +149,7 @@ def extract_features(config: ExtractFeaturesConfig) -> StageResult:
         "images": len(store),
         "made": extraction.made,
         "present": extraction.present,
-        "skipped": len(extraction.problems),
+        "skipped": extraction.skipped,
         "feature_size": store.feature_size,
         "problems": problems,
     }
@@ -159,7 +161,7 @@ def extract_features(config: ExtractFeaturesConfig) -> StageResult:
                 store.extractor,
                 str(len(store)),
                 str(extraction.made),
-                str(len(extraction.problems)),
+                str(extraction.skipped),
                 str(store.feature_size),
             ]
         ],

@@ -13,6 +13,7 @@ import pytest
 import torch
 from command_line import fails, succeeds
 from PIL import Image
+from tiny_models import DETECTORS, NAMES, detr, yolos
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, MissingDependencyError
@@ -20,64 +21,12 @@ from tbkin_core.features.detector import DetectorExtractor, corners
 from tbkin_core.features.extract import extract_dataset, extract_one
 from tbkin_core.features.store import FeatureStore
 
-NAMES = {0: "N/A", 1: "Traffic_Light", 2: "dog", 3: "cat", 4: "person"}
 
-
-def rt_detr(place: Path) -> None:
-    from transformers import (
-        RTDetrImageProcessor,
-        RTDetrResNetConfig,
-        RTDetrV2Config,
-        RTDetrV2ForObjectDetection,
-    )
-
-    backbone = RTDetrResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = RTDetrV2Config(
-        backbone_config=backbone, encoder_hidden_dim=16, encoder_in_channels=[8, 16, 16], encoder_ffn_dim=16,
-        encoder_attention_heads=2, d_model=16, num_queries=12, decoder_in_channels=[16, 16, 16],
-        decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2, id2label=NAMES,
-    )  # fmt: skip
-    RTDetrV2ForObjectDetection(config).save_pretrained(place)
-    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(place)
-
-
-def detr(place: Path) -> None:
-    from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, ResNetConfig
-
-    backbone = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
-    )
-    config = DetrConfig(
-        use_timm_backbone=False, backbone=None, backbone_config=backbone, use_pretrained_backbone=False,
-        d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16,
-        encoder_attention_heads=2, decoder_attention_heads=2, num_queries=9, id2label=NAMES,
-    )  # fmt: skip
-    DetrForObjectDetection(config).save_pretrained(place)
-    DetrImageProcessor(size={"shortest_edge": 48, "longest_edge": 96}).save_pretrained(place)
-
-
-def yolos(place: Path) -> None:
-    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
-
-    config = YolosConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=[64, 64],
-        patch_size=16, num_detection_tokens=10, id2label=NAMES,
-    )  # fmt: skip
-    YolosForObjectDetection(config).save_pretrained(place)
-    YolosImageProcessor(size={"height": 64, "width": 64}).save_pretrained(place)
-
-
-FAMILIES: dict[str, Callable[[Path], None]] = {"rt-detr": rt_detr, "detr": detr, "yolos": yolos}
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=DETECTORS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     place = tmp_path_factory.mktemp("detector") / request.param
-    FAMILIES[request.param](place)
+    DETECTORS[request.param](place)
     return place
 
 
@@ -101,7 +50,7 @@ def pictures(photos: Path) -> dict[int, Any]:
 
 def test_regions_lie_in_the_image_best_first(model: Path, photos: Path) -> None:
     detector = DetectorExtractor(str(model), max_regions=6)
-    assert detector.object_names[1:4] == ("traffic light", "dog", "cat")
+    assert detector.object_names[1:4] == ("traffic light", "dog", "television")
     images = pictures(photos)
     found = detector.extract([detector.prepare(number, *image) for number, image in images.items()])
     assert [regions.image_id for regions in found] == list(images)
@@ -216,7 +165,7 @@ def test_an_image_that_the_model_refuses_is_named(photos: Path, tmp_path: Path) 
     result = extract_dataset(open_dataset(photos), tmp_path / "store", str(tmp_path / "detr"), devices="cpu")
     assert result.store.image_ids == [1, 2, 3, 4, 5]
     assert len(result.problems) == 2
-    assert "photo_0.png: the detector cannot take this image" in result.problems[0]
+    assert "photo_0.png: the model cannot take this image" in result.problems[0]
 
 
 def test_a_failure_of_the_model_costs_one_image(

@@ -57,6 +57,7 @@ REACH = 3  # pixels around a sure foreground pixel within which the raw colour d
 NECK = 0.7  # width of a neck relative to the narrower part, below which it divides
 MAX_SEGMENTS = 200
 MAX_CANDIDATES = 1500
+FILLS = 0.5  # intersection over union above which a proposal gives a known box its shape
 LARGEST_PART = 0.95  # share of the image above which a proposal is the image itself
 
 
@@ -1019,6 +1020,55 @@ class BuiltinExtractor:
         Raises:
             DataError: The array is not an 8-bit RGB image or has no pixels.
         """
+        copy, lab = self._prepared(image_id, image, original_width, original_height)
+        boxes, scores, masks = self._propose(copy, lab)  # boxes relative to the image
+        return self._described(image_id, copy, lab, boxes, scores, masks, original_width, original_height)
+
+    def describe(
+        self,
+        image_id: ImageId,
+        image: NDArray[np.uint8],
+        original_width: int,
+        original_height: int,
+        boxes: NDArray[np.float32],
+    ) -> RegionFeatures:
+        """Describe regions whose boxes are known, as `extract` describes its own.
+
+        A box takes the shape of the proposal that fills it, where one does; else it is described as a whole.
+
+        Args:
+            image_id, image, original_width, original_height: As for `extract`.
+            boxes: (K, 4) xyxy in pixels of the full image, K > 0, each within the image and with an area.
+
+        Returns:
+            The K regions in the order given; `object_scores` are 1.
+
+        Raises:
+            DataError: As `extract`.
+        """
+        copy, lab = self._prepared(image_id, image, original_width, original_height)
+        relative = (boxes / np.array([original_width, original_height] * 2, np.float32)).astype(np.float32)
+        masks = np.ones((len(boxes), FRAME, FRAME), bool)
+        best = np.full(len(boxes), FILLS, np.float32)
+        for segment in (self._segment_drawing, self._segment_photo):
+            seg = segment(copy, lab)
+            rows = _candidates(seg, MAX_CANDIDATES)
+            size = np.array([seg.labels.shape[1], seg.labels.shape[0]] * 2, np.float32)
+            overlap = pairwise_iou(relative, _boxes(seg, rows) / size)  # (K, C)
+            if overlap.shape[1]:
+                found = np.flatnonzero(overlap.max(axis=1) > best)
+                best[found] = overlap[found].max(axis=1)
+                if len(found):
+                    masks[found] = _masks(seg, rows[overlap[found].argmax(axis=1)], relative[found] * size)
+            if (best > FILLS).all():
+                break
+        scores = np.ones(len(boxes), np.float32)
+        return self._described(image_id, copy, lab, relative, scores, masks, original_width, original_height)
+
+    def _prepared(
+        self, image_id: ImageId, image: NDArray[np.uint8], original_width: int, original_height: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The working copy of a picture and its colours in CIELAB."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise DataError(
                 f"image {image_id}: expected a uint8 array (H, W, 3), got {image.dtype} {image.shape}",
@@ -1029,10 +1079,22 @@ class BuiltinExtractor:
                 f"image {image_id}: expected a positive size, got {original_width} x {original_height}"
             )
         copy = _working_copy(image, self.working_side)
-        lab = _lab(copy)
+        return copy, _lab(copy)
+
+    def _described(
+        self,
+        image_id: ImageId,
+        copy: NDArray[np.uint8],
+        lab: NDArray[np.float32],
+        boxes: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        masks: NDArray[np.bool_],
+        original_width: int,
+        original_height: int,
+    ) -> RegionFeatures:
+        """The descriptors of boxes (K, 4) relative to the image, each with a mask on its grid."""
         height, width = copy.shape[:2]
         scale = np.array([width, height, width, height], np.float32)
-        boxes, scores, masks = self._propose(copy, lab)  # boxes relative to the image
         rows, columns, valid = _grid(boxes * scale, height, width)
         sides = (boxes[:, 2:] - boxes[:, :2]) * np.array([original_width, original_height], np.float32)
         patches = _Patches(rows, columns, masks & valid, valid, sides)

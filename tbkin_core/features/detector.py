@@ -1,15 +1,19 @@
 """Regions and region vectors of any object-detection model that transformers loads.
 
 DETR and what came of it (Carion et al., ECCV 2020: RT-DETR, D-FINE, Deformable DETR, YOLOS, ...) carry one
-state a query through the decoder and read class and box off it; that state is the region's vector.
+state a query through the decoder and read class and box off it; that state is the region's vector. Models
+that are told in words what to look for are in `zero_shot`.
+
+Letters: B images, Q queries, C classes, D width, K regions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tbkin_core.errors import ConfigError, MissingDependencyError
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import ImageId, RegionFeatures, pairwise_iou
+from tbkin_core.features.vocabulary import visual_genome_names
 from tbkin_core.runtime import quiet_transformers
 
 SMALLEST_SIDE = 1.0  # pixels; smaller boxes are made this large
@@ -41,39 +46,87 @@ class Picture:
     height: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a detector says of B images; the best class of each query.
+
+    Attributes:
+        scores: (B, Q) probability of that class.
+        classes: (B, Q) its number.
+        boxes: (B, Q, 4) fractions (cx, cy, w, h) of the picture.
+        states: (B, Q, D) the region vectors.
+        attribute_scores, attributes: (B, Q) the best attribute, where the model tells attributes.
+    """
+
+    scores: torch.Tensor
+    classes: torch.Tensor
+    boxes: torch.Tensor
+    states: torch.Tensor
+    attribute_scores: torch.Tensor | None = None
+    attributes: torch.Tensor | None = None
+
+    def rows(self, chosen: torch.Tensor) -> Found:
+        """The queries `chosen` (B, N) of each image."""
+
+        def taken(values: torch.Tensor) -> torch.Tensor:
+            if values.ndim == 2:
+                return values.gather(1, chosen)
+            return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
+
+        return Found(**{name: taken(values) for name, values in self.given().items()})
+
+    def given(self) -> dict[str, torch.Tensor]:
+        """The fields that are there, by name."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(Found)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def best(self, count: int) -> Found:
+        """The `count` queries of the highest scores, best first."""
+        return self.rows(self.scores.topk(min(count, self.scores.shape[1]), dim=1).indices)
+
+
 class DetectorExtractor:
-    """Extracts regions with a detection model.
+    """Extracts regions with a detection model of a fixed set of classes.
 
     Args:
         model: Hub id or directory of a model for `AutoModelForObjectDetection`.
         max_regions: Keep this many queries an image, those of the highest class scores.
         device: Where the model runs.
+        revision: Of the hub's model; the newest when None.
+        precision: As for `compute_dtype`.
 
     Attributes:
         feature_size: D, the width of the decoder.
-        object_names: Names of the model's classes, as it numbers them.
+        object_names: Names of the model's classes, as it numbers them, in Visual Genome's words.
+        attribute_names: Attributes that the model tells; most tell none.
 
     Raises:
         MissingDependencyError: The model cannot be loaded or reached.
         ConfigError: It gives no boxes and states a query.
     """
 
+    # From this intersection over union up, the lesser of two regions is dropped; None: the model was trained
+    # to find a thing once.
+    overlap: float | None = None
+
     def __init__(
         self,
         model: str,
         max_regions: int = 36,
         device: torch.device | str = "cpu",
+        revision: str | None = None,
+        precision: str = "auto",
     ) -> None:
         self.model_name = model
         self.max_regions = max_regions
         self._device = torch.device(device)
-        self._processor, self._model = _load(model)
+        self._dtype = compute_dtype(self._device, precision)
+        self.attribute_names: tuple[str, ...] = ()
+        with loading("detector", model):
+            self._processor, self._model = self._load(revision)
+        self._weights = weights_digest(self._model)
         self._model.to(self._device).eval()
-        labels = {int(number): name for number, name in self._model.config.id2label.items()}
-        self.object_names = tuple(
-            " ".join(labels.get(number, "").lower().replace("_", " ").split())
-            for number in range(max(labels) + 1)
-        )
+        self.object_names = self._names()
         self.feature_size = self._measure()
 
     def settings(self) -> dict[str, Any]:
@@ -81,10 +134,11 @@ class DetectorExtractor:
         return {
             "extractor": "detector",
             "model": self.model_name,
-            "weights": weights_digest(self._model),
+            "revision": getattr(self._model.config, "_commit_hash", None),
+            "weights": self._weights,
             "feature_size": self.feature_size,
             "object_names": list(self.object_names),
-            "attribute_names": [],
+            "attribute_names": list(self.attribute_names),
             "max_regions": self.max_regions,
         }
 
@@ -116,28 +170,48 @@ class DetectorExtractor:
             name: torch.stack([picture.inputs[name] for picture in pictures]).to(self._device)
             for name in pictures[0].inputs
         }
-        scores, boxes, states = self._forward(inputs)
-        count = min(self.max_regions, scores.shape[1])
-        best, classes = scores.max(dim=-1)  # (B, Q)
-        chosen = best.topk(count, dim=1)
-        rows = chosen.indices[..., None]
-        places = boxes.gather(1, rows.expand(-1, -1, 4)).cpu().numpy()
-        vectors = states.gather(1, rows.expand(-1, -1, states.shape[-1])).cpu().numpy()
-        labels = classes.gather(1, chosen.indices).cpu().numpy()
-        values = chosen.values.cpu().numpy()
+        with computing(self._device, self._dtype):
+            found = self._forward(inputs)
+        found = found.best(self.max_regions * (1 if self.overlap is None else 4))
+        arrays = {name: value.float().cpu().numpy() for name, value in found.given().items()}
         for place, picture in enumerate(pictures):
+            own = {name: values[place] for name, values in arrays.items()}
+            boxes = corners(own["boxes"], *self._frame(picture), (picture.width, picture.height))
+            kept = distinct(boxes, self.overlap, self.max_regions)
+            labels: dict[str, Any] = {
+                "object_ids": own["classes"][kept].astype(np.int32),
+                "object_scores": np.clip(own["scores"][kept], 0, 1).astype(np.float32),
+            }
+            if "attributes" in own:
+                labels["attribute_ids"] = own["attributes"][kept].astype(np.int32)
+                labels["attribute_scores"] = np.clip(own["attribute_scores"][kept], 0, 1).astype(np.float32)
             yield RegionFeatures(
-                picture.image_id,
-                vectors[place],
-                corners(places[place], picture.width, picture.height),
-                picture.width,
-                picture.height,
-                object_ids=labels[place].astype(np.int32),
-                object_scores=np.clip(values[place], 0, 1).astype(np.float32),
+                picture.image_id, own["states"][kept], boxes[kept], picture.width, picture.height, **labels
             )
 
-    def _forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Class probabilities (B, Q, C), boxes (B, Q, 4) as fractions cxcywh, and states (B, Q, D)."""
+    # ---- what differs between kinds of detectors -----------------------------------------------
+
+    def _load(self, revision: str | None) -> tuple[Any, Any]:
+        """The image processor and the model."""
+        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+        return (
+            AutoImageProcessor.from_pretrained(self.model_name, revision=revision or "main"),
+            AutoModelForObjectDetection.from_pretrained(
+                self.model_name, revision=revision or "main", dtype=torch.float32
+            ),
+        )
+
+    def _names(self) -> tuple[str, ...]:
+        labels = {int(number): name for number, name in self._model.config.id2label.items()}
+        ordered = [labels.get(number, "") for number in range(max(labels) + 1)]
+        return visual_genome_names("objects").match(ordered)
+
+    def _frame(self, picture: Picture) -> tuple[int, int]:
+        """Width and height in pixels that the fractions of boxes are of; begins where the picture does."""
+        return picture.width, picture.height
+
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> Found:
         output = self._model(**inputs)
         logits, boxes = output.logits.float(), output.pred_boxes.float()
         queries = logits.shape[1]
@@ -149,12 +223,14 @@ class DetectorExtractor:
             raise ConfigError(
                 f"{self.model_name}: the model gives no state a query to take as region vectors"
             )
-        # YOLOS keeps its queries behind the image's patches.
-        states = states[:, -queries:].float()
         # One class more than there are names is "no object", of a softmax; else each class stands alone.
         if logits.shape[-1] == len(self.object_names) + 1:
-            return logits.softmax(-1)[..., :-1], boxes, states
-        return logits.sigmoid()[..., : len(self.object_names)], boxes, states
+            chances = logits.softmax(-1)[..., :-1]
+        else:
+            chances = logits.sigmoid()[..., : len(self.object_names)]
+        best, classes = chances.max(dim=-1)
+        # YOLOS keeps its queries behind the image's patches.
+        return Found(best, classes, boxes, states[:, -queries:].float())
 
     def _measure(self) -> int:
         """D, by a look at a grey image; also finds out whether the model is of the right kind."""
@@ -162,7 +238,7 @@ class DetectorExtractor:
         try:
             with torch.inference_mode():
                 inputs = {name: value[None].to(self._device) for name, value in picture.inputs.items()}
-                return int(self._forward(inputs)[2].shape[-1])
+                return int(self._forward(inputs).states.shape[-1])
         except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"{self.model_name}: is no detector that gives a box and a state a query ({error})",
@@ -170,14 +246,45 @@ class DetectorExtractor:
             ) from error
 
 
-def corners(boxes: NDArray, width: int, height: int) -> NDArray[np.float32]:
-    """Boxes (K, 4) given as fractions (cx, cy, w, h), as xyxy pixels within the image, never without area."""
-    size = np.array([width, height], np.float32)
-    centre, half = boxes[:, :2] * size, boxes[:, 2:] * size / 2
+# ---- boxes --------------------------------------------------------------------------------------
+
+
+def corners(
+    boxes: NDArray, width: int, height: int, image: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """Boxes (K, 4) given as fractions (cx, cy, w, h), as xyxy pixels within the image, never without area.
+
+    Args:
+        boxes: The fractions.
+        width, height: What they are fractions of, in pixels.
+        image: Width and height of the image where it is smaller than that.
+    """
+    scale = np.array([width, height], np.float32)
+    size = scale if image is None else np.array(image, np.float32)
+    centre, half = boxes[:, :2] * scale, boxes[:, 2:] * scale / 2
     least = np.minimum(SMALLEST_SIDE, size)
     low = np.clip(np.nan_to_num(centre - half), 0, size - least)
     high = np.clip(np.nan_to_num(centre + half), low + least, size)
     return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def distinct(boxes: NDArray[np.float32], overlap: float | None, limit: int) -> list[int]:
+    """Positions of at most `limit` boxes (K, 4), best first, none of which meets an earlier one too much."""
+    if overlap is None:
+        return list(range(min(limit, len(boxes))))
+    free = np.ones(len(boxes), bool)
+    shared = pairwise_iou(boxes)
+    kept: list[int] = []
+    for place in range(len(boxes)):
+        if free[place]:
+            kept.append(place)
+            free &= shared[place] < overlap
+            if len(kept) == limit:
+                break
+    return kept
+
+
+# ---- models -------------------------------------------------------------------------------------
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -189,21 +296,35 @@ def weights_digest(model: torch.nn.Module) -> str:
     return hashlib.blake2b(json.dumps(found).encode(), digest_size=8).hexdigest()
 
 
-def _load(model: str) -> tuple[Any, Any]:
-    quiet_transformers()
-    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+def compute_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """What a model computes in: "fp32", "bf16", or "auto" for bf16 on CUDA devices that have it."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
+
+@contextlib.contextmanager
+def computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """In it a model with float32 weights on `device` computes in `dtype`."""
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))  # kernels of its own go to the current one
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16))
+        yield
+
+
+@contextlib.contextmanager
+def loading(kind: str, model: str) -> Iterator[None]:
+    """Turns what transformers and the hub raise for a model that cannot be had into one message."""
+    quiet_transformers()
     try:
-        return (
-            AutoImageProcessor.from_pretrained(model),
-            AutoModelForObjectDetection.from_pretrained(model, dtype=torch.float32),
-        )
+        yield
     # Damaged files make the libraries below raise anything: SafetensorError, UnpicklingError, AssertionError.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         place = "directory" if Path(model).exists() else "hub id or directory"
         raise MissingDependencyError(
-            f"detector {model!r} cannot be loaded from this {place}: {reason}",
+            f"{kind} {model!r} cannot be loaded from this {place}: {reason}",
             hint="--extractor builtin needs no model; a directory with config.json,"
             " preprocessor_config.json and model.safetensors works without a network",
         ) from error

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import multiprocessing
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from tbkin_core.config import EXTRACTORS
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError, TbkinError
-from tbkin_core.features.builtin import BuiltinExtractor
+from tbkin_core.features.extractors import (
+    DEFAULT_DETECTOR,
+    MAX_SIDE,
+    AnnotatedRegions,
+    BatchExtractor,
+    BuiltinRegions,
+    PictureExtractor,
+    batch_extractors,
+    extractor_again,
+    run_batches,
+)
 from tbkin_core.features.images import load_image
 from tbkin_core.features.imported import read_bottom_up_npz
 from tbkin_core.features.regions import ImageId, RegionFeatures
@@ -27,21 +36,14 @@ from tbkin_core.features.tables import feature_rows
 from tbkin_core.runtime import (
     one_thread_a_process,
     progress,
-    resolve_devices,
     serve_parent,
     share_of_run,
-    torch_device,
 )
 from tbkin_core.shards import clear_store
-
-if TYPE_CHECKING:
-    from tbkin_core.features.detector import DetectorExtractor, Picture
 
 logger = logging.getLogger("tbkin")
 
 Result = TypeVar("Result")
-
-_MAX_SIDE = 1024  # pixels; larger images are reduced while they are decoded
 
 
 _ROWS_LOOKED_AT = 16  # of files to import, for the size of their features
@@ -55,13 +57,15 @@ class Extraction:
         path: Directory of the store.
         made: Images added now.
         present: Images that were there already.
-        problems: One line for each image skipped.
+        skipped: Images left out.
+        problems: One line for each of them, or for all that were left out for one reason.
         missing: Shards that other processes of this run have yet to write.
     """
 
     path: Path
     made: int
     present: int
+    skipped: int = 0
     problems: list[str] = field(default_factory=list)
     missing: int = 0
 
@@ -105,6 +109,8 @@ def extract_dataset(
     overwrite: bool = False,
     devices: str = "auto",
     batch_size: int = 8,
+    backbone: str | None = None,
+    backbone_side: int | None = None,
 ) -> Extraction:
     """Extract or import the region features of every image of a dataset.
 
@@ -117,19 +123,22 @@ def extract_dataset(
     Args:
         dataset: Opened dataset.
         out: Directory of the store; an unfinished store of the same settings is gone on with.
-        extractor: "auto", "builtin", "import", or the hub id or directory of a detection model.
+        extractor: "auto", "builtin", "annotations", "import", "detector", or the hub id or directory of a
+            detection model.
         max_regions: Regions an image at most.
-        workers: Processes (of a detector: threads that read images); None takes the number of processors, 0
-            works in this process.
+        workers: Processes (where a model works: threads that read images); None takes the number of
+            processors, 0 works in this process.
         overwrite: Remove a store that is there.
-        devices: Where a detector runs, as `tbkin_core.runtime.resolve_devices` has it.
-        batch_size: Images that a detector sees together.
+        devices: Where models run, as `tbkin_core.runtime.resolve_devices` has it.
+        batch_size: Images that a model sees together.
+        backbone: Hub id or directory of a vision model whose maps give the vectors.
+        backbone_side: Pixels along a side of the square that it sees; its own when None.
 
     Raises:
         DataError: Nothing to extract from, no image could be read, or the disk refuses.
-        ConfigError: "import" without files to import, a model that is no detector, the environment gives no
-            proper share of the run, or `overwrite` in a shared run.
-        MissingDependencyError: The detection model cannot be loaded.
+        ConfigError: "import" without files to import, "annotations" without boxes, a model of the wrong kind,
+            the environment gives no proper share of the run, or `overwrite` in a shared run.
+        MissingDependencyError: A model cannot be loaded.
     """
     rank, world = share_of_run()
     if overwrite and world > 1:
@@ -138,8 +147,11 @@ def extract_dataset(
             hint=f"remove {out} first, or choose another place with --out DIR",
         )
     kind = choose_extractor(dataset, extractor)
+    if extractor == "auto" and backbone is not None:
+        kind = "builtin"  # what could be imported has vectors already
     problems: list[str] = []
-    detector: DetectorExtractor | None = None
+    skipped = 0
+    made_by: PictureExtractor | list[BatchExtractor] | None = None
     files: list[tuple[ImageId, Path]] = []
     if kind == "import":
         size, described = _importable(dataset)
@@ -160,10 +172,21 @@ def extract_dataset(
                 hint="put the image files into the directory, or import features made elsewhere",
             )
         if kind == "detector":
-            detector = _make_detector(extractor, max_regions, devices)
-            settings = detector.settings()
+            model = DEFAULT_DETECTOR if extractor == "detector" else extractor
+            made_by = batch_extractors(model, None, backbone, max_regions, devices, backbone_side)
+        elif kind == "annotations":
+            made_by = annotated = AnnotatedRegions(dataset, max_regions, describe=backbone is None)
+            if annotated.unboxed and rank == 0:
+                skipped = len(annotated.unboxed)
+                problems.append(
+                    f"{skipped} images have no annotated boxes: {_some(annotated.unboxed)} (skipped)"
+                )
+            files = [file for file in files if file[0] in annotated]
         else:
-            settings = builtin_settings(BuiltinExtractor(max_regions=max_regions))
+            made_by = BuiltinRegions(max_regions)
+        if backbone is not None and not isinstance(made_by, list):
+            made_by = batch_extractors(None, made_by, backbone, max_regions, devices, backbone_side)
+        settings = (made_by[0] if isinstance(made_by, list) else made_by).settings()
     if overwrite:
         clear_store(out)
     writer = FeatureStoreWriter(out, settings, alone=world == 1)
@@ -195,12 +218,12 @@ def extract_dataset(
     if world > 1:
         logger.info("rank %d of %d", rank, world)
     total = sum(image_id not in known for image_id, _ in files) // world if files else None
-    if kind == "import":
+    if made_by is None:
         results: _Made = ((job, _import_one(job, max_regions)) for job in jobs())
-    elif detector is None:
-        results = _run(jobs(), total or 0, max_regions, workers)
+    elif isinstance(made_by, list):
+        results = run_batches(made_by, jobs(), _workers(workers, total or 0), batch_size)
     else:
-        results = _run_detector(detector, jobs(), total or 0, workers, batch_size)
+        results = _run(made_by, jobs(), total or 0, workers)
     again = False
     for job, result in progress(results, "regions", total=total, unit="img"):
         if job.number is None and not again:
@@ -211,6 +234,7 @@ def extract_dataset(
             made += 1
             continue
         problems.append(problem)
+        skipped += 1
         if rank:
             logger.warning("%s", problem)  # the first rank alone reports at the end
         if job.number is not None:
@@ -218,12 +242,12 @@ def extract_dataset(
     writer.flush()
     missing = writer.missing(numbers)
     if missing:
-        return Extraction(out, made, present, problems, missing)
+        return Extraction(out, made, present, skipped, problems, missing)
     if not writer.done:
         shown = f"; the first: {problems[0]}" if problems else ""
-        raise DataError(f"{dataset.root}: none of {len(problems)} images could be read{shown}")
+        raise DataError(f"{dataset.root}: none of {skipped} images could be read{shown}")
     writer.finish()
-    return Extraction(out, made, present, problems)
+    return Extraction(out, made, present, skipped, problems)
 
 
 def _added(writer: FeatureStoreWriter, regions: RegionFeatures, number: int | None) -> str:
@@ -237,107 +261,26 @@ def _added(writer: FeatureStoreWriter, regions: RegionFeatures, number: int | No
     return ""
 
 
-def builtin_settings(extractor: BuiltinExtractor) -> dict[str, Any]:
-    """What the store records of the built-in extractor."""
-    return {
-        "extractor": "builtin",
-        "feature_size": extractor.feature_size,
-        "object_names": list(extractor.object_names),
-        "attribute_names": list(extractor.attribute_names),
-        "max_regions": extractor.max_regions,
-        **extractor.settings(),
-    }
-
-
 def extract_one(path: Path, settings: dict[str, Any], devices: str = "auto") -> RegionFeatures:
     """Regions of one image file, as a store's settings say they were made.
 
     Raises:
         ConfigError: The store's extractor cannot be run on a new image.
+        MissingDependencyError: Its model cannot be loaded.
         DataError: The image cannot be read.
     """
-    if settings.get("extractor") == "detector":
-        return _detect_one(path, settings, devices)
-    if settings.get("extractor") != "builtin":
-        raise ConfigError(
-            f"{path}: features of kind {settings.get('extractor')!r} cannot be made here for a new image",
-            hint="give a store that holds this image with --features DIR",
-        )
-    extractor = BuiltinExtractor(max_regions=int(settings["max_regions"]))
-    own = builtin_settings(extractor)
-    # A checkpoint also records where the features that it was trained on lay.
-    made = {key: value for key, value in settings.items() if key != "store"}
-    if own != made:
-        changed = sorted(key for key in {*own, *made} if own.get(key) != made.get(key))
-        raise ConfigError(
-            f"the checkpoint was trained on built-in features of another version ({', '.join(changed)})",
-            hint="extract the features and fine-tune again with this version of tbkin",
-        )
-    image, width, height = load_image(path, max_side=_MAX_SIDE)
-    return extractor.extract(path.stem, image, width, height)
+    extractor = extractor_again(settings, devices)
+    if isinstance(extractor, BuiltinRegions):
+        return extractor.extract(path.stem, *load_image(path, max_side=MAX_SIDE))
+    ((_, result),) = run_batches([extractor], [_Job(path.stem, path, None)])
+    if isinstance(result, str):
+        raise DataError(result)
+    return result
 
 
-def _make_detector(model: str, max_regions: int, devices: str) -> DetectorExtractor:
-    from tbkin_core.features.detector import DetectorExtractor
-
-    # However a directory was spelt, it is the same model, and a later command may run elsewhere.
-    name = str(Path(model).resolve()) if Path(model).is_dir() else model
-    return DetectorExtractor(name, max_regions, torch_device(resolve_devices(devices)))
-
-
-def _detect_one(path: Path, settings: dict[str, Any], devices: str) -> RegionFeatures:
-    detector = _make_detector(settings["model"], int(settings["max_regions"]), devices)
-    own = detector.settings()
-    if own["weights"] != settings["weights"]:
-        raise ConfigError(
-            f"{settings['model']}: its weights are not those that made the features of this checkpoint",
-            hint="put the model back that was there, or extract the features and fine-tune again",
-        )
-    image, width, height = load_image(path, max_side=_MAX_SIDE)
-    return detector.extract([detector.prepare(path.stem, image, width, height)])[0]
-
-
-def _run_detector(
-    detector: DetectorExtractor, jobs: Iterator[_Job], total: int, workers: int | None, batch_size: int
-) -> _Made:
-    """Threads read and prepare images while the model works on those before."""
-
-    def prepared(job: _Job) -> Picture | str:
-        try:
-            image, width, height = load_image(job.source, max_side=_MAX_SIDE)
-        except TbkinError as error:
-            return error.message
-        try:
-            return detector.prepare(job.image_id, image, width, height)
-        # The processors of transformers raise whatever they like on images that they were not made for.
-        except Exception as error:
-            return _refused(job, error)
-
-    def detected(batch: list[tuple[_Job, Picture]]) -> list[RegionFeatures | str]:
-        try:
-            return list(detector.extract([picture for _, picture in batch]))
-        except TbkinError:
-            raise
-        except Exception as error:  # of the model's code
-            if len(batch) == 1:
-                return [_refused(batch[0][0], error)]
-            return [detected([item])[0] for item in batch]  # one image must not cost the others
-
-    with ThreadPoolExecutor(_workers(workers, total)) as pool:
-        ready = _in_order(pool, prepared, jobs, 3 * batch_size)
-        try:
-            while batch := list(itertools.islice(ready, batch_size)):
-                taken = [(job, item) for job, item in batch if not isinstance(item, str)]
-                found = iter(detected(taken) if taken else [])
-                for job, item in batch:
-                    yield job, item if isinstance(item, str) else next(found)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _refused(job: _Job, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
-    return f"{job.source}: the detector cannot take this image ({type(error).__name__}: {reason})"
+def _some(image_ids: list[ImageId], count: int = 5) -> str:
+    shown = ", ".join(str(image_id) for image_id in image_ids[:count])
+    return shown if len(image_ids) <= count else f"{shown}, ..."
 
 
 def _workers(workers: int | None, total: int) -> int:
@@ -402,22 +345,21 @@ def _rows_to_import(
             seen.add(key)
 
 
-def _run(jobs: Iterator[_Job], total: int, max_regions: int, workers: int | None) -> _Made:
+def _run(extractor: PictureExtractor, jobs: Iterator[_Job], total: int, workers: int | None) -> _Made:
     count = _workers(workers, total)
     if count > 1:
-        yield from _run_workers(jobs, max_regions, count)
+        yield from _run_workers(extractor, jobs, count)
         return
-    extractor = BuiltinExtractor(max_regions=max_regions)
     for job in jobs:
         yield job, _extract_or_reason(extractor, job)
 
 
-def _run_workers(jobs: Iterator[_Job], max_regions: int, count: int) -> _Made:
+def _run_workers(extractor: PictureExtractor, jobs: Iterator[_Job], count: int) -> _Made:
     executor = ProcessPoolExecutor(
         count,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(max_regions,),
+        initargs=(extractor,),
     )
     try:
         # In order, so that the store does not depend on which worker is faster.
@@ -432,13 +374,13 @@ def _run_workers(jobs: Iterator[_Job], max_regions: int, count: int) -> _Made:
         executor.shutdown(cancel_futures=True)
 
 
-_extractor: BuiltinExtractor | None = None
+_extractor: PictureExtractor | None = None
 
 
-def _start_worker(max_regions: int) -> None:
+def _start_worker(extractor: PictureExtractor) -> None:
     global _extractor
     serve_parent()
-    _extractor = BuiltinExtractor(max_regions=max_regions)
+    _extractor = extractor
 
 
 def _worker_extract(job: _Job) -> RegionFeatures | str:
@@ -446,9 +388,9 @@ def _worker_extract(job: _Job) -> RegionFeatures | str:
     return _extract_or_reason(_extractor, job)
 
 
-def _extract_or_reason(extractor: BuiltinExtractor, job: _Job) -> RegionFeatures | str:
+def _extract_or_reason(extractor: PictureExtractor, job: _Job) -> RegionFeatures | str:
     try:
-        image, width, height = load_image(job.source, max_side=_MAX_SIDE)
+        image, width, height = load_image(job.source, max_side=MAX_SIDE)
         return extractor.extract(job.image_id, image, width, height)
     except TbkinError as error:
         return error.message

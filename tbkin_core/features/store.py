@@ -228,9 +228,11 @@ def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes features comparable: a store's settings, or a checkpoint's note of them.
 
     How many regions were kept, where the store lies, and where a model lay whose weights are known make no
-    other kind.
+    other kind; nor does a hub's revision.
     """
-    aside = {"max_regions", "store", *(["model"] if "weights" in settings else [])}
+    aside = {"max_regions", "store", "revision", "backbone_revision"}
+    known = (("model", "weights"), ("backbone", "backbone_weights"))
+    aside |= {name for name, weights in known if weights in settings}
     return {name: value for name, value in settings.items() if name not in aside}
 
 
