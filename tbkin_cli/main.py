@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,8 @@ class _Group(typer.core.TyperGroup):
     """The subcommands. An empty argument is refused: as a path it would be the current directory."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if "" in args and args[0] != "visualize":  # which has its own word for an empty question
+        # `visualize` has its own word for an empty question.
+        if any(not arg or re.fullmatch("--[a-z-]+=", arg) for arg in args) and args[0] != "visualize":
             raise typer.BadParameter("one is empty, perhaps from a shell variable that is not set", ctx)
         return super().parse_args(ctx, args)
 

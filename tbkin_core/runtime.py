@@ -133,7 +133,7 @@ def write_errors(where: Path) -> Iterator[None]:
             hint = "choose another place with --out DIR"
         elif code in (errno.EEXIST, errno.ENOTDIR):
             hint = "a file stands where a directory is needed; choose another place with --out DIR"
-        elif code in (errno.EISDIR, errno.EBUSY, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO):
+        elif code in (errno.EISDIR, errno.ENOENT, errno.EBUSY, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO):
             hint = "choose another place"
         else:
             raise
@@ -167,14 +167,14 @@ def make_directory(path: Path) -> Path:
 
 
 def check_file_place(
-    path: Path, setting: str, is_own: Callable[[bytes, bytes], bool], store: Path | None = None
+    path: Path, setting: str, is_own: Callable[[bytes], bool], store: Path | None = None
 ) -> None:
     """Refuse to write a result where something else would be lost, before the work for it begins.
 
     Args:
         path: The file to write.
         setting: What names it, for messages.
-        is_own: Whether the first and the last 4 KB are of an earlier result of this kind.
+        is_own: Whether the first 4 KB are of an earlier result of this kind.
         store: A store's directory; the names of its files are taken.
 
     Raises:
@@ -184,19 +184,24 @@ def check_file_place(
     if path.exists() and not path.is_file():
         kind = "directory" if path.is_dir() else "device or pipe"
         raise ConfigError(f"{setting}: {path} is a {kind}, expected a file", hint="name a new file")
-    if store is not None and path.parent.resolve() == store.resolve() and path.name in STORE_FILES:
+    if store is not None and in_store(path, store):
         raise ConfigError(f"{setting}: {path} is a file of the store itself", hint="choose another name")
-    make_directory(path.parent)
     if path.exists():
         with write_errors(path), path.open("rb") as file:
             start = file.read(4096)
-            file.seek(max(len(start), path.stat().st_size - 4096))
-            end = start[-4096:] if (rest := file.read()) == b"" else rest
-        if start and not is_own(start, end):
+        if start and not is_own(start):
             raise ConfigError(
                 f"{setting}: {path} exists and is no earlier result of this command",
                 hint="choose another name, or move it away, so that nothing is lost",
             )
+    make_directory(path.parent)
+
+
+def in_store(path: Path, store: Path) -> bool:
+    """Whether a path is a store's directory or one of its own files."""
+    whole, place = os.path.realpath(path), os.path.realpath(store)
+    folder, name = os.path.split(whole)
+    return whole == place or (folder == place and (name in STORE_FILES or name.startswith("shard-")))
 
 
 @contextlib.contextmanager
@@ -440,28 +445,26 @@ def share_of_run() -> tuple[int, int]:
     """Rank and number of the processes that share this run: (0, 1) alone.
 
     They come from RANK and WORLD_SIZE, as torchrun sets them, else from SLURM_PROCID and
-    SLURM_STEP_NUM_TASKS or SLURM_NTASKS, as srun does.
+    SLURM_STEP_NUM_TASKS, as srun does.
 
     Raises:
         ConfigError: They are no numbers, or the rank is not below the size.
     """
     environment = os.environ
-    for rank_name, size_names in (
-        ("RANK", ("WORLD_SIZE",)),
-        ("SLURM_PROCID", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")),
-    ):
-        size_name = next((name for name in size_names if environment.get(name)), None)
-        if size_name is None or not environment.get(rank_name):
+    for rank_name, size_name in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        given = {name: environment[name] for name in (rank_name, size_name) if environment.get(name)}
+        # SLURM numbers the process of a batch script too, which shares its work with nobody.
+        if size_name not in given:
             continue
-        given = f"{rank_name}={environment[rank_name]} {size_name}={environment[size_name]}"
         try:
-            rank, size = int(environment[rank_name]), int(environment[size_name])
+            rank, size = int(given.get(rank_name, "0")), int(given[size_name])
         except ValueError:
             rank, size = -1, 0
-        if not 0 <= rank < size:
+        if not 0 <= rank < size or (size > 1 and rank_name not in given):
+            shown = " ".join(f"{name}={value}" for name, value in given.items())
             raise ConfigError(
-                f"environment: {given} do not say which share of the run this is",
-                hint=f"unset them, or give a rank from 0 and below {size_name}",
+                f"environment: {shown} does not say which share of the run this is",
+                hint=f"unset it, or give {rank_name} from 0 and below {size_name}",
             )
         return rank, size
     return 0, 1

@@ -86,6 +86,8 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
             header = json.loads(file.read(length))
         metadata = dict(json.loads(header.pop("__metadata__")["metadata"]))
         checksum = metadata.pop("checksum", None)
+        if max((entry["data_offsets"][1] for entry in header.values()), default=0) != size - 8 - length:
+            raise ValueError("the file is shorter or longer than its header says")
         base = np.memmap(path, dtype=np.uint8, mode="r")
         arrays: dict[str, NDArray] = {}
         for name, entry in header.items():
@@ -93,7 +95,7 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
             if end > size:
                 raise ValueError(f"{name} ends after the file does")
             arrays[name] = base[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        if verify and checksum is not None and checksum != _checksum(arrays, metadata):
+        if verify and checksum != _checksum(arrays, metadata):
             raise ValueError("its content is not what was written")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -134,9 +136,19 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
-def clear_store(path: Path) -> None:
-    """Remove the shards and the manifest of a store, and nothing else that lies there."""
+def clear_store(path: Path, kind: str) -> None:
+    """Remove the shards and the manifest of a store, and nothing else that lies there.
+
+    Raises:
+        DataError: A store of another kind is there.
+    """
     if (path / MANIFEST).exists():
+        try:
+            found = _read_manifest(path / MANIFEST)["kind"]
+        except DataError:
+            found = kind  # a damaged one is what overwriting is for
+        if found != kind:
+            raise DataError(f"{path}: holds {found}, not {kind}", hint="choose another place with --out DIR")
         for file in [*path.glob("shard-*.safetensors"), path / MANIFEST]:
             file.unlink()
 
@@ -254,9 +266,10 @@ class SharedStoreWriter:
 
     @property
     def extra(self) -> dict[str, Any] | None:
-        """The manifest's `extra` where the store was finished, with as many shards, when this was opened."""
+        """The manifest's `extra` where the store was finished, with these shards, when this was opened."""
         found = self._found
-        if found is None or not found["complete"] or len(found["shards"]) != self.count:
+        whole = [shard_name(number) for number in range(self.count)]
+        if found is None or not found["complete"] or found["shards"] != whole:
             return None
         extra: dict[str, Any] = found["extra"]
         return extra

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import itertools
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -115,6 +116,7 @@ def extract_features(config: ExtractFeaturesConfig) -> StageResult:
 
     dataset = open_dataset(config.data)
     out = config.out or config.data / "features"
+    _check_out(out, config.data)
     extraction = extract_dataset(
         dataset,
         out,
@@ -169,6 +171,12 @@ def extract_features(config: ExtractFeaturesConfig) -> StageResult:
     return StageResult(out, values, [table], problems)
 
 
+def _check_out(out: Path, data: Path) -> None:
+    """A store in the dataset's own directory would hide the dataset."""
+    if os.path.realpath(out) == os.path.realpath(data):
+        raise ConfigError(f"out: {out} is the dataset itself", hint=f"name a directory in it: {out / 'made'}")
+
+
 # ---- build-graphs -------------------------------------------------------------------------------
 
 
@@ -178,6 +186,7 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
     Raises:
         TbkinError: As `tbkin_core.graphs.build.build_dataset`.
     """
+    from tbkin_core.datasets.layout import named_like_annotations
     from tbkin_core.features.store import FeatureStore
     from tbkin_core.graphs.build import build_dataset, check_export_place, export_jsonl
     from tbkin_core.graphs.networkx_export import check_networkx_place, export_networkx
@@ -186,16 +195,25 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
 
     dataset = open_dataset(config.data)
     out = config.out or config.data / "graphs"
+    _check_out(out, config.data)
     # Before the work, not after it.
+    exports = {"export": config.export, "networkx": config.networkx}
+    for setting, path in exports.items():
+        if path is not None and dataset.root in path.absolute().parents and named_like_annotations(path):
+            raise ConfigError(
+                f"{setting}: {path} would be read as an annotation file of the dataset",
+                hint="name it graphs.jsonl or graphs.graphml, or put it elsewhere",
+            )
+    if config.export is not None and config.networkx is not None:
+        one, other = os.path.realpath(config.export), os.path.realpath(config.networkx)
+        if one == other or os.path.dirname(one) == other:  # noqa: PTH120
+            raise ConfigError(
+                f"networkx: {config.networkx} is also where --export goes", hint="name two places"
+            )
     if config.export is not None:
         check_export_place(config.export, out)
     if config.networkx is not None:
         check_networkx_place(config.networkx, out)
-        if config.export is not None and config.export.absolute() == config.networkx.absolute():
-            raise ConfigError(
-                f"networkx: {config.networkx} is also where --export goes", hint="name two files"
-            )
-    dataset = open_dataset(config.data)
     place = config.features or config.data / "features"
     features = FeatureStore(place) if config.features or (place / MANIFEST).exists() else None
     problems: list[str] = []

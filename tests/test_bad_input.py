@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import networkx
 import numpy as np
 import pytest
 from command_line import (
@@ -124,7 +125,7 @@ def test_graphs_over_other_features(trained_workspace: Path) -> None:
     [
         (["--export", "coco"], "coco is a directory"),
         (["--export", "notes.txt"], "notes.txt exists and is no earlier result"),
-        (["--export", "CAPTIONS"], "exists and is no earlier result"),
+        (["--export", "CAPTIONS"], "would be read as an annotation file"),
         (["--export", "elsewhere/store.json"], "is a file of the store itself"),
         (["--export", "/dev/null"], "is a device or pipe"),
         (["--networkx", "notes"], "notes is a file, expected a directory"),
@@ -133,7 +134,17 @@ def test_graphs_over_other_features(trained_workspace: Path) -> None:
         (["--networkx", "."], "holds the current directory"),
         (["--networkx", "full.graphml"], "full.graphml is a directory"),
         (["--networkx", "elsewhere/priors.json"], "is a file of the store itself"),
-        (["--networkx", "new.json", "--export", "new.json"], "is also where --export goes"),
+        (["--networkx", "new.json", "--export", "x/../new.json"], "is also where --export goes"),
+        (["--networkx", "new", "--export", "new/graphs.jsonl"], "is also where --export goes"),
+        (["--export", "elsewhere"], "is a file of the store itself"),
+        (["--export", "elsewhere/shard-00000.safetensors"], "is a file of the store itself"),
+        (["--networkx", "elsewhere"], "is the store itself"),
+        (["--networkx", "theirs.graphml"], "is no earlier result"),
+        (["--networkx", "theirs.json"], "is no earlier result"),
+        (["--networkx", "numbered"], "holds other files"),
+        (["--export", "theirs.jsonl"], "is no earlier result"),
+        (["--export", "coco/annotations/captions_mine.json"], "would be read as an annotation file"),
+        (["--networkx", "coco/objects.json"], "would be read as an annotation file"),
     ],
 )
 def test_what_an_export_would_destroy_is_refused_before_any_work(
@@ -142,12 +153,43 @@ def test_what_an_export_would_destroy_is_refused_before_any_work(
     for name in ("notes", "notes.txt"):
         (shop / name).write_text("mine")
     (shop / "full.graphml").mkdir(exist_ok=True)
+    theirs = networkx.DiGraph([("a", "b")], name="theirs", text="mine")
+    networkx.write_graphml(theirs, shop / "theirs.graphml")
+    (shop / "theirs.json").write_text(json.dumps(networkx.node_link_data(theirs, edges="edges")))
+    (shop / "theirs.jsonl").write_text('{"text_id": 1, "image_id": 2, "text": "a", "cross_edges": []}\n')
+    (shop / "numbered").mkdir(exist_ok=True)
+    (shop / "numbered" / "00000000-x.json").write_text("mine")
     captions = next(iter(sorted((shop / "coco").rglob("captions_*.json"))))
     options = [str(captions) if option == "CAPTIONS" else option for option in options]
     before = files_below(shop)
     fails("build-graphs", "coco", *options, "--out", "elsewhere", cwd=shop, code=2, says=says)
     assert files_below(shop) == before
     assert not (shop / "elsewhere").exists()
+    assert not (shop / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["build-graphs", "coco", "--out", "coco/features", "--overwrite"], 1, "holds features, not graphs"),
+        (
+            ["extract-features", "coco", "--out", "coco/graphs", "--overwrite"],
+            1,
+            "holds graphs, not features",
+        ),
+        (["build-graphs", "coco", "--overwrite", "--parser", "nope"], 1, "'nope' cannot be loaded"),
+        (["build-graphs", "coco", "--overwrite", "--similarity", "vectors"], 1, "cannot be loaded"),
+        (["build-graphs", "coco", "--out", "coco"], 2, "is the dataset itself"),
+        (["extract-features", "coco", "--out", "coco/."], 2, "is the dataset itself"),
+        (["build-graphs", "coco", "--out="], 2, "one is empty"),
+    ],
+)
+def test_what_cannot_be_done_costs_nothing_that_is_there(
+    trained_workspace: Path, arguments: list[str], code: int, says: str
+) -> None:
+    before = files_below(trained_workspace)
+    fails(*arguments, cwd=trained_workspace, code=code, says=says)
+    assert files_below(trained_workspace) == before
 
 
 def test_an_export_in_the_dataset_is_no_input(tmp_path: Path) -> None:
@@ -159,6 +201,24 @@ def test_an_export_in_the_dataset_is_no_input(tmp_path: Path) -> None:
         result = json.loads(succeeds("build-graphs", "data", *options, cwd=tmp_path).out)
         assert (result["captions"], result["made"]) == (1, made)
     assert len((data / "graphs.jsonl").read_text().splitlines()) == 1
+    # However long the lines are: many people meet many annotated boxes of people.
+    (data / "captions.jsonl").unlink()
+    shutil.rmtree(data / "graphs")
+    (data / "annotations").mkdir()
+    image = {"id": 1, "file_name": "a.jpg", "width": 99, "height": 99}
+    text = "A man, a woman, a boy, a girl and some people wait beside a man with another woman."
+    boxes = [
+        {"id": number, "image_id": 1, "category_id": 1, "bbox": [number, 1, 9, 9], "area": 81}
+        for number in range(30)
+    ]
+    for name, items in (("captions", [{"id": 1, "image_id": 1, "caption": text}]), ("instances", boxes)):
+        (data / "annotations" / f"{name}_val.json").write_text(
+            json.dumps({"images": [image], "annotations": items, "categories": [{"id": 1, "name": "person"}]})
+        )
+    for _ in range(2):
+        options = ["--export", "data/graphs.jsonl", "--json"]
+        assert json.loads(succeeds("build-graphs", "data", *options, cwd=tmp_path).out)["captions"] == 1
+    assert (data / "graphs.jsonl").read_bytes()[-4096:].count(b'"cross_edges"') == 0
 
 
 def test_an_empty_argument_is_not_the_current_directory(shop: Path) -> None:

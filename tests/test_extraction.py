@@ -66,11 +66,11 @@ def run(root: Path, out: Path, **settings: Any) -> Extraction:
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, slurm: bool = False) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     if world:
         monkeypatch.setenv("SLURM_PROCID" if slurm else "RANK", str(rank))
-        monkeypatch.setenv("SLURM_NTASKS" if slurm else "WORLD_SIZE", str(world))
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS" if slurm else "WORLD_SIZE", str(world))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -635,7 +635,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_shards")
-@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")])
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 def test_ranks_build_the_store_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str], order: tuple[int, ...]
@@ -682,13 +682,15 @@ def test_what_a_rank_left_out_another_run_builds(tmp_path: Path, monkeypatch: py
         same_files(tmp_path / "whole", tmp_path / place)
 
 
-@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "0")])
+@pytest.mark.parametrize(
+    ("rank", "world"), [("2", "2"), ("-1", "2"), ("one", "2"), ("0", "0"), ("", "2"), ("", "x")]
+)
 def test_a_rank_outside_the_run_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, world: str
 ) -> None:
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(ConfigError, match="RANK"):
+    with pytest.raises(ConfigError, match="WORLD_SIZE"):
         build(coco_directory(tmp_path / "coco"), tmp_path / "graphs")
 
 
@@ -742,23 +744,41 @@ def _other_byte(file: Path, place: int) -> None:
     file.write_bytes(content)
 
 
-def _without_summary(store: Path) -> None:
-    content = json.loads((store / "store.json").read_text())
-    content["extra"]["summary"] = {}
-    (store / "store.json").write_text(json.dumps(content))
+def _in_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(store: Path) -> None:
+        content = json.loads((store / "store.json").read_text())
+        change(content)
+        (store / "store.json").write_text(json.dumps(content))
+
+    return damage
 
 
-DAMAGE: dict[str, Any] = {
-    "last byte of a shard": lambda store: _other_byte(store / shard_name(1), -1),
+def _in_shard(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def damage(store: Path) -> None:
+        content = (store / shard_name(0)).read_bytes()
+        assert old in content
+        (store / shard_name(0)).write_bytes(content.replace(old, new, 1))
+
+    return damage
+
+
+DAMAGED_SHARDS: dict[str, Callable[[Path], Any]] = {
+    "last byte": lambda store: _other_byte(store / shard_name(1), -1),
     "a byte in the midst": lambda store: _other_byte(store / shard_name(0), -700),
-    "a key of the header": lambda store: (store / shard_name(0)).write_bytes(
-        (store / shard_name(0)).read_bytes().replace(b"cross_offsets", b"cross_offsetz")
-    ),
+    "a key of the header": _in_shard(b"cross_offsets", b"cross_offsetz"),
+    "the checksum's key": _in_shard(b"checksum", b"checksun"),
+    "more bytes": lambda store: (store / shard_name(0)).open("ab").write(b"more"),
+}
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    **DAMAGED_SHARDS,
     "priors without content": lambda store: (store / "priors.json").write_text(
         '{"objects": {}, "attributes": [], "relations": []}'
     ),
     "priors gone": lambda store: (store / "priors.json").unlink(),
-    "summary emptied": _without_summary,
+    "summary emptied": _in_manifest(lambda content: content["extra"].update(summary={})),
+    "a shard listed twice": _in_manifest(lambda content: content["shards"].__setitem__(1, shard_name(0))),
+    "shards in another order": _in_manifest(lambda content: content["shards"].reverse()),
+    "a shard that is not there": _in_manifest(lambda content: content["shards"].append(shard_name(99))),
 }
 
 
@@ -769,7 +789,7 @@ def test_a_damaged_store_is_noticed_and_mended(tmp_path: Path, damage: str) -> N
     build(root, tmp_path / "whole")
     build(root, tmp_path / "graphs")
     DAMAGE[damage](tmp_path / "graphs")
-    if "shard" in damage or "byte" in damage or "key" in damage:
+    if damage in DAMAGED_SHARDS:
         with pytest.raises(DataError, match="not a whole shard"):
             GraphStore(tmp_path / "graphs")
     build(root, tmp_path / "graphs")

@@ -195,6 +195,29 @@ def test_what_is_not_there_is_not_said_to_be(parser: CaptionParser, caption: str
             [("man", "not wear", "hat"), ("woman", "not wear", "hat")],
             [],
         ),
+        (
+            "The woman isn't holding a phone but a book.",
+            [("woman", "not hold", "phone")],
+            [("woman", "hold", "book")],
+        ),
+        ("a boy who isnt wearing a hat", [("boy", "not wear", "hat")], []),
+        ("None of the players are wearing hats", [("player", "not wear", "hat")], []),
+        ("The man is no longer holding the kite", [("man", "not hold", "kite")], []),
+        (
+            "The woman not only holds a bag but also an umbrella",
+            [],
+            [
+                ("woman", "hold", "bag"),
+                ("woman", "hold", "umbrella"),
+            ],
+        ),
+        ("The dog is not just holding a ball", [], [("dog", "hold", "ball")]),
+        ("Whether or not the dog is on the sofa", [], [("dog", "on", "sofa")]),
+        ("A vase contains flowers instead of water", [], [("vase", "contain", "flower")]),
+        ("The man is not smiling.", [], [("man", "not smiling")]),
+        ("The plate is not empty", [], [("plate", "not empty")]),
+        ("A not very big dog", [], [("dog", "not big")]),
+        ("a man w/o a hat", [], []),
         ("man without hat black shirt", [], [("shirt", "black"), ("man", "wear", "shirt")]),
     ],
 )
@@ -215,7 +238,7 @@ def test_denied_relations(
     for relation in graph.relations:
         if relation.predicate.startswith("not "):
             said_so = {graph.tokens[token].lower() for token in relation.tokens}
-            assert said_so & {"not", "n't", "never", "without", "neither", "nor"}
+            assert said_so & {"not", "n't", "nt", "never", "without", "neither", "nor", "none", "longer"}
 
 
 @pytest.mark.parametrize(

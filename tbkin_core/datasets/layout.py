@@ -239,6 +239,42 @@ def _made_by_tbkin(prefix: str, names: set[str]) -> str | None:
     return None
 
 
+_JSON_NAMES = (
+    (r"dataset_(coco|flickr8k|flickr30k)([_.-].*)?", "karpathy"),
+    (r"sbu[_-]?captions.*", "sbu"),
+    (r"captions([_.-].*)?", "coco-captions"),
+    (r"instances([_.-].*)?", "coco-instances"),
+    (r"region_descriptions.*", "vg-regions"),
+    (r"scene_graphs.*", "vg-scene-graphs"),
+    (r"image_data.*", "vg-images"),
+    (r"objects([_.]v?\d.*|[_.](train|val|test).*)?(\.json.*)?", "vg-objects"),
+    (r"attributes([_.]v?\d.*|[_.](train|val|test).*)?(\.json.*)?", "vg-attributes"),
+    (
+        r"(person_keypoints|stuff|panoptic|question_answers|qa_to_region_mapping|relationships?)(_.*|\.json.*)?",
+        "",
+    ),
+)
+_TEXT = r'"(?:[^"\\]|\\.)*'
+# A text may be longer than what is looked at.
+_GRAPH_EXPORT = re.compile(
+    rf'\A\{{"text_id": (?:-?\d+|{_TEXT}"), "image_id": (?:null|-?\d+|{_TEXT}"), "text": {_TEXT}'
+    r'(?:\Z|", "tokens": \[)'
+)
+
+
+def is_graph_export(start: str) -> bool:
+    """Whether a file with this beginning is what `build-graphs --export` wrote."""
+    return _GRAPH_EXPORT.match(start[:SNIFF_BYTES]) is not None
+
+
+def named_like_annotations(path: Path) -> bool:
+    """Whether a JSON file of this name counts as an annotation file, whatever is in it."""
+    name = path.name.lower()
+    return name.endswith(".json") and any(
+        re.fullmatch(pattern, name.removesuffix(".json")) for pattern, _ in _JSON_NAMES
+    )
+
+
 def _is_refs(name: str) -> bool:
     return re.fullmatch(r"refs.*\.(p|pkl|pickle)", name.lower()) is not None
 
@@ -252,7 +288,7 @@ def _recognise(path: Path, suffix: str, has_refs: bool) -> tuple[str | None, str
         return "refs", None
     if suffix in {".jsonl", ".ndjson"}:
         ends = _ends_of(path)
-        if '"cross_edges": [' in ends:  # what `build-graphs --export` wrote
+        if is_graph_export(ends):
             return None, None
         return ("jsonl", None) if re.search(r'"(text|caption)"\s*:', ends) else (None, None)
     if suffix in {".h5", ".hdf5"}:
@@ -268,22 +304,10 @@ def _recognise(path: Path, suffix: str, has_refs: bool) -> tuple[str | None, str
         return ("flickr", None) if likely and _FLICKR.search(_ends_of(path)) else (None, None)
     if suffix != ".json":
         return None, None
-    for pattern, named_kind in (
-        (r"dataset_(coco|flickr8k|flickr30k)([_.-].*)?", "karpathy"),
-        (r"sbu[_-]?captions.*", "sbu"),
-        (r"captions([_.-].*)?", "coco-captions"),
-        (r"instances([_.-].*)?", "refcoco-instances" if has_refs else "coco-instances"),
-        (r"region_descriptions.*", "vg-regions"),
-        (r"scene_graphs.*", "vg-scene-graphs"),
-        (r"image_data.*", "vg-images"),
-        (r"objects([_.]v?\d.*|[_.](train|val|test).*)?(\.json.*)?", "vg-objects"),
-        (r"attributes([_.]v?\d.*|[_.](train|val|test).*)?(\.json.*)?", "vg-attributes"),
-        (
-            r"(person_keypoints|stuff|panoptic|question_answers|qa_to_region_mapping|relationships?)(_.*|\.json.*)?",
-            "",
-        ),
-    ):
+    for pattern, named_kind in _JSON_NAMES:
         if re.fullmatch(pattern, name.removesuffix(".json")):
+            if named_kind == "coco-instances" and has_refs:
+                named_kind = "refcoco-instances"
             return named_kind or None, None
     ends = _ends_of(path)
     kind: str | None = None

@@ -188,7 +188,7 @@ def extract_dataset(
             made_by = batch_extractors(None, made_by, backbone, max_regions, devices, backbone_side)
         settings = (made_by[0] if isinstance(made_by, list) else made_by).settings()
     if overwrite:
-        clear_store(out)
+        clear_store(out, "features")
     writer = FeatureStoreWriter(out, settings, alone=world == 1)
     known, failed = frozenset(writer.done), frozenset(writer.failed)
     numbers: dict[int, None] = {}

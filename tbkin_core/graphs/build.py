@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.datasets import Dataset
+from tbkin_core.datasets.layout import is_graph_export
 from tbkin_core.datasets.records import BoxAnnotation, Caption, GoldGraph
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.regions import ImageId, pairwise_iou
@@ -187,8 +188,6 @@ def build_dataset(
             hint=f"remove {out} first, or choose another place with --out DIR",
         )
     texts, kind = texts_of(dataset)
-    if overwrite:
-        clear_store(out)
     count = -(-len(texts) // SHARD_CAPTIONS)
     recipe = _Recipe(out, make_parser, make_similarity, min_similarity, needs_torch)
     processes = choose_workers(workers, len(texts) // world)
@@ -202,6 +201,8 @@ def build_dataset(
             "features": None if features is None else features.settings,
             "annotated_relations": dataset.has_gold_graphs,
         }
+        if overwrite:  # not before all that may be wrong with the settings has been
+            clear_store(out, "graphs")
         writer = SharedStoreWriter(out, "graphs", settings, count)
         regions = _Regions(dataset, features, label_iou)
         corpus = _Corpus(texts, json.dumps(writer.settings, sort_keys=True), regions)
@@ -244,7 +245,7 @@ def _result_checksum(summary: Any, priors: Path) -> int | None:
 
 def check_export_place(path: Path, store: Path | None = None) -> None:
     """Refuse to export where something else would be lost, as `tbkin_core.runtime.check_file_place`."""
-    check_file_place(path, "export", lambda _, end: b'"cross_edges": [' in end, store)
+    check_file_place(path, "export", lambda start: is_graph_export(start.decode("latin-1")), store)
 
 
 def export_jsonl(store: GraphStore, path: Path) -> None:

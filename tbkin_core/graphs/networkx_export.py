@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.graphs.unified import PREDICATES, UnifiedGraph
-from tbkin_core.runtime import atomic_directory, atomic_path, check_file_place, make_directory
+from tbkin_core.runtime import atomic_directory, atomic_path, check_file_place, in_store, make_directory
 
 if TYPE_CHECKING:
     import networkx
@@ -22,7 +23,9 @@ _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)
 _OWN_FILE = re.compile(r"\d{8}-.*\.(graphml|json)")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_OWN_START = re.compile(rb'graphml\.graphdrawing\.org|"directed": true|\A\[\s*\]?\s*\Z')
+# `text_id`, `image_id` and `text` are what every graph here has.
+_OWN_START = re.compile(rb'graphml\.graphdrawing\.org.*"text_id"|"graph": \{"text_id": ', re.DOTALL)
+_FILES_LOOKED_INTO = 64
 
 
 def to_networkx(graph: UnifiedGraph) -> networkx.DiGraph:
@@ -135,23 +138,40 @@ def check_networkx_place(path: Path, store: Path | None = None, format: str | No
             hint="name the file graphs.graphml or graphs.json, or a directory",
         )
     if path.suffix:
-        check_file_place(path, "networkx", lambda start, _: bool(_OWN_START.search(start)), store)
+        check_file_place(path, "networkx", _is_own, store)
         return chosen
     if path.exists() and not path.is_dir():
         raise ConfigError(
             f"networkx: {path} is a file, expected a directory",
             hint="name a file with its format, such as graphs.graphml, or a new directory",
         )
-    whole = path.resolve()
-    if whole == Path.cwd() or whole in Path.cwd().parents:
+    if store is not None and in_store(path, store):
+        raise ConfigError(f"networkx: {path} is the store itself", hint="name a new directory")
+    whole, here = os.path.realpath(path), os.path.realpath(".")
+    if os.path.commonpath([whole, here]) == whole:
         raise ConfigError(f"networkx: {path} holds the current directory", hint="name a new directory")
-    if path.is_dir() and any(not _OWN_FILE.fullmatch(entry.name) for entry in path.iterdir()):
+    if path.is_dir() and not _is_own_directory(path):
         raise ConfigError(
             f"networkx: {path} holds other files than an earlier export of graphs",
             hint="name a new directory, so that nothing is lost",
         )
     make_directory(path.parent)
     return chosen
+
+
+def _is_own(start: bytes) -> bool:
+    return _OWN_START.search(start) is not None
+
+
+def _is_own_directory(path: Path) -> bool:
+    entries = sorted(path.iterdir())
+    if not all(_OWN_FILE.fullmatch(entry.name) and entry.is_file() for entry in entries):
+        return False
+    for entry in entries[:: max(len(entries) // _FILES_LOOKED_INTO, 1)]:
+        with entry.open("rb") as file:
+            if not _is_own(file.read(4096)):
+                return False
+    return True
 
 
 def _write_directory(graphs: Iterable[UnifiedGraph], path: Path, format: str) -> int:

@@ -25,9 +25,11 @@ MAX_TOKENS = 512
 MAX_CHARACTERS = 16_384
 PIPE_TEXTS = 256  # that a component sees together
 NEW_STRINGS = 200_000  # words and their affixes; about 100 MB
-RULES = 2  # raised whenever `tbkin_core.graphs.reading` reads other graphs from the same parses
+# Raised whenever the code of `tbkin_core.graphs.reading` or `lexicon` gives other graphs for the same parses.
+RULES = 3
 # Marks that turn the direction of writing: they would hide in names and scramble what a terminal shows.
 _DIRECTION_MARKS = dict.fromkeys([0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+_WITHOUT = re.compile(r"\bw/o(?:ut)?\b", re.IGNORECASE)
 _LONG_RUN = re.compile(r"(\S{64})(?=\S)")
 
 
@@ -110,7 +112,7 @@ def _batched(texts: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
 def _clean(text: str) -> str:
     # Lone surrogates cannot enter spaCy's string store.
     text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
-    text = text.translate(_DIRECTION_MARKS)
+    text = _WITHOUT.sub("without", text.translate(_DIRECTION_MARKS))
     # spaCy's tokeniser takes time quadratic in the length of a run without spaces (a line of emoji).
     return _LONG_RUN.sub(r"\1 ", " ".join(text.split()))
 

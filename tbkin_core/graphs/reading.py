@@ -55,7 +55,10 @@ PLACES = frozenset(
 )  # fmt: skip
 JOINS = frozenset({"of", "to", "by", "side"})
 ARTICLES = frozenset({"the", "a", "an", "his", "her", "its", "their", "very"})
-NEGATIONS = frozenset({"not", "n't", "n’t", "never", "neither", "nor", "without"})
+# "nt" is what is left of "isnt".
+NEGATIONS = frozenset({"not", "n't", "n’t", "nt", "never", "neither", "nor", "without", "hardly"})
+# "not only a bag but also", "not far from", "not all of them": what follows is not denied.
+NO_NEGATION_BEFORE = frozenset({"only", "just", "merely", "necessarily", "far", "all", "every", "everybody"})
 DETERMINERS = frozenset({"the", "a", "an", "any", "his", "her", "its", "their", "my", "your", "this", "that"})
 NO_PARTICIPLES = frozenset({"moped", "flatbed", "bobsled", "hundred", "sacred", "naked"})
 ABSENCE = frozenset({"without", "no"})
@@ -324,7 +327,11 @@ def read_graphs(
                 while start > begin and (prefix[start - 1] or text[start - 1] in ABSENCE):
                     start -= 1
                     name = f"{text[start]} {name}"
-            said.setdefault((place[head], name), tuple(range(start - begin, token + 1 - begin)))
+            where = tuple(range(start - begin, token + 1 - begin))
+            denial = _denial_before(sentences, start, begin) if own_words else None
+            if denial is not None and text[denial] != "without":
+                name, where = f"not {name}", (denial - begin, *where)
+            said.setdefault((place[head], name), where)
         if own_words:
             for item in place.values():
                 absent = _negated(sentences, begin + objects[item].span[0], begin)
@@ -424,11 +431,14 @@ def _drop_object(
 
 
 def _negated(sentences: Sentences, start: int, begin: int) -> int | None:
-    """The "no" before a noun phrase that starts at `start`, as in "no people" and "no other dogs"."""
+    """The "no" before a noun phrase that starts at `start`, as in "no other dogs"; or "instead" ("of a cat")."""
+    text = sentences.text
     for token in range(start - 1, max(begin, start - 3) - 1, -1):
-        if sentences.text[token] == "no":
+        if text[token] == "no":
             return token
-        if not sentences.adjective[token]:
+        if text[token] == "of" and token > begin and text[token - 1] == "instead":
+            return token - 1
+        if not (sentences.adjective[token] or text[token] in DETERMINERS):
             return None
     return None
 
@@ -508,8 +518,10 @@ def _denial(
     """
     text = sentences.text
     first, last = min(where), max(where)
+    if any(start > last and _follows_but(sentences, start, begin) for start in noun_phrases):
+        return None  # "isn't holding a phone but a book"
     for token in range(first + 1, last):  # "sitting not on the chair"
-        if text[token] in NEGATIONS and token not in where:
+        if token not in where and _denies(sentences, token, begin):
             return token
     starts = [first]
     if first > max(noun_phrases) and sentences.is_verb[sentences.head[first]]:  # "doesn't have a shirt on"
@@ -517,27 +529,59 @@ def _denial(
     if "without" in (text[token] for token in where):
         starts = []
     for start in starts:
-        token = start - 1
-        while token > begin and (sentences.adverb[token] or text[token] in BE_FORMS):
-            if text[token] in NEGATIONS:
-                break
-            token -= 1
-        if token >= begin and text[token] in NEGATIONS:
-            return token
+        found = _denial_before(sentences, start, begin)
+        if found is not None:
+            return found
     for start in noun_phrases:
         token = start - 1
         while token > begin and (text[token] in DETERMINERS or sentences.adjective[token]):
             token -= 1
-        if token >= begin and token not in where and text[token] in NEGATIONS - {"without"}:
+        if token > begin and text[token] == "of" and text[token - 1] in {"none", "neither"}:
+            return token - 1
+        if token in where or text[max(token, begin)] == "without":
+            continue
+        if token >= begin and _denies(sentences, token, begin):
             return token
     return None
+
+
+def _follows_but(sentences: Sentences, start: int, begin: int) -> bool:
+    """Whether a noun phrase is what is there in the place of something denied: "not a phone but a book"."""
+    token = start - 1
+    while token > begin and (sentences.text[token] in DETERMINERS or sentences.adjective[token]):
+        token -= 1
+    return token >= begin and sentences.text[token] == "but"
+
+
+def _denies(sentences: Sentences, token: int, begin: int) -> bool:
+    """Whether a token is a "not" that denies what follows it; not so in "not only" and "whether or not"."""
+    text = sentences.text
+    if text[token] == "longer":
+        return token > begin and text[token - 1] == "no"
+    if text[token] not in NEGATIONS or token + 1 >= len(text):
+        return False
+    before = text[max(token - 2, begin) : token]
+    return text[token + 1] not in NO_NEGATION_BEFORE and "or" not in before
+
+
+def _denial_before(sentences: Sentences, start: int, begin: int) -> int | None:
+    """The "not" before a word, with nothing but adverbs and forms of "be" between: "not really being"."""
+    token = start - 1
+    while token > begin and (sentences.adverb[token] or sentences.text[token] in BE_FORMS):
+        if sentences.text[token] in NEGATIONS or sentences.text[token] == "longer":
+            break
+        token -= 1
+    return token if token >= begin and _denies(sentences, token, begin) else None
 
 
 def _of_something_absent(
     sentences: Sentences, where: tuple[int, ...], place: dict[int, int], begin: int
 ) -> bool:
-    """Whether a predicate hangs from a noun that is said not to be there: "a bus, no sticker on it"."""
-    noun = sentences.head[min(where)]
+    """Whether a predicate is of what is not there: "a bus, no sticker on it", "a dog instead of a cat"."""
+    token = min(where)
+    if token > begin and sentences.text[token - 1 : token + 1] == ["instead", "of"]:
+        return True
+    noun = sentences.head[token]
     return sentences.is_noun[noun] and noun not in place and _negated(sentences, noun, begin) is not None
 
 
