@@ -431,7 +431,7 @@ def _drop_object(
 
 
 def _negated(sentences: Sentences, start: int, begin: int) -> int | None:
-    """The "no" before a noun phrase that starts at `start`, as in "no other dogs"; or "instead" ("of a cat")."""
+    """The "no" or "instead of" before the noun phrase at `start`, which says that it is not there."""
     text = sentences.text
     for token in range(start - 1, max(begin, start - 3) - 1, -1):
         if text[token] == "no":
