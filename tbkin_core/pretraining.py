@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class CaptionTable:
     """Captions of one dataset, split or several, with the structure that masking needs.
 
     Attributes:
-        tokens: N captions as token lists.
+        tokens: N captions as token lists; none any more once `PretrainTask` has encoded them.
         image_ids: N image keys.
         pair_offsets: (N+1,) into the pairs of (object, word, prior) below.
         pair_object, pair_word: Object number and word index within the caption.
@@ -80,7 +80,7 @@ class CaptionTable:
     cross_weight: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.image_ids)
 
 
 def load_captions(graphs: GraphStore, splits: Sequence[str] | None, known: FeatureStore) -> CaptionTable:
@@ -211,9 +211,13 @@ def _shard_captions(
 
     sample = np.concatenate([piece[0] for piece in pieces])
     order = np.argsort(sample, kind="stable")
+    known_words: dict[str, str] = {}  # a word's text is held once, however often it occurs
     flat_cross, cross_row, _ = ragged_gather(arrays["cross_offsets"], kept)
     return CaptionTable(
-        [tokens_of(arrays, int(place)) for place in kept],
+        [
+            tuple(known_words.setdefault(token, token) for token in tokens_of(arrays, int(place)))
+            for place in kept
+        ],
         [image_ids[arrays["image"][place]] for place in kept],
         ragged_offsets(np.bincount(sample, minlength=len(kept))),
         np.concatenate([piece[1] for piece in pieces])[order],
@@ -505,7 +509,8 @@ class _Side:
             [store.row(image_id) for table, store in parts for image_id in table.image_ids], np.int64
         )
         self.table: TextTable = encode_texts(tokenizer, self.captions.tokens, max_text_tokens)
-        captions = self.captions
+        # Millions of captions as lists of words take more memory than all else here.
+        self.captions = captions = replace(self.captions, tokens=[])
         self._probability = np.select(
             [captions.pair_kind == 1, captions.pair_kind == 2],
             [

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -260,6 +261,8 @@ def train(
                     f"{name.replace('_', ' ')} {value:.4g}"
                     for name, value in record.items()
                     if name not in ("epoch", "step", "learning_rate", "score")
+                    # Those of each objective are in metrics.jsonl.
+                    and not re.fullmatch("val_.+_loss", name)
                 )
                 logger.info("%s: %s, %.0f s", label, shown, where.seconds)
                 write_text(
