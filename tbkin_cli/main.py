@@ -237,6 +237,13 @@ def finetune(
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many epochs without improvement.", show_default=False)
     ] = None,
+    predict: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Split to write predictions of, for an evaluation server; repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
     size: options.Size = None,
     init: options.Init = None,
     epochs: options.Epochs = None,

@@ -312,6 +312,8 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         min_answer_count: VQA: answers given at least so often in training are learnt; None chooses.
         answers: VQA: a JSON list of answers instead of those of the data.
         patience: Stop after so many epochs without a better validation metric; 0 never.
+        predict: Splits whose answers or boxes are written to OUT/predictions-SPLIT.json, also of a run that
+            has finished.
     """
 
     task: str = ""
@@ -323,6 +325,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     min_answer_count: int | None = None
     answers: Path | None = None
     patience: int = 0
+    predict: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
         return [

@@ -22,7 +22,9 @@ logger = logging.getLogger("tbkin")
 RUN_FILE = "run.json"
 ROOT = Path("runs")
 # Settings that do not change what a run computes.
-_FREE = ("out", "overwrite", "resume", "save_minutes", "max_minutes", "devices")
+_FREE = (
+    "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

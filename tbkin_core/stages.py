@@ -58,6 +58,7 @@ from tbkin_core.runtime import (
 from tbkin_core.shards import MANIFEST
 from tbkin_core.training_runs import (
     check_features,
+    check_predicted_splits,
     feature_place,
     finetune_run,
     initial_source,
@@ -66,6 +67,7 @@ from tbkin_core.training_runs import (
     settings_of,
     task_splits,
     with_answers,
+    write_predictions,
 )
 
 if TYPE_CHECKING:
@@ -371,7 +373,7 @@ def finetune(config: FinetuneConfig) -> StageResult:
 
     devices = resolve_devices(config.devices)
     assert config.data is not None
-    open_dataset(config.data)
+    check_predicted_splits(open_dataset(config.data), config)
     # Named now, so that the same command begins anew where a newer model to begin from has been made.
     store = FeatureStore(feature_place(config.features, config.data))
     config = replace(config, init=initial_source(config, store))
@@ -384,6 +386,9 @@ def finetune(config: FinetuneConfig) -> StageResult:
     if run.results is not None:
         results["problems"].insert(0, "this run had finished already; --overwrite trains it again")
     results["report"] += question_only_rows(config, results)
+    files = []
+    if rank() == 0:
+        files = [write_predictions(config, run.path, name, results["problems"]) for name in config.predict]
     columns = ["split", "model", "accuracy", "n"]
     rows = [
         [entry["split"], entry["model"], f"{entry['accuracy']:.2f} %", str(entry["n"])]
@@ -401,7 +406,10 @@ def finetune(config: FinetuneConfig) -> StageResult:
                 [[k, f"{v:.2f} %"] for k, v in common],
             )
         )
-    return StageResult(run.path, {"out": str(run.path), **results}, tables, results["problems"])
+    values = {"out": str(run.path), **results}
+    if files:
+        values["predictions"] = [str(file) for file in files]
+    return StageResult(run.path, values, tables, results["problems"], files)
 
 
 def _open_run_together(config: Any, stage: str, default: Path, devices: Devices) -> Run:

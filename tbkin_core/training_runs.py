@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tbkin_core.config import FinetuneConfig, PretrainConfig, TrainingConfig, dump_config
 from tbkin_core.datasets import open_dataset
+from tbkin_core.datasets.layout import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError
 from tbkin_core.runs import finish_run, finished_runs
 from tbkin_core.runtime import rank, read_json, resolve_devices, write_text
@@ -306,6 +307,85 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             "problems": [*problems, *_cut_short(result, settings), *dataset.problems],
         },
     )
+
+
+def check_predicted_splits(dataset: Dataset, config: FinetuneConfig) -> None:
+    """ConfigError where `config.predict` names a split that the dataset does not have."""
+    names = dataset.question_splits() if config.task == "vqa" else dataset.expression_splits(config.dataset)
+    unknown = [name for name in config.predict if normalise_split(name) not in names]
+    if unknown:
+        raise ConfigError(
+            f"predict: {config.data} has no split {unknown[0]!r}", hint=f"it has {', '.join(names)}"
+        )
+
+
+def write_predictions(config: FinetuneConfig, run: Path, name: str, problems: list[str]) -> Path:
+    """Write what a finished run answers to a split, for an evaluation server; the file's path.
+
+    VQA: `[{"question_id", "answer"}]`, every question of the split. REC: `[{"sent_id", "ref_id", "image_id",
+    "box"}]` with the box as (x1, y1, x2, y2) pixels.
+
+    Raises:
+        TbkinError: As `finetune_run`; no image of the split has features.
+    """
+    from tbkin_core.checkpoint import load_model
+    from tbkin_core.features.store import FeatureStore
+    from tbkin_core.runtime import torch_device, write_json
+    from tbkin_core.tasks import RecTask, VqaTask, build_rec_split, build_vqa_split
+
+    assert config.data is not None
+    split = normalise_split(name)
+    dataset = open_dataset(config.data)
+    store = FeatureStore(feature_place(config.features, config.data))
+    model, tokenizer = load_model(run, config.task)
+    check_features(model, store, run)
+    device = torch_device(resolve_devices(config.devices))
+    model.to(device)
+    common = (store, tokenizer, model.config.max_text_tokens, model.config.max_regions)
+    batch_size = config.batch_size or 64
+    found: list[dict[str, Any]]
+    if config.task == "vqa":
+        questions = dataset.questions(split)
+        vqa = build_vqa_split(questions, *common, blind=not model.config.use_regions)
+        answers = [model.config.id2label[number] for number in range(model.config.num_answers)]
+        known: dict[Any, str] = {}
+        if vqa.questions:
+            given, _ = VqaTask(None, None, answers, 0, batch_size).predict(model, vqa.inputs, device)
+            known = {item.question_id: answer for item, answer in zip(vqa.questions, given, strict=True)}
+        # Servers want all questions answered; the first answer is the commonest in training.
+        found = [
+            {"question_id": item.question_id, "answer": known.get(item.question_id, answers[0])}
+            for item in questions
+        ]
+        lacking, rest = len(questions) - len(known), f"are answered {answers[0]!r}"
+    else:
+        chosen = config.dataset or dataset.expression_sets()[0]
+        expressions = dataset.expressions(split, chosen)
+        rec = build_rec_split(expressions, *common)
+        found = []
+        if rec.expressions:
+            boxes, _, _ = RecTask(None, None, batch_size).predict(model, rec.inputs, device)
+            found = [
+                {
+                    "sent_id": item.sent_id,
+                    "ref_id": item.ref_id,
+                    "image_id": item.image_id,
+                    "box": [round(float(side), 2) for side in box],
+                }
+                for item, box in zip(rec.expressions, boxes, strict=True)
+            ]
+        lacking, rest = len(expressions) - len(found), "are left out"
+    total = len(found) + (lacking if config.task == "rec" else 0)
+    if lacking == total:
+        raise DataError(
+            f"predict: {store.path} has features of no image of {split}",
+            hint=f"run `tbkin extract-features {config.data}` with these images in place",
+        )
+    if lacking:
+        problems.append(f"predictions of {split}: {lacking} of {total} have no features, they {rest}")
+    path = run / f"predictions-{split}.json"
+    write_json(path, found, indent=None)
+    return path
 
 
 def with_answers(split: VqaSplit | None) -> VqaSplit | None:

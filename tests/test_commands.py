@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_line import (
     ENVIRONMENT,
+    fails,
     leftovers,
     succeeds,
     tbkin,
@@ -259,3 +261,46 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(trained_workspace: P
     assert again.code == 0, again.err
     one, two = (trained_workspace / name / "model.safetensors" for name in ("here", "there"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_predictions_of_a_finished_run_are_those_that_its_report_counts(chain: Path) -> None:
+    from tbkin_core.datasets import open_dataset
+    from tbkin_core.evaluation.rec import rec_accuracy
+    from tbkin_core.evaluation.vqa import vqa_accuracy
+
+    before = (chain / "runs/finetune/rec/model.safetensors").read_bytes()
+    dataset = open_dataset(chain / "coco")
+    line = [*CHAIN["finetune"], "--predict", "test", "--json"]
+    values = json.loads(succeeds("finetune", *line, cwd=chain).out)
+    assert any("finished already" in problem for problem in values["problems"])
+    (file,) = values["predictions"]
+    results = json.loads((chain / file).read_text())
+    questions = dataset.questions("test")
+    assert [entry["question_id"] for entry in results] == [item.question_id for item in questions]
+    annotations = [
+        {
+            "question_id": item.question_id, "image_id": item.image_id, "question_type": item.question_type,
+            "answer_type": item.answer_type, "answers": [{"answer": answer} for answer in item.answers],
+        }
+        for item in questions
+    ]  # fmt: skip
+    asked = [
+        {"question_id": item.question_id, "image_id": item.image_id, "question": item.question}
+        for item in questions
+    ]
+    reported = {row["split"]: row["accuracy"] for row in values["report"] if row["model"] == "this model"}
+    assert vqa_accuracy(asked, annotations, results).overall == pytest.approx(reported["test"])
+
+    line = [*CHAIN["finetune rec"], "--predict", "testA", "--predict", "testB", "--json"]
+    values = json.loads(succeeds("finetune", *line, cwd=chain).out)
+    reported = {row["split"]: row["accuracy"] for row in values["report"] if row["model"] == "this model"}
+    for split, file in zip(("testA", "testB"), values["predictions"], strict=True):
+        found = {entry["sent_id"]: entry["box"] for entry in json.loads((chain / file).read_text())}
+        expressions = dataset.expressions(split)
+        boxes = np.array([found[item.sent_id] for item in expressions], np.float32)
+        accuracy = rec_accuracy(boxes, [item.target_xywh for item in expressions])
+        assert accuracy == pytest.approx(reported[split])
+    assert (chain / "runs/finetune/rec/model.safetensors").read_bytes() == before
+    assert "no split 'nowhere'" in fails(
+        "finetune", *CHAIN["finetune rec"], "--predict", "nowhere", cwd=chain, code=2
+    )
