@@ -84,6 +84,11 @@ class ExtractFeaturesConfig(StageConfig):
                 else []
             ),
             *(
+                [f"backbone_side: expected at most 4096, got {self.backbone_side}"]
+                if (self.backbone_side or 0) > 4096
+                else []
+            ),
+            *(
                 ["backbone_side: only with a backbone"]
                 if self.backbone_side is not None and self.backbone is None
                 else []

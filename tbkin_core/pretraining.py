@@ -70,13 +70,13 @@ class CaptionTable:
     tokens: list[tuple[str, ...]] = field(default_factory=list)
     image_ids: list[ImageId] = field(default_factory=list)
     pair_offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
-    pair_object: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    pair_word: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    pair_object: NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
+    pair_word: NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
     pair_kind: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
     pair_prior: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     cross_offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
-    cross_object: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    cross_region: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    cross_object: NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
+    cross_region: NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
     cross_weight: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __len__(self) -> int:
@@ -220,13 +220,13 @@ def _shard_captions(
         ],
         [image_ids[arrays["image"][place]] for place in kept],
         ragged_offsets(np.bincount(sample, minlength=len(kept))),
-        np.concatenate([piece[1] for piece in pieces])[order],
-        np.concatenate([piece[2] for piece in pieces])[order],
+        np.concatenate([piece[1] for piece in pieces])[order].astype(np.int16),
+        np.concatenate([piece[2] for piece in pieces])[order].astype(np.int16),
         np.concatenate([np.full(len(piece[0]), piece[3], np.int8) for piece in pieces])[order],
         np.concatenate([piece[4] for piece in pieces])[order].astype(np.float32),
         ragged_offsets(np.bincount(cross_row, minlength=len(kept))),
-        arrays["cross_object"][flat_cross].astype(np.int64),
-        arrays["cross_region"][flat_cross].astype(np.int64),
+        arrays["cross_object"][flat_cross].astype(np.int16),
+        arrays["cross_region"][flat_cross].astype(np.int16),
         arrays["cross_weight"][flat_cross].astype(np.float32),
     )
 
@@ -525,8 +525,8 @@ class _Side:
         flat, row, _ = ragged_gather(captions.pair_offsets, rows)
         return TextStructure(
             row,
-            captions.pair_object[flat],
-            captions.pair_word[flat],
+            captions.pair_object[flat].astype(np.int64),
+            captions.pair_word[flat].astype(np.int64),
             self._probability[flat],
             captions.pair_kind[flat] == 0,
         )
@@ -534,7 +534,9 @@ class _Side:
     def cross(self, rows: NDArray) -> CrossStructure:
         captions = self.captions
         flat, row, _ = ragged_gather(captions.cross_offsets, rows)
-        return CrossStructure(row, captions.cross_object[flat], captions.cross_region[flat])
+        return CrossStructure(
+            row, captions.cross_object[flat].astype(np.int64), captions.cross_region[flat].astype(np.int64)
+        )
 
     def cross_weight(self, rows: NDArray, regions: int) -> NDArray[np.float32]:
         """(B, K) mean weight of each region's cross-modal edges; 0 without any."""

@@ -7,10 +7,13 @@ shard is an ordinary safetensors file that other programs can read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import shutil
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count, filterfalse
@@ -21,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
-from tbkin_core.runtime import atomic_path, make_directory, read_json, write_json
+from tbkin_core.runtime import atomic_path, make_directory, read_json, write_errors, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "store.json"
@@ -136,21 +139,41 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
-def clear_store(path: Path, kind: str) -> None:
-    """Remove the shards and the manifest of a store, and nothing else that lies there.
+@contextlib.contextmanager
+def replaced_store(path: Path, kind: str) -> Iterator[None]:
+    """Put the store at `path` aside for a new one; without one shard of that, it comes back.
 
     Raises:
         DataError: A store of another kind is there.
     """
-    if (path / MANIFEST).exists():
-        try:
-            found = _read_manifest(path / MANIFEST)["kind"]
-        except DataError:
-            found = kind  # a damaged one is what overwriting is for
-        if found != kind:
-            raise DataError(f"{path}: holds {found}, not {kind}", hint="choose another place with --out DIR")
-        for file in [*path.glob("shard-*.safetensors"), path / MANIFEST]:
-            file.unlink()
+    found = _kind_of(path)
+    if found not in (None, kind):
+        raise DataError(f"{path}: holds {found}, not {kind}", hint="choose another place with --out DIR")
+    files = [*path.glob("shard-*.safetensors"), *path.glob(MANIFEST)]
+    if not files:
+        yield
+        return
+    with write_errors(path):
+        aside = Path(tempfile.mkdtemp(dir=path, prefix=".replaced-"))
+        for file in files:
+            file.replace(aside / file.name)
+    try:
+        yield
+    finally:
+        if not any(path.glob("shard-*.safetensors")):
+            for file in aside.iterdir():
+                file.replace(path / file.name)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _kind_of(path: Path) -> str | None:
+    """What the store at a place holds, by its manifest or, where that is gone or damaged, by its shards."""
+    with contextlib.suppress(DataError):
+        return str(_read_manifest(path / MANIFEST)["kind"])
+    for file in sorted(path.glob("shard-*.safetensors")):
+        with contextlib.suppress(DataError):
+            return "graphs" if "text_ids" in read_shard(file)[1] else "features"
+    return None
 
 
 class StoreWriter:
@@ -181,11 +204,17 @@ class StoreWriter:
             json.dumps([kind, self.settings], sort_keys=True).encode(), digest_size=16
         ).hexdigest()
         found = _manifest_of(path, kind, self.settings)
+        _refuse_others(path, kind)
         self._listed: list[str] = [] if found is None else found["shards"]
         self.extra: dict[str, Any] = {} if found is None else found["extra"]
         if alone:
             self._remove_leftovers(".shard-*", ".store-*")
         self.metadata = self._there()
+        if found is None and len(self.metadata) < len(list(self._readable())):
+            raise DataError(
+                f"{path}: holds shards of other settings, whose {MANIFEST} is missing",
+                hint="choose another place with --out DIR, or remove them",
+            )
 
     def free_numbers(self) -> Iterator[int]:
         """Numbers that no shard had when this was opened, in order, without end."""
@@ -205,30 +234,27 @@ class StoreWriter:
         return sum(number not in self.metadata for number in numbers)
 
     def finish(self, **extra: Any) -> None:
-        """Mark the store complete; `extra` goes into the manifest. What is no shard of it is removed."""
+        """Mark the store complete; `extra` goes into the manifest."""
         self.extra = {**self.extra, **extra}
         self.metadata = self._there()
         self._write_manifest(complete=True)
-        whole = {shard_name(number) for number in self.metadata}
-        for path in self.path.glob("shard-*.safetensors"):
-            if path.name not in whole:
-                path.unlink(missing_ok=True)
 
     def _there(self) -> dict[int, dict[str, Any]]:
         """Shards of these settings on disk. One that is broken does not count, and is simply made again."""
-        found: dict[int, dict[str, Any]] = {}
+        return {
+            number: metadata
+            for number, metadata in self._readable()
+            # Shards of before carry no digest; of those, the listed ones count.
+            if metadata.pop("made_with", self._digest if shard_name(number) in self._listed else "")
+            == self._digest
+        }
+
+    def _readable(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for path in sorted(self.path.glob("shard-*.safetensors")):
             digits = path.stem.removeprefix("shard-")
-            if not digits.isdecimal():
-                continue
-            try:
-                metadata = read_shard(path)[1]
-            except DataError:
-                continue
-            # Shards of before carry no digest; of those, the listed ones count.
-            if metadata.pop("made_with", self._digest if path.name in self._listed else "") == self._digest:
-                found[int(digits)] = metadata
-        return found
+            if digits.isdecimal():
+                with contextlib.suppress(DataError):
+                    yield int(digits), read_shard(path)[1]
 
     def _remove_leftovers(self, *patterns: str) -> None:
         for pattern in patterns:
@@ -263,6 +289,7 @@ class SharedStoreWriter:
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         self.count = count
         self._found = _manifest_of(path, kind, self.settings)
+        _refuse_others(path, kind)
 
     @property
     def extra(self) -> dict[str, Any] | None:
@@ -308,6 +335,12 @@ class SharedStoreWriter:
         for path in self.path.glob("shard-*.safetensors"):
             if path.name not in set(names):
                 path.unlink(missing_ok=True)
+
+
+def _refuse_others(path: Path, kind: str) -> None:
+    found = _kind_of(path)
+    if found not in (None, kind):
+        raise DataError(f"{path}: holds {found}, not {kind}", hint="choose another place with --out DIR")
 
 
 def _manifest_of(path: Path, kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -57,6 +57,7 @@ from tbkin_core.runtime import (
 )
 from tbkin_core.shards import MANIFEST
 from tbkin_core.training_runs import (
+    check_feature_kind,
     check_features,
     check_predicted_splits,
     feature_place,
@@ -759,7 +760,7 @@ def _regions_of(
     """Regions of the image: made anew as the checkpoint's were, or taken from a store that holds it."""
     from tbkin_core.datasets.images import trailing_number
     from tbkin_core.features.extract import extract_one
-    from tbkin_core.features.store import FeatureStore
+    from tbkin_core.features.store import FeatureStore, feature_kind
 
     if settings.get("extractor") in ("builtin", "detector") and config.features is None:
         regions = extract_one(config.image, settings, config.devices)
@@ -779,7 +780,9 @@ def _regions_of(
         if not (place / MANIFEST).exists() and place != config.features:
             continue
         store = FeatureStore(place)
-        if store.feature_size != settings.get("feature_size"):
+        if feature_kind(store.settings) != feature_kind(settings):
+            if place == config.features:
+                check_feature_kind(settings, store, "the checkpoint")
             continue
         for key in (config.image.stem, config.image.name, trailing_number(config.image.stem)):
             # Another picture may have the same number; its size tells most of them apart.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -311,6 +311,8 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
 
 def check_predicted_splits(dataset: Dataset, config: FinetuneConfig) -> None:
     """ConfigError where `config.predict` names a split that the dataset does not have."""
+    if not config.predict:
+        return
     names = dataset.question_splits() if config.task == "vqa" else dataset.expression_splits(config.dataset)
     unknown = [name for name in config.predict if normalise_split(name) not in names]
     if unknown:
@@ -536,14 +538,20 @@ def feature_place(features: Path | None, data: Path) -> Path:
 
 def check_features(model: PreTrainedModel, store: FeatureStore, checkpoint: Path) -> None:
     """DataError where features are of another kind than those a checkpoint was trained on."""
+    check_feature_kind(model.config.extractor or {}, store, str(checkpoint))
+
+
+def check_feature_kind(trained_on: Mapping[str, Any], store: FeatureStore, checkpoint: str) -> None:
+    """The same, from the checkpoint's note of its features."""
     from tbkin_core.features.store import feature_kind
 
-    expected, found = feature_kind(model.config.extractor or {}), feature_kind(store.settings)
+    expected, found = feature_kind(trained_on), feature_kind(store.settings)
     if expected and expected != found:
+        changed = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
         raise DataError(
             f"{store.path}: features of kind {found['extractor']!r}, size {found['feature_size']};"
             f" {checkpoint} was trained on {expected.get('extractor')!r}, size"
-            f" {expected.get('feature_size')}",
+            f" {expected.get('feature_size')} (other: {', '.join(changed)})",
             hint="use the features the checkpoint was trained on, or fine-tune on these",
         )
 

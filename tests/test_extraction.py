@@ -27,6 +27,7 @@ from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features import extract
 from tbkin_core.features.extract import Extraction, extract_dataset
 from tbkin_core.features.store import FeatureStore
+from tbkin_core.shards import write_shard
 
 SHARD = 3
 
@@ -211,9 +212,43 @@ def test_shards_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> Non
     root = photo_directory(tmp_path / "data")
     run(root, tmp_path / "out", max_regions=4)
     (tmp_path / "out" / "store.json").unlink()
-    assert run(root, tmp_path / "out", max_regions=7).made == 8
+    before = files_below(tmp_path / "out")
+    with pytest.raises(DataError, match=r"other settings, whose store\.json is missing"):
+        run(root, tmp_path / "out", max_regions=7)
+    assert files_below(tmp_path / "out") == before
+    assert run(root, tmp_path / "out", max_regions=7, overwrite=True).made == 8
     run(root, tmp_path / "new", max_regions=7)
     assert files_below(tmp_path / "out") == files_below(tmp_path / "new")
+    # Those of the same settings count, listed or not.
+    (tmp_path / "out" / "store.json").unlink()
+    assert run(root, tmp_path / "out", max_regions=7).made == 0
+    assert files_below(tmp_path / "out") == files_below(tmp_path / "new")
+
+
+@pytest.mark.parametrize("manifest", ["gone", "damaged"])
+def test_graphs_are_never_taken_for_features(tmp_path: Path, manifest: str) -> None:
+    root = photo_directory(tmp_path / "data")
+    write_shard(tmp_path / "out" / "shard-00000.safetensors", {"text": np.zeros(1)}, {"text_ids": [1]})
+    if manifest == "damaged":
+        (tmp_path / "out" / "store.json").write_text("{")
+    before = files_below(tmp_path / "out")
+    for overwrite in (False, True):
+        with pytest.raises(DataError):
+            run(root, tmp_path / "out", overwrite=overwrite)
+        assert files_below(tmp_path / "out") == before
+
+
+def test_what_overwriting_replaces_comes_back_where_nothing_could_be_made(tmp_path: Path) -> None:
+    root = photo_directory(tmp_path / "data")
+    run(root, tmp_path / "out")
+    before = files_below(tmp_path / "out")
+    for image in root.rglob("*.png"):
+        image.write_bytes(b"no picture")
+    for image in root.rglob("*.jpg"):
+        image.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="could be read"):
+        run(root, tmp_path / "out", overwrite=True)
+    assert files_below(tmp_path / "out") == before
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:

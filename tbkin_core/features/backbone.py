@@ -307,7 +307,11 @@ class _Preparation:
 def _load(model: str, revision: str | None) -> tuple[_Preparation, Any, Any]:
     """How to prepare pictures, the model, and its tokenizer if it has one."""
     from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_BACKBONE_MAPPING,
+        MODEL_FOR_OBJECT_DETECTION_MAPPING,
+        MODEL_MAPPING,
+    )
 
     revision = revision or "main"
     config = AutoConfig.from_pretrained(model, revision=revision)
@@ -327,6 +331,10 @@ def _load(model: str, revision: str | None) -> tuple[_Preparation, Any, Any]:
         np.array(setting("image_mean", [0.5] * 3) if normalised else [0.0] * 3, np.float32),
         np.array(setting("image_std", [0.5] * 3) if normalised else [1.0] * 3, np.float32),
     )
+    if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
+        raise ConfigError(
+            f"{model}: is a detection model, not a backbone", hint=f"use it as --extractor {model}"
+        )
     kind: Any = kinds[type(config)]
     loaded = kind.from_pretrained(model, revision=revision, dtype=torch.float32)
     tokenizer = None

@@ -136,6 +136,7 @@ class DetectorExtractor:
             "model": self.model_name,
             "revision": getattr(self._model.config, "_commit_hash", None),
             "weights": self._weights,
+            "preparation": preparation_digest(self._processor),
             "feature_size": self.feature_size,
             "object_names": list(self.object_names),
             "attribute_names": list(self.attribute_names),
@@ -288,12 +289,27 @@ def distinct(boxes: NDArray[np.float32], overlap: float | None, limit: int) -> l
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """Tells two models apart: of the names, shapes and sums of all weights."""
-    found = [
-        (name, tuple(value.shape), round(float(value.double().sum()), 3))
-        for name, value in sorted(model.state_dict().items())
-    ]
-    return hashlib.blake2b(json.dumps(found).encode(), digest_size=8).hexdigest()
+    """Tells two models apart: of the names, shapes and sums of all weights, and of some of each."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(model.state_dict().items()):
+        flat = value.detach().cpu().reshape(-1)
+        some = flat[:: max(len(flat) // 1024, 1)].double().numpy()
+        digest.update(json.dumps([name, tuple(value.shape), round(float(flat.double().sum()), 3)]).encode())
+        digest.update(some.tobytes())
+    return digest.hexdigest()
+
+
+_PREPARATION = (
+    "size", "do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
+    "image_std", "do_pad", "pad_size",
+)  # fmt: skip
+
+
+def preparation_digest(processor: Any) -> str:
+    """Tells apart two ways to prepare a picture, by an image processor's settings."""
+    settings = processor.to_dict()
+    told = {name: settings.get(name) for name in _PREPARATION}
+    return hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
 
 
 def compute_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:

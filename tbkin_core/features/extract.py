@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tbkin_core.config import EXTRACTORS
 from tbkin_core.datasets import Dataset
@@ -39,7 +43,7 @@ from tbkin_core.runtime import (
     serve_parent,
     share_of_run,
 )
-from tbkin_core.shards import clear_store
+from tbkin_core.shards import replaced_store
 
 logger = logging.getLogger("tbkin")
 
@@ -187,67 +191,68 @@ def extract_dataset(
         if backbone is not None and not isinstance(made_by, list):
             made_by = batch_extractors(None, made_by, backbone, max_regions, devices, backbone_side)
         settings = (made_by[0] if isinstance(made_by, list) else made_by).settings()
-    if overwrite:
-        clear_store(out, "features")
-    writer = FeatureStoreWriter(out, settings, alone=world == 1)
-    known, failed = frozenset(writer.done), frozenset(writer.failed)
-    numbers: dict[int, None] = {}
-    present = 0
+    with replaced_store(out, "features") if overwrite else contextlib.nullcontext():
+        writer = FeatureStoreWriter(out, settings, alone=world == 1)
+        known, failed = frozenset(writer.done), frozenset(writer.failed)
+        numbers: dict[int, None] = {}
+        present = 0
 
-    def sources(told: list[str]) -> Iterable[tuple[ImageId, Any]]:
-        return _rows_to_import(dataset, told) if kind == "import" else files
+        def sources(told: list[str]) -> Iterable[tuple[ImageId, Any]]:
+            return _rows_to_import(dataset, told) if kind == "import" else files
 
-    def jobs() -> Iterator[_Job]:
-        nonlocal present
-        for image_id, source in sources(problems if rank == 0 else []):
-            if image_id in known:
-                present += 1
-            elif image_id not in failed:
-                number = writer.place()
-                numbers[number] = None
-                if number % world == rank:
-                    yield _Job(image_id, source, number)
-        if failed and rank == 0:
-            for image_id, source in sources([]):  # what is wrong with the files was said before
-                if image_id in failed:
-                    yield _Job(image_id, source, None)
+        def jobs() -> Iterator[_Job]:
+            nonlocal present
+            for image_id, source in sources(problems if rank == 0 else []):
+                if image_id in known:
+                    present += 1
+                elif image_id not in failed:
+                    number = writer.place()
+                    numbers[number] = None
+                    if number % world == rank:
+                        yield _Job(image_id, source, number)
+            if failed and rank == 0:
+                for image_id, source in sources([]):  # what is wrong with the files was said before
+                    if image_id in failed:
+                        yield _Job(image_id, source, None)
 
-    made = 0
-    if known:
-        logger.info("%d images are in %s already", len(known), out)
-    if world > 1:
-        logger.info("rank %d of %d", rank, world)
-    total = sum(image_id not in known for image_id, _ in files) // world if files else None
-    if made_by is None:
-        results: _Made = ((job, _import_one(job, max_regions)) for job in jobs())
-    elif isinstance(made_by, list):
-        results = run_batches(made_by, jobs(), _workers(workers, total or 0), batch_size)
-    else:
-        results = _run(made_by, jobs(), total or 0, workers)
-    again = False
-    for job, result in progress(results, "regions", total=total, unit="img"):
-        if job.number is None and not again:
-            again = True
-            writer.turn()
-        problem = result if isinstance(result, str) else _added(writer, result, job.number)
-        if not problem:
-            made += 1
-            continue
-        problems.append(problem)
-        skipped += 1
-        if rank:
-            logger.warning("%s", problem)  # the first rank alone reports at the end
-        if job.number is not None:
-            writer.skip(job.image_id, job.number)
-    writer.flush()
-    missing = writer.missing(numbers)
-    if missing:
-        return Extraction(out, made, present, skipped, problems, missing)
-    if not writer.done:
-        shown = f"; the first: {problems[0]}" if problems else ""
-        raise DataError(f"{dataset.root}: none of {skipped} images could be read{shown}")
-    writer.finish()
-    return Extraction(out, made, present, skipped, problems)
+        made = 0
+        if known:
+            logger.info("%d images are in %s already", len(known), out)
+        if world > 1:
+            logger.info("rank %d of %d", rank, world)
+        total = sum(image_id not in known for image_id, _ in files) // world if files else None
+        if made_by is None:
+            results: _Made = ((job, _import_one(job, max_regions)) for job in jobs())
+        elif isinstance(made_by, list):
+            results = run_batches(made_by, jobs(), _workers(workers, total or 0), batch_size)
+        else:
+            results = _run(made_by, jobs(), total or 0, workers)
+        again = False
+        for job, result in progress(results, "regions", total=total, unit="img"):
+            if job.number is None and not again:
+                again = True
+                writer.turn()
+            problem = result if isinstance(result, str) else _added(writer, result, job.number)
+            if not problem:
+                made += 1
+                continue
+            problems.append(problem)
+            skipped += 1
+            if rank:
+                logger.warning("%s", problem)  # the first rank alone reports at the end
+            if job.number is not None:
+                writer.skip(job.image_id, job.number)
+        writer.flush()
+        missing = writer.missing(numbers)
+        if missing:
+            return Extraction(out, made, present, skipped, problems, missing)
+        if not writer.done:
+            for empty in out.glob("shard-*.safetensors"):
+                empty.unlink()  # it tells of failures alone
+            shown = f"; the first: {problems[0]}" if problems else ""
+            raise DataError(f"{dataset.root}: none of {skipped} images could be read{shown}")
+        writer.finish()
+        return Extraction(out, made, present, skipped, problems)
 
 
 def _added(writer: FeatureStoreWriter, regions: RegionFeatures, number: int | None) -> str:
@@ -401,14 +406,23 @@ def _import_one(job: _Job, max_regions: int) -> RegionFeatures | str:
         regions = job.source(job.image_id)
     except DataError as error:
         return error.message
+    size = np.array([regions.image_width, regions.image_height] * 2, np.float32)
+    boxes = np.clip(np.asarray(regions.boxes, np.float32), 0, size)
+    kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))[:max_regions]
+    if not len(kept):
+        return f"image {job.image_id!r}: none of its boxes lies within its {size[0]:g} x {size[1]:g} pixels"
+
+    def chosen(values: NDArray) -> NDArray:
+        return values[kept] if len(values) else values
+
     return RegionFeatures(
         regions.image_id,
-        regions.features[:max_regions],
-        regions.boxes[:max_regions],
+        regions.features[kept],
+        boxes[kept],
         regions.image_width,
         regions.image_height,
-        regions.object_ids[:max_regions],
-        regions.object_scores[:max_regions],
-        regions.attribute_ids[:max_regions],
-        regions.attribute_scores[:max_regions],
+        chosen(regions.object_ids),
+        chosen(regions.object_scores),
+        chosen(regions.attribute_ids),
+        chosen(regions.attribute_scores),
     )

@@ -34,6 +34,7 @@ DEFAULT_DETECTOR = "PekingU/rtdetr_v2_r50vd"
 MAX_SIDE = 1024  # pixels; larger images are reduced while they are decoded
 MAX_OBJECT_NAMES = 1600  # of annotations; the sizes of the classic vocabularies
 MAX_ATTRIBUTE_NAMES = 400
+BEYOND = 1.05  # of the picture's sides; annotators' boxes end a pixel or two outside
 SAME_SHAPE = 0.02  # relative difference of aspect ratios up to which a picture was merely scaled
 
 
@@ -202,6 +203,11 @@ class AnnotatedRegions:
                     f" the file has {width} x {height}"
                 )
             boxes = boxes * np.array([across, down] * 2, np.float32)
+        elif known.size is None and (boxes[:, 2:] > BEYOND * np.array([width, height])).any():
+            raise DataError(
+                f"image {image_id!r}: boxes reach far beyond its {width} x {height} pixels, and nothing tells"
+                " the size that they were drawn on (for Visual Genome image_data.json does)"
+            )
         boxes = np.clip(np.nan_to_num(boxes), 0, np.array([width, height] * 2, np.float32))
         sides = boxes[:, 2:] - boxes[:, :2]
         rows = np.flatnonzero((sides > 0).all(axis=1))

@@ -24,6 +24,8 @@ from tbkin_core.shards import MANIFEST, StoreReader, StoreWriter, ragged_gather,
 
 COMMAND = "tbkin extract-features DATA"
 SHARD_IMAGES = 256
+# Settings that name a model, and those that say which weights it has.
+_NAMED_BY_WEIGHTS = (("model", "weights"), ("backbone", "backbone_weights"))
 _REGION_ARRAYS = ("features", "boxes", "object_ids", "object_scores", "attribute_ids", "attribute_scores")
 
 
@@ -59,13 +61,14 @@ class FeatureStore:
 
     Args:
         path: Directory that `tbkin extract-features` wrote.
+        verify: Read all of it and compare it with its checksums.
 
     Raises:
         DataError: No store there, a damaged shard, or another format version.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self._reader = StoreReader(Path(path), "features", COMMAND)
+    def __init__(self, path: Path | str, verify: bool = False) -> None:
+        self._reader = StoreReader(Path(path), "features", COMMAND, verify)
         self.path = Path(path)
         self.complete = self._reader.complete
         self.settings: dict[str, Any] = self._reader.settings
@@ -231,8 +234,7 @@ def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     other kind; nor does a hub's revision.
     """
     aside = {"max_regions", "store", "revision", "backbone_revision"}
-    known = (("model", "weights"), ("backbone", "backbone_weights"))
-    aside |= {name for name, weights in known if weights in settings}
+    aside |= {name for name, weights in _NAMED_BY_WEIGHTS if weights in settings}
     return {name: value for name, value in settings.items() if name not in aside}
 
 
@@ -470,14 +472,14 @@ class FeatureStoreWriter:
 def _spelt_as_there(path: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of the store at `path` where they mean the same, else those given."""
     manifest = path / MANIFEST
-    if "weights" not in settings or not manifest.exists():
+    named = [name for name, weights in _NAMED_BY_WEIGHTS if weights in settings]
+    if not named or not manifest.exists():
         return settings
     found = read_json(manifest)
     there = found.get("settings") if isinstance(found, dict) else None
     # A model may be named by another path, or lie elsewhere by now: its weights say which it is.
-    if isinstance(there, dict) and {**there, "model": None} == json.loads(
-        json.dumps({**settings, "model": None})
-    ):
+    unnamed = dict.fromkeys(named)
+    if isinstance(there, dict) and {**there, **unnamed} == json.loads(json.dumps({**settings, **unnamed})):
         return there
     return settings
 

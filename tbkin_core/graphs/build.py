@@ -59,10 +59,10 @@ from tbkin_core.runtime import (
 )
 from tbkin_core.shards import (
     SharedStoreWriter,
-    clear_store,
     ragged_gather,
     ragged_offsets,
     read_shard,
+    replaced_store,
     shard_name,
     write_shard,
 )
@@ -191,7 +191,10 @@ def build_dataset(
     count = -(-len(texts) // SHARD_CAPTIONS)
     recipe = _Recipe(out, make_parser, make_similarity, min_similarity, needs_torch)
     processes = choose_workers(workers, len(texts) // world)
-    with _InThisProcess(recipe) if not processes else _InWorkers(recipe, processes) as builder:
+    with (
+        contextlib.ExitStack() as stack,
+        _InThisProcess(recipe) if not processes else _InWorkers(recipe, processes) as builder,
+    ):
         settings = {
             "texts": kind,
             **builder.describe(),
@@ -202,7 +205,7 @@ def build_dataset(
             "annotated_relations": dataset.has_gold_graphs,
         }
         if overwrite:  # not before all that may be wrong with the settings has been
-            clear_store(out, "graphs")
+            stack.enter_context(replaced_store(out, "graphs"))
         writer = SharedStoreWriter(out, "graphs", settings, count)
         regions = _Regions(dataset, features, label_iou)
         corpus = _Corpus(texts, json.dumps(writer.settings, sort_keys=True), regions)
