@@ -270,8 +270,9 @@ def test_predictions_of_a_finished_run_are_those_that_its_report_counts(chain: P
 
     before = (chain / "runs/finetune/rec/model.safetensors").read_bytes()
     dataset = open_dataset(chain / "coco")
-    line = [*CHAIN["finetune"], "--predict", "test", "--json"]
-    values = json.loads(succeeds("finetune", *line, cwd=chain).out)
+    line = [*CHAIN["finetune"], "--init", "none", "--out", "runs/finetune/mine"]
+    succeeds("finetune", *line, cwd=chain)
+    values = json.loads(succeeds("finetune", *line, "--predict", "test", "--json", cwd=chain).out)
     assert any("finished already" in problem for problem in values["problems"])
     (file,) = values["predictions"]
     results = json.loads((chain / file).read_text())
