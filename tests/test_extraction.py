@@ -238,6 +238,23 @@ def test_graphs_are_never_taken_for_features(tmp_path: Path, manifest: str) -> N
         assert files_below(tmp_path / "out") == before
 
 
+def test_another_file_under_an_id_that_is_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    picture.save(tmp_path / "data" / "dog.png")
+    assert run(tmp_path / "data", tmp_path / "out").problems == []
+    assert run(tmp_path / "data", tmp_path / "out").problems == []
+    (tmp_path / "data" / "dog.png").unlink()
+    picture.resize((30, 30)).save(tmp_path / "data" / "dog.jpg")
+    result = run(tmp_path / "data", tmp_path / "out")
+    assert (result.made, result.present) == (0, 1)
+    assert [part in result.problems[0] for part in ("'dog'", "dog.png", "dog.jpg", "--overwrite")] == [
+        True
+    ] * 4
+    assert run(tmp_path / "data", tmp_path / "out", overwrite=True).problems == []
+    assert run(tmp_path / "data", tmp_path / "out").store["dog"].image_width == 30
+
+
 def test_what_overwriting_replaces_comes_back_where_nothing_could_be_made(tmp_path: Path) -> None:
     root = photo_directory(tmp_path / "data")
     run(root, tmp_path / "out")

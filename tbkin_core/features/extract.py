@@ -205,6 +205,12 @@ def extract_dataset(
             for image_id, source in sources(problems if rank == 0 else []):
                 if image_id in known:
                     present += 1
+                    made_of = writer.files.get(image_id, "")
+                    if made_of and isinstance(source, Path) and source.name != made_of and rank == 0:
+                        problems.append(
+                            f"image {image_id!r}: its features were made of {made_of}, the file of this id is"
+                            f" {source.name} by now; --overwrite makes all anew"
+                        )
                 elif image_id not in failed:
                     number = writer.place()
                     numbers[number] = None
@@ -232,7 +238,7 @@ def extract_dataset(
             if job.number is None and not again:
                 again = True
                 writer.turn()
-            problem = result if isinstance(result, str) else _added(writer, result, job.number)
+            problem = result if isinstance(result, str) else _added(writer, result, job)
             if not problem:
                 made += 1
                 continue
@@ -255,10 +261,10 @@ def extract_dataset(
         return Extraction(out, made, present, skipped, problems)
 
 
-def _added(writer: FeatureStoreWriter, regions: RegionFeatures, number: int | None) -> str:
+def _added(writer: FeatureStoreWriter, regions: RegionFeatures, job: _Job) -> str:
     """Add an image to the store; what is wrong with it, "" if nothing is."""
     try:
-        writer.add(regions, number)
+        writer.add(regions, job.number, job.source.name if isinstance(job.source, Path) else "")
     except DataError as error:
         if regions.image_id in writer.done:  # then the disk refuses
             raise

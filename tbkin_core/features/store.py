@@ -333,6 +333,7 @@ class FeatureStoreWriter:
     Attributes:
         done: Images in the store, those collected included.
         failed: Images that could not be read when their shard was made, and are not in the store.
+        files: Names of the files that images in the store were read from, where that was said.
     """
 
     def __init__(
@@ -346,6 +347,7 @@ class FeatureStoreWriter:
         self._size = int(settings["feature_size"])
         self._shard_images = shard_images or SHARD_IMAGES
         self._pending: list[RegionFeatures] = []
+        self._pending_files: list[str] = []
         self._skipped: list[ImageId] = []
         self._number: int | None = None
         self._take_note()
@@ -364,12 +366,13 @@ class FeatureStoreWriter:
         self.flush()
         self._left = 0
 
-    def add(self, regions: RegionFeatures, number: int | None = None) -> None:
+    def add(self, regions: RegionFeatures, number: int | None = None, file: str = "") -> None:
         """Add one image; it reaches the disk when its shard is full.
 
         Args:
             regions: Its regions.
             number: Its shard, of `place`; images come shard by shard. None takes the next place.
+            file: Name of the file that it was read from.
 
         Raises:
             DataError: Wrong shapes, no regions, or values that are not finite.
@@ -392,6 +395,7 @@ class FeatureStoreWriter:
         self.failed.discard(regions.image_id)
         # What waits for its shard takes no more memory than it will take on disk.
         self._pending.append(replace(regions, features=_half(regions.features)))
+        self._pending_files.append(file)
         self._flush_full()
 
     def skip(self, image_id: ImageId, number: int | None = None) -> None:
@@ -414,8 +418,8 @@ class FeatureStoreWriter:
         """Write what has been collected as a shard."""
         if self._number is None:
             return
-        batch, skipped, number = self._pending, self._skipped, self._number
-        self._pending, self._skipped, self._number = [], [], None
+        batch, files, skipped, number = self._pending, self._pending_files, self._skipped, self._number
+        self._pending, self._pending_files, self._skipped, self._number = [], [], [], None
         if number == self._filling:
             self._left = 0  # what is written is not added to
 
@@ -441,7 +445,11 @@ class FeatureStoreWriter:
                     [[regions.image_width, regions.image_height] for regions in batch], np.int32
                 ).reshape(-1, 2),
             },
-            {"image_ids": [regions.image_id for regions in batch], "skipped": skipped},
+            {
+                "image_ids": [regions.image_id for regions in batch],
+                "skipped": skipped,
+                **({"files": files} if any(files) else {}),
+            },
         )
 
     def _take_note(self) -> None:
@@ -449,6 +457,11 @@ class FeatureStoreWriter:
         self.done: set[ImageId] = {name for entry in shards for name in entry.get("image_ids", [])}
         self.failed: set[ImageId] = {name for entry in shards for name in entry.get("skipped", [])}
         self.failed -= self.done
+        self.files: dict[ImageId, str] = {
+            name: file
+            for entry in shards
+            for name, file in zip(entry.get("image_ids", []), entry.get("files", []), strict=False)
+        }
 
     def missing(self, numbers: Iterable[int]) -> int:
         """How many of these shards other processes have yet to write; takes note of theirs."""
