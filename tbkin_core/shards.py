@@ -146,9 +146,7 @@ def replaced_store(path: Path, kind: str) -> Iterator[None]:
     Raises:
         DataError: A store of another kind is there.
     """
-    found = _kind_of(path)
-    if found not in (None, kind):
-        raise DataError(f"{path}: holds {found}, not {kind}", hint="choose another place with --out DIR")
+    _refuse_others(path, kind)
     files = [*path.glob("shard-*.safetensors"), *path.glob(MANIFEST)]
     if not files:
         yield
@@ -204,7 +202,6 @@ class StoreWriter:
             json.dumps([kind, self.settings], sort_keys=True).encode(), digest_size=16
         ).hexdigest()
         found = _manifest_of(path, kind, self.settings)
-        _refuse_others(path, kind)
         self._listed: list[str] = [] if found is None else found["shards"]
         self.extra: dict[str, Any] = {} if found is None else found["extra"]
         if alone:
@@ -289,7 +286,6 @@ class SharedStoreWriter:
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         self.count = count
         self._found = _manifest_of(path, kind, self.settings)
-        _refuse_others(path, kind)
 
     @property
     def extra(self) -> dict[str, Any] | None:
@@ -338,6 +334,7 @@ class SharedStoreWriter:
 
 
 def _refuse_others(path: Path, kind: str) -> None:
+    """DataError where a store of another kind is."""
     found = _kind_of(path)
     if found not in (None, kind):
         raise DataError(f"{path}: holds {found}, not {kind}", hint="choose another place with --out DIR")
@@ -347,6 +344,7 @@ def _manifest_of(path: Path, kind: str, settings: dict[str, Any]) -> dict[str, A
     """The manifest that a writer of these settings finds, None without one."""
     manifest = path / MANIFEST
     if not manifest.exists():
+        _refuse_others(path, kind)
         return None
     found = _read_manifest(manifest)
     if found.get("kind") != kind or found.get("format_version") != FORMAT_VERSION:

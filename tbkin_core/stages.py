@@ -142,10 +142,10 @@ def extract_features(config: ExtractFeaturesConfig) -> StageResult:
         share = Table(
             f"Share of the features in {out}",
             ["made now", "skipped", "shards of others missing"],
-            [[str(extraction.made), str(len(extraction.problems)), str(extraction.missing)]],
+            [[str(extraction.made), str(extraction.skipped), str(extraction.missing)]],
         )
         values: dict[str, Any] = {"out": str(out), "made": extraction.made, "present": extraction.present}
-        values |= {"skipped": len(extraction.problems), "missing": extraction.missing, "problems": problems}
+        values |= {"skipped": extraction.skipped, "missing": extraction.missing, "problems": problems}
         return StageResult(out, values, [share], problems)
     store = extraction.store
     values = {

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -185,32 +186,27 @@ def train(
                 left = sum(map(len, batches))
                 for window, rows in progress(windows, label, left, "sample", lambda step: len(step[1])):
                     rate = learning_rate(where.step, steps_per_epoch, config)
-                    done = None
-                    while done is None:
-                        try:
-                            done = _step(
-                                task,
-                                wrapped,
-                                optimizer,
-                                scaler,
-                                window,
-                                where,
-                                config,
-                                device,
-                                precision,
-                                rate,
-                                world,
-                                rows,
-                            )
-                        except RuntimeError as error:
-                            if not _out_of_memory(error):
-                                raise
-                        if done is None:  # out of the clause above, which holds on to the memory
-                            micro.shrink(max(len(batch["input_ids"]) for batch, _ in window), world)
-                            if device.type == "cuda":
-                                torch.cuda.empty_cache()
-                            window = micro.window(task, rows, where.epoch, world)
-                    losses, targets = done
+                    losses, targets = _step_that_fits(
+                        partial(
+                            _step,
+                            task,
+                            wrapped,
+                            optimizer,
+                            scaler,
+                            where=where,
+                            config=config,
+                            device=device,
+                            precision=precision,
+                            rate=rate,
+                            world=world,
+                            rows=rows,
+                        ),
+                        window,
+                        partial(micro.window, task, rows, where.epoch, world),
+                        micro,
+                        device,
+                        world,
+                    )
                     for name, value in losses.items() if board else ():
                         board.add_scalar(f"step/{name}", value / max(targets[name], 1), where.step)
                     for name, value in losses.items():
@@ -411,6 +407,32 @@ class _MicroBatch:
             tried,
             self._size,
         )
+
+
+Window = list[tuple[Batch, bool]]
+Sums = tuple[dict[str, float], dict[str, float]]
+
+
+def _step_that_fits(
+    step: Callable[[Window], Sums],
+    window: Window,
+    remake: Callable[[], Window],
+    micro: _MicroBatch,
+    device: torch.device,
+    world: int,
+) -> Sums:
+    """Take a step, with fewer samples at once for as long as the memory does not suffice."""
+    while True:
+        try:
+            return step(window)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+        # Out of the clause above, which holds on to the memory.
+        micro.shrink(max(len(batch["input_ids"]) for batch, _ in window), world)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        window = remake()
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

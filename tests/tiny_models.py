@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 NAMES = {0: "N/A", 1: "Traffic_Light", 2: "dog", 3: "tv", 4: "person"}
 SQUARE = {"height": 64, "width": 64}
@@ -84,27 +85,26 @@ def clip_tokenizer(place: Path) -> int:
 
 
 def owl_vit(place: Path) -> None:
-    from transformers import OwlViTConfig, OwlViTForObjectDetection, OwlViTImageProcessor
+    import transformers
 
-    words = clip_tokenizer(place)
-    config = OwlViTConfig(
-        text_config={**TEXT, "vocab_size": words}, projection_dim=16,
-        vision_config={**TOWER, "image_size": 64, "patch_size": 16},
-    )  # fmt: skip
-    OwlViTForObjectDetection(config).save_pretrained(place)
-    OwlViTImageProcessor(size=SQUARE, do_center_crop=False).save_pretrained(place)
+    _owl(place, transformers.OwlViTConfig, transformers.OwlViTForObjectDetection)
+    transformers.OwlViTImageProcessor(size=SQUARE, do_center_crop=False).save_pretrained(place)
 
 
 def owlv2(place: Path) -> None:
-    from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor
+    import transformers
 
+    _owl(place, transformers.Owlv2Config, transformers.Owlv2ForObjectDetection)
+    transformers.Owlv2ImageProcessor(size=SQUARE).save_pretrained(place)
+
+
+def _owl(place: Path, config: Any, model: Any) -> None:
     words = clip_tokenizer(place)
-    config = Owlv2Config(
+    values = config(
         text_config={**TEXT, "vocab_size": words}, projection_dim=16,
         vision_config={**TOWER, "image_size": 64, "patch_size": 16},
     )  # fmt: skip
-    Owlv2ForObjectDetection(config).save_pretrained(place)
-    Owlv2ImageProcessor(size=SQUARE).save_pretrained(place)
+    model(values).save_pretrained(place)
 
 
 def grounding_dino(place: Path) -> None:

@@ -269,10 +269,13 @@ def is_graph_export(start: str) -> bool:
 
 def named_like_annotations(path: Path) -> bool:
     """Whether a JSON file of this name counts as an annotation file, whatever is in it."""
-    name = path.name.lower()
-    return name.endswith(".json") and any(
-        re.fullmatch(pattern, name.removesuffix(".json")) for pattern, _ in _JSON_NAMES
-    )
+    return path.name.lower().endswith(".json") and _kind_of_name(path) is not None
+
+
+def _kind_of_name(path: Path) -> str | None:
+    """Kind of a JSON file by its name: "" for one that is not read, None where the name tells nothing."""
+    stem = path.name.lower().removesuffix(".json")
+    return next((kind for pattern, kind in _JSON_NAMES if re.fullmatch(pattern, stem)), None)
 
 
 def _is_refs(name: str) -> bool:
@@ -304,11 +307,11 @@ def _recognise(path: Path, suffix: str, has_refs: bool) -> tuple[str | None, str
         return ("flickr", None) if likely and _FLICKR.search(_ends_of(path)) else (None, None)
     if suffix != ".json":
         return None, None
-    for pattern, named_kind in _JSON_NAMES:
-        if re.fullmatch(pattern, name.removesuffix(".json")):
-            if named_kind == "coco-instances" and has_refs:
-                named_kind = "refcoco-instances"
-            return named_kind or None, None
+    named_kind = _kind_of_name(path)
+    if named_kind is not None:
+        if named_kind == "coco-instances" and has_refs:
+            named_kind = "refcoco-instances"
+        return named_kind or None, None
     ends = _ends_of(path)
     kind: str | None = None
     if '"sentences"' in ends and '"raw"' in ends and '"filename"' in ends:

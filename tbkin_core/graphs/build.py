@@ -335,12 +335,18 @@ class _Corpus:
         self._settings = settings
         self._regions = regions
         self._repeated: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._fingerprints: dict[int, str] = {}
 
     def part(self, number: int) -> Sequence[Caption]:
         return self._texts[number * SHARD_CAPTIONS : (number + 1) * SHARD_CAPTIONS]
 
     def fingerprint(self, number: int) -> str:
         """Digest of the settings, of a shard's records and of the regions that they are joined with."""
+        if number not in self._fingerprints:
+            self._fingerprints[number] = self._digest(number)
+        return self._fingerprints[number]
+
+    def _digest(self, number: int) -> str:
         part = self.part(number)
         rows = [(text.text_id, text.image_id, text.text, text.split) for text in part]
         digest = hashlib.blake2b(self._settings.encode(), digest_size=16)

@@ -533,9 +533,7 @@ def _denial(
         if found is not None:
             return found
     for start in noun_phrases:
-        token = start - 1
-        while token > begin and (text[token] in DETERMINERS or sentences.adjective[token]):
-            token -= 1
+        token = _before_noun_phrase(sentences, start, begin)
         if token > begin and text[token] == "of" and text[token - 1] in {"none", "neither"}:
             return token - 1
         if token in where or text[max(token, begin)] == "without":
@@ -547,10 +545,16 @@ def _denial(
 
 def _follows_but(sentences: Sentences, start: int, begin: int) -> bool:
     """Whether a noun phrase is what is there in the place of something denied: "not a phone but a book"."""
+    token = _before_noun_phrase(sentences, start, begin)
+    return token >= begin and sentences.text[token] == "but"
+
+
+def _before_noun_phrase(sentences: Sentences, start: int, begin: int) -> int:
+    """The token before the determiners and adjectives of a name at `start`; at least `begin` - 1."""
     token = start - 1
     while token > begin and (sentences.text[token] in DETERMINERS or sentences.adjective[token]):
         token -= 1
-    return token >= begin and sentences.text[token] == "but"
+    return token
 
 
 def _denies(sentences: Sentences, token: int, begin: int) -> bool:
