@@ -1,0 +1,147 @@
+"""A trace: all that figures and the page need of one answer, so that they are drawn again without the model.
+
+Letters: N layers, H heads, L length (T word pieces, then K regions), W words.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbkin_core.errors import DataError
+from tbkin_core.runtime import atomic_path
+
+_VERSION = 1
+_ARRAYS = ("image", "boxes", "word_ids")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: what it answered and where its attention went.
+
+    Attributes:
+        scores: (N, H, L, L) float16, qkᵀ/√d before the softmax.
+        kept: (N, H, L, L) bool, the keys that the selection kept; the weights are the softmax over them.
+        answers: (answer, probability), best first; for REC (region, probability).
+        chosen: Region that a REC model chose, by number, else None.
+        runner_up: The region with the second highest score.
+        box: (x1, y1, x2, y2) pixels of the original image after box regression, or None.
+    """
+
+    scores: NDArray[np.float16]
+    kept: NDArray[np.bool_]
+    answers: list[tuple[str, float]] = field(default_factory=list)
+    chosen: int | None = None
+    runner_up: int | None = None
+    box: tuple[float, float, float, float] | None = None
+
+    def weights(self) -> NDArray[np.float32]:
+        """(N, H, L, L) attention; rows sum to 1, dropped keys are exactly 0."""
+        scores = np.where(self.kept, self.scores.astype(np.float32), -np.inf)
+        exponents = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One image, one text, and a model's dense and thresholded pass over them.
+
+    Attributes:
+        task: "vqa", "rec" or "pretrain".
+        text: Question or expression.
+        image: (H, W, 3) uint8, perhaps scaled down for display.
+        image_size: Width and height of the original in pixels.
+        boxes: (K, 4) float32 xyxy pixels of the original.
+        region_labels: K names; "" where unknown.
+        words: W words of the text.
+        pieces: T word pieces, special tokens included.
+        word_ids: (T,) word of each piece, -1 for special tokens.
+        selection, threshold, scope, layers: The rule of the thresholded pass.
+        dense, thresholded: The two passes.
+        checkpoint: Name of the model.
+        target_box: (x1, y1, x2, y2) pixels of the true box, where known.
+        graph: The unified scene graph as `UnifiedGraph.to_dict` writes it, or None.
+    """
+
+    task: str
+    text: str
+    image: NDArray[np.uint8]
+    image_size: tuple[int, int]
+    boxes: NDArray[np.float32]
+    region_labels: list[str]
+    words: list[str]
+    pieces: list[str]
+    word_ids: NDArray[np.int64]
+    selection: str
+    threshold: float
+    dense: Pass
+    thresholded: Pass
+    scope: str = "all"
+    layers: list[int] | None = None
+    checkpoint: str = ""
+    target_box: tuple[float, float, float, float] | None = None
+    graph: dict[str, Any] | None = None
+
+    def kept_fraction(self) -> float:
+        """Share of all attention entries that the threshold kept, in [0, 1]."""
+        return float(self.thresholded.kept.mean())
+
+
+def save_trace(path: Path, trace: Trace) -> None:
+    """Write a trace as one .npz file, whole or not at all."""
+    arrays: dict[str, Any] = {name: getattr(trace, name) for name in _ARRAYS}
+    values = {
+        entry.name: getattr(trace, entry.name)
+        for entry in fields(trace)
+        if entry.name not in (*_ARRAYS, "dense", "thresholded")
+    }
+    for name in ("dense", "thresholded"):
+        content: Pass = getattr(trace, name)
+        arrays |= {f"{name}.scores": content.scores, f"{name}.kept": content.kept}
+        values[name] = {
+            entry.name: getattr(content, entry.name)
+            for entry in fields(content)
+            if entry.name not in ("scores", "kept")
+        }
+    arrays["values"] = np.array(json.dumps({"version": _VERSION, **values}, ensure_ascii=False))
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_trace(path: Path) -> Trace:
+    """Read a trace.
+
+    Raises:
+        DataError: The file cannot be read or is no trace.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        values = json.loads(str(arrays.pop("values")))
+        if values.pop("version") != _VERSION:
+            raise DataError(f"{path}: a trace of another version of tbkin", hint="make it anew")
+        passes = {
+            name: Pass(arrays.pop(f"{name}.scores"), arrays.pop(f"{name}.kept"), **_tupled(values.pop(name)))
+            for name in ("dense", "thresholded")
+        }
+        return Trace(**arrays, **passes, **_tupled(values))
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path}: cannot be read as a trace ({error})", hint="`tbkin visualize` writes traces"
+        ) from error
+
+
+def _tupled(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no tuples."""
+    for name in ("box", "target_box", "image_size"):
+        if values.get(name) is not None:
+            values[name] = tuple(values[name])
+    if "answers" in values:
+        values["answers"] = [(answer, probability) for answer, probability in values["answers"]]
+    return values
