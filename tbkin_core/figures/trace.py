@@ -122,11 +122,11 @@ def load_trace(path: Path) -> Trace:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            arrays: dict[str, Any] = dict(file)
         values = json.loads(str(arrays.pop("values")))
         if values.pop("version") != _VERSION:
             raise DataError(f"{path}: a trace of another version of tbkin", hint="make it anew")
-        passes = {
+        passes: dict[str, Any] = {
             name: Pass(arrays.pop(f"{name}.scores"), arrays.pop(f"{name}.kept"), **_tupled(values.pop(name)))
             for name in ("dense", "thresholded")
         }
