@@ -158,7 +158,7 @@ class TrainingConfig(StageConfig):
         weight_decay: AdamW.
         grad_clip: Largest gradient norm; 0 turns clipping off.
         dropout: Dropout everywhere; 0 for the size tiny and 0.1 for the others when None.
-        precision: auto (bf16 on CUDA devices that have it), fp32, bf16, fp16.
+        precision: auto (bf16 on devices that multiply it themselves, CPUs included), fp32, bf16, fp16.
         max_minutes: Stop cleanly after so much training time.
         max_text_tokens: Longer texts are cut, [CLS] and [SEP] included.
         max_regions: Regions an image at most; as many as the feature store has when None.

@@ -506,9 +506,17 @@ def _optimizer(model: PreTrainedModel, config: TrainingConfig) -> torch.optim.Op
 
 def _precision(name: str, device: torch.device) -> torch.dtype | None:
     if name == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bf16 else None
+        return torch.bfloat16 if _has_fast_bf16(device) else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 numbers itself; elsewhere they are slower than single ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(False)
+    # PyTorch has no public name for this in all the versions that we allow.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 # ---- several processes --------------------------------------------------------------------------
