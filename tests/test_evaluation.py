@@ -38,10 +38,11 @@ APOSTROPHE_TEXT = """
     wont yall y'all y'allll yall'll yall'd've y'alld've y'all'dve youre you'dve ow's'at 'ows'at 'ow'sat
     ows'at dog's dogs' womens women's mightn'tve shouldve shouldnt've notve whens whereve whod've itd neednt
 """
-STEMS = """
-    ai am are ca can could did do does had has have he how i is it let might must need not ought sha she should
-    somebody someone something that there they was we were what when where who why wo would y'all you
-""".split()
+STEM_TEXT = """
+    ai am are ca can could did do does had has have he how i is it let might must need not ought sha she
+    should somebody someone something that there they was we were what when where who why wo would y'all you
+"""
+FOREIGN_TEXT = "café naïve 日本 Ístanbul ÉTÉ ½ n/a . “red” l’eau don’t ß 🙂 和"
 ENDINGS = ["n't", "'ve", "'s", "'d", "'d've", "'ll", "'re", "'m", "n't've"]
 
 
@@ -54,9 +55,10 @@ def contracted_words() -> list[str]:
     return words
 
 
-PLAIN, WORDS, APOSTROPHES = (text.split() for text in (PLAIN_TEXT, NUMBER_TEXT, APOSTROPHE_TEXT))
+PLAIN, WORDS, APOSTROPHES, STEMS, FOREIGN = (
+    text.split() for text in (PLAIN_TEXT, NUMBER_TEXT, APOSTROPHE_TEXT, STEM_TEXT, FOREIGN_TEXT)
+)
 MARKS = [*";/[]\"{}()=+\\_-><@`,?!.:'&%$#*^~|", "...", "--", "1,000", "10,5", "U.S.", "3.", ".5", "\n", "\t"]
-FOREIGN = "café naïve 日本 Ístanbul ÉTÉ ½ n/a . “red” l’eau don’t ß 🙂 和".split()
 BLANKS = ["", " ", "  ", ", ", "/", "-", ". ", "\n", "\t ", "\r\n", "\u00a0", "\u3000", "\v", " - "]
 
 
