@@ -313,7 +313,10 @@ def check_predicted_splits(dataset: Dataset, config: FinetuneConfig) -> None:
     """ConfigError where `config.predict` names a split that the dataset does not have."""
     if not config.predict:
         return
-    names = dataset.question_splits() if config.task == "vqa" else dataset.expression_splits(config.dataset)
+    if config.task == "vqa":
+        names = dataset.question_splits()
+    else:
+        names = dataset.expression_splits(_expression_set(dataset, config))
     unknown = [name for name in config.predict if normalise_split(name) not in names]
     if unknown:
         raise ConfigError(
@@ -361,8 +364,7 @@ def write_predictions(config: FinetuneConfig, run: Path, name: str, problems: li
         ]
         lacking, rest = len(questions) - len(known), f"are answered {answers[0]!r}"
     else:
-        chosen = config.dataset or dataset.expression_sets()[0]
-        expressions = dataset.expressions(split, chosen)
+        expressions = dataset.expressions(split, _expression_set(dataset, config))
         rec = build_rec_split(expressions, *common)
         found = []
         if rec.expressions:
@@ -473,10 +475,16 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
     """Samples by split: "train", "val", then the test splits.
 
     Without a val split, images of train are held out; without a train split, val is divided by image. A test
-    split is never trained on.
+    split is never trained on, nor is an image of the validation split: where val is trained on beside
+    minival, which is a part of it, that part is left out.
+
+    Raises:
+        ConfigError: No such set of expressions or split, or a test split to train on.
+        DataError: There is nothing to train on; an image of the validation split is in the training data.
     """
     from tbkin_core.tasks import hold_out
 
+    by_object = False
     if config.task == "vqa":
         names = dataset.question_splits()
         if not names:
@@ -485,44 +493,111 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
                 hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json",
             )
         found: dict[str, list[Any]] = {name: list(dataset.questions(name)) for name in names}
-        found = {name: items for name, items in found.items() if items}
-        if "train" in found:
-            found["train"] = [item for item in found["train"] if item.answers]
     else:
-        sets = dataset.expression_sets()
-        if not sets:
-            raise DataError(
-                f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})",
-                hint="expected refs(unc).p or refs(umd).p beside instances.json",
-            )
-        chosen = config.dataset or sets[0]
-        if chosen not in sets:
-            raise ConfigError(f"dataset: expected one of {', '.join(sets)}, got {chosen!r}")
-        if config.dataset is None and len(sets) > 1:
-            problems.append(f"{chosen} is used; choose another with --dataset ({', '.join(sets)})")
+        chosen = _expression_set(dataset, config)
+        others = [name for name in dataset.expression_sets() if name != chosen]
+        if config.dataset is None and others:
+            problems.append(f"{chosen} is used; choose another with --dataset ({', '.join(others)})")
         found = {name: list(dataset.expressions(name, chosen)) for name in dataset.expression_splits(chosen)}
+        by_object = dataset.is_split_by_object(chosen)
+    found = {name: items for name, items in found.items() if items}
     tests = [name for name in found if name.startswith("test")]
     spare = [name for name in found if name not in tests]
-    validation = next((name for name in ("val", "minival") if name in found), None)
-    trained: str | None = next((name for name in ("train", "all") if name in found), None)
-    if trained is None:
-        trained, validation = (spare[0] if spare else None), None
-        if trained is None:
-            raise DataError(f"{dataset.root}: only test splits ({', '.join(tests)}); nothing to train on")
-        problems.append(f"no train split: {trained} is trained on")
-    train_items, held = found[trained], found[validation] if validation else []
-    if not held:
+    trained = _trained_splits(found, spare, config, dataset)
+    validation = next((name for name in ("val", "minival") if name in found and name not in trained), None)
+    if config.train_split is None and trained[0] not in _TRAINED:
+        validation = None
+        problems.append(f"no train split: {trained[0]} is trained on")
+    held = found[validation] if validation else []
+    held_images = {item.image_id for item in held}
+    train_items, left_out, shared = [], 0, set()
+    for name in trained:
+        of_split = found[name] if config.task == "rec" else [item for item in found[name] if item.answers]
+        if len(of_split) < len(found[name]):
+            count = len(found[name]) - len(of_split)
+            problems.append(
+                f"{name}: {count} of {len(found[name])} questions have no answers (not trained on)"
+            )
+        kept = [item for item in of_split if item.image_id not in held_images]
+        if validation in _PARTS.get(name, ()):
+            left_out += len(of_split) - len(kept)
+        elif not by_object and len(kept) < len(of_split):
+            shared |= {item.image_id for item in of_split} & held_images
+        train_items += of_split if by_object else kept
+    label = "+".join(trained)
+    if shared:
+        some = ", ".join(map(str, sorted(shared, key=str)[:3]))
+        raise DataError(
+            f"{dataset.root}: {len(shared)} images of {validation} are in {label} too (such as {some}); what is"
+            " trained on cannot be validated on",
+            hint=f"take their samples out of one of the two files, or take the files of {validation} away:"
+            f" images of {trained[0]} are then held out",
+        )
+    if left_out:
+        problems.append(f"{left_out} samples of {label} are left out: their images are in {validation}")
+    if by_object and held:
+        count = len({item.image_id for item in train_items} & held_images)
+        problems.append(
+            f"{_expression_set(dataset, config)} is split by object: {count} of {len(held_images)} images of"
+            f" {validation} are trained on with other objects, so results do not compare with those of splits"
+            " by image"
+        )
+    if not held and train_items:
         mask = hold_out(
-            [item.image_id for item in train_items], 0.1 if trained == "train" else 0.25, config.seed
+            [item.image_id for item in train_items], 0.1 if "train" in trained else 0.25, config.seed
         )
         held = [item for item, out in zip(train_items, mask, strict=True) if out]
         train_items = [item for item, out in zip(train_items, mask, strict=True) if not out]
-        problems.append(f"{len(held)} samples of {trained} are held out by image for validation")
-    else:
-        shared = {item.image_id for item in train_items} & {item.image_id for item in held}
-        if shared and config.task == "vqa":
-            problems.append(f"{len(shared)} images are in both {trained} and {validation}")
+        problems.append(f"{len(held)} samples of {label} are held out by image for validation")
+    elif validation != "val" and held:
+        problems.append(f"{validation} is the validation split")
+    for name in () if by_object else tests:
+        count = len({item.image_id for item in train_items} & {item.image_id for item in found[name]})
+        if count:
+            problems.append(f"{name}: {count} of its images are trained on; it tells little of new images")
     return {"train": train_items, "val": held, **{name: found[name] for name in tests}}
+
+
+# Splits that are there to be trained on, and the splits that lie within others by the names of the field.
+_TRAINED = ("train", "trainval", "all")
+_PARTS = {"val": ("minival",), "trainval": ("val", "minival")}
+
+
+def _expression_set(dataset: Dataset, config: FinetuneConfig) -> str:
+    sets = dataset.expression_sets()
+    if not sets:
+        raise DataError(
+            f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})",
+            hint="expected refs(unc).p or refs(umd).p beside instances.json",
+        )
+    try:
+        return dataset.expression_set(config.dataset or sets[0])
+    except DataError as error:
+        known = ", ".join(dataset.expression_sets(every_version=True))
+        raise ConfigError(f"dataset: expected one of {known}, got {config.dataset!r}") from error
+
+
+def _trained_splits(
+    found: Mapping[str, Any], spare: Sequence[str], config: FinetuneConfig, dataset: Dataset
+) -> list[str]:
+    """Names of the splits to train on: those asked for, else train, else the first that is no test split."""
+    if config.train_split is None:
+        name = next((name for name in _TRAINED if name in found), spare[0] if spare else None)
+        if name is None:
+            raise DataError(
+                f"{dataset.root}: only test splits ({', '.join(found)}); nothing to train on",
+                hint="are the files of the training split there, and named so?",
+            )
+        return [name]
+    asked = list(dict.fromkeys(normalise_split(part) for part in config.train_split.split("+")))
+    for name in asked:
+        if name.startswith("test"):
+            raise ConfigError(f"train_split: {name!r} is a test split, which is never trained on")
+        if name not in found:
+            raise ConfigError(
+                f"train_split: {dataset.root} has no split {name!r}", hint=f"it has {', '.join(found)}"
+            )
+    return asked
 
 
 # ---- both ---------------------------------------------------------------------------------------
