@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,6 +167,8 @@ def answer_vocabulary(questions: Sequence[Question], minimum: int | None) -> tup
         if question.answers:
             given = Counter(normalize_answer(answer) for answer in question.answers)
             scores = soft_scores(question.answers)
+            if not scores:  # articles and marks alone, of which normalisation leaves nothing
+                continue
             # Keys of the scores: the official metric compares unanimous answers as they were written.
             leading = max(scores, key=lambda answer: (scores[answer], given[normalize_answer(answer)]))
             counts[leading] += 1
@@ -311,6 +313,15 @@ def official_accuracy(split: VqaSplit, predicted: Sequence[str]) -> Any:
         for item, answer in zip(split.questions, predicted, strict=True)
     ]
     return vqa_accuracy(questions, annotations, results)
+
+
+def without_known_answer(split: VqaSplit, answers: Sequence[str]) -> int:
+    """How many questions have human answers, but none of `answers` among them."""
+    known = set(answers)
+    return sum(
+        bool(question.answers) and known.isdisjoint(scores)
+        for question, scores in zip(split.questions, split.scores, strict=True)
+    )
 
 
 def majority_answer(questions: Sequence[Question]) -> str:
@@ -484,12 +495,28 @@ def reachable(split: RecSplit, minimum: float = NEAR_IOU) -> NDArray[np.bool_]:
 
 def random_region_accuracy(split: RecSplit) -> float:
     """Percent that a region drawn at random gets right, in expectation."""
+    return _mean_over_regions(split, lambda regions, hits: hits.sum(axis=1) / regions.mask.sum(axis=1))
+
+
+def largest_region_accuracy(split: RecSplit) -> float:
+    """Percent that each image's largest region gets right."""
+
+    def share(regions: RegionBatch, hits: NDArray) -> NDArray:
+        sides = regions.boxes[..., 2:] - regions.boxes[..., :2]  # (B, K, 2)
+        largest = np.where(regions.mask, sides.prod(axis=-1), -1).argmax(axis=1)
+        return hits[np.arange(len(hits)), largest]
+
+    return _mean_over_regions(split, share)
+
+
+def _mean_over_regions(split: RecSplit, share: Callable[[RegionBatch, NDArray], NDArray]) -> float:
+    """Mean of `share` in percent, of the regions (B, K) and of whether each has an IoU above 0.5."""
     shares = []
     for begin in range(0, len(split.expressions), 512):
         indices = np.arange(begin, min(begin + 512, len(split.expressions)))
         regions = split.inputs.regions(indices)
-        hits = _iou_with_target(regions, split.targets[indices]) > 0.5
-        shares.append((hits & regions.mask).sum(axis=1) / regions.mask.sum(axis=1))
+        hits = (_iou_with_target(regions, split.targets[indices]) > 0.5) & regions.mask
+        shares.append(share(regions, hits))
     return 100 * float(np.concatenate(shares).mean()) if shares else 0.0
 
 

@@ -169,6 +169,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         build_rec_split,
         build_vqa_split,
         load_answers,
+        without_known_answer,
     )
     from tbkin_core.training import train
 
@@ -231,9 +232,23 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         task = RecTask(rec["train"], validation if has_validation else None, batch_size)
         extra = {}
         train_inputs = rec["train"].inputs
-    if task.skipped:
-        reason = "none of their answers is learnt" if is_vqa else "no region is near their target"
-        problems.append(f"train: {task.skipped} samples skipped, {reason}")
+    values: dict[str, Any] = {}
+    if is_vqa:
+        values["without_known_answer"] = {}
+        for name, questions in vqa.items():
+            count, total = without_known_answer(questions, answers), len(questions.questions)
+            if count:
+                values["without_known_answer"][name] = count
+                effect = "skipped" if name == "train" else "never answered rightly"
+                problems.append(
+                    f"{name}: {count} of {total} questions ({count / total:.1%}) have no answer among the"
+                    f" {len(answers)} that are learnt; {effect}"
+                )
+    elif task.skipped:
+        problems.append(
+            f"train: {task.skipped} of {len(rec['train'].expressions)} samples skipped, no region is near"
+            " their target"
+        )
     if train_inputs.table.cut:
         problems.append(
             f"train: {train_inputs.table.cut} texts were cut to {settings.max_text_tokens} tokens"
@@ -278,7 +293,6 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     device = torch_device(devices)
     best.to(device)  # type: ignore[arg-type]
     report: list[dict[str, Any]] = []
-    values: dict[str, Any] = {}
     for name in (name for name in splits if name != "train" and splits[name]):
         if is_vqa:
             split = with_answers(vqa[name])
@@ -429,7 +443,7 @@ def _report_rec(
     report: list[dict[str, Any]], name: str, split: RecSplit, task: Any, model: PreTrainedModel, device: Any
 ) -> None:
     from tbkin_core.evaluation.rec import rec_accuracy
-    from tbkin_core.tasks import random_region_accuracy, reachable
+    from tbkin_core.tasks import largest_region_accuracy, random_region_accuracy, reachable
 
     count = len(split.expressions)
     if not count:
@@ -443,6 +457,13 @@ def _report_rec(
             "accuracy": random_region_accuracy(split),
             "n": count,
             "order": 0,
+        },
+        {
+            "split": name,
+            "model": "largest region",
+            "accuracy": largest_region_accuracy(split),
+            "n": count,
+            "order": 1,
         },
         {"split": name, "model": "this model", "accuracy": accuracy, "n": count, "order": 3},
         {
@@ -493,6 +514,12 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
                 hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json",
             )
         found: dict[str, list[Any]] = {name: list(dataset.questions(name)) for name in names}
+        for name, items in found.items():
+            answered = [item for item in items if item.answers]
+            if answered and len(answered) < len(items):
+                lacking = len(items) - len(answered)
+                problems.append(f"{name}: {lacking} of {len(items)} questions have no answers (left out)")
+                found[name] = answered
     else:
         chosen = _expression_set(dataset, config)
         others = [name for name in dataset.expression_sets() if name != chosen]
@@ -503,8 +530,12 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
     found = {name: items for name, items in found.items() if items}
     tests = [name for name in found if name.startswith("test")]
     spare = [name for name in found if name not in tests]
+    if config.task == "vqa":
+        silent = [name for name in spare if not any(item.answers for item in found[name])]
+        spare = [name for name in spare if name not in silent]
+        problems += [f"{name}: none of its questions has answers (not used)" for name in silent]
     trained = _trained_splits(found, spare, config, dataset)
-    validation = next((name for name in ("val", "minival") if name in found and name not in trained), None)
+    validation = next((name for name in ("val", "minival") if name in spare and name not in trained), None)
     if config.train_split is None and trained[0] not in _TRAINED:
         validation = None
         problems.append(f"no train split: {trained[0]} is trained on")
@@ -512,12 +543,7 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
     held_images = {item.image_id for item in held}
     train_items, left_out, shared = [], 0, set()
     for name in trained:
-        of_split = found[name] if config.task == "rec" else [item for item in found[name] if item.answers]
-        if len(of_split) < len(found[name]):
-            count = len(found[name]) - len(of_split)
-            problems.append(
-                f"{name}: {count} of {len(found[name])} questions have no answers (not trained on)"
-            )
+        of_split = found[name]
         kept = [item for item in of_split if item.image_id not in held_images]
         if validation in _PARTS.get(name, ()):
             left_out += len(of_split) - len(kept)
@@ -528,8 +554,8 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
     if shared:
         some = ", ".join(map(str, sorted(shared, key=str)[:3]))
         raise DataError(
-            f"{dataset.root}: {len(shared)} images of {validation} are in {label} too (such as {some}); what is"
-            " trained on cannot be validated on",
+            f"{dataset.root}: {len(shared)} images of {validation} are in {label} too (such as {some});"
+            " what is trained on cannot be validated on",
             hint=f"take their samples out of one of the two files, or take the files of {validation} away:"
             f" images of {trained[0]} are then held out",
         )
@@ -581,21 +607,24 @@ def _trained_splits(
     found: Mapping[str, Any], spare: Sequence[str], config: FinetuneConfig, dataset: Dataset
 ) -> list[str]:
     """Names of the splits to train on: those asked for, else train, else the first that is no test split."""
+    if not spare:
+        others = [name for name in found if not name.startswith("test")]
+        raise DataError(
+            f"{dataset.root}: no training questions with answers ({', '.join(others)} has none)"
+            if others
+            else f"{dataset.root}: only test splits ({', '.join(found)}); nothing to train on",
+            hint="are the annotation files of the training split there, and named so?",
+        )
     if config.train_split is None:
-        name = next((name for name in _TRAINED if name in found), spare[0] if spare else None)
-        if name is None:
-            raise DataError(
-                f"{dataset.root}: only test splits ({', '.join(found)}); nothing to train on",
-                hint="are the files of the training split there, and named so?",
-            )
-        return [name]
+        return [next((name for name in _TRAINED if name in spare), spare[0])]
     asked = list(dict.fromkeys(normalise_split(part) for part in config.train_split.split("+")))
     for name in asked:
         if name.startswith("test"):
             raise ConfigError(f"train_split: {name!r} is a test split, which is never trained on")
-        if name not in found:
+        if name not in spare:
             raise ConfigError(
-                f"train_split: {dataset.root} has no split {name!r}", hint=f"it has {', '.join(found)}"
+                f"train_split: {dataset.root} has no split {name!r} to train on",
+                hint=f"it has {', '.join(spare)}",
             )
     return asked
 
