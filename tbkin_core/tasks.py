@@ -484,18 +484,23 @@ def build_rec_split(
     return RecSplit(kept, inputs, corners)
 
 
-def reachable(split: RecSplit, minimum: float = NEAR_IOU) -> NDArray[np.bool_]:
-    """(N,) whether any region has IoU of at least `minimum` with the target: the upper bound of a choice."""
+def reachable(split: RecSplit) -> NDArray[np.bool_]:
+    """(N,) whether any region is near the target, so that there is one to learn to choose."""
     best = np.zeros(len(split.expressions), np.float32)
     for begin in range(0, len(best), 512):
         indices = np.arange(begin, min(begin + 512, len(best)))
         best[indices] = _iou_with_target(split.inputs.regions(indices), split.targets[indices]).max(axis=1)
-    return best >= minimum
+    return best >= NEAR_IOU
 
 
 def random_region_accuracy(split: RecSplit) -> float:
     """Percent that a region drawn at random gets right, in expectation."""
     return _mean_over_regions(split, lambda regions, hits: hits.sum(axis=1) / regions.mask.sum(axis=1))
+
+
+def best_region_accuracy(split: RecSplit) -> float:
+    """Percent of the targets that some region gets right: what choosing a region can reach."""
+    return _mean_over_regions(split, lambda regions, hits: hits.max(axis=1))
 
 
 def largest_region_accuracy(split: RecSplit) -> float:

@@ -197,6 +197,11 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     is_vqa = config.task == "vqa"
     texts = [item.question if is_vqa else item.text for item in in_store]
     weights, init_config, tokenizer, source = _initial(config, texts, store, texts)
+    if source == "none" and not config.blind:
+        problems.append(
+            f"weights begin at random, so all is learnt from these {len(in_store)} samples; `tbkin pretrain"
+            f" {config.data}`, a model fine-tuned for the other task or --init bert-base-uncased give a start"
+        )
     settings = _resolved(config, len(in_store), init_config, store)
     _keep_settings(settings, source, out)
     common = (store, tokenizer, settings.max_text_tokens, settings.max_regions)
@@ -443,7 +448,7 @@ def _report_rec(
     report: list[dict[str, Any]], name: str, split: RecSplit, task: Any, model: PreTrainedModel, device: Any
 ) -> None:
     from tbkin_core.evaluation.rec import rec_accuracy
-    from tbkin_core.tasks import largest_region_accuracy, random_region_accuracy, reachable
+    from tbkin_core.tasks import best_region_accuracy, largest_region_accuracy, random_region_accuracy
 
     count = len(split.expressions)
     if not count:
@@ -469,7 +474,7 @@ def _report_rec(
         {
             "split": name,
             "model": "upper bound (a region of IoU>0.5 exists)",
-            "accuracy": 100 * float(reachable(split).mean()),
+            "accuracy": best_region_accuracy(split),
             "n": count,
             "order": 4,
         },
@@ -480,15 +485,22 @@ def question_only_rows(config: FinetuneConfig, results: dict[str, Any]) -> list[
     """Rows of the latest question-only model trained on the same data, to stand beside this one."""
     if config.task != "vqa" or config.blind:
         return []
+    counts = {entry["split"]: entry["n"] for entry in results["report"]}
     for _, content in finished_runs("finetune"):
         settings = content["settings"]
         if settings.get("blind") and settings.get("data") == str(config.data):
-            return [
+            rows = [
                 {**entry, "model": "question only", "order": 2}
                 for entry in content["results"]["report"]
-                if entry["order"] == 3
+                # Another seed or --train-split holds other questions out.
+                if entry["order"] == 3 and counts.get(entry["split"]) == entry["n"]
             ]
-    results["problems"].append("no question-only model to compare with; train one with --blind")
+            if rows:
+                return rows
+    results["problems"].append(
+        "no question-only model to compare with: train one with"
+        f" `tbkin finetune --task vqa --data {config.data} --blind`"
+    )
     return []
 
 
