@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tbkin_core.batches import TextTable, encode_texts
 from tbkin_core.datasets.records import Expression, Question
-from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.errors import DataError
 from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.evaluation.vqa import normalize_answer, soft_scores, vqa_accuracy
 from tbkin_core.features.regions import ImageId
@@ -191,13 +191,15 @@ def load_answers(path: Path) -> list[str]:
         ) from error
     except ValueError as error:
         raise DataError(f"{path}: is not valid JSON ({error})", hint="expected a list of answers") from error
+    if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
+        content = content[0]  # [answer to number, number to answer], as OpenVQA and ROSITA write it
     if isinstance(content, dict):
         content = list(content)
     if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
-        raise DataError(f"{path}: expected a JSON list of answers")
+        raise DataError(f"{path}: is no list of answers", hint='expected JSON such as ["yes", "no", "2"]')
     answers = list(dict.fromkeys(answer for answer in content if answer.strip()))
     if not answers:
-        raise DataError(f"{path}: holds no answers")
+        raise DataError(f"{path}: holds no answers", hint='expected JSON such as ["yes", "no", "2"]')
     return answers
 
 
@@ -231,7 +233,12 @@ class VqaTask:
             self.rows = np.array([row for row, targets in enumerate(self._targets) if targets], np.int64)
             self.skipped = len(self._targets) - len(self.rows)
             if not len(self.rows):
-                raise DataError("finetune: no training question has an answer of the vocabulary")
+                raise DataError(
+                    f"finetune: none of the {len(self.answers)} answers to learn, such as"
+                    f" {self.answers[0]!r}, is given to any of the {len(self._targets)} training questions",
+                    hint="--answers takes them as the metric compares them: in lower case, without articles"
+                    " and punctuation; leave it away for the answers of the data",
+                )
 
     def fingerprint(self) -> int:
         """A number that changes with the answers to learn and with the targets."""
@@ -572,7 +579,10 @@ def hold_out(image_ids: Sequence[ImageId], share: float, seed: int) -> NDArray[n
     """
     keys = {image_id: zlib.crc32(f"{seed}:{image_id}".encode()) for image_id in image_ids}
     if len(keys) < 2:
-        raise ConfigError("validation: at least two images are needed to hold one out")
+        raise DataError(
+            "validation: there is no val split, and one image alone cannot be divided",
+            hint="add samples of other images, or a val split",
+        )
     count = min(max(round(share * len(keys)), 1), len(keys) - 1)
     held = set(sorted(keys, key=lambda image_id: (keys[image_id], str(image_id)))[:count])
     return np.array([image_id in held for image_id in image_ids], np.bool_)

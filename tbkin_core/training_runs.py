@@ -179,9 +179,6 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     store = FeatureStore(feature_place(config.features, config.data))
     problems: list[str] = []
     splits = task_splits(dataset, config, problems)
-    if not splits["train"]:
-        what = "questions with answers" if config.task == "vqa" else "expressions"
-        raise DataError(f"{config.data}: no training {what}", hint="are the annotation files there?")
     in_store = [item for item in splits["train"] if item.image_id in store]
     if not in_store:
         raise DataError(
@@ -301,6 +298,8 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     for name in (name for name in splits if name != "train" and splits[name]):
         if is_vqa:
             split = with_answers(vqa[name])
+            if not vqa[name].questions:
+                continue  # told above: none of its images has features
             if split is None:
                 problems.append(f"{name}: has no answers, so it is not evaluated")
                 continue
@@ -571,6 +570,11 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
             hint=f"take their samples out of one of the two files, or take the files of {validation} away:"
             f" images of {trained[0]} are then held out",
         )
+    if not train_items:
+        raise DataError(
+            f"{dataset.root}: all samples of {label} are of images of {validation}; none is left to train on",
+            hint="name other splits with --train-split",
+        )
     if left_out:
         problems.append(f"{left_out} samples of {label} are left out: their images are in {validation}")
     if by_object and held:
@@ -580,7 +584,7 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
             f" {validation} are trained on with other objects, so results do not compare with those of splits"
             " by image"
         )
-    if not held and train_items:
+    if not held:
         mask = hold_out(
             [item.image_id for item in train_items], 0.1 if "train" in trained else 0.25, config.seed
         )
@@ -621,10 +625,14 @@ def _trained_splits(
     """Names of the splits to train on: those asked for, else train, else the first that is no test split."""
     if not spare:
         others = [name for name in found if not name.startswith("test")]
+        if others:
+            reason = f"no question of {' or '.join(others)} has answers, so there is nothing to train on"
+        elif found:
+            reason = f"only test splits ({', '.join(found)}), which are never trained on"
+        else:
+            reason = f"no usable {'question' if config.task == 'vqa' else 'expression'}"
         raise DataError(
-            f"{dataset.root}: no training questions with answers ({', '.join(others)} has none)"
-            if others
-            else f"{dataset.root}: only test splits ({', '.join(found)}); nothing to train on",
+            "; ".join([f"{dataset.root}: {reason}", *dataset.problems[:3]]),
             hint="are the annotation files of the training split there, and named so?",
         )
     if config.train_split is None:

@@ -697,11 +697,14 @@ class Dataset:
             ]
             keyed = self._keyed_questions(split)
             known = {row.question_id for _, row in keyed}
+            written = {str(question_id): question_id for question_id in known}
             for file in files:
-                for question_id, row in self._read_answers(file)[1].items():
-                    if question_id not in known:
+                for annotated_id, row in self._read_answers(file)[1].items():
+                    # A number in one file may be a text in the other.
+                    question_id = annotated_id if annotated_id in known else written.get(str(annotated_id))
+                    if question_id is None:
                         self._problems.add(
-                            file.name, f"question {question_id}", "is in no questions file (skipped)"
+                            file.name, f"question {annotated_id}", "is in no questions file (skipped)"
                         )
                     else:
                         answers.setdefault(question_id, row)
@@ -713,6 +716,10 @@ class Dataset:
                         subject = f"question {row_of_question.question_id}"
                         self._problems.add(files[0].name, subject, "has no annotation (kept without answers)")
                     answer = AnswerRow((), "", "")
+                elif _other_image(answer.image_id, row_of_question.image_id):
+                    subject = f"question {row_of_question.question_id}"
+                    what = "is annotated for another image than it asks about (answers kept)"
+                    self._problems.add(files[0].name if files else "questions", subject, what)
                 questions.append(
                     Question(
                         row_of_question.question_id,
@@ -813,6 +820,11 @@ class Dataset:
             for sent_id, text in ref.sentences:
                 expressions.append(Expression(sent_id, ref.ref_id, key, text, ref.split, xywh, width, height))
         return expressions
+
+
+def _other_image(first: ImageId | None, second: ImageId | None) -> bool:
+    """Whether two ids of one question's image differ; names, which can be written in many ways, aside."""
+    return isinstance(first, int) and isinstance(second, int) and first != second
 
 
 def _directory(name: str) -> str:
