@@ -343,6 +343,11 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
             *(["dataset: only for --task rec"] if self.dataset and self.task == "vqa" else []),
             *_at_least(self, kl_epochs=0, min_answer_count=1, patience=0),
             *(["blind: only VQA has a question-only model"] if self.blind and self.task == "rec" else []),
+            *(
+                f"{name}: only for --task vqa"
+                for name in ("answers", "min_answer_count", "kl_epochs")
+                if self.task == "rec" and getattr(self, name) is not None
+            ),
         ]
 
 

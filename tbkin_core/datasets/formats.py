@@ -244,9 +244,8 @@ def read_questions(source: Source) -> tuple[str | None, list[QuestionRow]]:
             source.problem(subject, "has a question_id used before (skipped)")
         else:
             seen.add(question_id)
-            inline = (
-                _answers(source, subject, item) if "answers" in item or _MULTIPLE_CHOICE in item else None
-            )
+            told = any(key in item for key in ("answers", _MULTIPLE_CHOICE, "answer"))
+            inline = _answers(source, subject, item) if told else None
             rows.append(QuestionRow(question_id, image_id, text, inline))
     return _stated_split(content), rows
 
@@ -282,7 +281,7 @@ _MULTIPLE_CHOICE = "multiple_choice_answer"
 def _answers(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
     listed = item.get("answers")
     if not isinstance(listed, list) or not listed:
-        listed = [item.get(_MULTIPLE_CHOICE)]
+        listed = [item.get(_MULTIPLE_CHOICE, item.get("answer"))]
     answers = []
     for answer in listed:
         value = answer.get("answer") if isinstance(answer, dict) else answer

@@ -204,7 +204,10 @@ def scan(root: Path) -> Layout:
                 else:
                     kind, split = _recognise(directory / entry.name, suffix, has_refs)
                     if kind:
-                        split = split or split_in(entry.name) or split_of_path(name)
+                        named = split_in(entry.name)
+                        # A part that was cut out of val keeps val's data_subtype: "minival" tells more.
+                        split = named if split and named and split in named else split or named
+                        split = split or split_of_path(name)
                         layout.files[kind].append(AnnotationFile(directory / entry.name, name, split))
                     else:
                         other[suffix or entry.name] += 1
