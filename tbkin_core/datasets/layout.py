@@ -398,7 +398,7 @@ def refs_version(file: AnnotationFile) -> str:
 def refs_rank(file: AnnotationFile) -> tuple[int, str]:
     """Sorts the refs files of a directory: the version that papers report comes first."""
     usual = (
-        ("umd", "google", "unc") if "refcocog" in str(file.path.parent).lower() else ("unc", "umd", "google")
+        ("umd", "google", "unc") if "refcocog" in file.path.parent.name.lower() else ("unc", "umd", "google")
     )
     version = refs_version(file)
     return usual.index(version) if version in usual else len(usual), file.name
