@@ -267,7 +267,7 @@ def train(
                 shown = ", ".join(
                     f"{name.replace('_', ' ')} {value:.4g}"
                     for name, value in record.items()
-                    if name not in ("epoch", "step", "learning_rate", task.metric)
+                    if name not in ("epoch", "step", "learning_rate", "score", "best_accuracy")
                     # Those of each objective are in metrics.jsonl.
                     and not re.fullmatch("val_.+_loss|kept_.+", name)
                 )
