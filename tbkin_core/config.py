@@ -310,7 +310,10 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         task: vqa or rec.
         data: Dataset directory; found from what earlier stages made when None.
         features: Feature store; DATA/features when None.
-        dataset: For rec with several: refcoco, refcoco+ or refcocog.
+        dataset: For rec with several: refcoco, refcoco+ or refcocog; refcocog-google and the like where a
+            directory holds several refs files.
+        train_split: Split to train on, or several, as "train+val"; None takes train. Of val, what is in
+            minival is left out, where minival is there to validate on.
         blind: Hide the image: the question-only model to compare with.
         kl_epochs: VQA: epochs with the KL loss before the BCE loss; None takes all where every question
             has one answer, else a third.
@@ -328,6 +331,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     data: Path | None = None
     features: Path | None = None
     dataset: str | None = None
+    train_split: str | None = None
     blind: bool = False
     kl_epochs: int | None = None
     min_answer_count: int | None = None
@@ -351,6 +355,11 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
                 else []
             ),
             *(["blind: only VQA has a question-only model"] if self.blind and self.task == "rec" else []),
+            *(
+                f"{name}: only for --task vqa"
+                for name in ("answers", "min_answer_count", "kl_epochs")
+                if self.task == "rec" and getattr(self, name) is not None
+            ),
         ]
 
 

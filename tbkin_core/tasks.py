@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tbkin_core.batches import TextTable, encode_texts
 from tbkin_core.datasets.records import Expression, Question
-from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import kept_counts
 from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.evaluation.vqa import normalize_answer, soft_scores, vqa_accuracy
@@ -174,6 +174,8 @@ def answer_vocabulary(questions: Sequence[Question], minimum: int | None) -> tup
         if question.answers:
             given = Counter(normalize_answer(answer) for answer in question.answers)
             scores = soft_scores(question.answers)
+            if not scores:  # articles and marks alone, of which normalisation leaves nothing
+                continue
             # Keys of the scores: the official metric compares unanimous answers as they were written.
             leading = max(scores, key=lambda answer: (scores[answer], given[normalize_answer(answer)]))
             counts[leading] += 1
@@ -196,13 +198,15 @@ def load_answers(path: Path) -> list[str]:
         ) from error
     except ValueError as error:
         raise DataError(f"{path}: is not valid JSON ({error})", hint="expected a list of answers") from error
+    if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
+        content = content[0]  # [answer to number, number to answer], as OpenVQA and ROSITA write it
     if isinstance(content, dict):
         content = list(content)
     if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
-        raise DataError(f"{path}: expected a JSON list of answers")
+        raise DataError(f"{path}: is no list of answers", hint='expected JSON such as ["yes", "no", "2"]')
     answers = list(dict.fromkeys(answer for answer in content if answer.strip()))
     if not answers:
-        raise DataError(f"{path}: holds no answers")
+        raise DataError(f"{path}: holds no answers", hint='expected JSON such as ["yes", "no", "2"]')
     return answers
 
 
@@ -258,7 +262,12 @@ class VqaTask:
             self.rows = np.array([row for row, targets in enumerate(self._targets) if targets], np.int64)
             self.skipped = len(self._targets) - len(self.rows)
             if not len(self.rows):
-                raise DataError("finetune: no training question has an answer of the vocabulary")
+                raise DataError(
+                    f"finetune: none of the {len(self.answers)} answers to learn, such as"
+                    f" {self.answers[0]!r}, is given to any of the {len(self._targets)} training questions",
+                    hint="--answers takes them as the metric compares them: in lower case, without articles"
+                    " and punctuation; leave it away for the answers of the data",
+                )
 
     def fingerprint(self) -> int:
         """A number that changes with the answers to learn and with the targets."""
@@ -365,6 +374,15 @@ def official_accuracy(split: VqaSplit, predicted: Sequence[str]) -> Any:
         for item, answer in zip(split.questions, predicted, strict=True)
     ]
     return vqa_accuracy(questions, annotations, results)
+
+
+def without_known_answer(split: VqaSplit, answers: Sequence[str]) -> int:
+    """How many questions have human answers, but none of `answers` among them."""
+    known = set(answers)
+    return sum(
+        bool(question.answers) and known.isdisjoint(scores)
+        for question, scores in zip(split.questions, split.scores, strict=True)
+    )
 
 
 def majority_answer(questions: Sequence[Question]) -> str:
@@ -528,23 +546,44 @@ def build_rec_split(
     return RecSplit(kept, inputs, corners)
 
 
-def reachable(split: RecSplit, minimum: float = NEAR_IOU) -> NDArray[np.bool_]:
-    """(N,) whether any region has IoU of at least `minimum` with the target: the upper bound of a choice."""
+def reachable(split: RecSplit) -> NDArray[np.bool_]:
+    """(N,) whether any region is near the target, so that there is one to learn to choose."""
     best = np.zeros(len(split.expressions), np.float32)
     for begin in range(0, len(best), 512):
         indices = np.arange(begin, min(begin + 512, len(best)))
         best[indices] = _iou_with_target(split.inputs.regions(indices), split.targets[indices]).max(axis=1)
-    return best >= minimum
+    return best >= NEAR_IOU
 
 
 def random_region_accuracy(split: RecSplit) -> float:
     """Percent that a region drawn at random gets right, in expectation."""
+    return _mean_over_regions(split, lambda regions, hits: hits.sum(axis=1) / regions.mask.sum(axis=1))
+
+
+def best_region_accuracy(split: RecSplit) -> float:
+    """Percent of the targets that some region gets right: what choosing a region can reach."""
+    return _mean_over_regions(split, lambda regions, hits: hits.max(axis=1))
+
+
+def largest_region_accuracy(split: RecSplit) -> float:
+    """Percent that each image's largest region gets right."""
+
+    def share(regions: RegionBatch, hits: NDArray) -> NDArray:
+        sides = regions.boxes[..., 2:] - regions.boxes[..., :2]  # (B, K, 2)
+        largest = np.where(regions.mask, sides.prod(axis=-1), -1).argmax(axis=1)
+        return hits[np.arange(len(hits)), largest]
+
+    return _mean_over_regions(split, share)
+
+
+def _mean_over_regions(split: RecSplit, share: Callable[[RegionBatch, NDArray], NDArray]) -> float:
+    """Mean of `share` in percent, of the regions (B, K) and of whether each has an IoU above 0.5."""
     shares = []
     for begin in range(0, len(split.expressions), 512):
         indices = np.arange(begin, min(begin + 512, len(split.expressions)))
         regions = split.inputs.regions(indices)
-        hits = _iou_with_target(regions, split.targets[indices]) > 0.5
-        shares.append((hits & regions.mask).sum(axis=1) / regions.mask.sum(axis=1))
+        hits = (_iou_with_target(regions, split.targets[indices]) > 0.5) & regions.mask
+        shares.append(share(regions, hits))
     return 100 * float(np.concatenate(shares).mean()) if shares else 0.0
 
 
@@ -626,7 +665,10 @@ def hold_out(image_ids: Sequence[ImageId], share: float, seed: int) -> NDArray[n
     """
     keys = {image_id: zlib.crc32(f"{seed}:{image_id}".encode()) for image_id in image_ids}
     if len(keys) < 2:
-        raise ConfigError("validation: at least two images are needed to hold one out")
+        raise DataError(
+            "validation: there is no val split, and one image alone cannot be divided",
+            hint="add samples of other images, or a val split",
+        )
     count = min(max(round(share * len(keys)), 1), len(keys) - 1)
     held = set(sorted(keys, key=lambda image_id: (keys[image_id], str(image_id)))[:count])
     return np.array([image_id in held for image_id in image_ids], np.bool_)
