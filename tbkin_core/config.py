@@ -321,8 +321,9 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         answers: VQA: a JSON list of answers instead of those of the data.
         patience: Stop after so many epochs without a better validation metric; 0 never.
         threshold_epochs: τ grows from 0 over so many epochs; validation and the checkpoint have all of it.
-        image_dropout: VQA: share of the questions, other ones each epoch, that are learnt without any region.
-        region_dropout: VQA: share of the regions that are hidden, others each time.
+        image_dropout: VQA: share of the questions, other ones each epoch, that are learnt without any region;
+            the model can then do without, and is kept as one that does where that is better on validation.
+            0.2 when None.
         predict: Splits whose answers or boxes are written to OUT/predictions-SPLIT.json, also of a run that
             has finished.
     """
@@ -339,7 +340,6 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     patience: int = 0
     threshold_epochs: float = 0.0
     image_dropout: float | None = None
-    region_dropout: float | None = None
     predict: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
@@ -348,7 +348,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
             *_task_problems(self.task),
             *(["dataset: only for --task rec"] if self.dataset and self.task == "vqa" else []),
             *_at_least(self, kl_epochs=0, min_answer_count=1, patience=0, threshold_epochs=0),
-            *_within(self, 0, 1, "image_dropout", "region_dropout"),
+            *_within(self, 0, 1, "image_dropout"),
             *(
                 ["threshold_epochs: k of topk is a number of keys, it cannot grow from 0"]
                 if self.threshold_epochs and self.selection == "topk"

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # Box refinements are learnt in units of these (Girshick 2015, Fast R-CNN).
 BOX_SCALE = np.array([0.1, 0.1, 0.2, 0.2], np.float32)
 NEAR_IOU = 0.5
+# Name of a stream of random numbers, see `uniform`.
+_HIDDEN_IMAGES = 11
 
 
 @dataclass(slots=True)
@@ -218,11 +220,10 @@ class VqaTask:
         answers: What can be answered, in the order of the model's outputs.
         kl_epochs: Epochs with the KL loss before the BCE loss.
         batch_size: Samples at once in evaluation.
-        seed: Decides with the epoch which images and regions are hidden.
+        seed: Decides with the epoch which images are hidden.
         image_dropout: Share of the questions of an epoch that are learnt without any region. The model then
             also answers from the question alone, and is measured both ways: `ignores_image` says whether the
             last evaluation was better without.
-        region_dropout: Share of the regions that are hidden, others each epoch.
 
     Raises:
         DataError: No training question has one of the answers.
@@ -239,13 +240,11 @@ class VqaTask:
         batch_size: int,
         seed: int = 0,
         image_dropout: float = 0.0,
-        region_dropout: float = 0.0,
     ) -> None:
         self.seed = seed
         self.metric = "best_accuracy" if image_dropout else "accuracy"
         self.ignores_image = False
         self.image_dropout = image_dropout
-        self.region_dropout = region_dropout
         self.validation = validation
         self.answers = list(answers)
         self.kl_epochs = kl_epochs
@@ -296,13 +295,11 @@ class VqaTask:
         return {**batch, "targets": targets}
 
     def _shown(self, mask: NDArray[np.bool_], samples: NDArray, epoch: int) -> NDArray[np.bool_]:
-        """(B, K) regions less those that are hidden in this epoch."""
-        if self.image_dropout:
-            hidden = uniform(mix(self.seed, epoch), 11, samples, 1) < self.image_dropout  # (B, 1)
-            mask = mask & ~hidden
-        if self.region_dropout:
-            mask = mask & (uniform(mix(self.seed, epoch), 12, samples, mask.shape[1]) >= self.region_dropout)
-        return mask
+        """(B, K) regions, without those of the images that are hidden in this epoch."""
+        if not self.image_dropout:
+            return mask
+        hidden = uniform(mix(self.seed, epoch), _HIDDEN_IMAGES, samples, 1) < self.image_dropout  # (B, 1)
+        return mask & ~hidden
 
     def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
         return {"vqa": float(len(batch["targets"]))}
