@@ -121,7 +121,8 @@ def _draw_plot(
         axes.axhline(mean, color="#555555", linestyle=":", linewidth=1.2, zorder=1)
     for name in selections:
         # At 0, top-k and score do not tend to the dense model: the line starts at the first real threshold.
-        own = [row for row in rows if row["selection"] == name and (not _is_dense(row) or name in _SHARED)]
+        own = [row for row in rows if row["selection"] == name and not _is_dense(row)]
+        own += dense[:1] if name in _SHARED else []
         own.sort(key=lambda row: row["threshold"])
         threshold, accuracy, low, high, kept = (
             np.array([row[key] for row in own])
@@ -290,7 +291,7 @@ def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> P
             if len(set(thresholds)) < 2:
                 middle = thresholds[0] if thresholds else 0.0
                 axes.set_xlim(*((-0.05, 1.05) if 0 <= middle <= 1 else (middle - 1, middle + 1)))
-            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=name == "topk"))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=name == "topk"))
             axes.grid(axis="y", color="#e0e0e0", linewidth=0.5)
             axes.set_axisbelow(True)
             axes.set_xlabel(_AXIS_NAMES.get(name, "Threshold τ").replace(" on the score", ""))
