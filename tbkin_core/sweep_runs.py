@@ -128,7 +128,7 @@ def run_sweep(config: ThresholdSweepConfig, train: Train) -> Sweep:
         "content": _content(items[seeds[0]]),
     }
     name = f"{base.task}-refit" if config.refit or checkpoint is None else checkpoint.name
-    evaluate = _Evaluation(config, items, store)
+    evaluate = Evaluation(config, items, store)
     if checkpoint is not None and not config.refit:
         # Before a place is taken: a checkpoint that does not fit its features leaves no trace.
         evaluate.use(checkpoint, seeds[0])
@@ -344,8 +344,14 @@ class _Keeper:
         write_json(self.file, content, indent=None)
 
 
-class _Evaluation:
-    """Evaluates models on one split; `use` chooses the model, calling it the selection."""
+class Evaluation:
+    """Evaluates models on one split: `use` chooses the model, calling it measures a selection.
+
+    Args:
+        config: Task, batch size and device.
+        items: By seed: questions with answers, or expressions; all with features.
+        store: Their features.
+    """
 
     def __init__(
         self, config: ThresholdSweepConfig, items: dict[int, list[Any]], store: FeatureStore
@@ -359,39 +365,44 @@ class _Evaluation:
             self.samples[seed] = Samples([item.image_id for item in found], types if known else [])
 
     def use(self, checkpoint: Path, seed: int) -> None:
+        """Evaluate a checkpoint from now on, on the samples of a seed; a TbkinError where it does not fit."""
         from tbkin_core.checkpoint import load_model
-        from tbkin_core.tasks import RecTask, VqaTask, build_rec_split, build_vqa_split
 
-        self.model, tokenizer = load_model(checkpoint, self.config.task)
-        check_features(self.model, self.store, checkpoint)
-        self.model.to(self.device)
-        self.seed, self.trained = seed, _modified(checkpoint / "model.safetensors")
-        self.is_cold = True
-        settings = self.model.config
-        limits = (self.store, tokenizer, settings.max_text_tokens, settings.max_regions)
-        if self.config.task == "vqa":
-            self.split: Any = build_vqa_split(self.items[seed], *limits, blind=not settings.use_regions)
-            self.task: Any = VqaTask(None, None, list(settings.answers()), 0, self.config.batch_size)
-        else:
-            self.split = build_rec_split(self.items[seed], *limits)
-            self.task = RecTask(None, None, self.config.batch_size)
+        model, tokenizer = load_model(checkpoint, self.config.task)
+        check_features(model, self.store, checkpoint)
+        self.use_model(model, tokenizer, seed, _modified(checkpoint / "model.safetensors"))
 
-    def __call__(self, selection: Selection) -> Measurement:
+    def use_model(self, model: Any, tokenizer: Any, seed: int, trained: float = 0.0) -> None:
+        """The same for a model in memory."""
         import torch
 
-        from tbkin_core.tasks import evaluation_order
+        from tbkin_core.tasks import (
+            RecTask,
+            VqaTask,
+            build_rec_split,
+            build_vqa_split,
+            evaluation_order,
+        )
         from tbkin_core.training import to_device
 
+        self.model, self.seed, self.trained = model.to(self.device), seed, trained
+        limits = (self.store, tokenizer, model.config.max_text_tokens, model.config.max_regions)
+        size = self.config.batch_size
+        if self.config.task == "vqa":
+            self.split: Any = build_vqa_split(self.items[seed], *limits, blind=not model.config.use_regions)
+            self.task: Any = VqaTask(None, None, list(model.config.answers()), 0, size)
+        else:
+            self.split = build_rec_split(self.items[seed], *limits)
+            self.task = RecTask(None, None, size)
+        # The first batch pays for memory that the others find ready: it counts for no selection's speed.
+        first = evaluation_order(self.split.inputs, size)[len(self.split.inputs) // size // 2]
+        with torch.inference_mode():
+            self.model(**to_device(self.split.inputs.batch(first), self.device))
+
+    def __call__(self, selection: Selection) -> Measurement:
+        """Scores, sparsity and time of the model under a selection."""
         self.model.tbkin.selection = selection
         inputs = self.split.inputs
-        if self.is_cold:
-            # The first batch pays for memory that the others find ready: it counts for no selection's speed.
-            middle = evaluation_order(inputs, self.config.batch_size)[
-                len(inputs) // self.config.batch_size // 2
-            ]
-            with torch.inference_mode():
-                self.model(**to_device(inputs.batch(middle), self.device))
-            self.is_cold = False
         meter = AttentionMeter(self.model, -(-len(inputs) // self.config.batch_size))
         started = time.perf_counter()
         answers = self.task.predict(meter, inputs, self.device)[0]
@@ -414,7 +425,7 @@ class _Evaluation:
 
 
 def _sweep_checkpoint(
-    wanted: Sequence[tuple[str, float]], seed: int, evaluate: _Evaluation, keep: _Keeper
+    wanted: Sequence[tuple[str, float]], seed: int, evaluate: Evaluation, keep: _Keeper
 ) -> None:
     missing = [key for key in wanted if (*key, seed) not in keep.found] if rank() == 0 else []
     base = evaluate.model.config.attention_selection()
@@ -429,7 +440,7 @@ def _sweep_refit(
     seeds: Sequence[int],
     store: FeatureStore,
     train: Train,
-    evaluate: _Evaluation,
+    evaluate: Evaluation,
     keep: _Keeper,
     overwrite: bool,
 ) -> None:

@@ -297,13 +297,13 @@ def result(*arguments: str | Path, cwd: Path) -> dict[str, Any]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Selection]:
     """What is evaluated from here on."""
     found: list[Selection] = []
-    evaluate = sweep_runs._Evaluation.__call__
+    evaluate = sweep_runs.Evaluation.__call__
 
     def spy(self: Any, selection: Selection) -> Measurement:
         found.append(selection)
         return evaluate(self, selection)
 
-    monkeypatch.setattr(sweep_runs._Evaluation, "__call__", spy)
+    monkeypatch.setattr(sweep_runs.Evaluation, "__call__", spy)
     return found
 
 
