@@ -76,5 +76,8 @@ SelectionRule = Annotated[
     ),
 ]
 Dataset = Annotated[
-    str | None, typer.Option("--dataset", help="For rec: refcoco, refcoco+ or refcocog.", show_default=False)
+    str | None,
+    typer.Option(
+        "--dataset", help="For rec: refcoco, refcoco+, refcocog, refcocog-google, ...", show_default=False
+    ),
 ]

@@ -176,6 +176,7 @@ def _checkpoint_source(
         data=data,
         features=features,
         dataset=config.dataset or trained.get("dataset"),
+        train_split=trained.get("train_split"),
         blind=not load_model_config(checkpoint).use_regions,
         seed=int(trained.get("seed", 0)),
     )
