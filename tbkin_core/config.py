@@ -362,6 +362,11 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
             ),
             *(["blind: only VQA has a question-only model"] if self.blind and self.task == "rec" else []),
             *(
+                [f"threshold_epochs: selection {self.selection!r} has no threshold that could grow"]
+                if self.threshold_epochs and self.selection in TRANSFORMS
+                else []
+            ),
+            *(
                 f"{name}: only for --task vqa"
                 for name in ("answers", "min_answer_count", "kl_epochs")
                 if self.task == "rec" and getattr(self, name) is not None
