@@ -286,7 +286,37 @@ def threshold_sweep(
     ] = None,
     selection: Annotated[
         list[str] | None,
-        typer.Option(help="relative, probability, score or topk; repeat for several.", show_default=False),
+        typer.Option(
+            help="relative, probability, score, topk, sparsemax or entmax15; repeat for several; topk=1,4,16"
+            " has thresholds of its own.",
+            show_default=False,
+        ),
+    ] = None,
+    refit: Annotated[
+        bool | None,
+        typer.Option(
+            "--refit",
+            help="Fine-tune once for every threshold, with the settings of the checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="With --refit: runs for every threshold.  [default: 1]", show_default=False),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="With --refit: of each run.  [default: the checkpoint's]", show_default=False),
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="With --refit: stop each run after so long.", show_default=False)
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="With --refit: weights every run begins from.  [default: the checkpoint's]",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Dataset directory.  [default: the checkpoint's]", show_default=False)
@@ -309,7 +339,9 @@ def threshold_sweep(
 ) -> None:
     """Accuracy, sparsity and speed at every threshold.
 
-    The model and the features load once; table and figure land in runs/threshold-sweep.
+    The checkpoint is evaluated as it is, or with --refit a model is fine-tuned for each threshold from the
+    same initial weights. Table and figures land in runs/threshold-sweep. Interrupted, the same command goes
+    on.
     """
     _run("threshold_sweep", "ThresholdSweepConfig", config, json, quiet, _flags(locals()))
 

@@ -68,7 +68,12 @@ Threshold = Annotated[
     ),
 ]
 SelectionRule = Annotated[
-    str | None, typer.Option("--selection", help="relative, probability, score or topk.", show_default=False)
+    str | None,
+    typer.Option(
+        "--selection",
+        help="relative, probability, score or topk; or without a threshold sparsemax or entmax15.",
+        show_default=False,
+    ),
 ]
 Dataset = Annotated[
     str | None,

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, Union
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.masking import MaskingConfig
+from tbkin_core.selection import TRANSFORMS, check_threshold, usual_threshold
 
 EXTRACTORS = ("auto", "builtin", "annotations", "import", "detector")
 """Names that `--extractor` takes; anything else is a detection model."""
@@ -281,8 +282,8 @@ class SelectionConfig(StageConfig):
     """Threshold-based explicit selection.
 
     Attributes:
-        threshold: τ; 0 is the dense model; for topk the number of keys.
-        selection: relative, probability, score or topk.
+        threshold: τ; 0 is the dense model; for topk the number of keys; 1 for sparsemax and entmax15.
+        selection: relative, probability, score or topk; or sparsemax or entmax15, which have no threshold.
         threshold_layers: Layers that select; all when None.
         threshold_scope: all, cross-modal, text-to-image or image-to-text.
         straight_through: Dropped keys get the dense softmax's gradient.
@@ -293,6 +294,11 @@ class SelectionConfig(StageConfig):
     threshold_layers: list[int] | None = None
     threshold_scope: str = "all"
     straight_through: bool = False
+
+    def __post_init__(self) -> None:
+        # What has no threshold is on as soon as it is named.
+        if self.selection in TRANSFORMS and self.threshold == 0:
+            self.threshold = 1.0
 
     def problems(self) -> list[str]:
         return [
@@ -356,6 +362,11 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
             ),
             *(["blind: only VQA has a question-only model"] if self.blind and self.task == "rec" else []),
             *(
+                [f"threshold_epochs: selection {self.selection!r} has no threshold that could grow"]
+                if self.threshold_epochs and self.selection in TRANSFORMS
+                else []
+            ),
+            *(
                 f"{name}: only for --task vqa"
                 for name in ("answers", "min_answer_count", "kl_epochs")
                 if self.task == "rec" and getattr(self, name) is not None
@@ -372,9 +383,13 @@ class ThresholdSweepConfig(StageConfig):
         checkpoint: Fine-tuned model; the latest of the task when None.
         data, features, dataset: As for fine-tuning; from the checkpoint when None.
         thresholds: start:stop:step (stop included) or a list with commas.
-        selection: One or more rules.
+        selection: One or more rules; "topk=1,4,16" gives a rule thresholds of its own.
         split: Split to evaluate on; val when None, if there is one.
-        batch_size: Samples at once.
+        batch_size: Samples at once in evaluation.
+        refit: Fine-tune once for every threshold, with the settings of the checkpoint, in place of evaluating
+            the checkpoint as it is.
+        seeds: With refit: so many runs a threshold, under the seeds from `seed` up.
+        epochs, max_minutes, init: With refit: of each run, in place of the checkpoint's.
     """
 
     task: str = ""
@@ -386,17 +401,59 @@ class ThresholdSweepConfig(StageConfig):
     selection: list[str] = field(default_factory=lambda: ["relative"])
     split: str | None = None
     batch_size: int = 64
+    refit: bool = False
+    seeds: int = 1
+    epochs: int | None = None
+    max_minutes: float | None = None
+    init: str | None = None
 
     def problems(self) -> list[str]:
-        found = [*super().problems(), *_task_problems(self.task), *_at_least(self, batch_size=1)]
+        found = [
+            *super().problems(),
+            *_task_problems(self.task),
+            *_at_least(self, batch_size=1, seeds=1, epochs=0, max_minutes=0),
+        ]
+        training = {
+            "seeds": self.seeds > 1,
+            "epochs": self.epochs is not None,
+            "max_minutes": self.max_minutes is not None,
+            "init": self.init is not None,
+        }
+        found += [
+            f"{name}: only with --refit" for name, given in training.items() if given and not self.refit
+        ]
         try:
-            values = parse_thresholds(self.thresholds)
+            wanted = self.wanted()
         except ConfigError as error:
             return [*found, error.message]
-        for rule in self.selection:
-            for value in values:
-                found += _threshold_problems(rule, value)
-        return list(dict.fromkeys(found))
+        bad: dict[str, str] = {}
+        for rule, value in wanted:
+            problem = check_threshold(rule, value)
+            if problem:
+                bad.setdefault(rule, problem)
+        named = [entry.partition("=")[0].strip() for entry in self.selection]
+        found += [
+            f"selection: {name!r} is named twice" for name in sorted(set(named)) if named.count(name) > 1
+        ]
+        return [*found, *bad.values()]
+
+    def wanted(self) -> list[tuple[str, float]]:
+        """The (rule, threshold) pairs to measure beside the dense model; a rule without a threshold once.
+
+        Raises:
+            ConfigError: The thresholds cannot be read.
+        """
+        pairs: list[tuple[str, float]] = []
+        for entry in self.selection:
+            rule, given, own = (part.strip() for part in entry.partition("="))
+            if rule in TRANSFORMS:
+                if given:
+                    raise ConfigError(f"selection: {rule!r} has no thresholds, got {entry!r}")
+                pairs.append((rule, 1.0))
+            else:
+                values = parse_thresholds(own if given else self.thresholds)
+                pairs += [(rule, value) for value in values if value != 0] or [(rule, 0.0)]
+        return pairs
 
 
 @dataclass(kw_only=True)
@@ -425,8 +482,10 @@ class VisualizeConfig(StageConfig):
         if not self.question.strip():
             found.append('question: is empty; give one, for example "what color is the dog?"')
         if self.threshold is not None or self.selection is not None:
-            value = 0.3 if self.threshold is None else self.threshold
-            found += _threshold_problems(self.selection or "relative", value)
+            rule = self.selection or "relative"
+            found += _threshold_problems(
+                rule, usual_threshold(rule) if self.threshold is None else self.threshold
+            )
         return found
 
 
@@ -597,8 +656,6 @@ def _task_problems(task: str) -> list[str]:
 
 
 def _threshold_problems(rule: str, threshold: float) -> list[str]:
-    from tbkin_core.selection import check_threshold
-
     problem = check_threshold(rule, threshold)
     return [problem] if problem else []
 

@@ -20,9 +20,10 @@ from tbkin_core.shards import MANIFEST
 logger = logging.getLogger("tbkin")
 
 RUN_FILE = "run.json"
+SWEEP_FILE = "sweep.json"
 ROOT = Path("runs")
 # Settings that do not change what a run computes.
-_FREE = (
+NO_RESULT = (
     "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
 )  # fmt: skip
 
@@ -44,7 +45,7 @@ def open_run(config: StageConfig, stage: str, default: Path) -> Run:
     Raises:
         DataError: --out names a run of other settings, or cannot be written to.
     """
-    settings = {name: value for name, value in config_values(config).items() if name not in _FREE}
+    settings = {name: value for name, value in config_values(config).items() if name not in NO_RESULT}
     number = 1
     while True:
         path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
@@ -129,13 +130,18 @@ def finish_run(path: Path, results: dict[str, Any]) -> None:
 
 
 def finished_runs(stage: str, root: Path = ROOT) -> list[tuple[Path, dict[str, Any]]]:
-    """Finished runs of a stage below `root`, the latest first."""
+    """Finished runs of a stage below `root`, the latest first; those of threshold sweeps are left out."""
     found = []
     for file in sorted(root.glob(f"**/{RUN_FILE}")) if root.is_dir() else []:
-        content = None if file.parent.name.startswith(".") else _read_run(file.parent)
+        content = None if _is_aside(file.parent) else _read_run(file.parent)
         if content is not None and content.get("stage") == stage and content.get("status") == "finished":
             found.append((file.parent, content))
     return sorted(found, key=lambda entry: entry[1]["finished"], reverse=True)
+
+
+def _is_aside(path: Path) -> bool:
+    """Whether a run waits to be replaced, or is one of many that a sweep trained: nothing to build on."""
+    return path.name.startswith(".") or (path.parent.parent / SWEEP_FILE).exists()
 
 
 def find_checkpoint(tasks: Sequence[str], include_blind: bool = False, prefer: str | None = None) -> Path:

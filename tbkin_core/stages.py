@@ -10,7 +10,6 @@ result.values["accuracy"]["val"]
 
 from __future__ import annotations
 
-import csv
 import itertools
 import logging
 import os
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tbkin_core.config import (
     BuildGraphsConfig,
@@ -29,7 +28,6 @@ from tbkin_core.config import (
     ThresholdSweepConfig,
     VisualizeConfig,
     dump_config,
-    parse_thresholds,
 )
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError
@@ -43,7 +41,6 @@ from tbkin_core.runs import (
 )
 from tbkin_core.runtime import (
     Devices,
-    atomic_path,
     join_ranks,
     launch,
     make_directory,
@@ -52,28 +49,20 @@ from tbkin_core.runtime import (
     read_json,
     resolve_devices,
     wait_for_ranks,
-    write_json,
     write_text,
 )
+from tbkin_core.selection import TRANSFORMS, require_library, usual_threshold
 from tbkin_core.shards import MANIFEST
 from tbkin_core.training_runs import (
     check_feature_kind,
-    check_features,
     check_predicted_splits,
     feature_place,
     finetune_run,
     initial_source,
     pretrain_run,
     question_only_rows,
-    settings_of,
-    task_splits,
-    with_answers,
     write_predictions,
 )
-
-if TYPE_CHECKING:
-    import numpy as np
-
 
 logger = logging.getLogger("tbkin")
 
@@ -368,6 +357,7 @@ def finetune(config: FinetuneConfig) -> StageResult:
     Raises:
         TbkinError: Data, features or initial weights are missing or do not fit; training failed.
     """
+    require_library(config.selection)
     if config.data is None:
         config = replace(config, data=find_data(config.task))
     from tbkin_core.features.store import FeatureStore
@@ -433,7 +423,9 @@ def _run_name(config: FinetuneConfig) -> str:
     if config.blind:
         parts.append("blind")
     if config.threshold:
-        parts += [config.selection, f"{config.threshold:g}"]
+        parts.append(config.selection)
+        if config.selection not in TRANSFORMS:
+            parts.append(f"{config.threshold:g}")
     return "-".join(parts)
 
 
@@ -441,143 +433,44 @@ def _run_name(config: FinetuneConfig) -> str:
 
 
 def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
-    """Evaluate a fine-tuned checkpoint at every threshold; the model and the features load once.
+    """Evaluate a fine-tuned checkpoint at every threshold, or fine-tune one for each.
 
     Raises:
-        TbkinError: No checkpoint of the task, other features than it was trained on, or bad thresholds.
+        TbkinError: No checkpoint of the task, other features than it was trained on, or bad thresholds; with
+            `refit`, as `finetune`.
     """
-    import numpy as np
+    from tbkin_core.evaluation.sweep import row_name
+    from tbkin_core.sweep_runs import run_sweep
 
-    from tbkin_core.checkpoint import load_model
-    from tbkin_core.evaluation.sweep import conclude, measure_attention, sweep_rows
-    from tbkin_core.features.store import FeatureStore
-    from tbkin_core.figures.sweep import sweep_figure
-    from tbkin_core.runtime import torch_device
-    from tbkin_core.selection import Selection
-    from tbkin_core.tasks import RecTask, VqaTask, build_rec_split, build_vqa_split, evaluation_order
-    from tbkin_core.training import to_device
-
-    checkpoint = config.checkpoint or find_checkpoint([config.task])
-    model, tokenizer = load_model(checkpoint, config.task)
-    trained = settings_of(checkpoint)
-    data = config.data or (Path(trained["data"]) if trained.get("data") else find_data(config.task))
-    features = config.features or (
-        Path(trained["features"]) if trained.get("features") and not config.data else None
-    )
-    dataset = open_dataset(data)
-    store = FeatureStore(feature_place(features, data))
-    check_features(model, store, checkpoint)
-    problems: list[str] = []
-    probe = FinetuneConfig(task=config.task, data=data, dataset=config.dataset or trained.get("dataset"))
-    probe.seed = int(trained.get("seed", 0))
-    probe.train_split = trained.get("train_split")
-    splits = task_splits(dataset, probe, problems)
-    name = config.split or "val"
-    if name not in splits or name == "train":
-        known = ", ".join(split for split in splits if split != "train")
-        raise ConfigError(f"split: expected one of {known}, got {name!r}")
-    device = torch_device(resolve_devices(config.devices))
-    model.to(device)  # type: ignore[arg-type]
-    limits = (store, tokenizer, model.config.max_text_tokens, model.config.max_regions)
-    if config.task == "vqa":
-        answers = list(model.config.answers())
-        vqa = build_vqa_split(splits[name], *limits, blind=not model.config.use_regions)
-        if with_answers(vqa) is None:
-            raise DataError(
-                f"{data}: split {name} has no answers to evaluate against", hint="choose --split val"
-            )
-        task: Any = VqaTask(None, None, answers, 0, config.batch_size)
-        inputs, groups = vqa.inputs, [item.image_id for item in vqa.questions]
-    else:
-        rec = build_rec_split(splits[name], *limits)
-        if not rec.expressions:
-            raise DataError(f"{data}: no expression of split {name} has features")
-        task = RecTask(None, None, config.batch_size)
-        inputs, groups = rec.inputs, [item.image_id for item in rec.expressions]
-
-    def evaluate(selection: Selection) -> np.ndarray:
-        model.tbkin.selection = selection
-        if config.task == "vqa":
-            return task.question_scores(vqa, task.predict(model, inputs, device)[0])
-        return task.hits(rec, task.predict(model, inputs, device)[0]).astype(np.float64)
-
-    order = evaluation_order(inputs, config.batch_size)
-    # A few batches spread over all lengths measure sparsity well enough; attention maps are large.
-    chosen = order[:: max(len(order) // 4, 1)][:4]
-    batches = [to_device(inputs.batch(indices), device) for indices in chosen]
-
-    def measure(selection: Selection) -> tuple[float, float]:
-        model.tbkin.selection = selection
-        return measure_attention(model, batches)
-
-    base = model.config.attention_selection()
-    selections = [
-        replace(base, rule=rule, threshold=threshold)
-        for rule in config.selection
-        for threshold in parse_thresholds(config.thresholds)
-    ]
-    out = make_directory(config.out or ROOT / "threshold-sweep" / f"{checkpoint.name}-{name}")
-    identity = {
-        "checkpoint": str(checkpoint),
-        "trained": _modified(checkpoint / "model.safetensors"),
-        "data": str(data),
-        "dataset": probe.dataset,
-        "features": store.fingerprint(),
-        "split": name,
-        "samples": len(groups),
-        "seed": config.seed,
-    }
-    file = out / "sweep.json"
-    done = []
-    if file.exists() and not config.overwrite:
-        content = read_json(file)
-        if content.get("identity") == identity:
-            done = content["rows"]
-        else:
-            problems.append(f"{file}: was of another checkpoint or split and is replaced")
-
-    def keep(rows: list[dict[str, Any]]) -> None:
-        write_json(file, {"identity": identity, "rows": rows}, indent=None)
-
-    if len(done):
-        logger.info("%d thresholds are evaluated already", len(done))
-    # The first evaluation pays for memory and caches that the others find ready.
-    evaluate(selections[0])
-    rows = sweep_rows(evaluate, measure, selections, groups, config.seed, done, keep)
-    wanted = {("dense" if entry.threshold == 0 else entry.rule, entry.threshold) for entry in selections} | {
-        ("dense", 0.0)
-    }
-    everything = rows
-    rows = [row for row in rows if (row["selection"], row["threshold"]) in wanted]
-    conclusion = conclude(rows)
-    plain = [{key: value for key, value in row.items() if key != "scores"} for row in rows]
-    write_json(
-        file,
-        {
-            "identity": identity,
-            "conclusion": conclusion.text,
-            "best": plain[rows.index(conclusion.best)],
-            "rows": everything,
-        },
-        indent=None,
-    )
-    _write_csv(out / "sweep.csv", plain)
-    write_text(
-        out / "config.yaml", dump_config(replace(config, checkpoint=checkpoint, data=data, split=name))
-    )
-    metric = "VQA accuracy (%)" if config.task == "vqa" else "Acc@IoU>0.5 (%)"
-    sweep_figure(out / "sweep.png", rows, title=f"{checkpoint.name} on {name}", accuracy_name=metric)
+    sweep = run_sweep(config, finetune)
+    rows, conclusion = sweep.rows, sweep.conclusion
+    types = list(rows[0].get("answer_types", {})) if rows else []
+    # Other data than VQA's may have many answer types; all are in the files.
+    types = types if len(types) <= 4 else []
+    seeds = "accuracy_by_seed" in rows[0] if rows else False
     table = Table(
-        f"{metric} on {name} ({len(groups)} samples, {len(set(groups))} images), {checkpoint}",
-        ["selection", "τ", "accuracy", "95 % interval", "against dense", "p", "kept", "entropy", "samples/s"],
+        f"{sweep.metric} on {sweep.split} ({sweep.samples} samples, {sweep.images} images), {sweep.title}",
+        [
+            "selection",
+            "accuracy",
+            "95 % interval",
+            *(["± seeds"] if seeds else []),
+            "against dense",
+            "p",
+            *types,
+            "kept",
+            "entropy",
+            "samples/s",
+        ],
         [
             [
-                row["selection"],
-                f"{row['threshold']:g}",
+                row_name(row),
                 f"{row['accuracy']:.2f}",
                 f"{row['accuracy_low']:.2f} to {row['accuracy_high']:.2f}",
+                *([f"{row['accuracy_spread']:.2f}"] if seeds else []),
                 f"{row['difference']:+.2f}" if "difference" in row else "",
                 f"{row['p_value']:.3f}" if "p_value" in row else "",
+                *(f"{row['answer_types'][name]:.2f}" for name in types),
                 f"{100 * row['kept_fraction']:.1f} %",
                 f"{row['entropy']:.2f}",
                 f"{row['samples_per_second']:.0f}",
@@ -586,23 +479,16 @@ def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
         ],
     )
     values = {
-        "out": str(out),
-        **identity,
-        "rows": plain,
+        "out": str(sweep.out),
+        **sweep.identity,
+        "samples": sweep.samples,
+        "rows": rows,
         "conclusion": conclusion.text,
         "differs_from_dense": conclusion.differs,
-        "problems": problems,
+        "all_alike": conclusion.all_alike,
+        "problems": sweep.problems,
     }
-    files = [out / "sweep.png", out / "sweep.csv", file]
-    return StageResult(out, values, [table], [conclusion.text, *problems], files)
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    return StageResult(sweep.out, values, [table], [conclusion.text, *sweep.problems], sweep.files)
 
 
 # ---- visualize ----------------------------------------------------------------------------------
@@ -664,7 +550,7 @@ def visualize(config: VisualizeConfig) -> StageResult:
     rule = config.selection or own.rule
     threshold = config.threshold
     if threshold is None:
-        threshold = own.threshold if own.threshold and rule == own.rule else 4 if rule == "topk" else 0.3
+        threshold = own.threshold if own.threshold and rule == own.rule else usual_threshold(rule)
     selection = Selection(rule, threshold, own.layers, own.scope)
     boxes = np.asarray(regions.boxes[:limit], np.float32)
     results = []
@@ -732,7 +618,7 @@ def visualize(config: VisualizeConfig) -> StageResult:
     tables = [
         Table(
             f"{_shortened(question)}  ({checkpoint})",
-            [heading, "dense", f"{rule} τ = {threshold:g}"],
+            [heading, "dense", selection.name],
             _answer_rows(dense.answers, sparse.answers),
         )
     ]
@@ -822,7 +708,3 @@ def _shortened(text: str, length: int = 80) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "question"
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.modeling import Selection, TbkinConfig, TbkinForVqa, selective_attention
-from tbkin_core.modeling.attention import scope_mask, select_keys
-from tbkin_core.selection import RULES, SCOPES
+from tbkin_core.modeling.attention import scope_mask, select_keys, transformed_weights
+from tbkin_core.selection import RULES, SCOPES, SELECTIONS, TRANSFORMS
 
 BATCH, HEADS, LENGTH, WIDTH, TEXT = 2, 2, 7, 4, 4
 THRESHOLDS = {
@@ -198,8 +198,101 @@ def tiny_inputs() -> dict[str, torch.Tensor]:
     }
 
 
+# ---- sparsemax and 1.5-entmax -------------------------------------------------------------------
+
+
+def solved(scores: NDArray[np.float64], rule: str) -> NDArray[np.float64]:
+    """The transform by its definition: max(s - t, 0), or max(s / 2 - t, 0)², with the t that sums to 1."""
+    high = float(scores.max()) / (2 if rule == "entmax15" else 1)
+    low = high - 1
+
+    def weights(cut: float) -> NDArray[np.float64]:
+        return np.maximum(scores / 2 - cut, 0) ** 2 if rule == "entmax15" else np.maximum(scores - cut, 0)
+
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if weights(middle).sum() > 1 else (low, middle)
+    return weights(low)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), rule=st.sampled_from(TRANSFORMS), scope=st.sampled_from(SCOPES))
+def test_transforms_equal_their_definition(seed: int, rule: str, scope: str) -> None:
+    query, key, value, mask = random_attention(seed)
+    selection = Selection(rule, 1, scope=scope)
+    output, record = selective_attention(query, key, value, mask, selection, text_length=TEXT, record=True)
+    assert record is not None
+    torch.testing.assert_close(
+        record.weights.sum(dim=-1), torch.ones(BATCH, HEADS, LENGTH, dtype=torch.float64)
+    )
+    torch.testing.assert_close(output, record.weights @ value)
+    assert not (record.kept & ~mask).any()
+    assert (record.weights[~record.kept] == 0).all()
+    scores = (query @ key.transpose(-2, -1) / math.sqrt(WIDTH)).numpy()
+    for batch in range(BATCH):
+        valid = mask[batch, 0, 0].numpy()
+        for head in range(HEADS):
+            for row in range(LENGTH):
+                line = scores[batch, head, row]
+                dense = np.where(valid, np.exp(line - line[valid].max()), 0)
+                expected = dense / dense.sum()
+                inside = valid & np.array([may_drop(scope, row, key) for key in range(LENGTH)])
+                if inside.any():
+                    expected[inside] = expected[inside].sum() * solved(line[inside], rule)
+                found = record.weights[batch, head, row].numpy()
+                np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", TRANSFORMS)
+def test_transforms_are_those_of_the_library(rule: str) -> None:
+    import entmax
+
+    scores = 2 * torch.randn((2, 3, 6, 6), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(transformed_weights(scores, rule), getattr(entmax, rule)(scores, dim=-1))
+    half = transformed_weights(scores.bfloat16(), rule)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), transformed_weights(scores, rule), atol=0.02, rtol=0)
+
+
+def test_sparsemax_drops_more_than_entmax() -> None:
+    query, key, value, mask = random_attention(0)
+    kept = []
+    for rule in ("entmax15", "sparsemax"):
+        _, record = selective_attention(query, key, value, mask, Selection(rule, 1), record=True)
+        assert record is not None
+        kept.append(int(record.kept.sum()))
+    assert int(mask.sum()) * HEADS * LENGTH > kept[0] > kept[1] >= BATCH * HEADS * LENGTH
+
+
+@pytest.mark.parametrize("straight", [False, True])
+@pytest.mark.parametrize("scope", ["all", "text-to-image"])
+@pytest.mark.parametrize("rule", TRANSFORMS)
+def test_gradients_of_transforms(rule: str, scope: str, straight: bool) -> None:
+    query, key, value, mask = (tensor[:1, :1] for tensor in random_attention(4))
+    selection = Selection(rule, 1, scope=scope, straight_through=straight)
+    inputs = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
+
+    def output(*tensors: torch.Tensor) -> torch.Tensor:
+        return selective_attention(*tensors, mask, selection, text_length=TEXT)[0]
+
+    gradients = torch.autograd.grad(output(*inputs).square().sum(), inputs)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    # Padded keys are asked nothing and say nothing.
+    for gradient in gradients[1:]:
+        assert (gradient.masked_select(~mask.transpose(-2, -1)) == 0).all()
+    if not straight:
+        assert torch.autograd.gradcheck(output, inputs, eps=1e-7, atol=1e-4)
+
+
+def test_a_transform_is_on_or_off() -> None:
+    with pytest.raises(ConfigError, match="has none, leave it away"):
+        Selection("sparsemax", 0.3)
+    assert not Selection("entmax15", 0).active_in(0)
+    assert Selection("entmax15", 1).active_in(0)
+
+
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SELECTIONS)
 def test_threshold_zero_is_the_dense_model_bit_for_bit(rule: str, scope: str) -> None:
     model, inputs = shared_model(), tiny_inputs()
     model.tbkin.selection = Selection()
@@ -207,12 +300,13 @@ def test_threshold_zero_is_the_dense_model_bit_for_bit(rule: str, scope: str) ->
         dense = model(**inputs).vqa_logits
         model.tbkin.selection = Selection(rule, 0.0, scope=scope, straight_through=True)
         assert torch.equal(model(**inputs).vqa_logits, dense)
-        model.tbkin.selection = Selection(rule, 2.0 if rule in ("score", "topk") else 0.9)
+        active = {"score": 2.0, "topk": 2.0, "sparsemax": 1.0, "entmax15": 1.0}
+        model.tbkin.selection = Selection(rule, active.get(rule, 0.9))
         assert not torch.equal(model(**inputs).vqa_logits, dense)
 
 
 @settings(max_examples=20, deadline=None)
-@given(selection=st.one_of(selections(), st.just(Selection())))
+@given(selection=st.one_of(selections(), st.just(Selection()), st.just(Selection("entmax15", 1))))
 def test_recording_changes_nothing(selection: Selection) -> None:
     model, inputs = shared_model(), tiny_inputs()
     model.tbkin.selection = selection

@@ -2,113 +2,163 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_line import fails, succeeds, trained, trained_workspace, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tbkin_core import stages, sweep_runs
+from tbkin_core.config import ThresholdSweepConfig
+from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import (
     DIRECTIONS,
     attention_entropy,
     attention_rollout,
     kept_counts,
 )
-from tbkin_core.evaluation.sweep import conclude, measure_attention, sweep_rows
+from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
+from tbkin_core.evaluation.sweep import AttentionMeter, Measurement, Samples, conclude, summarise
 from tbkin_core.modeling import AttentionRecord, TbkinConfig, TbkinForVqa
+from tbkin_core.runs import find_checkpoint, finished_runs
 from tbkin_core.selection import Selection
 
+__all__ = ["trained", "trained_workspace", "world"]
+
 SAMPLES = 400
-GROUPS = [number // 4 for number in range(SAMPLES)]
+IMAGES = [number // 4 for number in range(SAMPLES)]
+TYPES = ["yes/no" if number % 2 else "other" for number in range(SAMPLES)]
 
 
-class Model:
-    """Answers right with a chance that depends on the selection; counts how often it is asked."""
-
-    def __init__(self, accuracy: dict[float, float]) -> None:
-        self.accuracy = accuracy
-        self.asked: list[Selection] = []
-        self.draw = np.random.default_rng(0).random(SAMPLES)
-
-    def evaluate(self, selection: Selection) -> NDArray[np.float64]:
-        self.asked.append(selection)
-        return (self.draw < self.accuracy[selection.threshold]).astype(np.float64)
-
-    def measure(self, selection: Selection) -> tuple[float, float]:
-        return 1 - selection.threshold / 2, 1.5
-
-    def rows(self, thresholds: list[float], **options: Any) -> list[dict[str, Any]]:
-        selections = [Selection("relative", threshold) for threshold in thresholds]
-        return sweep_rows(self.evaluate, self.measure, selections, GROUPS, **options)
+def measurement(threshold: float, scores: Any, seed: int = 0, rule: str = "relative") -> Measurement:
+    """Two layers; the first keeps all, the second what the threshold leaves of text to text."""
+    kept = {name: [[8.0, 8.0], [8.0 * (1 - threshold), 8.0]] for name in DIRECTIONS}
+    kept["image-to-image"] = [[0.0, 0.0], [0.0, 0.0]]
+    name = rule if threshold else "dense"
+    return Measurement(name, threshold, seed, list(map(float, scores)), kept, 1.5 - threshold, 2.0)
 
 
-def test_dense_is_evaluated_first_and_once() -> None:
-    model = Model({0.0: 0.6, 0.2: 0.7, 0.5: 0.5})
-    rows = model.rows([0.0, 0.2, 0.5])
-    assert [selection.threshold for selection in model.asked] == [0.0, 0.2, 0.5]
-    assert [(row["selection"], row["threshold"]) for row in rows] == [
-        ("dense", 0.0),
-        ("relative", 0.2),
-        ("relative", 0.5),
-    ]
-    model.asked.clear()
-    assert len(model.rows([0.2])) == 2, "without 0 among the thresholds, dense is there to compare with"
-    selections = [Selection(rule, value) for rule in ("relative", "probability") for value in (0.0, 0.2)]
-    model.asked.clear()
-    sweep_rows(model.evaluate, model.measure, selections, GROUPS)
-    assert [selection.threshold for selection in model.asked] == [0.0, 0.2, 0.2]
+def drawn(accuracy: float, seed: int = 0) -> NDArray[np.float64]:
+    """Right answers with this chance; the same draws at any accuracy."""
+    return (np.random.default_rng(seed).random(SAMPLES) < accuracy).astype(np.float64)
 
 
-def test_rows_hold_accuracy_intervals_and_differences() -> None:
-    rows = Model({0.0: 0.6, 0.2: 0.7}).rows([0.0, 0.2])
-    dense, other = rows
+def rows_of(accuracies: dict[float, float]) -> list[dict[str, Any]]:
+    found = [measurement(threshold, drawn(value)) for threshold, value in accuracies.items()]
+    keys = [("relative", threshold) for threshold in accuracies]
+    return summarise(found, {0: Samples(IMAGES, TYPES)}, keys)
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+
+def test_rows_hold_accuracy_intervals_differences_and_shares() -> None:
+    dense, other = rows_of({0.0: 0.6, 0.25: 0.7})
+    assert (dense["selection"], other["selection"], other["threshold"]) == ("dense", "relative", 0.25)
     assert "difference" not in dense
-    for row in rows:
-        scores = np.array(row["scores"])
+    assert "accuracy_by_seed" not in dense
+    for row, accuracy in ((dense, 0.6), (other, 0.7)):
+        scores = drawn(accuracy)
         assert row["accuracy"] == pytest.approx(100 * scores.mean())
         assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
-        assert row["samples_per_second"] > 0
+        assert row["samples_per_second"] == SAMPLES / 2
+        assert row["answer_types"] == pytest.approx(
+            {"other": 100 * scores[::2].mean(), "yes/no": 100 * scores[1::2].mean()}
+        )
     assert other["difference"] == pytest.approx(other["accuracy"] - dense["accuracy"])
     assert other["difference_low"] <= other["difference"] <= other["difference_high"]
-    assert (dense["kept_fraction"], other["kept_fraction"], other["entropy"]) == (1.0, 0.9, 1.5)
+    assert other["kept"]["text-to-image"] == [1.0, 0.75]
+    assert other["kept"]["image-to-image"] == [None, None], "there was nothing to keep"
+    assert (dense["kept_fraction"], other["kept_fraction"], other["entropy"]) == (1.0, 0.875, 1.25)
 
 
-def test_an_interrupted_sweep_goes_on_to_the_same_rows() -> None:
-    thresholds, accuracy = [0.0, 0.2, 0.5], {0.0: 0.6, 0.2: 0.7, 0.5: 0.5}
-    whole = Model(accuracy).rows(thresholds)
-    saved: list[list[dict[str, Any]]] = []
-    Model(accuracy).rows(thresholds, on_row=lambda rows: saved.append(list(rows)))
-    assert [len(rows) for rows in saved] == [1, 2, 3]
-    for done in saved[:2]:
-        model = Model(accuracy)
-        resumed = model.rows(thresholds, done=done)
-        assert len(model.asked) == 3 - len(done)
-        for found, expected in zip(resumed, whole, strict=True):
-            for name in expected:
-                assert name == "samples_per_second" or found[name] == pytest.approx(expected[name]), name
+def test_rows_come_in_order_with_dense_first_and_once() -> None:
+    found = [measurement(value, drawn(0.5), rule=rule) for rule, value in (("topk", 4.0), ("relative", 0.1))]
+    rows = summarise(
+        [*found, measurement(0, drawn(0.5))], {0: Samples(IMAGES)}, [("relative", 0.1), ("topk", 4.0)]
+    )
+    assert [(row["selection"], row["threshold"]) for row in rows] == [
+        ("dense", 0.0),
+        ("relative", 0.1),
+        ("topk", 4.0),
+    ]
+    assert "answer_types" not in rows[0]
+
+
+def test_seeds_give_mean_and_spread_and_count_as_noise() -> None:
+    """Gains of +10, 0 and -10 points are no gain; three times +3 are one, though each is smaller."""
+
+    def last(gains: Sequence[float]) -> dict[str, Any]:
+        found = []
+        for seed, gain in enumerate(gains):
+            base = drawn(0.6, seed)
+            lifted = base.copy()
+            places = np.flatnonzero(base == (0 if gain > 0 else 1))[: round(abs(gain) * SAMPLES)]
+            lifted[places] = 1 - lifted[places]
+            found += [measurement(0, base, seed), measurement(0.5, lifted, seed)]
+        samples = {seed: Samples(IMAGES) for seed in range(len(gains))}
+        return summarise(found, samples, [("relative", 0.5)])[-1]
+
+    wild, steady = last([0.2, 0.01, -0.03]), last([0.06, 0.06, 0.06])
+    assert wild["difference"] == pytest.approx(6)
+    assert steady["difference"] == pytest.approx(6)
+    assert len(wild["accuracy_by_seed"]) == 3
+    assert wild["accuracy_spread"] == pytest.approx(np.std(wild["accuracy_by_seed"], ddof=1))
+    assert wild["p_value"] > 0.2 > 0.01 > steady["p_value"]
+    assert wild["difference_low"] < 0 < steady["difference_low"]
+
+
+def test_the_spread_of_runs_widens_an_interval_as_students_t_does() -> None:
+    values, runs = np.repeat([0.4, 0.5, 0.6], 3000), np.repeat([0, 1, 2], 3000)
+    low, high = bootstrap_interval(values, runs=runs, samples=20000)
+    # t with 2 degrees of freedom: 97.5 % lie below 4.303; the standard error of the runs is 0.1 / √3.
+    assert (high - low) / 2 == pytest.approx(4.303 * 0.1 / np.sqrt(3), rel=0.1)
+    assert bootstrap_interval(values, runs=np.zeros(9000)) == bootstrap_interval(values)
+    same = paired_difference(values + 0.1, values, runs=runs)
+    assert same.low == pytest.approx(same.high), "each run gained the same"
+    with pytest.raises(DataError, match="runs must be"):
+        bootstrap_interval(values, runs=[1, 2])
+
+
+# ---- conclusions --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("accuracy", "differs", "all_alike", "part"),
     [
-        ({0.0: 0.6, 0.2: 0.6}, False, True, "every threshold gives the same"),
+        ({0.0: 0.6, 0.2: 0.6}, False, True, "all 2 settings give the same accuracy"),
         ({0.0: 0.6, 0.2: 0.5}, False, False, "the dense model is best"),
-        ({0.0: 0.4, 0.2: 0.7}, True, False, "beyond noise (p = "),
+        ({0.0: 0.4, 0.2: 0.7}, True, False, "above dense"),
         ({0.0: 0.6, 0.2: 0.605}, False, False, "does not differ from dense"),
     ],
 )
 def test_the_conclusion_is_honest(
     accuracy: dict[float, float], differs: bool, all_alike: bool, part: str
 ) -> None:
-    rows = Model(accuracy).rows(sorted(accuracy))
+    rows = rows_of(accuracy)
     conclusion = conclude(rows)
     assert (conclusion.differs, conclusion.all_alike) == (differs, all_alike)
     assert part in conclusion.text
     assert conclusion.best["accuracy"] == max(row["accuracy"] for row in rows)
+
+
+def test_models_trained_once_say_that_training_has_noise() -> None:
+    rows = rows_of({0.0: 0.4, 0.2: 0.7})
+    assert "--seeds 3" in conclude(rows, refit=True).text
+    assert "--seeds" not in conclude(rows).text
+    for row in rows:
+        row["accuracy_by_seed"] = [1, 2, 3]
+    assert "images and 3 seeds" in conclude(rows, refit=True).text
 
 
 def test_the_best_of_many_needs_more_evidence() -> None:
@@ -128,8 +178,14 @@ def test_the_best_of_many_needs_more_evidence() -> None:
     assert not conclude([dense, best, *(row(0.01 * number, 60, 1) for number in range(1, 10))]).differs
 
 
+def test_a_clear_gain_is_told_from_noise_among_many() -> None:
+    """A p value cannot fall below one in the number of resamples; that grows with the thresholds."""
+    accuracies = {0.0: 0.3, **{0.01 * number: 0.3 for number in range(1, 60)}, 0.9: 0.8}
+    assert conclude(rows_of(accuracies)).differs
+
+
 def test_equal_accuracies_of_different_answers_prefer_dense() -> None:
-    rows = Model({0.0: 0.6, 0.2: 0.6, 0.5: 0.3}).rows([0.0, 0.2, 0.5])
+    rows = rows_of({0.0: 0.6, 0.2: 0.6, 0.5: 0.3})
     assert conclude(rows).best["threshold"] == 0
 
 
@@ -213,7 +269,13 @@ def test_a_model_is_measured_over_what_is_there() -> None:
     found = {}
     for threshold in (0.0, 0.3, 0.9, 1.0):
         model.tbkin.selection = Selection("relative", threshold)
-        found[threshold] = measure_attention(model, [batch, batch])
+        meter = AttentionMeter(model, 2)
+        with torch.no_grad():
+            outputs = [meter(**batch), meter(**batch)]
+            assert torch.equal(outputs[0].vqa_logits, model(**batch).vqa_logits)
+        assert sum(output.attentions is not None for output in outputs) == 1, "one of few batches is recorded"
+        counts = np.sum([np.sum(rows, axis=0) for rows in meter.kept().values()], axis=0)
+        found[threshold] = (counts[0] / counts[1], meter.entropy())
     kept = [found[threshold][0] for threshold in sorted(found)]
     entropy = [found[threshold][1] for threshold in sorted(found)]
     assert kept[0] == 1
@@ -221,3 +283,266 @@ def test_a_model_is_measured_over_what_is_there() -> None:
     assert kept[-1] == pytest.approx((7 + 3) / (7**2 + 3**2), abs=1e-6), "one key a query is left"
     assert entropy[-1] == pytest.approx(0, abs=1e-6)
     assert entropy[0] > entropy[2] > entropy[3]
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+LINE = ("threshold-sweep", "--task", "vqa")
+
+
+def result(*arguments: str | Path, cwd: Path) -> dict[str, Any]:
+    return json.loads(succeeds(*arguments, "--json", cwd=cwd).out)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Selection]:
+    """What is evaluated from here on."""
+    found: list[Selection] = []
+    evaluate = sweep_runs.Evaluation.__call__
+
+    def spy(self: Any, selection: Selection) -> Measurement:
+        found.append(selection)
+        return evaluate(self, selection)
+
+    monkeypatch.setattr(sweep_runs.Evaluation, "__call__", spy)
+    return found
+
+
+def test_one_command_compares_all_selections(
+    trained_workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = counted(monkeypatch)
+    rules = ("relative", "probability", "score=-1,1", "topk=1,4", "sparsemax", "entmax15")
+    flags = [flag for rule in rules for flag in ("--selection", rule)]
+    values = result(*LINE, *flags, "--thresholds", "0,0.3", "--out", "all", cwd=trained_workspace)
+    expected = [
+        "dense", "relative τ = 0.3", "probability τ = 0.3", "score τ = -1", "score τ = 1", "topk k = 1",
+        "topk k = 4", "sparsemax", "entmax15",
+    ]  # fmt: skip
+    assert [selection.name for selection in asked] == expected
+    assert [row["kept_fraction"] < 1 for row in values["rows"]] == [False, *[True] * 8]
+    dense, relative = values["rows"][:2]
+    assert set(dense["kept"]) == set(DIRECTIONS)
+    assert set(dense["answer_types"]) == {"yes/no", "number", "other"}
+    assert all(len(shares) == 2 and max(shares) < 1 for shares in relative["kept"].values())
+    with (trained_workspace / "all/sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[1]["kept.text-to-image.layer 1"]) == pytest.approx(relative["kept"]["text-to-image"][1])
+    assert float(rows[1]["accuracy.yes/no"]) == pytest.approx(relative["answer_types"]["yes/no"])
+    for name in ("sweep.png", "sparsity.png"):
+        assert (trained_workspace / "all" / name).stat().st_size > 5000
+
+
+def test_a_sweep_goes_on_after_each_threshold(
+    trained_workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = [*LINE, "--thresholds", "0,0.2,0.4,0.6"]
+    whole = result(*line, "--out", "whole", cwd=trained_workspace)
+    asked = counted(monkeypatch)
+    add = sweep_runs._Keeper.add
+
+    def killed(self: Any, entry: Measurement) -> None:
+        add(self, entry)
+        if len(self.found) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_runs._Keeper, "add", killed)
+        fails(*line, "--out", "cut", cwd=trained_workspace, code=130, says="the same command goes on")
+    assert len(asked) == 2
+    rest = result(*line, "--out", "cut", cwd=trained_workspace)
+    assert [selection.threshold for selection in asked] == [0, 0.2, 0.4, 0.6], "each once"
+    for found, expected in zip(rest["rows"], whole["rows"], strict=True):
+        for row in (found, expected):
+            del row["samples_per_second"]
+        assert found == expected
+
+
+def test_a_sweep_without_effect_warns(trained_workspace: Path) -> None:
+    outcome = succeeds(*LINE, "--thresholds", "0,1e-9", "--quiet", cwd=trained_workspace)
+    assert "warning: all 2 settings give the same accuracy" in outcome.err
+    assert "same accuracy" in outcome.out
+
+
+REFIT = (*LINE, "--refit", "--epochs", "1", "--thresholds", "0,0.4", "--devices", "cpu")
+
+
+def test_refit_trains_a_model_for_each_threshold_and_seed(
+    trained_workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainings: list[Path] = []
+    real = stages.finetune_run
+
+    def spy(config: Any, out: Path) -> None:
+        trainings.append(out)
+        if len(trainings) == 3:
+            raise KeyboardInterrupt
+        real(config, out)
+
+    monkeypatch.setattr(stages, "finetune_run", spy)
+    line = (*REFIT, "--seeds", "2", "--out", "refit")
+    fails(*line, cwd=trained_workspace, code=130)
+    values = result(*line, cwd=trained_workspace)
+    names = [f"{name}-seed-{seed}" for seed in (0, 1) for name in ("dense", "relative-0.4")]
+    assert [path.name for path in trainings] == [*names[:3], *names[2:]], "what was finished stays"
+    asked = counted(monkeypatch)
+    again = result(*line, cwd=trained_workspace)
+    assert (len(trainings), asked) == (5, [])
+    assert [row["accuracy_by_seed"] for row in again["rows"]] == [
+        row["accuracy_by_seed"] for row in values["rows"]
+    ]
+    for name, threshold, seed in zip(names, (0.0, 0.4, 0.0, 0.4), (0, 0, 1, 1), strict=True):
+        run = json.loads((trained_workspace / "refit/refit" / name / "run.json").read_text())
+        settings = run["settings"]
+        assert (settings["threshold"], settings["seed"], settings["epochs"]) == (threshold, seed, 1)
+        assert run["results"]["initialised_from"] == "runs/pretrain", "as the checkpoint was"
+        accuracy = run["results"]["accuracy"]["val"]
+        row = values["rows"][int(threshold > 0)]
+        assert row["accuracy_by_seed"][seed] == pytest.approx(accuracy)
+    result(*REFIT, "--seeds", "3", "--out", "refit", cwd=trained_workspace)
+    assert [path.name for path in trainings[5:]] == ["dense-seed-2", "relative-0.4-seed-2"], "only the new"
+
+
+def test_refit_takes_what_is_trained_already_and_is_nobodys_latest_model(
+    trained_workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(trained_workspace)
+    latest = find_checkpoint(["vqa"])
+    trainings: list[Path] = []
+    real = stages.finetune_run
+    monkeypatch.setattr(
+        stages, "finetune_run", lambda config, out: (trainings.append(out), real(config, out))
+    )
+    config = ThresholdSweepConfig(
+        task="vqa", refit=True, thresholds="0.3", selection=["relative", "entmax15"], devices="cpu"
+    )
+    outcome = stages.threshold_sweep(config)
+    # runs/finetune/vqa-relative-0.3 has just these settings.
+    assert [path.name for path in trainings] == ["dense-seed-0", "entmax15-seed-0"]
+    assert outcome.out == Path("runs/threshold-sweep/vqa-refit-val")
+    assert find_checkpoint(["vqa"]) == latest
+    assert len(finished_runs("finetune")) == 2
+
+
+def test_refit_pairs_each_seed_with_its_own_held_out_images(
+    trained_workspace: Path,
+) -> None:
+    """Without a val split each seed holds out other images, and is judged by those it was not trained on."""
+    for file in (trained_workspace / "coco").glob("v2_*_val_*.json"):
+        file.unlink()
+    values = result(*REFIT, "--seeds", "2", "--init", "none", "--out", "own", cwd=trained_workspace)
+    for name, threshold in (("dense", 0), ("relative-0.4", 1)):
+        for seed in (0, 1):
+            run = json.loads((trained_workspace / f"own/refit/{name}-seed-{seed}/run.json").read_text())
+            accuracy = run["results"]["accuracy"]["val"]
+            assert values["rows"][threshold]["accuracy_by_seed"][seed] == pytest.approx(accuracy)
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--thresholds 0.2,0.2", "increasing, distinct"),
+        ("--thresholds 0.4,0.2", "increasing, distinct"),
+        ("--thresholds nan", "start:stop:step"),
+        ("--selection topk", "the whole number k"),
+        ("--selection topk=4,2", "increasing"),
+        ("--selection relative --selection relative", "named twice"),
+        ("--selection sparsemax=0.3", "has no thresholds"),
+        ("--selection entmax", "entmax15"),
+        ("--seeds 3", "only with --refit"),
+        ("--epochs 3", "only with --refit"),
+        ("--refit --seeds 0", "at least 1"),
+    ],
+)
+def test_settings_of_no_sense(trained: Path, flags: str, says: str) -> None:
+    message = fails(*LINE, *flags.split(), cwd=trained, code=2, says=says)
+    assert len(message) < 500, "one clear message"
+
+
+def test_other_data_is_refused_and_nothing_is_lost(trained_workspace: Path) -> None:
+    place = trained_workspace
+    line = (*LINE, "--thresholds", "0,0.3")
+    vqa = "runs/finetune/vqa-relative-0.3"
+    kept = {file.name: file.read_bytes() for file in (place / vqa).iterdir()}
+    fails(*line, "--out", vqa, cwd=place, code=1, says="something else than a sweep")
+    assert {file.name: file.read_bytes() for file in (place / vqa).iterdir()} == kept
+    succeeds(*line, "--out", "mine", cwd=place)
+    kept = {file.name: file.read_bytes() for file in (place / "mine").iterdir()}
+    fails(
+        *line, "--split", "test", "--out", "mine", cwd=place, code=1, says=("(content, split)", "--overwrite")
+    )
+    fails(*line, "--refit", "--out", "mine", cwd=place, code=1, says="--overwrite")
+    assert {file.name: file.read_bytes() for file in (place / "mine").iterdir()} == kept
+    succeeds(*line, "--split", "test", "--out", "mine", "--overwrite", cwd=place)
+    assert json.loads((place / "mine/sweep.json").read_text())["identity"]["split"] == "test"
+    # Without --out another sweep gets a place of its own.
+    succeeds(*line, cwd=place)
+    checkpoint = place / vqa / "model.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes())
+    succeeds(*line, cwd=place)
+    assert {path.name for path in (place / "runs/threshold-sweep").iterdir()} == {
+        "vqa-relative-0.3-val",
+        "vqa-relative-0.3-val-2",
+    }
+
+
+def test_checkpoints_and_splits_that_do_not_fit(trained_workspace: Path) -> None:
+    place = trained_workspace
+    line = (*LINE, "--thresholds", "0,0.3", "--out", "none")
+    rec = ("--checkpoint", "runs/finetune/rec")
+    for more in ((), ("--refit",)):
+        fails(*line, *rec, *more, cwd=place, code=1, says="is a checkpoint for rec, expected vqa")
+    shutil.copytree(place / "runs/finetune/vqa-relative-0.3", place / "bare")
+    (place / "bare/run.json").unlink()
+    fails(*line, "--checkpoint", "bare", "--refit", cwd=place, code=1, says="settings it was trained with")
+    succeeds("extract-features", "coco", "--extractor", "annotations", "--out", "other", cwd=place)
+    fails(*line, "--features", "other", cwd=place, code=1, says="was trained on")
+    for file in (place / "coco").glob("v2_*test_annotations.json"):
+        file.unlink()
+    for more in ((), ("--refit",)):
+        fails(*line, "--split", "test", *more, cwd=place, code=1, says="has no answers")
+    fails(*line, "--refit", "--init", "nowhere", cwd=place, code=1, says="nowhere")
+    assert not (place / "none").exists(), "a sweep that cannot begin leaves nothing behind"
+
+
+def test_a_question_only_checkpoint_has_text_alone(trained_workspace: Path) -> None:
+    line = ("finetune", "--task", "vqa", "--data", "coco", "--blind", "--epochs", "1", "--out", "blind")
+    succeeds(*line, "--devices", "cpu", cwd=trained_workspace)
+    values = result(*LINE, "--checkpoint", "blind", "--thresholds", "0,0.5", cwd=trained_workspace)
+    assert any("sees no image" in problem for problem in values["problems"])
+    for row in values["rows"]:
+        assert row["kept"]["text-to-image"] == row["kept"]["image-to-image"] == [None, None]
+        assert None not in row["kept"]["text-to-text"]
+
+
+def test_a_rule_of_the_entmax_library_names_its_installation(
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "entmax" else find(name))
+    says = ("MissingDependencyError", "pip install 'tbkin[entmax]'")
+    fails(*LINE, "--selection", "sparsemax", cwd=trained, code=1, says=says)
+    tune = ("finetune", "--task", "vqa", "--data", "coco", "--selection", "entmax15", "--out", "gone")
+    fails(*tune, cwd=trained, code=1, says=says)
+    assert not (trained / "gone").exists()
+
+
+def test_an_entmax_model_is_trained_and_shown(trained_workspace: Path) -> None:
+    tune = ("finetune", "--task", "vqa", "--data", "coco", "--selection", "entmax15", "--epochs", "1")
+    succeeds(*tune, "--devices", "cpu", cwd=trained_workspace)
+    place = trained_workspace / "runs/finetune/vqa-entmax15"
+    assert json.loads((place / "config.json").read_text())["selection"] == "entmax15"
+    outcome = succeeds(
+        "visualize", "img.jpg", "what color is the star?", "--checkpoint", place, cwd=trained_workspace
+    )
+    assert "entmax15" in outcome.out
+    fails(*tune, "--threshold", "0.3", cwd=trained_workspace, code=2, says="has none, leave it away")

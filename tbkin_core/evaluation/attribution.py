@@ -62,29 +62,27 @@ def kept_counts(records: Sequence[Any], valid: Tensor, text_length: int) -> dict
     Returns:
         For each of `DIRECTIONS`: (layers, 2) kept and total.
     """
-    import torch
-
-    is_text = torch.arange(valid.shape[1], device=valid.device) < text_length
-    pairs = valid[:, :, None] & valid[:, None, :]  # (B, L, L)
-    sides = {"text": is_text, "image": ~is_text}
-    counts = {}
-    for direction in DIRECTIONS:
-        query, key = direction.split("-to-")
-        where = pairs & sides[query][None, :, None] & sides[key][None, None, :]
-        rows = []
-        for record in records:
-            heads = record.kept.shape[1]
-            rows.append([float((record.kept & where[:, None]).sum()), float(where.sum()) * heads])
-        counts[direction] = np.array(rows, np.float64)
+    text = valid[:, :text_length].sum(dim=1).double()  # (B,)
+    image = valid[:, text_length:].sum(dim=1).double()
+    sides = {"text": (slice(0, text_length), text), "image": (slice(text_length, None), image)}
+    counts = {name: np.zeros((len(records), 2)) for name in DIRECTIONS}
+    for layer, record in enumerate(records):
+        for key, (keys, key_count) in sides.items():
+            # Padding is never kept, so only padded queries are left to leave out.
+            kept = record.kept[..., keys].sum(dim=(1, 3)) * valid  # (B, L)
+            for query, (queries, query_count) in sides.items():
+                total = float((query_count * key_count).sum()) * record.kept.shape[1]
+                counts[f"{query}-to-{key}"][layer] = float(kept[:, queries].sum()), total
     return counts
 
 
 def attention_entropy(records: Sequence[Any], valid: Tensor) -> float:
     """Mean entropy in nats of the attention of real queries, over layers and heads."""
+    import torch
+
     total, count = 0.0, 0.0
     for record in records:
-        weights = record.weights.float()
-        entropy = -(weights * weights.clamp_min(1e-12).log()).sum(dim=-1)  # (B, H, L)
+        entropy = torch.special.entr(record.weights.float()).sum(dim=-1)  # (B, H, L)
         where = valid[:, None, :].expand_as(entropy)
         total += float(entropy[where].sum())
         count += float(where.sum())

@@ -25,6 +25,7 @@ class PairedDifference(NamedTuple):
 def bootstrap_interval(
     values: ArrayLike,
     groups: ArrayLike | None = None,
+    runs: ArrayLike | None = None,
     *,
     confidence: float = 0.95,
     samples: int = 1000,
@@ -35,6 +36,8 @@ def bootstrap_interval(
     Args:
         values: (N,) one number an item, such as the accuracy of a question.
         groups: (N,) group of each item, such as its image id; None: each item is its own.
+        runs: (N,) training run that each item's value comes from. From two runs on, the interval also
+            covers training again: the spread of the runs' means joins in, with Student's tails for so few.
         confidence: Coverage aimed at, in (0, 1).
         samples: Number of resamples.
         seed: Equal seeds give equal intervals.
@@ -46,8 +49,9 @@ def bootstrap_interval(
         DataError: `values` is empty or not finite, or `groups` has another length.
         ConfigError: `confidence` or `samples` is out of range.
     """
-    means = _resampled_means(_values(values, "values")[:, None], groups, confidence, samples, seed)[:, 0]
-    low, high = _quantiles(means, confidence)
+    checked = _values(values, "values")
+    means = _resampled_means(checked[:, None], groups, confidence, samples, seed)[:, 0]
+    low, high = _quantiles(means + _noise_of_runs(checked, runs, samples, seed), confidence)
     return low, high
 
 
@@ -55,6 +59,7 @@ def paired_difference(
     values_a: ArrayLike,
     values_b: ArrayLike,
     groups: ArrayLike | None = None,
+    runs: ArrayLike | None = None,
     *,
     confidence: float = 0.95,
     samples: int = 1000,
@@ -68,7 +73,7 @@ def paired_difference(
     Args:
         values_a: (N,) of one system.
         values_b: (N,) of the other, item by item the same.
-        groups: (N,) as in `bootstrap_interval`.
+        groups, runs: (N,) as in `bootstrap_interval`; the pair of an item comes from runs of the same name.
         confidence: Coverage aimed at, in (0, 1).
         samples: Number of resamples.
         seed: Equal seeds give equal results.
@@ -82,7 +87,7 @@ def paired_difference(
         raise DataError(f"paired values must be equally many, got {len(first)} and {len(second)}")
     both = np.stack([first, second], axis=1)  # (N, 2)
     means = _resampled_means(both, groups, confidence, samples, seed)  # (S, 2)
-    differences = means[:, 0] - means[:, 1]
+    differences = means[:, 0] - means[:, 1] + _noise_of_runs(first - second, runs, samples, seed)
     difference = float(first.mean() - second.mean())
     low, high = _quantiles(differences, confidence)
     # Rounding must not decide whether two equal distances count as equal.
@@ -98,6 +103,23 @@ def _values(values: ArrayLike, name: str) -> NDArray[np.float64]:
     if not np.isfinite(array).all():
         raise DataError(f"{name}: {np.count_nonzero(~np.isfinite(array))} of {array.size} are not finite")
     return array
+
+
+def _noise_of_runs(
+    values: NDArray[np.float64], runs: ArrayLike | None, samples: int, seed: int
+) -> NDArray[np.float64]:
+    """(samples,) by how much the mean of so many runs strays; 0 of a single run, which cannot say."""
+    if runs is None:
+        return np.zeros(samples)
+    names = np.asarray(runs)
+    if names.shape != values.shape:
+        raise DataError(f"runs must be {values.shape} like the values, got {names.shape}")
+    _, member = np.unique(names, return_inverse=True)
+    means = np.bincount(member, values) / np.bincount(member)
+    if len(means) < 2:
+        return np.zeros(samples)
+    draws = np.random.default_rng((seed, 1)).standard_t(len(means) - 1, samples)
+    return draws * means.std(ddof=1) / np.sqrt(len(means))
 
 
 def _quantiles(means: NDArray[np.float64], confidence: float) -> tuple[float, float]:

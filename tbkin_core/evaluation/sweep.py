@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.evaluation.attribution import attention_entropy, kept_counts
+from tbkin_core.evaluation.attribution import DIRECTIONS, attention_entropy, kept_counts
 from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
-from tbkin_core.selection import Selection
+
+# Attention is recorded in one batch of so many, and in so many batches at most.
+_RECORD_EVERY, _MOST_RECORDED = 8, 64
+
+
+@dataclass(slots=True)
+class Samples:
+    """What a split is made of, sample by sample: N image ids and, for VQA, N answer types."""
+
+    images: list[Any]
+    answer_types: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Measurement:
+    """One model under one selection over all samples.
+
+    Attributes:
+        selection: Name of the rule; "dense" for threshold 0.
+        threshold: τ.
+        seed: Of the training run; one number where the same weights are evaluated throughout.
+        scores: N scores in [0, 1].
+        kept: For each direction, a (kept, total) pair a layer, over some of the samples.
+        entropy: Mean entropy of attention in nats, over the same samples.
+        seconds: What the evaluation took.
+        trained: When the weights were written.
+    """
+
+    selection: str
+    threshold: float
+    seed: int
+    scores: list[float]
+    kept: dict[str, list[list[float]]]
+    entropy: float
+    seconds: float
+    trained: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, float]:
+        return self.selection, self.threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,110 +63,158 @@ class SweepConclusion:
     text: str
 
 
-def sweep_rows(
-    evaluate: Callable[[Selection], NDArray[np.float64]],
-    measure: Callable[[Selection], tuple[float, float]],
-    selections: Sequence[Selection],
-    groups: Sequence[Any],
-    seed: int = 0,
-    done: Sequence[dict[str, Any]] = (),
-    on_row: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
-) -> list[dict[str, Any]]:
-    """Evaluate a model under each selection; the dense model first, and once.
+class AttentionMeter:
+    """Stands in for a model during an evaluation and records attention in a few batches on the way.
+
+    A pass of its own would cost as much again as its samples; this costs the recording alone.
 
     Args:
-        evaluate: Score in [0, 1] of every sample (N,) under a selection.
-        measure: Kept fraction and attention entropy under a selection.
-        selections: What to evaluate; those of threshold 0 are the dense model.
-        groups: N image ids: the bootstrap resamples images.
-        done: Rows of an interrupted sweep over the same samples, with their "scores".
-        on_row: Called after each row with all rows so far.
+        model: A model of tbkin, in evaluation mode.
+        batches: How many there will be.
+    """
+
+    def __init__(self, model: Any, batches: int) -> None:
+        self.model = model
+        count = min(max(batches // _RECORD_EVERY, 1), _MOST_RECORDED)
+        # Spread over the whole order, which goes by length.
+        self._chosen = {int((place + 0.5) * batches / count) for place in range(count)}
+        self._seen = 0
+        self._kept: dict[str, NDArray[np.float64]] = {}
+        self._entropy: list[float] = []
+
+    def __call__(self, *, output_attentions: bool = False, **inputs: Any) -> Any:
+        import torch
+
+        record = self._seen in self._chosen
+        self._seen += 1
+        output = self.model(**inputs, output_attentions=record or output_attentions)
+        if record:
+            valid = torch.cat([inputs["attention_mask"].bool(), inputs["region_mask"].bool()], dim=1)
+            counts = kept_counts(output.attentions, valid, inputs["input_ids"].shape[1])
+            for name, found in counts.items():
+                self._kept[name] = self._kept.get(name, 0) + found
+            self._entropy.append(attention_entropy(output.attentions, valid))
+        return output
+
+    def kept(self) -> dict[str, list[list[float]]]:
+        """(kept, total) a layer, for each direction."""
+        return {name: self._kept[name].tolist() for name in DIRECTIONS}
+
+    def entropy(self) -> float:
+        """Mean entropy of attention in nats."""
+        return float(np.mean(self._entropy))
+
+
+def summarise(
+    measurements: Sequence[Measurement],
+    samples: Mapping[int, Samples],
+    keys: Sequence[tuple[str, float]],
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """One row a selection, compared with the dense model sample by sample, over all seeds.
+
+    Args:
+        measurements: Each of `keys`, and ("dense", 0), under each seed.
+        samples: By seed: what its scores are of.
+        keys: (rule, threshold) in the order of the rows; the dense model comes first.
+        seed: Of the bootstrap.
 
     Returns:
         Rows with selection, threshold, accuracy and its 95 % interval in percent, difference to dense with
-        its interval and p value, kept_fraction, entropy, samples_per_second, scores.
+        its interval and p value, accuracy by answer type (VQA), kept_fraction, kept (for each direction the
+        share a layer, None where there is nothing to keep), entropy, samples_per_second; with several seeds
+        also the accuracy under each and their standard deviation.
     """
-    rows: list[dict[str, Any]] = list(done)
-    finished = {(row["selection"], row["threshold"]): row for row in rows}
-    first = replace(selections[0], threshold=0.0) if selections else Selection()
-    order = [first, *(selection for selection in selections if selection.threshold != 0)]
-    dense: NDArray[np.float64] | None = None
-    numbers = np.unique(np.array([str(group) for group in groups]), return_inverse=True)[1]
-    for selection in order:
-        key = ("dense" if selection.threshold == 0 else selection.rule, selection.threshold)
-        if key in finished:
-            if dense is None:
-                dense = np.array(finished[key]["scores"], np.float64)
-            continue
-        started = time.perf_counter()
-        scores = evaluate(selection)
-        seconds = time.perf_counter() - started
-        kept, entropy = measure(selection)
-        low, high = bootstrap_interval(scores, numbers, seed=seed)
+    found = {(*entry.key, entry.seed): entry for entry in measurements}
+    seeds = sorted(samples)
+    images = [str(image) for number in seeds for image in samples[number].images]
+    groups = np.unique(np.array(images), return_inverse=True)[1]
+    runs = np.concatenate([np.full(len(samples[number].images), number) for number in seeds])
+    types = np.array([name for number in seeds for name in samples[number].answer_types], dtype=object)
+    rest = [key for key in dict.fromkeys(keys) if key[1] != 0]
+    # Enough resamples to tell the level that the conclusion asks of each of many.
+    draws = max(1000, 50 * len(rest))
+    dense = np.concatenate([found["dense", 0.0, number].scores for number in seeds])
+    rows = []
+    for key in [("dense", 0.0), *rest]:
+        entries = [found[(*key, number)] for number in seeds]
+        scores = np.concatenate([entry.scores for entry in entries])
+        low, high = bootstrap_interval(scores, groups, runs, samples=draws, seed=seed)
         row: dict[str, Any] = {
             "selection": key[0],
-            "threshold": selection.threshold,
+            "threshold": key[1],
             "accuracy": 100 * float(scores.mean()),
-            "accuracy_low": 100 * low,
-            "accuracy_high": 100 * high,
-            "kept_fraction": kept,
-            "entropy": entropy,
-            "samples_per_second": len(scores) / seconds,
+            "accuracy_low": 100 * max(low, 0.0),
+            "accuracy_high": 100 * min(high, 1.0),
         }
-        if dense is None:
-            dense = scores
-        else:
-            difference = paired_difference(scores, dense, numbers, seed=seed)
+        if len(seeds) > 1:
+            each = [100 * float(np.mean(entry.scores)) for entry in entries]
+            row |= {"accuracy_by_seed": each, "accuracy_spread": float(np.std(each, ddof=1))}
+        if key[1] != 0:
+            difference = paired_difference(scores, dense, groups, runs, samples=draws, seed=seed)
             row |= {
                 "difference": 100 * difference.difference,
                 "difference_low": 100 * difference.low,
                 "difference_high": 100 * difference.high,
                 "p_value": difference.p_value,
             }
-        row["scores"] = [round(float(score), 6) for score in scores]
+        if len(types):
+            names = sorted(set(types.tolist()))
+            row["answer_types"] = {name: 100 * float(scores[types == name].mean()) for name in names}
+        kept = {name: np.sum([entry.kept[name] for entry in entries], axis=0) for name in DIRECTIONS}
+        total = np.sum([counts.sum(axis=0) for counts in kept.values()], axis=0)
+        row |= {
+            "kept_fraction": float(total[0] / max(total[1], 1)),
+            "kept": {
+                name: [float(share[0] / share[1]) if share[1] else None for share in counts]
+                for name, counts in kept.items()
+            },
+            "entropy": float(np.mean([entry.entropy for entry in entries])),
+            "samples_per_second": len(scores) / sum(entry.seconds for entry in entries),
+        }
         rows.append(row)
-        on_row(rows)
     return rows
 
 
-def conclude(rows: Sequence[dict[str, Any]]) -> SweepConclusion:
-    """The best threshold, and an honest word on whether it beats the dense model."""
-    best = max(rows, key=lambda row: row["accuracy"])
+def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclusion:
+    """The best threshold, and an honest word on whether it beats the dense model.
+
+    Args:
+        rows: Of `summarise`.
+        refit: Each row was trained by itself, so that a difference may be the noise of training.
+    """
+    best = max(rows, key=lambda row: round(row["accuracy"], 9))
     dense = next(row for row in rows if row["threshold"] == 0)
     accuracies = [row["accuracy"] for row in rows]
     all_alike = len(rows) > 1 and max(accuracies) - min(accuracies) < 1e-9
     tried = sum(row["threshold"] != 0 for row in rows)
     # The best of many is best partly by luck: the level is divided by how many were tried (Bonferroni).
     differs = best["threshold"] != 0 and best["p_value"] * tried < 0.05 and best["difference"] > 0
-    name = f"{best['selection']} τ = {best['threshold']:g}"
+    name = row_name(best)
+    seeds = len(best.get("accuracy_by_seed", [0]))
+    noise = "noise" if not refit else f"the noise of images and {seeds} seeds"
+    counted = f"{tried} setting{'s' if tried > 1 else ''} tried"
+    if refit and seeds == 1:
+        noise = "the noise of images"
+        counted += "; one seed, the noise of training is not counted: --seeds 3 does"
     if all_alike:
-        text = "every threshold gives the same accuracy: the thresholds tried change no answer"
-    elif best["threshold"] == 0:
-        text = f"the dense model is best ({dense['accuracy']:.2f} %); no threshold improves on it"
-    elif differs:
         text = (
-            f"{name} is best ({best['accuracy']:.2f} %), above dense ({dense['accuracy']:.2f} %) beyond noise"
-            f" (p = {best['p_value']:.3f}, {tried} thresholds tried)"
+            f"all {len(rows)} settings give the same accuracy ({dense['accuracy']:.2f} %): on these samples"
+            " the thresholds tried make no difference"
         )
+    elif best["threshold"] == 0:
+        text = f"the dense model is best ({dense['accuracy']:.2f} %); no threshold improves on it ({counted})"
     else:
+        verdict = "above" if differs else "but does not differ from"
         text = (
-            f"{name} is best ({best['accuracy']:.2f} %), but does not differ from dense"
-            f" ({dense['accuracy']:.2f} %) beyond noise (p = {best['p_value']:.3f}, {tried} thresholds tried)"
+            f"{name} is best ({best['accuracy']:.2f} %), {verdict} dense ({dense['accuracy']:.2f} %) beyond"
+            f" {noise} (p = {best['p_value']:.3f}, {counted})"
         )
     return SweepConclusion(best, differs, all_alike, text)
 
 
-def measure_attention(model: Any, batches: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Kept fraction and mean entropy of attention over some batches of model inputs (tensors)."""
-    import torch
+def row_name(row: Mapping[str, Any]) -> str:
+    """ "relative τ = 0.3", for people."""
+    from tbkin_core.selection import Selection
 
-    kept, total, entropy = 0.0, 0.0, []
-    with torch.inference_mode():
-        for batch in batches:
-            records = model(**batch, output_attentions=True).attentions
-            valid = torch.cat([batch["attention_mask"].bool(), batch["region_mask"].bool()], dim=1)
-            for counts in kept_counts(records, valid, batch["input_ids"].shape[1]).values():
-                kept += counts[:, 0].sum()
-                total += counts[:, 1].sum()
-            entropy.append(attention_entropy(records, valid))
-    return kept / max(total, 1.0), float(np.mean(entropy)) if entropy else 0.0
+    return "dense" if row["threshold"] == 0 else Selection(row["selection"], row["threshold"]).name

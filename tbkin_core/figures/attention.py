@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style, plain_axes
+from tbkin_core.selection import TRANSFORMS
 
 # All in inches.
 _WIDTH = 7.2
@@ -581,6 +582,8 @@ def _region_name(index: int, label: str) -> str:
 
 
 def _threshold_name(selection: str, threshold: float) -> str:
+    if selection in TRANSFORMS:
+        return f"Sparse attention ({selection})"
     if selection == "topk":
         return f"Thresholded (top {threshold:g} keys)"
     return f"Thresholded ({selection}, τ = {threshold:g})"

@@ -1,4 +1,4 @@
-"""Accuracy and sparsity over the threshold, one line a selection rule."""
+"""Accuracy and sparsity over the threshold, one line a selection rule; sparsity by layer and direction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tbkin_core.errors import DataError
+from tbkin_core.evaluation.attribution import DIRECTIONS
 from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style, plain_axes
+from tbkin_core.selection import TRANSFORMS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +22,7 @@ _PLOT_HEIGHT = 2.6
 # Rules whose thresholds share one meaning of the x axis; any other rule gets a plot of its own.
 _SHARED = ("relative", "probability")
 _AXIS_NAMES = {"topk": "k (keys kept)", "score": "Threshold τ on the score"}
+_LEVEL_STYLE = "-."
 
 
 def sweep_figure(
@@ -35,7 +38,7 @@ def sweep_figure(
         path: Ends in .png, .svg or .pdf.
         rows: One a measurement: "selection", "threshold", "accuracy" (percent), "kept_fraction" (in [0, 1])
             and, if known, "accuracy_low", "accuracy_high" (percent). A row of threshold 0 is the dense model,
-            drawn as a horizontal line.
+            drawn as a horizontal line, and so is what has no threshold (sparsemax, entmax15).
         title: Above the plot.
         accuracy_name: Label of the left axis.
 
@@ -53,15 +56,16 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
     selections = list(dict.fromkeys(row["selection"] for row in rows if not _is_dense(row)))
     colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(selections)}
     dense = [row for row in rows if _is_dense(row)]
+    levels = [row for row in rows if row["selection"] in TRANSFORMS]
     groups = [[name for name in selections if name in _SHARED]]
-    groups += [[name] for name in selections if name not in _SHARED]
+    groups += [[name] for name in selections if name not in (*_SHARED, *TRANSFORMS)]
     groups = [group for group in groups if group] or [[]]
 
     title_lines = page.wrap(title, _WIDTH - 0.3, 9, lines=3, bold=True)
     top = 0.15 + 0.18 * len(title_lines)
     left, right, gap, below = 0.6, 0.6, 0.25, 0.42
     width = (_WIDTH - left - right - gap * (len(groups) - 1)) / len(groups)
-    entries = [(name, colors[name], "-") for name in selections]
+    entries = [(name, colors[name], _LEVEL_STYLE if name in TRANSFORMS else "-") for name in selections]
     if dense:
         entries.append(("dense", "#555555", ":"))
     entries.append(("attention kept", "#555555", "--"))
@@ -78,6 +82,12 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
         axes = page.axes(left + index * (width + gap), top, width, _PLOT_HEIGHT)
         kept_axes = axes.twinx()
         _draw_plot(axes, kept_axes, group, rows, dense, colors)
+        for row in levels:
+            color = colors[row["selection"]]
+            axes.axhline(row["accuracy"], color=color, linestyle=_LEVEL_STYLE, linewidth=1.2, zorder=1)
+            kept_axes.axhline(
+                100 * row["kept_fraction"], color=color, linestyle="--", linewidth=0.8, zorder=1
+            )
         axes.set_xlabel(_AXIS_NAMES.get(group[0] if len(group) == 1 else "", "Threshold τ"))
         axes.set(ylim=limits)
         kept_axes.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100])
@@ -111,7 +121,8 @@ def _draw_plot(
         axes.axhline(mean, color="#555555", linestyle=":", linewidth=1.2, zorder=1)
     for name in selections:
         # At 0, top-k and score do not tend to the dense model: the line starts at the first real threshold.
-        own = [row for row in rows if row["selection"] == name and (not _is_dense(row) or name in _SHARED)]
+        own = [row for row in rows if row["selection"] == name and not _is_dense(row)]
+        own += dense[:1] if name in _SHARED else []
         own.sort(key=lambda row: row["threshold"])
         threshold, accuracy, low, high, kept = (
             np.array([row[key] for row in own])
@@ -130,7 +141,7 @@ def _draw_plot(
         # A scale fitted to one threshold would show digits without meaning.
         middle = next((row["threshold"] for row in rows if row["selection"] in selections), 0.0)
         axes.set_xlim(*((-0.05, 1.05) if 0 <= middle <= 1 else (middle - 1, middle + 1)))
-    if not selections:
+    if not selections and dense:
         kept_axes.plot([0], [100 * dense[0]["kept_fraction"]], color="#555555", marker="_", markersize=9)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=selections == ["topk"]))
 
@@ -196,6 +207,106 @@ def _draw_legend(
                 )
             page.text(left + 0.3, middle, name, 7.5, va="center")
             left += _entry_width(page, name)
+
+
+def sparsity_figure(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+    """Draw the share of attention kept over the threshold: a column a direction, a line a layer.
+
+    Args:
+        path: Ends in .png, .svg or .pdf.
+        rows: As for `sweep_figure`, each with "kept": for each of `DIRECTIONS` the share in [0, 1] a layer,
+            None where there is no such pair. What has no threshold is drawn level, over all layers.
+        title: Above the plots.
+
+    Raises:
+        DataError: There are no rows, or one lacks its keys.
+        ConfigError: The format is unknown.
+    """
+    check_format(path)
+    checked = _checked(rows)
+    kept = []
+    for index, row in enumerate(rows):
+        if "kept" not in row or set(row["kept"]) != set(DIRECTIONS):
+            raise DataError(f"sweep row {index}: kept must hold {', '.join(DIRECTIONS)}")
+        table = [[math.nan if share is None else share for share in row["kept"][name]] for name in DIRECTIONS]
+        kept.append(100 * np.array(table, np.float64).reshape(len(DIRECTIONS), -1))  # (4, layers)
+    with figure_style():
+        _draw_sparsity(checked, kept, title).save(Path(path))
+
+
+def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> Page:
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    page = Page(_WIDTH)
+    layers = max(table.shape[1] for table in kept)
+    # Dark to light with the depth; the end of the scale is too pale for a thin line.
+    shades = [colormaps["viridis"](0.85 * layer / max(layers - 1, 1)) for layer in range(layers)]
+    levels = [index for index, row in enumerate(rows) if row["selection"] in TRANSFORMS]
+    names = [row["selection"] for row in rows if not _is_dense(row) and row["selection"] not in TRANSFORMS]
+    plots = list(dict.fromkeys(names)) or [""]
+    # Of many layers the legend names some; the shades tell the rest.
+    named = sorted({round(place) for place in np.linspace(0, layers - 1, min(layers, 7))})
+    entries: list[tuple[str, Any, Any]] = [(f"layer {layer}", shades[layer], "-") for layer in named]
+    entries += [
+        (rows[index]["selection"], COLORS[1 + place % 4], _LEVEL_STYLE) for place, index in enumerate(levels)
+    ]
+    legend_rows = _legend_rows(page, [name for name, _, _ in entries])
+    title_lines = page.wrap(title, _WIDTH - 0.3, 9, lines=3, bold=True)
+    top, left, gap, height, below = 0.4 + 0.18 * len(title_lines), 0.6, 0.14, 1.35, 0.45
+    width = (_WIDTH - left - 0.15 - gap * 3) / 4
+    page.resize(top + len(plots) * (height + below) + 0.17 * len(legend_rows) + 0.12)
+    for index, line in enumerate(title_lines):
+        page.text(0.15, 0.12 + 0.18 * index, line, 9, weight="bold")
+    for number, name in enumerate(plots):
+        own = [
+            index
+            for index, row in enumerate(rows)
+            if (row["selection"] == name and not _is_dense(row))
+            or (_is_dense(row) and name in (*_SHARED, ""))
+        ]
+        own.sort(key=lambda index: rows[index]["threshold"])
+        thresholds = [rows[index]["threshold"] for index in own]
+        for column, direction in enumerate(DIRECTIONS):
+            plot_top = top + number * (height + below)
+            axes = page.axes(left + column * (width + gap), plot_top, width, height)
+            shares = np.array([kept[index][column] for index in own]).reshape(len(own), -1)  # (rows, layers)
+            for layer in range(shares.shape[1]):
+                marker = "o" if len(own) <= 12 else ""
+                axes.plot(
+                    thresholds,
+                    shares[:, layer],
+                    color=shades[layer],
+                    marker=marker,
+                    markersize=2,
+                    linewidth=1.2,
+                )
+            for place, index in enumerate(levels):
+                color = COLORS[1 + place % 4]
+                level = float(np.mean(kept[index][column]))
+                axes.axhline(level, color=color, linestyle=_LEVEL_STYLE, linewidth=1.0)
+            if not np.isfinite(np.concatenate([table[column] for table in kept])).any():
+                axes.text(0.5, 0.5, "no such pairs", transform=axes.transAxes, ha="center", color="#777777")
+            axes.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100])
+            if len(set(thresholds)) < 2:
+                middle = thresholds[0] if thresholds else 0.0
+                axes.set_xlim(*((-0.05, 1.05) if 0 <= middle <= 1 else (middle - 1, middle + 1)))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=name == "topk"))
+            axes.grid(axis="y", color="#e0e0e0", linewidth=0.5)
+            axes.set_axisbelow(True)
+            axes.set_xlabel(_AXIS_NAMES.get(name, "Threshold τ").replace(" on the score", ""))
+            plain_axes(axes)
+            if column:
+                axes.tick_params(labelleft=False)
+            else:
+                axes.set_ylabel(f"{name}: kept (%)" if len(plots) > 1 else "Kept (%)")
+            if number == 0:
+                middle = left + column * (width + gap) + width / 2
+                page.text(
+                    middle, plot_top - 0.08, direction.replace("-to-", " → "), 8, ha="center", va="bottom"
+                )
+    _draw_legend(page, top + len(plots) * (height + below), legend_rows, entries, False)
+    return page
 
 
 def _is_dense(row: Mapping[str, Any]) -> bool:

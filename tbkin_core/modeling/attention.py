@@ -9,9 +9,13 @@ With s = qkᵀ/√D + mask and A = softmax(s), a key j is kept for query i when
     score         s_ij ≥ τ, or s_ij is the row's largest
     topk          A_ij is among the k largest
 
-and the result is a softmax over the kept keys. Selection by a threshold on attention is the paper's
-(Guo, Shen, Chen 2025; earlier SCAVQAN, Applied Intelligence 2022), by top-k MESAN's (Sensors 2020). The
-paper's abstract does not fix the rule, hence four of them.
+and the result is A restricted to the kept keys and renormalised, which is a softmax over them. Selection by a
+threshold on attention is the paper's (Guo, Shen, Chen 2025; earlier SCAVQAN, Applied Intelligence 2022), by
+top-k MESAN's (Sensors 2020). The paper's abstract does not fix the rule, hence four of them.
+
+To compare with, sparsemax (Martins and Astudillo 2016) and 1.5-entmax (Peters et al. 2019) take the place of
+the softmax: they drop keys by themselves. Under a scope they share out anew what A gives to the keys that may
+be dropped, and the other keys keep what A gives them.
 """
 
 from __future__ import annotations
@@ -19,12 +23,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tbkin_core.errors import ConfigError
-from tbkin_core.selection import RULES, Selection
+from tbkin_core.selection import RULES, TRANSFORMS, Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +75,68 @@ def select_keys(scores: Tensor, rule: str, threshold: float, scope: Tensor | Non
     Returns:
         (B, H, L, L) bool. A row's largest entry is always kept, padding never.
     """
-    valid = scores > float("-inf")
     if threshold == 0:
-        return valid
+        return scores > float("-inf")
+    return _kept_as_numbers(scores, rule, threshold, scope) > 0
+
+
+def _kept_as_numbers(scores: Tensor, rule: str, threshold: float, scope: Tensor | None) -> Tensor:
+    """`select_keys` as 1 and 0 in the type of the scores: a CPU multiplies by bools ten times as slowly."""
+    scores = scores.detach()
     largest = scores.amax(dim=-1, keepdim=True)  # (B, H, L, 1)
     if rule == "relative":
-        kept = scores >= largest + math.log(threshold)
+        cut = largest + math.log(threshold)
     elif rule == "probability":
         # A_ij ≥ τ in log space: s_ij ≥ ln τ + logsumexp(s_i).
-        kept = scores >= math.log(threshold) + scores.logsumexp(dim=-1, keepdim=True)
+        cut = math.log(threshold) + scores.logsumexp(dim=-1, keepdim=True)
     elif rule == "score":
-        kept = scores >= threshold
+        cut = torch.full_like(largest, threshold)
     elif rule == "topk":
-        k = min(int(threshold), scores.shape[-1])
-        kept = scores >= scores.topk(k, dim=-1).values[..., -1:]
+        cut = _kth_largest(scores, min(int(threshold), scores.shape[-1]))
+        # Where a row has fewer keys than k, the cut is the padding's -inf, which is never kept.
+        cut = cut.clamp_min(torch.finfo(scores.dtype).min)
     else:
         raise ConfigError(f"selection: expected one of {', '.join(RULES)}, got {rule!r}")
-    kept = kept | (scores == largest)
+    kept = torch.ge(scores, torch.minimum(cut, largest), out=torch.empty_like(scores))
     if scope is not None:
-        kept = kept | ~scope
-    return kept & valid
+        kept = torch.maximum(kept, (~scope & (scores > float("-inf"))).to(kept.dtype))
+    return kept
+
+
+def _kth_largest(scores: Tensor, k: int) -> Tensor:
+    """(..., L) -> (..., 1)."""
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        # Eight times as fast as PyTorch's topk on a CPU.
+        place = scores.shape[-1] - k
+        parted = np.partition(scores.numpy(), place, axis=-1)
+        return torch.from_numpy(parted[..., place : place + 1])
+    return scores.topk(k, dim=-1).values[..., -1:]
+
+
+def transformed_weights(scores: Tensor, rule: str, scope: Tensor | None = None) -> Tensor:
+    """Attention by a sparse transform in the softmax's place.
+
+    Args:
+        scores: (B, H, L, L), padding at -inf; every row has a finite entry.
+        rule: One of `TRANSFORMS`.
+        scope: (L, L) bool, where dropping is allowed.
+
+    Returns:
+        (B, H, L, L); rows sum to 1, padding is exactly 0.
+    """
+    import entmax
+
+    transform = entmax.sparsemax if rule == "sparsemax" else entmax.entmax15
+    exact = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    if scope is None:
+        return transform(exact, dim=-1).to(scores.dtype)
+    dense = exact.softmax(dim=-1)
+    inside = scope & (exact > float("-inf"))
+    # A row without a key to share among gets any finite scores: its share is 0.
+    chosen = exact.masked_fill(~inside, float("-inf"))
+    chosen = torch.where(inside.any(dim=-1, keepdim=True), chosen, 0.0)
+    share = (dense * inside).sum(dim=-1, keepdim=True)
+    return (torch.where(inside, share * transform(chosen, dim=-1), dense)).to(scores.dtype)
 
 
 def selective_attention(
@@ -122,22 +169,36 @@ def selective_attention(
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout
         ), None
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, L, L)
-    scores = scores.masked_fill(~mask, float("-inf"))
-    if active:
-        scope = scope_mask(selection.scope, text_length, scores.shape[-1], scores.device)
-        with torch.no_grad():
-            kept = select_keys(scores, selection.rule, selection.threshold, scope)
-        weights = scores.masked_fill(~kept, float("-inf")).softmax(dim=-1)
-        if selection.straight_through and torch.is_grad_enabled():
-            dense = scores.softmax(dim=-1)
-            weights = dense + (weights - dense).detach()
-    else:
-        kept = scores > float("-inf")
-        weights = scores.softmax(dim=-1)
-    if active:
-        output = functional.dropout(weights, dropout) @ value  # (B, H, L, D)
-    else:
+    # Scale and mask in their cheapest form: selecting shall cost no more than the fused dense attention.
+    scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)  # (B, H, L, L)
+    scores += torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill_(
+        ~mask, float("-inf")
+    )
+    scope = scope_mask(selection.scope, text_length, scores.shape[-1], scores.device)
+    if not active:
+        kept, weights = scores > float("-inf"), scores.softmax(dim=-1)
         # Recording must not change what the dense model computes, not even in the last bit.
         output = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    return output, AttentionRecord(scores.detach(), weights.detach(), kept) if record else None
+        return output, AttentionRecord(scores.detach(), weights.detach(), kept)
+    if selection.rule in TRANSFORMS:
+        weights, total = transformed_weights(scores, selection.rule, scope), None
+        kept = weights.detach()
+        if scope is not None:
+            kept = torch.where(scope, kept, (scores > float("-inf")).to(kept.dtype))
+    else:
+        with torch.no_grad():
+            kept = _kept_as_numbers(scores, selection.rule, selection.threshold, scope)
+        weights = scores.softmax(dim=-1) * kept
+        total = weights.sum(dim=-1, keepdim=True)  # (B, H, L, 1)
+    if selection.straight_through and torch.is_grad_enabled():
+        dense = scores.softmax(dim=-1)
+        weights = weights if total is None else weights / total
+        weights, total = dense + (weights - dense).detach(), None
+    output = functional.dropout(weights, dropout) @ value  # (B, H, L, D)
+    if total is not None:
+        # Dividing what the weights gave is less work than dividing the weights.
+        output = output / total
+    if not record:
+        return output.to(value.dtype), None
+    weights = weights if total is None else weights / total
+    return output.to(value.dtype), AttentionRecord(scores.detach(), weights.detach(), kept > 0)
