@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style, plain_axes
+from tbkin_core.figures.trace import Trace
+from tbkin_core.figures.views import AttentionView, attention_views
 
 # All in inches.
 _WIDTH = 7.2
@@ -36,21 +38,48 @@ _DENSE, _THRESHOLDED = COLORS[0], COLORS[1]
 _CHOSEN, _RUNNER_UP, _TARGET, _PREDICTED = COLORS[1], COLORS[5], COLORS[2], COLORS[3]
 
 
-@dataclass(frozen=True)
-class AttentionView:
-    """Attention of one forward pass, summed up over layers and heads by the caller.
+def trace_figure(
+    path: Path,
+    trace: Trace,
+    aggregate: str | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+) -> None:
+    """Draw a trace; `aggregate`, `layer` and `head` as for `attention_views`.
 
-    Attributes:
-        region_weights: (K,) weight of each region, 0 and up; 0 = dropped.
-        word_weights: (T,) weight of each word.
-        word_region: (T, K) attention from words to regions; 0 = dropped.
-        source: How the weights were summed up, for the caption; may be empty.
+    Raises:
+        ConfigError: The format is unknown; no such layer or head.
+        DataError: Shapes do not fit each other.
     """
+    dense, thresholded = attention_views(trace, aggregate, layer, head)
+    width, height = trace.image_size
+    scale = np.array([trace.image.shape[1] / width, trace.image.shape[0] / height] * 2)
 
-    region_weights: NDArray[np.floating]
-    word_weights: NDArray[np.floating]
-    word_region: NDArray[np.floating]
-    source: str = ""
+    def scaled(box: ArrayLike | None) -> NDArray[np.float64] | None:
+        return None if box is None else np.asarray(box, np.float64) * scale
+
+    answer_figure(
+        path,
+        image=trace.image,
+        boxes=np.asarray(trace.boxes, np.float64) * scale,
+        region_labels=trace.region_labels,
+        words=trace.words,
+        dense=dense,
+        thresholded=thresholded,
+        threshold=trace.threshold,
+        selection=trace.selection,
+        answers_dense=trace.dense.answers,
+        answers_thresholded=trace.thresholded.answers,
+        chosen=trace.thresholded.chosen,
+        runner_up=trace.thresholded.runner_up,
+        chosen_dense=trace.dense.chosen,
+        runner_up_dense=trace.dense.runner_up,
+        target_box=scaled(trace.target_box),
+        predicted_box=scaled(trace.thresholded.box),
+        predicted_box_dense=scaled(trace.dense.box),
+        kept_fraction=trace.kept_fraction(),
+        title=trace.text,
+    )
 
 
 def answer_figure(

@@ -89,8 +89,8 @@ class Trace:
     graph: dict[str, Any] | None = None
 
     def kept_fraction(self) -> float:
-        """Share of all attention entries that the threshold kept, in [0, 1]."""
-        return float(self.thresholded.kept.mean())
+        """Share of the attention entries of the dense pass that the threshold kept, in [0, 1]."""
+        return float(self.thresholded.kept.sum() / max(self.dense.kept.sum(), 1))
 
 
 def save_trace(path: Path, trace: Trace) -> None:
