@@ -458,7 +458,17 @@ def test_training_figure_is_readable(name: str, tmp_path: Path, pages: list[Page
 def test_training_figure_separates_losses_from_metrics(tmp_path: Path, pages: list[Page]) -> None:
     training_figure(tmp_path / "training.png", TRAININGS["long"])
     shown = [text.get_text() for text in pages[0].figure.texts]
-    assert [text for text in shown if text != "■"] == ["loss", "mlm_loss", "val_loss", "accuracy"]
+    assert [text for text in shown if text not in "■—╌"] == [
+        "loss",
+        "mlm",
+        "training",
+        "validation",
+        "accuracy",
+    ]
+    upper, lower = pages[0].figure.axes
+    dashed = [line for line in upper.lines if line.get_linestyle() == "--"]
+    assert [line.get_color() for line in dashed] == [upper.lines[0].get_color()]
+    assert lower.get_ylabel() == "Validation (%)"
 
 
 @pytest.mark.parametrize("metrics", [[], [{"step": 1}], [{"loss": 1.0}], [{"step": 1, "loss": float("nan")}]])

@@ -68,8 +68,8 @@ def trace_figure(
         thresholded=thresholded,
         threshold=trace.threshold,
         selection=trace.selection,
-        answers_dense=trace.dense.answers,
-        answers_thresholded=trace.thresholded.answers,
+        answers_dense=_named_regions(trace, trace.dense.answers),
+        answers_thresholded=_named_regions(trace, trace.thresholded.answers),
         chosen=trace.thresholded.chosen,
         runner_up=trace.thresholded.runner_up,
         chosen_dense=trace.dense.chosen,
@@ -80,6 +80,14 @@ def trace_figure(
         kept_fraction=trace.kept_fraction(),
         title=trace.text,
     )
+
+
+def _named_regions(trace: Trace, answers: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Answers of a grounding, "region 3", as the rest of the figure calls them: "3 red"."""
+    names = {f"region {index}": _region_name(index, label) for index, label in enumerate(trace.region_labels)}
+    return [
+        (names.get(answer, answer) if trace.task == "rec" else answer, value) for answer, value in answers
+    ]
 
 
 def answer_figure(
@@ -209,6 +217,8 @@ def _draw(
         caption += " Regions in full colour have the highest weight, faded ones none."
     if with_words and any((view.word_region[:, shown_regions] == 0).any() for view in views):
         caption += " Grey cells: dropped."
+    if with_words and len(shown_regions) < len(boxes):
+        caption += f" Below: the {len(shown_regions)} most attended of {len(boxes)} regions."
     if len(shown_words) < len(words):
         caption += f" {len(shown_words)} of {len(words)} words are shown."
     title_lines = page.wrap(title, inner, 10, lines=4, bold=True)
@@ -243,7 +253,12 @@ def _draw(
     for place, view in enumerate(views):
         left = _MARGIN + (0 if stacked else place * (slot_width + _GAP))
         top = images_top + (place * (panel_height + 0.1) if stacked else 0)
-        page.text(left, top, page.fit(headings[place], slot_width, 8, bold=True), 8, weight="bold")
+        # Colours are relative to the largest weight: how much there was to share is said beside the heading.
+        share = f"{_percentage(float(view.region_weights.sum()))} on regions" if len(boxes) else ""
+        share_width = page.measure(share, 7) + 0.1
+        heading = page.fit(headings[place], slot_width - share_width, 8, bold=True)
+        page.text(left, top, heading, 8, weight="bold")
+        page.text(left + slot_width, top + 0.02, share, 7, ha="right", color="#444444")
         slot = (left, top + _HEADING, slot_width, slot_height)
         outlines = lines[place] if grounding else _attended_lines(view, boxes, region_labels)
         _draw_image(page, slot, image, boxes, view.region_weights, highest, outlines, named=not grounding)
@@ -295,12 +310,13 @@ def _draw_image(
 
     columns, rows = max(1, round(shown_width * 250)), max(1, round(shown_height * 250))
     picture = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
-    weight = np.zeros((rows, columns))
+    weight = np.zeros((rows, columns), np.float32)
     to_pixels = np.array([columns / width, rows / height] * 2)
     for index in np.argsort(weights, kind="stable"):
         x1, y1, x2, y2 = boxes[index] * to_pixels
         weight[_pixels(y1, y2, rows), _pixels(x1, x2, columns)] = weights[index]
-    shown = _faded(np.asarray(picture) / 255, np.asarray(_normalize(highest)(weight)))
+    # In single precision: what is shown has 256 steps.
+    shown = _faded(np.asarray(picture, np.float32) / 255, np.asarray(_normalize(highest)(weight)))
 
     axes = page.axes(left, top, shown_width, shown_height)
     axes.imshow(shown, extent=(0, width, height, 0), aspect="auto", interpolation="none")
@@ -332,13 +348,13 @@ def _draw_image(
             )
 
 
-def _faded(colors: NDArray[np.float64], clarity: NDArray[np.float64]) -> NDArray[np.float64]:
+def _faded(colors: NDArray[np.floating], clarity: NDArray[np.floating]) -> NDArray[np.floating]:
     """`colors` (..., 3) in [0, 1] as they are where `clarity` (...) is 1, pale grey where it is 0.
 
     What is faded is neither black nor white nor coloured, so that white and black objects stand out from it
     as coloured ones do, to colour-blind readers and in print without colours too.
     """
-    luminance = colors @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    luminance = colors @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
     pale = (0.56 + 0.34 * luminance)[..., None]
     return pale + clarity[..., None] * (colors - pale)
 
@@ -379,7 +395,7 @@ def _draw_scale(
     axes.set(xticks=[], ylim=(0, 1), yticks=_normalize(highest)(np.array(ticks)))
     axes.set_yticklabels([f"{tick:.2g}" for tick in ticks])
     axes.yaxis.tick_right()
-    axes.tick_params(labelsize=6, pad=1.5)
+    axes.tick_params(labelsize=6.5, pad=1.5)
     axes.spines[:].set_linewidth(0.4)
     if length > page.measure(label, 6.5):
         page.text(left + _SCALE_WIDTH, top + length / 2, label, 6.5, rotation=90, ha="right", va="center")
@@ -431,7 +447,7 @@ def _draw_words(
     axes.set(ylim=(count - 0.5, -0.5), xlim=(0, highest * 1.05), yticks=[])
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.xaxis.tick_top()
-    axes.tick_params(labelsize=6, pad=1)
+    axes.tick_params(labelsize=6.5, pad=1)
     axes.spines[["right", "bottom"]].set_visible(False)
     for row, (name, color) in enumerate((("dense", _DENSE), ("thresholded", _THRESHOLDED))):
         below = rows_top + matrix_height + 0.06 + 0.14 * row
@@ -449,7 +465,8 @@ def _draw_words(
     for place, view in enumerate(views):
         left = matrix_left + place * (width + _GAP)
         heading = ("Word to region, dense", "Word to region, thresholded")[place]
-        page.text(left, top, page.fit(heading, width + _GAP - 0.05, 8, bold=True), 8, weight="bold")
+        shown = page.fit(heading, width + _GAP - 0.05, 8, bold=True)
+        page.text(left, rows_top - _HEADING, shown, 8, weight="bold")
         values = view.word_region[np.ix_(shown_words, shown_regions)]  # (T, K)
         axes = page.axes(left, rows_top, matrix_width, matrix_height)
         axes.imshow(
@@ -522,8 +539,6 @@ def _grounding_lines(choice: _Choice, boxes: NDArray[np.float64], labels: list[s
         return f"{start}{label and f': {label}'}{overlap}"
 
     lines: list[_Line] = []
-    if choice.target is not None and (choice.chosen is not None or choice.predicted is not None):
-        lines.append(_Line(choice.target, _TARGET, ":", "target"))
     regions: tuple[tuple[int | None, str, Literal["-", "--"], str], ...] = (
         (choice.runner_up, _RUNNER_UP, "--", "runner-up"),
         (choice.chosen, _CHOSEN, "-", "chosen region"),
@@ -535,6 +550,9 @@ def _grounding_lines(choice: _Choice, boxes: NDArray[np.float64], labels: list[s
             lines.append(_Line(boxes[index], color, style, name(start, boxes[index], labels[index])))
     if choice.predicted is not None:
         lines.append(_Line(choice.predicted, _PREDICTED, "-.", name("predicted box", choice.predicted)))
+    # A good prediction covers the target; dots let what is below them through.
+    if choice.target is not None and lines:
+        lines.append(_Line(choice.target, _TARGET, ":", "target"))
     return lines
 
 
@@ -551,7 +569,8 @@ def _free_place(
 ) -> tuple[float, float]:
     """Left and top (inches) for a label of `size` at `box`, inside `slot`.
 
-    Clear of the labels in `taken`, and covering as little as can be of the `outlined` boxes.
+    Clear of the labels in `taken`; at its box, where it can be; and covering as little as can be of the
+    `outlined` boxes, each measured by its own size: a corner of a large box matters less than a small box.
     """
     x1, y1, x2, y2 = box
     width, height = size
@@ -559,6 +578,7 @@ def _free_place(
     outside = [(left, top) for top in (y1 - height - gap, y2 + gap) for left in (x1, x2 - width)]
     beside = [(x2 + gap, y1), (x1 - width - gap, y1)]
     inside = [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height)]
+    near = len(outside) + len(beside) + len(inside)
     steps = [(x1, slot[1] + height * step) for step in range(int(slot[3] / height))]
     candidates = [
         (
@@ -575,11 +595,16 @@ def _free_place(
 
     labels = [(left, top, left + wide, top + high) for left, top, wide, high in taken]
 
-    def covered(place: tuple[float, float]) -> tuple[float, float]:
+    def covered(number: int) -> tuple[float, bool, float]:
+        place = candidates[number]
         over_labels = sum(shared(place, corners) for corners in labels)
-        return round(over_labels, 6), round(sum(shared(place, corners) for corners in outlined), 6)
+        shares = (
+            shared(place, corners) / max((corners[2] - corners[0]) * (corners[3] - corners[1]), 1e-6)
+            for corners in outlined
+        )
+        return round(over_labels, 6), number >= near, round(sum(shares), 3)
 
-    return min(candidates, key=covered)  # the first of those that cover least
+    return candidates[min(range(len(candidates)), key=covered)]  # the first of those that cover least
 
 
 def _most_attended_words(views: tuple[AttentionView, AttentionView]) -> NDArray[np.intp]:
