@@ -121,7 +121,7 @@ def _answer(config: VisualizeConfig) -> StageResult:
     out = make_directory(config.out or ROOT / "visualize")
     entries: list[dict[str, Any]] = []
     files: list[Path] = []
-    problems = list(model.problems)
+    problems = model.problems
     traces: list[Trace] = []
     taken: set[str] = set()
     for source in progress(sources, "visualize", total=len(sources)) if len(sources) > 1 else sources:

@@ -22,6 +22,7 @@ from PIL import Image
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.figures.attention import answer_figure, trace_figure
 from tbkin_core.figures.canvas import Page, clean_text, figure_style
+from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.curves import training_figure
 from tbkin_core.figures.sweep import sweep_figure
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
@@ -348,6 +349,99 @@ def test_grounding_names_the_overlap_with_the_target(tmp_path: Path, pages: list
     shown = [text.get_text() for text in pages[0].figure.texts]
     assert any(text.startswith("chosen region: 35") and text.endswith("IoU 1.00") for text in shown)
     assert any(text.startswith("runner-up: 0 dog") for text in shown)
+
+
+def test_what_share_went_to_the_regions_is_said(tmp_path: Path, pages: list[Page]) -> None:
+    arguments = answer_arguments(regions=2)
+    words = len(arguments["words"])
+    for name, weights in (("dense", [0.03, 0.01]), ("thresholded", [0.0, 0.0])):
+        arguments[name] = AttentionView(np.array(weights), np.ones(words), np.ones((words, 2)))
+    answer_figure(tmp_path / "answer.png", **arguments)
+    shown = [text.get_text() for text in pages[0].figure.texts]
+    assert [text for text in shown if text.endswith("on regions")] == ["4 % on regions", "0 % on regions"]
+
+
+def test_a_grounding_names_its_regions_alike_everywhere(tmp_path: Path, pages: list[Page]) -> None:
+    trace_figure(tmp_path / "answer.png", traced("rec", region_labels=["red", "green", "", ""]))
+    shown = [text.get_text() for text in pages[0].figure.texts]
+    assert "1 green" in shown and "chosen region: 1 green" in shown and "region 1" not in shown
+
+
+def test_a_label_stands_at_its_box(tmp_path: Path, pages: list[Page]) -> None:
+    """A small box in a large one: the small one's label is not pushed out of the large one."""
+    arguments = answer_arguments(regions=2, size=(200, 300), labels=("a", "b"))
+    arguments["boxes"] = [[10, 10, 290, 190], [140, 90, 170, 110]]
+    words = len(arguments["words"])
+    for name in ("dense", "thresholded"):
+        arguments[name] = AttentionView(np.array([0.5, 0.4]), np.ones(words), np.ones((words, 2)))
+    answer_figure(tmp_path / "answer.png", **arguments)
+    picture = pages[0].figure.axes[0]
+    box = picture.transData.transform([[140, 110], [170, 90]])
+    label = next(extent for text, extent in DRAWN[pages[0]] if text.get_text() == "1 b")
+    assert label.x0 < box[1, 0] + 20 and label.x1 > box[0, 0] - 20
+    assert min(abs(label.y0 - box[1, 1]), abs(label.y1 - box[0, 1])) < 20
+
+
+SHEETS: dict[str, list[SheetGroup]] = {
+    "one": [SheetGroup("color", [SheetItem(np.zeros((4, 4, 3), np.uint8), "what?", "red (0.50)", "blue")])],
+    "many": [
+        SheetGroup(
+            f"{LONG} {kind}",
+            [
+                SheetItem(
+                    np.full((10 + 40 * number, 90, 3), 99, np.uint8),
+                    LONG,
+                    LONG,
+                    LONG,
+                    number == 2,
+                    [1, 1, 9, 9],
+                )
+                for number in range(kind + 3)
+            ],
+        )
+        for kind in range(4)
+    ],
+    "odd": [
+        SheetGroup("", []),
+        SheetGroup(
+            "狗 🐶 $x^2", [SheetItem(None, "", "", ""), SheetItem(None, "$\\frac{", "x" * 300, "\x00")]
+        ),
+        SheetGroup(
+            "a line", [SheetItem(np.zeros((1, 900, 3), np.uint8), "?", "no", "yes", target=[0, 0, np.nan, 1])]
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_a_contact_sheet_is_readable(name: str, tmp_path: Path, pages: list[Page]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        contact_sheet(tmp_path / "sheet.png", SHEETS[name], title=LONG, caption=LONG)
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.width == 1440
+    assert_readable(pages[0])
+
+
+def test_a_contact_sheet_marks_right_and_wrong_and_draws_both_boxes(
+    tmp_path: Path, pages: list[Page]
+) -> None:
+    picture = np.zeros((40, 60, 3), np.uint8)
+    items = [
+        SheetItem(picture, "star", "IoU 0.90", "", True, [1, 2, 11, 22], [0, 0, 10, 20]),
+        SheetItem(picture, "moon", "red", "blue"),
+    ]
+    contact_sheet(tmp_path / "sheet.svg", [SheetGroup("all", items)])
+    shown = [text.get_text() for text in pages[0].figure.texts]
+    assert shown == ["all", "star", "✓ IoU 0.90", "moon", "✗ red", "✓ blue"]
+    first, second = pages[0].figure.axes
+    assert [patch.get_bbox().bounds for patch in first.patches] == [(0, 0, 10, 20), (1, 2, 10, 20)]  # type: ignore[attr-defined]
+    assert not second.patches
+
+
+def test_an_empty_contact_sheet_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least one answer"):
+        contact_sheet(tmp_path / "sheet.png", [SheetGroup("none")])
 
 
 @pytest.mark.parametrize(

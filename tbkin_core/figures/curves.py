@@ -111,10 +111,12 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
     first = min(float(line.steps.min()) for _, lines in plots for line in lines)
     last = max(float(line.steps.max()) for _, lines in plots for line in lines)
     margin = 0.02 * (last - first) or 2.0
+    tasks = dict.fromkeys(label.removesuffix(" accuracy") for own in labels for label in own)
+    color_of = {task: COLORS[number % len(COLORS)] for number, task in enumerate(tasks)}
     for index, (label, lines) in enumerate(plots):
         plot_top = top + index * (_PLOT_HEIGHT + gap)
         axes = page.axes(left, plot_top, width, _PLOT_HEIGHT)
-        colors = dict(zip(labels[index], COLORS, strict=False))
+        colors = {name: color_of[name.removesuffix(" accuracy")] for name in labels[index]}
         for line in lines:
             if line.label in colors:
                 style = "--" if line.validation and both[index] else "-"
