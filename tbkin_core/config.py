@@ -317,6 +317,9 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         min_answer_count: VQA: answers given at least so often in training are learnt; None chooses.
         answers: VQA: a JSON list of answers instead of those of the data.
         patience: Stop after so many epochs without a better validation metric; 0 never.
+        threshold_epochs: τ grows from 0 over so many epochs; validation and the checkpoint have all of it.
+        image_dropout: VQA: share of the questions, other ones each epoch, that are learnt without any region.
+        region_dropout: VQA: share of the regions that are hidden, others each time.
         predict: Splits whose answers or boxes are written to OUT/predictions-SPLIT.json, also of a run that
             has finished.
     """
@@ -330,6 +333,9 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     min_answer_count: int | None = None
     answers: Path | None = None
     patience: int = 0
+    threshold_epochs: float = 0.0
+    image_dropout: float | None = None
+    region_dropout: float | None = None
     predict: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
@@ -337,7 +343,13 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
             *super().problems(),
             *_task_problems(self.task),
             *(["dataset: only for --task rec"] if self.dataset and self.task == "vqa" else []),
-            *_at_least(self, kl_epochs=0, min_answer_count=1, patience=0),
+            *_at_least(self, kl_epochs=0, min_answer_count=1, patience=0, threshold_epochs=0),
+            *_within(self, 0, 1, "image_dropout", "region_dropout"),
+            *(
+                ["threshold_epochs: k of topk is a number of keys, it cannot grow from 0"]
+                if self.threshold_epochs and self.selection == "topk"
+                else []
+            ),
             *(["blind: only VQA has a question-only model"] if self.blind and self.task == "rec" else []),
         ]
 

@@ -10,7 +10,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,13 @@ from torch import Tensor
 from tbkin_core.batches import TextTable, encode_texts
 from tbkin_core.datasets.records import Expression, Question
 from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.evaluation.attribution import kept_counts
 from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.evaluation.vqa import normalize_answer, soft_scores, vqa_accuracy
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
 from tbkin_core.losses import answer_loss, box_loss, region_score_loss
+from tbkin_core.runtime import mix, uniform
 from tbkin_core.training import Batch, to_device
 
 if TYPE_CHECKING:
@@ -57,6 +59,11 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) word pieces and regions of each sample together."""
+        regions = 1 if self.blind else np.minimum(self.store.region_counts(self.rows), self.max_regions)
+        return self.table.lengths + regions
 
     def regions(self, indices: NDArray) -> RegionBatch:
         """Regions of some samples."""
@@ -123,7 +130,7 @@ def build_inputs(
 
 def evaluation_order(inputs: Inputs, batch_size: int) -> list[NDArray[np.int64]]:
     """All samples in batches of similar length."""
-    order = np.argsort(inputs.table.lengths, kind="stable")
+    order = np.argsort(inputs.lengths(), kind="stable")
     return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
 
 
@@ -200,10 +207,24 @@ def load_answers(path: Path) -> list[str]:
 
 
 class VqaTask:
-    """Visual question answering over a closed set of answers."""
+    """Visual question answering over a closed set of answers.
+
+    Args:
+        train, validation: Splits; None where the task only predicts.
+        answers: What can be answered, in the order of the model's outputs.
+        kl_epochs: Epochs with the KL loss before the BCE loss.
+        batch_size: Samples at once in evaluation.
+        seed: Decides with the epoch which images and regions are hidden.
+        image_dropout: Share of the questions of an epoch that are learnt without any region. The model then
+            also answers from the question alone, and is measured both ways: `ignores_image` says whether the
+            last evaluation was better without.
+        region_dropout: Share of the regions that are hidden, others each epoch.
+
+    Raises:
+        DataError: No training question has one of the answers.
+    """
 
     name = "vqa"
-    metric = "accuracy"
 
     def __init__(
         self,
@@ -212,7 +233,15 @@ class VqaTask:
         answers: Sequence[str],
         kl_epochs: int,
         batch_size: int,
+        seed: int = 0,
+        image_dropout: float = 0.0,
+        region_dropout: float = 0.0,
     ) -> None:
+        self.seed = seed
+        self.metric = "best_accuracy" if image_dropout else "accuracy"
+        self.ignores_image = False
+        self.image_dropout = image_dropout
+        self.region_dropout = region_dropout
         self.validation = validation
         self.answers = list(answers)
         self.kl_epochs = kl_epochs
@@ -237,7 +266,7 @@ class VqaTask:
 
     def lengths(self) -> NDArray:
         assert self.train is not None
-        return self.train.inputs.table.lengths[self.rows]
+        return self.train.inputs.lengths()[self.rows]
 
     def samples(self, epoch: int) -> NDArray[np.int64]:
         return np.arange(len(self.rows))
@@ -253,7 +282,18 @@ class VqaTask:
         for place, sample in enumerate(samples):
             for answer, score in self._targets[sample]:
                 targets[place, answer] = score
-        return {**self.train.inputs.batch(samples), "targets": targets}
+        batch = self.train.inputs.batch(samples)
+        batch["region_mask"] = self._shown(batch["region_mask"], samples, epoch)
+        return {**batch, "targets": targets}
+
+    def _shown(self, mask: NDArray[np.bool_], samples: NDArray, epoch: int) -> NDArray[np.bool_]:
+        """(B, K) regions less those that are hidden in this epoch."""
+        if self.image_dropout:
+            hidden = uniform(mix(self.seed, epoch), 11, samples, 1) < self.image_dropout  # (B, 1)
+            mask = mask & ~hidden
+        if self.region_dropout:
+            mask = mask & (uniform(mix(self.seed, epoch), 12, samples, mask.shape[1]) >= self.region_dropout)
+        return mask
 
     def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
         return {"vqa": float(len(batch["targets"]))}
@@ -265,9 +305,23 @@ class VqaTask:
     def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
         if self.validation is None:
             return {}
-        predicted, _ = self.predict(model, self.validation.inputs, device)
-        scores = self.question_scores(self.validation, predicted)
-        return {"accuracy": 100 * float(scores.mean())}
+        split = self.validation
+        inputs = split.inputs
+
+        def accuracy(inputs: Inputs) -> float:
+            predicted, _ = self.predict(model, inputs, device)
+            return 100 * float(self.question_scores(split, predicted).mean())
+
+        values = {"accuracy": accuracy(inputs), **kept_attention(model, inputs, device, self.batch_size)}
+        if self.image_dropout:
+            without = accuracy(replace(inputs, blind=True))
+            # Where the regions only mislead, the model is kept as one that answers without them.
+            self.ignores_image = without > values["accuracy"]
+            values |= {
+                "accuracy_without_image": without,
+                "best_accuracy": max(without, values["accuracy"]),
+            }
+        return values
 
     def predict(
         self, model: Any, inputs: Inputs, device: torch.device
@@ -386,7 +440,7 @@ class RecTask:
 
     def lengths(self) -> NDArray:
         assert self.train is not None
-        return self.train.inputs.table.lengths[self.rows]
+        return self.train.inputs.lengths()[self.rows]
 
     def samples(self, epoch: int) -> NDArray[np.int64]:
         return np.arange(len(self.rows))
@@ -426,7 +480,8 @@ class RecTask:
         if self.validation is None:
             return {}
         boxes, _, _ = self.predict(model, self.validation.inputs, device)
-        return {"accuracy": 100 * float(self.hits(self.validation, boxes).mean())}
+        kept = kept_attention(model, self.validation.inputs, device, self.batch_size)
+        return {"accuracy": 100 * float(self.hits(self.validation, boxes).mean()), **kept}
 
     def predict(
         self, model: Any, inputs: Inputs, device: torch.device
@@ -531,6 +586,37 @@ def run_batches(
         for indices in evaluation_order(inputs, batch_size):
             batch = to_device(inputs.batch(indices), device)
             yield indices, model(**batch, output_attentions=output_attentions)
+
+
+def kept_attention(model: Any, inputs: Inputs, device: torch.device, batch_size: int) -> dict[str, float]:
+    """Share of the attention that the model's selection keeps; empty where it keeps all.
+
+    Measured on a few batches spread over all lengths, which suffices for a mean and is not felt in training.
+
+    Returns:
+        "kept" overall, and "kept_LAYER_DIRECTION" (`DIRECTIONS`) of each layer, in [0, 1].
+    """
+    if not model.tbkin.selection.threshold:
+        return {}
+    order = evaluation_order(inputs, batch_size)
+    totals: dict[str, NDArray[np.float64]] = {}
+    with torch.inference_mode():
+        for indices in order[:: max(len(order) // 4, 1)][:4]:
+            batch = to_device(inputs.batch(indices), device)
+            valid = torch.cat([batch["attention_mask"].bool(), batch["region_mask"].bool()], dim=1)
+            records = model(**batch, output_attentions=True).attentions
+            for direction, counts in kept_counts(records, valid, batch["input_ids"].shape[1]).items():
+                totals[direction] = totals.get(direction, 0) + counts
+    kept, total = np.sum(list(totals.values()), axis=(0, 1))
+    return {
+        "kept": float(kept / total),
+        **{
+            f"kept_{layer}_{direction}": float(kept / total)
+            for direction, counts in totals.items()
+            for layer, (kept, total) in enumerate(counts)
+            if total
+        },
+    }
 
 
 def hold_out(image_ids: Sequence[ImageId], share: float, seed: int) -> NDArray[np.bool_]:

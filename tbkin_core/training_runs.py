@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tbkin_core.tasks import RecSplit, VqaSplit
 
 logger = logging.getLogger("tbkin")
+
+CPU_MINUTES = 10.0
+"""How long fine-tuning on a CPU takes at most where neither epochs nor minutes are asked for."""
 
 
 # ---- pretraining --------------------------------------------------------------------------------
@@ -215,7 +218,16 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         # A softmax is the right model where one answer is right, and needs no other loss after it.
         certain = all(len(scores) == 1 for scores in vqa["train"].scores)
         kl_epochs = config.kl_epochs if config.kl_epochs is not None else epochs if certain else epochs // 3
-        task: Any = VqaTask(vqa["train"], with_answers(vqa.get("val")), answers, kl_epochs, batch_size)
+        task: Any = VqaTask(
+            vqa["train"],
+            with_answers(vqa.get("val")),
+            answers,
+            kl_epochs,
+            batch_size,
+            config.seed,
+            settings.image_dropout,
+            settings.region_dropout,
+        )
         extra: dict[str, Any] = {
             "num_answers": len(answers),
             "id2label": dict(enumerate(answers)),
@@ -262,15 +274,24 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         f"fine-tuning {config.task}", settings, model, len(task.lengths()), f"samples, weights from {source}"
     )
     fingerprint = f"{train_inputs.fingerprint()}-{task.fingerprint()}"
+
+    def keep(best: PreTrainedModel) -> None:
+        if is_vqa and not config.blind:
+            best.config.use_regions = not task.ignores_image
+        save_model(best, tokenizer, out)
+        best.config.use_regions = not config.blind
+
     result = train(
         task,
         model,
         settings,
         out,
         devices,
-        lambda best: save_model(best, tokenizer, out),
+        keep,
         fingerprint,
         patience=config.patience,
+        fit_minutes=config.epochs is None,
+        on_step=_growing_threshold(model, config.threshold_epochs),
     )
     if rank() != 0:
         return
@@ -289,6 +310,8 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         else:
             _report_rec(report, name, rec[name], task, best, device, config, out)
     shown = {entry["split"]: entry["accuracy"] for entry in report if entry["order"] == 3}
+    if not best.config.use_regions and not config.blind:
+        problems.append("on validation the regions brought nothing: the model that is kept ignores the image")
     unknown = int(np.sum(train_inputs.table.unknown))
     if unknown:
         problems.append(f"train: {unknown} texts hold no known word")
@@ -300,6 +323,8 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             "samples": len(task.lengths()),
             "parameters": best.num_parameters(),
             "initialised_from": source,
+            # Without this, the same command given again would go on.
+            "minutes_chosen": config.max_minutes is None and settings.max_minutes is not None,
             **_summary(result),
             "accuracy": shown,
             "report": report,
@@ -307,6 +332,17 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             "problems": [*problems, *_cut_short(result, settings), *dataset.problems],
         },
     )
+
+
+def _growing_threshold(model: Any, epochs: float) -> Callable[[float | None], None]:
+    """Sets the τ of a model before each step: it grows to its full value over the first epochs."""
+    full = model.tbkin.selection
+
+    def set_threshold(passed: float | None) -> None:
+        share = 1.0 if passed is None or not epochs else min(passed / epochs, 1.0)
+        model.tbkin.selection = replace(full, threshold=full.threshold * share)
+
+    return set_threshold
 
 
 def check_predicted_splits(dataset: Dataset, config: FinetuneConfig) -> None:
@@ -428,6 +464,12 @@ def _report_vqa(
         )
     ]
     _write_results(out, name, config, rows)
+    if task.image_dropout and model.config.use_regions:
+        hidden, _ = task.predict(model, replace(split.inputs, blind=True), device)
+        without = official_accuracy(split, hidden).overall
+        report.append(
+            {"split": name, "model": "this model, image hidden", "accuracy": without, "n": count, "order": 2}
+        )
     majority = official_accuracy(split, [majority_answer(training)] * count)
     label = "this model, without the image" if config.blind else "this model"
     report += [
@@ -629,7 +671,7 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
 
     pretraining = isinstance(config, PretrainConfig)
     cuda = torch.cuda.is_available() and not config.devices.startswith("cpu")
-    size = config.size
+    size, minutes = config.size, config.max_minutes
     if init is not None:
         size = _size_of(init)
         if config.size not in ("auto", size):
@@ -637,12 +679,24 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
                 f"size: {config.size!r} was asked for, the initial weights are {init['hidden_size']} wide",
                 hint="leave --size away, or use --init none",
             )
+    elif size == "auto" and not cuda and not pretraining:
+        # In the minutes that people wait for a CPU, more passes teach a small model more than a larger one.
+        size = "tiny" if samples < 30_000 or (minutes or 0) < 60 else "small"
     elif size == "auto":
         size = "tiny" if samples < 30_000 else "small" if samples < 300_000 or not cuda else "base"
     rate = {"tiny": 1e-3, "small": 4e-4, "base": 1e-4 if pretraining else 5e-5}[size]
     batch = 64 if samples < 30_000 else 128 if samples < 300_000 else 256
     # Small data is passed over more often: about as many samples are seen in all.
-    epochs = min(max(round((60_000 if pretraining else 120_000) / max(samples, 1)), 4), 40)
+    seen = 60_000 if pretraining else 120_000 if cuda else 320_000
+    if not pretraining and not cuda and config.epochs is None and minutes is None:
+        minutes = CPU_MINUTES
+    epochs = min(max(round(seen / max(samples, 1)), 4), 40)
+    chosen: dict[str, Any] = {}
+    if isinstance(config, FinetuneConfig):
+        chosen = {
+            "image_dropout": 0.0 if config.blind else config.image_dropout or 0.0,
+            "region_dropout": config.region_dropout or 0.0,
+        }
     return replace(
         config,
         size=size,
@@ -651,6 +705,8 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
         learning_rate=config.learning_rate or rate,
         max_regions=config.max_regions or int(store.settings.get("max_regions", 36)),
         dropout=config.dropout if config.dropout is not None else 0.0 if size == "tiny" else 0.1,
+        max_minutes=minutes,
+        **chosen,
     )
 
 
@@ -786,8 +842,9 @@ def _initialised(
 def _announce(what: str, config: TrainingConfig, model: Any, samples: int, rest: str) -> None:
     if rank() > 0:
         return
+    limit = f", at most {config.max_minutes:g} minutes" if config.max_minutes is not None else ""
     logger.info(
-        "%s: %d %s; size %s (%.1f M parameters), epochs %d, batch %d, learning rate %g",
+        "%s: %d %s; size %s (%.1f M parameters), epochs %d, batch %d, learning rate %g%s",
         what,
         samples,
         rest,
@@ -796,6 +853,7 @@ def _announce(what: str, config: TrainingConfig, model: Any, samples: int, rest:
         config.epochs,
         config.batch_size,
         config.learning_rate,
+        limit,
     )
 
 
@@ -807,7 +865,10 @@ def _summary(result: Any) -> dict[str, Any]:
 
 def _cut_short(result: Any, settings: TrainingConfig) -> list[str]:
     if result.reason == "minutes":
-        return [f"training was stopped by --max-minutes in epoch {result.epochs} of {settings.epochs}"]
+        return [
+            f"training was stopped after {settings.max_minutes:g} minutes in epoch {result.epochs} of"
+            f" {settings.epochs}; --max-minutes gives it more or less time"
+        ]
     if result.reason == "patience":
         return [f"training stopped at epoch {result.epochs} of {settings.epochs}: no improvement any more"]
     return []

@@ -206,6 +206,8 @@ class _Model:
                 "the question does not look English; the parser knows English only, and the model the words"
                 " that it was trained on: do not trust this answer"
             )
+        if not self.model.config.use_regions:
+            self.problems.append("this model does not see the image: its answer is from the words alone")
         self.device = torch_device(resolve_devices(config.devices))
         self.model.to(self.device)
         own = self.model.config.attention_selection()
