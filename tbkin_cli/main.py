@@ -360,6 +360,10 @@ def visualize(
         list[str] | None,
         typer.Option(help="png, svg or pdf; repeat for several.  [default: png]", show_default=False),
     ] = None,
+    column: Annotated[
+        bool | None,
+        typer.Option("--column", help="As wide as one column of a paper, 3.4 inches.", show_default=False),
+    ] = None,
     results: Annotated[
         Path | None,
         typer.Option("--from", help="Draw a sheet of results-SPLIT.json of a run.", show_default=False),

@@ -407,6 +407,7 @@ class VisualizeConfig(StageConfig):
         layer, head: Show this one alone, numbered from 0.
         top: Answers shown.
         format: Formats of the figure: png, svg, pdf.
+        column: Draw for one column of a paper, 3.4 inches wide, in place of the whole width.
         graph: Put the unified scene graph of text and image into the trace.
         results: Results of a fine-tuned model (`results-SPLIT.json` of its run): draw a sheet of them.
         wrong: Of these, the wrong ones.
@@ -426,6 +427,7 @@ class VisualizeConfig(StageConfig):
     head: int | None = None
     top: int = 5
     format: list[str] = field(default_factory=lambda: ["png"])
+    column: bool = False
     graph: bool = False
     results: Path | None = None
     wrong: bool = False

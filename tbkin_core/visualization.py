@@ -157,10 +157,11 @@ def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace) -> list[Path]
 
     parts = [base.name, *([config.aggregate] if config.aggregate else [])]
     parts += [f"{name}{value}" for name in ("layer", "head") if (value := getattr(config, name)) is not None]
+    parts += ["column"] if config.column else []
     files = []
     for suffix in dict.fromkeys(config.format):
         files.append(base.with_name(f"{'-'.join(parts)}.{suffix}"))
-        trace_figure(files[-1], trace, config.aggregate, config.layer, config.head)
+        trace_figure(files[-1], trace, config.aggregate, config.layer, config.head, config.column)
     return files
 
 

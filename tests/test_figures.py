@@ -156,16 +156,21 @@ def assert_readable(page: Page) -> None:
             assert not overlap, (text.get_text(), other.get_text())
 
 
+@pytest.mark.parametrize("column", [False, True], ids=["page", "column"])
 @pytest.mark.parametrize("name", ODD_INPUTS)
-def test_answer_figure_is_readable_whatever_comes_in(name: str, tmp_path: Path, pages: list[Page]) -> None:
+def test_answer_figure_is_readable_whatever_comes_in(
+    name: str, column: bool, tmp_path: Path, pages: list[Page]
+) -> None:
     path = tmp_path / "answer.png"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        answer_figure(path, **answer_arguments(**ODD_INPUTS[name]))
+        answer_figure(path, **answer_arguments(**ODD_INPUTS[name]), column=column)
     with Image.open(path) as image:
         image.load()
-        assert image.width == 1440
+        assert image.width == (680 if column else 1440)
         assert 300 < image.height < 4000
+    # Printed at this width, nothing is smaller than a footnote.
+    assert min(text.get_fontsize() for text, _ in DRAWN[pages[0]]) >= 6.5
     assert_readable(pages[0])
     assert [file.name for file in tmp_path.iterdir()] == ["answer.png"]
 

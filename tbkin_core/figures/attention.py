@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,13 @@ _WORD_ROW = 0.17
 _ANSWER_ROW = 0.2
 _LEGEND_ROW = 0.15
 
+_COLUMN = 3.4  # width of one of two columns, with what follows for it
+_COLUMN_MARGIN = 0.05
+_COLUMN_GAP = 0.12
+_COLUMN_WORDS = 12
+_COLUMN_REGIONS = 8
+_COLUMN_ANSWERS = 3
+
 _MAX_REGIONS = 10
 _MAX_WORDS = 24
 _MAX_ANSWERS = 5
@@ -44,8 +51,9 @@ def trace_figure(
     aggregate: str | None = None,
     layer: int | None = None,
     head: int | None = None,
+    column: bool = False,
 ) -> None:
-    """Draw a trace; `aggregate`, `layer` and `head` as for `attention_views`.
+    """Draw a trace; `aggregate`, `layer`, `head` as for `attention_views`, `column` as for `answer_figure`.
 
     Raises:
         ConfigError: The format is unknown; no such layer or head.
@@ -79,6 +87,7 @@ def trace_figure(
         predicted_box_dense=scaled(trace.dense.box),
         kept_fraction=trace.kept_fraction(),
         title=trace.text,
+        column=column,
     )
 
 
@@ -112,6 +121,7 @@ def answer_figure(
     predicted_box_dense: ArrayLike | None = None,
     kept_fraction: float,
     title: str,
+    column: bool = False,
 ) -> None:
     """Draw one answer (VQA) or one grounding (REC) with the attention behind it.
 
@@ -141,6 +151,8 @@ def answer_figure(
         predicted_box_dense: Likewise, with dense attention.
         kept_fraction: Share of the attention entries that the threshold kept, in [0, 1].
         title: The question or expression.
+        column: Draw for one column of a paper, 3.4 inches wide, in place of 7.2: letters of the same size,
+            fewer words, regions and answers.
 
     Raises:
         DataError: Shapes do not fit each other.
@@ -148,7 +160,7 @@ def answer_figure(
     """
     check_format(path)
     with figure_style():
-        page = _draw(
+        page = (_draw_column if column else _draw)(
             image=_rgb(image),
             boxes=_numbers(boxes, "boxes", (len(region_labels), 4)),
             region_labels=[_region_name(index, label) for index, label in enumerate(region_labels)],
@@ -284,6 +296,128 @@ def _draw(
                 probabilities = [probability for _, probability in values]
                 _draw_answers(page, bars, names[place], probabilities, color)
     return page
+
+
+def _draw_column(
+    *,
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.float64],
+    region_labels: list[str],
+    words: list[str],
+    views: tuple[AttentionView, AttentionView],
+    headings: tuple[str, str],
+    answers: tuple[list[tuple[str, float]], list[tuple[str, float]]],
+    choices: tuple[_Choice, _Choice],
+    kept_fraction: float,
+    title: str,
+) -> Page:
+    """As `_draw`, in half the width: pictures, then words beside answers, then the maps, then the caption."""
+    page = Page(_COLUMN)
+    inner = _COLUMN - 2 * _COLUMN_MARGIN
+    half = (inner - _COLUMN_GAP) / 2
+    lefts = (_COLUMN_MARGIN, _COLUMN_MARGIN + half + _COLUMN_GAP)
+    grounding = any(choice.chosen is not None or choice.predicted is not None for choice in choices)
+    lines = [_grounding_lines(choice, boxes, region_labels) for choice in choices]
+    legend = _merged(lines)
+    shown_words = _most_attended_words(views, _COLUMN_WORDS)
+    shown_regions = _most_attended_regions(views)[:_COLUMN_REGIONS]
+    with_map = bool(len(shown_words) and len(shown_regions))
+    answers = (answers[0][:_COLUMN_ANSWERS], answers[1][:_COLUMN_ANSWERS])
+
+    short = headings[1].removeprefix("Thresholded (").removesuffix(")")
+    caption = f"{headings[1]} keeps {_percentage(kept_fraction)} of the attention entries."
+    if views[0].source:
+        caption += f" Weights: {views[0].source}."
+    highest = _highest(view.region_weights for view in views)
+    if len(boxes):
+        shares = [_percentage(float(view.region_weights.sum())) for view in views]
+        caption += f" On regions: {shares[0]} dense, {shares[1]} thresholded; in full colour: {highest:.2g}."
+    brightest = _highest(view.word_region[np.ix_(shown_words, shown_regions)] for view in views)
+    if with_map:
+        caption += f" Map: 0 (dark) to {brightest:.2g} (bright), square-root scale"
+        caption += (
+            f"; {len(shown_regions)} of {len(boxes)} regions." if len(shown_regions) < len(boxes) else "."
+        )
+    if with_map and any((view.word_region[np.ix_(shown_words, shown_regions)] == 0).any() for view in views):
+        caption += " Grey: dropped."
+    if len(shown_words) < len(words):
+        caption += f" {len(shown_words)} of {len(words)} words."
+    title_lines = page.wrap(title, inner, 9, lines=3, bold=True)
+    caption_lines = page.wrap(caption, inner, 7, lines=7)
+
+    height, width = image.shape[:2]
+    slot_height = float(np.clip(half * height / width, 0.35, 2.2))
+    images_top = _COLUMN_MARGIN + 0.17 * len(title_lines) + 0.05
+    legend_top = images_top + _HEADING + slot_height + 0.05
+    words_top = legend_top + _LEGEND_ROW * len(legend) + 0.1
+    names = [page.fit(words[index], 0.62, 7) for index in shown_words]
+    rows = _WORD_ROW * len(names)
+    answers_height = sum(_HEADING + 0.16 * len(values) + 0.06 for values in answers if values)
+    words_height = max(_HEADING + 0.16 + rows + 0.32 if names else 0.0, answers_height)
+    map_top = words_top + words_height + 0.1
+    region_names = [page.fit(region_labels[index], 0.7, 7) for index in shown_regions]
+    names_height = max((page.measure(name, 7) for name in region_names), default=0.0) + 0.1
+    map_height = _HEADING + rows + names_height + 0.05 if with_map else 0.0
+    caption_top = map_top + map_height
+    page.resize(caption_top + 0.13 * len(caption_lines) + _COLUMN_MARGIN)
+
+    for row, line in enumerate(title_lines):
+        page.text(_COLUMN_MARGIN, _COLUMN_MARGIN + 0.17 * row, line, 9, weight="bold")
+    for left, view, heading, own in zip(lefts, views, ("Dense", short), lines, strict=True):
+        page.text(left, images_top, page.fit(heading, half, 8, bold=True), 8, weight="bold")
+        slot = (left, images_top + _HEADING, half, slot_height)
+        outlines = own if grounding else _attended_lines(view, boxes, region_labels)
+        _draw_image(page, slot, image, boxes, view.region_weights, highest, outlines, named=not grounding)
+    _draw_legend(page, _COLUMN_MARGIN, legend_top, inner, legend)
+
+    names_width = max((page.measure(name, 7) for name in names), default=0.0) + 0.08
+    if names:
+        page.text(lefts[0], words_top, "Weight of words", 8, weight="bold")
+        bars = (lefts[0] + names_width, words_top + _HEADING + 0.16, half - names_width)
+        _draw_word_bars(page, bars, names, [view.word_weights[shown_words] for view in views], 7)
+    top = words_top
+    labels = [[page.fit(answer, half * 0.45, 7) for answer, _ in own] for own in answers]
+    # One width for both, so that their bars can be compared.
+    label_width = max((page.measure(label, 7) for own in labels for label in own), default=0.0) + 0.08
+    for place, own in enumerate(answers):
+        if own:
+            name = ("Dense", "Thresholded")[place] + (": regions" if grounding else ": answers")
+            page.text(lefts[1], top, name, 8, weight="bold")
+            bars = (lefts[1] + label_width, top + _HEADING, half - label_width - 0.36)
+            chances = [probability for _, probability in own]
+            _draw_answers(page, bars, labels[place], chances, (_DENSE, _THRESHOLDED)[place], 0.16, 7)
+            top += _HEADING + 0.16 * len(own) + 0.06
+    if with_map:
+        map_width = (inner - names_width - _COLUMN_GAP) / 2
+        for row, name in enumerate(names):
+            middle = map_top + _HEADING + _WORD_ROW * (row + 0.5)
+            page.text(lefts[0] + names_width - 0.06, middle, name, 7, ha="right", va="center")
+        for place, (view, heading) in enumerate(zip(views, ("Map, dense", "Map, thresholded"), strict=True)):
+            left = lefts[0] + names_width + place * (map_width + _COLUMN_GAP)
+            page.text(left, map_top, page.fit(heading, map_width, 8, bold=True), 8, weight="bold")
+            values = view.word_region[np.ix_(shown_words, shown_regions)]
+            shown_width = min(map_width, 0.3 * len(shown_regions))
+            _draw_map(
+                page, (left, map_top + _HEADING, shown_width, rows), values, brightest, region_names, 90
+            )
+    for row, line in enumerate(caption_lines):
+        page.text(_COLUMN_MARGIN, caption_top + 0.13 * row, line, 7, color="#444444")
+    return page
+
+
+def _merged(lines: Sequence[list[_Line]]) -> list[_Line]:
+    """One legend for both panels: an entry that differs between them stands there twice."""
+    dense, thresholded = ({(line.color, line.style): line for line in own} for own in lines)
+    merged = []
+    for key in dict.fromkeys([*dense, *thresholded]):
+        found = [
+            (own[key], name) for own, name in ((dense, "dense"), (thresholded, "thresholded")) if key in own
+        ]
+        if len({line.label for line, _ in found}) == 1 and len(found) == 2:
+            merged.append(found[0][0])
+        else:
+            merged += [replace(line, label=f"{line.label} ({name})") for line, name in reversed(found)]
+    return merged
 
 
 def _draw_image(
@@ -427,39 +561,19 @@ def _draw_words(
     views: tuple[AttentionView, AttentionView],
 ) -> None:
     """One row a word: its weight as bars, then its attention to the regions, dense and thresholded."""
-    from matplotlib import colormaps
-    from matplotlib.ticker import MaxNLocator
-
     names = [page.fit(words[index], 1.1, 7.5) for index in shown_words]
-    count = len(names)
     bars_left = _MARGIN + max(page.measure(name, 7.5) for name in names) + 0.08
     bars_width = 1.35
     rows_top = top + _HEADING + 0.2
-    for row, name in enumerate(names):
-        page.text(bars_left - 0.06, rows_top + _WORD_ROW * (row + 0.5), name, 7.5, ha="right", va="center")
-
     page.text(bars_left, top, "Weight of words", 8, weight="bold")
-    axes = page.axes(bars_left, rows_top, bars_width, matrix_height)
-    for view, color, shift in zip(views, (_DENSE, _THRESHOLDED), (-0.19, 0.19), strict=True):
-        axes.barh(np.arange(count) + shift, view.word_weights[shown_words], height=0.38, color=color)
-    # Words that get next to nothing must look so: the axis never spans less than this share.
-    highest = max(_highest(view.word_weights for view in views), _LEAST_WORD_SPAN)
-    axes.set(ylim=(count - 0.5, -0.5), xlim=(0, highest * 1.05), yticks=[])
-    axes.xaxis.set_major_locator(MaxNLocator(3))
-    axes.xaxis.tick_top()
-    axes.tick_params(labelsize=6.5, pad=1)
-    axes.spines[["right", "bottom"]].set_visible(False)
-    for row, (name, color) in enumerate((("dense", _DENSE), ("thresholded", _THRESHOLDED))):
-        below = rows_top + matrix_height + 0.06 + 0.14 * row
-        page.text(_MARGIN, below, "■", 7.5, color=color)
-        page.text(_MARGIN + 0.12, below, name, 7)
+    weights = [view.word_weights[shown_words] for view in views]
+    _draw_word_bars(page, (bars_left, rows_top, bars_width), names, weights, 7.5)
 
     matrix_left = bars_left + bars_width + 0.3
     width = (_WIDTH - _MARGIN - _SCALE_WIDTH - matrix_left - _GAP) / 2
     if not len(shown_regions):
         return
     highest = _highest(view.word_region[np.ix_(shown_words, shown_regions)] for view in views)
-    colors = colormaps[_COLORMAP].with_extremes(bad=_DROPPED)
     # Few regions stay narrow columns: wide ones would look like more attention.
     matrix_width = min(width, 0.35 * len(shown_regions))
     for place, view in enumerate(views):
@@ -468,28 +582,75 @@ def _draw_words(
         shown = page.fit(heading, width + _GAP - 0.05, 8, bold=True)
         page.text(left, rows_top - _HEADING, shown, 8, weight="bold")
         values = view.word_region[np.ix_(shown_words, shown_regions)]  # (T, K)
-        axes = page.axes(left, rows_top, matrix_width, matrix_height)
-        axes.imshow(
-            np.ma.masked_equal(values, 0),
-            cmap=colors,
-            norm=_normalize(highest),
-            aspect="auto",
-            interpolation="none",
-        )
-        axes.set(xticks=[], yticks=[])
-        column = matrix_width / len(region_names)
-        for index, name in enumerate(region_names):
-            page.text(
-                left + column * (index + 0.5) + 0.04,
-                rows_top + matrix_height + 0.05,
-                name,
-                7,
-                ha="right",
-                rotation=45,
-                rotation_mode="anchor",
-                va="center_baseline",
-            )
+        slot = (left, rows_top, matrix_width, matrix_height)
+        _draw_map(page, slot, values, highest, region_names, 45)
     _draw_scale(page, _WIDTH - _MARGIN - _SCALE_WIDTH, rows_top, matrix_height, highest, "attention")
+
+
+def _draw_word_bars(
+    page: Page,
+    bars: tuple[float, float, float],
+    names: list[str],
+    weights: Sequence[NDArray[np.floating]],
+    size: float,
+) -> None:
+    """Dense and thresholded weight of each word at `bars` (left, top, width in inches), names to the left."""
+    from matplotlib.ticker import MaxNLocator
+
+    left, top, width = bars
+    count = len(names)
+    for row, name in enumerate(names):
+        page.text(left - 0.06, top + _WORD_ROW * (row + 0.5), name, size, ha="right", va="center")
+    axes = page.axes(left, top, width, _WORD_ROW * count)
+    for values, color, shift in zip(weights, (_DENSE, _THRESHOLDED), (-0.19, 0.19), strict=True):
+        axes.barh(np.arange(count) + shift, values, height=0.38, color=color)
+    # Words that get next to nothing must look so: the axis never spans less than this share.
+    highest = max(_highest(weights), _LEAST_WORD_SPAN)
+    axes.set(ylim=(count - 0.5, -0.5), xlim=(0, highest * 1.05), yticks=[])
+    axes.xaxis.set_major_locator(MaxNLocator(3 if width > 1 else 2))
+    axes.xaxis.tick_top()
+    axes.tick_params(labelsize=6.5, pad=1)
+    axes.spines[["right", "bottom"]].set_visible(False)
+    edge = _MARGIN if page.width == _WIDTH else _COLUMN_MARGIN
+    for row, (name, color) in enumerate((("dense", _DENSE), ("thresholded", _THRESHOLDED))):
+        below = top + _WORD_ROW * count + 0.06 + 0.14 * row
+        page.text(edge, below, "■", 7.5, color=color)
+        page.text(edge + 0.12, below, name, 7)
+
+
+def _draw_map(
+    page: Page,
+    slot: tuple[float, float, float, float],
+    values: NDArray[np.floating],
+    highest: float,
+    region_names: list[str],
+    rotation: int,
+) -> None:
+    """Attention of words to regions (W, K) in `slot` (left, top, width, height), regions named below."""
+    from matplotlib import colormaps
+
+    left, top, width, height = slot
+    axes = page.axes(left, top, width, height)
+    axes.imshow(
+        np.ma.masked_equal(values, 0),
+        cmap=colormaps[_COLORMAP].with_extremes(bad=_DROPPED),
+        norm=_normalize(highest),
+        aspect="auto",
+        interpolation="none",
+    )
+    axes.set(xticks=[], yticks=[])
+    column = width / len(region_names)
+    for index, name in enumerate(region_names):
+        page.text(
+            left + column * (index + 0.5) + (0.04 if rotation < 90 else 0.0),
+            top + height + 0.05,
+            name,
+            7,
+            ha="right",
+            rotation=rotation,
+            rotation_mode="anchor",
+            va="center_baseline" if rotation < 90 else "center",
+        )
 
 
 def _draw_answers(
@@ -498,12 +659,14 @@ def _draw_answers(
     names: list[str],
     probabilities: list[float],
     color: str,
+    row_height: float = _ANSWER_ROW,
+    size: float = 7.5,
 ) -> None:
     """Horizontal bars at `bars` (left, top, width in inches), their names to the left."""
     left, top, width = bars
-    axes = page.axes(left, top, width, _ANSWER_ROW * len(names))
+    axes = page.axes(left, top, width, row_height * len(names))
     for row, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
-        page.text(left - 0.06, top + _ANSWER_ROW * (row + 0.5), name, 7.5, ha="right", va="center")
+        page.text(left - 0.06, top + row_height * (row + 0.5), name, size, ha="right", va="center")
         axes.barh(row, probability, height=0.62, color=color)
         axes.annotate(
             _rounded(probability),
@@ -607,10 +770,12 @@ def _free_place(
     return candidates[min(range(len(candidates)), key=covered)]  # the first of those that cover least
 
 
-def _most_attended_words(views: tuple[AttentionView, AttentionView]) -> NDArray[np.intp]:
+def _most_attended_words(
+    views: tuple[AttentionView, AttentionView], most: int = _MAX_WORDS
+) -> NDArray[np.intp]:
     """In the order of the text."""
     weights = np.maximum(views[0].word_weights, views[1].word_weights)
-    return np.sort(np.argsort(-weights, kind="stable")[:_MAX_WORDS])
+    return np.sort(np.argsort(-weights, kind="stable")[:most])
 
 
 def _most_attended_regions(views: tuple[AttentionView, AttentionView]) -> NDArray[np.intp]:
