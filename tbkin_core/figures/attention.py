@@ -376,17 +376,17 @@ def _draw_column(
         bars = (lefts[0] + names_width, words_top + _HEADING + 0.16, half - names_width)
         _draw_word_bars(page, bars, names, [view.word_weights[shown_words] for view in views], 7)
     top = words_top
-    labels = [[page.fit(answer, half * 0.45, 7) for answer, _ in own] for own in answers]
+    labels = [[page.fit(answer, half * 0.45, 7) for answer, _ in given] for given in answers]
     # One width for both, so that their bars can be compared.
-    label_width = max((page.measure(label, 7) for own in labels for label in own), default=0.0) + 0.08
-    for place, own in enumerate(answers):
-        if own:
+    label_width = max((page.measure(label, 7) for group in labels for label in group), default=0.0) + 0.08
+    for place, given in enumerate(answers):
+        if given:
             name = ("Dense", "Thresholded")[place] + (": regions" if grounding else ": answers")
             page.text(lefts[1], top, name, 8, weight="bold")
             bars = (lefts[1] + label_width, top + _HEADING, half - label_width - 0.36)
-            chances = [probability for _, probability in own]
+            chances = [probability for _, probability in given]
             _draw_answers(page, bars, labels[place], chances, (_DENSE, _THRESHOLDED)[place], 0.16, 7)
-            top += _HEADING + 0.16 * len(own) + 0.06
+            top += _HEADING + 0.16 * len(given) + 0.06
     if with_map:
         map_width = (inner - names_width - _COLUMN_GAP) / 2
         for row, name in enumerate(names):
