@@ -348,19 +348,68 @@ def threshold_sweep(
 
 @app.command("visualize", epilog='Example: tbkin visualize img.jpg "what color is the dog?"')
 def visualize(
-    image: Annotated[Path, typer.Argument(help="Image file.", metavar="IMAGE")],
-    question: Annotated[
-        str, typer.Argument(help="Question, or expression for a REC checkpoint.", metavar="QUESTION")
-    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Image files, then the question, or the expression for a REC checkpoint. Or traces (.npz)"
+            " alone, to draw them again.",
+            metavar="IMAGE... QUESTION",
+            show_default=False,
+        ),
+    ] = None,
+    image_id: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Image by its id in the feature store, in place of a file; repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Fine-tuned model.  [default: the latest]", show_default=False)
     ] = None,
     threshold: options.Threshold = None,
     selection: options.SelectionRule = None,
+    aggregate: Annotated[
+        str | None,
+        typer.Option(
+            help="Attention shown: rollout (over all layers) or last (layer, mean of heads).  [default: last"
+            " for answers, rollout for expressions]",
+            show_default=False,
+        ),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Show this layer alone, from 0.", show_default=False)
+    ] = None,
+    head: Annotated[
+        int | None,
+        typer.Option(help="Show this head alone, from 0, of --layer or the last one.", show_default=False),
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(help="Feature store that holds the image.", show_default=False)
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Dataset of the images.  [default: the checkpoint's]", show_default=False),
+    ] = None,
     top: Annotated[int | None, typer.Option(help="Answers shown.  [default: 5]", show_default=False)] = None,
+    format: Annotated[
+        list[str] | None,
+        typer.Option(help="png, svg or pdf; repeat for several.  [default: png]", show_default=False),
+    ] = None,
+    column: Annotated[
+        bool | None,
+        typer.Option("--column", help="As wide as one column of a paper, 3.4 inches.", show_default=False),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--from", help="Draw a sheet of results-SPLIT.json of a run.", show_default=False),
+    ] = None,
+    wrong: Annotated[
+        bool | None, typer.Option("--wrong", help="With --from: wrong answers alone.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="With --from: how many.  [default: 20]", show_default=False)
+    ] = None,
     out: options.Out = None,
     config: options.Config = None,
     devices: options.Devices = None,
@@ -368,11 +417,18 @@ def visualize(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Answer about one image; draw what was attended to.
+    """Answer about images; draw what was attended to.
 
-    The figure lands in runs/visualize: dense attention beside thresholded attention.
+    Figures land in runs/visualize, dense attention beside thresholded attention, each with a trace (.npz)
+    from which it can be drawn again without the model.
     """
-    _run("visualize", "VisualizeConfig", config, json, quiet, _flags(locals()))
+    flags = _flags(locals())
+    given = flags.pop("arguments", [])
+    traces = bool(given) and all(name.lower().endswith(".npz") for name in given)
+    # A lone argument is an image whose question was forgotten, unless --image-id names the image.
+    if given and not traces and (len(given) > 1 or image_id or results):
+        flags["question"] = given.pop()
+    _run("visualize", "VisualizeConfig", config, json, quiet, flags | ({"images": given} if given else {}))
 
 
 def _flags(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tbkin_core.errors import ConfigError, TbkinError
 
 if TYPE_CHECKING:
-    from tbkin_core.stages import StageResult
+    from tbkin_core.results import StageResult
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 _SHOWN_PROBLEMS = 10
@@ -47,6 +47,8 @@ def show(result: StageResult, as_json: bool, quiet: bool) -> None:
         console.print(f"note: and {rest} more (--json lists them all)", markup=False)
     for file in result.files:
         console.print(f"wrote {file}", markup=False, soft_wrap=True)
+    for hint in result.hints:
+        console.print(f"next: {hint}", markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

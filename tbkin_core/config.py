@@ -461,31 +461,93 @@ class VisualizeConfig(StageConfig):
     """`tbkin visualize`.
 
     Attributes:
-        image: Image file.
+        images: Image files; or traces (`.npz`) of an earlier call, which are drawn again without the model.
         question: Question, or expression for a REC checkpoint.
+        image_id: Images by their id in the feature store, beside or in place of image files.
         checkpoint: Fine-tuned model; the latest when None.
-        features: Feature store that holds the image, for checkpoints whose features cannot be made anew.
+        features: Feature store that holds the images; needed where they cannot be made anew.
+        data: Dataset that the images are of; the checkpoint's when None.
         threshold, selection: Of the thresholded side; the checkpoint's, or 0.3 and relative.
+        aggregate: rollout (over layers) or last (layer); None takes the last layer for answers and rollout
+            for referring expressions.
+        layer, head: Show this one alone, numbered from 0.
         top: Answers shown.
+        format: Formats of the figure: png, svg, pdf.
+        column: Draw for one column of a paper, 3.4 inches wide, in place of the whole width.
+        graph: Put the unified scene graph of text and image into the trace.
+        results: Results of a fine-tuned model (`results-SPLIT.json` of its run): draw a sheet of them.
+        wrong: Of these, the wrong ones.
+        limit: How many of these.
     """
 
-    image: Path = Path()
+    images: list[Path] = field(default_factory=list)
     question: str = ""
+    image_id: list[str] = field(default_factory=list)
     checkpoint: Path | None = None
     features: Path | None = None
+    data: Path | None = None
     threshold: float | None = None
     selection: str | None = None
+    aggregate: str | None = None
+    layer: int | None = None
+    head: int | None = None
     top: int = 5
+    format: list[str] = field(default_factory=lambda: ["png"])
+    column: bool = False
+    graph: bool = False
+    results: Path | None = None
+    wrong: bool = False
+    limit: int = 20
+
+    @property
+    def redraws(self) -> bool:
+        """Whether the images are traces."""
+        return bool(self.images) and all(path.suffix.lower() == ".npz" for path in self.images)
 
     def problems(self) -> list[str]:
-        found = [*super().problems(), *_at_least(self, top=1)]
-        if not self.question.strip():
-            found.append('question: is empty; give one, for example "what color is the dog?"')
+        found = [*super().problems(), *_at_least(self, top=1, limit=1, layer=0, head=0)]
+        if not self.format:
+            found.append("format: is empty; give png, svg or pdf")
+        found += [
+            f"format: expected one of png, svg, pdf, got {name!r}"
+            for name in self.format
+            if name not in ("png", "svg", "pdf")
+        ]
+        if self.aggregate is not None:
+            found += _one_of(self, aggregate=("rollout", "last"))
+            if self.layer is not None or self.head is not None:
+                found.append("aggregate: sums layers and heads up; leave it away beside --layer or --head")
+        if self.limit > 200:
+            found.append(f"limit: expected at most 200, got {self.limit}")
+        if self.results is not None:
+            if self.images or self.image_id or self.question:
+                found.append("results: --from draws what stands in its file; give no image and no question")
+        elif self.wrong:
+            found.append("wrong: chooses among the results of --from results-val.json")
+        elif self.redraws:
+            found += self._redraw_problems()
+        else:
+            found += self._question_problems()
         if self.threshold is not None or self.selection is not None:
             rule = self.selection or "relative"
             found += _threshold_problems(
                 rule, usual_threshold(rule) if self.threshold is None else self.threshold
             )
+        return found
+
+    def _redraw_problems(self) -> list[str]:
+        fixed = ("question", "image_id", "checkpoint", "features", "threshold", "selection")
+        given = [name for name in fixed if getattr(self, name) not in (None, "", [])]
+        return [f"{given[0]}: a trace has its own; for another one give the image again"] if given else []
+
+    def _question_problems(self) -> list[str]:
+        found = []
+        if any(path.suffix.lower() == ".npz" for path in self.images):
+            found.append("images: traces (.npz) are drawn again by themselves, without images or a question")
+        if not self.images and not self.image_id:
+            found.append("images: none is given; name a file, or --image-id with an id of the feature store")
+        if not self.question.strip():
+            found.append('question: is empty; give one, for example "what color is the dog?"')
         return found
 
 

@@ -11,11 +11,11 @@ result.values["accuracy"]["val"]
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,14 @@ from tbkin_core.config import (
     FinetuneConfig,
     PretrainConfig,
     ThresholdSweepConfig,
-    VisualizeConfig,
     dump_config,
 )
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.results import StageResult, Table
 from tbkin_core.runs import (
     ROOT,
     Run,
-    find_checkpoint,
     find_data,
     forget_if_empty,
     open_run,
@@ -43,7 +42,6 @@ from tbkin_core.runtime import (
     Devices,
     join_ranks,
     launch,
-    make_directory,
     progress,
     rank,
     read_json,
@@ -51,10 +49,9 @@ from tbkin_core.runtime import (
     wait_for_ranks,
     write_text,
 )
-from tbkin_core.selection import TRANSFORMS, require_library, usual_threshold
+from tbkin_core.selection import TRANSFORMS, require_library
 from tbkin_core.shards import MANIFEST
 from tbkin_core.training_runs import (
-    check_feature_kind,
     check_predicted_splits,
     feature_place,
     finetune_run,
@@ -63,36 +60,18 @@ from tbkin_core.training_runs import (
     question_only_rows,
     write_predictions,
 )
+from tbkin_core.visualization import visualize
 
 logger = logging.getLogger("tbkin")
 
-
-@dataclass(slots=True)
-class Table:
-    """A table of the result: cells are text already."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
-@dataclass(slots=True)
-class StageResult:
-    """What a stage made.
-
-    Attributes:
-        out: Directory or file of the results.
-        values: Plain values, as printed by --json.
-        tables: What a person wants to see.
-        problems: What was skipped or is worth knowing, one line each.
-        files: Files to open.
-    """
-
-    out: Path
-    values: dict[str, Any]
-    tables: list[Table] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
+__all__ = [
+    "build_graphs",
+    "extract_features",
+    "finetune",
+    "pretrain",
+    "threshold_sweep",
+    "visualize",
+]
 
 
 # ---- extract-features ---------------------------------------------------------------------------
@@ -345,7 +324,22 @@ def pretrain(config: PretrainConfig) -> StageResult:
             rows,
         )
     ]
-    return StageResult(run.path, {"out": str(run.path), **results}, tables, results["problems"])
+    files = _training_curves(run.path, f"Pretraining: {run.path}")
+    return StageResult(run.path, {"out": str(run.path), **results}, tables, results["problems"], files)
+
+
+def _training_curves(run: Path, title: str) -> list[Path]:
+    """Draw what a run measured, once; nothing where it measured nothing."""
+    from tbkin_core.figures.curves import training_figure
+
+    measured, figure = run / "metrics.jsonl", run / "training.png"
+    if rank() != 0 or not measured.exists() or figure.exists():
+        return []
+    rows = [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not rows:
+        return []
+    training_figure(figure, rows, title=title)
+    return [figure]
 
 
 # ---- finetune -----------------------------------------------------------------------------------
@@ -400,7 +394,12 @@ def finetune(config: FinetuneConfig) -> StageResult:
     values = {"out": str(run.path), **results}
     if files:
         values["predictions"] = [str(file) for file in files]
-    return StageResult(run.path, values, tables, results["problems"], files)
+    # Of a run that an earlier version made there are none.
+    answered = sorted(run.path.glob("results-*.json"), key=lambda file: (file.stem != "results-val", file))
+    values["results"] = [str(file) for file in answered]
+    hints = [f"tbkin visualize --from {answered[0]} --wrong --limit 20" if answered else ""]
+    files += _training_curves(run.path, f"Fine-tuning for {config.task}: {run.path}")
+    return StageResult(run.path, values, tables, results["problems"], files, list(filter(None, hints)))
 
 
 def _open_run_together(config: Any, stage: str, default: Path, devices: Devices) -> Run:
@@ -489,222 +488,3 @@ def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
         "problems": sweep.problems,
     }
     return StageResult(sweep.out, values, [table], [conclusion.text, *sweep.problems], sweep.files)
-
-
-# ---- visualize ----------------------------------------------------------------------------------
-
-
-def visualize(config: VisualizeConfig) -> StageResult:
-    """Answer one question about one image, or find one expression in it, and draw what was attended to.
-
-    Raises:
-        TbkinError: The image cannot be read, there is no checkpoint, or its features cannot be made.
-    """
-    import numpy as np
-    import torch
-
-    from tbkin_core.batches import encode_texts
-    from tbkin_core.checkpoint import load_model, task_of
-    from tbkin_core.features.images import load_image
-    from tbkin_core.features.store import batch_of_one
-    from tbkin_core.figures.attention import answer_figure
-    from tbkin_core.runtime import torch_device
-    from tbkin_core.selection import Selection
-    from tbkin_core.training import to_device
-    from tbkin_core.views import attention_views, is_question, predictions
-
-    # Of a VQA and a REC model, a question goes to the first and an expression to the second.
-    wanted = "vqa" if is_question(config.question) else "rec"
-    checkpoint = config.checkpoint or find_checkpoint(["vqa", "rec", "pretrain"], prefer=wanted)
-    task = task_of(checkpoint)
-    # The image first: reading it is quick, and it is what people mistype.
-    picture, width, height = load_image(config.image, max_side=1600)
-    question = " ".join(config.question.split())
-    model, tokenizer = load_model(checkpoint, task)
-    problems: list[str] = []
-    regions, names, attributes = _regions_of(config, model.config.extractor or {}, (width, height))
-    limit = model.config.max_regions
-    batch = batch_of_one(regions)
-    table = encode_texts(tokenizer, [question], model.config.max_text_tokens)
-    if table.unknown[0]:
-        raise DataError(
-            f"question: none of its words is known to {checkpoint}: {_shortened(question)!r}",
-            hint="the model knows the words it was trained on; ask in its language, in other words",
-        )
-    if table.cut:
-        problems.append(f"the question was cut to {model.config.max_text_tokens} tokens")
-    pieces = [tokenizer.id_to_token(int(number)) or "[UNK]" for number in table.ids]
-    input_ids, attention_mask, word_ids = table.padded(np.array([0]))
-    inputs = to_device(
-        {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "region_features": batch.features[:, :limit],
-            "region_geometry": batch.geometry[:, :limit],
-            "region_mask": batch.mask[:, :limit],
-        },
-        torch_device(resolve_devices(config.devices)),
-    )
-    model.to(inputs["input_ids"].device)  # type: ignore[arg-type]
-    own = model.config.attention_selection()
-    rule = config.selection or own.rule
-    threshold = config.threshold
-    if threshold is None:
-        threshold = own.threshold if own.threshold and rule == own.rule else usual_threshold(rule)
-    selection = Selection(rule, threshold, own.layers, own.scope)
-    boxes = np.asarray(regions.boxes[:limit], np.float32)
-    results = []
-    with torch.inference_mode():
-        for chosen_selection in (Selection(rule, 0.0), selection):
-            model.tbkin.selection = chosen_selection
-            output = model(**inputs, output_attentions=True)
-            prediction = predictions(task, model.config, output, boxes, (width, height), config.top)
-            view, kept = attention_views(task, output, inputs, word_ids[0], prediction.chosen)
-            results.append((prediction, view, kept))
-    (dense, dense_view, _), (sparse, sparse_view, kept) = results
-    words = _words(pieces, word_ids[0])
-    labels = [
-        _label(number, names, regions.object_ids) or _label(number, attributes, regions.attribute_ids)
-        for number in range(len(boxes))
-    ]
-    scale = picture.shape[1] / width
-
-    def scaled(box: Any) -> Any:
-        return None if box is None else np.asarray(box) * scale
-
-    out = config.out or ROOT / "visualize"
-    chosen_here = config.threshold is not None or config.selection is not None
-    parts = [config.image.stem, _slug(question), *([f"{rule}-{threshold:g}"] if chosen_here else [])]
-    file = make_directory(out) / f"{'-'.join(parts)}.png"
-    answer_figure(
-        file,
-        image=picture,
-        boxes=boxes * scale,
-        region_labels=labels,
-        words=words,
-        dense=dense_view,
-        thresholded=sparse_view,
-        threshold=threshold,
-        selection=rule,
-        answers_dense=dense.answers,
-        answers_thresholded=sparse.answers,
-        chosen=sparse.chosen,
-        runner_up=sparse.runner_up,
-        chosen_dense=dense.chosen,
-        runner_up_dense=dense.runner_up,
-        predicted_box=scaled(sparse.box),
-        predicted_box_dense=scaled(dense.box),
-        kept_fraction=kept,
-        title=question,
-    )
-    # The checkpoint answers as it was trained: with its own threshold, dense where that is 0.
-    shown = sparse if own.threshold else dense
-    values = {
-        "figure": str(file),
-        "checkpoint": str(checkpoint),
-        "task": task,
-        "image": str(config.image),
-        "question": question,
-        "answers": [{"answer": name, "probability": value} for name, value in shown.answers],
-        "answers_dense": [{"answer": name, "probability": value} for name, value in dense.answers],
-        "answers_thresholded": [{"answer": name, "probability": value} for name, value in sparse.answers],
-        "box": None if shown.box is None else [round(float(side), 1) for side in shown.box],
-        "threshold": threshold,
-        "selection": rule,
-        "kept_fraction": kept,
-        "problems": problems,
-    }
-    heading = {"vqa": "answer", "rec": "region", "pretrain": "image and text"}[task]
-    tables = [
-        Table(
-            f"{_shortened(question)}  ({checkpoint})",
-            [heading, "dense", selection.name],
-            _answer_rows(dense.answers, sparse.answers),
-        )
-    ]
-    if shown.box is not None:
-        tables.append(
-            Table(
-                "box (x1, y1, x2, y2) in pixels",
-                ["x1", "y1", "x2", "y2"],
-                [[f"{side:.0f}" for side in shown.box]],
-            )
-        )
-    return StageResult(file, values, tables, problems, [file])
-
-
-def _answer_rows(dense: Sequence[tuple[str, float]], sparse: Sequence[tuple[str, float]]) -> list[list[str]]:
-    sides = (dict(dense), dict(sparse))
-    names = list(dict.fromkeys(name for name, _ in [*dense, *sparse]))
-    return [
-        [name, *(f"{100 * side[name]:.1f} %" if name in side else "" for side in sides)] for name in names
-    ]
-
-
-def _regions_of(
-    config: VisualizeConfig, settings: dict[str, Any], size: tuple[int, int]
-) -> tuple[Any, list[str], list[str]]:
-    """Regions of the image: made anew as the checkpoint's were, or taken from a store that holds it."""
-    from tbkin_core.datasets.images import trailing_number
-    from tbkin_core.features.extract import extract_one
-    from tbkin_core.features.store import FeatureStore, feature_kind
-
-    if settings.get("extractor") in ("builtin", "detector") and config.features is None:
-        regions = extract_one(config.image, settings, config.devices)
-        return regions, settings["object_names"], settings["attribute_names"]
-    places = (
-        [config.features]
-        if config.features
-        else [
-            parent / "features"
-            for parent in config.image.resolve().parents[:4]
-            if (parent / "features" / MANIFEST).exists()
-        ]
-    )
-    if settings.get("store"):
-        places.append(Path(settings["store"]))
-    for place in places:
-        if not (place / MANIFEST).exists() and place != config.features:
-            continue
-        store = FeatureStore(place)
-        if feature_kind(store.settings) != feature_kind(settings):
-            if place == config.features:
-                check_feature_kind(settings, store, "the checkpoint")
-            continue
-        for key in (config.image.stem, config.image.name, trailing_number(config.image.stem)):
-            # Another picture may have the same number; its size tells most of them apart.
-            if key is not None and key in store:
-                regions = store[key]
-                if (regions.image_width, regions.image_height) == size:
-                    return regions, store.object_names, store.attribute_names
-    if config.features and settings.get("extractor") == "builtin":
-        raise ConfigError(
-            f"{config.features}: holds no image {config.image.stem!r}",
-            hint="leave --features away: this checkpoint's features are made anew for any image",
-        )
-    raise ConfigError(
-        f"{config.image}: the checkpoint was trained on features of kind {settings.get('extractor')!r},"
-        " and no feature store that holds this image was found",
-        hint="name one with --features DIR, or use a checkpoint trained on --extractor builtin features",
-    )
-
-
-def _words(pieces: Sequence[str], word_ids: Any) -> list[str]:
-    """Word pieces joined to words, without the special tokens."""
-    words: dict[int, str] = {}
-    for piece, word in zip(pieces, word_ids, strict=True):
-        if word >= 0:
-            words[int(word)] = words.get(int(word), "") + piece.removeprefix("##")
-    return [words[number] for number in sorted(words)]
-
-
-def _label(number: int, names: Sequence[str], ids: Any) -> str:
-    return names[int(ids[number])] if number < len(ids) and 0 <= ids[number] < len(names) else ""
-
-
-def _shortened(text: str, length: int = 80) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48] or "question"

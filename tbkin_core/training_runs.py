@@ -18,7 +18,7 @@ from tbkin_core.datasets import open_dataset
 from tbkin_core.datasets.layout import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError
 from tbkin_core.runs import finish_run, finished_runs
-from tbkin_core.runtime import rank, read_json, resolve_devices, write_text
+from tbkin_core.runtime import rank, read_json, resolve_devices, write_json, write_text
 from tbkin_core.shards import MANIFEST
 
 if TYPE_CHECKING:
@@ -326,9 +326,9 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             if split is None:
                 problems.append(f"{name}: has no answers, so it is not evaluated")
                 continue
-            _report_vqa(report, values, name, split, task, best, device, in_store, config)
+            _report_vqa(report, values, name, split, task, best, device, in_store, config, out)
         else:
-            _report_rec(report, name, rec[name], task, best, device)
+            _report_rec(report, name, rec[name], task, best, device, config, out)
     shown = {entry["split"]: entry["accuracy"] for entry in report if entry["order"] == 3}
     if not best.config.use_regions and not config.blind:
         problems.append("on validation the regions brought nothing: the model that is kept ignores the image")
@@ -391,7 +391,7 @@ def write_predictions(config: FinetuneConfig, run: Path, name: str, problems: li
     """
     from tbkin_core.checkpoint import load_model
     from tbkin_core.features.store import FeatureStore
-    from tbkin_core.runtime import torch_device, write_json
+    from tbkin_core.runtime import torch_device
     from tbkin_core.tasks import RecTask, VqaTask, build_rec_split, build_vqa_split
 
     assert config.data is not None
@@ -463,12 +463,29 @@ def _report_vqa(
     device: Any,
     training: Sequence[Any],
     config: FinetuneConfig,
+    out: Path,
 ) -> None:
     from tbkin_core.tasks import majority_answer, official_accuracy
 
     count = len(split.questions)
-    predicted, _ = task.predict(model, split.inputs, device)
+    predicted, probability = task.predict(model, split.inputs, device)
     accuracy = official_accuracy(split, predicted)
+    rows = [
+        {
+            "question_id": item.question_id,
+            "image_id": item.image_id,
+            "text": item.question,
+            "type": item.question_type or item.answer_type,
+            "answer": answer,
+            "probability": round(float(certainty), 4),
+            "answers": {name: round(score, 4) for name, score in scores.items()},
+            "score": round(accuracy.per_question[item.question_id] / 100, 4),
+        }
+        for item, answer, certainty, scores in zip(
+            split.questions, predicted, probability, split.scores, strict=True
+        )
+    ]
+    _write_results(out, name, config, rows)
     if task.image_dropout and model.config.use_regions:
         hidden, _ = task.predict(model, replace(split.inputs, blind=True), device)
         without = official_accuracy(split, hidden).overall
@@ -488,16 +505,49 @@ def _report_vqa(
 
 
 def _report_rec(
-    report: list[dict[str, Any]], name: str, split: RecSplit, task: Any, model: PreTrainedModel, device: Any
+    report: list[dict[str, Any]],
+    name: str,
+    split: RecSplit,
+    task: Any,
+    model: PreTrainedModel,
+    device: Any,
+    config: FinetuneConfig,
+    out: Path,
 ) -> None:
-    from tbkin_core.evaluation.rec import rec_accuracy
-    from tbkin_core.tasks import best_region_accuracy, largest_region_accuracy, random_region_accuracy
+    from tbkin_core.evaluation.rec import box_iou_paired, rec_accuracy
+    from tbkin_core.tasks import (
+        best_region_accuracy,
+        largest_region_accuracy,
+        random_region_accuracy,
+        reachable,
+    )
 
     count = len(split.expressions)
     if not count:
         return
-    boxes, _, _ = task.predict(model, split.inputs, device)
+    boxes, _, probability = task.predict(model, split.inputs, device)
     accuracy = rec_accuracy(boxes, [item.target_xywh for item in split.expressions])
+    near = reachable(split)
+    overlaps = box_iou_paired(boxes, split.targets)
+    rows = [
+        {
+            "sent_id": item.sent_id,
+            "ref_id": item.ref_id,
+            "image_id": item.image_id,
+            "text": item.text,
+            # What a better choice could mend, and what only other regions could.
+            "type": "a region fits the target" if fits else "no region fits the target",
+            "box": [round(float(side), 2) for side in box],
+            "probability": round(float(certainty), 4),
+            "target": [round(float(side), 2) for side in target],
+            "iou": round(float(overlap), 4),
+            "score": float(overlap > 0.5),
+        }
+        for item, fits, box, certainty, target, overlap in zip(
+            split.expressions, near, boxes, probability, split.targets, overlaps, strict=True
+        )
+    ]
+    _write_results(out, name, config, rows)
     report += [
         {
             "split": name,
@@ -522,6 +572,12 @@ def _report_rec(
             "order": 4,
         },
     ]
+
+
+def _write_results(out: Path, split: str, config: FinetuneConfig, rows: list[dict[str, Any]]) -> None:
+    """Write what a model answered to each sample of a split; `tbkin visualize --from` draws sheets of it."""
+    content = {"task": config.task, "split": split, "checkpoint": str(out), "data": str(config.data)}
+    write_json(out / f"results-{split}.json", {**content, "results": rows}, indent=None)
 
 
 def question_only_rows(config: FinetuneConfig, results: dict[str, Any]) -> list[dict[str, Any]]:

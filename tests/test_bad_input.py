@@ -429,7 +429,8 @@ def test_a_question_is_no_path_and_no_markup(shop: Path, tmp_path: Path) -> None
         ("visualize img.jpg what --threshold 2", "from 0 to 1"),
         ("visualize img.jpg what --devices cuda:7", "cuda:7"),
         ("visualize img.jpg what --top 0", "top"),
-        ("visualize img.jpg", "QUESTION"),
+        ("visualize img.jpg", "question: is empty"),
+        ("visualize", "images: none is given"),
         ("look img.jpg", "look"),
     ],
 )

@@ -68,7 +68,13 @@ def test_finetuning_begins_from_the_pretrained_model(chain: Path) -> None:
 
 def test_figures_open(chain: Path) -> None:
     figures = sorted(chain.glob("runs/**/*.png"))
-    assert [figure.parent.parent.name for figure in figures] == ["threshold-sweep", "runs"]
+    assert [str(figure.relative_to(chain / "runs").parent) for figure in figures] == [
+        "finetune/rec",
+        "finetune/vqa-relative-0.3",
+        "pretrain",
+        "threshold-sweep/vqa-relative-0.3-val",
+        "visualize",
+    ]
     for figure in figures:
         with Image.open(figure) as image:
             image.load()

@@ -33,7 +33,7 @@ STAGES: dict[type[StageConfig], dict[str, Any]] = {
     PretrainConfig: {},
     FinetuneConfig: {"task": "vqa"},
     ThresholdSweepConfig: {"task": "rec"},
-    VisualizeConfig: {"question": "what color?"},
+    VisualizeConfig: {"images": ["a.jpg"], "question": "what color?"},
 }
 
 

@@ -8,8 +8,8 @@ import sys
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.figures.attention import AttentionView, answer_figure
+from tbkin_core.figures.attention import answer_figure, trace_figure
 from tbkin_core.figures.canvas import Page, clean_text, figure_style
+from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.curves import training_figure
 from tbkin_core.figures.sweep import sweep_figure
+from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
+from tbkin_core.figures.views import AttentionView, attention_views, rollout
 
 LONG = "what is the color of the shirt that the man on the left side of the picture is wearing while he " * 3
 
@@ -153,16 +156,21 @@ def assert_readable(page: Page) -> None:
             assert not overlap, (text.get_text(), other.get_text())
 
 
+@pytest.mark.parametrize("column", [False, True], ids=["page", "column"])
 @pytest.mark.parametrize("name", ODD_INPUTS)
-def test_answer_figure_is_readable_whatever_comes_in(name: str, tmp_path: Path, pages: list[Page]) -> None:
+def test_answer_figure_is_readable_whatever_comes_in(
+    name: str, column: bool, tmp_path: Path, pages: list[Page]
+) -> None:
     path = tmp_path / "answer.png"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        answer_figure(path, **answer_arguments(**ODD_INPUTS[name]))
+        answer_figure(path, **answer_arguments(**ODD_INPUTS[name]), column=column)
     with Image.open(path) as image:
         image.load()
-        assert image.width == 1440
+        assert image.width == (680 if column else 1440)
         assert 300 < image.height < 4000
+    # Printed at this width, nothing is smaller than a footnote.
+    assert min(text.get_fontsize() for text, _ in DRAWN[pages[0]]) >= 6.5
     assert_readable(pages[0])
     assert [file.name for file in tmp_path.iterdir()] == ["answer.png"]
 
@@ -240,37 +248,103 @@ def test_a_picture_whose_regions_weigh_alike_looks_as_it_is(tmp_path: Path, page
     assert any("Weights: a test." in text.get_text() for text in pages[0].figure.texts)
 
 
-def test_an_answer_shows_what_cls_read_and_a_grounding_what_the_chosen_region_read() -> None:
-    torch = pytest.importorskip("torch")
-    from tbkin_core.evaluation.attribution import attention_rollout
-    from tbkin_core.views import attention_views
-
-    text, regions = 4, 3  # [CLS], a word of two pieces, [SEP]
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn((2, 1, 2, text + regions, text + regions), generator=generator)
-    kept = torch.ones_like(scores, dtype=torch.bool)
-    kept[1, ..., 0, text] = False  # the last layer's [CLS] drops region 0
-    weights = scores.masked_fill(~kept, float("-inf")).softmax(dim=-1)
-    records = [SimpleNamespace(weights=weights[layer], kept=kept[layer]) for layer in range(2)]
-    inputs = {
-        "input_ids": torch.zeros((1, text), dtype=torch.long),
-        "attention_mask": torch.ones((1, text)),
-        "region_mask": torch.ones((1, regions)),
+def traced(task: str = "vqa", **changes: Any) -> Trace:
+    """A trace of random scores: [CLS], a word of two pieces, a word of one, [SEP], then four regions."""
+    source = np.random.default_rng(3)
+    text, regions = 5, 4
+    shape = (3, 2, text + regions, text + regions)
+    dense = source.standard_normal(shape).astype(np.float16)
+    kept = source.random(shape) > 0.4
+    kept[..., 0] = True
+    kept[-1, :, 0, text] = False  # the last layer's [CLS] drops region 0
+    choice: dict[str, Any] = (
+        {"chosen": 1, "runner_up": 2, "box": (0.0, 0.0, 30.0, 20.0)} if task == "rec" else {}
+    )
+    answers = [("region 1", 0.7)] if task == "rec" else [("red", 0.7), ("blue", 0.2)]
+    values: dict[str, Any] = {
+        "task": task,
+        "text": "reddish star",
+        "image": np.full((20, 40, 3), 90, np.uint8),
+        "image_size": (80, 40),
+        "boxes": np.array([[0, 0, 40, 20], [40, 0, 80, 20], [0, 20, 40, 40], [40, 20, 80, 40]], np.float32),
+        "region_labels": ["red", "", "blue", "green"],
+        "words": ["reddish", "star"],
+        "pieces": ["[CLS]", "red", "##dish", "star", "[SEP]"],
+        "word_ids": np.array([-1, 0, 0, 1, -1]),
+        "selection": "relative",
+        "threshold": 0.3,
+        "dense": Pass(dense, np.ones(shape, bool), answers, **choice),
+        "thresholded": Pass(dense, kept, answers, **choice),
     }
-    output, word_ids = SimpleNamespace(attentions=records), np.array([-1, 0, 0, -1])
+    return Trace(**(values | changes))
 
-    answer, share = attention_views("vqa", output, inputs, word_ids, None)
-    row = weights[1, 0].mean(dim=0)[0].numpy()
-    np.testing.assert_allclose(answer.region_weights, row[text:], atol=1e-6)
-    np.testing.assert_allclose(answer.word_weights, [row[1:3].sum()], atol=1e-6)
-    assert answer.region_weights[0] == 0
-    assert share == pytest.approx(kept.float().mean().item())
 
-    grounding, _ = attention_views("rec", output, inputs, word_ids, 1)
-    row = attention_rollout(records)[0, text + 1]
-    np.testing.assert_allclose(grounding.region_weights, row[text:], atol=1e-6)
-    np.testing.assert_allclose(grounding.word_weights, [row[1:3].sum()], atol=1e-6)
+def test_an_answer_shows_what_cls_read_and_a_grounding_what_the_chosen_region_read() -> None:
+    trace = traced()
+    dense, answer = attention_views(trace)
+    row = trace.thresholded.weights()[-1].mean(axis=0)[0]
+    np.testing.assert_allclose(answer.region_weights, row[5:], atol=1e-6)
+    np.testing.assert_allclose(answer.word_weights, [row[1:3].sum(), row[3]], atol=1e-6)
+    assert answer.region_weights[0] == 0 < dense.region_weights[0]
+
+    trace = traced("rec")
+    grounding = attention_views(trace)[1]
+    matrix = rollout(trace.thresholded.weights())
+    np.testing.assert_allclose(grounding.region_weights, matrix[5 + 1, 5:], atol=1e-6)
+    np.testing.assert_allclose(grounding.word_weights, [matrix[6, 1:3].sum(), matrix[6, 3]], atol=1e-6)
+    np.testing.assert_allclose(grounding.word_region[0], matrix[1:3, 5:].mean(axis=0), atol=1e-6)
     assert answer.source != grounding.source
+
+
+def test_a_layer_and_a_head_are_shown_alone() -> None:
+    trace = traced()
+    weights = trace.dense.weights()
+    for chosen, expected in (
+        ({"layer": 0}, weights[0].mean(axis=0)),
+        ({"layer": 1, "head": 1}, weights[1, 1]),
+        ({"head": 0}, weights[-1, 0]),
+        ({"aggregate": "rollout"}, rollout(weights)),
+    ):
+        view = attention_views(trace, **chosen)[0]  # type: ignore[arg-type]
+        np.testing.assert_allclose(view.region_weights, expected[0, 5:], atol=1e-6, err_msg=str(chosen))
+    for chosen, message in (
+        ({"layer": 3}, "layer: expected a number from 0 to 2"),
+        ({"head": 2}, "head: .*1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            attention_views(trace, **chosen)  # type: ignore[arg-type]
+
+
+def test_rollout_shares_out_each_position() -> None:
+    weights = traced().dense.weights()
+    result = rollout(weights)
+    np.testing.assert_allclose(result.sum(axis=-1), 1, atol=1e-5)
+    expected = np.eye(9)
+    for layer in weights.astype(np.float64):
+        expected = (layer.mean(axis=0) / 2 + np.eye(9) / 2) @ expected
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    identity = np.broadcast_to(np.eye(4), (3, 2, 4, 4))
+    np.testing.assert_allclose(rollout(identity), np.eye(4))
+
+
+@pytest.mark.parametrize("task", ["vqa", "rec", "pretrain"])
+def test_a_saved_trace_draws_the_same_figure(task: str, tmp_path: Path) -> None:
+    trace = traced(task, target_box=(0.0, 0.0, 40.0, 20.0))
+    save_trace(tmp_path / "trace.npz", trace)
+    trace_figure(tmp_path / "first.png", trace)
+    trace_figure(tmp_path / "second.png", load_trace(tmp_path / "trace.npz"))
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+def test_the_kept_fraction_counts_what_the_dense_pass_has() -> None:
+    trace = traced()
+    assert trace.kept_fraction() == pytest.approx(trace.thresholded.kept.mean())
+    hidden = trace.dense.kept.copy()
+    hidden[..., -1] = False  # padding
+    half = replace(
+        trace, dense=replace(trace.dense, kept=hidden), thresholded=replace(trace.dense, kept=hidden)
+    )
+    assert half.kept_fraction() == 1
 
 
 def test_grounding_names_the_overlap_with_the_target(tmp_path: Path, pages: list[Page]) -> None:
@@ -280,6 +354,99 @@ def test_grounding_names_the_overlap_with_the_target(tmp_path: Path, pages: list
     shown = [text.get_text() for text in pages[0].figure.texts]
     assert any(text.startswith("chosen region: 35") and text.endswith("IoU 1.00") for text in shown)
     assert any(text.startswith("runner-up: 0 dog") for text in shown)
+
+
+def test_what_share_went_to_the_regions_is_said(tmp_path: Path, pages: list[Page]) -> None:
+    arguments = answer_arguments(regions=2)
+    words = len(arguments["words"])
+    for name, weights in (("dense", [0.03, 0.01]), ("thresholded", [0.0, 0.0])):
+        arguments[name] = AttentionView(np.array(weights), np.ones(words), np.ones((words, 2)))
+    answer_figure(tmp_path / "answer.png", **arguments)
+    shown = [text.get_text() for text in pages[0].figure.texts]
+    assert [text for text in shown if text.endswith("on regions")] == ["4 % on regions", "0 % on regions"]
+
+
+def test_a_grounding_names_its_regions_alike_everywhere(tmp_path: Path, pages: list[Page]) -> None:
+    trace_figure(tmp_path / "answer.png", traced("rec", region_labels=["red", "green", "", ""]))
+    shown = [text.get_text() for text in pages[0].figure.texts]
+    assert "1 green" in shown and "chosen region: 1 green" in shown and "region 1" not in shown
+
+
+def test_a_label_stands_at_its_box(tmp_path: Path, pages: list[Page]) -> None:
+    """A small box in a large one: the small one's label is not pushed out of the large one."""
+    arguments = answer_arguments(regions=2, size=(200, 300), labels=("a", "b"))
+    arguments["boxes"] = [[10, 10, 290, 190], [140, 90, 170, 110]]
+    words = len(arguments["words"])
+    for name in ("dense", "thresholded"):
+        arguments[name] = AttentionView(np.array([0.5, 0.4]), np.ones(words), np.ones((words, 2)))
+    answer_figure(tmp_path / "answer.png", **arguments)
+    picture = pages[0].figure.axes[0]
+    box = picture.transData.transform([[140, 110], [170, 90]])
+    label = next(extent for text, extent in DRAWN[pages[0]] if text.get_text() == "1 b")
+    assert label.x0 < box[1, 0] + 20 and label.x1 > box[0, 0] - 20
+    assert min(abs(label.y0 - box[1, 1]), abs(label.y1 - box[0, 1])) < 20
+
+
+SHEETS: dict[str, list[SheetGroup]] = {
+    "one": [SheetGroup("color", [SheetItem(np.zeros((4, 4, 3), np.uint8), "what?", "red (0.50)", "blue")])],
+    "many": [
+        SheetGroup(
+            f"{LONG} {kind}",
+            [
+                SheetItem(
+                    np.full((10 + 40 * number, 90, 3), 99, np.uint8),
+                    LONG,
+                    LONG,
+                    LONG,
+                    number == 2,
+                    [1, 1, 9, 9],
+                )
+                for number in range(kind + 3)
+            ],
+        )
+        for kind in range(4)
+    ],
+    "odd": [
+        SheetGroup("", []),
+        SheetGroup(
+            "狗 🐶 $x^2", [SheetItem(None, "", "", ""), SheetItem(None, "$\\frac{", "x" * 300, "\x00")]
+        ),
+        SheetGroup(
+            "a line", [SheetItem(np.zeros((1, 900, 3), np.uint8), "?", "no", "yes", target=[0, 0, np.nan, 1])]
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_a_contact_sheet_is_readable(name: str, tmp_path: Path, pages: list[Page]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        contact_sheet(tmp_path / "sheet.png", SHEETS[name], title=LONG, caption=LONG)
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.width == 1440
+    assert_readable(pages[0])
+
+
+def test_a_contact_sheet_marks_right_and_wrong_and_draws_both_boxes(
+    tmp_path: Path, pages: list[Page]
+) -> None:
+    picture = np.zeros((40, 60, 3), np.uint8)
+    items = [
+        SheetItem(picture, "star", "IoU 0.90", "", True, [1, 2, 11, 22], [0, 0, 10, 20]),
+        SheetItem(picture, "moon", "red", "blue"),
+    ]
+    contact_sheet(tmp_path / "sheet.svg", [SheetGroup("all", items)])
+    shown = [text.get_text() for text in pages[0].figure.texts]
+    assert shown == ["all", "star", "✓ IoU 0.90", "moon", "✗ red", "✓ blue"]
+    first, second = pages[0].figure.axes
+    assert [patch.get_bbox().bounds for patch in first.patches] == [(0, 0, 10, 20), (1, 2, 10, 20)]  # type: ignore[attr-defined]
+    assert not second.patches
+
+
+def test_an_empty_contact_sheet_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least one answer"):
+        contact_sheet(tmp_path / "sheet.png", [SheetGroup("none")])
 
 
 @pytest.mark.parametrize(
@@ -390,7 +557,17 @@ def test_training_figure_is_readable(name: str, tmp_path: Path, pages: list[Page
 def test_training_figure_separates_losses_from_metrics(tmp_path: Path, pages: list[Page]) -> None:
     training_figure(tmp_path / "training.png", TRAININGS["long"])
     shown = [text.get_text() for text in pages[0].figure.texts]
-    assert [text for text in shown if text != "■"] == ["loss", "mlm_loss", "val_loss", "accuracy"]
+    assert [text for text in shown if text not in "■—╌"] == [
+        "loss",
+        "mlm",
+        "training",
+        "validation",
+        "accuracy",
+    ]
+    upper, lower = pages[0].figure.axes
+    dashed = [line for line in upper.lines if line.get_linestyle() == "--"]
+    assert [line.get_color() for line in dashed] == [upper.lines[0].get_color()]
+    assert lower.get_ylabel() == "Validation (%)"
 
 
 @pytest.mark.parametrize("metrics", [[], [{"step": 1}], [{"loss": 1.0}], [{"step": 1, "loss": float("nan")}]])

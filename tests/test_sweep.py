@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import (
     DIRECTIONS,
     attention_entropy,
-    attention_rollout,
     kept_counts,
 )
 from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
@@ -232,24 +230,6 @@ def test_kept_counts_and_entropy_equal_loops(seed: int, layers: int, text: int) 
     for name in DIRECTIONS:
         np.testing.assert_array_equal(counts[name], expected[name], err_msg=name)
     assert attention_entropy(records, valid) == pytest.approx(np.mean(entropies), abs=1e-5)
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), layers=st.integers(1, 4))
-def test_rollout_shares_out_each_position(seed: int, layers: int) -> None:
-    valid = torch.ones((2, 5), dtype=torch.bool)
-    records = records_of(seed, layers, 5, valid)
-    rollout = attention_rollout(records)
-    np.testing.assert_allclose(rollout.sum(axis=-1), 1, atol=1e-5)
-    expected = np.eye(5)
-    for record in records:
-        expected = (record.weights[0].double().mean(dim=0).numpy() / 2 + np.eye(5) / 2) @ expected
-    np.testing.assert_allclose(rollout[0], expected, atol=1e-5)
-
-
-def test_rollout_of_attention_to_oneself_is_oneself() -> None:
-    identity = torch.eye(4).expand(1, 2, 4, 4)
-    np.testing.assert_allclose(attention_rollout([SimpleNamespace(weights=identity)] * 3)[0], np.eye(4))
 
 
 def test_a_model_is_measured_over_what_is_there() -> None:

@@ -17,40 +17,6 @@ if TYPE_CHECKING:
 DIRECTIONS = ("text-to-text", "text-to-image", "image-to-text", "image-to-image")
 
 
-def attention_rollout(records: Sequence[Any]) -> NDArray[np.float32]:
-    """Attention rollout (Abnar and Zuidema, ACL 2020): heads averaged, residuals halved, layers multiplied.
-
-    Args:
-        records: One `AttentionRecord` a layer.
-
-    Returns:
-        (B, L, L) float32; row i says how much of each input position reached position i.
-    """
-    rollout: NDArray | None = None
-    for record in records:
-        mean = record.weights.float().mean(dim=1).cpu().numpy()  # (B, L, L)
-        layer = 0.5 * mean + 0.5 * np.eye(mean.shape[-1], dtype=np.float32)
-        rollout = layer if rollout is None else layer @ rollout
-    assert rollout is not None, "no layer was recorded"
-    return rollout.astype(np.float32)
-
-
-def last_layer_attention(records: Sequence[Any]) -> NDArray[np.float32]:
-    """Attention of the last layer, heads averaged (cf. Caron et al., ICCV 2021).
-
-    Unlike rollout it is exactly 0 where selection dropped a key in all heads. On colour and shape questions
-    about made scenes its [CLS] row points at the object asked for at least as often as rollout does, and more
-    often under a threshold.
-
-    Args:
-        records: One `AttentionRecord` a layer.
-
-    Returns:
-        (B, L, L) float32; row i says how position i shared out its attention in the last layer.
-    """
-    return records[-1].weights.float().mean(dim=1).cpu().numpy()
-
-
 def kept_counts(records: Sequence[Any], valid: Tensor, text_length: int) -> dict[str, NDArray[np.float64]]:
     """How many attention entries each layer kept, and how many there were.
 

@@ -280,7 +280,15 @@ def extract_one(path: Path, settings: dict[str, Any], devices: str = "auto") -> 
         MissingDependencyError: Its model cannot be loaded.
         DataError: The image cannot be read.
     """
-    extractor = extractor_again(settings, devices)
+    return regions_with(extractor_again(settings, devices), path)
+
+
+def regions_with(extractor: BatchExtractor | BuiltinRegions, path: Path) -> RegionFeatures:
+    """Regions of one image file; an extractor that is loaded already serves for several.
+
+    Raises:
+        DataError: The image cannot be read.
+    """
     if isinstance(extractor, BuiltinRegions):
         return extractor.extract(path.stem, *load_image(path, max_side=MAX_SIDE))
     ((_, result),) = run_batches([extractor], [_Job(path.stem, path, None)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style, plain_axes
+from tbkin_core.figures.trace import Trace
+from tbkin_core.figures.views import AttentionView, attention_views
 from tbkin_core.selection import TRANSFORMS
 
 # All in inches.
@@ -24,6 +26,13 @@ _HEADING = 0.2
 _WORD_ROW = 0.17
 _ANSWER_ROW = 0.2
 _LEGEND_ROW = 0.15
+
+_COLUMN = 3.4  # width of one of two columns, with what follows for it
+_COLUMN_MARGIN = 0.05
+_COLUMN_GAP = 0.12
+_COLUMN_WORDS = 12
+_COLUMN_REGIONS = 8
+_COLUMN_ANSWERS = 3
 
 _MAX_REGIONS = 10
 _MAX_WORDS = 24
@@ -37,21 +46,58 @@ _DENSE, _THRESHOLDED = COLORS[0], COLORS[1]
 _CHOSEN, _RUNNER_UP, _TARGET, _PREDICTED = COLORS[1], COLORS[5], COLORS[2], COLORS[3]
 
 
-@dataclass(frozen=True)
-class AttentionView:
-    """Attention of one forward pass, summed up over layers and heads by the caller.
+def trace_figure(
+    path: Path,
+    trace: Trace,
+    aggregate: str | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+    column: bool = False,
+) -> None:
+    """Draw a trace; `aggregate`, `layer`, `head` as for `attention_views`, `column` as for `answer_figure`.
 
-    Attributes:
-        region_weights: (K,) weight of each region, 0 and up; 0 = dropped.
-        word_weights: (T,) weight of each word.
-        word_region: (T, K) attention from words to regions; 0 = dropped.
-        source: How the weights were summed up, for the caption; may be empty.
+    Raises:
+        ConfigError: The format is unknown; no such layer or head.
+        DataError: Shapes do not fit each other.
     """
+    dense, thresholded = attention_views(trace, aggregate, layer, head)
+    width, height = trace.image_size
+    scale = np.array([trace.image.shape[1] / width, trace.image.shape[0] / height] * 2)
 
-    region_weights: NDArray[np.floating]
-    word_weights: NDArray[np.floating]
-    word_region: NDArray[np.floating]
-    source: str = ""
+    def scaled(box: ArrayLike | None) -> NDArray[np.float64] | None:
+        return None if box is None else np.asarray(box, np.float64) * scale
+
+    answer_figure(
+        path,
+        image=trace.image,
+        boxes=np.asarray(trace.boxes, np.float64) * scale,
+        region_labels=trace.region_labels,
+        words=trace.words,
+        dense=dense,
+        thresholded=thresholded,
+        threshold=trace.threshold,
+        selection=trace.selection,
+        answers_dense=_named_regions(trace, trace.dense.answers),
+        answers_thresholded=_named_regions(trace, trace.thresholded.answers),
+        chosen=trace.thresholded.chosen,
+        runner_up=trace.thresholded.runner_up,
+        chosen_dense=trace.dense.chosen,
+        runner_up_dense=trace.dense.runner_up,
+        target_box=scaled(trace.target_box),
+        predicted_box=scaled(trace.thresholded.box),
+        predicted_box_dense=scaled(trace.dense.box),
+        kept_fraction=trace.kept_fraction(),
+        title=trace.text,
+        column=column,
+    )
+
+
+def _named_regions(trace: Trace, answers: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Answers of a grounding, "region 3", as the rest of the figure calls them: "3 red"."""
+    names = {f"region {index}": _region_name(index, label) for index, label in enumerate(trace.region_labels)}
+    return [
+        (names.get(answer, answer) if trace.task == "rec" else answer, value) for answer, value in answers
+    ]
 
 
 def answer_figure(
@@ -76,6 +122,7 @@ def answer_figure(
     predicted_box_dense: ArrayLike | None = None,
     kept_fraction: float,
     title: str,
+    column: bool = False,
 ) -> None:
     """Draw one answer (VQA) or one grounding (REC) with the attention behind it.
 
@@ -105,6 +152,8 @@ def answer_figure(
         predicted_box_dense: Likewise, with dense attention.
         kept_fraction: Share of the attention entries that the threshold kept, in [0, 1].
         title: The question or expression.
+        column: Draw for one column of a paper, 3.4 inches wide, in place of 7.2: letters of the same size,
+            fewer words, regions and answers.
 
     Raises:
         DataError: Shapes do not fit each other.
@@ -112,7 +161,7 @@ def answer_figure(
     """
     check_format(path)
     with figure_style():
-        page = _draw(
+        page = (_draw_column if column else _draw)(
             image=_rgb(image),
             boxes=_numbers(boxes, "boxes", (len(region_labels), 4)),
             region_labels=[_region_name(index, label) for index, label in enumerate(region_labels)],
@@ -181,6 +230,8 @@ def _draw(
         caption += " Regions in full colour have the highest weight, faded ones none."
     if with_words and any((view.word_region[:, shown_regions] == 0).any() for view in views):
         caption += " Grey cells: dropped."
+    if with_words and len(shown_regions) < len(boxes):
+        caption += f" Below: the {len(shown_regions)} most attended of {len(boxes)} regions."
     if len(shown_words) < len(words):
         caption += f" {len(shown_words)} of {len(words)} words are shown."
     title_lines = page.wrap(title, inner, 10, lines=4, bold=True)
@@ -215,7 +266,12 @@ def _draw(
     for place, view in enumerate(views):
         left = _MARGIN + (0 if stacked else place * (slot_width + _GAP))
         top = images_top + (place * (panel_height + 0.1) if stacked else 0)
-        page.text(left, top, page.fit(headings[place], slot_width, 8, bold=True), 8, weight="bold")
+        # Colours are relative to the largest weight: how much there was to share is said beside the heading.
+        share = f"{_percentage(float(view.region_weights.sum()))} on regions" if len(boxes) else ""
+        share_width = page.measure(share, 7) + 0.1
+        heading = page.fit(headings[place], slot_width - share_width, 8, bold=True)
+        page.text(left, top, heading, 8, weight="bold")
+        page.text(left + slot_width, top + 0.02, share, 7, ha="right", color="#444444")
         slot = (left, top + _HEADING, slot_width, slot_height)
         outlines = lines[place] if grounding else _attended_lines(view, boxes, region_labels)
         _draw_image(page, slot, image, boxes, view.region_weights, highest, outlines, named=not grounding)
@@ -243,6 +299,128 @@ def _draw(
     return page
 
 
+def _draw_column(
+    *,
+    image: NDArray[np.uint8],
+    boxes: NDArray[np.float64],
+    region_labels: list[str],
+    words: list[str],
+    views: tuple[AttentionView, AttentionView],
+    headings: tuple[str, str],
+    answers: tuple[list[tuple[str, float]], list[tuple[str, float]]],
+    choices: tuple[_Choice, _Choice],
+    kept_fraction: float,
+    title: str,
+) -> Page:
+    """As `_draw`, in half the width: pictures, then words beside answers, then the maps, then the caption."""
+    page = Page(_COLUMN)
+    inner = _COLUMN - 2 * _COLUMN_MARGIN
+    half = (inner - _COLUMN_GAP) / 2
+    lefts = (_COLUMN_MARGIN, _COLUMN_MARGIN + half + _COLUMN_GAP)
+    grounding = any(choice.chosen is not None or choice.predicted is not None for choice in choices)
+    lines = [_grounding_lines(choice, boxes, region_labels) for choice in choices]
+    legend = _merged(lines)
+    shown_words = _most_attended_words(views, _COLUMN_WORDS)
+    shown_regions = _most_attended_regions(views)[:_COLUMN_REGIONS]
+    with_map = bool(len(shown_words) and len(shown_regions))
+    answers = (answers[0][:_COLUMN_ANSWERS], answers[1][:_COLUMN_ANSWERS])
+
+    short = headings[1].removeprefix("Thresholded (").removesuffix(")")
+    caption = f"{headings[1]} keeps {_percentage(kept_fraction)} of the attention entries."
+    if views[0].source:
+        caption += f" Weights: {views[0].source}."
+    highest = _highest(view.region_weights for view in views)
+    if len(boxes):
+        shares = [_percentage(float(view.region_weights.sum())) for view in views]
+        caption += f" On regions: {shares[0]} dense, {shares[1]} thresholded; in full colour: {highest:.2g}."
+    brightest = _highest(view.word_region[np.ix_(shown_words, shown_regions)] for view in views)
+    if with_map:
+        caption += f" Map: 0 (dark) to {brightest:.2g} (bright), square-root scale"
+        caption += (
+            f"; {len(shown_regions)} of {len(boxes)} regions." if len(shown_regions) < len(boxes) else "."
+        )
+    if with_map and any((view.word_region[np.ix_(shown_words, shown_regions)] == 0).any() for view in views):
+        caption += " Grey: dropped."
+    if len(shown_words) < len(words):
+        caption += f" {len(shown_words)} of {len(words)} words."
+    title_lines = page.wrap(title, inner, 9, lines=3, bold=True)
+    caption_lines = page.wrap(caption, inner, 7, lines=7)
+
+    height, width = image.shape[:2]
+    slot_height = float(np.clip(half * height / width, 0.35, 2.2))
+    images_top = _COLUMN_MARGIN + 0.17 * len(title_lines) + 0.05
+    legend_top = images_top + _HEADING + slot_height + 0.05
+    words_top = legend_top + _LEGEND_ROW * len(legend) + 0.1
+    names = [page.fit(words[index], 0.62, 7) for index in shown_words]
+    rows = _WORD_ROW * len(names)
+    answers_height = sum(_HEADING + 0.16 * len(values) + 0.06 for values in answers if values)
+    words_height = max(_HEADING + 0.16 + rows + 0.32 if names else 0.0, answers_height)
+    map_top = words_top + words_height + 0.1
+    region_names = [page.fit(region_labels[index], 0.7, 7) for index in shown_regions]
+    names_height = max((page.measure(name, 7) for name in region_names), default=0.0) + 0.1
+    map_height = _HEADING + rows + names_height + 0.05 if with_map else 0.0
+    caption_top = map_top + map_height
+    page.resize(caption_top + 0.13 * len(caption_lines) + _COLUMN_MARGIN)
+
+    for row, line in enumerate(title_lines):
+        page.text(_COLUMN_MARGIN, _COLUMN_MARGIN + 0.17 * row, line, 9, weight="bold")
+    for left, view, heading, own in zip(lefts, views, ("Dense", short), lines, strict=True):
+        page.text(left, images_top, page.fit(heading, half, 8, bold=True), 8, weight="bold")
+        slot = (left, images_top + _HEADING, half, slot_height)
+        outlines = own if grounding else _attended_lines(view, boxes, region_labels)
+        _draw_image(page, slot, image, boxes, view.region_weights, highest, outlines, named=not grounding)
+    _draw_legend(page, _COLUMN_MARGIN, legend_top, inner, legend)
+
+    names_width = max((page.measure(name, 7) for name in names), default=0.0) + 0.08
+    if names:
+        page.text(lefts[0], words_top, "Weight of words", 8, weight="bold")
+        bars = (lefts[0] + names_width, words_top + _HEADING + 0.16, half - names_width)
+        _draw_word_bars(page, bars, names, [view.word_weights[shown_words] for view in views], 7)
+    top = words_top
+    labels = [[page.fit(answer, half * 0.45, 7) for answer, _ in given] for given in answers]
+    # One width for both, so that their bars can be compared.
+    label_width = max((page.measure(label, 7) for group in labels for label in group), default=0.0) + 0.08
+    for place, given in enumerate(answers):
+        if given:
+            name = ("Dense", "Thresholded")[place] + (": regions" if grounding else ": answers")
+            page.text(lefts[1], top, name, 8, weight="bold")
+            bars = (lefts[1] + label_width, top + _HEADING, half - label_width - 0.36)
+            chances = [probability for _, probability in given]
+            _draw_answers(page, bars, labels[place], chances, (_DENSE, _THRESHOLDED)[place], 0.16, 7)
+            top += _HEADING + 0.16 * len(given) + 0.06
+    if with_map:
+        map_width = (inner - names_width - _COLUMN_GAP) / 2
+        for row, name in enumerate(names):
+            middle = map_top + _HEADING + _WORD_ROW * (row + 0.5)
+            page.text(lefts[0] + names_width - 0.06, middle, name, 7, ha="right", va="center")
+        for place, (view, heading) in enumerate(zip(views, ("Map, dense", "Map, thresholded"), strict=True)):
+            left = lefts[0] + names_width + place * (map_width + _COLUMN_GAP)
+            page.text(left, map_top, page.fit(heading, map_width, 8, bold=True), 8, weight="bold")
+            values = view.word_region[np.ix_(shown_words, shown_regions)]
+            shown_width = min(map_width, 0.3 * len(shown_regions))
+            _draw_map(
+                page, (left, map_top + _HEADING, shown_width, rows), values, brightest, region_names, 90
+            )
+    for row, line in enumerate(caption_lines):
+        page.text(_COLUMN_MARGIN, caption_top + 0.13 * row, line, 7, color="#444444")
+    return page
+
+
+def _merged(lines: Sequence[list[_Line]]) -> list[_Line]:
+    """One legend for both panels: an entry that differs between them stands there twice."""
+    dense, thresholded = ({(line.color, line.style): line for line in own} for own in lines)
+    merged = []
+    for key in dict.fromkeys([*dense, *thresholded]):
+        found = [
+            (own[key], name) for own, name in ((dense, "dense"), (thresholded, "thresholded")) if key in own
+        ]
+        if len({line.label for line, _ in found}) == 1 and len(found) == 2:
+            merged.append(found[0][0])
+        else:
+            merged += [replace(line, label=f"{line.label} ({name})") for line, name in reversed(found)]
+    return merged
+
+
 def _draw_image(
     page: Page,
     slot: tuple[float, float, float, float],
@@ -267,12 +445,13 @@ def _draw_image(
 
     columns, rows = max(1, round(shown_width * 250)), max(1, round(shown_height * 250))
     picture = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
-    weight = np.zeros((rows, columns))
+    weight = np.zeros((rows, columns), np.float32)
     to_pixels = np.array([columns / width, rows / height] * 2)
     for index in np.argsort(weights, kind="stable"):
         x1, y1, x2, y2 = boxes[index] * to_pixels
         weight[_pixels(y1, y2, rows), _pixels(x1, x2, columns)] = weights[index]
-    shown = _faded(np.asarray(picture) / 255, np.asarray(_normalize(highest)(weight)))
+    # In single precision: what is shown has 256 steps.
+    shown = _faded(np.asarray(picture, np.float32) / 255, np.asarray(_normalize(highest)(weight)))
 
     axes = page.axes(left, top, shown_width, shown_height)
     axes.imshow(shown, extent=(0, width, height, 0), aspect="auto", interpolation="none")
@@ -304,13 +483,13 @@ def _draw_image(
             )
 
 
-def _faded(colors: NDArray[np.float64], clarity: NDArray[np.float64]) -> NDArray[np.float64]:
+def _faded(colors: NDArray[np.floating], clarity: NDArray[np.floating]) -> NDArray[np.floating]:
     """`colors` (..., 3) in [0, 1] as they are where `clarity` (...) is 1, pale grey where it is 0.
 
     What is faded is neither black nor white nor coloured, so that white and black objects stand out from it
     as coloured ones do, to colour-blind readers and in print without colours too.
     """
-    luminance = colors @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    luminance = colors @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
     pale = (0.56 + 0.34 * luminance)[..., None]
     return pale + clarity[..., None] * (colors - pale)
 
@@ -351,7 +530,7 @@ def _draw_scale(
     axes.set(xticks=[], ylim=(0, 1), yticks=_normalize(highest)(np.array(ticks)))
     axes.set_yticklabels([f"{tick:.2g}" for tick in ticks])
     axes.yaxis.tick_right()
-    axes.tick_params(labelsize=6, pad=1.5)
+    axes.tick_params(labelsize=6.5, pad=1.5)
     axes.spines[:].set_linewidth(0.4)
     if length > page.measure(label, 6.5):
         page.text(left + _SCALE_WIDTH, top + length / 2, label, 6.5, rotation=90, ha="right", va="center")
@@ -383,68 +562,96 @@ def _draw_words(
     views: tuple[AttentionView, AttentionView],
 ) -> None:
     """One row a word: its weight as bars, then its attention to the regions, dense and thresholded."""
-    from matplotlib import colormaps
-    from matplotlib.ticker import MaxNLocator
-
     names = [page.fit(words[index], 1.1, 7.5) for index in shown_words]
-    count = len(names)
     bars_left = _MARGIN + max(page.measure(name, 7.5) for name in names) + 0.08
     bars_width = 1.35
     rows_top = top + _HEADING + 0.2
-    for row, name in enumerate(names):
-        page.text(bars_left - 0.06, rows_top + _WORD_ROW * (row + 0.5), name, 7.5, ha="right", va="center")
-
     page.text(bars_left, top, "Weight of words", 8, weight="bold")
-    axes = page.axes(bars_left, rows_top, bars_width, matrix_height)
-    for view, color, shift in zip(views, (_DENSE, _THRESHOLDED), (-0.19, 0.19), strict=True):
-        axes.barh(np.arange(count) + shift, view.word_weights[shown_words], height=0.38, color=color)
-    # Words that get next to nothing must look so: the axis never spans less than this share.
-    highest = max(_highest(view.word_weights for view in views), _LEAST_WORD_SPAN)
-    axes.set(ylim=(count - 0.5, -0.5), xlim=(0, highest * 1.05), yticks=[])
-    axes.xaxis.set_major_locator(MaxNLocator(3))
-    axes.xaxis.tick_top()
-    axes.tick_params(labelsize=6, pad=1)
-    axes.spines[["right", "bottom"]].set_visible(False)
-    for row, (name, color) in enumerate((("dense", _DENSE), ("thresholded", _THRESHOLDED))):
-        below = rows_top + matrix_height + 0.06 + 0.14 * row
-        page.text(_MARGIN, below, "■", 7.5, color=color)
-        page.text(_MARGIN + 0.12, below, name, 7)
+    weights = [view.word_weights[shown_words] for view in views]
+    _draw_word_bars(page, (bars_left, rows_top, bars_width), names, weights, 7.5)
 
     matrix_left = bars_left + bars_width + 0.3
     width = (_WIDTH - _MARGIN - _SCALE_WIDTH - matrix_left - _GAP) / 2
     if not len(shown_regions):
         return
     highest = _highest(view.word_region[np.ix_(shown_words, shown_regions)] for view in views)
-    colors = colormaps[_COLORMAP].with_extremes(bad=_DROPPED)
     # Few regions stay narrow columns: wide ones would look like more attention.
     matrix_width = min(width, 0.35 * len(shown_regions))
     for place, view in enumerate(views):
         left = matrix_left + place * (width + _GAP)
         heading = ("Word to region, dense", "Word to region, thresholded")[place]
-        page.text(left, top, page.fit(heading, width + _GAP - 0.05, 8, bold=True), 8, weight="bold")
+        shown = page.fit(heading, width + _GAP - 0.05, 8, bold=True)
+        page.text(left, rows_top - _HEADING, shown, 8, weight="bold")
         values = view.word_region[np.ix_(shown_words, shown_regions)]  # (T, K)
-        axes = page.axes(left, rows_top, matrix_width, matrix_height)
-        axes.imshow(
-            np.ma.masked_equal(values, 0),
-            cmap=colors,
-            norm=_normalize(highest),
-            aspect="auto",
-            interpolation="none",
-        )
-        axes.set(xticks=[], yticks=[])
-        column = matrix_width / len(region_names)
-        for index, name in enumerate(region_names):
-            page.text(
-                left + column * (index + 0.5) + 0.04,
-                rows_top + matrix_height + 0.05,
-                name,
-                7,
-                ha="right",
-                rotation=45,
-                rotation_mode="anchor",
-                va="center_baseline",
-            )
+        slot = (left, rows_top, matrix_width, matrix_height)
+        _draw_map(page, slot, values, highest, region_names, 45)
     _draw_scale(page, _WIDTH - _MARGIN - _SCALE_WIDTH, rows_top, matrix_height, highest, "attention")
+
+
+def _draw_word_bars(
+    page: Page,
+    bars: tuple[float, float, float],
+    names: list[str],
+    weights: Sequence[NDArray[np.floating]],
+    size: float,
+) -> None:
+    """Dense and thresholded weight of each word at `bars` (left, top, width in inches), names to the left."""
+    from matplotlib.ticker import MaxNLocator
+
+    left, top, width = bars
+    count = len(names)
+    for row, name in enumerate(names):
+        page.text(left - 0.06, top + _WORD_ROW * (row + 0.5), name, size, ha="right", va="center")
+    axes = page.axes(left, top, width, _WORD_ROW * count)
+    for values, color, shift in zip(weights, (_DENSE, _THRESHOLDED), (-0.19, 0.19), strict=True):
+        axes.barh(np.arange(count) + shift, values, height=0.38, color=color)
+    # Words that get next to nothing must look so: the axis never spans less than this share.
+    highest = max(_highest(weights), _LEAST_WORD_SPAN)
+    axes.set(ylim=(count - 0.5, -0.5), xlim=(0, highest * 1.05), yticks=[])
+    axes.xaxis.set_major_locator(MaxNLocator(3 if width > 1 else 2))
+    axes.xaxis.tick_top()
+    axes.tick_params(labelsize=6.5, pad=1)
+    axes.spines[["right", "bottom"]].set_visible(False)
+    edge = _MARGIN if page.width == _WIDTH else _COLUMN_MARGIN
+    for row, (name, color) in enumerate((("dense", _DENSE), ("thresholded", _THRESHOLDED))):
+        below = top + _WORD_ROW * count + 0.06 + 0.14 * row
+        page.text(edge, below, "■", 7.5, color=color)
+        page.text(edge + 0.12, below, name, 7)
+
+
+def _draw_map(
+    page: Page,
+    slot: tuple[float, float, float, float],
+    values: NDArray[np.floating],
+    highest: float,
+    region_names: list[str],
+    rotation: int,
+) -> None:
+    """Attention of words to regions (W, K) in `slot` (left, top, width, height), regions named below."""
+    from matplotlib import colormaps
+
+    left, top, width, height = slot
+    axes = page.axes(left, top, width, height)
+    axes.imshow(
+        np.ma.masked_equal(values, 0),
+        cmap=colormaps[_COLORMAP].with_extremes(bad=_DROPPED),
+        norm=_normalize(highest),
+        aspect="auto",
+        interpolation="none",
+    )
+    axes.set(xticks=[], yticks=[])
+    column = width / len(region_names)
+    for index, name in enumerate(region_names):
+        page.text(
+            left + column * (index + 0.5) + (0.04 if rotation < 90 else 0.0),
+            top + height + 0.05,
+            name,
+            7,
+            ha="right",
+            rotation=rotation,
+            rotation_mode="anchor",
+            va="center_baseline" if rotation < 90 else "center",
+        )
 
 
 def _draw_answers(
@@ -453,12 +660,14 @@ def _draw_answers(
     names: list[str],
     probabilities: list[float],
     color: str,
+    row_height: float = _ANSWER_ROW,
+    size: float = 7.5,
 ) -> None:
     """Horizontal bars at `bars` (left, top, width in inches), their names to the left."""
     left, top, width = bars
-    axes = page.axes(left, top, width, _ANSWER_ROW * len(names))
+    axes = page.axes(left, top, width, row_height * len(names))
     for row, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
-        page.text(left - 0.06, top + _ANSWER_ROW * (row + 0.5), name, 7.5, ha="right", va="center")
+        page.text(left - 0.06, top + row_height * (row + 0.5), name, size, ha="right", va="center")
         axes.barh(row, probability, height=0.62, color=color)
         axes.annotate(
             _rounded(probability),
@@ -494,8 +703,6 @@ def _grounding_lines(choice: _Choice, boxes: NDArray[np.float64], labels: list[s
         return f"{start}{label and f': {label}'}{overlap}"
 
     lines: list[_Line] = []
-    if choice.target is not None and (choice.chosen is not None or choice.predicted is not None):
-        lines.append(_Line(choice.target, _TARGET, ":", "target"))
     regions: tuple[tuple[int | None, str, Literal["-", "--"], str], ...] = (
         (choice.runner_up, _RUNNER_UP, "--", "runner-up"),
         (choice.chosen, _CHOSEN, "-", "chosen region"),
@@ -507,6 +714,9 @@ def _grounding_lines(choice: _Choice, boxes: NDArray[np.float64], labels: list[s
             lines.append(_Line(boxes[index], color, style, name(start, boxes[index], labels[index])))
     if choice.predicted is not None:
         lines.append(_Line(choice.predicted, _PREDICTED, "-.", name("predicted box", choice.predicted)))
+    # A good prediction covers the target; dots let what is below them through.
+    if choice.target is not None and lines:
+        lines.append(_Line(choice.target, _TARGET, ":", "target"))
     return lines
 
 
@@ -523,7 +733,8 @@ def _free_place(
 ) -> tuple[float, float]:
     """Left and top (inches) for a label of `size` at `box`, inside `slot`.
 
-    Clear of the labels in `taken`, and covering as little as can be of the `outlined` boxes.
+    Clear of the labels in `taken`; at its box, where it can be; and covering as little as can be of the
+    `outlined` boxes, each measured by its own size: a corner of a large box matters less than a small box.
     """
     x1, y1, x2, y2 = box
     width, height = size
@@ -531,6 +742,7 @@ def _free_place(
     outside = [(left, top) for top in (y1 - height - gap, y2 + gap) for left in (x1, x2 - width)]
     beside = [(x2 + gap, y1), (x1 - width - gap, y1)]
     inside = [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height)]
+    near = len(outside) + len(beside) + len(inside)
     steps = [(x1, slot[1] + height * step) for step in range(int(slot[3] / height))]
     candidates = [
         (
@@ -547,17 +759,24 @@ def _free_place(
 
     labels = [(left, top, left + wide, top + high) for left, top, wide, high in taken]
 
-    def covered(place: tuple[float, float]) -> tuple[float, float]:
+    def covered(number: int) -> tuple[float, bool, float]:
+        place = candidates[number]
         over_labels = sum(shared(place, corners) for corners in labels)
-        return round(over_labels, 6), round(sum(shared(place, corners) for corners in outlined), 6)
+        shares = (
+            shared(place, corners) / max((corners[2] - corners[0]) * (corners[3] - corners[1]), 1e-6)
+            for corners in outlined
+        )
+        return round(over_labels, 6), number >= near, round(sum(shares), 3)
 
-    return min(candidates, key=covered)  # the first of those that cover least
+    return candidates[min(range(len(candidates)), key=covered)]  # the first of those that cover least
 
 
-def _most_attended_words(views: tuple[AttentionView, AttentionView]) -> NDArray[np.intp]:
+def _most_attended_words(
+    views: tuple[AttentionView, AttentionView], most: int = _MAX_WORDS
+) -> NDArray[np.intp]:
     """In the order of the text."""
     weights = np.maximum(views[0].word_weights, views[1].word_weights)
-    return np.sort(np.argsort(-weights, kind="stable")[:_MAX_WORDS])
+    return np.sort(np.argsort(-weights, kind="stable")[:most])
 
 
 def _most_attended_regions(views: tuple[AttentionView, AttentionView]) -> NDArray[np.intp]:

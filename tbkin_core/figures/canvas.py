@@ -165,7 +165,9 @@ class Page:
         # Without a date, drawing the same figure again gives the same file.
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
         with atomic_path(Path(path)) as temporary:
-            self.figure.savefig(temporary, dpi=DOTS_PER_INCH, format=suffix[1:], metadata=metadata)
+            # The default of 6 makes a file 5 % smaller and takes twice as long.
+            options: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if suffix == ".png" else {}
+            self.figure.savefig(temporary, dpi=DOTS_PER_INCH, format=suffix[1:], metadata=metadata, **options)
 
 
 def plain_axes(axes: Axes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 7.2
 _PLOT_HEIGHT = 1.9
-_MAX_LINES = 8
+_MAX_LABELS = 8
 # Keys of a metrics row that are no measurement of the model.
 _NOT_DRAWN = frozenset({"step", "epoch", "lr", "learning_rate", "seconds", "time", "samples", "examples"})
 
@@ -31,9 +32,10 @@ def training_figure(
     metric_keys: Sequence[str] | None = None,
     title: str = "",
 ) -> None:
-    """Draw training losses above and validation metrics below, over the same steps.
+    """Draw losses above and validation metrics below, over the same steps.
 
-    Many noisy loss values are drawn thin, with their running median over them.
+    A loss of the validation data ("val_mlm_loss") has the colour of that of training ("loss_mlm") and is
+    dashed. Many noisy values are drawn thin, with their running median over them.
 
     Args:
         path: Ends in .png, .svg or .pdf.
@@ -57,11 +59,12 @@ def training_figure(
             for name in names
             if name not in losses and (name.endswith("accuracy") or name.startswith(("val", "eval")))
         ]
+    percent = all("accuracy" in name for name in metric_keys)
     plots = [
-        (label, [(name, *series) for name in keys if (series := _series(metrics, name))[0].size])
-        for label, keys in (("Loss", losses), ("Validation", metric_keys))
+        (label, [_Line(_label(name), name.startswith("val"), *series) for name, series in found])
+        for label, keys in (("Loss", losses), (f"Validation{' (%)' * percent}", metric_keys))
+        if (found := [(name, series) for name in keys if (series := _series(metrics, name))[0].size])
     ]
-    plots = [(label, lines[:_MAX_LINES]) for label, lines in plots if lines]
     if not plots:
         raise DataError(
             f"a training figure needs rows with a step and a loss or metric, got {len(metrics)} rows "
@@ -71,7 +74,21 @@ def training_figure(
         _draw(plots, title).save(Path(path))
 
 
-_Line = tuple[str, NDArray[np.float64], NDArray[np.float64]]
+@dataclass(frozen=True)
+class _Line:
+    """What one key measured at (N,) steps."""
+
+    label: str
+    validation: bool
+    steps: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+
+def _label(key: str) -> str:
+    """ "loss_mlm" and "val_mlm_loss" are both "mlm"; "val_itm_accuracy" is "itm accuracy"."""
+    words = [word for word in key.split("_") if word not in ("val", "eval")]
+    named = [word for word in words if word != "loss"]
+    return " ".join(named) if named else "loss"
 
 
 def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
@@ -81,26 +98,35 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
     title_lines = page.wrap(title, _WIDTH - 0.3, 9, lines=3, bold=True)
     # Above each plot there is room for the common factor of its scale ("1e−5").
     top = 0.25 + 0.18 * len(title_lines)
-    # The legend stands beside the plots: it never hides a line.
-    legend_width = 0.5 + max(
-        page.measure(page.fit(name, 1.6, 7.5), 7.5) for _, lines in plots for name, _, _ in lines
-    )
+    # The legend stands beside the plots: it never hides a line. What differs in data alone shares an entry.
+    labels = [list(dict.fromkeys(line.label for line in lines))[:_MAX_LABELS] for _, lines in plots]
+    both = [len({line.validation for line in lines}) == 2 for _, lines in plots]
+    names = [page.fit(label, 1.6, 7.5) for own in labels for label in own] + ["validation"] * any(both)
+    legend_width = 0.5 + max(page.measure(name, 7.5) for name in names)
     left, gap = 0.65, 0.25
     width = _WIDTH - left - legend_width - 0.15
     page.resize(top + (_PLOT_HEIGHT + gap) * len(plots) - gap + 0.5)
-    for index, line in enumerate(title_lines):
-        page.text(0.15, 0.12 + 0.18 * index, line, 9, weight="bold")
-    first = min(float(steps.min()) for _, lines in plots for _, steps, _ in lines)
-    last = max(float(steps.max()) for _, lines in plots for _, steps, _ in lines)
+    for index, words in enumerate(title_lines):
+        page.text(0.15, 0.12 + 0.18 * index, words, 9, weight="bold")
+    first = min(float(line.steps.min()) for _, lines in plots for line in lines)
+    last = max(float(line.steps.max()) for _, lines in plots for line in lines)
     margin = 0.02 * (last - first) or 2.0
+    tasks = dict.fromkeys(label.removesuffix(" accuracy") for own in labels for label in own)
+    color_of = {task: COLORS[number % len(COLORS)] for number, task in enumerate(tasks)}
     for index, (label, lines) in enumerate(plots):
         plot_top = top + index * (_PLOT_HEIGHT + gap)
         axes = page.axes(left, plot_top, width, _PLOT_HEIGHT)
-        for number, (name, steps, values) in enumerate(lines):
-            _draw_line(axes, steps, values, COLORS[number])
+        colors = {name: color_of[name.removesuffix(" accuracy")] for name in labels[index]}
+        for line in lines:
+            if line.label in colors:
+                style = "--" if line.validation and both[index] else "-"
+                _draw_line(axes, line.steps, line.values, colors[line.label], style)
+        entries = [("■", color, name) for name, color in colors.items()]
+        entries += [("—", "#444444", "training"), ("╌", "#444444", "validation")] * both[index]
+        for number, (mark, color, name) in enumerate(entries):
             row = plot_top + 0.1 + 0.16 * number
-            page.text(left + width + 0.12, row, "■", 7.5, color=COLORS[number], va="center")
-            page.text(left + width + 0.26, row, page.fit(name, 1.6, 7.5), 7.5, va="center")
+            page.text(left + width + 0.12, row, mark, 7.5, color=color, va="center")
+            page.text(left + width + 0.28, row, page.fit(name, 1.6, 7.5), 7.5, va="center")
         axes.set_xlim(first - margin, last + margin)
         axes.set_ylabel(label)
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -116,16 +142,18 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
     return page
 
 
-def _draw_line(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], color: str) -> None:
+def _draw_line(
+    axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], color: str, style: str
+) -> None:
     from scipy.ndimage import median_filter
 
     if len(values) > 60:
         axes.plot(steps, values, color=color, linewidth=0.5, alpha=0.35)
         smooth = median_filter(values, size=2 * (len(values) // 60) + 3, mode="reflect")
-        axes.plot(steps, smooth, color=color, linewidth=1.4)
+        axes.plot(steps, smooth, color=color, linewidth=1.4, linestyle=style)
     else:
         marker = "o" if len(values) <= 25 else ""
-        axes.plot(steps, values, color=color, marker=marker, markersize=3, linewidth=1.4)
+        axes.plot(steps, values, color=color, marker=marker, markersize=3, linewidth=1.4, linestyle=style)
 
 
 def _series(

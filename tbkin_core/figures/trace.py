@@ -19,6 +19,7 @@ from tbkin_core.runtime import atomic_path
 
 _VERSION = 1
 _ARRAYS = ("image", "boxes", "word_ids")
+_PASS_ARRAYS = ("scores", "kept", "attention")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Pass:
     Attributes:
         scores: (N, H, L, L) float16, qkᵀ/√d before the softmax.
         kept: (N, H, L, L) bool, the keys that the selection kept; the weights are the softmax over them.
+        attention: (N, H, L, L) float16 weights where they are no softmax (sparsemax, 1.5-entmax), else None.
         answers: (answer, probability), best first; for REC (region, probability).
         chosen: Region that a REC model chose, by number, else None.
         runner_up: The region with the second highest score.
@@ -36,6 +38,7 @@ class Pass:
 
     scores: NDArray[np.float16]
     kept: NDArray[np.bool_]
+    attention: NDArray[np.float16] | None = None
     answers: list[tuple[str, float]] = field(default_factory=list)
     chosen: int | None = None
     runner_up: int | None = None
@@ -43,6 +46,8 @@ class Pass:
 
     def weights(self) -> NDArray[np.float32]:
         """(N, H, L, L) attention; rows sum to 1, dropped keys are exactly 0."""
+        if self.attention is not None:
+            return self.attention.astype(np.float32)
         scores = np.where(self.kept, self.scores.astype(np.float32), -np.inf)
         exponents = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return exponents / exponents.sum(axis=-1, keepdims=True)
@@ -89,8 +94,8 @@ class Trace:
     graph: dict[str, Any] | None = None
 
     def kept_fraction(self) -> float:
-        """Share of all attention entries that the threshold kept, in [0, 1]."""
-        return float(self.thresholded.kept.mean())
+        """Share of the attention entries of the dense pass that the threshold kept, in [0, 1]."""
+        return float(self.thresholded.kept.sum() / max(self.dense.kept.sum(), 1))
 
 
 def save_trace(path: Path, trace: Trace) -> None:
@@ -103,11 +108,15 @@ def save_trace(path: Path, trace: Trace) -> None:
     }
     for name in ("dense", "thresholded"):
         content: Pass = getattr(trace, name)
-        arrays |= {f"{name}.scores": content.scores, f"{name}.kept": content.kept}
+        arrays |= {
+            f"{name}.{part}": getattr(content, part)
+            for part in _PASS_ARRAYS
+            if getattr(content, part) is not None
+        }
         values[name] = {
             entry.name: getattr(content, entry.name)
             for entry in fields(content)
-            if entry.name not in ("scores", "kept")
+            if entry.name not in _PASS_ARRAYS
         }
     arrays["values"] = np.array(json.dumps({"version": _VERSION, **values}, ensure_ascii=False))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -127,7 +136,10 @@ def load_trace(path: Path) -> Trace:
         if values.pop("version") != _VERSION:
             raise DataError(f"{path}: a trace of another version of tbkin", hint="make it anew")
         passes: dict[str, Any] = {
-            name: Pass(arrays.pop(f"{name}.scores"), arrays.pop(f"{name}.kept"), **_tupled(values.pop(name)))
+            name: Pass(
+                **{part: arrays.pop(f"{name}.{part}") for part in _PASS_ARRAYS if f"{name}.{part}" in arrays},
+                **_tupled(values.pop(name)),
+            )
             for name in ("dense", "thresholded")
         }
         return Trace(**arrays, **passes, **_tupled(values))

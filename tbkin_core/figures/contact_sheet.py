@@ -1,0 +1,167 @@
+"""Many answers on one sheet: small pictures with what was asked, what was answered and what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tbkin_core.errors import DataError
+from tbkin_core.figures.canvas import COLORS, Page, check_format, figure_style
+
+# All in inches.
+_WIDTH = 7.2
+_MARGIN = 0.15
+_GAP = 0.16
+COLUMNS = 4
+_CELL = (_WIDTH - 2 * _MARGIN - (COLUMNS - 1) * _GAP) / COLUMNS
+_PICTURE = 1.25  # height
+_LINE = 0.135
+_SIZE = 7.5  # points
+_TEXT_LINES = 3
+_ANSWER_LINES = 2
+_GIVEN, _RIGHT = COLORS[1], COLORS[2]
+
+
+@dataclass(frozen=True)
+class SheetItem:
+    """One answer.
+
+    Attributes:
+        image: (H, W, 3) uint8, or None where there is no picture.
+        text: Question or expression.
+        given: What the model answered, in words; empty for a box.
+        right: What would have been right.
+        correct: Whether the answer counts as right.
+        box: (4,) xyxy that the model chose, in pixels of `image`.
+        target: (4,) xyxy of the true box.
+    """
+
+    image: NDArray[np.uint8] | None
+    text: str
+    given: str
+    right: str
+    correct: bool = False
+    box: ArrayLike | None = None
+    target: ArrayLike | None = None
+
+
+@dataclass(frozen=True)
+class SheetGroup:
+    """Answers under one heading."""
+
+    heading: str
+    items: Sequence[SheetItem] = field(default_factory=list)
+
+
+def contact_sheet(path: Path, groups: Sequence[SheetGroup], *, title: str = "", caption: str = "") -> None:
+    """Draw answers in rows of four, a heading above each group.
+
+    Args:
+        path: Ends in .png, .svg or .pdf.
+        groups: The groups in their order; empty ones are left out.
+        title: Above all.
+        caption: Below the title, in smaller letters.
+
+    Raises:
+        DataError: There is nothing to draw, or an image is none.
+        ConfigError: The format is unknown.
+    """
+    check_format(path)
+    groups = [group for group in groups if group.items]
+    if not groups:
+        raise DataError("a contact sheet needs at least one answer, got none")
+    with figure_style():
+        _draw(groups, title, caption).save(Path(path))
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """An item with its lines as they fit."""
+
+    item: SheetItem
+    text: list[str]
+    given: list[str]
+    right: list[str]
+
+    @property
+    def height(self) -> float:
+        return _PICTURE + 0.06 + _LINE * (len(self.text) + len(self.given) + len(self.right))
+
+
+def _draw(groups: Sequence[SheetGroup], title: str, caption: str) -> Page:
+    page = Page(_WIDTH)
+    inner = _WIDTH - 2 * _MARGIN
+    title_lines = page.wrap(title, inner, 10, lines=2, bold=True)
+    caption_lines = page.wrap(caption, inner, _SIZE, lines=3)
+    rows: list[tuple[str, list[_Cell]]] = []
+    for group in groups:
+        cells = [_cell(page, item) for item in group.items]
+        for begin in range(0, len(cells), COLUMNS):
+            rows.append((group.heading if begin == 0 else "", cells[begin : begin + COLUMNS]))
+    top = _MARGIN + 0.19 * len(title_lines) + 0.14 * len(caption_lines) + 0.1
+    tops = []
+    for heading, cells in rows:
+        top += 0.26 if heading else 0.0
+        tops.append(top)
+        top += max(cell.height for cell in cells) + 0.14
+    page.resize(top + _MARGIN - 0.1)
+    for number, line in enumerate(title_lines):
+        page.text(_MARGIN, _MARGIN + 0.19 * number, line, 10, weight="bold")
+    below = _MARGIN + 0.19 * len(title_lines) + 0.03
+    for number, line in enumerate(caption_lines):
+        page.text(_MARGIN, below + 0.14 * number, line, _SIZE, color="#444444")
+    for (heading, cells), row_top in zip(rows, tops, strict=True):
+        if heading:
+            page.text(_MARGIN, row_top - 0.21, page.fit(heading, inner, 8.5, bold=True), 8.5, weight="bold")
+        for column, cell in enumerate(cells):
+            _draw_cell(page, _MARGIN + column * (_CELL + _GAP), row_top, cell)
+    return page
+
+
+def _cell(page: Page, item: SheetItem) -> _Cell:
+    mark = "✓" if item.correct else "✗"
+    given = page.wrap(f"{mark} {item.given}", _CELL, _SIZE, _ANSWER_LINES) if item.given else []
+    right = page.wrap(f"✓ {item.right}", _CELL, _SIZE, _ANSWER_LINES) if item.right else []
+    return _Cell(item, page.wrap(item.text, _CELL, _SIZE, _TEXT_LINES), given, right)
+
+
+def _draw_cell(page: Page, left: float, top: float, cell: _Cell) -> None:
+    item = cell.item
+    if item.image is None:
+        page.text(left + _CELL / 2, top + _PICTURE / 2, "no picture", _SIZE, ha="center", va="center")
+    else:
+        _draw_picture(page, left, top, item)
+    below = top + _PICTURE + 0.06
+    given = _RIGHT if item.correct else _GIVEN
+    colors = ["black"] * len(cell.text) + [given] * len(cell.given) + [_RIGHT] * len(cell.right)
+    lines = zip([*cell.text, *cell.given, *cell.right], colors, strict=True)
+    for number, (line, color) in enumerate(lines):
+        page.text(left, below + _LINE * number, line, _SIZE, color=color)
+
+
+def _draw_picture(page: Page, left: float, top: float, item: SheetItem) -> None:
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import Normal, withStroke
+
+    image = item.image
+    if image is None or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise DataError("a picture of a contact sheet must be (H, W, 3) uint8")
+    height, width = image.shape[:2]
+    scale = min(_CELL / width, _PICTURE / height)
+    shown = max(width * scale, 0.1), max(height * scale, 0.1)
+    axes = page.axes(left, top + _PICTURE - shown[1], *shown)
+    axes.imshow(image, extent=(0, width, height, 0), aspect="auto", interpolation="antialiased")
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    for box, color, style in ((item.target, _RIGHT, ":"), (item.box, _GIVEN, "-")):
+        if box is None:
+            continue
+        x1, y1, x2, y2 = np.nan_to_num(np.asarray(box, np.float64))
+        patch = Rectangle(
+            (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linestyle=style, linewidth=1.3
+        )
+        patch.set_path_effects([withStroke(linewidth=2.3, foreground="#ffffffc0"), Normal()])
+        axes.add_patch(patch)

@@ -1,0 +1,313 @@
+"""`tbkin visualize`: several images in one call, traces, stored images, sheets of results, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import fails, succeeds, tbkin_process, trained, world
+from PIL import Image
+
+from tbkin_core.datasets import open_dataset
+from tbkin_core.figures.trace import load_trace
+from tbkin_core.visualization import choose_results, is_question, looks_foreign, unified_graph
+
+__all__ = ["trained", "world"]
+
+VQA, REC = "runs/finetune/vqa-relative-0.3", "runs/finetune/rec"
+QUESTION = "what color is the star?"
+
+
+def values_of(*arguments: str | Path, cwd: Path) -> dict[str, Any]:
+    values = json.loads(succeeds("visualize", *arguments, "--json", cwd=cwd).out)
+    assert isinstance(values, dict)
+    return values
+
+
+def pictures(place: Path) -> list[Path]:
+    return sorted((place / "coco/val").glob("*.jpg"))
+
+
+# ---- answering ----------------------------------------------------------------------------------
+
+
+def test_a_trace_holds_what_the_command_says_and_draws_it_again(trained: Path, tmp_path: Path) -> None:
+    arguments = ("img.jpg", QUESTION, "--out", tmp_path, "--format", "png", "--format", "svg")
+    values = values_of(*arguments, cwd=trained)
+    trace = load_trace(Path(values["trace"]))
+    assert (trace.task, trace.text, trace.checkpoint) == ("vqa", QUESTION, VQA)
+    assert trace.words == ["what", "color", "is", "the", "star", "?"]
+    assert trace.image_size == (128, 96) and trace.image.shape == (96, 128, 3)
+    assert len(trace.boxes) == len(trace.region_labels) == trace.dense.scores.shape[-1] - len(trace.pieces)
+    said = [(entry["answer"], entry["probability"]) for entry in values["answers_thresholded"]]
+    assert said == trace.thresholded.answers
+    assert values["kept_fraction"] == trace.kept_fraction()
+    assert 0 < trace.kept_fraction() < 1 and trace.dense.kept.all()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npz", ".png", ".svg"}
+    figure = Path(values["figure"])
+    drawn = figure.read_bytes()
+    figure.unlink()
+    again = values_of(values["trace"], cwd=trained)
+    assert again["images"][0]["figure"] == str(figure) and figure.read_bytes() == drawn
+    other = values_of(values["trace"], "--layer", "0", "--head", "1", cwd=trained)["images"][0]["figure"]
+    assert Path(other).name.endswith("-layer0-head1.png") and Path(other).read_bytes() != drawn
+
+
+def test_drawing_again_needs_no_model(trained: Path, tmp_path: Path) -> None:
+    values = values_of("img.jpg", QUESTION, "--out", tmp_path, cwd=trained)
+    code = (
+        "import sys; from pathlib import Path; from tbkin_core.config import VisualizeConfig;"
+        "from tbkin_core.stages import visualize;"
+        f"visualize(VisualizeConfig(images=[Path({values['trace']!r})]));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-c", code) == 0
+
+
+def test_several_images_in_one_call_answer_as_one_by_one(trained: Path, tmp_path: Path) -> None:
+    first, second = pictures(trained)[:2]
+    (tmp_path / "broken.jpg").write_text("<html>")
+    out = tmp_path / "out"
+    shutil.copy(second, tmp_path / first.name)
+    arguments = (first, tmp_path / "broken.jpg", tmp_path / first.name, QUESTION, "--out", out)
+    values = values_of(*arguments, cwd=trained)
+    assert [entry["image"] for entry in values["images"]] == [str(first), str(tmp_path / first.name)]
+    (problem,) = values["problems"]
+    assert "broken.jpg" in problem
+    # Files of the same name do not overwrite each other's figures.
+    assert len(list(out.glob("*.png"))) == len(list(out.glob("*.npz"))) == 2
+    for entry, path in zip(values["images"], (first, second), strict=True):
+        alone = values_of(path, QUESTION, "--out", tmp_path / "alone", cwd=trained)
+        assert alone["answers"] == entry["answers"]
+
+
+def test_an_image_of_a_store_brings_its_picture_and_its_target(trained: Path, tmp_path: Path) -> None:
+    expression = open_dataset(trained / "coco").expressions("val")[0]
+    stored = values_of(
+        "--image-id", str(expression.image_id), expression.text, "--out", tmp_path, cwd=trained
+    )
+    path = open_dataset(trained / "coco").image(expression.image_id).path
+    assert path is not None
+    made = values_of(path, expression.text, "--out", tmp_path, cwd=trained)
+    assert stored["box"] == pytest.approx(made["box"], abs=0.2)
+    left, top, width, height = expression.target_xywh
+    for values in (stored, made):
+        assert values["target_box"] == pytest.approx([left, top, left + width, top + height], abs=0.1)
+        assert 0 <= values["iou"] <= 1
+    trace = load_trace(Path(stored["trace"]))
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(trace.image, np.asarray(picture))
+    assert trace.target_box == pytest.approx(stored["target_box"], abs=0.1)
+
+
+def test_a_stored_image_without_a_picture_is_drawn_on_white(trained: Path, tmp_path: Path) -> None:
+    image_id = str(open_dataset(trained / "coco").images("val")[0].image_id)
+    arguments = ("--image-id", image_id, QUESTION, "--features", trained / "coco/features")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(trained / "img.jpg", tmp_path / "elsewhere/another.jpg")
+    options = ("--data", tmp_path / "elsewhere", "--checkpoint", trained / VQA, "--out", tmp_path / "out")
+    values = values_of(*arguments, *options, cwd=tmp_path)
+    assert "no picture" in values["problems"][0]
+    assert load_trace(Path(values["trace"])).image.min() == 255
+
+
+def test_the_graph_joins_words_and_regions() -> None:
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32)
+    graph = unified_graph("a red star above a dog", boxes, ["red", "dog", ""])
+    names = [entry["name"] for entry in graph["objects"]]
+    edges = {(names[edge["object"]], edge["region"]) for edge in graph["cross_edges"]}
+    assert edges == {("star", 0), ("dog", 1)}
+    assert [region["label"] for region in graph["regions"]] == ["red", "dog", ""]
+
+
+def test_the_graph_comes_into_the_trace_when_it_is_asked_for(trained: Path, tmp_path: Path) -> None:
+    from tbkin_core.config import VisualizeConfig
+    from tbkin_core.stages import visualize
+
+    expression = open_dataset(trained / "coco").expressions("val")[0]
+    path = open_dataset(trained / "coco").image(expression.image_id).path
+    assert path is not None
+    config = {"images": [path], "question": expression.text, "checkpoint": trained / REC, "out": tmp_path}
+    settings: dict[str, Any] = {**config, "data": trained / "coco"}
+    assert load_trace(Path(visualize(VisualizeConfig(**settings)).values["trace"])).graph is None
+    graph = load_trace(Path(visualize(VisualizeConfig(**settings, graph=True)).values["trace"])).graph
+    assert graph is not None and graph["text"] == expression.text
+    # Annotated boxes name the shapes that the extractor has no names for.
+    shapes = {box.label for box in open_dataset(trained / "coco").boxes()[expression.image_id]}
+    assert shapes & {region["label"] for region in graph["regions"]}
+
+
+# ---- sheets of results --------------------------------------------------------------------------
+
+
+def row(kind: str, image: int, probability: float, score: float) -> dict[str, Any]:
+    return {"type": kind, "image_id": image, "probability": probability, "score": score}
+
+
+def test_a_sheet_shows_the_types_that_fail_most_and_the_surest_of_each() -> None:
+    rows = [row("count", number % 2, number / 10, 0.3) for number in range(9)]
+    rows += [row("color", number, 0.5, 0) for number in range(3)] + [row("shape", 0, 0.9, 1)]
+    chosen = choose_results(rows, wrong=True, limit=6, in_a_row=4)
+    assert {kind: len(found) for kind, found in chosen.items()} == {"count": 4, "color": 2}
+    # Of each of the two images the surest, then of each the second.
+    assert [entry["probability"] for entry in chosen["count"]] == [0.8, 0.7, 0.6, 0.5]
+    assert [entry["image_id"] for entry in chosen["count"]] == [0, 1, 0, 1]
+    everything = choose_results(rows, wrong=False, limit=100, in_a_row=4)
+    assert sum(map(len, everything.values())) == len(rows)
+    assert list(everything) == ["count", "color", "shape"]
+    one_image = choose_results([row("a", 1, 0.9, 0), row("a", 1, 0.8, 0), row("a", 2, 0.1, 0)], True, 2, 4)
+    assert [entry["image_id"] for entry in one_image["a"]] == [1, 2]
+
+
+@pytest.mark.parametrize("run", [VQA, REC])
+def test_a_fine_tuned_run_leaves_results_and_a_sheet_is_drawn_of_them(
+    trained: Path, tmp_path: Path, run: str
+) -> None:
+    content = json.loads((trained / run / "results-val.json").read_text())
+    report = json.loads((trained / run / "run.json").read_text())["results"]["accuracy"]["val"]
+    assert 100 * np.mean([entry["score"] for entry in content["results"]]) == pytest.approx(report, abs=0.01)
+    values = values_of(
+        "--from", Path(run) / "results-val.json", "--wrong", "--limit", "5", "--out", tmp_path, cwd=trained
+    )
+    assert values["wrong"] == sum(entry["score"] < 0.5 for entry in content["results"])
+    assert len(values["shown"]) == min(5, values["wrong"])
+    assert all(entry["score"] < 0.5 for entry in values["shown"])
+    with Image.open(values["figure"]) as sheet:
+        assert sheet.width == 1440
+
+
+def test_a_fine_tuned_run_names_the_command_that_shows_its_failures(trained: Path) -> None:
+    outcome = succeeds(
+        "finetune", "--task", "rec", "--data", "coco", "--epochs", "1", "--devices", "cpu", cwd=trained
+    )
+    (line,) = [line for line in outcome.out.splitlines() if line.startswith("next: ")]
+    assert line == f"next: tbkin visualize --from {REC}/results-val.json --wrong --limit 20"
+    assert (trained / REC / "training.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('[{"question_id": 1, "answer": "yes"}]', "no results of `tbkin finetune`"),
+        ("{", "results.json"),
+        ('{"task": "vqa", "split": "val", "checkpoint": "a", "data": "coco", "results": []}', "no answers"),
+        (
+            '{"task": "vqa", "split": "val", "checkpoint": "a", "data": "coco", "results": [{}]}',
+            "lacks image_id",
+        ),
+        (None, "results.json"),
+    ],
+)
+def test_results_of_something_else(trained: Path, tmp_path: Path, content: str | None, says: str) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    fails("visualize", "--from", tmp_path / "results.json", cwd=trained, code=1, says=(says, "results.json"))
+
+
+# ---- what a person may get wrong ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("img.jpg what --layer 99", "layer: expected a number from 0 to"),
+        ("img.jpg what --head 99", "head: expected a number from 0 to"),
+        ("img.jpg what --layer -1", "layer: expected at least 0"),
+        ("img.jpg what --aggregate mean", "rollout, last"),
+        ("img.jpg what --aggregate last --head 0", "leave it away beside"),
+        ("img.jpg what --format gif", "png, svg, pdf"),
+        ("img.jpg what --wrong", "--from results-val.json"),
+        ("img.jpg what --from runs/finetune/rec/results-val.json", "give no image"),
+        ("trace.npz img.jpg what", "drawn again by themselves"),
+        ("trace.npz --threshold 0.5", "a trace has its own"),
+        ("--from runs/finetune/rec/results-val.json --limit 9999", "at most 200"),
+    ],
+)
+def test_settings_that_contradict_each_other(trained: Path, arguments: str, says: str) -> None:
+    fails("visualize", *arguments.split(), cwd=trained, code=2, says=says)
+
+
+def test_an_id_that_no_store_has(trained: Path) -> None:
+    fails(
+        "visualize",
+        "--image-id",
+        "dog",
+        QUESTION,
+        cwd=trained,
+        code=1,
+        says=("no image 'dog'", "ids look like"),
+    )
+
+
+def test_a_trace_that_is_none(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"PK")
+    np.savez(tmp_path / "b.npz", features=np.zeros(3))
+    for name in ("a.npz", "b.npz", "none.npz"):
+        fails("visualize", tmp_path / name, cwd=trained, code=1, says=(name, "cannot be read as a trace"))
+
+
+def test_a_huge_image_is_refused(trained: Path, tmp_path: Path) -> None:
+    Image.new("1", (20_000, 15_000)).save(tmp_path / "huge.png")
+    fails("visualize", tmp_path / "huge.png", QUESTION, cwd=trained, code=1, says=("huge.png", "too large"))
+
+
+def test_no_checkpoint_yet(tmp_path: Path, world: Path) -> None:
+    shutil.copy(world / "img.jpg", tmp_path)
+    fails("visualize", "img.jpg", QUESTION, cwd=tmp_path, code=1, says="tbkin finetune --task vqa")
+
+
+def test_a_checkpoint_whose_extractor_is_not_installed(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / VQA, tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    model = str(tmp_path / "detector")
+    config["extractor"] |= {"extractor": "detector", "model": model, "weights": "0", "store": ""}
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    arguments = ("visualize", "img.jpg", QUESTION, "--checkpoint", tmp_path / "run")
+    assert model in fails(*arguments, cwd=trained, code=1)
+
+
+def test_a_long_question_is_cut_and_this_is_said(trained: Path, tmp_path: Path) -> None:
+    question = QUESTION + " and what color is the circle" * 50
+    (problem,) = values_of("img.jpg", question, "--out", tmp_path, cwd=trained)["problems"]
+    assert "cut to 32 tokens" in problem and "of its 306 words the model read 30" in problem
+
+
+def test_a_question_in_another_language_is_told_of(trained: Path, tmp_path: Path) -> None:
+    arguments = ("img.jpg", "de quelle couleur est la star", "--out", tmp_path)
+    assert any("not look English" in problem for problem in values_of(*arguments, cwd=trained)["problems"])
+
+
+@pytest.mark.parametrize(
+    ("text", "foreign"),
+    [
+        ("welche Farbe hat der Hund", True),
+        ("¿de qué color es el perro?", True),
+        ("собака on", True),
+        ("what color is the die on the left", False),
+        ("la la land poster", True),  # the price of a short list
+        ("man in red", False),
+        ("", False),
+        ("el nino sign", False),
+        ("was ist das", True),
+    ],
+)
+def test_which_texts_look_foreign(text: str, foreign: bool) -> None:
+    assert looks_foreign(text) is foreign
+
+
+def test_a_question_asks() -> None:
+    assert is_question("what color") and is_question("a dog?") and not is_question("the red dog")
+
+
+def test_no_display_is_needed(trained: Path, tmp_path: Path) -> None:
+    """A display that is not there, and a toolkit that would need one."""
+    arguments = ("visualize", "img.jpg", QUESTION, "--out", str(tmp_path), "--json")
+    outcome = tbkin_process(*arguments, cwd=trained, DISPLAY="", WAYLAND_DISPLAY="", MPLBACKEND="TkAgg")
+    assert outcome.code == 0, outcome.err
+    assert Path(json.loads(outcome.out)["figure"]).stat().st_size > 5000
