@@ -41,7 +41,8 @@ _MAX_REGIONS = 10
 _MAX_OBJECTS = 12
 _MAX_ATTRIBUTES = 4  # of one object
 _MAX_RELATIONS = 12
-_MAX_IMAGE_EDGES = 12
+_MAX_IMAGE_EDGES = 8
+_LEAST_IOU = 0.1  # of an edge that is drawn between regions
 _ATTENDED_SHARE = 0.1  # of the largest weight; what has less was hardly looked at
 _OTHER = "#8c8c8c"  # regions that no object goes by
 _OBJECT_FILL, _ATTRIBUTE_FILL, _RELATION_FILL = "#fff4e0", "#eef4fa", "#f2f2f2"
@@ -53,7 +54,7 @@ def graph_regions(trace: Trace, limit: int) -> list[int]:
 
     Args:
         trace: With a graph; without one there are none.
-        limit: At most so many.
+        limit: At most so many; regions without a link only fill up to half of it.
 
     Returns:
         Numbers of regions: the linked ones in the order of the objects they are linked with, then the others.
@@ -66,17 +67,18 @@ def graph_regions(trace: Trace, limit: int) -> list[int]:
         found = (float(edge["weight"]), int(edge["object"]))
         strongest[edge["region"]] = max(strongest.get(edge["region"], (0.0, 0)), found)
     wanted = sorted(strongest, key=lambda region: (-strongest[region][0], region))
+    others: list[int] = list(range(count))
     if regions_agree(trace):
         weights = _attended(trace)
         order = np.argsort(-weights, kind="stable")
-        wanted += [
+        others = [
             int(region) for region in order if 0 < weights[region] >= _ATTENDED_SHARE * weights[order[0]]
         ]
         chosen = (trace.thresholded.chosen, trace.thresholded.runner_up)
         wanted = [region for region in chosen if region is not None] + wanted
-    else:
-        wanted += range(count)
     shown = list(dict.fromkeys(wanted))[:limit]
+    others = [region for region in others if region not in shown]
+    shown += others[: max(0, limit // 2 - len(shown))]
     linked = sorted((region for region in shown if region in strongest), key=lambda one: strongest[one][1])
     return linked + [region for region in shown if region not in strongest]
 
@@ -166,13 +168,13 @@ def _draw(trace: Trace, graph: dict[str, Any]) -> Page:
     colors = _region_colors(graph, regions)
     image_left = _MARGIN + (_IMAGE_WIDTH - image_size[0]) / 2
     _draw_image(page, trace, graph, regions, colors, (image_left, body_top, *image_size))
-    middles = _draw_regions(page, image, trace.image_size, graph, regions, colors, (body_top, body))
+    ends = _draw_regions(page, image, trace.image_size, graph, regions, colors, (body_top, body))
     top = body_top + (body - sum(heights)) / 2
     objects: list[_Object] = []
     for number, (height, names) in enumerate(zip(heights, attributes, strict=True)):
         objects.append(_Object(number, top + _OBJECT / 2, graph["objects"][number]["name"], names))
         top += height
-    _draw_cross_edges(canvas, graph, middles, objects)
+    _draw_cross_edges(canvas, graph, ends, objects)
     _draw_objects(page, canvas, objects)
     _draw_relations(page, canvas, relations, objects, (body_top, body))
     if not objects:
@@ -201,7 +203,7 @@ def _caption(graph: dict[str, Any], regions: list[int]) -> str:
     if len(graph["relations"]) > _MAX_RELATIONS:
         parts.append(f"At most {_MAX_RELATIONS} of {len(graph['relations'])} relations are shown.")
     if _image_edges(graph, regions):
-        parts.append("White lines join regions that overlap, the wider the higher their IoU.")
+        parts.append(f"White lines join regions that overlap (IoU at least {_LEAST_IOU:g}).")
     return " ".join(parts)
 
 
@@ -223,11 +225,11 @@ def _object_color(number: int) -> str:
 
 
 def _image_edges(graph: dict[str, Any], regions: list[int]) -> list[dict[str, Any]]:
-    """Edges between drawn regions that overlap, the highest IoU first."""
+    """Edges between drawn regions that overlap well, the highest IoU first."""
     edges = [
         edge
         for edge in graph["image_edges"]
-        if edge["iou"] > 0 and edge["first"] in regions and edge["second"] in regions
+        if edge["iou"] >= _LEAST_IOU and edge["first"] in regions and edge["second"] in regions
     ]
     return sorted(edges, key=lambda edge: -edge["iou"])[:_MAX_IMAGE_EDGES]
 
@@ -278,11 +280,20 @@ def _draw_image(
             )
         )
         corners = np.array([x1, y1, x2, y2]) * np.tile([width / original_width, height / original_height], 2)
-        place = _free_place(corners + np.array([left, top, left, top]), size, slot, taken)
+        corners += np.array([left, top, left, top])
+        place = _free_place(corners, size, slot, taken)
         taken.append(place)
+        middle = (place[0] + size[0] / 2, place[1] + size[1] / 2)
+        if (np.array(middle) < corners[:2]).any() or (np.array(middle) > corners[2:]).any():
+            # The number had to go elsewhere: a line leads to its box.
+            axes.plot(
+                (centres[region][0], (middle[0] - left) * original_width / width),
+                (centres[region][1], (middle[1] - top) * original_height / height),
+                color=colors[region],
+                linewidth=0.8,
+            )
         page.text(
-            place[0] + size[0] / 2,
-            place[1] + size[1] / 2,
+            *middle,
             str(region),
             6.5,
             ha="center",
@@ -330,9 +341,9 @@ def _draw_regions(
     regions: list[int],
     colors: dict[int, str],
     body: tuple[float, float],
-) -> dict[int, float]:
-    """Thumbnails with their names; the middle of each on the page."""
-    middles = {}
+) -> dict[int, tuple[float, float]]:
+    """Thumbnails with their names; for each where its links begin."""
+    ends = {}
     top = body[0] + (body[1] - _THUMBNAIL_ROW * len(regions)) / 2
     scale = image.shape[1] / image_size[0]
     for row, region in enumerate(regions):
@@ -350,8 +361,8 @@ def _draw_regions(
         room = _EDGES - _REGIONS - _THUMBNAIL - 0.1
         name = page.fit(f"{region} {clean_text(item['label'])}".strip(), room, 7)
         page.text(_REGIONS + _THUMBNAIL + 0.06, middle, name, 7, va="center")
-        middles[region] = middle
-    return middles
+        ends[region] = (_REGIONS + _THUMBNAIL + 0.12 + page.measure(name, 7), middle)
+    return ends
 
 
 def _crop(image: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -364,16 +375,16 @@ def _crop(image: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uint
 
 
 def _draw_cross_edges(
-    canvas: Axes, graph: dict[str, Any], middles: dict[int, float], objects: list[_Object]
+    canvas: Axes, graph: dict[str, Any], ends: dict[int, tuple[float, float]], objects: list[_Object]
 ) -> None:
     """Links between regions and objects, the weak ones below the strong."""
     for edge in sorted(graph["cross_edges"], key=lambda one: one["weight"]):
-        if edge["region"] in middles and edge["object"] < len(objects):
+        if edge["region"] in ends and edge["object"] < len(objects):
             weight = float(np.clip(edge["weight"], 0, 1))
             item = objects[edge["object"]]
             _curve(
                 canvas,
-                (_EDGES, middles[edge["region"]]),
+                ends[edge["region"]],
                 (_OBJECTS, item.middle),
                 color=_object_color(item.number),
                 linewidth=0.4 + 2.6 * weight,
@@ -474,7 +485,15 @@ def _curve(canvas: Axes, start: tuple[float, float], end: tuple[float, float], *
 
 
 def _attended(trace: Trace) -> NDArray[np.float32]:
-    """(K,) weights of the regions where the answer is read, in the last layer, mean of heads."""
-    last = Pass(trace.thresholded.scores[-1:], trace.thresholded.kept[-1:])
-    row = 0 if trace.thresholded.chosen is None else len(trace.pieces) + trace.thresholded.chosen
-    return last.weights()[0].mean(axis=0)[row, len(trace.pieces) :]
+    """(K,) weights of the regions where the answer is read, in the last layer, mean of heads.
+
+    A region counts with its share in either pass, so that none is overlooked.
+    """
+    text = len(trace.pieces)
+    row = 0 if trace.thresholded.chosen is None else text + trace.thresholded.chosen
+    shares = []
+    for content in (trace.dense, trace.thresholded):
+        last = Pass(content.scores[-1:], content.kept[-1:])
+        weights = last.weights()[0].mean(axis=0)[row, text:]
+        shares.append(weights / (weights.sum() or 1))
+    return np.maximum(*shares)

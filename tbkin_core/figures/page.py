@@ -90,7 +90,11 @@ def _values(trace: Trace) -> dict[str, Any]:
         "checkpoint": trace.checkpoint,
         "shape": list(trace.dense.scores.shape[:3]),
         "dense": {"answers": trace.dense.answers, "chosen": trace.dense.chosen},
-        "thresholded": {"answers": trace.thresholded.answers, "chosen": trace.thresholded.chosen},
+        "thresholded": {
+            "answers": trace.thresholded.answers,
+            "chosen": trace.thresholded.chosen,
+            "runnerUp": trace.thresholded.runner_up,
+        },
         "runKept": _kept_counts(trace),
         "groundingBoxes": [
             {"kind": kind, "name": name, "box": list(box)}

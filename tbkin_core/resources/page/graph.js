@@ -25,7 +25,8 @@ function fitted(text, width, attributes) {
   return draw("text", attributes, short, draw("title", {}, text));
 }
 
-function buildGraph(width) {
+function buildGraph(available) {
+  const width = Math.min(available, 860);
   const { graph, graphRegions } = trace;
   const narrow = width < 560;
   const columns = narrow
@@ -87,7 +88,8 @@ function buildGraph(width) {
 
   for (const { object, region, weight } of graph.cross_edges) {
     if (!regionAt.has(region)) continue;
-    const [from, to] = [columns.regions, columns.objects];
+    const letters = `${region} ${graph.regions[region].label}`.trim().length;
+    const [from, to] = [Math.min(THUMBNAIL + 12 + 8 * letters, columns.regions), columns.objects];
     edges.append(draw("path", {
       class: "cross", d: `M${from},${regionAt.get(region)} C${(from + to) / 2},${regionAt.get(region)} `
         + `${(from + to) / 2},${objectAt[object]} ${to},${objectAt[object]}`,

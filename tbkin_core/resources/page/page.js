@@ -12,7 +12,13 @@ const textLength = trace.pieces.length;
 // The row that the answer is read from. Figures take the same: [CLS] in the last layer, or rollout to the chosen.
 const grounded = trace.task === "rec" && trace.thresholded.chosen !== null;
 const answerRow = grounded ? textLength + trace.thresholded.chosen : 0;
-const RULES = ["relative", "probability", "score", "topk"];
+const RULE_NOTES = {
+  relative: "with at least τ times the weight of its strongest",
+  probability: "with a weight of at least τ",
+  score: "with a score of at least τ before the softmax",
+  topk: "with the k largest weights",
+};
+const RULES = Object.keys(RULE_NOTES);
 const MAX_LINKS = 12;
 const LABELLED = 3;
 
@@ -49,9 +55,10 @@ function draw(name, attributes = {}, ...children) {
 /** Never "0 %" or "100 %" for what is only nearly so. */
 function percent(fraction) {
   if (fraction === null || Number.isNaN(fraction)) return "–";
-  if (fraction > 0 && fraction < 0.001) return "< 0.1 %";
-  if (fraction > 0.999 && fraction < 1) return "> 99.9 %";
-  return `${Number((100 * fraction).toPrecision(3))} %`;
+  // Number and sign stay on one line: the spaces do not break.
+  if (fraction > 0 && fraction < 0.001) return "<\u00a00.1\u00a0%";
+  if (fraction > 0.999 && fraction < 1) return ">\u00a099.9\u00a0%";
+  return `${Number((100 * fraction).toPrecision(3))}\u00a0%`;
 }
 
 const regionName = (region) => `${region} ${trace.labels[region]}`.trim();
@@ -67,7 +74,7 @@ function strongest(values, limit) {
 }
 
 function listed(values, name) {
-  return strongest(values, 3).map((place) => `${name(place)} (${percent(values[place])})`).join(", ");
+  return strongest(values, 3).map((place) => `${name(place)} ${percent(values[place])}`).join(", ");
 }
 
 // ---- from scores to links -----------------------------------------------------------------------
@@ -111,8 +118,10 @@ function shown(source) {
     const kept = strongest(regions, regionCount);
     const verb = reading ? "attends to" : "is attended to by";
     let text = `${quoted(source.index)} ${verb} ${kept.length} of ${regionCount} regions`;
-    if (kept.length) text += `, most ${reading ? "to" : "by"} ${listed(regions, regionName)}`;
-    if (source.mark !== undefined) text += `; ${regionName(source.mark)}: ${percent(regions[source.mark])}`;
+    if (kept.length) text += `, most ${reading ? "to" : "by"}: ${listed(regions, regionName)}`;
+    if (source.mark !== undefined) {
+      text += `; ${regionName(source.mark)}: ${regions[source.mark] ? percent(regions[source.mark]) : "dropped"}`;
+    }
     return { regions, words, text: `${text}.` };
   }
   if (source.kind === "region") {
@@ -120,7 +129,7 @@ function shown(source) {
     const kept = strongest(words, wordCount);
     const verb = reading ? "is attended to by" : "attends to";
     let text = `Region ${regionName(source.index)} ${verb} ${kept.length} of ${wordCount} words`;
-    if (kept.length) text += `, most ${reading ? "by" : "to"} ${listed(words, quoted)}`;
+    if (kept.length) text += `, most ${reading ? "by" : "to"}: ${listed(words, quoted)}`;
     return { regions, words, text: `${text}.` };
   }
   const row = answerRow * attention.length;
@@ -131,9 +140,9 @@ function shown(source) {
   const sum = (values) => values.reduce((total, value) => total + value, 0);
   const reader = grounded ? `the chosen region ${regionName(trace.thresholded.chosen)}` : "[CLS]";
   let text = `The answer is read from ${reader}: ${percent(sum(regions))} of its attention is on regions`;
-  if (strongest(regions, 1).length) text += ` (most on ${listed(regions, regionName)})`;
+  if (strongest(regions, 1).length) text += ` (most: ${listed(regions, regionName)})`;
   text += `, ${percent(sum(words))} on words`;
-  if (strongest(words, 1).length) text += ` (most on ${listed(words, quoted)})`;
+  if (strongest(words, 1).length) text += ` (most: ${listed(words, quoted)})`;
   return { regions, words, text: `${text}.` };
 }
 
@@ -179,9 +188,10 @@ function renderLabels(source) {
   const [width, height] = [$("picture").clientWidth, $("picture").clientHeight];
   const wanted = source.kind === "region" ? [source.index] : strongest(current.regions, LABELLED);
   if (source.mark !== undefined) wanted.unshift(source.mark);
+  const named = grounded ? [trace.thresholded.chosen, trace.thresholded.runnerUp] : [];
   const names = [
     ...trace.groundingBoxes.map(({ name, box, kind }) => [name, box, kind]),
-    ...Array.from(new Set(wanted), (region) => [regionName(region), trace.boxes[region], ""]),
+    ...wanted.filter((region, place) => wanted.indexOf(region) === place && !named.includes(region)).map((region) => [regionName(region), trace.boxes[region], ""]),
   ];
   const taken = [];
   $("region-names").replaceChildren();
@@ -305,7 +315,7 @@ function renderMap() {
     text.textContent = weight ? percent(weight) : "dropped";
   }
   const way = state.direction === "text" ? "each word gives to each region" : "each region gives to each word";
-  $("map-note").textContent = `The share of attention that ${way}, ${viewName()}. The darkest cell is`
+  $("map-note").textContent = `The share of attention that ${way}, ${viewName()}. The strongest cell is`
     + ` ${percent(highest)}; a dot is a dropped link. Numbers are regions.`;
 }
 
@@ -367,7 +377,7 @@ function buildPicture() {
   const [width, height] = trace.imageSize;
   $("image").alt = `The image, ${width} × ${height} pixels, with ${regionCount} regions`
     + (trace.labels.some(Boolean) ? `: ${trace.labels.filter(Boolean).slice(0, 12).join(", ")}` : "");
-  $("picture").style.aspectRatio = `${width} / ${height}`;
+  Object.assign($("picture").style, { aspectRatio: `${width} / ${height}`, maxWidth: `${(75 * width) / height}vh` });
   // A sheet of shade with holes: where regions overlap their light adds up.
   const mask = draw("mask", { id: "holes" }, draw("rect", { width, height, fill: "white" }));
   for (const [left, top, right, bottom] of trace.boxes) {
@@ -431,7 +441,8 @@ function renderThreshold() {
   Object.assign($("tau"), { min, max, step, value: threshold() });
   // The slider goes in steps; the number beside it says what is applied.
   Object.assign($("tau-exact"), { min, max, step: state.rule === "topk" ? 1 : "any", value: threshold() });
-  $("tau-name").textContent = state.rule === "topk" ? "k (0 is dense)" : "τ (0 is dense)";
+  $("tau-name").textContent = state.rule === "topk" ? "k" : "τ";
+  $("rule-note").textContent = `Each query keeps the keys ${RULE_NOTES[state.rule]}; its strongest always. 0 keeps all.`;
 }
 
 let waiting = false;
