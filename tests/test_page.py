@@ -48,7 +48,9 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         context = playwright.chromium.launch_persistent_context(
             tmp_path_factory.mktemp("profile"), executable_path=program, args=FLAGS.split()
         )
-        context.set_default_timeout(10_000)
+        # Long, for machines that do much else; what is right is seen at once.
+        context.set_default_timeout(60_000)
+        expect.set_options(timeout=30_000)
         yield context.pages[0]
         context.close()
 

@@ -82,7 +82,9 @@ class Attention {
     const logarithm = Math.fround(Math.log(threshold));
     if (rule === "topk" && threshold && !this.sorted) {
       this.sorted = this.scores.slice();
-      for (let row = 0; row < cut.length; row++) this.sorted.subarray(row * length, (row + 1) * length).sort();
+      for (let row = 0; row < cut.length; row++) {
+        this.sorted.subarray(row * length, (row + 1) * length).sort();
+      }
     }
     const rowsOfLayer = this.headCount * length;
     for (let row = 0; row < cut.length; row++) {
@@ -109,7 +111,7 @@ class Attention {
     ]);
   }
 
-  /** Entries kept and entries there are, by direction and in "all"; of one layer and head, or of all (null). */
+  /** Entries kept and entries there are, by direction and in "all"; of one layer or head, or all (null). */
   counts(layer, head) {
     const counts = Object.fromEntries([...DIRECTIONS, "all"].map((name) => [name, [0, 0]]));
     this.eachRow(layer, head, (row) => {

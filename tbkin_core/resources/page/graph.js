@@ -1,4 +1,4 @@
-// The unified scene graph as SVG: regions on the left, text objects with their attributes, relations on the right.
+// The unified scene graph as SVG: regions, text objects with their attributes, and relations, left to right.
 
 const THUMBNAIL = 44;
 const LINE = 22;
@@ -26,24 +26,28 @@ function fitted(text, width, attributes) {
 }
 
 function buildGraph(available) {
+  if (!available) return; // a tab that is not laid out yet
   const width = Math.min(available, 860);
   const { graph, graphRegions } = trace;
   const narrow = width < 560;
   const columns = narrow
-    ? { regions: THUMBNAIL + 56, objects: 0.42 * width, relations: 0.76 * width }
+    ? { regions: 0.29 * width, objects: 0.42 * width, relations: 0.76 * width }
     : { regions: THUMBNAIL + 150, objects: 0.45 * width, relations: 0.76 * width };
   const objectWidth = columns.relations - columns.objects - (narrow ? 16 : 60);
   const relationWidth = width - columns.relations - 4;
-  const gap = 10;
+  const gap = narrow ? 24 : 10; // on a phone, names stand below their thumbnails
 
   // Heights first: both sides are centred beside each other.
-  const attributes = graph.objects.map((_, number) => graph.attributes.filter((one) => one.object === number));
+  const attributes = graph.objects.map((_, number) =>
+    graph.attributes.filter((attribute) => attribute.object === number));
   const tall = attributes.map((list) => LINE + LINE * list.length + 14);
   const textHeight = tall.reduce((sum, one) => sum + one, 0);
   const regionsHeight = graphRegions.length * (THUMBNAIL + gap);
   const height = Math.max(textHeight, regionsHeight, graph.relations.length * (LINE + 8), 40) + 8;
-  const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-labelledby": "graph-title" },
-    draw("title", { id: "graph-title" }, describeGraph()));
+  const svg = draw(
+    "svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-labelledby": "graph-title" },
+    draw("title", { id: "graph-title" }, describeGraph()),
+  );
   const edges = svg.appendChild(draw("g", { class: "edges" }));
 
   const objectAt = [];
@@ -52,14 +56,19 @@ function buildGraph(available) {
     const middle = y + LINE / 2 + 4;
     objectAt.push(middle);
     svg.append(
-      draw("rect", { class: "object", x: columns.objects, y: middle - LINE / 2, width: objectWidth, height: LINE, rx: 4 }),
+      draw("rect", {
+        class: "object", x: columns.objects, y: middle - LINE / 2, width: objectWidth, height: LINE, rx: 4,
+      }),
       fitted(object.name, objectWidth - 12, { x: columns.objects + 6, y: middle + 4 }),
     );
     attributes[number].forEach((attribute, place) => {
       const top = middle + LINE / 2 + 3 + place * LINE;
-      edges.append(draw("path", { class: "attribute", d: `M${columns.objects + 6},${middle + 8} V${top + LINE / 2 - 2} h8` }));
+      const line = `M${columns.objects + 6},${middle + 8} V${top + LINE / 2 - 2} h8`;
+      edges.append(draw("path", { class: "attribute", d: line }));
       svg.append(
-        draw("rect", { class: "attribute", x: columns.objects + 14, y: top, width: objectWidth - 14, height: LINE - 4, rx: 9 }),
+        draw("rect", {
+          class: "attribute", x: columns.objects + 14, y: top, width: objectWidth - 14, height: LINE - 4, rx: 9,
+        }),
         fitted(attribute.name, objectWidth - 30, { x: columns.objects + 22, y: top + 13 }),
       );
     });
@@ -67,16 +76,17 @@ function buildGraph(available) {
   });
 
   const regionAt = new Map();
-  const thumbnailLeft = 0;
   graphRegions.forEach((region, place) => {
-    const top = (height - regionsHeight) / 2 + place * (THUMBNAIL + gap) + gap / 2;
+    const top = (height - regionsHeight) / 2 + place * (THUMBNAIL + gap) + 5;
     regionAt.set(region, top + THUMBNAIL / 2);
     const { label, box } = graph.regions[region];
     const name = `${region} ${label}`.trim();
     const group = draw("g", { class: "node" },
-      draw("image", { href: thumbnail(box), x: thumbnailLeft, y: top, width: THUMBNAIL, height: THUMBNAIL }),
-      draw("rect", { class: "frame", x: thumbnailLeft + 0.5, y: top + 0.5, width: THUMBNAIL - 1, height: THUMBNAIL - 1 }),
-      fitted(name, columns.regions - THUMBNAIL - 10, { x: THUMBNAIL + 6, y: top + THUMBNAIL / 2 + 4 }),
+      draw("image", { href: thumbnail(box), x: 0, y: top, width: THUMBNAIL, height: THUMBNAIL }),
+      draw("rect", { class: "frame", x: 0.5, y: top + 0.5, width: THUMBNAIL - 1, height: THUMBNAIL - 1 }),
+      narrow
+        ? fitted(name, columns.regions, { x: 0, y: top + THUMBNAIL + 13 })
+        : fitted(name, columns.regions - THUMBNAIL - 10, { x: THUMBNAIL + 6, y: top + THUMBNAIL / 2 + 4 }),
       draw("title", {}, name),
     );
     if (trace.graphRegionsAreRegions) {
@@ -89,7 +99,8 @@ function buildGraph(available) {
   for (const { object, region, weight } of graph.cross_edges) {
     if (!regionAt.has(region)) continue;
     const letters = `${region} ${graph.regions[region].label}`.trim().length;
-    const [from, to] = [Math.min(THUMBNAIL + 12 + 8 * letters, columns.regions), columns.objects];
+    const from = narrow ? THUMBNAIL + 4 : Math.min(THUMBNAIL + 12 + 8 * letters, columns.regions);
+    const to = columns.objects;
     edges.append(draw("path", {
       class: "cross", d: `M${from},${regionAt.get(region)} C${(from + to) / 2},${regionAt.get(region)} `
         + `${(from + to) / 2},${objectAt[object]} ${to},${objectAt[object]}`,
@@ -97,7 +108,7 @@ function buildGraph(available) {
     }, draw("title", {}, `${graph.objects[object].name} – region ${region}: ${weight}`)));
   }
 
-  // A relation stands between its subject and its object; the arrow goes from the one through it to the other.
+  // A relation stands between its subject and its object, with the arrow at the object.
   const middles = graph.relations.map((one) => (objectAt[one.subject] + objectAt[one.object]) / 2);
   const order = Array.from(middles.keys()).sort((first, second) => middles[first] - middles[second]);
   const places = [];
@@ -111,13 +122,22 @@ function buildGraph(available) {
     const at = places[number] - overflow;
     const side = columns.objects + objectWidth;
     const bend = (side + columns.relations) / 2;
+    const [subject, object] = [objectAt[relation.subject], objectAt[relation.object]];
     edges.append(
-      draw("path", { class: "relation", d: `M${side},${objectAt[relation.subject]} C${bend},${objectAt[relation.subject]} ${bend},${at} ${columns.relations},${at}` }),
-      draw("path", { class: "relation", d: `M${columns.relations},${at} C${bend},${at} ${bend},${objectAt[relation.object]} ${side + 6},${objectAt[relation.object]}` }),
-      draw("path", { class: "arrow", d: `M${side},${objectAt[relation.object]} l8,-4 v8 z` }),
+      draw("path", {
+        class: "relation",
+        d: `M${side},${subject} C${bend},${subject} ${bend},${at} ${columns.relations},${at}`,
+      }),
+      draw("path", {
+        class: "relation",
+        d: `M${columns.relations},${at} C${bend},${at} ${bend},${object} ${side + 6},${object}`,
+      }),
+      draw("path", { class: "arrow", d: `M${side},${object} l8,-4 v8 z` }),
     );
     svg.append(
-      draw("rect", { class: "relation", x: columns.relations, y: at - LINE / 2, width: relationWidth, height: LINE }),
+      draw("rect", {
+        class: "relation", x: columns.relations, y: at - LINE / 2, width: relationWidth, height: LINE,
+      }),
       fitted(relation.predicate, relationWidth - 10, { x: columns.relations + 5, y: at + 4 }),
     );
   });
@@ -125,9 +145,9 @@ function buildGraph(available) {
   $("graph").replaceChildren(svg);
   $("graph-section").hidden = false;
   const left = graph.regions.length - graphRegions.length;
-  $("graph-note").textContent = "Regions of the image, objects of the text with their attributes, and relations between"
-    + " them; a link between a region and an object is as wide as their names are alike."
-    + (left ? ` ${left} of ${graph.regions.length} regions are left out: those without links and little looked at.` : "")
+  $("graph-note").textContent = "Regions of the image, objects of the text with their attributes, and relations"
+    + " between them; a link between a region and an object is as wide as their names are alike."
+    + (left ? ` ${left} of ${graph.regions.length} regions are left out: the weakest.` : "")
     + (graph.cross_edges.length ? "" : " No region goes by the name of an object.")
     + (graph.objects.length ? "" : " The text names no object.");
 }

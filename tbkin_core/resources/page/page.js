@@ -9,7 +9,7 @@ const $ = (id) => document.getElementById(id);
 const wordCount = trace.words.length;
 const regionCount = trace.boxes.length;
 const textLength = trace.pieces.length;
-// The row that the answer is read from. Figures take the same: [CLS] in the last layer, or rollout to the chosen.
+// The row that the answer is read from, as in the figures: [CLS] in the last layer, or rollout to the chosen.
 const grounded = trace.task === "rec" && trace.thresholded.chosen !== null;
 const answerRow = grounded ? textLength + trace.thresholded.chosen : 0;
 const RULE_NOTES = {
@@ -120,7 +120,8 @@ function shown(source) {
     let text = `${quoted(source.index)} ${verb} ${kept.length} of ${regionCount} regions`;
     if (kept.length) text += `, most ${reading ? "to" : "by"}: ${listed(regions, regionName)}`;
     if (source.mark !== undefined) {
-      text += `; ${regionName(source.mark)}: ${regions[source.mark] ? percent(regions[source.mark]) : "dropped"}`;
+      const weight = regions[source.mark];
+      text += `; ${regionName(source.mark)}: ${weight ? percent(weight) : "dropped"}`;
     }
     return { regions, words, text: `${text}.` };
   }
@@ -191,7 +192,8 @@ function renderLabels(source) {
   const named = grounded ? [trace.thresholded.chosen, trace.thresholded.runnerUp] : [];
   const names = [
     ...trace.groundingBoxes.map(({ name, box, kind }) => [name, box, kind]),
-    ...wanted.filter((region, place) => wanted.indexOf(region) === place && !named.includes(region)).map((region) => [regionName(region), trace.boxes[region], ""]),
+    ...Array.from(new Set(wanted)).filter((region) => !named.includes(region))
+      .map((region) => [regionName(region), trace.boxes[region], ""]),
   ];
   const taken = [];
   $("region-names").replaceChildren();
@@ -201,10 +203,11 @@ function renderLabels(source) {
     const size = [tag.offsetWidth, tag.offsetHeight];
     const [left, top, right, bottom] = box.map((side, which) =>
       side * (which % 2 ? height / trace.imageSize[1] : width / trace.imageSize[0]));
-    const outside = [[left, top - size[1]], [right - size[0], top - size[1]], [left, bottom], [right - size[0], bottom]];
-    const inside = [[left, top], [right - size[0], top], [left, bottom - size[1]], [right - size[0], bottom - size[1]]];
-    const place = [...outside, ...inside]
-      .map(([x, y]) => [Math.max(0, Math.min(x, width - size[0])), Math.max(0, Math.min(y, height - size[1]))])
+    // Outside the box first, then inside; at the left, at the right; and always within the picture.
+    const place = [top - size[1], bottom, top, bottom - size[1]]
+      .flatMap((y) => [[left, y], [right - size[0], y]])
+      .map(([x, y]) => [Math.min(x, width - size[0]), Math.min(y, height - size[1])])
+      .map((corner) => corner.map((side) => Math.max(side, 0)))
       .find(([x, y]) => !taken.some(([otherX, otherY, wide, high]) =>
         x < otherX + wide && otherX < x + size[0] && y < otherY + high && otherY < y + size[1]));
     if (place) {
@@ -231,7 +234,8 @@ function renderLinks(source) {
     const from = centre(source.kind, source.index);
     for (const place of strongest(values, MAX_LINKS)) {
       const share = values[place] / highest;
-      const [word, region] = source.kind === "word" ? [from, centre(other, place)] : [centre(other, place), from];
+      const ends = [from, centre(other, place)];
+      const [word, region] = source.kind === "word" ? ends : ends.reverse();
       lines.push(draw("path", {
         d: `M${word} C${word[0]},${word[1] + 40} ${region[0]},${(word[1] + region[1]) / 2} ${region}`,
         "stroke-width": 0.75 + 4 * share, "stroke-opacity": 0.25 + 0.65 * share,
@@ -262,9 +266,11 @@ function renderKept() {
   let surviving = 0;
   const values = state.direction === "text" ? wordRegion : regionWord;
   for (const value of values) if (value > 0) surviving++;
+  const way = state.direction === "text" ? "from words to regions" : "from regions to words";
   $("survive").textContent = values.length
-    ? `${surviving} of ${values.length} links ${state.direction === "text" ? "from words to regions" : "from regions to words"}`
-      + ` survive; ${share(all.all)} of all attention entries are kept.`
+    ? `${surviving} of ${values.length} links ${way} survive`
+      + (isRollout ? ", directly or by way of others" : "")
+      + `; ${share(all.all)} of all attention entries are kept.`
     : `${share(all.all)} of all attention entries are kept.`;
   $("tau").setAttribute("aria-valuetext", `${ruleName(state.rule, threshold())}: ${share(all.all)} kept`);
 }
@@ -278,7 +284,8 @@ const mapCells = []; // [cell, the text in it, word, region]
 function buildMap() {
   if (!wordCount || !regionCount) return void ($("map-section").hidden = true);
   const header = trace.labels.map((_, region) => {
-    const cell = make("th", { scope: "col", title: regionName(region), "data-region": region }, String(region));
+    const attributes = { scope: "col", title: regionName(region), "data-region": region };
+    const cell = make("th", attributes, String(region));
     mapColumns[region].push(cell);
     return cell;
   });
@@ -293,14 +300,16 @@ function buildMap() {
         mapCells.push([cell, text, word, region]);
         return cell;
       });
-      const row = make("tr", {}, make("th", { scope: "row", dir: "auto", title: name, "data-word": word }, name), ...cells);
+      const attributes = { scope: "row", dir: "auto", title: name, "data-word": word };
+      const row = make("tr", {}, make("th", attributes, name), ...cells);
       mapRows.push(row);
       return row;
     })),
   );
   $("map").addEventListener("pointerover", (event) => {
     const { word, region } = event.target.closest("[data-word], [data-region]")?.dataset ?? {};
-    if (word !== undefined) hover({ kind: "word", index: Number(word), ...(region && { mark: Number(region) }) });
+    const mark = region && { mark: Number(region) };
+    if (word !== undefined) hover({ kind: "word", index: Number(word), ...mark });
     else if (region !== undefined) hover({ kind: "region", index: Number(region) });
   });
   $("map").addEventListener("pointerleave", () => hover(null));
@@ -314,9 +323,9 @@ function renderMap() {
     cell.classList.toggle("dropped", weight === 0);
     text.textContent = weight ? percent(weight) : "dropped";
   }
-  const way = state.direction === "text" ? "each word gives to each region" : "each region gives to each word";
-  $("map-note").textContent = `The share of attention that ${way}, ${viewName()}. The strongest cell is`
-    + ` ${percent(highest)}; a dot is a dropped link. Numbers are regions.`;
+  const [giver, taker] = state.direction === "text" ? ["word", "region"] : ["region", "word"];
+  $("map-note").textContent = `The share that each ${giver} gives to each ${taker}, ${viewName()}. The`
+    + ` strongest cell is ${percent(highest)}; a dot is a dropped link. Numbers are regions.`;
 }
 
 function viewName() {
@@ -377,7 +386,9 @@ function buildPicture() {
   const [width, height] = trace.imageSize;
   $("image").alt = `The image, ${width} × ${height} pixels, with ${regionCount} regions`
     + (trace.labels.some(Boolean) ? `: ${trace.labels.filter(Boolean).slice(0, 12).join(", ")}` : "");
-  Object.assign($("picture").style, { aspectRatio: `${width} / ${height}`, maxWidth: `${(75 * width) / height}vh` });
+  const { style } = $("picture");
+  style.aspectRatio = `${width} / ${height}`;
+  style.maxWidth = `${(75 * width) / height}vh`; // so that its height stays below 75 % of the window's
   // A sheet of shade with holes: where regions overlap their light adds up.
   const mask = draw("mask", { id: "holes" }, draw("rect", { width, height, fill: "white" }));
   for (const [left, top, right, bottom] of trace.boxes) {
@@ -396,7 +407,10 @@ function buildPicture() {
   const smaller = areas.map((area) => areas.filter((other) => other > area).length);
   trace.boxes.forEach((box, region) => {
     const node = make("button", {
-      type: "button", class: "region", tabindex: region ? -1 : 0, "aria-label": `Region ${regionName(region)}`,
+      type: "button",
+      class: "region",
+      tabindex: region ? -1 : 0,
+      "aria-label": `Region ${regionName(region)}`,
     });
     Object.assign(node.style, percentOf(box), { zIndex: 1 + smaller[region] }); // small ones above large ones
     connect(node, "region", region);
@@ -442,7 +456,8 @@ function renderThreshold() {
   // The slider goes in steps; the number beside it says what is applied.
   Object.assign($("tau-exact"), { min, max, step: state.rule === "topk" ? 1 : "any", value: threshold() });
   $("tau-name").textContent = state.rule === "topk" ? "k" : "τ";
-  $("rule-note").textContent = `Each query keeps the keys ${RULE_NOTES[state.rule]}; its strongest always. 0 keeps all.`;
+  $("rule-note").textContent = `Each query keeps the keys ${RULE_NOTES[state.rule]}; its strongest always.`
+    + " 0 keeps all.";
 }
 
 let waiting = false;
@@ -500,10 +515,11 @@ function buildControls() {
   };
   for (const id of ["layer", "head", "direction"]) $(id).addEventListener("change", chooseView);
   $("head").disabled = state.layer === "rollout";
-  const only = trace.layers ? ` The model selects in layer ${trace.layers.map((layer) => layer + 1).join(", ")} only.` : "";
+  const selecting = trace.layers?.map((layer) => layer + 1).join(", ");
+  const only = trace.layers ? ` The model selects in layer ${selecting} only.` : "";
   const where = trace.scope === "all" ? "" : ` Only ${trace.scope} links may be dropped.`;
-  $("independent").textContent = "Recomputed here from the scores of the dense pass, each layer by itself: what a"
-    + " lower layer drops does not change the scores of the layers above it. In the model’s run"
+  $("independent").textContent = "Recomputed here from the scores of the dense pass, each layer by itself:"
+    + " what a lower layer drops does not change the scores of the layers above it. In the model’s run"
     + ` (${ruleName(trace.selection, trace.threshold)}) it does, so the two may differ.${only}${where}`;
   $("run-name").title = `The thresholded pass of the model: ${ruleName(trace.selection, trace.threshold)}`;
 }
@@ -528,7 +544,8 @@ function buildTheme() {
 
 function buildAnswers() {
   const run = ruleName(trace.selection, trace.threshold);
-  const heads = [{ vqa: "answer", rec: "region", pretrain: "image and text" }[trace.task] ?? "answer", "dense", run];
+  const first = { vqa: "answer", rec: "region", pretrain: "image and text" }[trace.task] ?? "answer";
+  const heads = [first, "dense", run];
   $("answers-heading").textContent = grounded ? "Regions" : "Answers";
   $("answers").tHead.append(make("tr", {}, ...heads.map((name) => make("th", { scope: "col" }, name))));
   const sides = [trace.dense.answers, trace.thresholded.answers].map((answers) => new Map(answers));
@@ -546,16 +563,19 @@ function buildAnswers() {
       bar.style.setProperty("--weight", probability ?? 0);
       return make("td", best[which] === name ? { class: "best" } : {}, percent(probability), bar);
     });
-    $("answers").tBodies[0].append(make("tr", {}, make("th", { scope: "row", dir: "auto" }, label(name)), ...cells));
+    const heading = make("th", { scope: "row", dir: "auto" }, label(name));
+    $("answers").tBodies[0].append(make("tr", {}, heading, ...cells));
   }
-  $("answers-note").textContent = `Of the model’s own passes, dense and with ${run}; they do not follow the slider.`;
+  $("answers-note").textContent = `Of the model’s own passes, dense and with ${run}; they do not follow`
+    + " the slider.";
   if (!trace.grounding.length) return;
   $("grounding").hidden = false;
   const [head, body] = [$("grounding").querySelector("thead"), $("grounding").querySelector("tbody")];
   head.append(make("tr", {}, ...["", "dense", run].map((name) => make("th", { scope: "col" }, name))));
   for (const { name, kind, cells } of trace.grounding) {
     const key = make("span", { class: `key ${kind}`, "aria-hidden": "true" });
-    body.append(make("tr", {}, make("th", { scope: "row" }, key, name), ...cells.map((text) => make("td", {}, text))));
+    const heading = make("th", { scope: "row" }, key, name);
+    body.append(make("tr", {}, heading, ...cells.map((text) => make("td", {}, text))));
   }
 }
 
@@ -565,8 +585,8 @@ function start() {
   $("question").textContent = trace.text;
   const task = { vqa: "Visual question answering", rec: "Referring expression", pretrain: "Image and text" };
   $("subtitle").textContent = [task[trace.task] ?? trace.task, trace.checkpoint].filter(Boolean).join(" · ");
-  $("legend").textContent = "Regions are as bright, and bars as long, as their weight beside the strongest one"
-    + ` shown; at most ${MAX_LINKS} links are drawn.`;
+  $("legend").textContent = "Regions are as bright, and bars as long, as their weight beside the strongest"
+    + ` one shown; at most ${MAX_LINKS} links are drawn.`;
   $("made").textContent = `Made by tbkin. ${attention.layerCount} layers, ${attention.headCount} heads,`
     + ` ${textLength} word pieces, ${regionCount} regions.`;
   buildTheme();
@@ -577,15 +597,16 @@ function start() {
   buildMap();
   recompute();
   document.addEventListener("keydown", (event) => event.key === "Escape" && release());
+  const main = document.querySelector("main");
   let width = 0;
   new ResizeObserver(([entry]) => {
     if (entry.contentRect.width === width) return;
     width = entry.contentRect.width;
     render();
     if (trace.graph) buildGraph(width);
-  }).observe(document.querySelector("main"));
+  }).observe(main);
   // Thumbnails are cut from the image, which may take longer to decode than this script to run.
-  if (trace.graph) $("image").decode().then(() => buildGraph(document.querySelector("main").clientWidth), () => {});
+  if (trace.graph) $("image").decode().then(() => buildGraph(main.clientWidth), () => {});
   document.documentElement.dataset.ready = "yes";
 }
 
