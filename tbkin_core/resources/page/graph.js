@@ -82,6 +82,8 @@ function buildGraph(available) {
     const { label, box } = graph.regions[region];
     const name = `${region} ${label}`.trim();
     const group = draw("g", { class: "node" },
+      // So that the gap between picture and name belongs to the region too.
+      draw("rect", { class: "whole", x: 0, y: top, width: columns.regions, height: THUMBNAIL }),
       draw("image", { href: thumbnail(box), x: 0, y: top, width: THUMBNAIL, height: THUMBNAIL }),
       draw("rect", { class: "frame", x: 0.5, y: top + 0.5, width: THUMBNAIL - 1, height: THUMBNAIL - 1 }),
       narrow
