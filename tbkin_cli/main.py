@@ -211,6 +211,10 @@ def finetune(
         Path | None, typer.Option(help="Feature store.  [default: DATA/features]", show_default=False)
     ] = None,
     dataset: options.Dataset = None,
+    train_split: Annotated[
+        str | None,
+        typer.Option(help="Split to train on, or several: train+val.  [default: train]", show_default=False),
+    ] = None,
     threshold: options.Threshold = None,
     selection: options.SelectionRule = None,
     threshold_scope: Annotated[

@@ -71,5 +71,8 @@ SelectionRule = Annotated[
     str | None, typer.Option("--selection", help="relative, probability, score or topk.", show_default=False)
 ]
 Dataset = Annotated[
-    str | None, typer.Option("--dataset", help="For rec: refcoco, refcoco+ or refcocog.", show_default=False)
+    str | None,
+    typer.Option(
+        "--dataset", help="For rec: refcoco, refcoco+, refcocog, refcocog-google, ...", show_default=False
+    ),
 ]

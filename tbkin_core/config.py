@@ -158,7 +158,7 @@ class TrainingConfig(StageConfig):
         weight_decay: AdamW.
         grad_clip: Largest gradient norm; 0 turns clipping off.
         dropout: Dropout everywhere; 0 for the size tiny and 0.1 for the others when None.
-        precision: auto (bf16 on CUDA devices that have it), fp32, bf16, fp16.
+        precision: auto (bf16 on devices that multiply it themselves, CPUs included), fp32, bf16, fp16.
         max_minutes: Stop cleanly after so much training time.
         max_text_tokens: Longer texts are cut, [CLS] and [SEP] included.
         max_regions: Regions an image at most; as many as the feature store has when None.
@@ -310,13 +310,20 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         task: vqa or rec.
         data: Dataset directory; found from what earlier stages made when None.
         features: Feature store; DATA/features when None.
-        dataset: For rec with several: refcoco, refcoco+ or refcocog.
+        dataset: For rec with several: refcoco, refcoco+ or refcocog; refcocog-google and the like where a
+            directory holds several refs files.
+        train_split: Split to train on, or several, as "train+val"; None takes train. Of val, what is in
+            minival is left out, where minival is there to validate on.
         blind: Hide the image: the question-only model to compare with.
         kl_epochs: VQA: epochs with the KL loss before the BCE loss; None takes all where every question
             has one answer, else a third.
         min_answer_count: VQA: answers given at least so often in training are learnt; None chooses.
         answers: VQA: a JSON list of answers instead of those of the data.
         patience: Stop after so many epochs without a better validation metric; 0 never.
+        threshold_epochs: τ grows from 0 over so many epochs; validation and the checkpoint have all of it.
+        image_dropout: VQA: share of the questions, other ones each epoch, that are learnt without any region;
+            the model can then do without, and is kept as one that does where that is better on validation.
+            0.2 when None.
         predict: Splits whose answers or boxes are written to OUT/predictions-SPLIT.json, also of a run that
             has finished.
     """
@@ -325,11 +332,14 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     data: Path | None = None
     features: Path | None = None
     dataset: str | None = None
+    train_split: str | None = None
     blind: bool = False
     kl_epochs: int | None = None
     min_answer_count: int | None = None
     answers: Path | None = None
     patience: int = 0
+    threshold_epochs: float = 0.0
+    image_dropout: float | None = None
     predict: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
@@ -337,8 +347,19 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
             *super().problems(),
             *_task_problems(self.task),
             *(["dataset: only for --task rec"] if self.dataset and self.task == "vqa" else []),
-            *_at_least(self, kl_epochs=0, min_answer_count=1, patience=0),
+            *_at_least(self, kl_epochs=0, min_answer_count=1, patience=0, threshold_epochs=0),
+            *_within(self, 0, 1, "image_dropout"),
+            *(
+                ["threshold_epochs: k of topk is a number of keys, it cannot grow from 0"]
+                if self.threshold_epochs and self.selection == "topk"
+                else []
+            ),
             *(["blind: only VQA has a question-only model"] if self.blind and self.task == "rec" else []),
+            *(
+                f"{name}: only for --task vqa"
+                for name in ("answers", "min_answer_count", "kl_epochs")
+                if self.task == "rec" and getattr(self, name) is not None
+            ),
         ]
 
 

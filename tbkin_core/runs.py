@@ -99,11 +99,13 @@ def _replaced(path: Path) -> Path:
 
 
 def _has_more_time(config: StageConfig, results: dict[str, Any]) -> bool:
-    """Whether a run that --max-minutes cut short may now train longer."""
+    """Whether a run that --max-minutes, or the minutes chosen for it, cut short may now train longer."""
     if results.get("reason") != "minutes":
         return False
     minutes = getattr(config, "max_minutes", None)
-    return minutes is None or 60 * minutes > results["seconds"]
+    if minutes is None:
+        return not results.get("minutes_chosen")
+    return 60 * minutes > results["seconds"]
 
 
 def _set_aside(path: Path) -> None:

@@ -100,6 +100,13 @@ def rank() -> int:
     return environment_number("RANK", 0)
 
 
+def processors() -> int:
+    """Processors for this process to use: its affinity, shared with the other ranks of this machine."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # SLURM has divided them among its tasks already.
+    return max(count // max(environment_number("LOCAL_WORLD_SIZE", 1), 1), 1)
+
+
 def environment_number(name: str, default: int) -> int:
     """A whole number from the environment, such as torchrun sets; the default where it is absent or empty.
 

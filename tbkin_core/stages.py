@@ -470,6 +470,7 @@ def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
     problems: list[str] = []
     probe = FinetuneConfig(task=config.task, data=data, dataset=config.dataset or trained.get("dataset"))
     probe.seed = int(trained.get("seed", 0))
+    probe.train_split = trained.get("train_split")
     splits = task_splits(dataset, probe, problems)
     name = config.split or "val"
     if name not in splits or name == "train":

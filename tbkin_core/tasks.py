@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,14 @@ from torch import Tensor
 
 from tbkin_core.batches import TextTable, encode_texts
 from tbkin_core.datasets.records import Expression, Question
-from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.errors import DataError
+from tbkin_core.evaluation.attribution import kept_counts
 from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.evaluation.vqa import normalize_answer, soft_scores, vqa_accuracy
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
 from tbkin_core.losses import answer_loss, box_loss, region_score_loss
+from tbkin_core.runtime import mix, uniform
 from tbkin_core.training import Batch, to_device
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 # Box refinements are learnt in units of these (Girshick 2015, Fast R-CNN).
 BOX_SCALE = np.array([0.1, 0.1, 0.2, 0.2], np.float32)
 NEAR_IOU = 0.5
+# Name of a stream of random numbers, see `uniform`.
+_HIDDEN_IMAGES = 11
 
 
 @dataclass(slots=True)
@@ -57,6 +61,11 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) word pieces and regions of each sample together."""
+        regions = 1 if self.blind else np.minimum(self.store.region_counts(self.rows), self.max_regions)
+        return self.table.lengths + regions
 
     def regions(self, indices: NDArray) -> RegionBatch:
         """Regions of some samples."""
@@ -123,7 +132,7 @@ def build_inputs(
 
 def evaluation_order(inputs: Inputs, batch_size: int) -> list[NDArray[np.int64]]:
     """All samples in batches of similar length."""
-    order = np.argsort(inputs.table.lengths, kind="stable")
+    order = np.argsort(inputs.lengths(), kind="stable")
     return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
 
 
@@ -167,6 +176,8 @@ def answer_vocabulary(questions: Sequence[Question], minimum: int | None) -> tup
         if question.answers:
             given = Counter(normalize_answer(answer) for answer in question.answers)
             scores = soft_scores(question.answers)
+            if not scores:  # articles and marks alone, of which normalisation leaves nothing
+                continue
             # Keys of the scores: the official metric compares unanimous answers as they were written.
             leading = max(scores, key=lambda answer: (scores[answer], given[normalize_answer(answer)]))
             counts[leading] += 1
@@ -189,21 +200,36 @@ def load_answers(path: Path) -> list[str]:
         ) from error
     except ValueError as error:
         raise DataError(f"{path}: is not valid JSON ({error})", hint="expected a list of answers") from error
+    if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
+        content = content[0]  # [answer to number, number to answer], as OpenVQA and ROSITA write it
     if isinstance(content, dict):
         content = list(content)
     if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
-        raise DataError(f"{path}: expected a JSON list of answers")
+        raise DataError(f"{path}: is no list of answers", hint='expected JSON such as ["yes", "no", "2"]')
     answers = list(dict.fromkeys(answer for answer in content if answer.strip()))
     if not answers:
-        raise DataError(f"{path}: holds no answers")
+        raise DataError(f"{path}: holds no answers", hint='expected JSON such as ["yes", "no", "2"]')
     return answers
 
 
 class VqaTask:
-    """Visual question answering over a closed set of answers."""
+    """Visual question answering over a closed set of answers.
+
+    Args:
+        train, validation: Splits; None where the task only predicts.
+        answers: What can be answered, in the order of the model's outputs.
+        kl_epochs: Epochs with the KL loss before the BCE loss.
+        batch_size: Samples at once in evaluation.
+        seed: Decides with the epoch which images are hidden.
+        image_dropout: Share of the questions of an epoch that are learnt without any region. The model then
+            also answers from the question alone, and is measured both ways: `ignores_image` says whether the
+            last evaluation was better without.
+
+    Raises:
+        DataError: No training question has one of the answers.
+    """
 
     name = "vqa"
-    metric = "accuracy"
 
     def __init__(
         self,
@@ -212,7 +238,13 @@ class VqaTask:
         answers: Sequence[str],
         kl_epochs: int,
         batch_size: int,
+        seed: int = 0,
+        image_dropout: float = 0.0,
     ) -> None:
+        self.seed = seed
+        self.metric = "best_accuracy" if image_dropout else "accuracy"
+        self.ignores_image = False
+        self.image_dropout = image_dropout
         self.validation = validation
         self.answers = list(answers)
         self.kl_epochs = kl_epochs
@@ -229,7 +261,12 @@ class VqaTask:
             self.rows = np.array([row for row, targets in enumerate(self._targets) if targets], np.int64)
             self.skipped = len(self._targets) - len(self.rows)
             if not len(self.rows):
-                raise DataError("finetune: no training question has an answer of the vocabulary")
+                raise DataError(
+                    f"finetune: none of the {len(self.answers)} answers to learn, such as"
+                    f" {self.answers[0]!r}, is given to any of the {len(self._targets)} training questions",
+                    hint="--answers takes them as the metric compares them: in lower case, without articles"
+                    " and punctuation; leave it away for the answers of the data",
+                )
 
     def fingerprint(self) -> int:
         """A number that changes with the answers to learn and with the targets."""
@@ -237,7 +274,7 @@ class VqaTask:
 
     def lengths(self) -> NDArray:
         assert self.train is not None
-        return self.train.inputs.table.lengths[self.rows]
+        return self.train.inputs.lengths()[self.rows]
 
     def samples(self, epoch: int) -> NDArray[np.int64]:
         return np.arange(len(self.rows))
@@ -253,7 +290,16 @@ class VqaTask:
         for place, sample in enumerate(samples):
             for answer, score in self._targets[sample]:
                 targets[place, answer] = score
-        return {**self.train.inputs.batch(samples), "targets": targets}
+        batch = self.train.inputs.batch(samples)
+        batch["region_mask"] = self._shown(batch["region_mask"], samples, epoch)
+        return {**batch, "targets": targets}
+
+    def _shown(self, mask: NDArray[np.bool_], samples: NDArray, epoch: int) -> NDArray[np.bool_]:
+        """(B, K) regions, without those of the images that are hidden in this epoch."""
+        if not self.image_dropout:
+            return mask
+        hidden = uniform(mix(self.seed, epoch), _HIDDEN_IMAGES, samples, 1) < self.image_dropout  # (B, 1)
+        return mask & ~hidden
 
     def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
         return {"vqa": float(len(batch["targets"]))}
@@ -265,9 +311,23 @@ class VqaTask:
     def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
         if self.validation is None:
             return {}
-        predicted, _ = self.predict(model, self.validation.inputs, device)
-        scores = self.question_scores(self.validation, predicted)
-        return {"accuracy": 100 * float(scores.mean())}
+        split = self.validation
+        inputs = split.inputs
+
+        def accuracy(inputs: Inputs) -> float:
+            predicted, _ = self.predict(model, inputs, device)
+            return 100 * float(self.question_scores(split, predicted).mean())
+
+        values = {"accuracy": accuracy(inputs), **kept_attention(model, inputs, device, self.batch_size)}
+        if self.image_dropout:
+            without = accuracy(replace(inputs, blind=True))
+            # Where the regions only mislead, the model is kept as one that answers without them.
+            self.ignores_image = without > values["accuracy"]
+            values |= {
+                "accuracy_without_image": without,
+                "best_accuracy": max(without, values["accuracy"]),
+            }
+        return values
 
     def predict(
         self, model: Any, inputs: Inputs, device: torch.device
@@ -311,6 +371,15 @@ def official_accuracy(split: VqaSplit, predicted: Sequence[str]) -> Any:
         for item, answer in zip(split.questions, predicted, strict=True)
     ]
     return vqa_accuracy(questions, annotations, results)
+
+
+def without_known_answer(split: VqaSplit, answers: Sequence[str]) -> int:
+    """How many questions have human answers, but none of `answers` among them."""
+    known = set(answers)
+    return sum(
+        bool(question.answers) and known.isdisjoint(scores)
+        for question, scores in zip(split.questions, split.scores, strict=True)
+    )
 
 
 def majority_answer(questions: Sequence[Question]) -> str:
@@ -386,7 +455,7 @@ class RecTask:
 
     def lengths(self) -> NDArray:
         assert self.train is not None
-        return self.train.inputs.table.lengths[self.rows]
+        return self.train.inputs.lengths()[self.rows]
 
     def samples(self, epoch: int) -> NDArray[np.int64]:
         return np.arange(len(self.rows))
@@ -426,7 +495,8 @@ class RecTask:
         if self.validation is None:
             return {}
         boxes, _, _ = self.predict(model, self.validation.inputs, device)
-        return {"accuracy": 100 * float(self.hits(self.validation, boxes).mean())}
+        kept = kept_attention(model, self.validation.inputs, device, self.batch_size)
+        return {"accuracy": 100 * float(self.hits(self.validation, boxes).mean()), **kept}
 
     def predict(
         self, model: Any, inputs: Inputs, device: torch.device
@@ -473,23 +543,44 @@ def build_rec_split(
     return RecSplit(kept, inputs, corners)
 
 
-def reachable(split: RecSplit, minimum: float = NEAR_IOU) -> NDArray[np.bool_]:
-    """(N,) whether any region has IoU of at least `minimum` with the target: the upper bound of a choice."""
+def reachable(split: RecSplit) -> NDArray[np.bool_]:
+    """(N,) whether any region is near the target, so that there is one to learn to choose."""
     best = np.zeros(len(split.expressions), np.float32)
     for begin in range(0, len(best), 512):
         indices = np.arange(begin, min(begin + 512, len(best)))
         best[indices] = _iou_with_target(split.inputs.regions(indices), split.targets[indices]).max(axis=1)
-    return best >= minimum
+    return best >= NEAR_IOU
 
 
 def random_region_accuracy(split: RecSplit) -> float:
     """Percent that a region drawn at random gets right, in expectation."""
+    return _mean_over_regions(split, lambda regions, hits: hits.sum(axis=1) / regions.mask.sum(axis=1))
+
+
+def best_region_accuracy(split: RecSplit) -> float:
+    """Percent of the targets that some region gets right: what choosing a region can reach."""
+    return _mean_over_regions(split, lambda regions, hits: hits.max(axis=1))
+
+
+def largest_region_accuracy(split: RecSplit) -> float:
+    """Percent that each image's largest region gets right."""
+
+    def share(regions: RegionBatch, hits: NDArray) -> NDArray:
+        sides = regions.boxes[..., 2:] - regions.boxes[..., :2]  # (B, K, 2)
+        largest = np.where(regions.mask, sides.prod(axis=-1), -1).argmax(axis=1)
+        return hits[np.arange(len(hits)), largest]
+
+    return _mean_over_regions(split, share)
+
+
+def _mean_over_regions(split: RecSplit, share: Callable[[RegionBatch, NDArray], NDArray]) -> float:
+    """Mean of `share` in percent, of the regions (B, K) and of whether each has an IoU above 0.5."""
     shares = []
     for begin in range(0, len(split.expressions), 512):
         indices = np.arange(begin, min(begin + 512, len(split.expressions)))
         regions = split.inputs.regions(indices)
-        hits = _iou_with_target(regions, split.targets[indices]) > 0.5
-        shares.append((hits & regions.mask).sum(axis=1) / regions.mask.sum(axis=1))
+        hits = (_iou_with_target(regions, split.targets[indices]) > 0.5) & regions.mask
+        shares.append(share(regions, hits))
     return 100 * float(np.concatenate(shares).mean()) if shares else 0.0
 
 
@@ -533,6 +624,37 @@ def run_batches(
             yield indices, model(**batch, output_attentions=output_attentions)
 
 
+def kept_attention(model: Any, inputs: Inputs, device: torch.device, batch_size: int) -> dict[str, float]:
+    """Share of the attention that the model's selection keeps; empty where it keeps all.
+
+    Measured on a few batches spread over all lengths, which suffices for a mean and is not felt in training.
+
+    Returns:
+        "kept" overall, and "kept_LAYER_DIRECTION" (`DIRECTIONS`) of each layer, in [0, 1].
+    """
+    if not model.tbkin.selection.threshold:
+        return {}
+    order = evaluation_order(inputs, batch_size)
+    totals: dict[str, NDArray[np.float64]] = {}
+    with torch.inference_mode():
+        for indices in order[:: max(len(order) // 4, 1)][:4]:
+            batch = to_device(inputs.batch(indices), device)
+            valid = torch.cat([batch["attention_mask"].bool(), batch["region_mask"].bool()], dim=1)
+            records = model(**batch, output_attentions=True).attentions
+            for direction, counts in kept_counts(records, valid, batch["input_ids"].shape[1]).items():
+                totals[direction] = totals.get(direction, 0) + counts
+    kept, total = np.sum(list(totals.values()), axis=(0, 1))
+    return {
+        "kept": float(kept / total),
+        **{
+            f"kept_{layer}_{direction}": float(kept / total)
+            for direction, counts in totals.items()
+            for layer, (kept, total) in enumerate(counts)
+            if total
+        },
+    }
+
+
 def hold_out(image_ids: Sequence[ImageId], share: float, seed: int) -> NDArray[np.bool_]:
     """(N,) True for the samples of the images that are held out; by image, at least one of two or more.
 
@@ -540,7 +662,10 @@ def hold_out(image_ids: Sequence[ImageId], share: float, seed: int) -> NDArray[n
     """
     keys = {image_id: zlib.crc32(f"{seed}:{image_id}".encode()) for image_id in image_ids}
     if len(keys) < 2:
-        raise ConfigError("validation: at least two images are needed to hold one out")
+        raise DataError(
+            "validation: there is no val split, and one image alone cannot be divided",
+            hint="add samples of other images, or a val split",
+        )
     count = min(max(round(share * len(keys)), 1), len(keys) - 1)
     held = set(sorted(keys, key=lambda image_id: (keys[image_id], str(image_id)))[:count])
     return np.array([image_id in held for image_id in image_ids], np.bool_)

@@ -121,6 +121,8 @@ def train(
     save_best: Callable[[PreTrainedModel], None],
     fingerprint: str,
     patience: int = 0,
+    fit_minutes: bool = False,
+    on_step: Callable[[float | None], None] = lambda epochs: None,
 ) -> TrainingResult:
     """Train until the epochs, the minutes or the patience are used up, going on from a saved state.
 
@@ -133,6 +135,9 @@ def train(
         save_best: Called on rank 0 whenever validation improves (after each epoch without validation).
         fingerprint: Of data and settings; a state with another one is refused.
         patience: Epochs without improvement before stopping; 0 never.
+        fit_minutes: The learning rate has fallen when `config.max_minutes` are over, if they are over before
+            the epochs; else it keeps to the epochs, and more minutes go on where fewer stopped.
+        on_step: Called before each step with the epochs that have passed, and with None before validation.
 
     Raises:
         DataError: The loss is not finite, or the disk refuses.
@@ -166,8 +171,11 @@ def train(
             _save_state(state_path, model, optimizer, scaler, where, fingerprint)
         last_saved = time.monotonic()
 
-    def out_of_time() -> bool:
-        return config.max_minutes is not None and time.monotonic() - started > 60 * config.max_minutes
+    def time_spent() -> float:
+        """Share of the time at hand, 1 and above where it is over."""
+        if config.max_minutes is None:
+            return 0.0
+        return (time.monotonic() - started) / max(60 * config.max_minutes, 1e-9)
 
     if config.epochs == 0:
         if rank() == 0:
@@ -185,7 +193,9 @@ def train(
             with contextlib.closing(windows):
                 left = sum(map(len, batches))
                 for window, rows in progress(windows, label, left, "sample", lambda step: len(step[1])):
-                    rate = learning_rate(where.step, steps_per_epoch, config)
+                    on_step(where.step / steps_per_epoch)
+                    spent = time_spent() if fit_minutes else 0.0
+                    rate = learning_rate(where.step, steps_per_epoch, config, spent)
                     losses, targets = _step_that_fits(
                         partial(
                             _step,
@@ -219,7 +229,7 @@ def train(
                         save()
                         logger.info("state saved at step %d", where.step)
                         raise KeyboardInterrupt
-                    if _any_rank(out_of_time(), device, world):
+                    if _any_rank(time_spent() > 1, device, world):
                         # Saved in the middle of the epoch: with more time, the same command goes on here.
                         save()
                         reason = "minutes"
@@ -227,6 +237,7 @@ def train(
                     if time.monotonic() - last_saved > 60 * config.save_minutes:
                         save()
             values: dict[str, float] = {}
+            on_step(None)
             if rank() == 0:
                 wrapped.eval()
                 values = task.evaluate(model, device)
@@ -235,7 +246,7 @@ def train(
             record = {
                 "epoch": where.epoch + 1,
                 "step": where.step,
-                "learning_rate": learning_rate(max(where.step - 1, 0), steps_per_epoch, config),
+                "learning_rate": optimizer.param_groups[0]["lr"],
                 **{
                     f"loss_{name}": where.epoch_sums[name] / max(where.epoch_targets[name], 1)
                     for name in sorted(where.epoch_sums)
@@ -256,9 +267,9 @@ def train(
                 shown = ", ".join(
                     f"{name.replace('_', ' ')} {value:.4g}"
                     for name, value in record.items()
-                    if name not in ("epoch", "step", "learning_rate", "score")
+                    if name not in ("epoch", "step", "learning_rate", "score", "best_accuracy")
                     # Those of each objective are in metrics.jsonl.
-                    and not re.fullmatch("val_.+_loss", name)
+                    and not re.fullmatch("val_.+_loss|kept_.+", name)
                 )
                 logger.info("%s: %s, %.0f s", label, shown, where.seconds)
                 write_text(
@@ -286,18 +297,28 @@ def train(
     )
 
 
-def learning_rate(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
-    """Learning rate of a step; a function of the settings alone."""
+def learning_rate(step: int, steps_per_epoch: int, config: TrainingConfig, time_spent: float = 0.0) -> float:
+    """Learning rate of a step; a function of the settings alone where no time is spent.
+
+    Args:
+        step: From 0.
+        steps_per_epoch: Steps.
+        config: Resolved settings.
+        time_spent: Share of the time at hand; a linear schedule is as far as the further of time and steps.
+    """
     assert config.learning_rate is not None and config.epochs is not None
     total = steps_per_epoch * config.epochs
     warmup = config.warmup * (total if config.warmup < 1 else steps_per_epoch)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / max(warmup, 1)
+    place: float = step
+    if config.schedule == "linear":
+        place = max(place, total * min(time_spent, 1.0))
+    if place < warmup:
+        return config.learning_rate * (place + 1) / max(warmup, 1)
     if config.schedule == "step":
         passed = sum(step >= epoch * steps_per_epoch for epoch in config.decay_epochs)
         return config.learning_rate * 0.1**passed
     if config.schedule == "linear":
-        return config.learning_rate * max(total - step, 0) / max(total - warmup, 1)
+        return config.learning_rate * max(total - place, 0) / max(total - warmup, 1)
     return config.learning_rate
 
 
@@ -485,9 +506,17 @@ def _optimizer(model: PreTrainedModel, config: TrainingConfig) -> torch.optim.Op
 
 def _precision(name: str, device: torch.device) -> torch.dtype | None:
     if name == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bf16 else None
+        return torch.bfloat16 if _has_fast_bf16(device) else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 numbers itself; elsewhere they are slower than single ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(False)
+    # PyTorch has no public name for this in all the versions that we allow.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 # ---- several processes --------------------------------------------------------------------------

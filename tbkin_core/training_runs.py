@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from tbkin_core.tasks import RecSplit, VqaSplit
 
 logger = logging.getLogger("tbkin")
+
+CPU_MINUTES = 10.0
+"""How long fine-tuning on a CPU takes at most where neither epochs nor minutes are asked for."""
+
+IMAGE_DROPOUT = 0.2
+"""Share of the questions learnt without their image; on pictures of shapes, more is learnt with it too."""
 
 
 # ---- pretraining --------------------------------------------------------------------------------
@@ -169,6 +175,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         build_rec_split,
         build_vqa_split,
         load_answers,
+        without_known_answer,
     )
     from tbkin_core.training import train
 
@@ -178,9 +185,6 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     store = FeatureStore(feature_place(config.features, config.data))
     problems: list[str] = []
     splits = task_splits(dataset, config, problems)
-    if not splits["train"]:
-        what = "questions with answers" if config.task == "vqa" else "expressions"
-        raise DataError(f"{config.data}: no training {what}", hint="are the annotation files there?")
     in_store = [item for item in splits["train"] if item.image_id in store]
     if not in_store:
         raise DataError(
@@ -196,6 +200,11 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     is_vqa = config.task == "vqa"
     texts = [item.question if is_vqa else item.text for item in in_store]
     weights, init_config, tokenizer, source = _initial(config, texts, store, texts)
+    if source == "none" and not config.blind:
+        problems.append(
+            f"weights begin at random, so all is learnt from these {len(in_store)} samples; `tbkin pretrain"
+            f" {config.data}`, a model fine-tuned for the other task or --init bert-base-uncased give a start"
+        )
     settings = _resolved(config, len(in_store), init_config, store)
     _keep_settings(settings, source, out)
     common = (store, tokenizer, settings.max_text_tokens, settings.max_regions)
@@ -215,7 +224,15 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         # A softmax is the right model where one answer is right, and needs no other loss after it.
         certain = all(len(scores) == 1 for scores in vqa["train"].scores)
         kl_epochs = config.kl_epochs if config.kl_epochs is not None else epochs if certain else epochs // 3
-        task: Any = VqaTask(vqa["train"], with_answers(vqa.get("val")), answers, kl_epochs, batch_size)
+        task: Any = VqaTask(
+            vqa["train"],
+            with_answers(vqa.get("val")),
+            answers,
+            kl_epochs,
+            batch_size,
+            config.seed,
+            settings.image_dropout,
+        )
         extra: dict[str, Any] = {
             "num_answers": len(answers),
             "id2label": dict(enumerate(answers)),
@@ -231,9 +248,23 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         task = RecTask(rec["train"], validation if has_validation else None, batch_size)
         extra = {}
         train_inputs = rec["train"].inputs
-    if task.skipped:
-        reason = "none of their answers is learnt" if is_vqa else "no region is near their target"
-        problems.append(f"train: {task.skipped} samples skipped, {reason}")
+    values: dict[str, Any] = {}
+    if is_vqa:
+        values["without_known_answer"] = {}
+        for name, questions in vqa.items():
+            count, total = without_known_answer(questions, answers), len(questions.questions)
+            if count:
+                values["without_known_answer"][name] = count
+                effect = "skipped" if name == "train" else "never answered rightly"
+                problems.append(
+                    f"{name}: {count} of {total} questions ({count / total:.1%}) have no answer among the"
+                    f" {len(answers)} that are learnt; {effect}"
+                )
+    elif task.skipped:
+        problems.append(
+            f"train: {task.skipped} of {len(rec['train'].expressions)} samples skipped, no region is near"
+            " their target"
+        )
     if train_inputs.table.cut:
         problems.append(
             f"train: {train_inputs.table.cut} texts were cut to {settings.max_text_tokens} tokens"
@@ -262,15 +293,24 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         f"fine-tuning {config.task}", settings, model, len(task.lengths()), f"samples, weights from {source}"
     )
     fingerprint = f"{train_inputs.fingerprint()}-{task.fingerprint()}"
+
+    def keep(best: PreTrainedModel) -> None:
+        if is_vqa and not config.blind:
+            best.config.use_regions = not task.ignores_image
+        save_model(best, tokenizer, out)
+        best.config.use_regions = not config.blind
+
     result = train(
         task,
         model,
         settings,
         out,
         devices,
-        lambda best: save_model(best, tokenizer, out),
+        keep,
         fingerprint,
         patience=config.patience,
+        fit_minutes=config.epochs is None,
+        on_step=_growing_threshold(model, config.threshold_epochs),
     )
     if rank() != 0:
         return
@@ -278,10 +318,11 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     device = torch_device(devices)
     best.to(device)  # type: ignore[arg-type]
     report: list[dict[str, Any]] = []
-    values: dict[str, Any] = {}
     for name in (name for name in splits if name != "train" and splits[name]):
         if is_vqa:
             split = with_answers(vqa[name])
+            if not vqa[name].questions:
+                continue  # told above: none of its images has features
             if split is None:
                 problems.append(f"{name}: has no answers, so it is not evaluated")
                 continue
@@ -289,6 +330,8 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         else:
             _report_rec(report, name, rec[name], task, best, device)
     shown = {entry["split"]: entry["accuracy"] for entry in report if entry["order"] == 3}
+    if not best.config.use_regions and not config.blind:
+        problems.append("on validation the regions brought nothing: the model that is kept ignores the image")
     unknown = int(np.sum(train_inputs.table.unknown))
     if unknown:
         problems.append(f"train: {unknown} texts hold no known word")
@@ -300,6 +343,8 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             "samples": len(task.lengths()),
             "parameters": best.num_parameters(),
             "initialised_from": source,
+            # Without this, the same command given again would go on.
+            "minutes_chosen": config.max_minutes is None and settings.max_minutes is not None,
             **_summary(result),
             "accuracy": shown,
             "report": report,
@@ -309,11 +354,25 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     )
 
 
+def _growing_threshold(model: Any, epochs: float) -> Callable[[float | None], None]:
+    """Sets the τ of a model before each step: it grows to its full value over the first epochs."""
+    full = model.tbkin.selection
+
+    def set_threshold(passed: float | None) -> None:
+        share = 1.0 if passed is None or not epochs else min(passed / epochs, 1.0)
+        model.tbkin.selection = replace(full, threshold=full.threshold * share)
+
+    return set_threshold
+
+
 def check_predicted_splits(dataset: Dataset, config: FinetuneConfig) -> None:
     """ConfigError where `config.predict` names a split that the dataset does not have."""
     if not config.predict:
         return
-    names = dataset.question_splits() if config.task == "vqa" else dataset.expression_splits(config.dataset)
+    if config.task == "vqa":
+        names = dataset.question_splits()
+    else:
+        names = dataset.expression_splits(_expression_set(dataset, config))
     unknown = [name for name in config.predict if normalise_split(name) not in names]
     if unknown:
         raise ConfigError(
@@ -361,8 +420,7 @@ def write_predictions(config: FinetuneConfig, run: Path, name: str, problems: li
         ]
         lacking, rest = len(questions) - len(known), f"are answered {answers[0]!r}"
     else:
-        chosen = config.dataset or dataset.expression_sets()[0]
-        expressions = dataset.expressions(split, chosen)
+        expressions = dataset.expressions(split, _expression_set(dataset, config))
         rec = build_rec_split(expressions, *common)
         found = []
         if rec.expressions:
@@ -411,6 +469,12 @@ def _report_vqa(
     count = len(split.questions)
     predicted, _ = task.predict(model, split.inputs, device)
     accuracy = official_accuracy(split, predicted)
+    if task.image_dropout and model.config.use_regions:
+        hidden, _ = task.predict(model, replace(split.inputs, blind=True), device)
+        without = official_accuracy(split, hidden).overall
+        report.append(
+            {"split": name, "model": "this model, image hidden", "accuracy": without, "n": count, "order": 2}
+        )
     majority = official_accuracy(split, [majority_answer(training)] * count)
     label = "this model, without the image" if config.blind else "this model"
     report += [
@@ -427,7 +491,7 @@ def _report_rec(
     report: list[dict[str, Any]], name: str, split: RecSplit, task: Any, model: PreTrainedModel, device: Any
 ) -> None:
     from tbkin_core.evaluation.rec import rec_accuracy
-    from tbkin_core.tasks import random_region_accuracy, reachable
+    from tbkin_core.tasks import best_region_accuracy, largest_region_accuracy, random_region_accuracy
 
     count = len(split.expressions)
     if not count:
@@ -442,11 +506,18 @@ def _report_rec(
             "n": count,
             "order": 0,
         },
+        {
+            "split": name,
+            "model": "largest region",
+            "accuracy": largest_region_accuracy(split),
+            "n": count,
+            "order": 1,
+        },
         {"split": name, "model": "this model", "accuracy": accuracy, "n": count, "order": 3},
         {
             "split": name,
             "model": "upper bound (a region of IoU>0.5 exists)",
-            "accuracy": 100 * float(reachable(split).mean()),
+            "accuracy": best_region_accuracy(split),
             "n": count,
             "order": 4,
         },
@@ -457,15 +528,22 @@ def question_only_rows(config: FinetuneConfig, results: dict[str, Any]) -> list[
     """Rows of the latest question-only model trained on the same data, to stand beside this one."""
     if config.task != "vqa" or config.blind:
         return []
+    counts = {entry["split"]: entry["n"] for entry in results["report"]}
     for _, content in finished_runs("finetune"):
         settings = content["settings"]
         if settings.get("blind") and settings.get("data") == str(config.data):
-            return [
+            rows = [
                 {**entry, "model": "question only", "order": 2}
                 for entry in content["results"]["report"]
-                if entry["order"] == 3
+                # Another seed or --train-split holds other questions out.
+                if entry["order"] == 3 and counts.get(entry["split"]) == entry["n"]
             ]
-    results["problems"].append("no question-only model to compare with; train one with --blind")
+            if rows:
+                return rows
+    results["problems"].append(
+        "no question-only model to compare with: train one with"
+        f" `tbkin finetune --task vqa --data {config.data} --blind`"
+    )
     return []
 
 
@@ -473,10 +551,16 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
     """Samples by split: "train", "val", then the test splits.
 
     Without a val split, images of train are held out; without a train split, val is divided by image. A test
-    split is never trained on.
+    split is never trained on, nor is an image of the validation split: where val is trained on beside
+    minival, which is a part of it, that part is left out.
+
+    Raises:
+        ConfigError: No such set of expressions or split, or a test split to train on.
+        DataError: There is nothing to train on; an image of the validation split is in the training data.
     """
     from tbkin_core.tasks import hold_out
 
+    by_object = False
     if config.task == "vqa":
         names = dataset.question_splits()
         if not names:
@@ -485,44 +569,128 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
                 hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json",
             )
         found: dict[str, list[Any]] = {name: list(dataset.questions(name)) for name in names}
-        found = {name: items for name, items in found.items() if items}
-        if "train" in found:
-            found["train"] = [item for item in found["train"] if item.answers]
+        for name, items in found.items():
+            answered = [item for item in items if item.answers]
+            if answered and len(answered) < len(items):
+                lacking = len(items) - len(answered)
+                problems.append(f"{name}: {lacking} of {len(items)} questions have no answers (left out)")
+                found[name] = answered
     else:
-        sets = dataset.expression_sets()
-        if not sets:
-            raise DataError(
-                f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})",
-                hint="expected refs(unc).p or refs(umd).p beside instances.json",
-            )
-        chosen = config.dataset or sets[0]
-        if chosen not in sets:
-            raise ConfigError(f"dataset: expected one of {', '.join(sets)}, got {chosen!r}")
-        if config.dataset is None and len(sets) > 1:
-            problems.append(f"{chosen} is used; choose another with --dataset ({', '.join(sets)})")
+        chosen = _expression_set(dataset, config)
+        others = [name for name in dataset.expression_sets() if name != chosen]
+        if config.dataset is None and others:
+            problems.append(f"{chosen} is used; choose another with --dataset ({', '.join(others)})")
         found = {name: list(dataset.expressions(name, chosen)) for name in dataset.expression_splits(chosen)}
+        by_object = dataset.is_split_by_object(chosen)
+    found = {name: items for name, items in found.items() if items}
     tests = [name for name in found if name.startswith("test")]
     spare = [name for name in found if name not in tests]
-    validation = next((name for name in ("val", "minival") if name in found), None)
-    trained: str | None = next((name for name in ("train", "all") if name in found), None)
-    if trained is None:
-        trained, validation = (spare[0] if spare else None), None
-        if trained is None:
-            raise DataError(f"{dataset.root}: only test splits ({', '.join(tests)}); nothing to train on")
-        problems.append(f"no train split: {trained} is trained on")
-    train_items, held = found[trained], found[validation] if validation else []
+    if config.task == "vqa":
+        silent = [name for name in spare if not any(item.answers for item in found[name])]
+        spare = [name for name in spare if name not in silent]
+        problems += [f"{name}: none of its questions has answers (not used)" for name in silent]
+    trained = _trained_splits(found, spare, config, dataset)
+    validation = next((name for name in ("val", "minival") if name in spare and name not in trained), None)
+    if config.train_split is None and trained[0] not in _TRAINED:
+        validation = None
+        problems.append(f"no train split: {trained[0]} is trained on")
+    held = found[validation] if validation else []
+    held_images = {item.image_id for item in held}
+    train_items, left_out, shared = [], 0, set()
+    for name in trained:
+        of_split = found[name]
+        kept = [item for item in of_split if item.image_id not in held_images]
+        if validation in _PARTS.get(name, ()):
+            left_out += len(of_split) - len(kept)
+        elif not by_object and len(kept) < len(of_split):
+            shared |= {item.image_id for item in of_split} & held_images
+        train_items += of_split if by_object else kept
+    label = "+".join(trained)
+    if shared:
+        some = ", ".join(map(str, sorted(shared, key=str)[:3]))
+        raise DataError(
+            f"{dataset.root}: {len(shared)} images of {validation} are in {label} too (such as {some});"
+            " what is trained on cannot be validated on",
+            hint=f"take their samples out of one of the two files, or take the files of {validation} away:"
+            f" images of {trained[0]} are then held out",
+        )
+    if not train_items:
+        raise DataError(
+            f"{dataset.root}: all samples of {label} are of images of {validation}; none is left to train on",
+            hint="name other splits with --train-split",
+        )
+    if left_out:
+        problems.append(f"{left_out} samples of {label} are left out: their images are in {validation}")
+    if by_object and held:
+        count = len({item.image_id for item in train_items} & held_images)
+        problems.append(
+            f"{_expression_set(dataset, config)} is split by object: {count} of {len(held_images)} images of"
+            f" {validation} are trained on with other objects, so results do not compare with those of splits"
+            " by image"
+        )
     if not held:
         mask = hold_out(
-            [item.image_id for item in train_items], 0.1 if trained == "train" else 0.25, config.seed
+            [item.image_id for item in train_items], 0.1 if "train" in trained else 0.25, config.seed
         )
         held = [item for item, out in zip(train_items, mask, strict=True) if out]
         train_items = [item for item, out in zip(train_items, mask, strict=True) if not out]
-        problems.append(f"{len(held)} samples of {trained} are held out by image for validation")
-    else:
-        shared = {item.image_id for item in train_items} & {item.image_id for item in held}
-        if shared and config.task == "vqa":
-            problems.append(f"{len(shared)} images are in both {trained} and {validation}")
+        problems.append(f"{len(held)} samples of {label} are held out by image for validation")
+    elif validation != "val" and held:
+        problems.append(f"{validation} is the validation split")
+    for name in () if by_object else tests:
+        count = len({item.image_id for item in train_items} & {item.image_id for item in found[name]})
+        if count:
+            problems.append(f"{name}: {count} of its images are trained on; it tells little of new images")
     return {"train": train_items, "val": held, **{name: found[name] for name in tests}}
+
+
+# Splits that are there to be trained on, and the splits that lie within others by the names of the field.
+_TRAINED = ("train", "trainval", "all")
+_PARTS = {"val": ("minival",), "trainval": ("val", "minival")}
+
+
+def _expression_set(dataset: Dataset, config: FinetuneConfig) -> str:
+    sets = dataset.expression_sets()
+    if not sets:
+        raise DataError(
+            f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})",
+            hint="expected refs(unc).p or refs(umd).p beside instances.json",
+        )
+    try:
+        return dataset.expression_set(config.dataset or sets[0])
+    except DataError as error:
+        known = ", ".join(dataset.expression_sets(every_version=True))
+        raise ConfigError(f"dataset: expected one of {known}, got {config.dataset!r}") from error
+
+
+def _trained_splits(
+    found: Mapping[str, Any], spare: Sequence[str], config: FinetuneConfig, dataset: Dataset
+) -> list[str]:
+    """Names of the splits to train on: those asked for, else train, else the first that is no test split."""
+    if not spare:
+        others = [name for name in found if not name.startswith("test")]
+        if others:
+            reason = f"no question of {' or '.join(others)} has answers, so there is nothing to train on"
+        elif found:
+            reason = f"only test splits ({', '.join(found)}), which are never trained on"
+        else:
+            reason = f"no usable {'question' if config.task == 'vqa' else 'expression'}"
+        raise DataError(
+            "; ".join([f"{dataset.root}: {reason}", *dataset.problems[:3]]),
+            hint="are the annotation files of the training split there, and named so?",
+        )
+    if config.train_split is None:
+        return [next((name for name in _TRAINED if name in spare), spare[0])]
+    asked = list(dict.fromkeys(normalise_split(part) for part in config.train_split.split("+")))
+    for name in asked:
+        if name.startswith("test"):
+            raise ConfigError(f"train_split: {name!r} is a test split, which is never trained on")
+        if name not in spare:
+            raise ConfigError(
+                f"train_split: {dataset.root} has no split {name!r} to train on",
+                hint=f"it has {', '.join(spare)}",
+            )
+    return asked
 
 
 # ---- both ---------------------------------------------------------------------------------------
@@ -578,7 +746,7 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
 
     pretraining = isinstance(config, PretrainConfig)
     cuda = torch.cuda.is_available() and not config.devices.startswith("cpu")
-    size = config.size
+    size, minutes = config.size, config.max_minutes
     if init is not None:
         size = _size_of(init)
         if config.size not in ("auto", size):
@@ -586,12 +754,22 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
                 f"size: {config.size!r} was asked for, the initial weights are {init['hidden_size']} wide",
                 hint="leave --size away, or use --init none",
             )
+    elif size == "auto" and not cuda and not pretraining:
+        # In the minutes that people wait for a CPU, more passes teach a small model more than a larger one.
+        size = "tiny" if samples < 30_000 or (minutes or 0) < 60 else "small"
     elif size == "auto":
         size = "tiny" if samples < 30_000 else "small" if samples < 300_000 or not cuda else "base"
     rate = {"tiny": 1e-3, "small": 4e-4, "base": 1e-4 if pretraining else 5e-5}[size]
     batch = 64 if samples < 30_000 else 128 if samples < 300_000 else 256
     # Small data is passed over more often: about as many samples are seen in all.
-    epochs = min(max(round((60_000 if pretraining else 120_000) / max(samples, 1)), 4), 40)
+    seen = 60_000 if pretraining else 120_000 if cuda else 320_000
+    if not pretraining and not cuda and config.epochs is None and minutes is None:
+        minutes = CPU_MINUTES
+    epochs = min(max(round(seen / max(samples, 1)), 4), 40 if pretraining else 60)
+    chosen: dict[str, Any] = {}
+    if isinstance(config, FinetuneConfig):
+        hidden = IMAGE_DROPOUT if config.image_dropout is None else config.image_dropout
+        chosen = {"image_dropout": 0.0 if config.blind or config.task == "rec" else hidden}
     return replace(
         config,
         size=size,
@@ -600,6 +778,8 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
         learning_rate=config.learning_rate or rate,
         max_regions=config.max_regions or int(store.settings.get("max_regions", 36)),
         dropout=config.dropout if config.dropout is not None else 0.0 if size == "tiny" else 0.1,
+        max_minutes=minutes,
+        **chosen,
     )
 
 
@@ -735,8 +915,9 @@ def _initialised(
 def _announce(what: str, config: TrainingConfig, model: Any, samples: int, rest: str) -> None:
     if rank() > 0:
         return
+    limit = f", at most {config.max_minutes:g} minutes" if config.max_minutes is not None else ""
     logger.info(
-        "%s: %d %s; size %s (%.1f M parameters), epochs %d, batch %d, learning rate %g",
+        "%s: %d %s; size %s (%.1f M parameters), epochs %d, batch %d, learning rate %g%s",
         what,
         samples,
         rest,
@@ -745,6 +926,7 @@ def _announce(what: str, config: TrainingConfig, model: Any, samples: int, rest:
         config.epochs,
         config.batch_size,
         config.learning_rate,
+        limit,
     )
 
 
@@ -756,7 +938,10 @@ def _summary(result: Any) -> dict[str, Any]:
 
 def _cut_short(result: Any, settings: TrainingConfig) -> list[str]:
     if result.reason == "minutes":
-        return [f"training was stopped by --max-minutes in epoch {result.epochs} of {settings.epochs}"]
+        return [
+            f"training was stopped after {settings.max_minutes:g} minutes in epoch {result.epochs} of"
+            f" {settings.epochs}; --max-minutes gives it more or less time"
+        ]
     if result.reason == "patience":
         return [f"training stopped at epoch {result.epochs} of {settings.epochs}: no improvement any more"]
     return []

@@ -193,7 +193,8 @@ def test_threshold_zero_is_exactly_dense(trained: Path) -> None:
 def test_two_processes_train_as_one(trained_workspace: Path) -> None:
     from safetensors.torch import load_file
 
-    (trained_workspace / "plain.yaml").write_text("dropout: 0\nbatch_size: 8\nmicro_batch_size: 3\n")
+    settings = "dropout: 0\nbatch_size: 8\nmicro_batch_size: 3\nprecision: fp32\n"
+    (trained_workspace / "plain.yaml").write_text(settings)
     weights = []
     for devices in ("cpu", "cpu:2"):
         out = f"out-{devices.replace(':', '-')}"

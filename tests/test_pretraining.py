@@ -181,7 +181,15 @@ def trained_on(
         train(
             task,
             model,
-            PretrainConfig(**{"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, **settings}),
+            PretrainConfig(
+                **{
+                    "epochs": 2,
+                    "batch_size": 8,
+                    "learning_rate": 1e-3,
+                    "precision": "fp32",  # equal to the last digits, whatever is taken at once
+                    **settings,
+                }
+            ),
             out,
             resolve_devices("cpu"),
             lambda best: None,

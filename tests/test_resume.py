@@ -199,7 +199,12 @@ def store_content(store: Path) -> dict[str, bytes]:
 def test_extraction_goes_on(trained: Path, workspace: Path, number: int) -> None:
     line = ["extract-features", "coco", "--workers", "2"]
     store = workspace / "coco/features"
-    outcome = disturb(start(line, workspace), (store / "store.json").exists, number)
+    for _ in range(5):
+        outcome = disturb(start(line, workspace), (store / "store.json").exists, number)
+        if outcome.code != 0:
+            break
+        # A busy machine may have let it end before the signal came.
+        shutil.rmtree(store)
     if number == signal.SIGINT:
         assert outcome.code == 130
         assert "interrupted" in outcome.err and "Traceback" not in outcome.err

@@ -25,7 +25,14 @@ from tbkin_core.datasets.formats import (
     SplitImage,
 )
 from tbkin_core.datasets.images import ImageIndex, trailing_number
-from tbkin_core.datasets.layout import AnnotationFile, normalise_split, scan, split_of_path
+from tbkin_core.datasets.layout import (
+    AnnotationFile,
+    normalise_split,
+    refs_rank,
+    refs_version,
+    scan,
+    split_of_path,
+)
 from tbkin_core.datasets.reading import Problems, Source, as_box
 from tbkin_core.datasets.records import (
     BoxAnnotation,
@@ -203,7 +210,7 @@ class Dataset:
         return tuple(dict.fromkeys(file.split or self._read_questions(file)[0] for file in files))
 
     def expressions(self, split: str | None = None, name: str | None = None) -> list[Expression]:
-        """Referring expressions, of one of `expression_sets()` or of all.
+        """Referring expressions, of one of `expression_sets(every_version=True)`, or of all usual versions.
 
         `width` and `height` of an expression are 0 where no annotation file gives the image's size.
 
@@ -216,20 +223,36 @@ class Dataset:
         split = normalise_split(split)
         return [row for row in rows if row.split == split]
 
-    def expression_sets(self) -> tuple[str, ...]:
-        """Sets of referring expressions: "refcoco", "refcoco+", "refcocog", or another directory's name."""
-        found = dict.fromkeys(self._set_name(file) for file in self._layout.files["refs"])
-        return tuple(sorted(found, key=lambda name: (name not in _EXPRESSION_SETS, name)))
+    def expression_sets(self, every_version: bool = False) -> tuple[str, ...]:
+        """Sets of referring expressions: "refcoco", "refcoco+", "refcocog", or another directory's name.
+
+        Where a directory holds several refs files, its name stands for the version that papers report: "unc"
+        of RefCOCO and RefCOCO+, "umd" of RefCOCOg (no image in two splits). `every_version` also lists the
+        others, as "refcocog-google" (split by object: one image may be in train and in val).
+        """
+        found = [name for name in self._refs_files if every_version or name in self._usual_sets]
+        return tuple(sorted(found, key=lambda name: (name.split("-")[0] not in _EXPRESSION_SETS, name)))
 
     def expression_splits(self, name: str | None = None) -> tuple[str, ...]:
-        """Splits of one set of referring expressions, or of all.
+        """Splits of one set of referring expressions, or of all usual versions.
 
         Raises:
             DataError: No set of this name.
         """
-        sets = self._named_sets(name)
-        files = [file for file in self._layout.files["refs"] if self._set_name(file) in sets]
+        files = [file for each in self._named_sets(name) for file in self._refs_files[each]]
         return tuple(dict.fromkeys(row.split for file in files for row in self._read_refs(file)))
+
+    def expression_set(self, name: str) -> str:
+        """The name of a set, by any of its names: "RefCOCOg_umd" is "refcocog" where both versions are there.
+
+        Raises:
+            DataError: No set of this name.
+        """
+        return self._named_sets(name)[0]
+
+    def is_split_by_object(self, name: str) -> bool:
+        """Whether a set of expressions is one of google's, in which an image may be in several splits."""
+        return any(refs_version(file) == "google" for file in self._refs_files[self.expression_set(name)])
 
     # --- boxes ---------------------------------------------------------------------------------------
 
@@ -464,7 +487,7 @@ class Dataset:
         for key, names in self._index.splits_of.items():
             splits[key].extend(names)
         mentioned: dict[ImageId, list[str]] = defaultdict(list)
-        for file in self._layout.files["refs"]:
+        for file in self._usual_refs:
             for ref in self._read_refs(file):
                 key = self._key_of_ref(file, ref)
                 if ref.split != "all" and key in self._index.listed:
@@ -674,11 +697,14 @@ class Dataset:
             ]
             keyed = self._keyed_questions(split)
             known = {row.question_id for _, row in keyed}
+            written = {str(question_id): question_id for question_id in known}
             for file in files:
-                for question_id, row in self._read_answers(file)[1].items():
-                    if question_id not in known:
+                for annotated_id, row in self._read_answers(file)[1].items():
+                    # A number in one file may be a text in the other.
+                    question_id = annotated_id if annotated_id in known else written.get(str(annotated_id))
+                    if question_id is None:
                         self._problems.add(
-                            file.name, f"question {question_id}", "is in no questions file (skipped)"
+                            file.name, f"question {annotated_id}", "is in no questions file (skipped)"
                         )
                     else:
                         answers.setdefault(question_id, row)
@@ -690,6 +716,10 @@ class Dataset:
                         subject = f"question {row_of_question.question_id}"
                         self._problems.add(files[0].name, subject, "has no annotation (kept without answers)")
                     answer = AnswerRow((), "", "")
+                elif _other_image(answer.image_id, row_of_question.image_id):
+                    subject = f"question {row_of_question.question_id}"
+                    what = "is annotated for another image than it asks about (answers kept)"
+                    self._problems.add(files[0].name if files else "questions", subject, what)
                 questions.append(
                     Question(
                         row_of_question.question_id,
@@ -704,23 +734,44 @@ class Dataset:
             self._questions[split] = questions
         return self._questions[split]
 
-    def _set_name(self, file: AnnotationFile) -> str:
-        return file.path.parent.name.lower()
+    @cached_property
+    def _refs_files(self) -> dict[str, list[AnnotationFile]]:
+        """Files of each set of expressions, whatever its version; those of a directory by `refs_rank`."""
+        files: dict[str, list[AnnotationFile]] = {}
+        seen: set[Path] = set()
+        for file in sorted(self._layout.files["refs"], key=lambda file: (file.path.parent, refs_rank(file))):
+            name = file.path.parent.name.lower()
+            if file.path.parent in seen:
+                name = f"{name}-{refs_version(file) or file.path.name.lower()}"
+            seen.add(file.path.parent)
+            files.setdefault(name, []).append(file)
+        return files
+
+    @cached_property
+    def _usual_sets(self) -> set[str]:
+        return {file.path.parent.name.lower() for file in self._layout.files["refs"]}
+
+    @cached_property
+    def _usual_refs(self) -> list[AnnotationFile]:
+        return [file for name in sorted(self._usual_sets) for file in self._refs_files[name]]
 
     def _named_sets(self, name: str | None) -> tuple[str, ...]:
-        sets = self.expression_sets()
         if name is None:
-            return sets
-        if name.lower() not in sets:
-            raise DataError(
-                f"{self.root}: no referring expressions {name!r}; found {', '.join(sets) or 'none'}",
-                hint="RefCOCO expects a directory refcoco/ with refs(unc).p and instances.json",
-            )
-        return (name.lower(),)
+            return self.expression_sets()
+        asked = name.lower().replace("_", "-")
+        for each, files in self._refs_files.items():
+            # "refcocog-umd" is what "refcocog" means, where both files are there.
+            if asked in (each.replace("_", "-"), f"{each}-{refs_version(files[0])}".replace("_", "-")):
+                return (each,)
+        raise DataError(
+            f"{self.root}: no referring expressions {name!r}; found"
+            f" {', '.join(self.expression_sets(every_version=True)) or 'none'}",
+            hint="RefCOCO expects a directory refcoco/ with refs(unc).p and instances.json",
+        )
 
     def _expressions_of_set(self, name: str) -> list[Expression]:
         if name not in self._expressions:
-            files = [file for file in self._layout.files["refs"] if self._set_name(file) == name]
+            files = self._refs_files[name]
             self._expressions[name] = [row for file in files for row in self._expressions_of_file(file)]
         return self._expressions[name]
 
@@ -769,6 +820,11 @@ class Dataset:
             for sent_id, text in ref.sentences:
                 expressions.append(Expression(sent_id, ref.ref_id, key, text, ref.split, xywh, width, height))
         return expressions
+
+
+def _other_image(first: ImageId | None, second: ImageId | None) -> bool:
+    """Whether two ids of one question's image differ; names, which can be written in many ways, aside."""
+    return isinstance(first, int) and isinstance(second, int) and first != second
 
 
 def _directory(name: str) -> str:

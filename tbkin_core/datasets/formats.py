@@ -101,6 +101,7 @@ class AnswerRow:
     answers: tuple[str, ...]
     question_type: str
     answer_type: str
+    image_id: ImageId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,7 @@ def _listed_image(source: Source, image_id: ImageId, file_name: Any, item: dict[
 
 def read_questions(source: Source) -> tuple[str | None, list[QuestionRow]]:
     """Split that the file states (or None) and questions of a VQA questions file (Antol et al. 2015)."""
-    content = source.json()
+    content = _with_key(source.json(), "questions")
     key = "questions" if not isinstance(content, dict) or "questions" in content else "annotations"
     rows: list[QuestionRow] = []
     seen: set[ImageId] = set()
@@ -243,9 +244,8 @@ def read_questions(source: Source) -> tuple[str | None, list[QuestionRow]]:
             source.problem(subject, "has a question_id used before (skipped)")
         else:
             seen.add(question_id)
-            inline = (
-                _answers(source, subject, item) if "answers" in item or _MULTIPLE_CHOICE in item else None
-            )
+            told = any(key in item for key in ("answers", _MULTIPLE_CHOICE, "answer"))
+            inline = _answers(source, subject, item) if told else None
             rows.append(QuestionRow(question_id, image_id, text, inline))
     return _stated_split(content), rows
 
@@ -257,7 +257,7 @@ def read_answers(source: Source) -> tuple[str | None, dict[int | str, AnswerRow]
         # Ten of {"answer": ..., "answer_confidence": ..., "answer_id": ...} a question: millions in VQA v2.
         return item["answer"] if "answer" in item and "question_id" not in item else item
 
-    content = source.json(answer_text)
+    content = _with_key(source.json(answer_text), "annotations")
     rows: dict[int | str, AnswerRow] = {}
     for position, item in source.objects(source.listed(content, "annotations"), "annotation"):
         question_id = as_id(item.get("question_id"))
@@ -270,13 +270,18 @@ def read_answers(source: Source) -> tuple[str | None, dict[int | str, AnswerRow]
     return _stated_split(content), rows
 
 
+def _with_key(content: Any, key: str) -> Any:
+    """The content of a VQA file; of a file that is the list alone, as if it were under its key."""
+    return {key: content} if isinstance(content, list) else content
+
+
 _MULTIPLE_CHOICE = "multiple_choice_answer"
 
 
 def _answers(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
     listed = item.get("answers")
     if not isinstance(listed, list) or not listed:
-        listed = [item.get(_MULTIPLE_CHOICE)]
+        listed = [item.get(_MULTIPLE_CHOICE, item.get("answer"))]
     answers = []
     for answer in listed:
         value = answer.get("answer") if isinstance(answer, dict) else answer
@@ -288,7 +293,7 @@ def _answers(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
         else:
             source.problem(subject, "has an answer without text (left out)")
     question_type, answer_type = as_text(item.get("question_type")), as_text(item.get("answer_type"))
-    return AnswerRow(tuple(answers), question_type or "", answer_type or "")
+    return AnswerRow(tuple(answers), question_type or "", answer_type or "", as_id(item.get("image_id")))
 
 
 def _stated_split(content: Any) -> str | None:

@@ -204,7 +204,10 @@ def scan(root: Path) -> Layout:
                 else:
                     kind, split = _recognise(directory / entry.name, suffix, has_refs)
                     if kind:
-                        split = split or split_in(entry.name) or split_of_path(name)
+                        named = split_in(entry.name)
+                        # A part that was cut out of val keeps val's data_subtype: "minival" tells more.
+                        split = named if split and named and split in named else split or named
+                        split = split or split_of_path(name)
                         layout.files[kind].append(AnnotationFile(directory / entry.name, name, split))
                     else:
                         other[suffix or entry.name] += 1
@@ -382,17 +385,23 @@ def _keep_one_of_alternatives(layout: Layout) -> None:
         for file in layout.files["flickr"]
         if "lemma" not in file.path.name.lower() or file.path.parent not in plain
     ]
-    # A RefCOCO directory: "unc" is the usual version of RefCOCO and RefCOCO+, "umd" that of RefCOCOg.
-    chosen: dict[Path, AnnotationFile] = {}
-    for file in layout.files["refs"]:
-        order = ("umd", "google") if "refcocog" in str(file.path.parent).lower() else ("unc", "umd", "google")
-        rank = next((index for index, who in enumerate(order) if who in file.path.name.lower()), len(order))
-        kept = chosen.get(file.path.parent)
-        if kept is None or rank < next(
-            (index for index, who in enumerate(order) if who in kept.path.name.lower()), len(order)
-        ):
-            chosen[file.path.parent] = file
-    layout.files["refs"] = sorted(chosen.values(), key=lambda file: file.name)
+
+
+def refs_version(file: AnnotationFile) -> str:
+    """Whose splits a refs file holds: "unc", "umd" or "google"; of another file what its name tells."""
+    stem = file.path.stem.lower()
+    return next(
+        (who for who in ("unc", "umd", "google") if who in stem), stem.removeprefix("refs").strip("()_-.")
+    )
+
+
+def refs_rank(file: AnnotationFile) -> tuple[int, str]:
+    """Sorts the refs files of a directory: the version that papers report comes first."""
+    usual = (
+        ("umd", "google", "unc") if "refcocog" in file.path.parent.name.lower() else ("unc", "umd", "google")
+    )
+    version = refs_version(file)
+    return usual.index(version) if version in usual else len(usual), file.name
 
 
 def _version_rank(name: str) -> tuple[bool, tuple[int, ...], str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -39,6 +38,7 @@ from tbkin_core.features.store import FeatureStore, FeatureStoreWriter
 from tbkin_core.features.tables import feature_rows
 from tbkin_core.runtime import (
     one_thread_a_process,
+    processors,
     progress,
     serve_parent,
     share_of_run,
@@ -295,7 +295,7 @@ def _some(image_ids: list[ImageId], count: int = 5) -> str:
 
 
 def _workers(workers: int | None, total: int) -> int:
-    return max(min(os.cpu_count() or 1 if workers is None else workers, total), 1)
+    return max(min(processors() if workers is None else workers, total), 1)
 
 
 def _in_order(

@@ -151,6 +151,15 @@ class FeatureStore:
             value = zlib.crc32(arrays["boxes"].tobytes(), zlib.crc32(arrays["offsets"].tobytes(), value))
         return value
 
+    def region_counts(self, rows: Sequence[int] | NDArray) -> NDArray[np.int64]:
+        """(N,) number of regions of each of some images, by (N,) row numbers."""
+        rows = np.asarray(rows, dtype=np.int64)
+        counts = np.zeros(len(rows), np.int64)
+        for number in np.unique(self._shards[rows]):
+            members = self._shards[rows] == number
+            counts[members] = np.diff(self._arrays[number]["offsets"])[self._places[rows[members]]]
+        return counts
+
     def gather(self, rows: Sequence[int] | NDArray, max_regions: int | None = None) -> RegionBatch:
         """Regions of many images at once, without a Python loop over regions.
 

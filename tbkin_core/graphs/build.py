@@ -13,7 +13,6 @@ import heapq
 import json
 import logging
 import multiprocessing
-import os
 import sys
 import zlib
 from collections import Counter
@@ -51,8 +50,8 @@ from tbkin_core.graphs.text_graph import TextGraph
 from tbkin_core.runtime import (
     atomic_path,
     check_file_place,
-    environment_number,
     one_thread_a_process,
+    processors,
     progress,
     serve_parent,
     share_of_run,
@@ -136,10 +135,7 @@ def texts_of(dataset: Dataset) -> tuple[Sequence[Caption], str]:
 def choose_workers(workers: int | None, captions: int) -> int:
     """Worker processes for so many captions: as given, else one a processor where that pays; 0 is none."""
     if workers is None:
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # Ranks on one machine share its processors, unless SLURM has divided them already.
-        processors //= max(environment_number("LOCAL_WORLD_SIZE", 1), 1)
-        workers = processors if captions > WORKERS_FROM else 0
+        workers = processors() if captions > WORKERS_FROM else 0
     workers = min(workers, -(-captions // SHARD_CAPTIONS))
     return workers if workers > 1 else 0
 

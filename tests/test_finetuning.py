@@ -1,0 +1,227 @@
+"""Fine-tuning: what it chooses, the image hidden now and then, a growing threshold, what attention kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import succeeds, trained, trained_workspace, world  # noqa: F401
+
+from tbkin_core.checkpoint import load_model
+from tbkin_core.config import FinetuneConfig, TrainingConfig
+from tbkin_core.datasets import open_dataset
+from tbkin_core.evaluation.attribution import kept_counts
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.selection import Selection
+from tbkin_core.tasks import VqaTask, build_vqa_split, kept_attention
+from tbkin_core.training import learning_rate, to_device
+from tbkin_core.training_runs import CPU_MINUTES, _growing_threshold, _resolved
+
+
+@pytest.fixture(scope="module")
+def vqa(trained: Path) -> tuple[VqaTask, Any]:  # noqa: F811
+    """A task over the training questions of the small world, half of them hidden, and its model."""
+    run = trained / "runs/finetune/vqa-relative-0.3"
+    model, tokenizer = load_model(run, "vqa")
+    store = FeatureStore(trained / "coco/features")
+    questions = open_dataset(trained / "coco").questions("train")
+    split = build_vqa_split(questions, store, tokenizer, 16, 36)
+    return VqaTask(split, split, model.config.answers(), 0, 16, seed=1, image_dropout=0.5), model.eval()
+
+
+def test_an_image_is_hidden_whole_by_seed_epoch_and_sample_alone(vqa: tuple[VqaTask, Any]) -> None:
+    task, _ = vqa
+    rows = task.samples(0)
+    full = task.train.inputs.batch(task.rows[rows])["region_mask"]  # type: ignore[union-attr]
+    shown = task.collate(rows, 0)["region_mask"]
+    hidden = ~shown.any(axis=1)
+    assert np.array_equal(shown[~hidden], full[~hidden])
+    assert 0.3 < hidden.mean() < 0.7
+    alone = [task.collate(rows[[place]], 0)["region_mask"].any() for place in range(20)]
+    assert [not value for value in alone] == hidden[:20].tolist(), "the same in a batch of its own"
+    other = ~task.collate(rows, 1)["region_mask"].any(axis=1)
+    assert 0.2 < (hidden != other).mean() < 0.8, "others in the next epoch"
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_model_that_the_image_misleads_is_told_from_one_that_it_helps(
+    vqa: tuple[VqaTask, Any], helps: bool
+) -> None:
+    task, _ = vqa
+    split = task.validation
+    assert split is not None
+    right = [max(scores, key=lambda answer: scores[answer]) for scores in split.scores]
+    number = {answer: place for place, answer in enumerate(task.answers)}
+
+    class Model:
+        """Right with regions, or right without them; its other answer is the first of all."""
+
+        tbkin = SimpleNamespace(selection=Selection())
+
+        def __call__(self, input_ids: Any, region_mask: Any, **_: Any) -> Any:
+            logits = torch.zeros(len(input_ids), len(task.answers))
+            for place, answer in enumerate(self.answers_of(input_ids)):
+                known = bool(region_mask[place].any()) == helps
+                logits[place, number[answer] if known else 0] = 9.0
+            return SimpleNamespace(vqa_logits=logits)
+
+        def answers_of(self, input_ids: Any) -> list[str]:
+            # run_batches asks for the samples in the order of their lengths.
+            taken, self.left = self.left[: len(input_ids)], self.left[len(input_ids) :]
+            return [right[index] for index in taken]
+
+    model = Model()
+    orders = [
+        np.argsort(inputs.lengths(), kind="stable")
+        for inputs in (split.inputs, replace(split.inputs, blind=True))
+    ]
+    model.left = np.concatenate(orders)  # type: ignore[attr-defined]
+    values = task.evaluate(model, torch.device("cpu"))
+    assert task.ignores_image is not helps
+    best, other = ("accuracy", "accuracy_without_image") if helps else ("accuracy_without_image", "accuracy")
+    assert values["best_accuracy"] == values[best] == 100 > values[other]
+
+
+def test_a_model_that_ignores_the_image_is_kept_as_one(
+    trained_workspace: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluate = VqaTask.evaluate
+
+    def misled(self: VqaTask, model: Any, device: Any) -> dict[str, float]:
+        values = evaluate(self, model, device)
+        assert model.config.use_regions, "the image is there to learn from in every epoch"
+        self.ignores_image = True
+        return values
+
+    monkeypatch.setattr(VqaTask, "evaluate", misled)
+    line = "finetune --task vqa --data coco --init none --epochs 2 --out blind --json"
+    values = json.loads(succeeds(*line.split(), cwd=trained_workspace).out)
+    assert any("ignores the image" in note for note in values["problems"])
+    model, _ = load_model(trained_workspace / "blind", "vqa")
+    assert model.config.use_regions is False
+    # As `this model` was measured, so `--predict` and the sweep measure it.
+    sweep = "threshold-sweep --task vqa --checkpoint blind --thresholds 0 --json"
+    rows = json.loads(succeeds(*sweep.split(), cwd=trained_workspace).out)["rows"]
+    assert rows[0]["accuracy"] == pytest.approx(values["accuracy"]["val"])
+
+
+def test_the_report_tells_what_the_image_brings(trained: Path) -> None:  # noqa: F811
+    report = json.loads((trained / "runs/finetune/vqa-relative-0.3/run.json").read_text())["results"][
+        "report"
+    ]
+    names = {row["model"] for row in report if row["split"] == "val"}
+    assert {"majority answer", "this model"} <= names
+    model, _ = load_model(trained / "runs/finetune/vqa-relative-0.3", "vqa")
+    assert ("this model, image hidden" in names) is model.config.use_regions
+
+
+def test_a_threshold_grows_over_the_first_epochs(vqa: tuple[VqaTask, Any]) -> None:
+    model = SimpleNamespace(tbkin=SimpleNamespace(selection=Selection("relative", 0.4, scope="cross-modal")))
+    grow = _growing_threshold(model, 2)
+    seen = []
+    for passed in (0.0, 0.5, 1.0, 2.0, 5.0, None):
+        grow(passed)
+        seen.append(model.tbkin.selection.threshold)
+        assert model.tbkin.selection.scope == "cross-modal"
+    assert seen == pytest.approx([0, 0.1, 0.2, 0.4, 0.4, 0.4])
+    _growing_threshold(model, 0)(0.0)
+    assert model.tbkin.selection.threshold == pytest.approx(0.4), "without epochs it is there from the start"
+
+
+def test_what_attention_keeps_is_logged_by_layer_and_direction(
+    trained: Path,  # noqa: F811
+    vqa: tuple[VqaTask, Any],
+) -> None:
+    lines = (trained / "runs/finetune/vqa-relative-0.3/metrics.jsonl").read_text().splitlines()
+    logged = json.loads(lines[-1])
+    assert {f"kept_{layer}_{way}" for layer in (0, 1) for way in ("text-to-image", "image-to-image")} <= set(
+        logged
+    )
+    assert 0 < logged["kept"] < 1
+    task, model = vqa
+    assert task.train is not None
+    inputs = task.train.inputs
+    assert (
+        kept_attention(SimpleNamespace(tbkin=SimpleNamespace(selection=Selection())), inputs, None, 4) == {}
+    )  # type: ignore[arg-type]
+    found = kept_attention(model, inputs, torch.device("cpu"), len(inputs))
+    batch = to_device(inputs.batch(np.arange(len(inputs))), torch.device("cpu"))
+    with torch.inference_mode():
+        records = model(**batch, output_attentions=True).attentions
+    valid = torch.cat([batch["attention_mask"].bool(), batch["region_mask"]], dim=1)
+    counts = kept_counts(records, valid, batch["input_ids"].shape[1])
+    kept, total = counts["text-to-image"][1]
+    assert found["kept_1_text-to-image"] == pytest.approx(kept / total)
+    assert found["kept"] == pytest.approx(
+        sum(value[:, 0].sum() for value in counts.values())
+        / sum(value[:, 1].sum() for value in counts.values())
+    )
+
+
+def test_the_rate_has_fallen_when_the_minutes_are_over() -> None:
+    config = TrainingConfig(epochs=10, learning_rate=1.0, warmup=0.1)
+    assert learning_rate(5, 10, config, 0.5) == pytest.approx(learning_rate(50, 10, config))
+    assert learning_rate(60, 10, config, 0.5) == learning_rate(60, 10, config), (
+        "the further of the two counts"
+    )
+    assert learning_rate(5, 10, config, 1.5) == 0
+    step = TrainingConfig(epochs=10, learning_rate=1.0, warmup=0, schedule="step", decay_epochs=[6])
+    assert learning_rate(5, 10, step, 0.9) == 1, "a schedule by epochs keeps to the epochs"
+
+
+def test_minutes_that_were_chosen_end_a_run_for_good(
+    trained_workspace: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tbkin_core.training_runs.CPU_MINUTES", 1e-4)
+    line = [
+        "finetune",
+        "--task",
+        "vqa",
+        "--data",
+        "coco",
+        "--init",
+        "none",
+        "--out",
+        "short",
+        "--json",
+        "--devices",
+        "cpu",
+    ]
+    values = json.loads(succeeds(*line, cwd=trained_workspace).out)
+    assert values["reason"] == "minutes" and values["steps"] == 1
+    assert any("--max-minutes" in note for note in values["problems"])
+    again = json.loads(succeeds(*line, cwd=trained_workspace).out)
+    assert again["steps"] == 1, "the same command shows the same result"
+    more = json.loads(succeeds(*line, "--max-minutes", "0.02", cwd=trained_workspace).out)
+    assert more["steps"] > 1, "asked for more, it goes on"
+
+
+@pytest.mark.parametrize(
+    ("samples", "settings", "size", "epochs", "minutes"),
+    [
+        (1_000, {}, "tiny", 60, CPU_MINUTES),
+        (40_000, {}, "tiny", 8, CPU_MINUTES),
+        (1_000_000, {}, "tiny", 4, CPU_MINUTES),
+        (100_000, {"max_minutes": 120.0}, "small", 4, 120.0),
+        (40_000, {"epochs": 3}, "tiny", 3, None),
+    ],
+)
+def test_defaults_on_a_processor(
+    trained: Path,  # noqa: F811
+    samples: int,
+    settings: dict[str, Any],
+    size: str,
+    epochs: int,
+    minutes: float | None,
+) -> None:
+    store = FeatureStore(trained / "coco/features")
+    chosen = _resolved(FinetuneConfig(task="vqa", devices="cpu", **settings), samples, None, store)
+    assert (chosen.size, chosen.epochs, chosen.max_minutes) == (size, epochs, minutes)

@@ -1,0 +1,439 @@
+"""What fine-tuning trains and reports on: splits, versions, and what faulty data costs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import fails, succeeds
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from tbkin_core.config import FinetuneConfig
+from tbkin_core.datasets import open_dataset
+from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.features.store import RegionBatch
+from tbkin_core.tasks import RecSplit, best_region_accuracy, largest_region_accuracy, random_region_accuracy
+from tbkin_core.training_runs import task_splits
+
+COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 180, 20)}
+Entries = dict[str, list[dict[str, Any]]]
+
+
+def write_vqa(place: Path, questions: Entries, annotations: Entries) -> None:
+    for kind, name, entries in (
+        ("questions", "v2_OpenEnded_mscoco_{}2014_questions.json", questions),
+        ("annotations", "v2_mscoco_{}2014_annotations.json", annotations),
+    ):
+        for split, rows in entries.items():
+            (place / name.format(split)).write_text(json.dumps({kind: rows}))
+
+
+def vqa_entries(images: dict[str, Sequence[int]]) -> tuple[Entries, Entries]:
+    """Two questions of each image, numbered 10 × image and the next, with ten answers each."""
+    questions: Entries = {split: [] for split in images}
+    annotations: Entries = {split: [] for split in images}
+    for split, numbers in images.items():
+        for number in numbers:
+            colour = list(COLOURS)[number % 3]
+            for place, (text, answer) in enumerate(
+                (("what color is it?", colour), ("is it red?", "yes" if colour == "red" else "no"))
+            ):
+                entry = {"question_id": 10 * number + place, "image_id": number}
+                questions[split].append({**entry, "question": text})
+                annotations[split].append({**entry, "answers": [{"answer": answer}] * 10})
+    return questions, annotations
+
+
+def splits_of(place: Path, **settings: Any) -> tuple[dict[str, list[Any]], list[str]]:
+    """Samples by split, and the notes."""
+    problems: list[str] = []
+    config = FinetuneConfig(**{"task": "vqa", "data": place, **settings})
+    return task_splits(open_dataset(place), config, problems), problems
+
+
+def images_of(samples: Sequence[Any]) -> list[int]:
+    return sorted({sample.image_id for sample in samples})
+
+
+# ---- splits of VQA ------------------------------------------------------------------------------
+
+
+def test_minival_is_kept_apart_from_val(tmp_path: Path) -> None:
+    write_vqa(tmp_path, *vqa_entries({"train": range(4), "val": range(4, 8), "minival": [6, 7]}))
+    splits, problems = splits_of(tmp_path, train_split="train+val")
+    assert images_of(splits["train"]) == [0, 1, 2, 3, 4, 5]
+    assert images_of(splits["val"]) == [6, 7]
+    assert problems == [
+        "4 samples of train+val are left out: their images are in minival",
+        "minival is the validation split",
+    ]
+    splits, problems = splits_of(tmp_path)
+    assert (images_of(splits["train"]), images_of(splits["val"])) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert problems == []
+
+
+def test_minival_cut_out_of_val_is_told_by_its_name(tmp_path: Path) -> None:
+    questions, annotations = vqa_entries({"train": range(4), "val": range(4, 8), "minival": [6, 7]})
+    write_vqa(tmp_path, questions, annotations)
+    for split, rows in questions.items():
+        subtype = "train2014" if split == "train" else "val2014"
+        file = tmp_path / f"v2_OpenEnded_mscoco_{split}2014_questions.json"
+        file.write_text(json.dumps({"data_subtype": subtype, "questions": rows}))
+    assert set(open_dataset(tmp_path).question_splits()) == {"train", "val", "minival"}
+
+
+@pytest.mark.parametrize("validation", ["val", "minival"])
+def test_a_validation_image_is_never_trained_on(tmp_path: Path, validation: str) -> None:
+    write_vqa(tmp_path, *vqa_entries({"train": range(4), validation: [3, 4]}))
+    with pytest.raises(
+        DataError, match=rf"1 images of {validation} are in train too \(such as 3\)"
+    ) as raised:
+        splits_of(tmp_path)
+    assert "held out" in (raised.value.hint or "")
+
+
+def test_a_part_of_trainval_and_a_trained_val(tmp_path: Path) -> None:
+    write_vqa(tmp_path, *vqa_entries({"trainval": range(6), "val": [4, 5]}))
+    splits, _ = splits_of(tmp_path)
+    assert (images_of(splits["train"]), images_of(splits["val"])) == ([0, 1, 2, 3], [4, 5])
+    splits, problems = splits_of(tmp_path, train_split="val")
+    assert len(images_of(splits["train"])) == len(images_of(splits["val"])) == 1
+    assert "held out by image" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [("train+test", "never trained on"), ("trian", "no split 'trian'"), ("", "no split ''")],
+)
+def test_splits_that_cannot_be_trained_on(tmp_path: Path, asked: str, says: str) -> None:
+    write_vqa(tmp_path, *vqa_entries({"train": range(4), "test": [4, 5]}))
+    with pytest.raises(ConfigError, match=says):
+        splits_of(tmp_path, train_split=asked)
+
+
+def test_nothing_is_left_to_train_on(tmp_path: Path) -> None:
+    write_vqa(tmp_path, *vqa_entries({"val": [0, 1], "minival": [0, 1]}))
+    with pytest.raises(DataError, match="none is left to train on"):
+        splits_of(tmp_path, train_split="val")
+    questions, _ = vqa_entries({"train": [0, 1], "val": [2]})
+    (tmp_path / "bare").mkdir()
+    write_vqa(tmp_path / "bare", questions, {})
+    with pytest.raises(DataError, match="no question of train or val has answers"):
+        splits_of(tmp_path / "bare")
+    (tmp_path / "test").mkdir()
+    write_vqa(tmp_path / "test", *vqa_entries({"test": [0, 1]}))
+    with pytest.raises(DataError, match=r"only test splits \(test\)"):
+        splits_of(tmp_path / "test")
+
+
+def test_questions_without_answers_are_counted_and_left_out(tmp_path: Path) -> None:
+    questions, annotations = vqa_entries({"train": range(4), "val": [4, 5], "test": [6, 7]})
+    del annotations["train"][:3], annotations["test"]
+    annotations["val"][0]["answers"] = []
+    annotations["val"][1]["answers"] = [{"answer": None}, {"answer": "red"}]
+    write_vqa(tmp_path, questions, annotations)
+    splits, problems = splits_of(tmp_path)
+    assert [len(items) for items in splits.values()] == [5, 3, 4]
+    assert "train: 3 of 8 questions have no answers (left out)" in problems
+    assert "val: 1 of 4 questions have no answers (left out)" in problems
+    del annotations["val"]
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    write_vqa(tmp_path, questions, annotations)
+    splits, problems = splits_of(tmp_path)
+    assert len(images_of(splits["val"])) == 1 and not {4, 5} & set(images_of(splits["val"]))
+    assert "val: none of its questions has answers (not used)" in problems
+
+
+def test_test_images_that_are_trained_on_are_told(tmp_path: Path) -> None:
+    write_vqa(tmp_path, *vqa_entries({"train": range(4), "val": [4], "test": [3, 5]}))
+    assert splits_of(tmp_path)[1] == ["test: 1 of its images are trained on; it tells little of new images"]
+
+
+def test_own_files_in_other_spellings(tmp_path: Path) -> None:
+    """Bare lists, ids that are numbers in one file and texts in the other, one answer beside its question."""
+    questions, annotations = vqa_entries({"train": [0, 1]})
+    for entry in annotations["train"]:
+        entry["question_id"] = str(entry["question_id"])
+    annotations["train"][0]["image_id"] = 1
+    (tmp_path / "train_questions.json").write_text(json.dumps(questions["train"]))
+    (tmp_path / "train_annotations.json").write_text(json.dumps(annotations["train"]))
+    own = [{"question_id": "a", "image_id": "cat.jpg", "question": "what is it?", "answer": "a cat"}]
+    (tmp_path / "val.json").write_text(json.dumps(own))
+    dataset = open_dataset(tmp_path)
+    assert [len(item.answers) for item in dataset.questions("train")] == [10] * 4
+    assert dataset.questions("val")[0].answers == ("a cat",)
+    (problem,) = dataset.problems
+    assert "question 0 is annotated for another image than it asks about" in problem
+
+
+# ---- splits of the RefCOCO family ---------------------------------------------------------------
+
+
+def rec_entries(images: dict[str, Sequence[int]]) -> list[dict[str, Any]]:
+    """Refs of the one object of each image, whose annotation has the image's number."""
+    return [
+        {
+            "ref_id": 100 * place + number,
+            "ann_id": number,
+            "image_id": number,
+            "split": split,
+            "sentences": [{"sent_id": 100 * place + number, "sent": f"the {split} object {number}"}],
+        }
+        for place, (split, numbers) in enumerate(images.items())
+        for number in numbers
+    ]
+
+
+def write_rec(place: Path, refs: dict[str, list[dict[str, Any]]], count: int = 8) -> dict[str, Any]:
+    place.mkdir(parents=True)
+    for who, content in refs.items():
+        (place / f"refs({who}).p").write_bytes(pickle.dumps(content, protocol=2))
+    instances = {
+        "images": [
+            {"id": number, "file_name": f"{number}.jpg", "width": 96, "height": 72} for number in range(count)
+        ],
+        "annotations": [
+            {"id": number, "image_id": number, "category_id": 1, "bbox": [20, 15, 41, 41]}
+            for number in range(count)
+        ],
+        "categories": [{"id": 1, "name": "square"}],
+    }
+    (place / "instances.json").write_text(json.dumps(instances))
+    return instances
+
+
+def test_both_versions_of_refcocog_can_be_chosen(tmp_path: Path) -> None:
+    by_image = rec_entries({"train": range(4), "val": [4], "test": [5, 6]})
+    by_object = rec_entries({"train": range(6), "val": [4, 5, 6]})
+    write_rec(tmp_path / "refcocog", {"google": by_object, "umd": by_image})
+    write_rec(tmp_path / "refcoco", {"google": by_object, "unc": by_image})
+    dataset = open_dataset(tmp_path)
+    assert dataset.expression_sets() == ("refcoco", "refcocog")
+    everything = ("refcoco", "refcoco-google", "refcocog", "refcocog-google")
+    assert dataset.expression_sets(every_version=True) == everything
+    for name in ("refcocog", "refcocog-umd", "RefCOCOg_umd"):
+        splits, problems = splits_of(tmp_path, task="rec", dataset=name)
+        assert [images_of(items) for items in splits.values()] == [[0, 1, 2, 3], [4], [5, 6]]
+        assert problems == []
+    splits, problems = splits_of(tmp_path, task="rec", dataset="refcocog_google")
+    assert [images_of(items) for items in splits.values()] == [[0, 1, 2, 3, 4, 5], [4, 5, 6]]
+    assert "refcocog-google is split by object: 2 of 3 images of val are trained on" in problems[0]
+    with pytest.raises(ConfigError, match="refcocog, refcocog-google, got 'refcocog-unc'"):
+        splits_of(tmp_path, task="rec", dataset="refcocog-unc")
+
+
+def test_only_google_may_split_by_object(tmp_path: Path) -> None:
+    write_rec(tmp_path / "refcocog", {"umd": rec_entries({"train": range(6), "val": [5, 6]})})
+    with pytest.raises(DataError, match="1 images of val are in train too"):
+        splits_of(tmp_path, task="rec")
+
+
+# ---- what a region gets right -------------------------------------------------------------------
+
+
+class FewRegions:
+    """Regions of two images in place of a feature store's; the second image has two."""
+
+    boxes = np.array(
+        [[[0, 0, 10, 10], [0, 0, 90, 70], [50, 50, 60, 60]], [[0, 0, 9, 9], [0, 0, 20, 20], [0, 0, 99, 99]]],
+        np.float32,
+    )
+    mask = np.array([[True, True, True], [True, True, False]])
+
+    def regions(self, indices: NDArray) -> RegionBatch:
+        batch, count = self.mask[indices].shape
+        numbers, scores = np.zeros((batch, count), np.int64), np.zeros((batch, count), np.float32)
+        return RegionBatch(
+            features=np.zeros((batch, count, 4), np.float32),
+            boxes=self.boxes[indices],
+            geometry=np.zeros((batch, count, 5), np.float32),
+            mask=self.mask[indices],
+            object_ids=numbers,
+            object_scores=scores,
+            attribute_ids=numbers,
+            attribute_scores=scores,
+            sizes=np.full((batch, 2), 100, np.float32),
+        )
+
+
+def test_rows_to_compare_a_rec_model_with() -> None:
+    expressions: list[Any] = [None, None]
+
+    def accuracies(*targets: list[float]) -> list[float]:
+        split = RecSplit(expressions, FewRegions(), np.array(targets, np.float32))  # type: ignore[arg-type]
+        return [
+            measure(split)
+            for measure in (random_region_accuracy, largest_region_accuracy, best_region_accuracy)
+        ]
+
+    assert accuracies([0, 0, 10, 10], [0, 0, 20, 20]) == pytest.approx([100 * (1 / 3 + 1 / 2) / 2, 50, 100])
+    # Half is not above a half, and what pads an image is no region.
+    assert accuracies([0, 0, 10, 20], [0, 0, 99, 99]) == [0, 0, 0]
+
+
+# ---- whole runs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset for both tasks with features and without graphs; not to be written to."""
+    place = tmp_path_factory.mktemp("squares") / "data"
+    (place / "images").mkdir(parents=True)
+    for number in range(10):
+        picture = Image.new("RGB", (96, 72), (240, 240, 240))
+        ImageDraw.Draw(picture).rectangle((20, 15, 60, 55), fill=COLOURS[list(COLOURS)[number % 3]])
+        picture.save(place / "images" / f"{number}.jpg")
+    write_vqa(place, *vqa_entries({"train": range(6), "val": range(6, 9)}))
+    write_rec(place / "refcoco", {"unc": rec_entries({"train": range(5), "val": [6, 7], "testA": [8]})}, 9)
+    succeeds("extract-features", place, "--workers", "0", cwd=place.parent)
+    return place
+
+
+Change = Callable[[Entries, Entries], None]
+
+
+def foreign_answers(questions: Entries, annotations: Entries) -> None:
+    for entry in (annotations["train"][0], *annotations["val"][:3]):
+        entry["answers"] = [{"answer": "zebra" if entry["image_id"] else "the"}] * 5 + [{"answer": "a"}] * 5
+
+
+def absent_images(questions: Entries, annotations: Entries) -> None:
+    for entry in (*questions["train"][:2], *questions["val"], *annotations["train"][:2], *annotations["val"]):
+        entry["image_id"] += 1000
+
+
+def unknown_and_repeated(questions: Entries, annotations: Entries) -> None:
+    annotations["train"] += [{**annotations["train"][0], "question_id": 999}, annotations["train"][0]]
+    questions["train"].append(questions["train"][0])
+
+
+def multiple_choice_alone(questions: Entries, annotations: Entries) -> None:
+    for entry in (*annotations["train"], *annotations["val"]):
+        entry["multiple_choice_answer"] = entry.pop("answers")[0]["answer"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            foreign_answers,
+            (
+                "train: 1 of 12 questions (8.3%) have no answer among the 5 that are learnt; skipped",
+                "val: 3 of 6 questions (50.0%) have no answer among the 5 that are learnt; never answered",
+            ),
+        ),
+        (
+            absent_images,
+            (
+                "train: 2 of 12 samples skipped, their images have no features",
+                "val: 6 of 6 samples skipped, their images have no features",
+            ),
+        ),
+        (
+            unknown_and_repeated,
+            (
+                "question 999 is in no questions file",
+                "question 0 is annotated twice",
+                "question 0 has a question_id used before",
+            ),
+        ),
+        (multiple_choice_alone, ()),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_faulty_vqa_files_cost_what_is_faulty(
+    squares: Path, tmp_path: Path, change: Change, says: tuple[str, ...]
+) -> None:
+    place = tmp_path / "data"
+    shutil.copytree(squares, place)
+    entries = vqa_entries({"train": range(6), "val": range(6, 9)})
+    change(*entries)
+    write_vqa(place, *entries)
+    outcome = succeeds("finetune", "--task", "vqa", "--epochs", "1", "--json", cwd=tmp_path)
+    notes = json.loads(outcome.out)["problems"]
+    for text in says:
+        assert sum(text in note for note in notes) == 1, notes
+    told = ("no question-only model", "weights begin at random")
+    assert len([note for note in notes if not note.startswith(told)]) == len(says), notes
+
+
+def test_an_answers_file_that_fits_nothing(squares: Path, tmp_path: Path) -> None:
+    for content, says in (
+        ('["Elephant", "tiger"]', ("none of the 2 answers", "'Elephant'", "--answers")),
+        ("[]", ("mine.json", "holds no answers")),
+        ("[1, 2]", ("mine.json", "is no list of answers")),
+        ('["yes"', ("mine.json", "not valid JSON")),
+    ):
+        (tmp_path / "mine.json").write_text(content)
+        arguments = ("--data", squares, "--answers", "mine.json", "--out", tmp_path / "out")
+        fails("finetune", "--task", "vqa", *arguments, cwd=tmp_path, code=1, says=says)
+        assert not (tmp_path / "out").exists()
+
+
+def test_faulty_boxes_and_refs_cost_what_is_faulty(squares: Path, tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    shutil.copytree(squares, place)
+    file = place / "refcoco" / "instances.json"
+    whole = json.loads(file.read_text())
+    content = json.loads(file.read_text())
+    for number, box in enumerate(([500, 500, 9, 9], [5, 5, 0, 9], [1, 1, 3, 3])):
+        content["annotations"][number]["bbox"] = box
+    del content["images"][3], content["annotations"][7]
+    file.write_text(json.dumps(content))
+    run = ("finetune", "--task", "rec", "--epochs", "1", "--json")
+    values = json.loads(succeeds(*run, "--predict", "testA", cwd=tmp_path).out)
+    for text in (
+        "annotation 0 has a box outside the image",
+        "annotation 1 has a box without area",
+        "ref 0 and 2 more: has no usable annotation",
+        "ref 3 has no image in instances.json",
+        "train: 1 of 2 samples skipped, no region is near their target",
+    ):
+        assert sum(text in note for note in values["problems"]) == 1, values["problems"]
+    rows = [(entry["split"], entry["model"].split(" (")[0]) for entry in values["report"]]
+    names = ("random region", "largest region", "this model", "upper bound")
+    assert rows == [(split, name) for split in ("val", "testA") for name in names]
+    assert [entry["sent_id"] for entry in json.loads((tmp_path / values["predictions"][0]).read_text())] == [
+        208
+    ]
+    for entry in whole["annotations"]:
+        entry["bbox"] = [1, 1, 3, 3]
+    file.write_text(json.dumps(whole))
+    fails(
+        *run,
+        "--out",
+        "none",
+        cwd=tmp_path,
+        code=1,
+        says=("no training expression has a region", "--max-regions"),
+    )
+
+
+def test_one_table_holds_majority_question_only_and_this_model(squares: Path, tmp_path: Path) -> None:
+    run = ("finetune", "--task", "vqa", "--data", squares, "--epochs", "1", "--init", "none")
+    before = " ".join(succeeds(*run, cwd=tmp_path).out.split())
+    assert f"`tbkin finetune --task vqa --data {squares} --blind`" in before
+    assert "weights begin at random" in before
+    succeeds(*run, "--blind", cwd=tmp_path)
+    values = json.loads(succeeds(*run, "--json", cwd=tmp_path).out)
+    rows = sorted(values["report"], key=lambda entry: entry["order"])
+    assert [entry["model"] for entry in rows] == ["majority answer", "question only", "this model"]
+    assert {entry["n"] for entry in rows} == {6}
+    # One that was trained with other samples held out is no measure.
+    other = (*run, "--train-split", "val", "--out", "other", "--json")
+    values = json.loads(succeeds(*other, cwd=tmp_path).out)
+    assert [entry["model"] for entry in values["report"]] == ["majority answer", "this model"]
+
+
+@pytest.mark.parametrize("option", ["--answers", "--min-answer-count"])
+def test_settings_of_the_other_task_are_refused(squares: Path, tmp_path: Path, option: str) -> None:
+    run = ("finetune", "--task", "rec", "--data", squares, option, "3")
+    fails(*run, cwd=tmp_path, code=2, says="only for --task vqa")
