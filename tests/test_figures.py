@@ -529,9 +529,8 @@ def test_graph_figure_is_readable_whatever_comes_in(name: str, tmp_path: Path, p
     assert ("nothing links" in caption) == (not trace.graph["cross_edges"])
 
 
-@pytest.mark.parametrize("suffix", [".svg", ".pdf"])
-def test_graph_figure_formats(suffix: str, tmp_path: Path) -> None:
-    paths = [tmp_path / f"{name}{suffix}" for name in ("first", "second")]
+def test_graph_figure_is_drawn_alike_again_and_in_known_formats_alone(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("first.svg", "second.svg")]
     for path in paths:
         graph_figure(path, graph_trace())
     assert paths[0].read_bytes() == paths[1].read_bytes()
