@@ -18,12 +18,14 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from PIL import Image
+from tiny_traces import tiny_graph, tiny_trace
 
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.figures.attention import answer_figure, trace_figure
 from tbkin_core.figures.canvas import Page, clean_text, figure_style
 from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.curves import training_figure
+from tbkin_core.figures.graph import graph_figure, graph_regions
 from tbkin_core.figures.sweep import sweep_figure
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
 from tbkin_core.figures.views import AttentionView, attention_views, rollout
@@ -654,3 +656,97 @@ def test_words_next_to_nothing_look_like_nothing(tmp_path: Path, monkeypatch: py
     )
     spans = [(axes.get_xlim()[1], longest) for axes, longest in limits if longest < 1e-3]
     assert spans and all(span > 1000 * longest for span, longest in spans)
+
+
+# ---- the scene graph ----------------------------------------------------------------------------
+
+GRAPHS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "no objects": {"names": ()},
+    "no links": {"labels": ("cat",)},
+    "36 regions": {"regions": 36},
+    "36 linked regions": {"regions": 36, "labels": ("dog",)},
+    "no regions": {"regions": 0},
+    "no regions, no objects": {"regions": 0, "names": ()},
+    "long names": {"names": (LONG, "donaudampfschifffahrt" * 5), "labels": (LONG,), "predicate": LONG},
+    "many objects": {"names": ("dog",) * 30},
+    "long text": {"text": LONG},
+    "not Latin": {"names": ("狗", "$x^2 🐶", "\x00\ud800"), "labels": ("狗",), "predicate": "नमस्ते"},
+    "rec": {"task": "rec", "text": "the large dog"},
+}
+
+
+def graph_trace(
+    names: tuple[str, ...] = ("umbrella", "dog"), predicate: str = "above", **arguments: Any
+) -> Any:
+    trace = tiny_trace(graph=False, **arguments)
+    graph = tiny_graph(trace.text, trace.boxes, trace.region_labels, names, predicate)
+    return replace(trace, graph=graph.to_dict())
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graph_figure_is_readable_whatever_comes_in(name: str, tmp_path: Path, pages: list[Page]) -> None:
+    trace = graph_trace(**GRAPHS[name])
+    path = tmp_path / "graph.png"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graph_figure(path, trace)
+    with Image.open(path) as image:
+        assert image.width == 1440
+        assert 200 < image.height < 2000
+    assert_readable(pages[0])
+    texts = {text.get_text() for text, _ in DRAWN[pages[0]]}
+    shown = graph_regions(trace, 10)
+    assert len(shown) <= 10
+    assert {str(region) for region in shown} <= texts  # every box has its number
+    caption = " ".join(texts)
+    left_out = len(trace.boxes) - len(shown)
+    assert (f"{len(shown)} of {len(trace.boxes)} regions" in caption) == (left_out > 0)
+    assert ("nothing links" in caption) == (not trace.graph["cross_edges"])
+
+
+def test_graph_figure_is_drawn_alike_again_and_in_known_formats_alone(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("first.svg", "second.svg")]
+    for path in paths:
+        graph_figure(path, graph_trace())
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    with pytest.raises(ConfigError):
+        graph_figure(tmp_path / "graph.bmp", graph_trace())
+
+
+def test_links_of_the_graph_are_as_wide_as_they_weigh(tmp_path: Path, pages: list[Page]) -> None:
+    from matplotlib.patches import PathPatch
+
+    trace = graph_trace(regions=9)  # three of them are dogs, with weights 1, 0.75 and 0.5
+    graph_figure(tmp_path / "graph.png", trace)
+    # Links come before the lines of the relations, the weakest first.
+    curves = [
+        patch for axes in pages[0].figure.axes for patch in axes.patches if isinstance(patch, PathPatch)
+    ]
+    widths = [patch.get_linewidth() for patch in curves[:3]]
+    assert widths == sorted(widths) and widths[0] < widths[1] < widths[2]
+    assert len(curves) == 3 + 2
+
+
+def test_regions_of_the_graph_are_the_linked_then_the_most_attended() -> None:
+    trace = graph_trace(regions=36)
+    linked = [edge["region"] for edge in trace.graph["cross_edges"]]
+    assert set(graph_regions(trace, 12)) >= set(linked)
+    assert len(graph_regions(trace, 4)) == 4 and set(graph_regions(trace, 4)) <= set(linked)
+    unlinked = graph_trace(regions=36, labels=("cat",))
+    text = len(unlinked.pieces)
+    weights = [one.weights()[-1].mean(axis=0)[0, text:] for one in (unlinked.dense, unlinked.thresholded)]
+    shares = np.maximum(*(weight / weight.sum() for weight in weights))
+    looked_at = [
+        region for region in np.argsort(-shares, kind="stable") if shares[region] >= 0.1 * shares.max()
+    ]
+    assert graph_regions(unlinked, 6) == looked_at[:3]
+    assert graph_regions(unlinked, 80) == looked_at
+    grounded = graph_trace(task="rec", regions=36, labels=("cat",))
+    assert graph_regions(grounded, 12)[:2] == [grounded.thresholded.chosen, grounded.thresholded.runner_up]
+
+
+def test_a_trace_without_a_graph_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no scene graph"):
+        graph_figure(tmp_path / "graph.png", tiny_trace(graph=False))
+    assert list(tmp_path.iterdir()) == []

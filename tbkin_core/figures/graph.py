@@ -1,0 +1,499 @@
+"""The unified scene graph of an image and a text, drawn over and beside the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbkin_core.errors import DataError
+from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style
+from tbkin_core.figures.trace import Pass, Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# All in inches.
+_WIDTH = 7.2
+_MARGIN = 0.15
+_IMAGE_WIDTH = 2.75
+_IMAGE_HEIGHT = 3.6  # at most
+_HEADING = 0.22
+_THUMBNAIL = 0.36
+_THUMBNAIL_ROW = 0.42
+_OBJECT = 0.2
+_ATTRIBUTE = 0.17
+_BETWEEN_OBJECTS = 0.14
+_RELATION_ROW = 0.27
+# Where the columns right of the image begin.
+_REGIONS = _MARGIN + _IMAGE_WIDTH + 0.2
+_EDGES = _REGIONS + 1.28
+_OBJECTS = _EDGES + 0.6
+_OBJECT_WIDTH = 1.0
+_RELATIONS = _OBJECTS + _OBJECT_WIDTH + 0.3
+_RELATION_WIDTH = _WIDTH - _MARGIN - _RELATIONS
+
+_MAX_REGIONS = 10
+_MAX_OBJECTS = 12
+_MAX_ATTRIBUTES = 4  # of one object
+_MAX_RELATIONS = 12
+_MAX_IMAGE_EDGES = 8
+_LEAST_IOU = 0.1  # of an edge that is drawn between regions
+_ATTENDED_SHARE = 0.1  # of the largest weight; what has less was hardly looked at
+_OTHER = "#8c8c8c"  # regions that no object goes by
+_OBJECT_FILL, _ATTRIBUTE_FILL, _RELATION_FILL = "#fff4e0", "#eef4fa", "#f2f2f2"
+_INK = "#444444"
+
+
+def graph_regions(trace: Trace, limit: int) -> list[int]:
+    """Regions of the scene graph worth drawing: the chosen, the linked ones, then the most attended.
+
+    Args:
+        trace: With a graph; without one there are none.
+        limit: At most so many; regions without a link only fill up to half of it.
+
+    Returns:
+        Numbers of regions: the linked ones in the order of the objects they are linked with, then the others.
+    """
+    if trace.graph is None:
+        return []
+    count = len(trace.graph["regions"])
+    strongest: dict[int, tuple[float, int]] = {}  # of each linked region: weight and object
+    for edge in trace.graph["cross_edges"]:
+        found = (float(edge["weight"]), int(edge["object"]))
+        strongest[edge["region"]] = max(strongest.get(edge["region"], (0.0, 0)), found)
+    wanted = sorted(strongest, key=lambda region: (-strongest[region][0], region))
+    others: list[int] = list(range(count))
+    if regions_agree(trace):
+        weights = _attended(trace)
+        order = np.argsort(-weights, kind="stable")
+        others = [
+            int(region) for region in order if 0 < weights[region] >= _ATTENDED_SHARE * weights[order[0]]
+        ]
+        chosen = (trace.thresholded.chosen, trace.thresholded.runner_up)
+        wanted = [region for region in chosen if region is not None] + wanted
+    shown = list(dict.fromkeys(wanted))[:limit]
+    others = [region for region in others if region not in shown]
+    shown += others[: max(0, limit // 2 - len(shown))]
+    linked = sorted((region for region in shown if region in strongest), key=lambda one: strongest[one][1])
+    return linked + [region for region in shown if region not in strongest]
+
+
+def regions_agree(trace: Trace) -> bool:
+    """Whether the graph's regions are the model's, so that attention can be told of them."""
+    if trace.graph is None or len(trace.graph["regions"]) != len(trace.boxes):
+        return False
+    boxes = np.array([region["box"] for region in trace.graph["regions"]], np.float64).reshape(-1, 4)
+    return bool(np.allclose(boxes, trace.boxes, atol=1.0))
+
+
+def graph_figure(path: Path, trace: Trace) -> None:
+    """Draw the unified scene graph: regions over and beside the image, the text graph, and links by weight.
+
+    Args:
+        path: Ends in .png, .svg or .pdf.
+        trace: With a graph.
+
+    Raises:
+        DataError: The trace holds no graph.
+        ConfigError: The format is unknown.
+    """
+    check_format(path)
+    if trace.graph is None:
+        raise DataError(
+            "trace: holds no scene graph to draw", hint="make it anew: `tbkin visualize` with --graph"
+        )
+    with figure_style():
+        _draw(trace, trace.graph).save(Path(path))
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A text object as it is drawn: its number in the graph, its middle on the page, its attributes."""
+
+    number: int
+    middle: float
+    name: str
+    attributes: list[str]
+
+
+def _draw(trace: Trace, graph: dict[str, Any]) -> Page:
+    page = Page(_WIDTH)
+    inner = _WIDTH - 2 * _MARGIN
+    regions = graph_regions(trace, _MAX_REGIONS)
+    title = page.wrap(trace.text or graph["text"], inner, 10, lines=3, bold=True)
+    caption = page.wrap(_caption(graph, regions), inner, 7.5, lines=4)
+
+    heights, attributes = [], []
+    for number in range(min(len(graph["objects"]), _MAX_OBJECTS)):
+        names = [item["name"] for item in graph["attributes"] if item["object"] == number]
+        if len(names) > _MAX_ATTRIBUTES:
+            names = [*names[: _MAX_ATTRIBUTES - 1], f"and {len(names) - _MAX_ATTRIBUTES + 1} more"]
+        attributes.append(names)
+        heights.append(_OBJECT + _ATTRIBUTE * len(names) + _BETWEEN_OBJECTS)
+    relations = [
+        item
+        for item in graph["relations"]
+        if max(item["subject"], item["object"]) < len(heights) and item["predicate"]
+    ][:_MAX_RELATIONS]
+
+    image = trace.image if trace.image.ndim == 3 else np.repeat(trace.image[..., None], 3, axis=2)
+    scale = min(_IMAGE_WIDTH / max(image.shape[1], 1), _IMAGE_HEIGHT / max(image.shape[0], 1))
+    image_size = (max(image.shape[1] * scale, 0.1), max(image.shape[0] * scale, 0.1))
+    body = max(
+        image_size[1], _THUMBNAIL_ROW * len(regions), sum(heights), _RELATION_ROW * len(relations), 0.6
+    )
+    caption_top = _MARGIN + 0.19 * len(title) + 0.03
+    body_top = caption_top + 0.14 * len(caption) + 0.1 + _HEADING
+    page.resize(body_top + body + _MARGIN)
+
+    for row, line in enumerate(title):
+        page.text(_MARGIN, _MARGIN + 0.19 * row, line, 10, fontweight="bold")
+    for row, line in enumerate(caption):
+        page.text(_MARGIN, caption_top + 0.14 * row, line, color=_INK)
+    headings = ((_MARGIN, "Image"), (_REGIONS, "Regions"), (_OBJECTS, "Objects"), (_RELATIONS, "Relations"))
+    for left, heading in headings:
+        page.text(left, body_top - _HEADING, heading, 8, fontweight="bold")
+
+    # Lines and boxes in inches over the whole page, below the pictures.
+    canvas = page.axes(0, 0, page.width, page.height)
+    canvas.set(xlim=(0, page.width), ylim=(page.height, 0))
+    canvas.axis("off")
+    canvas.set_zorder(-1)
+
+    colors = _region_colors(graph, regions)
+    image_left = _MARGIN + (_IMAGE_WIDTH - image_size[0]) / 2
+    _draw_image(page, trace, graph, regions, colors, (image_left, body_top, *image_size))
+    ends = _draw_regions(page, image, trace.image_size, graph, regions, colors, (body_top, body))
+    top = body_top + (body - sum(heights)) / 2
+    objects: list[_Object] = []
+    for number, (height, names) in enumerate(zip(heights, attributes, strict=True)):
+        objects.append(_Object(number, top + _OBJECT / 2, graph["objects"][number]["name"], names))
+        top += height
+    _draw_cross_edges(canvas, graph, ends, objects)
+    _draw_objects(page, canvas, objects)
+    _draw_relations(page, canvas, relations, objects, (body_top, body))
+    if not objects:
+        page.text(_OBJECTS, body_top + body / 2, "none found", 7.5, style="italic", va="center", color=_INK)
+    if not regions:
+        page.text(_REGIONS, body_top + body / 2, "none", 7.5, style="italic", va="center", color=_INK)
+    return page
+
+
+def _caption(graph: dict[str, Any], regions: list[int]) -> str:
+    parts = []
+    total = len(graph["regions"])
+    if graph["cross_edges"]:
+        parts.append(
+            "Links between regions and objects are as wide as their names are alike (weight, 0 to 1)."
+        )
+    else:
+        parts.append("No region goes by the name of an object, so nothing links image and text.")
+    if len(regions) < total:
+        parts.append(
+            f"{len(regions)} of {total} regions are shown (linked, chosen or most attended),"
+            f" {total - len(regions)} left out."
+        )
+    if len(graph["objects"]) > _MAX_OBJECTS:
+        parts.append(f"{_MAX_OBJECTS} of {len(graph['objects'])} objects are shown.")
+    if len(graph["relations"]) > _MAX_RELATIONS:
+        parts.append(f"At most {_MAX_RELATIONS} of {len(graph['relations'])} relations are shown.")
+    if _image_edges(graph, regions):
+        parts.append(f"White lines join regions that overlap (IoU at least {_LEAST_IOU:g}).")
+    return " ".join(parts)
+
+
+def _region_colors(graph: dict[str, Any], regions: list[int]) -> dict[int, str]:
+    """The colour of the object that a region is linked with most; grey without one."""
+    best: dict[int, tuple[float, int]] = {}
+    for edge in graph["cross_edges"]:
+        found = (float(edge["weight"]), -int(edge["object"]))
+        best[edge["region"]] = max(best.get(edge["region"], (0.0, 0)), found)
+    return {
+        region: _object_color(-best[region][1]) if region in best and best[region][0] > 0 else _OTHER
+        for region in regions
+    }
+
+
+def _object_color(number: int) -> str:
+    """Six of the colours: neither black nor yellow is seen on every picture."""
+    return COLORS[number % 6]
+
+
+def _image_edges(graph: dict[str, Any], regions: list[int]) -> list[dict[str, Any]]:
+    """Edges between drawn regions that overlap well, the highest IoU first."""
+    edges = [
+        edge
+        for edge in graph["image_edges"]
+        if edge["iou"] >= _LEAST_IOU and edge["first"] in regions and edge["second"] in regions
+    ]
+    return sorted(edges, key=lambda edge: -edge["iou"])[:_MAX_IMAGE_EDGES]
+
+
+def _draw_image(
+    page: Page,
+    trace: Trace,
+    graph: dict[str, Any],
+    regions: list[int],
+    colors: dict[int, str],
+    slot: tuple[float, float, float, float],
+) -> None:
+    """The image, the boxes of the drawn regions with their numbers, and lines between those that overlap."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import Normal, Stroke
+
+    left, top, width, height = slot
+    axes = page.axes(*slot)
+    original_width, original_height = trace.image_size
+    axes.imshow(trace.image, extent=(0, original_width, original_height, 0), aspect="auto", cmap="gray")
+    axes.set(xlim=(0, original_width), ylim=(original_height, 0), xticks=[], yticks=[])
+    halo = [Stroke(linewidth=2.6, foreground="white"), Normal()]
+    boxes = {region: np.array(graph["regions"][region]["box"], np.float64) for region in regions}
+    centres = {region: ((x1 + x2) / 2, (y1 + y2) / 2) for region, (x1, y1, x2, y2) in boxes.items()}
+    for edge in _image_edges(graph, regions):
+        first, second = centres[edge["first"]], centres[edge["second"]]
+        axes.plot(
+            (first[0], second[0]),
+            (first[1], second[1]),
+            color="white",
+            linewidth=0.5 + 1.5 * edge["iou"],
+            path_effects=[Stroke(linewidth=1.2 + 1.5 * edge["iou"], foreground=_INK), Normal()],
+        )
+    taken: list[tuple[float, float]] = []
+    size = (0.21, 0.14)
+    # Large boxes first, so that small ones lie over them.
+    for region in sorted(regions, key=lambda one: -float(np.prod(boxes[one][2:] - boxes[one][:2]))):
+        x1, y1, x2, y2 = boxes[region]
+        axes.add_patch(
+            Rectangle(
+                (x1, y1),
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                edgecolor=colors[region],
+                linewidth=1.3,
+                path_effects=halo,
+            )
+        )
+        corners = np.array([x1, y1, x2, y2]) * np.tile([width / original_width, height / original_height], 2)
+        corners += np.array([left, top, left, top])
+        place = _free_place(corners, size, slot, taken)
+        taken.append(place)
+        middle = (place[0] + size[0] / 2, place[1] + size[1] / 2)
+        if (np.array(middle) < corners[:2]).any() or (np.array(middle) > corners[2:]).any():
+            # The number had to go elsewhere: a line leads to its box.
+            axes.plot(
+                (centres[region][0], (middle[0] - left) * original_width / width),
+                (centres[region][1], (middle[1] - top) * original_height / height),
+                color=colors[region],
+                linewidth=0.8,
+            )
+        page.text(
+            *middle,
+            str(region),
+            6.5,
+            ha="center",
+            va="center_baseline",
+            color="white",
+            bbox={"boxstyle": "square,pad=0.15", "facecolor": "#000000", "edgecolor": colors[region]},
+        )
+
+
+def _free_place(
+    box: NDArray[np.float64],
+    size: tuple[float, float],
+    slot: tuple[float, float, float, float],
+    taken: list[tuple[float, float]],
+) -> tuple[float, float]:
+    """Left and top for a number at a corner of `box`, or else near it, clear of the numbers in `taken`."""
+    x1, y1, x2, y2 = box
+    corners = [(x, y) for y in (y1, y2 - size[1]) for x in (x1, x2 - size[0])]
+    around = [
+        (x1 + column * size[0], y1 + row * size[1])
+        for row in sorted(range(-8, 9), key=abs)
+        for column in sorted(range(-4, 5), key=abs)
+    ]
+    inside = [
+        (
+            float(np.clip(x, slot[0], max(slot[0], slot[0] + slot[2] - size[0]))),
+            float(np.clip(y, slot[1], max(slot[1], slot[1] + slot[3] - size[1]))),
+        )
+        for x, y in (*corners, *around)
+    ]
+
+    def free(place: tuple[float, float]) -> bool:
+        return all(
+            abs(place[0] - x) >= size[0] + 0.01 or abs(place[1] - y) >= size[1] + 0.02 for x, y in taken
+        )
+
+    return next((place for place in inside if free(place)), inside[0])
+
+
+def _draw_regions(
+    page: Page,
+    image: NDArray[np.uint8],
+    image_size: tuple[int, int],
+    graph: dict[str, Any],
+    regions: list[int],
+    colors: dict[int, str],
+    body: tuple[float, float],
+) -> dict[int, tuple[float, float]]:
+    """Thumbnails with their names; for each where its links begin."""
+    ends = {}
+    top = body[0] + (body[1] - _THUMBNAIL_ROW * len(regions)) / 2
+    scale = image.shape[1] / image_size[0]
+    for row, region in enumerate(regions):
+        item = graph["regions"][region]
+        cut = _crop(image, np.array(item["box"], np.float64) * scale)
+        middle = top + _THUMBNAIL_ROW * (row + 0.5)
+        # The whole region, in the shape it has.
+        fit = _THUMBNAIL / max(cut.shape[:2])
+        width, height = max(cut.shape[1] * fit, 0.04), max(cut.shape[0] * fit, 0.04)
+        axes = page.axes(_REGIONS + (_THUMBNAIL - width) / 2, middle - height / 2, width, height)
+        axes.imshow(cut, aspect="auto")
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set(edgecolor=colors[region], linewidth=1.2)
+        room = _EDGES - _REGIONS - _THUMBNAIL - 0.1
+        name = page.fit(f"{region} {clean_text(item['label'])}".strip(), room, 7)
+        page.text(_REGIONS + _THUMBNAIL + 0.06, middle, name, 7, va="center")
+        ends[region] = (_REGIONS + _THUMBNAIL + 0.12 + page.measure(name, 7), middle)
+    return ends
+
+
+def _crop(image: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """The pixels of a box, at least one."""
+    height, width = image.shape[:2]
+    x1, y1, x2, y2 = np.nan_to_num(box)
+    left, top = int(np.clip(x1, 0, width - 1)), int(np.clip(y1, 0, height - 1))
+    right, bottom = math.ceil(np.clip(x2, left + 1, width)), math.ceil(np.clip(y2, top + 1, height))
+    return image[top:bottom, left:right]
+
+
+def _draw_cross_edges(
+    canvas: Axes, graph: dict[str, Any], ends: dict[int, tuple[float, float]], objects: list[_Object]
+) -> None:
+    """Links between regions and objects, the weak ones below the strong."""
+    for edge in sorted(graph["cross_edges"], key=lambda one: one["weight"]):
+        if edge["region"] in ends and edge["object"] < len(objects):
+            weight = float(np.clip(edge["weight"], 0, 1))
+            item = objects[edge["object"]]
+            _curve(
+                canvas,
+                ends[edge["region"]],
+                (_OBJECTS, item.middle),
+                color=_object_color(item.number),
+                linewidth=0.4 + 2.6 * weight,
+                alpha=0.3 + 0.7 * weight,
+            )
+
+
+def _draw_objects(page: Page, canvas: Axes, objects: list[_Object]) -> None:
+    for item in objects:
+        color = _object_color(item.number)
+        _node(page, canvas, item.name, _OBJECTS, item.middle, _OBJECT_WIDTH, _OBJECT, _OBJECT_FILL, color)
+        for place, name in enumerate(item.attributes):
+            middle = item.middle + _OBJECT / 2 + 0.02 + _ATTRIBUTE * (place + 0.5)
+            canvas.plot(
+                (_OBJECTS + 0.08, _OBJECTS + 0.08, _OBJECTS + 0.16),
+                (item.middle + _OBJECT / 2, middle, middle),
+                color=_INK,
+                linewidth=0.6,
+            )
+            left, width = _OBJECTS + 0.16, _OBJECT_WIDTH - 0.16
+            _node(page, canvas, name, left, middle, width, _ATTRIBUTE - 0.03, _ATTRIBUTE_FILL, "#b8c8d8")
+
+
+def _draw_relations(
+    page: Page,
+    canvas: Axes,
+    relations: list[dict[str, Any]],
+    objects: list[_Object],
+    body: tuple[float, float],
+) -> None:
+    """Each relation between its subject and its object, with the arrow at the object."""
+    wanted = [(objects[item["subject"]].middle + objects[item["object"]].middle) / 2 for item in relations]
+    lowest = body[0] + _RELATION_ROW / 2
+    places: list[float] = [0.0] * len(relations)
+    for number in sorted(range(len(relations)), key=wanted.__getitem__):
+        places[number] = max(wanted[number], lowest)
+        lowest = places[number] + _RELATION_ROW
+    beyond = max([0.0, *(place + _RELATION_ROW / 2 - body[0] - body[1] for place in places)])
+    side = _OBJECTS + _OBJECT_WIDTH
+    for item, place in zip(relations, places, strict=True):
+        middle = place - beyond
+        subject, other = objects[item["subject"]].middle, objects[item["object"]].middle
+        _curve(canvas, (side, subject), (_RELATIONS, middle), color=_INK, linewidth=0.8)
+        _curve(canvas, (_RELATIONS, middle), (side + 0.05, other), color=_INK, linewidth=0.8)
+        canvas.fill(
+            (side + 0.01, side + 0.09, side + 0.09), (other, other - 0.035, other + 0.035), color=_INK
+        )
+        _node(
+            page,
+            canvas,
+            item["predicate"],
+            _RELATIONS,
+            middle,
+            _RELATION_WIDTH,
+            _OBJECT,
+            _RELATION_FILL,
+            _INK,
+        )
+
+
+def _node(
+    page: Page,
+    canvas: Axes,
+    name: str,
+    left: float,
+    middle: float,
+    width: float,
+    height: float,
+    fill: str,
+    edge: str,
+) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    canvas.add_patch(
+        FancyBboxPatch(
+            (left, middle - height / 2),
+            width,
+            height,
+            boxstyle="round,pad=0,rounding_size=0.05",
+            facecolor=fill,
+            edgecolor=edge,
+            linewidth=0.9,
+            zorder=3,
+        )
+    )
+    shown = page.fit(name, width - 0.1, 7)
+    page.text(left + 0.05, middle, shown, 7, va="center_baseline")
+
+
+def _curve(canvas: Axes, start: tuple[float, float], end: tuple[float, float], **options: Any) -> None:
+    """A curve that leaves and arrives level."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Curve
+
+    bend = (start[0] + end[0]) / 2
+    curve = Curve([start, (bend, start[1]), (bend, end[1]), end], [Curve.MOVETO, *[Curve.CURVE4] * 3])
+    canvas.add_patch(PathPatch(curve, fill=False, capstyle="butt", **options))
+
+
+def _attended(trace: Trace) -> NDArray[np.float32]:
+    """(K,) weights of the regions where the answer is read, in the last layer, mean of heads.
+
+    A region counts with its share in either pass, so that none is overlooked.
+    """
+    text = len(trace.pieces)
+    row = 0 if trace.thresholded.chosen is None else text + trace.thresholded.chosen
+    shares = []
+    for content in (trace.dense, trace.thresholded):
+        last = Pass(content.scores[-1:], content.kept[-1:])
+        weights = last.weights()[0].mean(axis=0)[row, text:]
+        shares.append(weights / (weights.sum() or 1))
+    return np.maximum(*shares)

@@ -1,0 +1,576 @@
+"""The page of a trace in a real browser: what it shows is what Python computes, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from playwright.sync_api import Page, expect, sync_playwright
+from tiny_traces import tiny_trace
+
+from tbkin_core.errors import DataError
+from tbkin_core.evaluation.attribution import attention_rollout
+from tbkin_core.figures.page import write_page
+from tbkin_core.figures.trace import Pass, Trace
+from tbkin_core.modeling import Selection
+from tbkin_core.modeling.attention import scope_mask, select_keys
+
+# One worker owns the browser.
+pytestmark = pytest.mark.xdist_group("browser")
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+)
+RULES = [
+    ("relative", 0.3), ("relative", 0.0), ("relative", 0.123), ("relative", 1.0), ("probability", 0.1),
+    ("probability", 0.5), ("score", 0.4), ("score", 0.0), ("topk", 3), ("topk", 0), ("topk", 1000),
+]  # fmt: skip
+HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=1">&amp;{{trace}}'
+
+
+@pytest.fixture(scope="session")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """One tab for all tests: a new one takes longer than most of them."""
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    program = next((name for name in found if name), None)
+    if program is None:
+        pytest.skip("no browser: none of chromium, chromium-browser, google-chrome is installed")
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"), executable_path=program, args=FLAGS.split()
+        )
+        # Long, for machines that do much else; what is right is seen at once.
+        context.set_default_timeout(60_000)
+        expect.set_options(timeout=30_000)
+        yield context.pages[0]
+        context.close()
+
+
+Show = Callable[..., Page]
+
+
+@pytest.fixture
+def show(tab: Page, tmp_path: Path) -> Iterator[Show]:
+    """Opens the page of a trace; in the end, no page may have complained or asked for anything but itself."""
+    paths: list[Path] = []
+    complaints: list[str] = []
+    requests: list[str] = []
+    listeners: dict[Any, Callable[[Any], None]] = {
+        "console": lambda message: complaints.append(message.text),
+        "pageerror": lambda error: complaints.append(str(error)),
+        "request": lambda request: requests.append(request.url),
+    }
+    for event, listener in listeners.items():
+        tab.on(event, listener)
+
+    def opened(
+        trace: Trace,
+        width: int = 1280,
+        height: int = 900,
+        color_scheme: Any = "light",
+        reduced_motion: Any = "reduce",
+    ) -> Page:
+        paths.append(tmp_path / f"page {len(paths)}.html")
+        write_page(paths[-1], trace)
+        tab.mouse.move(0, 0)
+        tab.set_viewport_size({"width": width, "height": height})
+        tab.emulate_media(color_scheme=color_scheme, reduced_motion=reduced_motion)
+        tab.goto(paths[-1].as_uri())
+        tab.wait_for_selector("html[data-ready]", state="attached")
+        return tab
+
+    yield opened
+    tab.goto("about:blank")
+    for event, listener in listeners.items():
+        tab.remove_listener(event, listener)
+    assert not complaints
+    requests = [url for url in requests if not url.startswith(("data:", "about:"))]
+    assert requests == [path.as_uri() for path in paths]
+
+
+def kept_by(trace: Trace, rule: str, threshold: float) -> NDArray[np.bool_]:
+    """(N, H, L, L) as the model itself selects, layer by layer, on the dense scores."""
+    scores = torch.from_numpy(trace.dense.scores.astype(np.float32))
+    scope = scope_mask(trace.scope, len(trace.pieces), scores.shape[-1])
+    kept = select_keys(scores, rule, threshold, scope)
+    for layer in range(len(scores)):
+        if trace.layers is not None and layer not in trace.layers:
+            kept[layer] = scores[layer] > -torch.inf
+    return kept.numpy()
+
+
+def by_direction(trace: Trace, kept: NDArray[np.bool_]) -> dict[str, tuple[int, int]]:
+    text = len(trace.pieces)
+    parts = {
+        "all": kept,
+        "text-to-text": kept[..., :text, :text],
+        "text-to-image": kept[..., :text, text:],
+        "image-to-text": kept[..., text:, :text],
+        "image-to-image": kept[..., text:, text:],
+    }
+    return {name: (int(part.sum()), part.size) for name, part in parts.items()}
+
+
+def shown_counts(page: Page, column: str) -> dict[str, tuple[int, int]]:
+    cells = page.eval_on_selector_all(
+        f"#kept td[data-column={column}]",
+        "cells => cells.map(({ parentNode, dataset }) =>"
+        " [parentNode.dataset.direction, +dataset.kept, +dataset.total])",
+    )
+    return {name: (kept, total) for name, kept, total in cells}
+
+
+def choose(page: Page, rule: str, threshold: float) -> None:
+    page.select_option("#rule", rule)
+    page.fill("#tau-exact", str(threshold))
+    page.press("#tau-exact", "Tab")
+    settle(page)
+
+
+def settle(page: Page) -> None:
+    """The page computes in the next frame."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def shown_weights(page: Page, kind: str) -> NDArray[np.float64]:
+    return np.array(
+        page.eval_on_selector_all(kind, "nodes => nodes.map(node => Number(node.dataset.weight))")
+    )
+
+
+REGIONS, WORDS = "#regions .region", "#words .word:not(.answer)"
+
+
+def word(page: Page, number: int) -> Any:
+    return page.locator(WORDS).nth(number)
+
+
+def weights(trace: Trace, rule: str | None = None, threshold: float | None = None) -> NDArray[np.float64]:
+    """(N, H, L, L) of the dense scores under a rule; by default the trace's own."""
+    chosen = trace.threshold if threshold is None else threshold
+    return Pass(trace.dense.scores, kept_by(trace, rule or trace.selection, chosen)).weights()
+
+
+def word_region(trace: Trace, attention: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(W, K) of (L, L)."""
+    text = len(trace.pieces)
+    rows = [attention[:text][trace.word_ids == number].mean(axis=0) for number in range(len(trace.words))]
+    return np.stack(rows)[:, text:]
+
+
+# ---- the threshold ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        Selection("relative", 0.3),
+        Selection("topk", 4, layers=(1,)),
+        Selection("probability", 0.2, scope="text-to-image"),
+        Selection("score", 0.5, scope="cross-modal"),
+    ],
+    ids=lambda selection: f"{selection.rule}-{selection.scope}-{selection.layers}",
+)
+def test_kept_counts_are_those_of_the_model_under_every_rule(selection: Selection, show: Show) -> None:
+    trace = tiny_trace(regions=6, selection=selection)
+    page = show(trace)
+    own = by_direction(trace, kept_by(trace, selection.rule, selection.threshold))
+    assert shown_counts(page, "all") == own
+    assert own["all"][0] < own["all"][1]
+    assert shown_counts(page, "run") == by_direction(trace, trace.thresholded.kept)
+    for rule, threshold in RULES if selection.rule == "relative" else RULES[::2]:
+        choose(page, rule, threshold)
+        expected = kept_by(trace, rule, threshold)
+        assert shown_counts(page, "all") == by_direction(trace, expected), (rule, threshold)
+        assert shown_counts(page, "shown") == by_direction(trace, expected[-1]), (rule, threshold)
+        share = expected.mean()
+        text = page.text_content("#kept tr[data-direction=all] td[data-column=all]") or ""
+        assert float(text.replace("\xa0", " ").split(" ")[0]) == pytest.approx(100 * share, rel=0.005)
+    choose(page, "topk", 2)
+    page.select_option("#layer", index=0)
+    page.select_option("#head", index=2)  # the first option is the mean
+    expected = kept_by(trace, "topk", 2)
+    assert shown_counts(page, "shown") == by_direction(trace, expected[0, 1])
+    links = page.text_content("#survive") or ""
+    alive = word_region(trace, expected[0, 1].astype(np.float64)) > 0
+    assert links.startswith(f"{alive.sum()} of {alive.size} links from words to regions survive")
+
+
+def test_the_slider_moves_by_the_arrow_keys_and_links_go(show: Show) -> None:
+    trace = tiny_trace()
+    page = show(trace)
+    page.focus("#tau")
+    dropped = [page.locator("#map td.dropped").count()]
+    for step in range(1, 4):
+        page.keyboard.press("ArrowRight")
+        settle(page)
+        assert page.input_value("#tau-exact") == f"{0.3 + 0.01 * step:.2f}"
+        assert shown_counts(page, "all") == by_direction(trace, kept_by(trace, "relative", 0.3 + 0.01 * step))
+    page.keyboard.press("End")
+    settle(page)
+    assert page.input_value("#tau") == "1"
+    dropped.append(page.locator("#map td.dropped").count())
+    page.keyboard.press("Home")
+    settle(page)
+    dropped.append(page.locator("#map td.dropped").count())
+    assert dropped[1] > dropped[0] > dropped[2] == 0
+    assert "relative, τ = 0: 100\xa0% kept" in (page.get_attribute("#tau", "aria-valuetext") or "")
+    # Each rule keeps its own threshold.
+    page.select_option("#rule", "topk")
+    assert page.input_value("#tau-exact") == "4"
+    page.select_option("#rule", "relative")
+    assert page.input_value("#tau-exact") == "0"
+
+
+def test_nothing_typed_breaks_the_threshold(show: Show) -> None:
+    trace = tiny_trace()
+    page = show(trace)
+    for typed, meant in (("7", 1.0), ("-1", 0.0), ("", 0.0)):
+        page.fill("#tau-exact", typed)
+        page.press("#tau-exact", "Tab")
+        settle(page)
+        assert float(page.input_value("#tau-exact")) == meant
+        assert shown_counts(page, "all") == by_direction(trace, kept_by(trace, "relative", meant))
+    choose(page, "topk", 2.6)
+    assert page.input_value("#tau-exact") == "3"
+    assert shown_counts(page, "all") == by_direction(trace, kept_by(trace, "topk", 3))
+
+
+# ---- pointing, pinning, the keyboard ------------------------------------------------------------
+
+
+def test_a_word_lights_up_its_regions_and_a_region_its_words(show: Show) -> None:
+    trace = tiny_trace()
+    page = show(trace)
+    attention = weights(trace)[-1].mean(axis=0)
+    text = len(trace.pieces)
+    # At first the answer's view: what [CLS] attends to.
+    assert shown_weights(page, REGIONS) == pytest.approx(attention[0, text:], abs=1e-5)
+    expect(page.locator("#shown")).to_contain_text("read from [CLS]")
+    links = word_region(trace, attention)
+    for number in (0, 3):  # the first consists of two pieces
+        word(page, number).hover()
+        assert shown_weights(page, REGIONS) == pytest.approx(links[number], abs=1e-5)
+        expect(page.locator("#shown")).to_contain_text(f"“{trace.words[number]}” attends to")
+        lit = page.eval_on_selector_all(REGIONS, "nodes => nodes.map(node => node.matches('.lit'))")
+        assert lit == (links[number] > 0).tolist()
+        assert page.locator("#links path").count() == (links[number] > 0).sum()
+        # The most attended region is the brightest.
+        holes = page.eval_on_selector_all(
+            "#holes rect", "rects => rects.slice(1).map(r => +r.getAttribute('fill-opacity'))"
+        )
+        assert np.argmax(holes) == links[number].argmax() and max(holes) == 1
+    page.locator(REGIONS).nth(2).dispatch_event("pointerenter", {"pointerType": "mouse"})
+    assert shown_weights(page, WORDS) == pytest.approx(links[:, 2], abs=1e-5)
+    expect(page.locator("#shown")).to_contain_text("Region 2 is attended to by")
+    # The other way round: what regions attend to.
+    page.select_option("#direction", "image")
+    word(page, 0).hover()
+    own = attention[text:, :text][:, trace.word_ids == 0].sum(axis=1)
+    assert shown_weights(page, REGIONS) == pytest.approx(own, abs=1e-5)
+    page.mouse.move(1, 1)
+    expect(page.locator("#shown")).to_contain_text("read from [CLS]")
+
+
+def test_a_click_pins_and_escape_lets_go(show: Show) -> None:
+    page = show(tiny_trace())
+    shown = page.locator("#shown")
+    word(page, 1).click()
+    page.mouse.move(1, 1)
+    expect(shown).to_contain_text("“color”")
+    expect(word(page, 1)).to_have_attribute("aria-pressed", "true")
+    word(page, 2).hover()  # what is pointed at goes before what is pinned
+    expect(shown).to_contain_text("“is”")
+    page.mouse.move(1, 1)
+    expect(shown).to_contain_text("“color”")
+    page.keyboard.press("Escape")
+    expect(shown).to_contain_text("read from [CLS]")
+    expect(word(page, 1)).to_have_attribute("aria-pressed", "false")
+    word(page, 1).click()
+    word(page, 1).click()  # again: lets go
+    page.mouse.move(1, 1)
+    expect(shown).to_contain_text("read from [CLS]")
+
+
+def test_all_of_it_goes_by_the_keyboard(show: Show) -> None:
+    trace = tiny_trace()
+    page = show(trace)
+    shown = page.locator("#shown")
+    order = []
+    for _ in range(3 + len(trace.words)):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.firstChild?.textContent"))
+    assert order[1:-1] == ["answer [CLS]", *trace.words]
+    # All regions are one stop; the arrow keys go from one to the next, and round.
+    expect(shown).to_contain_text("Region 0 dog")
+    assert page.evaluate("getComputedStyle(document.activeElement).borderTopWidth") == "3px"
+    page.keyboard.press("ArrowRight")
+    expect(shown).to_contain_text("Region 1 tall building")
+    page.keyboard.press("End")
+    expect(shown).to_contain_text("Region 4 dog")
+    page.keyboard.press("ArrowDown")
+    expect(shown).to_contain_text("Region 0 dog")
+    page.keyboard.press("Shift+Tab")
+    expect(shown).to_contain_text("“?”")
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    page.keyboard.press("Shift+Tab")
+    for key in ("Enter", "Space"):
+        page.keyboard.press(key)
+        expect(page.locator(".word[aria-pressed=true]")).to_have_count(1)
+        page.keyboard.press("Tab")
+        expect(shown).to_contain_text("“?”")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")  # beyond the regions: what is pinned comes back
+        assert page.evaluate("document.activeElement.id") == "rule"
+        expect(shown).to_contain_text("“umbrella”")
+        page.keyboard.press("Escape")
+        expect(page.locator(".word[aria-pressed=true]")).to_have_count(0)
+        for _ in range(3):
+            page.keyboard.press("Shift+Tab")
+
+
+def test_every_control_has_a_name(show: Show) -> None:
+    page = show(tiny_trace())
+    assert "image" in (page.get_attribute("#image", "alt") or "").lower()
+    for node in page.locator("button, input, select, [role=group], [role=region], [role=img]").all():
+        name = node.evaluate("node => node.ariaLabel || node.labels?.[0]?.textContent || node.textContent")
+        assert name.strip(), node.evaluate("node => node.outerHTML")
+    assert page.get_attribute("#shown", "aria-live") == "polite"
+
+
+def test_a_cell_of_the_map_says_its_word_and_region(show: Show) -> None:
+    trace = tiny_trace()
+    page = show(trace)
+    links = word_region(trace, weights(trace)[-1].mean(axis=0))
+    cells = page.locator("#map tbody td")
+    assert cells.count() == links.size
+    assert page.locator("#map td.dropped").count() == (links == 0).sum()
+    page.locator("#map td[data-word='3'][data-region='1']").hover()
+    expect(page.locator("#shown")).to_contain_text("“the”")
+    expect(page.locator("#shown")).to_contain_text("; 1 tall building: ")
+    expect(page.locator(".region.marked")).to_have_attribute("aria-label", "Region 1 tall building")
+
+
+# ---- layers and heads ---------------------------------------------------------------------------
+
+
+def test_pickers_show_each_layer_each_head_and_rollout(show: Show) -> None:
+    trace = tiny_trace(layers=3)
+    page = show(trace)
+    all_weights, text = weights(trace), len(trace.pieces)
+    assert page.locator("#layer option").all_text_contents() == [
+        "1",
+        "2",
+        "3 (last)",
+        "all: attention rollout",
+    ]
+    assert page.input_value("#layer") == "2" and page.input_value("#head") == "mean"
+    for layer in range(3):
+        page.select_option("#layer", index=layer)
+        for option, one in enumerate((all_weights[layer].mean(axis=0), *all_weights[layer])):
+            page.select_option("#head", index=option)
+            assert shown_weights(page, REGIONS) == pytest.approx(one[0, text:], abs=1e-5)
+    page.select_option("#layer", "rollout")
+    assert page.is_disabled("#head") and page.input_value("#head") == "mean"
+    records = [SimpleNamespace(weights=torch.from_numpy(layer)[None]) for layer in all_weights]
+    assert shown_weights(page, REGIONS) == pytest.approx(attention_rollout(records)[0][0, text:], abs=1e-5)
+
+
+def test_a_grounding_shows_its_boxes_and_rollout_to_the_chosen_region(show: Show) -> None:
+    trace = tiny_trace("the large dog", task="rec")
+    page = show(trace)
+    chosen, text = trace.thresholded.chosen, len(trace.pieces)
+    assert chosen is not None
+    assert page.input_value("#layer") == "rollout"
+    records = [SimpleNamespace(weights=torch.from_numpy(layer)[None]) for layer in weights(trace)]
+    row = attention_rollout(records)[0][text + chosen]
+    assert shown_weights(page, REGIONS) == pytest.approx(row[text:], abs=1e-5)
+    image = page.locator("#picture").bounding_box()
+    assert image is not None
+    boxes = {
+        "chosen": trace.boxes[chosen],
+        "runner-up": trace.boxes[trace.thresholded.runner_up],
+        "predicted": trace.thresholded.box,
+        "target": trace.target_box,
+    }
+    for kind, box in boxes.items():
+        found = page.locator(f".grounding.{kind}").bounding_box()
+        assert found is not None
+        scale = image["width"] / 320
+        drawn = [found["x"] - image["x"], found["y"] - image["y"], found["width"], found["height"]]
+        assert np.allclose(
+            np.array(drawn) / scale, [box[0], box[1], box[2] - box[0], box[3] - box[1]], atol=3
+        )
+    table = page.locator("#grounding")
+    expect(table).to_be_visible()
+    expect(table).to_contain_text("IoU 0.80")  # 8,370 of 10,465 pixels
+    expect(page.locator("#answers")).to_contain_text("region 0: dog")
+
+
+def test_answers_stand_side_by_side_with_their_probabilities(show: Show) -> None:
+    trace = tiny_trace()
+    thresholded = replace(trace.thresholded, answers=[("blue", 0.75), ("sky", 0.0004), ("red", float("nan"))])
+    page = show(
+        replace(
+            trace, dense=replace(trace.dense, answers=[("red", 0.5), ("blue", 0.25)]), thresholded=thresholded
+        )
+    )
+    rows = [
+        [cell.strip().replace("\xa0", " ") for cell in row.locator("th, td").all_text_contents()]
+        for row in page.locator("#answers tbody tr").all()
+    ]
+    assert rows == [["red", "50 %", "–"], ["blue", "25 %", "75 %"], ["sky", "not among these", "< 0.1 %"]]
+    expect(page.locator("#answers .best")).to_have_text(["50\xa0%", "75\xa0%"])
+
+
+# ---- the graph ----------------------------------------------------------------------------------
+
+
+def test_the_scene_graph_is_drawn_with_thumbnails_and_links(show: Show) -> None:
+    trace = tiny_trace()
+    assert trace.graph is not None
+    page = show(trace)
+    page.wait_for_selector("#graph image")
+    for kind, count in (("object", 2), ("attribute", 2), ("relation", 1)):
+        assert page.locator(f"#graph rect.{kind}").count() == count
+    links = page.locator("#graph path.cross")
+    assert links.count() == len(trace.graph["cross_edges"]) == 2
+    widths = [float(link.get_attribute("stroke-width") or 0) for link in links.all()]
+    assert widths == [0.5 + 4 * edge["weight"] for edge in trace.graph["cross_edges"]]
+    description = page.text_content("#graph-title") or ""
+    assert "umbrella above dog" in description and "dog is linked with region 0 dog (1)" in description
+    page.locator("#graph .node").first.hover()
+    expect(page.locator("#shown")).to_contain_text("Region 0 dog")
+    expect(page.locator("#graph")).to_be_visible()
+    expect(show(replace(trace, graph=None)).locator("#graph-section")).to_be_hidden()
+
+
+# ---- how it looks -------------------------------------------------------------------------------
+
+
+def brightness(page: Page, of: str, what: str) -> float:
+    color = page.evaluate(f"getComputedStyle(document.querySelector('{of}')).{what}")
+    return float(np.mean([float(part) for part in color.removeprefix("rgb(").rstrip(")").split(",")]))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_dark_and_light_as_the_reader_prefers_and_by_the_button(scheme: str, show: Show) -> None:
+    page = show(tiny_trace(), color_scheme=scheme)
+
+    def is_dark() -> bool:
+        paper, ink = brightness(page, "body", "backgroundColor"), brightness(page, "body", "color")
+        assert abs(paper - ink) > 150
+        return paper < ink
+
+    assert is_dark() == (scheme == "dark")
+    page.click("#theme")
+    assert is_dark() == (scheme == "light")
+    assert page.get_attribute("#theme", "aria-pressed") == str(scheme == "light").lower()
+    page.click("#theme")
+    assert is_dark() == (scheme == "dark")
+
+
+LONG = "donaudampfschifffahrtsgesellschaftskapitänswitwe"
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        pytest.param(lambda: tiny_trace(regions=36, labels=(LONG,)), id="36 regions"),
+        pytest.param(lambda: tiny_trace("the dog " + LONG * 3, task="rec"), id="rec"),
+        pytest.param(lambda: tiny_trace("what is it ? " * 25, answers=(LONG, "b")), id="100 words"),
+    ],
+)
+def test_nothing_is_wider_than_a_phone(trace: Callable[[], Trace], show: Show) -> None:
+    page = show(trace(), width=360, height=740)
+    page.wait_for_selector("#graph image")
+    for _ in range(2):
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        word(page, 0).click()
+    picture = page.locator("#picture").bounding_box()
+    assert picture is not None and picture["width"] / picture["height"] == pytest.approx(320 / 240, rel=0.01)
+
+
+def test_no_motion_for_those_who_want_none(show: Show) -> None:
+    duration = "getComputedStyle(document.querySelector('.region')).transitionDuration"
+    assert show(tiny_trace(), reduced_motion="reduce").evaluate(duration) == "0s"
+    assert show(tiny_trace(), reduced_motion="no-preference").evaluate(duration) != "0s"
+
+
+# ---- what may come in ---------------------------------------------------------------------------
+
+
+def test_text_is_never_html(show: Show) -> None:
+    trace = tiny_trace(f"is {HOSTILE} ?", labels=(HOSTILE,), answers=(HOSTILE, "b"))
+    assert trace.graph is not None
+    trace.graph["objects"][0]["name"] = HOSTILE
+    page = show(replace(trace, checkpoint=HOSTILE))
+    page.wait_for_selector("#graph image")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img").count() == 1 and page.locator("script").count() == 3
+    assert page.text_content("#question") == trace.text
+    expect(page.locator("#answers")).to_contain_text(HOSTILE)
+    assert page.title().startswith("is </script><script>")
+    # Should text get into a script after all, the policy stops it.
+    policy = page.get_attribute("meta[http-equiv=Content-Security-Policy]", "content") or ""
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        pytest.param(lambda: tiny_trace(regions=0), id="no regions"),
+        pytest.param(lambda: tiny_trace(""), id="no words"),
+        pytest.param(lambda: tiny_trace("", regions=0, graph=False), id="nothing"),
+        pytest.param(lambda: tiny_trace(regions=1, layers=1, heads=1), id="one of each"),
+        pytest.param(lambda: tiny_trace("这 是 \ud83d 🐶 مرحبا ?", labels=("狗", "\x00")), id="not Latin"),
+        pytest.param(lambda: replace(tiny_trace(), selection="entmax15", threshold=1.0), id="another rule"),
+        pytest.param(lambda: replace(tiny_trace(), task="pretrain"), id="pretrain"),
+    ],
+)
+def test_odd_traces_are_shown(trace: Callable[[], Trace], show: Show) -> None:
+    content = trace()
+    page = show(content)
+    assert shown_counts(page, "all")["all"][1] == content.dense.kept.size
+    assert page.locator(REGIONS).count() == len(content.boxes)
+    assert page.locator(WORDS).count() == len(content.words)
+
+
+def test_hidden_keys_are_neither_kept_nor_counted(show: Show) -> None:
+    trace = tiny_trace()
+    scores, kept = trace.dense.scores.copy(), trace.dense.kept.copy()
+    scores[..., -1], kept[..., -1] = -np.inf, False
+    page = show(replace(trace, dense=replace(trace.dense, scores=scores, kept=kept)))
+    choose(page, "relative", 0)
+    assert shown_counts(page, "all")["all"] == (int(kept.sum()), int(kept.sum()))
+    assert shown_weights(page, REGIONS)[-1] == 0
+
+
+def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    trace = tiny_trace()
+    wrong = [
+        replace(trace, boxes=trace.boxes[:-1]),
+        replace(trace, region_labels=["dog"]),
+        replace(trace, words=["what"]),
+    ]
+    for broken in wrong:
+        with pytest.raises(DataError, match="trace: "):
+            write_page(tmp_path / "page.html", broken)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_trace_makes_the_same_file(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write_page(tmp_path / "new" / name, tiny_trace())
+    first, second = sorted((tmp_path / "new").iterdir())
+    assert first.read_bytes() == second.read_bytes()
