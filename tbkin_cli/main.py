@@ -400,6 +400,13 @@ def visualize(
         bool | None,
         typer.Option("--column", help="As wide as one column of a paper, 3.4 inches.", show_default=False),
     ] = None,
+    graph: Annotated[
+        bool | None,
+        typer.Option("--graph", help="Also draw the scene graph of text and image.", show_default=False),
+    ] = None,
+    html: Annotated[
+        bool | None, typer.Option("--html", help="Also write a page to explore.", show_default=False)
+    ] = None,
     results: Annotated[
         Path | None,
         typer.Option("--from", help="Draw a sheet of results-SPLIT.json of a run.", show_default=False),

@@ -474,7 +474,8 @@ class VisualizeConfig(StageConfig):
         top: Answers shown.
         format: Formats of the figure: png, svg, pdf.
         column: Draw for one column of a paper, 3.4 inches wide, in place of the whole width.
-        graph: Put the unified scene graph of text and image into the trace.
+        graph: Also draw the unified scene graph of text and image.
+        html: Also write a page to explore: words, regions, thresholds, layers, heads, the graph.
         results: Results of a fine-tuned model (`results-SPLIT.json` of its run): draw a sheet of them.
         wrong: Of these, the wrong ones.
         limit: How many of these.
@@ -495,9 +496,15 @@ class VisualizeConfig(StageConfig):
     format: list[str] = field(default_factory=lambda: ["png"])
     column: bool = False
     graph: bool = False
+    html: bool = False
     results: Path | None = None
     wrong: bool = False
     limit: int = 20
+
+    @property
+    def wants_graph(self) -> bool:
+        """Whether the trace is to hold the scene graph, for which spaCy is loaded."""
+        return self.graph or self.html
 
     @property
     def redraws(self) -> bool:
@@ -522,6 +529,8 @@ class VisualizeConfig(StageConfig):
         if self.results is not None:
             if self.images or self.image_id or self.question:
                 found.append("results: --from draws what stands in its file; give no image and no question")
+            if self.wants_graph:
+                found.append("results: --from has answers alone; --graph and --html are of one image")
         elif self.wrong:
             found.append("wrong: chooses among the results of --from results-val.json")
         elif self.redraws:

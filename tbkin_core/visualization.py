@@ -154,6 +154,8 @@ def _answer(config: VisualizeConfig) -> StageResult:
 def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace) -> list[Path]:
     """The figures of a trace in files that begin with `base`."""
     from tbkin_core.figures.attention import trace_figure
+    from tbkin_core.figures.graph import graph_figure
+    from tbkin_core.figures.page import write_page
 
     parts = [base.name, *([config.aggregate] if config.aggregate else [])]
     parts += [f"{name}{value}" for name in ("layer", "head") if (value := getattr(config, name)) is not None]
@@ -162,6 +164,12 @@ def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace) -> list[Path]
     for suffix in dict.fromkeys(config.format):
         files.append(base.with_name(f"{'-'.join(parts)}.{suffix}"))
         trace_figure(files[-1], trace, config.aggregate, config.layer, config.head, config.column)
+        if config.graph:
+            files.append(base.with_name(f"{base.name}-graph.{suffix}"))
+            graph_figure(files[-1], trace)
+    if config.html:
+        files.append(base.with_name(f"{base.name}.html"))
+        write_page(files[-1], trace)
     return files
 
 
@@ -294,7 +302,7 @@ class _Model:
             checkpoint=str(self.checkpoint),
             target_box=target,
         )
-        return replace(trace, graph=self._graph(trace, key)) if self.config.graph else trace
+        return replace(trace, graph=self._graph(trace, key)) if self.config.wants_graph else trace
 
     def shown(self, trace: Trace) -> Pass:
         """The pass that counts as the model's answer."""
@@ -459,7 +467,7 @@ class _Model:
 
     def _key_of(self, path: Path) -> ImageId | None:
         """Key of an image file in the dataset; None where it is not needed or the file lies elsewhere."""
-        needed = self.task == "rec" or self.config.graph
+        needed = self.task == "rec" or self.config.wants_graph
         if not needed or self.data is None or not path.resolve().is_relative_to(self.data.resolve()):
             return None
         for record in self._dataset.images() if self._dataset else ():
@@ -659,7 +667,7 @@ def _draw_again(config: VisualizeConfig) -> StageResult:
     out = None if config.out is None else make_directory(config.out)
     for path in config.images:
         trace = load_trace(path)
-        if config.graph and trace.graph is None:
+        if config.wants_graph and trace.graph is None:
             trace = replace(trace, graph=unified_graph(trace.text, trace.boxes, trace.region_labels))
         figures = _draw_trace(config, (out or path.parent) / path.stem, trace)
         files += figures
