@@ -293,7 +293,7 @@ def test_a_sweep_goes_on(trained_workspace: Path) -> None:
     line = ["threshold-sweep", "--task", "vqa", "--thresholds"]
     succeeds(*line, "0,0.3", "--out", "one", cwd=trained_workspace)
     outcome = succeeds(*line, "0,0.3,0.6", "--out", "one", cwd=trained_workspace)
-    assert "evaluated already" in outcome.err
+    assert "there already" in outcome.err
     rows = json.loads((trained_workspace / "one/sweep.json").read_text())["rows"]
     assert [row["threshold"] for row in rows] == [0, 0.3, 0.6]
     before = files_below(trained_workspace / "one")
