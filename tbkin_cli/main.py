@@ -227,6 +227,10 @@ def finetune(
     straight_through: Annotated[
         bool | None, typer.Option("--straight-through", help="Dropped keys get gradient.", show_default=False)
     ] = None,
+    threshold_epochs: Annotated[
+        float | None,
+        typer.Option(help="Epochs over which the threshold grows from 0.  [default: 0]", show_default=False),
+    ] = None,
     blind: Annotated[
         bool | None,
         typer.Option("--blind", help="Hide the image: the question-only baseline.", show_default=False),

@@ -57,7 +57,6 @@ from tbkin_core.training_runs import (
     finetune_run,
     initial_source,
     pretrain_run,
-    question_only_rows,
     write_predictions,
 )
 from tbkin_core.visualization import visualize
@@ -355,6 +354,7 @@ def finetune(config: FinetuneConfig) -> StageResult:
     if config.data is None:
         config = replace(config, data=find_data(config.task))
     from tbkin_core.features.store import FeatureStore
+    from tbkin_core.reports import question_only_rows
 
     devices = resolve_devices(config.devices)
     assert config.data is not None
@@ -374,9 +374,16 @@ def finetune(config: FinetuneConfig) -> StageResult:
     files = []
     if rank() == 0:
         files = [write_predictions(config, run.path, name, results["problems"]) for name in config.predict]
-    columns = ["split", "model", "accuracy", "n"]
+    columns = ["split", "model", "accuracy", "95 % interval", "n"]
     rows = [
-        [entry["split"], entry["model"], f"{entry['accuracy']:.2f} %", str(entry["n"])]
+        [
+            entry["split"],
+            entry["model"],
+            f"{entry['accuracy']:.2f} %",
+            # Runs of an earlier version have none.
+            f"{entry['accuracy_low']:.2f} to {entry['accuracy_high']:.2f}" if "accuracy_low" in entry else "",
+            str(entry["n"]),
+        ]
         for entry in sorted(results["report"], key=lambda entry: (entry["split"], entry["order"]))
     ]
     name = "VQA accuracy" if config.task == "vqa" else "Acc@IoU>0.5"

@@ -552,36 +552,36 @@ def reachable(split: RecSplit) -> NDArray[np.bool_]:
     return best >= NEAR_IOU
 
 
-def random_region_accuracy(split: RecSplit) -> float:
-    """Percent that a region drawn at random gets right, in expectation."""
-    return _mean_over_regions(split, lambda regions, hits: hits.sum(axis=1) / regions.mask.sum(axis=1))
+def random_region_hits(split: RecSplit) -> NDArray[np.float64]:
+    """(N,) chance that a region drawn at random has an IoU above 0.5 with the target."""
+    return _of_regions(split, lambda regions, hits: hits.sum(axis=1) / regions.mask.sum(axis=1))
 
 
-def best_region_accuracy(split: RecSplit) -> float:
-    """Percent of the targets that some region gets right: what choosing a region can reach."""
-    return _mean_over_regions(split, lambda regions, hits: hits.max(axis=1))
+def best_region_hits(split: RecSplit) -> NDArray[np.float64]:
+    """(N,) 1 where some region has an IoU above 0.5 with the target: what choosing a region can reach."""
+    return _of_regions(split, lambda regions, hits: hits.max(axis=1))
 
 
-def largest_region_accuracy(split: RecSplit) -> float:
-    """Percent that each image's largest region gets right."""
+def largest_region_hits(split: RecSplit) -> NDArray[np.float64]:
+    """(N,) 1 where the image's largest region has an IoU above 0.5 with the target."""
 
     def share(regions: RegionBatch, hits: NDArray) -> NDArray:
         sides = regions.boxes[..., 2:] - regions.boxes[..., :2]  # (B, K, 2)
         largest = np.where(regions.mask, sides.prod(axis=-1), -1).argmax(axis=1)
         return hits[np.arange(len(hits)), largest]
 
-    return _mean_over_regions(split, share)
+    return _of_regions(split, share)
 
 
-def _mean_over_regions(split: RecSplit, share: Callable[[RegionBatch, NDArray], NDArray]) -> float:
-    """Mean of `share` in percent, of the regions (B, K) and of whether each has an IoU above 0.5."""
+def _of_regions(split: RecSplit, share: Callable[[RegionBatch, NDArray], NDArray]) -> NDArray[np.float64]:
+    """(N,) `share` of the regions (B, K) and of whether each has an IoU above 0.5."""
     shares = []
     for begin in range(0, len(split.expressions), 512):
         indices = np.arange(begin, min(begin + 512, len(split.expressions)))
         regions = split.inputs.regions(indices)
         hits = (_iou_with_target(regions, split.targets[indices]) > 0.5) & regions.mask
         shares.append(share(regions, hits))
-    return 100 * float(np.concatenate(shares).mean()) if shares else 0.0
+    return np.concatenate(shares).astype(np.float64) if shares else np.zeros(0)
 
 
 def _iou_with_target(regions: RegionBatch, targets: NDArray) -> NDArray[np.float32]:

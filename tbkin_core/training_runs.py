@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tbkin_core.datasets import Dataset
     from tbkin_core.features.store import FeatureStore
-    from tbkin_core.tasks import RecSplit, VqaSplit
+    from tbkin_core.tasks import VqaSplit
 
 logger = logging.getLogger("tbkin")
 
@@ -167,6 +167,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     from tbkin_core.checkpoint import load_model, save_model
     from tbkin_core.features.store import FeatureStore
     from tbkin_core.modeling import TbkinForRec, TbkinForVqa
+    from tbkin_core.reports import report_rec, report_vqa
     from tbkin_core.runtime import torch_device
     from tbkin_core.tasks import (
         RecTask,
@@ -326,9 +327,9 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             if split is None:
                 problems.append(f"{name}: has no answers, so it is not evaluated")
                 continue
-            _report_vqa(report, values, name, split, task, best, device, in_store, config, out)
+            values |= report_vqa(report, name, split, task, best, device, in_store, config, out)
         else:
-            _report_rec(report, name, rec[name], task, best, device, config, out)
+            report_rec(report, name, rec[name], task, best, device, config, out)
     shown = {entry["split"]: entry["accuracy"] for entry in report if entry["order"] == 3}
     if not best.config.use_regions and not config.blind:
         problems.append("on validation the regions brought nothing: the model that is kept ignores the image")
@@ -451,156 +452,6 @@ def write_predictions(config: FinetuneConfig, run: Path, name: str, problems: li
 def with_answers(split: VqaSplit | None) -> VqaSplit | None:
     """The split, or None where it is empty or none of its questions has answers."""
     return split if split is not None and len(split.questions) and split.has_answers else None
-
-
-def _report_vqa(
-    report: list[dict[str, Any]],
-    values: dict[str, Any],
-    name: str,
-    split: VqaSplit,
-    task: Any,
-    model: PreTrainedModel,
-    device: Any,
-    training: Sequence[Any],
-    config: FinetuneConfig,
-    out: Path,
-) -> None:
-    from tbkin_core.tasks import majority_answer, official_accuracy
-
-    count = len(split.questions)
-    predicted, probability = task.predict(model, split.inputs, device)
-    accuracy = official_accuracy(split, predicted)
-    rows = [
-        {
-            "question_id": item.question_id,
-            "image_id": item.image_id,
-            "text": item.question,
-            "type": item.question_type or item.answer_type,
-            "answer": answer,
-            "probability": round(float(certainty), 4),
-            "answers": {name: round(score, 4) for name, score in scores.items()},
-            "score": round(accuracy.per_question[item.question_id] / 100, 4),
-        }
-        for item, answer, certainty, scores in zip(
-            split.questions, predicted, probability, split.scores, strict=True
-        )
-    ]
-    _write_results(out, name, config, rows)
-    if task.image_dropout and model.config.use_regions:
-        hidden, _ = task.predict(model, replace(split.inputs, blind=True), device)
-        without = official_accuracy(split, hidden).overall
-        report.append(
-            {"split": name, "model": "this model, image hidden", "accuracy": without, "n": count, "order": 2}
-        )
-    majority = official_accuracy(split, [majority_answer(training)] * count)
-    label = "this model, without the image" if config.blind else "this model"
-    report += [
-        {"split": name, "model": "majority answer", "accuracy": majority.overall, "n": count, "order": 0},
-        {"split": name, "model": label, "accuracy": accuracy.overall, "n": count, "order": 3},
-    ]
-    # Test comes last among the splits, and is the one to show by type.
-    values["per_question_type"] = accuracy.per_question_type
-    values["per_answer_type"] = accuracy.per_answer_type
-    values["type_split"] = name
-
-
-def _report_rec(
-    report: list[dict[str, Any]],
-    name: str,
-    split: RecSplit,
-    task: Any,
-    model: PreTrainedModel,
-    device: Any,
-    config: FinetuneConfig,
-    out: Path,
-) -> None:
-    from tbkin_core.evaluation.rec import box_iou_paired, rec_accuracy
-    from tbkin_core.tasks import (
-        best_region_accuracy,
-        largest_region_accuracy,
-        random_region_accuracy,
-        reachable,
-    )
-
-    count = len(split.expressions)
-    if not count:
-        return
-    boxes, _, probability = task.predict(model, split.inputs, device)
-    accuracy = rec_accuracy(boxes, [item.target_xywh for item in split.expressions])
-    near = reachable(split)
-    overlaps = box_iou_paired(boxes, split.targets)
-    rows = [
-        {
-            "sent_id": item.sent_id,
-            "ref_id": item.ref_id,
-            "image_id": item.image_id,
-            "text": item.text,
-            # What a better choice could mend, and what only other regions could.
-            "type": "a region fits the target" if fits else "no region fits the target",
-            "box": [round(float(side), 2) for side in box],
-            "probability": round(float(certainty), 4),
-            "target": [round(float(side), 2) for side in target],
-            "iou": round(float(overlap), 4),
-            "score": float(overlap > 0.5),
-        }
-        for item, fits, box, certainty, target, overlap in zip(
-            split.expressions, near, boxes, probability, split.targets, overlaps, strict=True
-        )
-    ]
-    _write_results(out, name, config, rows)
-    report += [
-        {
-            "split": name,
-            "model": "random region",
-            "accuracy": random_region_accuracy(split),
-            "n": count,
-            "order": 0,
-        },
-        {
-            "split": name,
-            "model": "largest region",
-            "accuracy": largest_region_accuracy(split),
-            "n": count,
-            "order": 1,
-        },
-        {"split": name, "model": "this model", "accuracy": accuracy, "n": count, "order": 3},
-        {
-            "split": name,
-            "model": "upper bound (a region of IoU>0.5 exists)",
-            "accuracy": best_region_accuracy(split),
-            "n": count,
-            "order": 4,
-        },
-    ]
-
-
-def _write_results(out: Path, split: str, config: FinetuneConfig, rows: list[dict[str, Any]]) -> None:
-    """Write what a model answered to each sample of a split; `tbkin visualize --from` draws sheets of it."""
-    content = {"task": config.task, "split": split, "checkpoint": str(out), "data": str(config.data)}
-    write_json(out / f"results-{split}.json", {**content, "results": rows}, indent=None)
-
-
-def question_only_rows(config: FinetuneConfig, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the latest question-only model trained on the same data, to stand beside this one."""
-    if config.task != "vqa" or config.blind:
-        return []
-    counts = {entry["split"]: entry["n"] for entry in results["report"]}
-    for _, content in finished_runs("finetune"):
-        settings = content["settings"]
-        if settings.get("blind") and settings.get("data") == str(config.data):
-            rows = [
-                {**entry, "model": "question only", "order": 2}
-                for entry in content["results"]["report"]
-                # Another seed or --train-split holds other questions out.
-                if entry["order"] == 3 and counts.get(entry["split"]) == entry["n"]
-            ]
-            if rows:
-                return rows
-    results["problems"].append(
-        "no question-only model to compare with: train one with"
-        f" `tbkin finetune --task vqa --data {config.data} --blind`"
-    )
-    return []
 
 
 def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -> dict[str, list[Any]]:

@@ -18,8 +18,10 @@ from PIL import Image, ImageDraw
 from tbkin_core.config import FinetuneConfig
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.evaluation.bootstrap import bootstrap_interval
 from tbkin_core.features.store import RegionBatch
-from tbkin_core.tasks import RecSplit, best_region_accuracy, largest_region_accuracy, random_region_accuracy
+from tbkin_core.reports import _row
+from tbkin_core.tasks import RecSplit, best_region_hits, largest_region_hits, random_region_hits
 from tbkin_core.training_runs import task_splits
 
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 180, 20)}
@@ -270,13 +272,21 @@ def test_rows_to_compare_a_rec_model_with() -> None:
     def accuracies(*targets: list[float]) -> list[float]:
         split = RecSplit(expressions, FewRegions(), np.array(targets, np.float32))  # type: ignore[arg-type]
         return [
-            measure(split)
-            for measure in (random_region_accuracy, largest_region_accuracy, best_region_accuracy)
+            100 * float(measure(split).mean())
+            for measure in (random_region_hits, largest_region_hits, best_region_hits)
         ]
 
     assert accuracies([0, 0, 10, 10], [0, 0, 20, 20]) == pytest.approx([100 * (1 / 3 + 1 / 2) / 2, 50, 100])
     # Half is not above a half, and what pads an image is no region.
     assert accuracies([0, 0, 10, 20], [0, 0, 99, 99]) == [0, 0, 0]
+
+
+def test_a_row_has_the_interval_of_its_images() -> None:
+    scores = [0, 100, 100, 100, 0, 0]
+    row = _row("val", "this model", scores, [1, 1, 2, 2, "x", "x"], 3)
+    low, high = bootstrap_interval(scores, ["1", "1", "2", "2", "x", "x"])
+    assert (row["accuracy"], row["accuracy_low"], row["accuracy_high"]) == (50, low, high)
+    assert low < 50 < high and row["n"] == 6
 
 
 # ---- whole runs ---------------------------------------------------------------------------------
@@ -425,12 +435,13 @@ def test_one_table_holds_majority_question_only_and_this_model(squares: Path, tm
     succeeds(*run, "--blind", cwd=tmp_path)
     values = json.loads(succeeds(*run, "--json", cwd=tmp_path).out)
     rows = sorted(values["report"], key=lambda entry: entry["order"])
-    assert [entry["model"] for entry in rows] == ["majority answer", "question only", "this model"]
+    names = [entry["model"] for entry in rows if "hidden" not in entry["model"]]
+    assert names == ["majority answer", "question only", "this model"]
     assert {entry["n"] for entry in rows} == {6}
     # One that was trained with other samples held out is no measure.
     other = (*run, "--train-split", "val", "--out", "other", "--json")
     values = json.loads(succeeds(*other, cwd=tmp_path).out)
-    assert [entry["model"] for entry in values["report"]] == ["majority answer", "this model"]
+    assert "question only" not in [entry["model"] for entry in values["report"]]
 
 
 @pytest.mark.parametrize("option", ["--answers", "--min-answer-count"])
