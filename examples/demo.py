@@ -1,6 +1,6 @@
 """The whole path on a small world of drawn scenes: all six subcommands, then a table of what came out.
 
-    python examples/demo.py [WORKSPACE] [--train 1500] [--quick]
+    python examples/demo.py [WORKSPACE] [--train 1500] [--quick | --full]
 
 Every line that starts with `$` is a command one can type in the workspace.
 """
@@ -48,6 +48,9 @@ def main(
     quick: Annotated[
         bool, typer.Option(help="Few scenes, one epoch: shows the path, learns nothing.")
     ] = False,
+    full: Annotated[
+        bool, typer.Option(help="3,000 scenes and more epochs: some 15 minutes of training on 2 cores.")
+    ] = False,
 ) -> None:
     """Draw scenes, run the six subcommands on them, and show the figures they print."""
     started = time.perf_counter()
@@ -60,24 +63,28 @@ def main(
         raise typer.Exit(2)
     shutil.rmtree(workspace, ignore_errors=True)
     workers = os.cpu_count() or 1
-    train, held = (24, 8) if quick else (train, 150)
+    train, held = (24, 8) if quick else (3000 if full else train, 150)
     console.print(f"drawing {train} + {held} + {held} scenes into {workspace}/coco", markup=False)
     scenes.generate(workspace / "coco", train=train, val=held, test=held, seed=0, workers=workers)
-    epochs = "--epochs 1" if quick else ""
+    chosen = {"pretrain": 6, "rec": 7, "blind": 4, "vqa": 10}
+    if full:
+        chosen = {"pretrain": 2, "rec": 5, "blind": 2, "vqa": 20}
+    epochs = {name: f"--epochs {1 if quick else count}" for name, count in chosen.items()}
 
     features = run("tbkin extract-features coco/", workspace)
     graphs = run("tbkin build-graphs coco/", workspace)
-    run(f"tbkin pretrain coco/ {epochs or '--epochs 6'}", workspace)
-    rec = run(f"tbkin finetune --task rec {epochs or '--epochs 7'}", workspace)
-    blind = run(f"tbkin finetune --task vqa --blind {epochs or '--epochs 4'}", workspace)
-    vqa = run(f"tbkin finetune --task vqa {epochs or '--epochs 10'}", workspace)
+    pretrained = run(f"tbkin pretrain coco/ {epochs['pretrain']}", workspace)
+    rec = run(f"tbkin finetune --task rec {epochs['rec']}", workspace)
+    blind = run(f"tbkin finetune --task vqa --blind {epochs['blind']}", workspace)
+    vqa = run(f"tbkin finetune --task vqa {epochs['vqa']}", workspace)
     # Thresholds are compared on val; test is looked at for the two that were fixed beforehand.
     sweep = run("tbkin threshold-sweep --task vqa --thresholds 0,0.1,0.3,0.5,0.7,0.9", workspace)
     line = "tbkin threshold-sweep --task vqa --split test --thresholds 0,0.3 --out runs/threshold-sweep/test"
     test = run(line, workspace)
     picture, question = one_question(workspace / "coco")
     shutil.copyfile(picture, workspace / "img.jpg")
-    shown = run(f"tbkin visualize img.jpg {shlex.quote(question)}", workspace)
+    shown = run(f"tbkin visualize img.jpg {shlex.quote(question)} --html", workspace)
+    sheet = run(f"tbkin visualize --from {vqa['results'][0]} --wrong --limit 12", workspace)
 
     rows = {row["threshold"]: row for row in test["rows"]}
     table = Table(title="Scenes, test split", title_justify="left")
@@ -90,10 +97,17 @@ def main(
     table.add_row("VQA", "dense", f"{rows[0.0]['accuracy']:.1f} %")
     table.add_row("VQA", "τ = 0.3", f"{rows[0.3]['accuracy']:.1f} %")
     for split in ("testA", "testB"):
-        for model in ("random region", "this model"):
+        for model in ("random region", "largest region", "this model"):
             table.add_row(f"REC {split}", model, f"{value_of(rec, split, model):.1f} %")
     console.print()
     console.print(table)
+    types = Table(title="VQA by question type, test split", title_justify="left")
+    for column in vqa["per_question_type"]:
+        types.add_column(column, justify="right")
+    types.add_row(*(f"{value:.1f} %" for value in vqa["per_question_type"].values()))
+    console.print(types)
+    minutes = sum(result["seconds"] for result in (pretrained, rec, vqa)) / 60
+    console.print(f"{minutes:.1f} minutes of training behind the VQA model, pretraining and REC included")
     console.print(f"sweep on val: {sweep['conclusion']}", markup=False, soft_wrap=True)
     kept = 100 * rows[0.3]["kept_fraction"]
     console.print(f"τ = 0.3 keeps {kept:.0f} % of the attention; {features['images']} images")
@@ -113,7 +127,9 @@ def main(
     console.print("  tbkin --help takes {:.2f} s, import torch {:.2f} s (medians of 5)".format(*start_up()))
     console.print(f"\nall in {time.perf_counter() - started:.0f} s\n")
     console.print(f"open {workspace / shown['figure']}", markup=False, soft_wrap=True)
-    console.print(f"open {workspace / sweep['out'] / 'sweep.png'}", markup=False, soft_wrap=True)
+    page = next(file for file in shown["files"] if file.endswith(".html"))
+    for file in (page, sheet["figure"], f"{sweep['out']}/sweep.png"):
+        console.print(f"open {workspace / file}", markup=False, soft_wrap=True)
 
 
 def value_of(result: dict[str, Any], split: str, model: str) -> float:

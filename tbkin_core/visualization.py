@@ -137,7 +137,12 @@ def _answer(config: VisualizeConfig) -> StageResult:
         figures = _draw_trace(config, out / name, trace)
         traces.append(trace)
         entries.append(
-            model.values(source, trace) | {"figure": str(figures[0]), "trace": f"{out / name}.npz"}
+            model.values(source, trace)
+            | {
+                "figure": str(figures[0]),
+                "trace": f"{out / name}.npz",
+                "files": [str(file) for file in figures],
+            }
         )
         files += figures if len(sources) > 1 else [*figures, out / f"{name}.npz"]
     if not entries:
