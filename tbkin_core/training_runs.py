@@ -34,10 +34,6 @@ logger = logging.getLogger("tbkin")
 CPU_MINUTES = 10.0
 """How long fine-tuning on a CPU takes at most where neither epochs nor minutes are asked for."""
 
-IMAGE_DROPOUT = 0.2
-"""Share of the questions learnt without their image; on pictures of shapes, more is learnt with it too."""
-
-
 # ---- pretraining --------------------------------------------------------------------------------
 
 
@@ -667,15 +663,19 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
     elif size == "auto":
         size = "tiny" if samples < 30_000 else "small" if samples < 300_000 or not cuda else "base"
     rate = {"tiny": 1e-3, "small": 4e-4, "base": 1e-4 if pretraining else 5e-5}[size]
-    batch = 64 if samples < 30_000 else 128 if samples < 300_000 else 256
-    # Small data is passed over more often: about as many samples are seen in all.
-    seen = 60_000 if pretraining else 120_000 if cuda else 320_000
+    batch = (
+        64 if samples < (30_000 if cuda or pretraining else 100_000) else 128 if samples < 300_000 else 256
+    )
+    # Small data is passed over more often: about as many samples are seen in all. On a processor the time
+    # ends most runs: what a small model learns late (that "no" turns an answer round) needs it.
+    seen = 60_000 if pretraining else 120_000 if cuda else 1_000_000
     if not pretraining and not cuda and config.epochs is None and minutes is None:
         minutes = CPU_MINUTES
     epochs = min(max(round(seen / max(samples, 1)), 4), 40 if pretraining else 60)
     chosen: dict[str, Any] = {}
     if isinstance(config, FinetuneConfig):
-        hidden = IMAGE_DROPOUT if config.image_dropout is None else config.image_dropout
+        # Learning without the image delays learning with it; of many questions fewer suffice for the first.
+        hidden = (0.2 if samples < 10_000 else 0.1) if config.image_dropout is None else config.image_dropout
         chosen = {"image_dropout": 0.0 if config.blind or config.task == "rec" else hidden}
     return replace(
         config,

@@ -208,7 +208,7 @@ def test_minutes_that_were_chosen_end_a_run_for_good(
     ("samples", "settings", "size", "epochs", "minutes"),
     [
         (1_000, {}, "tiny", 60, CPU_MINUTES),
-        (40_000, {}, "tiny", 8, CPU_MINUTES),
+        (40_000, {}, "tiny", 25, CPU_MINUTES),
         (1_000_000, {}, "tiny", 4, CPU_MINUTES),
         (100_000, {"max_minutes": 120.0}, "small", 4, 120.0),
         (40_000, {"epochs": 3}, "tiny", 3, None),
@@ -225,3 +225,6 @@ def test_defaults_on_a_processor(
     store = FeatureStore(trained / "coco/features")
     chosen = _resolved(FinetuneConfig(task="vqa", devices="cpu", **settings), samples, None, store)
     assert (chosen.size, chosen.epochs, chosen.max_minutes) == (size, epochs, minutes)
+    assert chosen.image_dropout == (0.2 if samples < 10_000 else 0.1)
+    blind = _resolved(FinetuneConfig(task="vqa", devices="cpu", blind=True), samples, None, store)
+    assert blind.image_dropout == 0
