@@ -210,7 +210,7 @@ def test_minutes_that_were_chosen_end_a_run_for_good(
         (1_000, {}, "tiny", 60, CPU_MINUTES),
         (40_000, {}, "tiny", 25, CPU_MINUTES),
         (1_000_000, {}, "tiny", 4, CPU_MINUTES),
-        (100_000, {"max_minutes": 120.0}, "small", 4, 120.0),
+        (100_000, {"max_minutes": 120.0}, "small", 10, 120.0),
         (40_000, {"epochs": 3}, "tiny", 3, None),
     ],
 )
