@@ -22,8 +22,9 @@ from tbkin_core.config import FinetuneConfig, ThresholdSweepConfig, config_value
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.layout import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
+from tbkin_core.evaluation.attribution import AttentionMeter
+from tbkin_core.evaluation.bootstrap import too_few_images
 from tbkin_core.evaluation.sweep import (
-    AttentionMeter,
     Measurement,
     Samples,
     SweepConclusion,
@@ -56,6 +57,7 @@ from tbkin_core.selection import TRANSFORMS, Selection, require_library
 from tbkin_core.shards import MANIFEST
 from tbkin_core.training_runs import (
     check_features,
+    expression_set,
     feature_place,
     initial_source,
     settings_of,
@@ -104,14 +106,17 @@ def run_sweep(config: ThresholdSweepConfig, train: Train) -> Sweep:
     problems: list[str] = []
     if config.refit:
         checkpoint, base, store, dataset = _refit_source(config, problems)
-        seeds = [config.seed + number for number in range(config.seeds)]
+        seeds, own = [config.seed + number for number in range(config.seeds)], True
     else:
-        checkpoint, base, store, dataset = _checkpoint_source(config)
+        checkpoint, base, store, dataset, own = _checkpoint_source(config)
         seeds = [base.seed]
     assert base.data is not None
     items = {}
     for seed in seeds:
-        items[seed] = _split_items(dataset, replace(base, seed=seed), split, store, problems)
+        seeded = replace(base, seed=seed)
+        found = _held_split(dataset, seeded, split, problems) if own else _whole_split(dataset, base, split)
+        items[seed] = _evaluable(found, dataset, base, split, store, problems)
+        problems += too_few_images(split, [item.image_id for item in items[seed]])
     problems = list(dict.fromkeys(problems))
     identity = {
         "refit": config.refit,
@@ -155,8 +160,8 @@ def run_sweep(config: ThresholdSweepConfig, train: Train) -> Sweep:
 
 def _checkpoint_source(
     config: ThresholdSweepConfig,
-) -> tuple[Path, FinetuneConfig, FeatureStore, Dataset]:
-    """The checkpoint to evaluate, with the data it was trained on unless other data is asked for."""
+) -> tuple[Path, FinetuneConfig, FeatureStore, Dataset, bool]:
+    """The checkpoint to evaluate, its data unless other is asked for, and whether it was trained on that."""
     from tbkin_core.checkpoint import load_model_config, task_of
 
     checkpoint = config.checkpoint or find_checkpoint([config.task])
@@ -171,16 +176,18 @@ def _checkpoint_source(
     features = config.features or (
         Path(trained["features"]) if trained.get("features") and not config.data else None
     )
+    own = bool(trained.get("data")) and data.resolve() == Path(trained["data"]).resolve()
     base = FinetuneConfig(
         task=config.task,
         data=data,
         features=features,
-        dataset=config.dataset or trained.get("dataset"),
+        dataset=config.dataset or trained.get("dataset") if own else config.dataset,
         train_split=trained.get("train_split"),
         blind=not load_model_config(checkpoint).use_regions,
         seed=int(trained.get("seed", 0)),
     )
-    return checkpoint, base, FeatureStore(feature_place(features, data)), open_dataset(data)
+    dataset = open_dataset(data)
+    return checkpoint, base, FeatureStore(feature_place(features, data)), dataset, own
 
 
 def _refit_source(
@@ -220,23 +227,46 @@ def _refit_source(
     if base.data is None:
         base = replace(base, data=find_data(config.task))
     assert base.data is not None
+    dataset = open_dataset(base.data)
     store = FeatureStore(feature_place(base.features, base.data))
     # Named now: every run begins from the same weights, whatever is trained meanwhile.
-    return checkpoint, replace(base, init=initial_source(base, store)), store, open_dataset(base.data)
+    return checkpoint, replace(base, init=initial_source(base, store)), store, dataset
 
 
-def _split_items(
-    dataset: Dataset, base: FinetuneConfig, split: str, store: FeatureStore, problems: list[str]
-) -> list[Any]:
-    """The samples to evaluate: those with features; before anything is trained or loaded."""
+def _held_split(dataset: Dataset, base: FinetuneConfig, split: str, problems: list[str]) -> list[Any]:
+    """A split of the data that a model was trained on, without what it was trained on."""
     splits = task_splits(dataset, base, problems)
     if split not in splits or split == "train":
         known = ", ".join(name for name in splits if name != "train")
         raise ConfigError(f"split: expected one of {known}, got {split!r}")
-    items = splits[split]
-    if base.task == "vqa" and not any(item.answers for item in items):
+    return splits[split]
+
+
+def _whole_split(dataset: Dataset, base: FinetuneConfig, split: str) -> list[Any]:
+    """A split of data that the model has never seen."""
+    vqa = base.task == "vqa"
+    chosen = "" if vqa else expression_set(dataset, base)
+    names = dataset.question_splits() if vqa else dataset.expression_splits(chosen)
+    if split not in names:
+        raise ConfigError(f"split: expected one of {', '.join(names)}, got {split!r}")
+    return list(dataset.questions(split) if vqa else dataset.expressions(split, chosen))
+
+
+def _evaluable(
+    items: list[Any],
+    dataset: Dataset,
+    base: FinetuneConfig,
+    split: str,
+    store: FeatureStore,
+    problems: list[str],
+) -> list[Any]:
+    """The samples to evaluate: those with answers and features; before anything is trained or loaded."""
+    if base.task == "vqa":
+        items = [item for item in items if item.answers]
+    if not items:
+        what = "answers" if base.task == "vqa" else "expressions"
         raise DataError(
-            f"{dataset.root}: split {split} has no answers to evaluate against", hint="choose --split val"
+            f"{dataset.root}: split {split} has no {what} to evaluate against", hint="choose --split val"
         )
     found = [item for item in items if item.image_id in store]
     if not found:
@@ -318,7 +348,7 @@ class _Keeper:
         self.file, self.identity = file, identity
         self.found = {(*entry.key, entry.seed): entry for entry in done}
         if done:
-            logger.info("%d measurements are there already", len(done))
+            logger.info("measured already: %d", len(done))
         elif rank() == 0:
             self.write({})
 

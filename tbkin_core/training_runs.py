@@ -161,6 +161,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     import torch
 
     from tbkin_core.checkpoint import load_model, save_model
+    from tbkin_core.evaluation.bootstrap import too_few_images
     from tbkin_core.features.store import FeatureStore
     from tbkin_core.modeling import TbkinForRec, TbkinForVqa
     from tbkin_core.reports import report_rec, report_vqa
@@ -326,6 +327,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             values |= report_vqa(report, name, split, task, best, device, in_store, config, out)
         else:
             report_rec(report, name, rec[name], task, best, device, config, out)
+        problems += too_few_images(name, [item.image_id for item in splits[name] if item.image_id in store])
     shown = {entry["split"]: entry["accuracy"] for entry in report if entry["order"] == 3}
     if not best.config.use_regions and not config.blind:
         problems.append("on validation the regions brought nothing: the model that is kept ignores the image")
@@ -369,7 +371,7 @@ def check_predicted_splits(dataset: Dataset, config: FinetuneConfig) -> None:
     if config.task == "vqa":
         names = dataset.question_splits()
     else:
-        names = dataset.expression_splits(_expression_set(dataset, config))
+        names = dataset.expression_splits(expression_set(dataset, config))
     unknown = [name for name in config.predict if normalise_split(name) not in names]
     if unknown:
         raise ConfigError(
@@ -417,7 +419,7 @@ def write_predictions(config: FinetuneConfig, run: Path, name: str, problems: li
         ]
         lacking, rest = len(questions) - len(known), f"are answered {answers[0]!r}"
     else:
-        expressions = dataset.expressions(split, _expression_set(dataset, config))
+        expressions = dataset.expressions(split, expression_set(dataset, config))
         rec = build_rec_split(expressions, *common)
         found = []
         if rec.expressions:
@@ -479,7 +481,7 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
                 problems.append(f"{name}: {lacking} of {len(items)} questions have no answers (left out)")
                 found[name] = answered
     else:
-        chosen = _expression_set(dataset, config)
+        chosen = expression_set(dataset, config)
         others = [name for name in dataset.expression_sets() if name != chosen]
         if config.dataset is None and others:
             problems.append(f"{chosen} is used; choose another with --dataset ({', '.join(others)})")
@@ -527,7 +529,7 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
     if by_object and held:
         count = len({item.image_id for item in train_items} & held_images)
         problems.append(
-            f"{_expression_set(dataset, config)} is split by object: {count} of {len(held_images)} images of"
+            f"{expression_set(dataset, config)} is split by object: {count} of {len(held_images)} images of"
             f" {validation} are trained on with other objects, so results do not compare with those of splits"
             " by image"
         )
@@ -552,7 +554,8 @@ _TRAINED = ("train", "trainval", "all")
 _PARTS = {"val": ("minival",), "trainval": ("val", "minival")}
 
 
-def _expression_set(dataset: Dataset, config: FinetuneConfig) -> str:
+def expression_set(dataset: Dataset, config: FinetuneConfig) -> str:
+    """The set of referring expressions that the settings name, or the first; errors as `task_splits`."""
     sets = dataset.expression_sets()
     if not sets:
         raise DataError(
