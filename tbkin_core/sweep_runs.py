@@ -12,8 +12,7 @@ import json
 import logging
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,8 @@ from tbkin_core.training_runs import (
     expression_set,
     feature_place,
     initial_source,
+    most_minutes,
+    samples_content,
     settings_of,
     task_splits,
 )
@@ -111,11 +112,15 @@ def run_sweep(config: ThresholdSweepConfig, train: Train) -> Sweep:
         checkpoint, base, store, dataset, own = _checkpoint_source(config)
         seeds = [base.seed]
     assert base.data is not None
-    items = {}
+    items, contents = {}, {}
     for seed in seeds:
         seeded = replace(base, seed=seed)
-        found = _held_split(dataset, seeded, split, problems) if own else _whole_split(dataset, base, split)
-        items[seed] = _evaluable(found, dataset, base, split, store, problems)
+        splits = task_splits(dataset, seeded, problems) if own else _whole_split(dataset, base, split)
+        if split not in splits or split == "train":
+            known = ", ".join(name for name in splits if name != "train")
+            raise ConfigError(f"split: expected one of {known}, got {split!r}")
+        items[seed] = _evaluable(splits[split], dataset, base, split, store, problems)
+        contents[seed] = samples_content(splits if config.refit else {split: items[seed]})
         problems += too_few_images(split, [item.image_id for item in items[seed]])
     problems = list(dict.fromkeys(problems))
     identity = {
@@ -130,7 +135,7 @@ def run_sweep(config: ThresholdSweepConfig, train: Train) -> Sweep:
         "dataset": base.dataset,
         "features": store.fingerprint(),
         "split": split,
-        "content": _content(items[seeds[0]]),
+        "content": contents[seeds[0]],
     }
     name = f"{base.task}-refit" if config.refit or checkpoint is None else checkpoint.name
     evaluate = Evaluation(config, items, store)
@@ -147,7 +152,7 @@ def run_sweep(config: ThresholdSweepConfig, train: Train) -> Sweep:
     keep = _Keeper(out / SWEEP_FILE, identity, done)
     if config.refit:
         with keep.forgotten_if_empty():
-            _sweep_refit(base, wanted, seeds, store, train, evaluate, keep, config.overwrite)
+            _sweep_refit(base, wanted, contents, store, train, evaluate, keep, config.overwrite)
     else:
         if base.blind:
             problems.append(f"{checkpoint} sees no image: only attention from text to text is thresholded")
@@ -233,23 +238,17 @@ def _refit_source(
     return checkpoint, replace(base, init=initial_source(base, store)), store, dataset
 
 
-def _held_split(dataset: Dataset, base: FinetuneConfig, split: str, problems: list[str]) -> list[Any]:
-    """A split of the data that a model was trained on, without what it was trained on."""
-    splits = task_splits(dataset, base, problems)
-    if split not in splits or split == "train":
-        known = ", ".join(name for name in splits if name != "train")
-        raise ConfigError(f"split: expected one of {known}, got {split!r}")
-    return splits[split]
-
-
-def _whole_split(dataset: Dataset, base: FinetuneConfig, split: str) -> list[Any]:
-    """A split of data that the model has never seen."""
-    vqa = base.task == "vqa"
-    chosen = "" if vqa else expression_set(dataset, base)
-    names = dataset.question_splits() if vqa else dataset.expression_splits(chosen)
-    if split not in names:
-        raise ConfigError(f"split: expected one of {', '.join(names)}, got {split!r}")
-    return list(dataset.questions(split) if vqa else dataset.expressions(split, chosen))
+def _whole_split(dataset: Dataset, base: FinetuneConfig, split: str) -> dict[str, list[Any]]:
+    """A split of data that the model has never seen, beside the names of the others."""
+    if base.task == "vqa":
+        return {
+            name: list(dataset.questions(name)) if name == split else [] for name in dataset.question_splits()
+        }
+    chosen = expression_set(dataset, base)
+    return {
+        name: list(dataset.expressions(name, chosen)) if name == split else []
+        for name in dataset.expression_splits(chosen)
+    }
 
 
 def _evaluable(
@@ -285,14 +284,6 @@ def _evaluable(
 def _settings(config: FinetuneConfig) -> dict[str, Any]:
     """What a run computes from."""
     return {name: value for name, value in config_values(config).items() if name not in NO_RESULT}
-
-
-def _content(items: Sequence[Any]) -> int:
-    """A number that changes with the samples, their order, their images and their answers."""
-    value = 0
-    for item in items:
-        value = zlib.crc32(repr(item).encode("utf-8", errors="replace"), value)
-    return value
 
 
 def _modified(path: Path) -> float:
@@ -468,18 +459,22 @@ def _sweep_checkpoint(
 def _sweep_refit(
     base: FinetuneConfig,
     wanted: Sequence[tuple[str, float]],
-    seeds: Sequence[int],
+    contents: Mapping[int, int],
     store: FeatureStore,
     train: Train,
     evaluate: Evaluation,
     keep: _Keeper,
     overwrite: bool,
 ) -> None:
-    cells = [(seed, rule, threshold) for seed in seeds for rule, threshold in wanted]
+    """Train and measure each cell of the sweep; `contents` are the seeds, each with its `samples_content`."""
+    cells = [(seed, rule, threshold) for seed in contents for rule, threshold in wanted]
+    minutes = most_minutes(base)
+    limit = f", each of at most {minutes:g} minutes" if minutes is not None else ""
+    logger.info("%d models to train%s", len(cells), limit)
     for number, (seed, rule, threshold) in enumerate(cells, 1):
         cell = _cell(base, rule, threshold, seed, keep.file.parent)
         name = cell.out.name if cell.out else ""
-        source = None if overwrite else _finished_elsewhere(cell, store)
+        source = None if overwrite else _finished_elsewhere(cell, store, contents[seed])
         if source is None:
             logger.info("%d of %d: %s", number, len(cells), name)
             # A run that is finished is not trained again, one that was interrupted goes on.
@@ -510,12 +505,14 @@ def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Pat
     return replace(base, **chosen, seed=seed, out=place, predict=[], overwrite=False)
 
 
-def _finished_elsewhere(cell: FinetuneConfig, store: FeatureStore) -> Path | None:
-    """A finished run of the same settings whose features and initial weights are still those of today."""
+def _finished_elsewhere(cell: FinetuneConfig, store: FeatureStore, content: int) -> Path | None:
+    """A finished run of the same settings whose data, features and initial weights are those of today."""
     inputs = max(_modified(store.path / MANIFEST), _modified(Path(cell.init) / "model.safetensors"))
-    for path, content in finished_runs("finetune"):
-        reason = content["results"].get("reason")
-        if content["settings"] == _settings(cell) and reason != "minutes" and inputs <= content["started"]:
+    for path, run in finished_runs("finetune"):
+        results = run["results"]
+        # What a run learns in its minutes depends on what else the machine does: that is trained again.
+        whole = results.get("reason") != "minutes" and results.get("content") == content
+        if whole and run["settings"] == _settings(cell) and inputs <= run["started"]:
             return path
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -339,6 +340,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         {
             "task": config.task,
             "data": str(config.data),
+            "content": samples_content(splits),
             "samples": len(task.lengths()),
             "parameters": best.num_parameters(),
             "initialised_from": source,
@@ -549,6 +551,16 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
     return {"train": train_items, "val": held, **{name: found[name] for name in tests}}
 
 
+def samples_content(splits: Mapping[str, Sequence[Any]]) -> int:
+    """A number that changes with the samples, their order, their images and their answers."""
+    value = 0
+    for name, items in splits.items():
+        value = zlib.crc32(name.encode(), value)
+        for item in items:
+            value = zlib.crc32(repr(item).encode("utf-8", errors="replace"), value)
+    return value
+
+
 # Splits that are there to be trained on, and the splits that lie within others by the names of the field.
 _TRAINED = ("train", "trainval", "all")
 _PARTS = {"val": ("minival",), "trainval": ("val", "minival")}
@@ -646,12 +658,23 @@ def _training_texts(dataset: Dataset) -> list[str]:
     return texts
 
 
-def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: FeatureStore) -> Any:
-    """Fill in what was left to tbkin: a function of the data's size, the initial weights and the settings."""
+def _on_cuda(config: TrainingConfig) -> bool:
     import torch
 
+    return torch.cuda.is_available() and not config.devices.startswith("cpu")
+
+
+def most_minutes(config: FinetuneConfig) -> float | None:
+    """How long fine-tuning takes at most: as asked for, else what a CPU gets where no epochs are; or None."""
+    if config.max_minutes is None and config.epochs is None and not _on_cuda(config):
+        return CPU_MINUTES
+    return config.max_minutes
+
+
+def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: FeatureStore) -> Any:
+    """Fill in what was left to tbkin: a function of the data's size, the initial weights and the settings."""
     pretraining = isinstance(config, PretrainConfig)
-    cuda = torch.cuda.is_available() and not config.devices.startswith("cpu")
+    cuda = _on_cuda(config)
     size, minutes = config.size, config.max_minutes
     if init is not None:
         size = _size_of(init)
@@ -672,8 +695,8 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
     # Small data is passed over more often: about as many samples are seen in all. On a processor the time
     # ends most runs: what a small model learns late (that "no" turns an answer round) needs it.
     seen = 60_000 if pretraining else 120_000 if cuda else 1_000_000
-    if not pretraining and not cuda and config.epochs is None and minutes is None:
-        minutes = CPU_MINUTES
+    if not pretraining:
+        minutes = most_minutes(config)
     epochs = min(max(round(seen / max(samples, 1)), 4), 40 if pretraining else 60)
     chosen: dict[str, Any] = {}
     if isinstance(config, FinetuneConfig):

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -431,6 +432,16 @@ def test_refit_takes_what_is_trained_already_and_is_nobodys_latest_model(
     assert outcome.out == Path("runs/threshold-sweep/vqa-refit-val")
     assert find_checkpoint(["vqa"]) == latest
     assert len(finished_runs("finetune")) == 2
+    # Of other answers it is not trained, though its settings are the same.
+    file = Path("coco/v2_scenes_train_annotations.json")
+    content = json.loads(file.read_text())
+    for entry in content["annotations"][:3]:
+        entry["answers"] = [{"answer": "zebra"}] * 10
+    file.write_text(json.dumps(content))
+    trainings.clear()
+    again = stages.threshold_sweep(replace(config, selection=["relative"]))
+    assert again.out == Path("runs/threshold-sweep/vqa-refit-val-2")
+    assert [path.name for path in trainings] == ["dense-seed-0", "relative-0.3-seed-0"]
 
 
 def test_refit_pairs_each_seed_with_its_own_held_out_images(
