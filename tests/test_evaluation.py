@@ -394,7 +394,7 @@ def test_few_images_prove_nothing(images: int, least: float) -> None:
     assert found.p_value == max(least, 1 / 501)
     notes = too_few_images("val", groups)
     assert bool(notes) == (images < 10)
-    assert not notes or f"val: {images} image" in notes[0]
+    assert not notes or f"val: only {images} image" in notes[0]
 
 
 @settings(max_examples=30)

@@ -355,7 +355,7 @@ def test_a_sweep_takes_what_was_held_out_of_own_data_and_all_of_other(trained_wo
     )
     assert own["samples"] == held < questions
     assert own["rows"][0]["accuracy"] == pytest.approx(tuned["accuracy"]["val"])
-    assert any("images alone" in problem for problem in own["problems"])
+    assert any("val: only" in problem for problem in own["problems"])
     # Nothing of other data was trained on, and it need not have anything to train on.
     shutil.copytree(place / "coco", place / "other")
     for file in (place / "other").glob("v2_*train*"):

@@ -106,7 +106,7 @@ def too_few_images(split: str, images: Iterable[object]) -> list[str]:
     count = len({str(image) for image in images})
     if count >= _FEW_GROUPS:
         return []
-    return [f"{split}: {count} image{'s' if count > 1 else ''} alone; intervals over so few tell little"]
+    return [f"{split}: only {count} image{'s' if count > 1 else ''}; intervals over so few tell little"]
 
 
 def _values(values: ArrayLike, name: str) -> NDArray[np.float64]:
