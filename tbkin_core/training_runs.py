@@ -264,6 +264,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             batch_size,
             config.seed,
             settings.image_dropout,
+            settings.blind_epochs,
         )
         extra: dict[str, Any] = {
             "num_answers": len(answers),
@@ -711,7 +712,16 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
     if isinstance(config, FinetuneConfig):
         # Learning without the image delays learning with it; of many questions fewer suffice for the first.
         hidden = (0.2 if samples < 10_000 else 0.1) if config.image_dropout is None else config.image_dropout
-        chosen = {"image_dropout": 0.0 if config.blind or config.task == "rec" else hidden}
+        early = config.blind_epochs
+        if early is None:
+            early = (
+                (epochs if config.epochs is None else config.epochs) // 8 if init is None and hidden else 0
+            )
+        without = config.blind or config.task == "rec"
+        chosen = {
+            "image_dropout": 0.0 if without else hidden,
+            "blind_epochs": 0 if without else early,
+        }
     return replace(
         config,
         size=size,
