@@ -140,7 +140,7 @@ def load(root: Path, split: str) -> tuple[torch.Tensor, list[tuple[int, str, str
 
 
 class Cnn(nn.Module):
-    """Convolutions over the picture, a bag of words over the question, multiplied; two dense layers."""
+    """Convolutions over the picture, a bag of words over the question, side by side; three dense layers."""
 
     def __init__(self, words: int, answers: int) -> None:
         super().__init__()
@@ -152,13 +152,15 @@ class Cnn(nn.Module):
                 nn.ReLU(),
                 nn.MaxPool2d(2),
             ]
-        self.picture = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 8 * 8, 128), nn.Tanh())
-        self.question = nn.Sequential(nn.Linear(words, 128), nn.ReLU(), nn.Linear(128, 128), nn.Tanh())
-        self.answer = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, answers))
+        self.picture = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 8 * 8, 128), nn.ReLU())
+        self.question = nn.Sequential(nn.Linear(words, 128), nn.ReLU())
+        self.answer = nn.Sequential(
+            nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, answers)
+        )
 
     def forward(self, pictures: torch.Tensor, bags: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Answers to (Q, words) questions, each about the picture of N that `seen` (Q,) names."""
-        return self.answer(self.picture(pictures)[seen] * self.question(bags))
+        return self.answer(torch.cat([self.picture(pictures)[seen], self.question(bags)], dim=1))
 
 
 def train_cnn(root: Path, minutes: float) -> dict[str, float]:
