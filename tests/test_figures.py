@@ -275,8 +275,8 @@ def traced(task: str = "vqa", **changes: Any) -> Trace:
         "word_ids": np.array([-1, 0, 0, 1, -1]),
         "selection": "relative",
         "threshold": 0.3,
-        "dense": Pass(dense, np.ones(shape, bool), answers, **choice),
-        "thresholded": Pass(dense, kept, answers, **choice),
+        "dense": Pass(dense, np.ones(shape, bool), answers=answers, **choice),
+        "thresholded": Pass(dense, kept, answers=answers, **choice),
     }
     return Trace(**(values | changes))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style
-from tbkin_core.figures.trace import Pass, Trace
+from tbkin_core.figures.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -493,7 +493,6 @@ def _attended(trace: Trace) -> NDArray[np.float32]:
     row = 0 if trace.thresholded.chosen is None else text + trace.thresholded.chosen
     shares = []
     for content in (trace.dense, trace.thresholded):
-        last = Pass(content.scores[-1:], content.kept[-1:])
-        weights = last.weights()[0].mean(axis=0)[row, text:]
+        weights = content.weights()[-1].mean(axis=0)[row, text:]
         shares.append(weights / (weights.sum() or 1))
     return np.maximum(*shares)
