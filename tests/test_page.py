@@ -368,9 +368,9 @@ def test_pickers_show_each_layer_each_head_and_rollout(show: Show) -> None:
     page = show(trace)
     all_weights, text = weights(trace), len(trace.pieces)
     assert page.locator("#layer option").all_text_contents() == [
+        "0",
         "1",
-        "2",
-        "3 (last)",
+        "2 (last)",
         "all: attention rollout",
     ]
     assert page.input_value("#layer") == "2" and page.input_value("#head") == "mean"
