@@ -558,7 +558,9 @@ class VisualizeConfig(StageConfig):
             found.append("images: traces (.npz) are drawn again by themselves, without images or a question")
         if not self.images and not self.image_id:
             found.append("images: none is given; name a file, or --image-id with an id of the feature store")
-        if not self.question.strip():
+        if not self.question.strip() and len(self.images) == 1 and " " in self.images[0].name.strip():
+            found.append(f"images: {str(self.images[0])!r} is alone; give an image and then the question")
+        elif not self.question.strip():
             found.append('question: is empty; give one, for example "what color is the dog?"')
         return found
 
