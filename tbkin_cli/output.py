@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
 _SHOWN_PROBLEMS = 10
-_NUMBER = re.compile(r"[+-]?(\d|nan$|inf$)")
+_NUMBER = re.compile(r"[+-]?(\d|nan$|inf$)|[<>] \d")
 
 
 def show(result: StageResult, as_json: bool, quiet: bool) -> None:

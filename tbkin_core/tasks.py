@@ -224,6 +224,7 @@ class VqaTask:
         image_dropout: Share of the questions of an epoch that are learnt without any region. The model then
             also answers from the question alone, and is measured both ways: `ignores_image` says whether the
             last evaluation was better without.
+        blind_epochs: Epochs, the first ones, that learn from the questions alone.
 
     Raises:
         DataError: No training question has one of the answers.
@@ -240,8 +241,10 @@ class VqaTask:
         batch_size: int,
         seed: int = 0,
         image_dropout: float = 0.0,
+        blind_epochs: int = 0,
     ) -> None:
         self.seed = seed
+        self.blind_epochs = blind_epochs
         self.metric = "best_accuracy" if image_dropout else "accuracy"
         self.ignores_image = False
         self.image_dropout = image_dropout
@@ -290,7 +293,10 @@ class VqaTask:
         for place, sample in enumerate(samples):
             for answer, score in self._targets[sample]:
                 targets[place, answer] = score
-        batch = self.train.inputs.batch(samples)
+        inputs = self.train.inputs
+        if epoch < self.blind_epochs:
+            inputs = replace(inputs, blind=True)
+        batch = inputs.batch(samples)
         batch["region_mask"] = self._shown(batch["region_mask"], samples, epoch)
         return {**batch, "targets": targets}
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tbkin_core.datasets import Dataset
     from tbkin_core.features.store import FeatureStore
+    from tbkin_core.pretraining import CaptionTable
     from tbkin_core.tasks import VqaSplit
 
 logger = logging.getLogger("tbkin")
@@ -50,7 +51,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
     from tbkin_core.features.store import FeatureStore, feature_kind
     from tbkin_core.graphs.store import GraphStore
     from tbkin_core.modeling import TbkinForPreTraining
-    from tbkin_core.pretraining import CaptionTable, PretrainTask, caption_texts, load_captions
+    from tbkin_core.pretraining import PretrainTask, caption_texts, load_captions
     from tbkin_core.training import train
 
     devices = resolve_devices(config.devices)
@@ -82,7 +83,19 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
             raise DataError(
                 f"{graph_place}: only test splits ({', '.join(sorted(splits))}); nothing to train on"
             )
+        dataset = open_dataset(data)
         everything = load_captions(graphs, trained, features)
+        everything, left_out = _without_evaluated(everything, dataset)
+        if left_out:
+            problems.append(
+                f"{data}: {left_out} captions left out, their images are in a val or test split of referring"
+                " expressions"
+            )
+        if not len(everything):
+            raise DataError(
+                f"{graph_place}: no caption is left to train on",
+                hint="all of its images are in val or test splits of referring expressions",
+            )
         held = load_captions(graphs, ["val"], features) if "train" in splits and "val" in splits else None
         if held is None or not len(held):
             everything, held = _split_captions(everything, config.seed)
@@ -90,7 +103,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         if len(held):
             validation.append((held, features))
         texts += caption_texts(graphs, trained)
-        texts += _training_texts(open_dataset(data))
+        texts += _training_texts(dataset)
     count = sum(len(table) for table, _ in training)
     weights, init_config, tokenizer, source = _initial(config, texts, training[0][1], [])
     settings = _resolved(config, count, init_config, training[0][1])
@@ -136,6 +149,28 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
                 "problems": [*problems, *_cut_short(result, settings)],
             },
         )
+
+
+def _without_evaluated(table: CaptionTable, dataset: Dataset) -> tuple[CaptionTable, int]:
+    """Captions without those of images that referring expressions are evaluated on, and how many those are.
+
+    RefCOCO's val and test images are in COCO's train2014; as UNITER and ROSITA do, none is pretrained on.
+    """
+    import numpy as np
+
+    from tbkin_core.pretraining import select_captions
+
+    # Where expressions are divided by object, an image may be in all splits.
+    names = [name for name in dataset.expression_sets() if not dataset.is_split_by_object(name)]
+    evaluated = {
+        item.image_id
+        for name in names
+        for split in dataset.expression_splits(name)
+        if split != "train"
+        for item in dataset.expressions(split, name)
+    }
+    keep = np.array([image_id not in evaluated for image_id in table.image_ids], np.bool_)
+    return (select_captions(table, keep), int((~keep).sum())) if not keep.all() else (table, 0)
 
 
 def _split_captions(table: Any, seed: int) -> tuple[Any, Any]:
@@ -231,6 +266,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             batch_size,
             config.seed,
             settings.image_dropout,
+            settings.blind_epochs,
         )
         extra: dict[str, Any] = {
             "num_answers": len(answers),
@@ -702,7 +738,16 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
     if isinstance(config, FinetuneConfig):
         # Learning without the image delays learning with it; of many questions fewer suffice for the first.
         hidden = (0.2 if samples < 10_000 else 0.1) if config.image_dropout is None else config.image_dropout
-        chosen = {"image_dropout": 0.0 if config.blind or config.task == "rec" else hidden}
+        early = config.blind_epochs
+        if early is None:
+            early = (
+                (epochs if config.epochs is None else config.epochs) // 8 if init is None and hidden else 0
+            )
+        without = config.blind or config.task == "rec"
+        chosen = {
+            "image_dropout": 0.0 if without else hidden,
+            "blind_epochs": 0 if without else early,
+        }
     return replace(
         config,
         size=size,

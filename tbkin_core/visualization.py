@@ -24,11 +24,16 @@ from tbkin_core.shards import MANIFEST
 from tbkin_core.training_runs import check_feature_kind, settings_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tbkin_core.features.regions import ImageId, RegionFeatures
     from tbkin_core.figures.trace import Pass, Trace
 
 logger = logging.getLogger("tbkin")
 
+_ANYTHING = frozenset({"item", "object", "one", "shape", "something", "thing"})
+_LOOK_WEIGHT = 0.5  # of a link by colour alone: not all that is red is the red heart
 _PICTURE_SIDE = 800  # pixels; more than a figure shows
 
 _QUESTION = re.compile(
@@ -68,7 +73,8 @@ def looks_foreign(text: str) -> bool:
     if sum(character > "\u024f" for character in letters) > len(letters) / 2:
         return True
     words = re.findall(r"\w+", text.lower())
-    foreign, english = (sum(word in known for word in words) for known in (_FOREIGN, _ENGLISH))
+    # Each once: "la la land poster" is English.
+    foreign, english = (len(known.intersection(words)) for known in (_FOREIGN, _ENGLISH))
     return foreign >= 2 and foreign > english
 
 
@@ -188,7 +194,7 @@ class _Model:
         from tbkin_core.checkpoint import load_model, load_model_config, task_of
         from tbkin_core.figures.views import check_choice
         from tbkin_core.runtime import torch_device
-        from tbkin_core.selection import Selection, usual_threshold
+        from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
 
         self.config, self.checkpoint = config, checkpoint
         self.task = task_of(checkpoint)
@@ -215,6 +221,9 @@ class _Model:
                 f"the question was cut to {limit} tokens: of its {len(words)} words the model read"
                 f" {len(self.words)}, up to {self.words[-1]!r}"
             )
+        if unknown := self._unknown_words():
+            named = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+            self.problems.append(f"the model was trained without these words and reads past them: {named}")
         if looks_foreign(self.question):
             self.problems.append(
                 "the question does not look English; the parser knows English only, and the model the words"
@@ -234,8 +243,20 @@ class _Model:
         given = config.threshold is not None or config.selection is not None
         self.name_parts = [
             _slug(self.question) or "question",
-            *([f"{rule}-{threshold:g}"] if given else []),
+            *([rule if rule in TRANSFORMS else f"{rule}-{threshold:g}"] if given else []),
         ]
+
+    def _unknown_words(self) -> list[str]:
+        """Words that the vocabulary lacks, or can only spell letter by letter."""
+        pieces: dict[int, list[str]] = {}
+        for piece, word in zip(self.pieces, self.word_ids.tolist(), strict=True):
+            pieces.setdefault(word, []).append(piece.removeprefix("##"))
+        unknown = [
+            word
+            for number, word in enumerate(self.words)
+            if "[UNK]" in pieces[number] or (len(pieces[number]) > 1 and max(map(len, pieces[number])) == 1)
+        ]
+        return list(dict.fromkeys(unknown))
 
     def trace(self, source: _Source) -> Trace:
         """Both passes over one image.
@@ -280,12 +301,16 @@ class _Model:
                 self.model.tbkin.selection = selection
                 output = self.model(**inputs, output_attentions=True)
                 passes.append(self._read(output, boxes, (width, height)))
-        labels = [
-            _label(number, names, regions.object_ids) or _label(number, attributes, regions.attribute_ids)
-            for number in range(len(boxes))
-        ]
         target = None
         key = image_id if source.path is None else self._key_of(source.path)
+        looks = [_label(number, attributes, regions.attribute_ids) for number in range(len(boxes))]
+        own = [_label(number, names, regions.object_ids) for number in range(len(boxes))]
+        called = own if names else self._borrowed_names(key, boxes)
+        labels = [name or look for name, look in zip(called, looks, strict=True)]
+        # Borrowed names do not tell apart what a detector's own would: "black circle" beside "white circle".
+        shown = (
+            labels if names else [f"{look} {name}".strip() for name, look in zip(called, looks, strict=True)]
+        )
         if self.task == "rec" and key is not None:
             target = self._target_of(key)
         trace = Trace(
@@ -294,7 +319,7 @@ class _Model:
             image=picture,
             image_size=(width, height),
             boxes=boxes,
-            region_labels=labels,
+            region_labels=shown,
             words=self.words,
             pieces=self.pieces,
             word_ids=self.word_ids,
@@ -306,8 +331,14 @@ class _Model:
             thresholded=passes[1],
             checkpoint=str(self.checkpoint),
             target_box=target,
+            names_annotated=not names and any(called),
         )
-        return replace(trace, graph=self._graph(trace, key)) if self.config.wants_graph else trace
+        if not self.config.wants_graph:
+            return trace
+        if any(called):
+            # Where names are known, a region without one is a piece of something or of nothing.
+            looks = [look if name else "" for name, look in zip(called, looks, strict=True)]
+        return replace(trace, graph=unified_graph(trace.text, boxes, labels, key, looks))
 
     def shown(self, trace: Trace) -> Pass:
         """The pass that counts as the model's answer."""
@@ -516,35 +547,42 @@ class _Model:
         name = settings_of(self.checkpoint).get("dataset")
         return self._dataset.expressions(name=name if name in self._dataset.expression_sets() else None)
 
-    def _graph(self, trace: Trace, key: ImageId | None) -> dict[str, Any]:
-        """The unified scene graph; regions of no known object take the label of an annotated box there."""
+    def _borrowed_names(self, key: ImageId | None, boxes: NDArray[np.float32]) -> Sequence[str]:
+        """Names of the annotated boxes that regions meet, as `build-graphs` gives them; "" where none is met.
+
+        Of an image whose `key` was not looked up there are none: a figure of an answer does not wait for the
+        annotations of a large dataset to be read.
+        """
         import numpy as np
 
         from tbkin_core.graphs.build import borrowed_labels
 
-        labels: Sequence[str] = trace.region_labels
         annotated = self._dataset.boxes().get(key, []) if key is not None and self._dataset else []
-        if annotated and not self.extractor.get("object_names"):
-            corners = np.array([box.xywh for box in annotated], np.float32)
-            corners[:, 2:] += corners[:, :2]
-            borrowed = borrowed_labels(trace.boxes, corners, [box.label for box in annotated], 0.5)
-            labels = [new or own for new, own in zip(borrowed, labels, strict=True)]
-        return unified_graph(trace.text, trace.boxes, labels, key)
+        corners = np.array([box.xywh for box in annotated], np.float32).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        return borrowed_labels(boxes, corners, [box.label for box in annotated], 0.5)
 
 
 def unified_graph(
-    text: str, boxes: Any, labels: Sequence[str], image_id: ImageId | None = None, minimum: float = 0.5
+    text: str,
+    boxes: Any,
+    labels: Sequence[str],
+    image_id: ImageId | None = None,
+    looks: Sequence[str] | None = None,
+    minimum: float = 0.5,
 ) -> dict[str, Any]:
     """The unified scene graph of a text and the regions of an image, as `UnifiedGraph.to_dict` writes it.
 
-    A text object and a region are joined where the region's label is like the object's name; where the
-    extractor only names attributes ("red"), where it is like an attribute that the text gives the object.
+    A text object and a region are joined where the region's label is like the object's name. Where a region
+    has no name but a look ("red"), or the object none of its own ("the red thing"), they are joined where the
+    look is like an attribute that the text gives the object; where the object has a name, that counts half.
 
     Args:
         text: One sentence.
         boxes: (K, 4) xyxy pixels.
-        labels: K names, "" where unknown.
+        labels: K names, or looks in their place, "" where unknown.
         image_id: Of the image, if known.
+        looks: K attributes, "" where unknown; `labels` when None.
         minimum: Least weight of an edge between the modalities.
     """
     import numpy as np
@@ -556,13 +594,18 @@ def unified_graph(
     graph = next(iter(CaptionParser().parse([text])))
     similarity = make_similarity()
     named = cross_edges([item.name for item in graph.objects], labels, similarity, minimum)
-    described = cross_edges([item.name for item in graph.attributes], labels, similarity, minimum)
+    looks = labels if looks is None else looks
+    described = cross_edges([item.name for item in graph.attributes], looks, similarity, minimum)
     weights: dict[tuple[int, int], float] = {}
-    owners = [graph.attributes[number].object for number in described.object]
-    for numbers, edges in ((named.object, named), (owners, described)):
-        for number, region, weight in zip(numbers, edges.region, edges.weight, strict=True):
-            place = (int(number), int(region))
-            weights[place] = max(weights.get(place, 0.0), float(weight))
+    for number, region, weight in zip(named.object, named.region, named.weight, strict=True):
+        weights[int(number), int(region)] = float(weight)
+    for number, region, weight in zip(described.object, described.region, described.weight, strict=True):
+        owner = graph.attributes[number].object
+        # A named region that looks alike is another thing: a red heart is no red cross.
+        nameless = graph.objects[owner].name in _ANYTHING
+        if nameless or labels[region] in ("", looks[region]):
+            place = (owner, int(region))
+            weights[place] = max(weights.get(place, 0.0), float(weight) * (1.0 if nameless else _LOOK_WEIGHT))
     pairs = np.array(sorted(weights), np.int32).reshape(-1, 2)
     return UnifiedGraph(
         text_id=0,
@@ -594,12 +637,12 @@ def _tables(
     if len(sources) > 1:
         rows = []
         for entry, trace in zip(entries, traces, strict=True):
-            cells = [f"{name} ({100 * value:.1f} %)" for name, value in _firsts(trace)]
+            cells = [f"{_told(trace, name)} ({_percent(value)})" for name, value in _firsts(trace)]
             rows.append([entry["image"], *cells, *([_corners(entry["box"])] if model.task == "rec" else [])])
         columns = ["image", *sides, *(["box"] if model.task == "rec" else [])]
         return [Table(title, columns, rows)]
     (trace,) = traces
-    tables = [Table(title, [heading, *sides], _answer_rows(trace.dense.answers, trace.thresholded.answers))]
+    tables = [Table(title, [heading, *sides], _answer_rows(trace))]
     box = model.shown(trace).box
     if box is not None:
         columns, cells = ["x1", "y1", "x2", "y2"], [f"{side:.0f}" for side in box]
@@ -621,12 +664,27 @@ def _plain_answers(content: Pass) -> list[dict[str, Any]]:
     return [{"answer": name, "probability": value} for name, value in content.answers]
 
 
-def _answer_rows(dense: Sequence[tuple[str, float]], sparse: Sequence[tuple[str, float]]) -> list[list[str]]:
-    sides = (dict(dense), dict(sparse))
-    names = list(dict.fromkeys(name for name, _ in [*dense, *sparse]))
+def _answer_rows(trace: Trace) -> list[list[str]]:
+    dense, sparse = dict(trace.dense.answers), dict(trace.thresholded.answers)
     return [
-        [name, *(f"{100 * side[name]:.1f} %" if name in side else "" for side in sides)] for name in names
+        [_told(trace, name), *(_percent(side[name]) if name in side else "" for side in (dense, sparse))]
+        for name in dict.fromkeys([*dense, *sparse])
     ]
+
+
+def _told(trace: Trace, answer: str) -> str:
+    """An answer as tables have it: a region with its label, "region 3 (red)"."""
+    label = ""
+    if trace.task == "rec" and (found := re.fullmatch(r"region (\d+)", answer)):
+        label = trace.region_labels[int(found[1])]
+    return f"{answer} ({label})" if label else answer
+
+
+def _percent(fraction: float) -> str:
+    """Never "0.0 %" or "100.0 %" for what is only nearly so."""
+    if 0 < fraction < 0.0005:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.9995 <= fraction < 1 else f"{100 * fraction:.1f} %"
 
 
 def _iou(box: Any, other: Any) -> float:
@@ -676,7 +734,7 @@ def _draw_again(config: VisualizeConfig) -> StageResult:
             trace = replace(trace, graph=unified_graph(trace.text, trace.boxes, trace.region_labels))
         figures = _draw_trace(config, (out or path.parent) / path.stem, trace)
         files += figures
-        cells = [f"{name} ({100 * value:.1f} %)" for name, value in _firsts(trace)]
+        cells = [f"{_told(trace, name)} ({_percent(value)})" for name, value in _firsts(trace)]
         rows.append([str(path), _shortened(trace.text, 40), *cells, trace.checkpoint])
         entries.append(
             {
@@ -737,7 +795,7 @@ def _draw_sheet(config: VisualizeConfig, file: Path) -> StageResult:
         problems.insert(0, f"{missing} pictures are not in {data}; name the dataset with --data DIR")
     shown, failed = sum(map(len, chosen.values())), sum(map(_is_wrong, rows))
     what = f"{shown} of {failed:,} wrong answers" if config.wrong else f"{shown} of {len(rows):,} answers"
-    caption = "The surest come first, as far as may be one of each image. "
+    caption = "The surest come first, of each image one before any second. "
     if content["task"] == "rec":
         caption += "Solid: the box that the model chose, dotted: the target."
     else:
@@ -768,8 +826,16 @@ def _read_results(file: Path) -> dict[str, Any]:
     Raises:
         DataError: The file is missing, broken, or of something else.
     """
-    content = read_json(file)
     hint = "give results-SPLIT.json from the directory of a `tbkin finetune` run"
+    if file.is_dir():
+        found = sorted(file.glob("results-*.json"))
+        raise DataError(
+            f"{file}: is a directory, expected a file of results",
+            hint=f"it holds {', '.join(map(str, found))}" if found else hint,
+        )
+    if not file.exists():
+        raise DataError(f"{file}: there is no such file", hint=hint)
+    content = read_json(file)
     needed = ("task", "split", "checkpoint", "data", "results")
     if not isinstance(content, dict) or any(name not in content for name in needed):
         raise DataError(f"{file}: holds no results of `tbkin finetune`", hint=hint)

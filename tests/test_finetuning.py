@@ -53,6 +53,18 @@ def test_an_image_is_hidden_whole_by_seed_epoch_and_sample_alone(vqa: tuple[VqaT
     assert 0.2 < (hidden != other).mean() < 0.8, "others in the next epoch"
 
 
+def test_the_first_epochs_learn_from_the_questions_alone(vqa: tuple[VqaTask, Any]) -> None:
+    known, _ = vqa
+    assert known.train is not None
+    task = VqaTask(known.train, None, known.answers, 0, 16, blind_epochs=2)
+    rows = task.samples(0)
+    shown = [task.collate(rows, epoch)["region_mask"].any(axis=1) for epoch in range(3)]
+    assert not shown[0].any() and not shown[1].any() and shown[2].all()
+    early, late = task.collate(rows, 1), task.collate(rows, 2)
+    assert np.array_equal(early["input_ids"], late["input_ids"])
+    assert np.array_equal(early["targets"], late["targets"])
+
+
 @pytest.mark.parametrize("helps", [True, False])
 def test_a_model_that_the_image_misleads_is_told_from_one_that_it_helps(
     vqa: tuple[VqaTask, Any], helps: bool
@@ -272,5 +284,8 @@ def test_defaults_on_a_processor(
     chosen = _resolved(FinetuneConfig(task="vqa", devices="cpu", **given_settings), samples, None, store)
     assert (chosen.size, chosen.epochs, chosen.max_minutes) == (size, epochs, minutes)
     assert chosen.image_dropout == (0.2 if samples < 10_000 else 0.1)
+    assert chosen.blind_epochs == epochs // 8
+    begun = {"hidden_size": 128}
+    assert _resolved(FinetuneConfig(task="vqa", devices="cpu"), samples, begun, store).blind_epochs == 0
     blind = _resolved(FinetuneConfig(task="vqa", devices="cpu", blind=True), samples, None, store)
-    assert blind.image_dropout == 0
+    assert blind.image_dropout == 0 == blind.blind_epochs

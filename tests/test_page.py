@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from playwright.sync_api import Page, expect, sync_playwright
 from tiny_traces import tiny_trace
 
 from tbkin_core.errors import DataError
-from tbkin_core.evaluation.attribution import attention_rollout
 from tbkin_core.figures.page import write_page
 from tbkin_core.figures.trace import Pass, Trace
+from tbkin_core.figures.views import rollout
 from tbkin_core.modeling import Selection
 from tbkin_core.modeling.attention import scope_mask, select_keys
 
@@ -369,9 +368,9 @@ def test_pickers_show_each_layer_each_head_and_rollout(show: Show) -> None:
     page = show(trace)
     all_weights, text = weights(trace), len(trace.pieces)
     assert page.locator("#layer option").all_text_contents() == [
+        "0",
         "1",
-        "2",
-        "3 (last)",
+        "2 (last)",
         "all: attention rollout",
     ]
     assert page.input_value("#layer") == "2" and page.input_value("#head") == "mean"
@@ -382,8 +381,7 @@ def test_pickers_show_each_layer_each_head_and_rollout(show: Show) -> None:
             assert shown_weights(page, REGIONS) == pytest.approx(one[0, text:], abs=1e-5)
     page.select_option("#layer", "rollout")
     assert page.is_disabled("#head") and page.input_value("#head") == "mean"
-    records = [SimpleNamespace(weights=torch.from_numpy(layer)[None]) for layer in all_weights]
-    assert shown_weights(page, REGIONS) == pytest.approx(attention_rollout(records)[0][0, text:], abs=1e-5)
+    assert shown_weights(page, REGIONS) == pytest.approx(rollout(all_weights)[0, text:], abs=1e-5)
 
 
 def test_a_grounding_shows_its_boxes_and_rollout_to_the_chosen_region(show: Show) -> None:
@@ -392,8 +390,7 @@ def test_a_grounding_shows_its_boxes_and_rollout_to_the_chosen_region(show: Show
     chosen, text = trace.thresholded.chosen, len(trace.pieces)
     assert chosen is not None
     assert page.input_value("#layer") == "rollout"
-    records = [SimpleNamespace(weights=torch.from_numpy(layer)[None]) for layer in weights(trace)]
-    row = attention_rollout(records)[0][text + chosen]
+    row = rollout(weights(trace))[text + chosen]
     assert shown_weights(page, REGIONS) == pytest.approx(row[text:], abs=1e-5)
     image = page.locator("#picture").bounding_box()
     assert image is not None

@@ -481,3 +481,21 @@ def questions_of(run: Path) -> list[int]:
 def test_settings_of_the_other_task_are_refused(squares: Path, tmp_path: Path, option: str) -> None:
     run = ("finetune", "--task", "rec", "--data", squares, option, "3")
     fails(*run, cwd=tmp_path, code=2, says="only for --task vqa")
+
+
+def test_images_that_expressions_are_evaluated_on_are_not_pretrained_on(
+    squares: Path, tmp_path: Path
+) -> None:
+    place = shutil.copytree(squares, tmp_path / "data")
+    captions = {
+        "images": [{"id": number, "file_name": f"{number}.jpg"} for number in range(10)],
+        "annotations": [
+            {"id": number, "image_id": number, "caption": "a red square"} for number in range(10)
+        ],
+    }
+    (place / "captions_train2014.json").write_text(json.dumps(captions))
+    succeeds("build-graphs", place, cwd=tmp_path)
+    values = json.loads(succeeds("pretrain", place, "--epochs", "0", "--json", cwd=tmp_path).out)
+    assert any("3 captions left out" in note for note in values["problems"]), values["problems"]
+    # The rest, less what is held out for validation.
+    assert 5 <= values["captions"] <= 7

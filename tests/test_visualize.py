@@ -13,10 +13,18 @@ import numpy as np
 import pytest
 from command_line import fails, succeeds, tbkin_process, trained, world
 from PIL import Image
+from tiny_traces import tiny_trace
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.figures.trace import load_trace
-from tbkin_core.visualization import choose_results, is_question, looks_foreign, unified_graph
+from tbkin_core.visualization import (
+    _answer_rows,
+    _percent,
+    choose_results,
+    is_question,
+    looks_foreign,
+    unified_graph,
+)
 
 __all__ = ["trained", "world"]
 
@@ -123,7 +131,18 @@ def test_the_graph_joins_words_and_regions() -> None:
     names = [entry["name"] for entry in graph["objects"]]
     edges = {(names[edge["object"]], edge["region"]) for edge in graph["cross_edges"]}
     assert edges == {("star", 0), ("dog", 1)}
+    weights = {names[edge["object"]]: edge["weight"] for edge in graph["cross_edges"]}
+    assert weights["star"] < weights["dog"], "by its colour alone"
     assert [region["label"] for region in graph["regions"]] == ["red", "dog", ""]
+
+
+def test_the_graph_joins_named_regions_by_colour_where_the_text_names_nothing() -> None:
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32)
+    labels, looks = ["heart", "star", "red"], ["red", "blue", ""]
+    graph = unified_graph("a red thing above a red star", boxes, labels, looks=looks)
+    names = [entry["name"] for entry in graph["objects"]]
+    edges = {(names[edge["object"]], edge["region"]) for edge in graph["cross_edges"]}
+    assert edges == {("thing", 0), ("star", 1)}
 
 
 def test_the_graph_comes_into_the_trace_when_it_is_asked_for(trained: Path, tmp_path: Path) -> None:
@@ -135,12 +154,15 @@ def test_the_graph_comes_into_the_trace_when_it_is_asked_for(trained: Path, tmp_
     assert path is not None
     config = {"images": [path], "question": expression.text, "checkpoint": trained / REC, "out": tmp_path}
     settings: dict[str, Any] = {**config, "data": trained / "coco"}
-    assert load_trace(Path(visualize(VisualizeConfig(**settings)).values["trace"])).graph is None
+    plain = load_trace(Path(visualize(VisualizeConfig(**settings)).values["trace"]))
+    assert plain.graph is None and plain.names_annotated
     graph = load_trace(Path(visualize(VisualizeConfig(**settings, graph=True)).values["trace"])).graph
     assert graph is not None and graph["text"] == expression.text
     # Annotated boxes name the shapes that the extractor has no names for.
     shapes = {box.label for box in open_dataset(trained / "coco").boxes()[expression.image_id]}
     assert shapes & {region["label"] for region in graph["regions"]}
+    # In figures the colour stands before the name.
+    assert shapes & {label.partition(" ")[2] for label in plain.region_labels}
 
 
 # ---- sheets of results --------------------------------------------------------------------------
@@ -210,6 +232,11 @@ def test_results_of_something_else(trained: Path, tmp_path: Path, content: str |
     fails("visualize", "--from", tmp_path / "results.json", cwd=trained, code=1, says=(says, "results.json"))
 
 
+def test_results_are_looked_for_in_a_run_that_is_given(trained: Path) -> None:
+    says = ("is a directory", f"{REC}/results-val.json")
+    fails("visualize", "--from", REC, cwd=trained, code=1, says=says)
+
+
 # ---- what a person may get wrong ----------------------------------------------------------------
 
 
@@ -220,6 +247,7 @@ def test_results_of_something_else(trained: Path, tmp_path: Path, content: str |
         ("img.jpg what --head 99", "head: expected a number from 0 to"),
         ("img.jpg what --layer -1", "layer: expected at least 0"),
         ("img.jpg what --aggregate mean", "rollout, last"),
+        ("what%color", "'what color' is alone"),
         ("img.jpg what --aggregate last --head 0", "leave it away beside"),
         ("img.jpg what --format gif", "png, svg, pdf"),
         ("img.jpg what --wrong", "--from results-val.json"),
@@ -230,7 +258,8 @@ def test_results_of_something_else(trained: Path, tmp_path: Path, content: str |
     ],
 )
 def test_settings_that_contradict_each_other(trained: Path, arguments: str, says: str) -> None:
-    fails("visualize", *arguments.split(), cwd=trained, code=2, says=says)
+    given = [argument.replace("%", " ") for argument in arguments.split()]
+    fails("visualize", *given, cwd=trained, code=2, says=says)
 
 
 def test_an_id_that_no_store_has(trained: Path) -> None:
@@ -278,6 +307,44 @@ def test_a_long_question_is_cut_and_this_is_said(trained: Path, tmp_path: Path) 
     assert "cut to 32 tokens" in problem and "of its 306 words the model read 30" in problem
 
 
+def test_words_that_the_model_does_not_know_are_told_of(trained: Path, tmp_path: Path) -> None:
+    arguments = ("img.jpg", "what color is the xylophone 这 star of a xylophone?", "--out", tmp_path)
+    (problem,) = values_of(*arguments, cwd=trained)["problems"]
+    assert problem.endswith(": xylophone, 这")
+
+
+def test_a_model_that_does_not_see_the_image_says_so(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / VQA, tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps(config | {"use_regions": False}))
+    arguments = ("img.jpg", QUESTION, "--checkpoint", tmp_path / "run", "--out", tmp_path, "--html")
+    values = values_of(*arguments, "--selection", "sparsemax", cwd=trained)
+    assert any("does not see the image" in problem for problem in values["problems"])
+    assert Path(values["figure"]).name.endswith("-sparsemax.png")
+    trace = load_trace(Path(values["trace"]))
+    length = len(trace.pieces)
+    for content in (trace.dense, trace.thresholded):
+        assert not content.weights()[..., :length, length:].any()
+
+
+def test_tables_name_regions_and_never_round_to_certainty() -> None:
+    rows = _answer_rows(tiny_trace("the large dog", task="rec"))
+    assert {row[0] for row in rows} == {
+        "region 0 (dog)",
+        "region 1 (tall building)",
+        "region 2",
+        "region 3 (car)",
+        "region 4 (dog)",
+    }
+    assert [_percent(value) for value in (0, 1e-6, 0.25, 0.9999, 1)] == [
+        "0.0 %",
+        "< 0.1 %",
+        "25.0 %",
+        "> 99.9 %",
+        "100.0 %",
+    ]
+
+
 def test_a_question_in_another_language_is_told_of(trained: Path, tmp_path: Path) -> None:
     arguments = ("img.jpg", "de quelle couleur est la star", "--out", tmp_path)
     assert any("not look English" in problem for problem in values_of(*arguments, cwd=trained)["problems"])
@@ -290,7 +357,8 @@ def test_a_question_in_another_language_is_told_of(trained: Path, tmp_path: Path
         ("¿de qué color es el perro?", True),
         ("собака on", True),
         ("what color is the die on the left", False),
-        ("la la land poster", True),  # the price of a short list
+        ("la la land poster", False),
+        ("la la casa de papel", True),
         ("man in red", False),
         ("", False),
         ("el nino sign", False),

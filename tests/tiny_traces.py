@@ -124,5 +124,6 @@ def _pass(task: str, output: Any, answers: tuple[str, ...]) -> Pass:
     names = [f"region {number}" if task == "rec" else answers[number] for number in order]
     pairs = list(zip(names, best.values.tolist(), strict=True))
     if task != "rec":
-        return Pass(scores, kept, pairs)
-    return Pass(scores, kept, pairs, order[0], order[1], (5.0, 25.0, 100.0, 118.0))
+        return Pass(scores, kept, answers=pairs)
+    box = (5.0, 25.0, 100.0, 118.0)
+    return Pass(scores, kept, answers=pairs, chosen=order[0], runner_up=order[1], box=box)

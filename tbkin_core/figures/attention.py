@@ -88,6 +88,7 @@ def trace_figure(
         predicted_box_dense=scaled(trace.dense.box),
         kept_fraction=trace.kept_fraction(),
         title=trace.text,
+        note="Regions are named by the annotated boxes that they meet." if trace.names_annotated else "",
         column=column,
     )
 
@@ -122,6 +123,7 @@ def answer_figure(
     predicted_box_dense: ArrayLike | None = None,
     kept_fraction: float,
     title: str,
+    note: str = "",
     column: bool = False,
 ) -> None:
     """Draw one answer (VQA) or one grounding (REC) with the attention behind it.
@@ -152,6 +154,7 @@ def answer_figure(
         predicted_box_dense: Likewise, with dense attention.
         kept_fraction: Share of the attention entries that the threshold kept, in [0, 1].
         title: The question or expression.
+        note: Ends the caption.
         column: Draw for one column of a paper, 3.4 inches wide, in place of 7.2: letters of the same size,
             fewer words, regions and answers.
 
@@ -178,6 +181,7 @@ def answer_figure(
             ),
             kept_fraction=kept_fraction,
             title=title,
+            note=clean_text(note),
         )
         page.save(Path(path))
 
@@ -214,6 +218,7 @@ def _draw(
     choices: tuple[_Choice, _Choice],
     kept_fraction: float,
     title: str,
+    note: str,
 ) -> Page:
     page = Page(_WIDTH)
     inner = _WIDTH - 2 * _MARGIN
@@ -222,20 +227,23 @@ def _draw(
     shown_words = _most_attended_words(views)
     shown_regions = _most_attended_regions(views)
     with_words = len(shown_words) > 0
+    notes = _notes(views)
 
     caption = f"{headings[1]} keeps {_percentage(kept_fraction)} of the attention entries."
     if views[0].source:
         caption += f" Weights: {views[0].source}."
-    if len(boxes):
+    if not len(shown_regions):
+        caption += " No word attends to a region: the answer is from the words alone." if len(boxes) else ""
+    else:
         caption += " Regions in full colour have the highest weight, faded ones none."
     if with_words and any((view.word_region[:, shown_regions] == 0).any() for view in views):
         caption += " Grey cells: dropped."
-    if with_words and len(shown_regions) < len(boxes):
+    if with_words and 0 < len(shown_regions) < len(boxes):
         caption += f" Below: the {len(shown_regions)} most attended of {len(boxes)} regions."
     if len(shown_words) < len(words):
         caption += f" {len(shown_words)} of {len(words)} words are shown."
     title_lines = page.wrap(title, inner, 10, lines=4, bold=True)
-    caption_lines = page.wrap(caption, inner, 7.5, lines=3)
+    caption_lines = page.wrap(f"{caption} {note}" if len(shown_regions) else caption, inner, 7.5, lines=4)
 
     height, width = image.shape[:2]
     stacked = width > 2.4 * height
@@ -275,10 +283,11 @@ def _draw(
         slot = (left, top + _HEADING, slot_width, slot_height)
         outlines = lines[place] if grounding else _attended_lines(view, boxes, region_labels)
         _draw_image(page, slot, image, boxes, view.region_weights, highest, outlines, named=not grounding)
+        _draw_note(page, slot, notes[place])
         if lines[place]:
             _draw_legend(page, left, top + _HEADING + slot_height + 0.05, slot_width, lines[place])
     scale_height = slot_height + (panel_height + 0.1 if stacked else 0)
-    if len(boxes):
+    if len(shown_regions):
         scale_left = _WIDTH - _MARGIN - _SCALE_WIDTH
         _draw_scale(page, scale_left, images_top + _HEADING, scale_height, highest, "region weight", True)
     if with_words:
@@ -311,6 +320,7 @@ def _draw_column(
     choices: tuple[_Choice, _Choice],
     kept_fraction: float,
     title: str,
+    note: str,
 ) -> Page:
     """As `_draw`, in half the width: pictures, then words beside answers, then the maps, then the caption."""
     page = Page(_COLUMN)
@@ -330,7 +340,9 @@ def _draw_column(
     if views[0].source:
         caption += f" Weights: {views[0].source}."
     highest = _highest(view.region_weights for view in views)
-    if len(boxes):
+    if len(boxes) and not len(shown_regions):
+        caption += " No word attends to a region: the answer is from the words alone."
+    elif len(boxes):
         shares = [_percentage(float(view.region_weights.sum())) for view in views]
         caption += f" On regions: {shares[0]} dense, {shares[1]} thresholded; in full colour: {highest:.2g}."
     brightest = _highest(view.word_region[np.ix_(shown_words, shown_regions)] for view in views)
@@ -344,7 +356,7 @@ def _draw_column(
     if len(shown_words) < len(words):
         caption += f" {len(shown_words)} of {len(words)} words."
     title_lines = page.wrap(title, inner, 9, lines=3, bold=True)
-    caption_lines = page.wrap(caption, inner, 7, lines=7)
+    caption_lines = page.wrap(f"{caption} {note}" if len(shown_regions) else caption, inner, 7, lines=8)
 
     height, width = image.shape[:2]
     slot_height = float(np.clip(half * height / width, 0.35, 2.2))
@@ -364,11 +376,13 @@ def _draw_column(
 
     for row, line in enumerate(title_lines):
         page.text(_COLUMN_MARGIN, _COLUMN_MARGIN + 0.17 * row, line, 9, weight="bold")
-    for left, view, heading, own in zip(lefts, views, ("Dense", short), lines, strict=True):
+    panels = zip(lefts, views, ("Dense", short), lines, _notes(views), strict=True)
+    for left, view, heading, own, unread in panels:
         page.text(left, images_top, page.fit(heading, half, 8, bold=True), 8, weight="bold")
         slot = (left, images_top + _HEADING, half, slot_height)
         outlines = own if grounding else _attended_lines(view, boxes, region_labels)
         _draw_image(page, slot, image, boxes, view.region_weights, highest, outlines, named=not grounding)
+        _draw_note(page, slot, unread)
     _draw_legend(page, _COLUMN_MARGIN, legend_top, inner, legend)
 
     names_width = max((page.measure(name, 7) for name in names), default=0.0) + 0.08
@@ -481,6 +495,22 @@ def _draw_image(
                 va="center",
                 bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1.2},
             )
+
+
+def _notes(views: tuple[AttentionView, AttentionView]) -> tuple[str, str]:
+    """What is written over the dense and the thresholded image where no region has any weight."""
+    dense, thresholded = (bool(view.region_weights.any()) or not view.region_weights.size for view in views)
+    unread = "no attention on regions"
+    return "" if dense else unread, "" if thresholded else "all regions dropped" if dense else unread
+
+
+def _draw_note(page: Page, slot: tuple[float, float, float, float], note: str) -> None:
+    """A note in the middle of an image, which would else look like one that is there but faded."""
+    left, top, width, height = slot
+    if note:
+        box = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 2.0}
+        middle = (left + width / 2, top + height / 2)
+        page.text(*middle, page.fit(note, width, 7.5), 7.5, ha="center", va="center", bbox=box)
 
 
 def _faded(colors: NDArray[np.floating], clarity: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -780,7 +810,12 @@ def _most_attended_words(
 
 
 def _most_attended_regions(views: tuple[AttentionView, AttentionView]) -> NDArray[np.intp]:
-    """The most attended first; a region counts with its share in either view, so that none is overlooked."""
+    """The most attended first; a region counts with its share in either view, so that none is overlooked.
+
+    There are none where nothing attends to any region, as in a model that does not see the image.
+    """
+    if not any(view.region_weights.any() or view.word_region.any() for view in views):
+        return np.zeros(0, np.intp)
     shares = [view.region_weights / (view.region_weights.sum() or 1) for view in views]
     return np.argsort(-np.maximum(*shares), kind="stable")[:_MAX_REGIONS]
 
@@ -804,7 +839,7 @@ def _threshold_name(selection: str, threshold: float) -> str:
     if selection in TRANSFORMS:
         return f"Sparse attention ({selection})"
     if selection == "topk":
-        return f"Thresholded (top {threshold:g} keys)"
+        return f"Thresholded (top {threshold:g} key{'s' * (threshold != 1)})"
     return f"Thresholded ({selection}, τ = {threshold:g})"
 
 

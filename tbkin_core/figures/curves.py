@@ -21,7 +21,9 @@ _WIDTH = 7.2
 _PLOT_HEIGHT = 1.9
 _MAX_LABELS = 8
 # Keys of a metrics row that are no measurement of the model.
-_NOT_DRAWN = frozenset({"step", "epoch", "lr", "learning_rate", "seconds", "time", "samples", "examples"})
+_NOT_DRAWN = frozenset({"step", "epoch", "lr", "learning_rate", "seconds", "time", "samples", "examples"}) | {
+    "best_accuracy"  # the higher of two that are drawn
+}
 
 
 def training_figure(
@@ -42,8 +44,8 @@ def training_figure(
         metrics: Rows in the order of the run, each with "step" and what was measured at it; a row need not
             have every key.
         loss_keys: Keys of the upper plot; by default those with "loss" in the name.
-        metric_keys: Keys of the lower plot; by default "accuracy" and those that end in it, or start with
-            "val" or "eval", and are no losses.
+        metric_keys: Keys of the lower plot; by default those with "accuracy" in the name, or that start
+            with "val" or "eval", and are no losses.
         title: Above the plots.
 
     Raises:
@@ -57,7 +59,7 @@ def training_figure(
         metric_keys = [
             name
             for name in names
-            if name not in losses and (name.endswith("accuracy") or name.startswith(("val", "eval")))
+            if name not in losses and ("accuracy" in name or name.startswith(("val", "eval")))
         ]
     percent = all("accuracy" in name for name in metric_keys)
     plots = [

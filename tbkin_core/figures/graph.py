@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style
-from tbkin_core.figures.trace import Pass, Trace
+from tbkin_core.figures.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +56,8 @@ def graph_regions(trace: Trace, limit: int) -> list[int]:
         trace: With a graph; without one there are none.
         limit: At most so many; regions without a link only fill up to half of it.
 
+    Where nothing is linked, regions that hardly were attended to are drawn too, rather than next to none.
+
     Returns:
         Numbers of regions: the linked ones in the order of the objects they are linked with, then the others.
     """
@@ -71,9 +73,8 @@ def graph_regions(trace: Trace, limit: int) -> list[int]:
     if regions_agree(trace):
         weights = _attended(trace)
         order = np.argsort(-weights, kind="stable")
-        others = [
-            int(region) for region in order if 0 < weights[region] >= _ATTENDED_SHARE * weights[order[0]]
-        ]
+        least = _ATTENDED_SHARE * weights.max(initial=0) if strongest else 0
+        others = [int(region) for region in order if weights[region] >= max(least, 1e-9 * bool(strongest))]
         chosen = (trace.thresholded.chosen, trace.thresholded.runner_up)
         wanted = [region for region in chosen if region is not None] + wanted
     shown = list(dict.fromkeys(wanted))[:limit]
@@ -189,14 +190,15 @@ def _caption(graph: dict[str, Any], regions: list[int]) -> str:
     total = len(graph["regions"])
     if graph["cross_edges"]:
         parts.append(
-            "Links between regions and objects are as wide as their names are alike (weight, 0 to 1)."
+            "Links between regions and objects are as wide as their names are alike (weight, 0 to 1; by"
+            " colour alone, half)."
         )
     else:
-        parts.append("No region goes by the name of an object, so nothing links image and text.")
+        parts.append("No region's label fits an object or its attributes, so nothing links image and text.")
     if len(regions) < total:
         parts.append(
-            f"{len(regions)} of {total} regions are shown (linked, chosen or most attended),"
-            f" {total - len(regions)} left out."
+            f"Shown: {len(regions)} of {total} regions, those {'linked, ' * bool(graph['cross_edges'])}chosen"
+            " or most attended."
         )
     if len(graph["objects"]) > _MAX_OBJECTS:
         parts.append(f"{_MAX_OBJECTS} of {len(graph['objects'])} objects are shown.")
@@ -493,7 +495,6 @@ def _attended(trace: Trace) -> NDArray[np.float32]:
     row = 0 if trace.thresholded.chosen is None else text + trace.thresholded.chosen
     shares = []
     for content in (trace.dense, trace.thresholded):
-        last = Pass(content.scores[-1:], content.kept[-1:])
-        weights = last.weights()[0].mean(axis=0)[row, text:]
+        weights = content.weights()[-1].mean(axis=0)[row, text:]
         shares.append(weights / (weights.sum() or 1))
     return np.maximum(*shares)

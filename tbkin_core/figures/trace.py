@@ -71,6 +71,7 @@ class Trace:
         dense, thresholded: The two passes.
         checkpoint: Name of the model.
         target_box: (x1, y1, x2, y2) pixels of the true box, where known.
+        names_annotated: Whether `region_labels` are names that people gave, in part or all.
         graph: The unified scene graph as `UnifiedGraph.to_dict` writes it, or None.
     """
 
@@ -91,6 +92,7 @@ class Trace:
     layers: list[int] | None = None
     checkpoint: str = ""
     target_box: tuple[float, float, float, float] | None = None
+    names_annotated: bool = False
     graph: dict[str, Any] | None = None
 
     def kept_fraction(self) -> float:

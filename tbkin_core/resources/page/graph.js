@@ -148,9 +148,10 @@ function buildGraph(available) {
   $("graph-section").hidden = false;
   const left = graph.regions.length - graphRegions.length;
   $("graph-note").textContent = "Regions of the image, objects of the text with their attributes, and relations"
-    + " between them; a link between a region and an object is as wide as their names are alike."
-    + (left ? ` ${left} of ${graph.regions.length} regions are left out: the weakest.` : "")
-    + (graph.cross_edges.length ? "" : " No region goes by the name of an object.")
+    + " between them; a link between a region and an object is as wide as their names are alike (by colour alone, half)."
+    + (left ? ` Shown: ${graphRegions.length} of ${graph.regions.length} regions, those`
+      + `${graph.cross_edges.length ? " linked," : ""} chosen or most attended.` : "")
+    + (graph.cross_edges.length ? "" : " No region's label fits an object or its attributes, so nothing links them.")
     + (graph.objects.length ? "" : " The text names no object.");
 }
 

@@ -140,8 +140,9 @@ function shown(source) {
   });
   const sum = (values) => values.reduce((total, value) => total + value, 0);
   const reader = grounded ? `the chosen region ${regionName(trace.thresholded.chosen)}` : "[CLS]";
-  let text = `The answer is read from ${reader}: ${percent(sum(regions))} of its attention is on regions`;
-  if (strongest(regions, 1).length) text += ` (most: ${listed(regions, regionName)})`;
+  let text = `The answer is read from ${reader}: `;
+  if (!strongest(regions, 1).length) text += "none of its attention is on regions";
+  else text += `${percent(sum(regions))} of its attention is on regions (most: ${listed(regions, regionName)})`;
   text += `, ${percent(sum(words))} on words`;
   if (strongest(words, 1).length) text += ` (most: ${listed(words, quoted)})`;
   return { regions, words, text: `${text}.` };
@@ -175,7 +176,6 @@ function render() {
     const share = highest.region ? current.regions[region] / highest.region : 0;
     hole.setAttribute("fill-opacity", source.kind === "region" && source.index === region ? 1 : share);
   });
-  $("scrim").classList.toggle("off", !highest.region && source.kind !== "region");
   $("shown").textContent = current.text;
   renderLabels(source);
   renderLinks(source);
@@ -330,8 +330,8 @@ function renderMap() {
 
 function viewName() {
   if (state.layer === "rollout") return "by attention rollout over all layers";
-  const head = state.head === null ? "mean of heads" : `head ${state.head + 1}`;
-  return `in layer ${state.layer + 1}, ${head}`;
+  const head = state.head === null ? "mean of heads" : `head ${state.head}`;
+  return `in layer ${state.layer}, ${head}`;
 }
 
 // ---- pointing and pinning -----------------------------------------------------------------------
@@ -497,13 +497,13 @@ function buildControls() {
   $("tau-exact").addEventListener("change", () => ($("tau-exact").value = threshold()));
   const last = attention.layerCount - 1;
   for (let layer = 0; layer <= last; layer++) {
-    $("layer").append(make("option", { value: layer }, `${layer + 1}${layer === last ? " (last)" : ""}`));
+    $("layer").append(make("option", { value: layer }, `${layer}${layer === last ? " (last)" : ""}`));
   }
   $("layer").append(make("option", { value: "rollout" }, "all: attention rollout"));
   $("layer").value = state.layer;
   $("head").append(make("option", { value: "mean" }, "mean of heads"));
   for (let head = 0; head < attention.headCount; head++) {
-    $("head").append(make("option", { value: head }, String(head + 1)));
+    $("head").append(make("option", { value: head }, String(head)));
   }
   const chooseView = () => {
     state.layer = $("layer").value === "rollout" ? "rollout" : Number($("layer").value);
@@ -515,7 +515,7 @@ function buildControls() {
   };
   for (const id of ["layer", "head", "direction"]) $(id).addEventListener("change", chooseView);
   $("head").disabled = state.layer === "rollout";
-  const selecting = trace.layers?.map((layer) => layer + 1).join(", ");
+  const selecting = trace.layers?.join(", ");
   const only = trace.layers ? ` The model selects in layer ${selecting} only.` : "";
   const where = trace.scope === "all" ? "" : ` Only ${trace.scope} links may be dropped.`;
   $("independent").textContent = "Recomputed here from the scores of the dense pass, each layer by itself:"
