@@ -41,18 +41,29 @@ Init = Annotated[
         help="Weights to begin from: a checkpoint, a BERT directory or hub id, or none.", show_default=False
     ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training data.", show_default=False)]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="Passes over the training data.  [default: chosen from the data]", show_default=False),
+]
 BatchSize = Annotated[
     int | None, typer.Option(help="Samples an optimizer step, over all devices.", show_default=False)
 ]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.", show_default=False)]
 MaxMinutes = Annotated[
-    float | None, typer.Option(help="Stop cleanly after so much training time.", show_default=False)
+    float | None,
+    typer.Option(
+        help="Stop cleanly after so much training time.  [default: none; 10 for finetune on a CPU without"
+        " --epochs]",
+        show_default=False,
+    ),
 ]
 MaxTextTokens = Annotated[
     int | None, typer.Option(help="Longer texts are cut.  [default: 32]", show_default=False)
 ]
-Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.", show_default=False)]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="auto (bf16 where the device has it), fp32, bf16 or fp16.", show_default=False),
+]
 
 Tensorboard = Annotated[
     bool | None,

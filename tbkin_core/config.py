@@ -330,6 +330,8 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         image_dropout: VQA: share of the questions, other ones each epoch, that are learnt without any region;
             the model can then do without, and is kept as one that does where that is better on validation.
             None takes 0.2 below 10,000 questions, else 0.1.
+        blind_epochs: VQA: so many epochs learn from the questions alone before any sees an image; None takes
+            an eighth of them where the weights begin at random. The best of these counts too.
         predict: Splits whose answers or boxes are written to OUT/predictions-SPLIT.json, also of a run that
             has finished.
     """
@@ -346,6 +348,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     patience: int = 0
     threshold_epochs: float = 0.0
     image_dropout: float | None = None
+    blind_epochs: int | None = None
     predict: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
@@ -353,7 +356,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
             *super().problems(),
             *_task_problems(self.task),
             *(["dataset: only for --task rec"] if self.dataset and self.task == "vqa" else []),
-            *_at_least(self, kl_epochs=0, min_answer_count=1, patience=0, threshold_epochs=0),
+            *_at_least(self, kl_epochs=0, min_answer_count=1, patience=0, threshold_epochs=0, blind_epochs=0),
             *_within(self, 0, 1, "image_dropout"),
             *(
                 ["threshold_epochs: k of topk is a number of keys, it cannot grow from 0"]

@@ -445,7 +445,7 @@ def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
         TbkinError: No checkpoint of the task, other features than it was trained on, or bad thresholds; with
             `refit`, as `finetune`.
     """
-    from tbkin_core.evaluation.sweep import row_name
+    from tbkin_core.evaluation.sweep import p_text, row_name
     from tbkin_core.sweep_runs import run_sweep
 
     sweep = run_sweep(config, finetune)
@@ -475,7 +475,7 @@ def threshold_sweep(config: ThresholdSweepConfig) -> StageResult:
                 f"{row['accuracy_low']:.2f} to {row['accuracy_high']:.2f}",
                 *([f"{row['accuracy_spread']:.2f}"] if seeds else []),
                 f"{row['difference']:+.2f}" if "difference" in row else "",
-                f"{row['p_value']:.3f}" if "p_value" in row else "",
+                p_text(row["p_value"]) if "p_value" in row else "",
                 *(f"{row['answer_types'][name]:.2f}" for name in types),
                 f"{100 * row['kept_fraction']:.1f} %",
                 f"{row['entropy']:.2f}",

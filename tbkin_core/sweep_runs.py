@@ -12,8 +12,7 @@ import json
 import logging
 import shutil
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from tbkin_core.config import FinetuneConfig, ThresholdSweepConfig, config_value
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.layout import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
+from tbkin_core.evaluation.attribution import AttentionMeter
+from tbkin_core.evaluation.bootstrap import too_few_images
 from tbkin_core.evaluation.sweep import (
-    AttentionMeter,
     Measurement,
     Samples,
     SweepConclusion,
@@ -56,8 +56,11 @@ from tbkin_core.selection import TRANSFORMS, Selection, require_library
 from tbkin_core.shards import MANIFEST
 from tbkin_core.training_runs import (
     check_features,
+    expression_set,
     feature_place,
     initial_source,
+    most_minutes,
+    samples_content,
     settings_of,
     task_splits,
 )
@@ -104,14 +107,21 @@ def run_sweep(config: ThresholdSweepConfig, train: Train) -> Sweep:
     problems: list[str] = []
     if config.refit:
         checkpoint, base, store, dataset = _refit_source(config, problems)
-        seeds = [config.seed + number for number in range(config.seeds)]
+        seeds, own = [config.seed + number for number in range(config.seeds)], True
     else:
-        checkpoint, base, store, dataset = _checkpoint_source(config)
+        checkpoint, base, store, dataset, own = _checkpoint_source(config)
         seeds = [base.seed]
     assert base.data is not None
-    items = {}
+    items, contents = {}, {}
     for seed in seeds:
-        items[seed] = _split_items(dataset, replace(base, seed=seed), split, store, problems)
+        seeded = replace(base, seed=seed)
+        splits = task_splits(dataset, seeded, problems) if own else _whole_split(dataset, base, split)
+        if split not in splits or split == "train":
+            known = ", ".join(name for name in splits if name != "train")
+            raise ConfigError(f"split: expected one of {known}, got {split!r}")
+        items[seed] = _evaluable(splits[split], dataset, base, split, store, problems)
+        contents[seed] = samples_content(splits if config.refit else {split: items[seed]})
+        problems += too_few_images(split, [item.image_id for item in items[seed]])
     problems = list(dict.fromkeys(problems))
     identity = {
         "refit": config.refit,
@@ -125,7 +135,7 @@ def run_sweep(config: ThresholdSweepConfig, train: Train) -> Sweep:
         "dataset": base.dataset,
         "features": store.fingerprint(),
         "split": split,
-        "content": _content(items[seeds[0]]),
+        "content": contents[seeds[0]],
     }
     name = f"{base.task}-refit" if config.refit or checkpoint is None else checkpoint.name
     evaluate = Evaluation(config, items, store)
@@ -142,7 +152,7 @@ def run_sweep(config: ThresholdSweepConfig, train: Train) -> Sweep:
     keep = _Keeper(out / SWEEP_FILE, identity, done)
     if config.refit:
         with keep.forgotten_if_empty():
-            _sweep_refit(base, wanted, seeds, store, train, evaluate, keep, config.overwrite)
+            _sweep_refit(base, wanted, contents, store, train, evaluate, keep, config.overwrite)
     else:
         if base.blind:
             problems.append(f"{checkpoint} sees no image: only attention from text to text is thresholded")
@@ -155,8 +165,8 @@ def run_sweep(config: ThresholdSweepConfig, train: Train) -> Sweep:
 
 def _checkpoint_source(
     config: ThresholdSweepConfig,
-) -> tuple[Path, FinetuneConfig, FeatureStore, Dataset]:
-    """The checkpoint to evaluate, with the data it was trained on unless other data is asked for."""
+) -> tuple[Path, FinetuneConfig, FeatureStore, Dataset, bool]:
+    """The checkpoint to evaluate, its data unless other is asked for, and whether it was trained on that."""
     from tbkin_core.checkpoint import load_model_config, task_of
 
     checkpoint = config.checkpoint or find_checkpoint([config.task])
@@ -171,16 +181,18 @@ def _checkpoint_source(
     features = config.features or (
         Path(trained["features"]) if trained.get("features") and not config.data else None
     )
+    own = bool(trained.get("data")) and data.resolve() == Path(trained["data"]).resolve()
     base = FinetuneConfig(
         task=config.task,
         data=data,
         features=features,
-        dataset=config.dataset or trained.get("dataset"),
+        dataset=config.dataset or trained.get("dataset") if own else config.dataset,
         train_split=trained.get("train_split"),
         blind=not load_model_config(checkpoint).use_regions,
         seed=int(trained.get("seed", 0)),
     )
-    return checkpoint, base, FeatureStore(feature_place(features, data)), open_dataset(data)
+    dataset = open_dataset(data)
+    return checkpoint, base, FeatureStore(feature_place(features, data)), dataset, own
 
 
 def _refit_source(
@@ -220,23 +232,40 @@ def _refit_source(
     if base.data is None:
         base = replace(base, data=find_data(config.task))
     assert base.data is not None
+    dataset = open_dataset(base.data)
     store = FeatureStore(feature_place(base.features, base.data))
     # Named now: every run begins from the same weights, whatever is trained meanwhile.
-    return checkpoint, replace(base, init=initial_source(base, store)), store, open_dataset(base.data)
+    return checkpoint, replace(base, init=initial_source(base, store)), store, dataset
 
 
-def _split_items(
-    dataset: Dataset, base: FinetuneConfig, split: str, store: FeatureStore, problems: list[str]
+def _whole_split(dataset: Dataset, base: FinetuneConfig, split: str) -> dict[str, list[Any]]:
+    """A split of data that the model has never seen, beside the names of the others."""
+    if base.task == "vqa":
+        return {
+            name: list(dataset.questions(name)) if name == split else [] for name in dataset.question_splits()
+        }
+    chosen = expression_set(dataset, base)
+    return {
+        name: list(dataset.expressions(name, chosen)) if name == split else []
+        for name in dataset.expression_splits(chosen)
+    }
+
+
+def _evaluable(
+    items: list[Any],
+    dataset: Dataset,
+    base: FinetuneConfig,
+    split: str,
+    store: FeatureStore,
+    problems: list[str],
 ) -> list[Any]:
-    """The samples to evaluate: those with features; before anything is trained or loaded."""
-    splits = task_splits(dataset, base, problems)
-    if split not in splits or split == "train":
-        known = ", ".join(name for name in splits if name != "train")
-        raise ConfigError(f"split: expected one of {known}, got {split!r}")
-    items = splits[split]
-    if base.task == "vqa" and not any(item.answers for item in items):
+    """The samples to evaluate: those with answers and features; before anything is trained or loaded."""
+    if base.task == "vqa":
+        items = [item for item in items if item.answers]
+    if not items:
+        what = "answers" if base.task == "vqa" else "expressions"
         raise DataError(
-            f"{dataset.root}: split {split} has no answers to evaluate against", hint="choose --split val"
+            f"{dataset.root}: split {split} has no {what} to evaluate against", hint="choose --split val"
         )
     found = [item for item in items if item.image_id in store]
     if not found:
@@ -255,14 +284,6 @@ def _split_items(
 def _settings(config: FinetuneConfig) -> dict[str, Any]:
     """What a run computes from."""
     return {name: value for name, value in config_values(config).items() if name not in NO_RESULT}
-
-
-def _content(items: Sequence[Any]) -> int:
-    """A number that changes with the samples, their order, their images and their answers."""
-    value = 0
-    for item in items:
-        value = zlib.crc32(repr(item).encode("utf-8", errors="replace"), value)
-    return value
 
 
 def _modified(path: Path) -> float:
@@ -318,7 +339,7 @@ class _Keeper:
         self.file, self.identity = file, identity
         self.found = {(*entry.key, entry.seed): entry for entry in done}
         if done:
-            logger.info("%d measurements are there already", len(done))
+            logger.info("measured already: %d", len(done))
         elif rank() == 0:
             self.write({})
 
@@ -438,18 +459,22 @@ def _sweep_checkpoint(
 def _sweep_refit(
     base: FinetuneConfig,
     wanted: Sequence[tuple[str, float]],
-    seeds: Sequence[int],
+    contents: Mapping[int, int],
     store: FeatureStore,
     train: Train,
     evaluate: Evaluation,
     keep: _Keeper,
     overwrite: bool,
 ) -> None:
-    cells = [(seed, rule, threshold) for seed in seeds for rule, threshold in wanted]
+    """Train and measure each cell of the sweep; `contents` are the seeds, each with its `samples_content`."""
+    cells = [(seed, rule, threshold) for seed in contents for rule, threshold in wanted]
+    minutes = most_minutes(base)
+    limit = f", each of at most {minutes:g} minutes" if minutes is not None else ""
+    logger.info("%d models to train%s", len(cells), limit)
     for number, (seed, rule, threshold) in enumerate(cells, 1):
         cell = _cell(base, rule, threshold, seed, keep.file.parent)
         name = cell.out.name if cell.out else ""
-        source = None if overwrite else _finished_elsewhere(cell, store)
+        source = None if overwrite else _finished_elsewhere(cell, store, contents[seed])
         if source is None:
             logger.info("%d of %d: %s", number, len(cells), name)
             # A run that is finished is not trained again, one that was interrupted goes on.
@@ -480,12 +505,14 @@ def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Pat
     return replace(base, **chosen, seed=seed, out=place, predict=[], overwrite=False)
 
 
-def _finished_elsewhere(cell: FinetuneConfig, store: FeatureStore) -> Path | None:
-    """A finished run of the same settings whose features and initial weights are still those of today."""
+def _finished_elsewhere(cell: FinetuneConfig, store: FeatureStore, content: int) -> Path | None:
+    """A finished run of the same settings whose data, features and initial weights are those of today."""
     inputs = max(_modified(store.path / MANIFEST), _modified(Path(cell.init) / "model.safetensors"))
-    for path, content in finished_runs("finetune"):
-        reason = content["results"].get("reason")
-        if content["settings"] == _settings(cell) and reason != "minutes" and inputs <= content["started"]:
+    for path, run in finished_runs("finetune"):
+        results = run["results"]
+        # What a run learns in its minutes depends on what else the machine does: that is trained again.
+        whole = results.get("reason") != "minutes" and results.get("content") == content
+        if whole and run["settings"] == _settings(cell) and inputs <= run["started"]:
             return path
     return None
 

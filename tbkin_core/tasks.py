@@ -22,9 +22,9 @@ from torch import Tensor
 from tbkin_core.batches import TextTable, encode_texts
 from tbkin_core.datasets.records import Expression, Question
 from tbkin_core.errors import DataError
-from tbkin_core.evaluation.attribution import kept_counts
+from tbkin_core.evaluation.attribution import AttentionMeter
 from tbkin_core.evaluation.rec import box_iou_paired
-from tbkin_core.evaluation.vqa import normalize_answer, soft_scores, vqa_accuracy
+from tbkin_core.evaluation.vqa import answer_accuracy, normalize_answer, soft_scores, vqa_accuracy
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
 from tbkin_core.losses import answer_loss, box_loss, region_score_loss
@@ -224,6 +224,7 @@ class VqaTask:
         image_dropout: Share of the questions of an epoch that are learnt without any region. The model then
             also answers from the question alone, and is measured both ways: `ignores_image` says whether the
             last evaluation was better without.
+        blind_epochs: Epochs, the first ones, that learn from the questions alone.
 
     Raises:
         DataError: No training question has one of the answers.
@@ -240,8 +241,10 @@ class VqaTask:
         batch_size: int,
         seed: int = 0,
         image_dropout: float = 0.0,
+        blind_epochs: int = 0,
     ) -> None:
         self.seed = seed
+        self.blind_epochs = blind_epochs
         self.metric = "best_accuracy" if image_dropout else "accuracy"
         self.ignores_image = False
         self.image_dropout = image_dropout
@@ -290,7 +293,10 @@ class VqaTask:
         for place, sample in enumerate(samples):
             for answer, score in self._targets[sample]:
                 targets[place, answer] = score
-        batch = self.train.inputs.batch(samples)
+        inputs = self.train.inputs
+        if epoch < self.blind_epochs:
+            inputs = replace(inputs, blind=True)
+        batch = inputs.batch(samples)
         batch["region_mask"] = self._shown(batch["region_mask"], samples, epoch)
         return {**batch, "targets": targets}
 
@@ -314,13 +320,13 @@ class VqaTask:
         split = self.validation
         inputs = split.inputs
 
-        def accuracy(inputs: Inputs) -> float:
+        def accuracy(model: Any, inputs: Inputs = inputs) -> float:
             predicted, _ = self.predict(model, inputs, device)
             return 100 * float(self.question_scores(split, predicted).mean())
 
-        values = {"accuracy": accuracy(inputs), **kept_attention(model, inputs, device, self.batch_size)}
+        values = accuracy_and_kept(model, accuracy, inputs, self.batch_size)
         if self.image_dropout:
-            without = accuracy(replace(inputs, blind=True))
+            without = accuracy(model, replace(inputs, blind=True))
             # Where the regions only mislead, the model is kept as one that answers without them.
             self.ignores_image = without > values["accuracy"]
             values |= {
@@ -343,9 +349,16 @@ class VqaTask:
 
     @staticmethod
     def question_scores(split: VqaSplit, predicted: Sequence[str]) -> NDArray[np.float64]:
-        """(N,) soft score of a predicted answer of each question, in [0, 1]."""
+        """(N,) official accuracy of a predicted answer of each question, in [0, 1]."""
+
+        def score(question: Question, scores: dict[str, float], answer: str) -> float:
+            # What normalisation leaves alone needs no normalising; the scores of the targets then suffice.
+            if not scores or normalize_answer(answer) == answer:
+                return scores.get(answer, 0.0)
+            return answer_accuracy(answer, question.answers)
+
         return np.array(
-            [scores.get(answer, 0.0) for scores, answer in zip(split.scores, predicted, strict=True)],
+            [score(*entry) for entry in zip(split.questions, split.scores, predicted, strict=True)],
             np.float64,
         )
 
@@ -494,9 +507,13 @@ class RecTask:
     def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
         if self.validation is None:
             return {}
-        boxes, _, _ = self.predict(model, self.validation.inputs, device)
-        kept = kept_attention(model, self.validation.inputs, device, self.batch_size)
-        return {"accuracy": 100 * float(self.hits(self.validation, boxes).mean()), **kept}
+        split = self.validation
+
+        def accuracy(model: Any) -> float:
+            boxes, _, _ = self.predict(model, split.inputs, device)
+            return 100 * float(self.hits(split, boxes).mean())
+
+        return accuracy_and_kept(model, accuracy, split.inputs, self.batch_size)
 
     def predict(
         self, model: Any, inputs: Inputs, device: torch.device
@@ -615,44 +632,33 @@ def apply_deltas(boxes: NDArray, deltas: NDArray, sizes: NDArray) -> NDArray[np.
 
 
 def run_batches(
-    model: Any, inputs: Inputs, device: torch.device, batch_size: int, output_attentions: bool = False
+    model: Any, inputs: Inputs, device: torch.device, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """The model's output for all samples, batch by batch, with the samples' positions."""
     with torch.inference_mode():
         for indices in evaluation_order(inputs, batch_size):
             batch = to_device(inputs.batch(indices), device)
-            yield indices, model(**batch, output_attentions=output_attentions)
+            yield indices, model(**batch)
 
 
-def kept_attention(model: Any, inputs: Inputs, device: torch.device, batch_size: int) -> dict[str, float]:
-    """Share of the attention that the model's selection keeps; empty where it keeps all.
+def accuracy_and_kept(
+    model: Any, accuracy: Callable[[Any], float], inputs: Inputs, batch_size: int
+) -> dict[str, float]:
+    """Accuracy, and the shares of attention that the model's selection keeps, measured on the way.
 
-    Measured on a few batches spread over all lengths, which suffices for a mean and is not felt in training.
+    Args:
+        model: In evaluation mode.
+        accuracy: Of a model, by one pass over `inputs`.
+        inputs: What it is measured on.
+        batch_size: Of that pass.
 
     Returns:
-        "kept" overall, and "kept_LAYER_DIRECTION" (`DIRECTIONS`) of each layer, in [0, 1].
+        "accuracy"; where the selection drops anything also `AttentionMeter.shares`.
     """
     if not model.tbkin.selection.threshold:
-        return {}
-    order = evaluation_order(inputs, batch_size)
-    totals: dict[str, NDArray[np.float64]] = {}
-    with torch.inference_mode():
-        for indices in order[:: max(len(order) // 4, 1)][:4]:
-            batch = to_device(inputs.batch(indices), device)
-            valid = torch.cat([batch["attention_mask"].bool(), batch["region_mask"].bool()], dim=1)
-            records = model(**batch, output_attentions=True).attentions
-            for direction, counts in kept_counts(records, valid, batch["input_ids"].shape[1]).items():
-                totals[direction] = totals.get(direction, 0) + counts
-    kept, total = np.sum(list(totals.values()), axis=(0, 1))
-    return {
-        "kept": float(kept / total),
-        **{
-            f"kept_{layer}_{direction}": float(kept / total)
-            for direction, counts in totals.items()
-            for layer, (kept, total) in enumerate(counts)
-            if total
-        },
-    }
+        return {"accuracy": accuracy(model)}
+    meter = AttentionMeter(model, -(-len(inputs) // batch_size))
+    return {"accuracy": accuracy(meter), **meter.shares()}
 
 
 def hold_out(image_ids: Sequence[ImageId], share: float, seed: int) -> NDArray[np.bool_]:
@@ -660,7 +666,8 @@ def hold_out(image_ids: Sequence[ImageId], share: float, seed: int) -> NDArray[n
 
     An image's place depends on its id and the seed alone, so that more data moves no image.
     """
-    keys = {image_id: zlib.crc32(f"{seed}:{image_id}".encode()) for image_id in image_ids}
+    # A checksum alone keeps the order of ids from seed to seed, and takes images at even distances.
+    keys = {image_id: mix(seed, zlib.crc32(str(image_id).encode())) for image_id in image_ids}
     if len(keys) < 2:
         raise DataError(
             "validation: there is no val split, and one image alone cannot be divided",

@@ -230,8 +230,6 @@ def train(
                         logger.info("state saved at step %d", where.step)
                         raise KeyboardInterrupt
                     if _any_rank(time_spent() > 1, device, world):
-                        # Saved in the middle of the epoch: with more time, the same command goes on here.
-                        save()
                         reason = "minutes"
                         break
                     if time.monotonic() - last_saved > 60 * config.save_minutes:
@@ -254,7 +252,6 @@ def train(
                 },
                 **values,
             }
-            where.history.append(record)
             for name, value in record.items() if board else ():
                 board.add_scalar(f"epoch/{name}", value, where.epoch + 1)
             score = values.get(task.metric)
@@ -263,6 +260,11 @@ def train(
                 where.best, where.best_epoch = score, where.epoch + 1
                 if rank() == 0:
                     save_best(model)
+            if reason == "minutes":
+                # In the middle of the epoch: with more time, the same command goes on here, and what is
+                # better already stays.
+                save()
+            where.history.append(record)
             if rank() == 0:
                 shown = ", ".join(
                     f"{name.replace('_', ' ')} {value:.4g}"

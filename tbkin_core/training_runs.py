@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -196,6 +197,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     import torch
 
     from tbkin_core.checkpoint import load_model, save_model
+    from tbkin_core.evaluation.bootstrap import too_few_images
     from tbkin_core.features.store import FeatureStore
     from tbkin_core.modeling import TbkinForRec, TbkinForVqa
     from tbkin_core.reports import report_rec, report_vqa
@@ -264,6 +266,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             batch_size,
             config.seed,
             settings.image_dropout,
+            settings.blind_epochs,
         )
         extra: dict[str, Any] = {
             "num_answers": len(answers),
@@ -361,6 +364,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             values |= report_vqa(report, name, split, task, best, device, in_store, config, out)
         else:
             report_rec(report, name, rec[name], task, best, device, config, out)
+        problems += too_few_images(name, [item.image_id for item in splits[name] if item.image_id in store])
     shown = {entry["split"]: entry["accuracy"] for entry in report if entry["order"] == 3}
     if not best.config.use_regions and not config.blind:
         problems.append("on validation the regions brought nothing: the model that is kept ignores the image")
@@ -372,6 +376,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
         {
             "task": config.task,
             "data": str(config.data),
+            "content": samples_content(splits),
             "samples": len(task.lengths()),
             "parameters": best.num_parameters(),
             "initialised_from": source,
@@ -404,7 +409,7 @@ def check_predicted_splits(dataset: Dataset, config: FinetuneConfig) -> None:
     if config.task == "vqa":
         names = dataset.question_splits()
     else:
-        names = dataset.expression_splits(_expression_set(dataset, config))
+        names = dataset.expression_splits(expression_set(dataset, config))
     unknown = [name for name in config.predict if normalise_split(name) not in names]
     if unknown:
         raise ConfigError(
@@ -452,7 +457,7 @@ def write_predictions(config: FinetuneConfig, run: Path, name: str, problems: li
         ]
         lacking, rest = len(questions) - len(known), f"are answered {answers[0]!r}"
     else:
-        expressions = dataset.expressions(split, _expression_set(dataset, config))
+        expressions = dataset.expressions(split, expression_set(dataset, config))
         rec = build_rec_split(expressions, *common)
         found = []
         if rec.expressions:
@@ -514,7 +519,7 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
                 problems.append(f"{name}: {lacking} of {len(items)} questions have no answers (left out)")
                 found[name] = answered
     else:
-        chosen = _expression_set(dataset, config)
+        chosen = expression_set(dataset, config)
         others = [name for name in dataset.expression_sets() if name != chosen]
         if config.dataset is None and others:
             problems.append(f"{chosen} is used; choose another with --dataset ({', '.join(others)})")
@@ -562,7 +567,7 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
     if by_object and held:
         count = len({item.image_id for item in train_items} & held_images)
         problems.append(
-            f"{_expression_set(dataset, config)} is split by object: {count} of {len(held_images)} images of"
+            f"{expression_set(dataset, config)} is split by object: {count} of {len(held_images)} images of"
             f" {validation} are trained on with other objects, so results do not compare with those of splits"
             " by image"
         )
@@ -582,12 +587,23 @@ def task_splits(dataset: Dataset, config: FinetuneConfig, problems: list[str]) -
     return {"train": train_items, "val": held, **{name: found[name] for name in tests}}
 
 
+def samples_content(splits: Mapping[str, Sequence[Any]]) -> int:
+    """A number that changes with the samples, their order, their images and their answers."""
+    value = 0
+    for name, items in splits.items():
+        value = zlib.crc32(name.encode(), value)
+        for item in items:
+            value = zlib.crc32(repr(item).encode("utf-8", errors="replace"), value)
+    return value
+
+
 # Splits that are there to be trained on, and the splits that lie within others by the names of the field.
 _TRAINED = ("train", "trainval", "all")
 _PARTS = {"val": ("minival",), "trainval": ("val", "minival")}
 
 
-def _expression_set(dataset: Dataset, config: FinetuneConfig) -> str:
+def expression_set(dataset: Dataset, config: FinetuneConfig) -> str:
+    """The set of referring expressions that the settings name, or the first; errors as `task_splits`."""
     sets = dataset.expression_sets()
     if not sets:
         raise DataError(
@@ -678,12 +694,23 @@ def _training_texts(dataset: Dataset) -> list[str]:
     return texts
 
 
-def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: FeatureStore) -> Any:
-    """Fill in what was left to tbkin: a function of the data's size, the initial weights and the settings."""
+def _on_cuda(config: TrainingConfig) -> bool:
     import torch
 
+    return torch.cuda.is_available() and not config.devices.startswith("cpu")
+
+
+def most_minutes(config: FinetuneConfig) -> float | None:
+    """How long fine-tuning takes at most: as asked for, else what a CPU gets where no epochs are; or None."""
+    if config.max_minutes is None and config.epochs is None and not _on_cuda(config):
+        return CPU_MINUTES
+    return config.max_minutes
+
+
+def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: FeatureStore) -> Any:
+    """Fill in what was left to tbkin: a function of the data's size, the initial weights and the settings."""
     pretraining = isinstance(config, PretrainConfig)
-    cuda = torch.cuda.is_available() and not config.devices.startswith("cpu")
+    cuda = _on_cuda(config)
     size, minutes = config.size, config.max_minutes
     if init is not None:
         size = _size_of(init)
@@ -704,14 +731,23 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
     # Small data is passed over more often: about as many samples are seen in all. On a processor the time
     # ends most runs: what a small model learns late (that "no" turns an answer round) needs it.
     seen = 60_000 if pretraining else 120_000 if cuda else 1_000_000
-    if not pretraining and not cuda and config.epochs is None and minutes is None:
-        minutes = CPU_MINUTES
+    if not pretraining:
+        minutes = most_minutes(config)
     epochs = min(max(round(seen / max(samples, 1)), 4), 40 if pretraining else 60)
     chosen: dict[str, Any] = {}
     if isinstance(config, FinetuneConfig):
         # Learning without the image delays learning with it; of many questions fewer suffice for the first.
         hidden = (0.2 if samples < 10_000 else 0.1) if config.image_dropout is None else config.image_dropout
-        chosen = {"image_dropout": 0.0 if config.blind or config.task == "rec" else hidden}
+        early = config.blind_epochs
+        if early is None:
+            early = (
+                (epochs if config.epochs is None else config.epochs) // 8 if init is None and hidden else 0
+            )
+        without = config.blind or config.task == "rec"
+        chosen = {
+            "image_dropout": 0.0 if without else hidden,
+            "blind_epochs": 0 if without else early,
+        }
     return replace(
         config,
         size=size,

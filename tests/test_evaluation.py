@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
+from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference, too_few_images
 from tbkin_core.evaluation.rec import box_iou_paired, oracle_accuracy, rec_accuracy, xywh_to_xyxy
 from tbkin_core.evaluation.vqa import answer_accuracy, normalize_answer, soft_scores, vqa_accuracy
 
@@ -384,6 +384,17 @@ def test_paired_difference_sees_a_real_difference_and_no_other() -> None:
         for trial in range(100)
     ]
     assert 0.3 < np.mean(noise) < 0.7
+
+
+@pytest.mark.parametrize(("images", "least"), [(1, 1.0), (2, 0.5), (5, 0.0625), (40, 0.0)])
+def test_few_images_prove_nothing(images: int, least: float) -> None:
+    """Each image gains the same, so that no resample strays: still, luck alone gives one sign that often."""
+    groups = np.arange(400) % images
+    found = paired_difference(np.ones(400), np.zeros(400), groups, samples=500)
+    assert found.p_value == max(least, 1 / 501)
+    notes = too_few_images("val", groups)
+    assert bool(notes) == (images < 10)
+    assert not notes or f"val: only {images} image" in notes[0]
 
 
 @settings(max_examples=30)

@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import succeeds, trained, trained_workspace, world  # noqa: F401
+from command_line import fails, succeeds, trained, trained_workspace, world  # noqa: F401
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tbkin_core.checkpoint import load_model
 from tbkin_core.config import FinetuneConfig, TrainingConfig
 from tbkin_core.datasets import open_dataset
+from tbkin_core.datasets.records import Question
 from tbkin_core.evaluation.attribution import kept_counts
+from tbkin_core.evaluation.vqa import soft_scores
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.selection import Selection
-from tbkin_core.tasks import VqaTask, build_vqa_split, kept_attention
+from tbkin_core.tasks import VqaSplit, VqaTask, accuracy_and_kept, build_vqa_split, official_accuracy
 from tbkin_core.training import learning_rate, to_device
 from tbkin_core.training_runs import CPU_MINUTES, _growing_threshold, _resolved
 
@@ -47,6 +51,18 @@ def test_an_image_is_hidden_whole_by_seed_epoch_and_sample_alone(vqa: tuple[VqaT
     assert [not value for value in alone] == hidden[:20].tolist(), "the same in a batch of its own"
     other = ~task.collate(rows, 1)["region_mask"].any(axis=1)
     assert 0.2 < (hidden != other).mean() < 0.8, "others in the next epoch"
+
+
+def test_the_first_epochs_learn_from_the_questions_alone(vqa: tuple[VqaTask, Any]) -> None:
+    known, _ = vqa
+    assert known.train is not None
+    task = VqaTask(known.train, None, known.answers, 0, 16, blind_epochs=2)
+    rows = task.samples(0)
+    shown = [task.collate(rows, epoch)["region_mask"].any(axis=1) for epoch in range(3)]
+    assert not shown[0].any() and not shown[1].any() and shown[2].all()
+    early, late = task.collate(rows, 1), task.collate(rows, 2)
+    assert np.array_equal(early["input_ids"], late["input_ids"])
+    assert np.array_equal(early["targets"], late["targets"])
 
 
 @pytest.mark.parametrize("helps", [True, False])
@@ -122,6 +138,40 @@ def test_the_report_tells_what_the_image_brings(trained: Path) -> None:  # noqa:
     assert ("this model, image hidden" in names) is model.config.use_regions
 
 
+ANSWERS = ["night_stand", "night stand", "The Cat", "cat", "two", "2", "yes", "a"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=10), st.sampled_from(ANSWERS)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.booleans(),
+)
+def test_sweeps_and_validation_score_as_the_official_evaluator(
+    rows: list[tuple[list[str], str]], agreed: bool
+) -> None:
+    questions = [
+        Question(number, number, "what?", "val", tuple(given[:1] * 10 if agreed else given))
+        for number, (given, _) in enumerate(rows)
+    ]
+    split = VqaSplit(questions, None, [soft_scores(item.answers) for item in questions])  # type: ignore[arg-type]
+    predicted = [answer for _, answer in rows]
+    official = official_accuracy(split, predicted).per_question
+    assert list(100 * VqaTask.question_scores(split, predicted)) == pytest.approx(list(official.values()))
+
+
+@pytest.mark.parametrize(("rule", "says"), [("sparsemax", "could grow"), ("topk=4", "cannot grow")])
+def test_what_cannot_grow_is_refused(trained: Path, rule: str, says: str) -> None:  # noqa: F811
+    rule, _, threshold = rule.partition("=")
+    line = f"finetune --task vqa --data coco --selection {rule} --threshold-epochs 2 --out none"
+    line += f" --threshold {threshold}" if threshold else ""
+    fails(*line.split(), cwd=trained, code=2, says=("threshold_epochs", says))
+    assert not (trained / "none").exists()
+
+
 def test_a_threshold_grows_over_the_first_epochs(vqa: tuple[VqaTask, Any]) -> None:
     model = SimpleNamespace(tbkin=SimpleNamespace(selection=Selection("relative", 0.4, scope="cross-modal")))
     grow = _growing_threshold(model, 2)
@@ -138,6 +188,7 @@ def test_a_threshold_grows_over_the_first_epochs(vqa: tuple[VqaTask, Any]) -> No
 def test_what_attention_keeps_is_logged_by_layer_and_direction(
     trained: Path,  # noqa: F811
     vqa: tuple[VqaTask, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = (trained / "runs/finetune/vqa-relative-0.3/metrics.jsonl").read_text().splitlines()
     logged = json.loads(lines[-1])
@@ -148,10 +199,17 @@ def test_what_attention_keeps_is_logged_by_layer_and_direction(
     task, model = vqa
     assert task.train is not None
     inputs = task.train.inputs
-    assert (
-        kept_attention(SimpleNamespace(tbkin=SimpleNamespace(selection=Selection())), inputs, None, 4) == {}
-    )  # type: ignore[arg-type]
-    found = kept_attention(model, inputs, torch.device("cpu"), len(inputs))
+
+    def accuracy(model: Any) -> float:
+        task.predict(model, inputs, torch.device("cpu"))
+        return 50.0
+
+    monkeypatch.setattr(task, "batch_size", len(inputs))
+    found = accuracy_and_kept(model, accuracy, inputs, len(inputs))
+    assert found["accuracy"] == 50
+    with monkeypatch.context() as patch:
+        patch.setattr(model.tbkin, "selection", Selection())
+        assert accuracy_and_kept(model, accuracy, inputs, 4) == {"accuracy": 50}, "dense keeps all"
     batch = to_device(inputs.batch(np.arange(len(inputs))), torch.device("cpu"))
     with torch.inference_mode():
         records = model(**batch, output_attentions=True).attentions
@@ -205,7 +263,7 @@ def test_minutes_that_were_chosen_end_a_run_for_good(
 
 
 @pytest.mark.parametrize(
-    ("samples", "settings", "size", "epochs", "minutes"),
+    ("samples", "given_settings", "size", "epochs", "minutes"),
     [
         (1_000, {}, "tiny", 60, CPU_MINUTES),
         (40_000, {}, "tiny", 25, CPU_MINUTES),
@@ -217,14 +275,17 @@ def test_minutes_that_were_chosen_end_a_run_for_good(
 def test_defaults_on_a_processor(
     trained: Path,  # noqa: F811
     samples: int,
-    settings: dict[str, Any],
+    given_settings: dict[str, Any],
     size: str,
     epochs: int,
     minutes: float | None,
 ) -> None:
     store = FeatureStore(trained / "coco/features")
-    chosen = _resolved(FinetuneConfig(task="vqa", devices="cpu", **settings), samples, None, store)
+    chosen = _resolved(FinetuneConfig(task="vqa", devices="cpu", **given_settings), samples, None, store)
     assert (chosen.size, chosen.epochs, chosen.max_minutes) == (size, epochs, minutes)
     assert chosen.image_dropout == (0.2 if samples < 10_000 else 0.1)
+    assert chosen.blind_epochs == epochs // 8
+    begun = {"hidden_size": 128}
+    assert _resolved(FinetuneConfig(task="vqa", devices="cpu"), samples, begun, store).blind_epochs == 0
     blind = _resolved(FinetuneConfig(task="vqa", devices="cpu", blind=True), samples, None, store)
-    assert blind.image_dropout == 0
+    assert blind.image_dropout == 0 == blind.blind_epochs

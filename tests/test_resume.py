@@ -27,6 +27,8 @@ from command_line import (
     world,
 )
 
+from tbkin_core.tasks import RecTask
+
 __all__ = ["trained", "trained_workspace", "workspace", "world"]
 
 EACH_STEP = "save_minutes: 0\nbatch_size: 4\n"
@@ -293,7 +295,7 @@ def test_a_sweep_goes_on(trained_workspace: Path) -> None:
     line = ["threshold-sweep", "--task", "vqa", "--thresholds"]
     succeeds(*line, "0,0.3", "--out", "one", cwd=trained_workspace)
     outcome = succeeds(*line, "0,0.3,0.6", "--out", "one", cwd=trained_workspace)
-    assert "there already" in outcome.err
+    assert "measured already: 2" in outcome.err
     rows = json.loads((trained_workspace / "one/sweep.json").read_text())["rows"]
     assert [row["threshold"] for row in rows] == [0, 0.3, 0.6]
     before = files_below(trained_workspace / "one")
@@ -308,9 +310,26 @@ def test_a_run_cut_by_minutes_goes_on_with_more(trained_workspace: Path) -> None
     more = json.loads(succeeds(*line, "--json", cwd=trained_workspace).out)
     assert more["reason"] == "epochs" and more["epochs"] == 2
     whole = [*line[:-1], "whole"]
-    succeeds(*whole, cwd=trained_workspace)
-    weights = [(trained_workspace / name / "model.safetensors").read_bytes() for name in ("cut", "whole")]
-    assert weights[0] == weights[1]
+    best = json.loads(succeeds(*whole, "--json", cwd=trained_workspace).out)["best"]
+    measured = [(trained_workspace / name / "metrics.jsonl").read_text() for name in ("cut", "whole")]
+    assert measured[0] == measured[1], "losses and accuracies of each epoch are those of an uncut run"
+    assert more["best"] >= best, "a model kept when the minutes were over may be better"
+
+
+def test_more_minutes_never_make_a_kept_model_worse(
+    trained_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = [90.0, 10.0, 20.0]
+    monkeypatch.setattr(RecTask, "evaluate", lambda *_: {"accuracy": accuracies.pop(0)})
+    settings = "--task rec --data coco --init none --epochs 2 --out cut --json"
+    line = ["finetune", *settings.split(), "--max-minutes"]
+    succeeds(*line, "0.0001", cwd=trained_workspace)
+    before = (trained_workspace / "cut/model.safetensors").read_bytes()
+    more = json.loads(succeeds(*line, "5", cwd=trained_workspace).out)
+    assert (more["reason"], more["best"], accuracies) == ("epochs", 90.0, [])
+    assert (trained_workspace / "cut/model.safetensors").read_bytes() == before
+    epochs = [json.loads(row)["epoch"] for row in (trained_workspace / "cut/metrics.jsonl").open()]
+    assert epochs == [1, 2], "the part of an epoch has no row of its own"
 
 
 def test_what_is_overwritten_is_kept_until_the_new_run_has_finished(trained_workspace: Path) -> None:

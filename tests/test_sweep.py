@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,9 @@ from numpy.typing import NDArray
 from tbkin_core import stages, sweep_runs
 from tbkin_core.config import ThresholdSweepConfig
 from tbkin_core.errors import DataError
-from tbkin_core.evaluation.attribution import (
-    DIRECTIONS,
-    attention_entropy,
-    kept_counts,
-)
+from tbkin_core.evaluation.attribution import DIRECTIONS, AttentionMeter, attention_entropy, kept_counts
 from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
-from tbkin_core.evaluation.sweep import AttentionMeter, Measurement, Samples, conclude, summarise
+from tbkin_core.evaluation.sweep import Measurement, Samples, conclude, p_text, summarise
 from tbkin_core.modeling import AttentionRecord, TbkinConfig, TbkinForVqa
 from tbkin_core.runs import find_checkpoint, finished_runs
 from tbkin_core.selection import Selection
@@ -180,6 +177,13 @@ def test_a_clear_gain_is_told_from_noise_among_many() -> None:
     """A p value cannot fall below one in the number of resamples; that grows with the thresholds."""
     accuracies = {0.0: 0.3, **{0.01 * number: 0.3 for number in range(1, 60)}, 0.9: 0.8}
     assert conclude(rows_of(accuracies)).differs
+
+
+def test_words_of_p_values_and_of_nothing_tried() -> None:
+    assert [p_text(value) for value in (0.0312, 0.0005, 0.0002)] == ["0.031", "0.001", "< 0.001"]
+    accuracies = {0.0: 0.3, **{0.01 * number: 0.3 for number in range(1, 60)}, 0.9: 0.8}
+    assert "(p < 0.001, 60 settings tried)" in conclude(rows_of(accuracies)).text
+    assert conclude(rows_of({0.0: 0.6})).text.startswith("only the dense model was measured")
 
 
 def test_equal_accuracies_of_different_answers_prefer_dense() -> None:
@@ -339,6 +343,29 @@ def test_a_sweep_goes_on_after_each_threshold(
         assert found == expected
 
 
+def test_a_sweep_takes_what_was_held_out_of_own_data_and_all_of_other(trained_workspace: Path) -> None:
+    place = trained_workspace
+    both = "finetune --task vqa --data coco --train-split train+val --epochs 1 --out both --json --init none"
+    tuned = json.loads(succeeds(*both.split(), "--devices", "cpu", cwd=place).out)
+    line = (*LINE, "--checkpoint", "both", "--thresholds", "0")
+    own = result(*line, cwd=place)
+    held = next(entry["n"] for entry in tuned["report"] if entry["split"] == "val")
+    questions = len(
+        json.loads((place / "coco/v2_OpenEnded_scenes_val_questions.json").read_text())["questions"]
+    )
+    assert own["samples"] == held < questions
+    assert own["rows"][0]["accuracy"] == pytest.approx(tuned["accuracy"]["val"])
+    assert any("val: only" in problem for problem in own["problems"])
+    # Nothing of other data was trained on, and it need not have anything to train on.
+    shutil.copytree(place / "coco", place / "other")
+    for file in (place / "other").glob("v2_*train*"):
+        file.unlink()
+    assert result(*line, "--data", "other", cwd=place)["samples"] == questions
+    fails(*line, "--data", "other", "--split", "train", cwd=place, code=2, says="one of test, val")
+    (place / "other/v2_scenes_val_annotations.json").unlink()
+    fails(*line, "--data", "other", cwd=place, code=1, says="has no answers")
+
+
 def test_a_sweep_without_effect_warns(trained_workspace: Path) -> None:
     outcome = succeeds(*LINE, "--thresholds", "0,1e-9", "--quiet", cwd=trained_workspace)
     assert "warning: all 2 settings give the same accuracy" in outcome.err
@@ -405,6 +432,16 @@ def test_refit_takes_what_is_trained_already_and_is_nobodys_latest_model(
     assert outcome.out == Path("runs/threshold-sweep/vqa-refit-val")
     assert find_checkpoint(["vqa"]) == latest
     assert len(finished_runs("finetune")) == 2
+    # Of other answers it is not trained, though its settings are the same.
+    file = Path("coco/v2_scenes_train_annotations.json")
+    content = json.loads(file.read_text())
+    for entry in content["annotations"][:3]:
+        entry["answers"] = [{"answer": "zebra"}] * 10
+    file.write_text(json.dumps(content))
+    trainings.clear()
+    again = stages.threshold_sweep(replace(config, selection=["relative"]))
+    assert again.out == Path("runs/threshold-sweep/vqa-refit-val-2")
+    assert [path.name for path in trainings] == ["dense-seed-0", "relative-0.3-seed-0"]
 
 
 def test_refit_pairs_each_seed_with_its_own_held_out_images(
@@ -472,7 +509,11 @@ def test_other_data_is_refused_and_nothing_is_lost(trained_workspace: Path) -> N
     }
 
 
-def test_checkpoints_and_splits_that_do_not_fit(trained_workspace: Path) -> None:
+def test_checkpoints_and_splits_that_do_not_fit(
+    trained_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No hub is asked for the weights that are not there.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     place = trained_workspace
     line = (*LINE, "--thresholds", "0,0.3", "--out", "none")
     rec = ("--checkpoint", "runs/finetune/rec")

@@ -21,7 +21,13 @@ from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.evaluation.bootstrap import bootstrap_interval
 from tbkin_core.features.store import RegionBatch
 from tbkin_core.reports import _row
-from tbkin_core.tasks import RecSplit, best_region_hits, largest_region_hits, random_region_hits
+from tbkin_core.tasks import (
+    RecSplit,
+    best_region_hits,
+    hold_out,
+    largest_region_hits,
+    random_region_hits,
+)
 from tbkin_core.training_runs import task_splits
 
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 180, 20)}
@@ -307,6 +313,19 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def test_held_out_images_are_drawn_anew_with_each_seed() -> None:
+    """As by chance: at no even distances, and with a tenth of another seed's images among them."""
+    ids = range(1000)
+    held = [np.flatnonzero(hold_out(ids, 0.1, seed)) for seed in range(8)]
+    assert all(len(images) == 100 for images in held)
+    shared = [len(np.intersect1d(held[0], images)) for images in held[1:]]
+    assert 1 <= min(shared) < max(shared) <= 25
+    assert 5 <= np.mean(shared) <= 15
+    # Of 99 gaps between chance images of mean 10, none is more frequent than 1 is: about 10 times.
+    assert np.bincount(np.diff(held[0])).max() < 25
+    assert np.array_equal(held[3], np.flatnonzero(hold_out(ids, 0.1, 3)))
+
+
 Change = Callable[[Entries, Entries], None]
 
 
@@ -371,7 +390,7 @@ def test_faulty_vqa_files_cost_what_is_faulty(
     notes = json.loads(outcome.out)["problems"]
     for text in says:
         assert sum(text in note for note in notes) == 1, notes
-    told = ("no question-only model", "weights begin at random")
+    told = ("no question-only model", "weights begin at random", "val: only 3 images")
     assert len([note for note in notes if not note.startswith(told)]) == len(says), notes
 
 
@@ -438,10 +457,24 @@ def test_one_table_holds_majority_question_only_and_this_model(squares: Path, tm
     names = [entry["model"] for entry in rows if "hidden" not in entry["model"]]
     assert names == ["majority answer", "question only", "this model"]
     assert {entry["n"] for entry in rows} == {6}
-    # One that was trained with other samples held out is no measure.
-    other = (*run, "--train-split", "val", "--out", "other", "--json")
-    values = json.loads(succeeds(*other, cwd=tmp_path).out)
-    assert "question only" not in [entry["model"] for entry in values["report"]]
+    # One that was trained with other samples held out is no measure, be they as many.
+    held_out = (*run, "--train-split", "val", "--json")
+    hidden = json.loads(succeeds(*held_out, "--blind", cwd=tmp_path).out)["out"]
+    asked = questions_of(tmp_path / hidden)
+    same = []
+    for seed in "013":
+        values = json.loads(succeeds(*held_out, "--seed", seed, "--out", seed, cwd=tmp_path).out)
+        same.append(questions_of(tmp_path / seed) == asked)
+        found = "question only" in [entry["model"] for entry in values["report"]]
+        assert found is same[-1]
+    assert same[0]
+    assert not all(same)
+
+
+def questions_of(run: Path) -> list[int]:
+    """The questions that a run was validated on."""
+    content = json.loads((run / "results-val.json").read_text())
+    return [entry["question_id"] for entry in content["results"]]
 
 
 @pytest.mark.parametrize("option", ["--answers", "--min-answer-count"])

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Attention is recorded in one batch of so many, and in so many batches at most.
+_RECORD_EVERY, _MOST_RECORDED = 8, 64
+
 DIRECTIONS = ("text-to-text", "text-to-image", "image-to-text", "image-to-image")
 
 
@@ -53,3 +56,58 @@ def attention_entropy(records: Sequence[Any], valid: Tensor) -> float:
         total += float(entropy[where].sum())
         count += float(where.sum())
     return total / max(count, 1.0)
+
+
+class AttentionMeter:
+    """Stands in for a model during an evaluation and records attention in a few batches on the way.
+
+    A pass of its own would cost as much again as its samples; this costs the recording alone.
+
+    Args:
+        model: A model of tbkin, in evaluation mode.
+        batches: How many there will be.
+    """
+
+    def __init__(self, model: Any, batches: int) -> None:
+        self.model = model
+        count = min(max(batches // _RECORD_EVERY, 1), _MOST_RECORDED)
+        # Spread over the whole order, which goes by length.
+        self._chosen = {int((place + 0.5) * batches / count) for place in range(count)}
+        self._seen = 0
+        self._kept: dict[str, NDArray[np.float64]] = {}
+        self._entropy: list[float] = []
+
+    def __call__(self, **inputs: Any) -> Any:
+        import torch
+
+        record = self._seen in self._chosen
+        self._seen += 1
+        output = self.model(**inputs, output_attentions=record)
+        if record:
+            valid = torch.cat([inputs["attention_mask"].bool(), inputs["region_mask"].bool()], dim=1)
+            counts = kept_counts(output.attentions, valid, inputs["input_ids"].shape[1])
+            for name, found in counts.items():
+                self._kept[name] = self._kept.get(name, 0) + found
+            self._entropy.append(attention_entropy(output.attentions, valid))
+        return output
+
+    def kept(self) -> dict[str, list[list[float]]]:
+        """(kept, total) a layer, for each direction."""
+        return {name: self._kept[name].tolist() for name in DIRECTIONS}
+
+    def shares(self) -> dict[str, float]:
+        """ "kept" overall, and "kept_LAYER_DIRECTION" where there is something to keep, in [0, 1]."""
+        kept, total = np.sum([counts.sum(axis=0) for counts in self._kept.values()], axis=0)
+        return {
+            "kept": float(kept / total),
+            **{
+                f"kept_{layer}_{direction}": float(kept / total)
+                for direction, counts in self._kept.items()
+                for layer, (kept, total) in enumerate(counts)
+                if total
+            },
+        }
+
+    def entropy(self) -> float:
+        """Mean entropy of attention in nats."""
+        return float(np.mean(self._entropy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from tbkin_core.errors import ConfigError, DataError
 
+# Below so many groups, resampling them tells little of others.
+_FEW_GROUPS = 10
 # Numbers drawn at a time: bounds the memory to some 30 MB whatever the size of the data.
 _DRAWS_AT_ONCE = 1 << 21
 
@@ -68,7 +71,8 @@ def paired_difference(
     """Difference of two means over the same items (two models on the same questions), by resampling groups.
 
     The p-value is the share of resamples in which the difference strays from the observed one at least as far
-    as the observed one lies from 0; it is never below 1 / (samples + 1).
+    as the observed one lies from 0; it is never below 1 / (samples + 1), nor below 2 / 2^G with G groups, the
+    chance that G differences have one sign by luck: few groups stray little, and prove nothing by that.
 
     Args:
         values_a: (N,) of one system.
@@ -93,7 +97,16 @@ def paired_difference(
     # Rounding must not decide whether two equal distances count as equal.
     tolerance = 1e-9 * max(1.0, float(np.abs(both).max()))
     extreme = int(np.count_nonzero(np.abs(differences - difference) >= abs(difference) - tolerance))
-    return PairedDifference(difference, low, high, (1 + extreme) / (samples + 1))
+    by_luck = 2.0 ** (1 - (len(first) if groups is None else len(np.unique(np.asarray(groups)))))
+    return PairedDifference(difference, low, high, max((1 + extreme) / (samples + 1), by_luck))
+
+
+def too_few_images(split: str, images: Iterable[object]) -> list[str]:
+    """A note for people where a split has so few images that intervals over them are too narrow."""
+    count = len({str(image) for image in images})
+    if count >= _FEW_GROUPS:
+        return []
+    return [f"{split}: only {count} image{'s' if count > 1 else ''}; intervals over so few tell little"]
 
 
 def _values(values: ArrayLike, name: str) -> NDArray[np.float64]:

@@ -7,13 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tbkin_core.evaluation.attribution import DIRECTIONS, attention_entropy, kept_counts
+from tbkin_core.evaluation.attribution import DIRECTIONS
 from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
-
-# Attention is recorded in one batch of so many, and in so many batches at most.
-_RECORD_EVERY, _MOST_RECORDED = 8, 64
 
 
 @dataclass(slots=True)
@@ -61,48 +57,6 @@ class SweepConclusion:
     differs: bool
     all_alike: bool
     text: str
-
-
-class AttentionMeter:
-    """Stands in for a model during an evaluation and records attention in a few batches on the way.
-
-    A pass of its own would cost as much again as its samples; this costs the recording alone.
-
-    Args:
-        model: A model of tbkin, in evaluation mode.
-        batches: How many there will be.
-    """
-
-    def __init__(self, model: Any, batches: int) -> None:
-        self.model = model
-        count = min(max(batches // _RECORD_EVERY, 1), _MOST_RECORDED)
-        # Spread over the whole order, which goes by length.
-        self._chosen = {int((place + 0.5) * batches / count) for place in range(count)}
-        self._seen = 0
-        self._kept: dict[str, NDArray[np.float64]] = {}
-        self._entropy: list[float] = []
-
-    def __call__(self, *, output_attentions: bool = False, **inputs: Any) -> Any:
-        import torch
-
-        record = self._seen in self._chosen
-        self._seen += 1
-        output = self.model(**inputs, output_attentions=record or output_attentions)
-        if record:
-            valid = torch.cat([inputs["attention_mask"].bool(), inputs["region_mask"].bool()], dim=1)
-            counts = kept_counts(output.attentions, valid, inputs["input_ids"].shape[1])
-            for name, found in counts.items():
-                self._kept[name] = self._kept.get(name, 0) + found
-            self._entropy.append(attention_entropy(output.attentions, valid))
-        return output
-
-    def kept(self) -> dict[str, list[list[float]]]:
-        """(kept, total) a layer, for each direction."""
-        return {name: self._kept[name].tolist() for name in DIRECTIONS}
-
-    def entropy(self) -> float:
-        """Mean entropy of attention in nats."""
-        return float(np.mean(self._entropy))
 
 
 def summarise(
@@ -197,7 +151,9 @@ def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclu
     if refit and seeds == 1:
         noise = "the noise of images"
         counted += "; one seed, the noise of training is not counted: --seeds 3 does"
-    if all_alike:
+    if not tried:
+        text = f"only the dense model was measured ({dense['accuracy']:.2f} %), no threshold beside 0"
+    elif all_alike:
         text = (
             f"all {len(rows)} settings give the same accuracy ({dense['accuracy']:.2f} %): on these samples"
             " the thresholds tried make no difference"
@@ -208,7 +164,7 @@ def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclu
         verdict = "above" if differs else "but does not differ from"
         text = (
             f"{name} is best ({best['accuracy']:.2f} %), {verdict} dense ({dense['accuracy']:.2f} %) beyond"
-            f" {noise} (p = {best['p_value']:.3f}, {counted})"
+            f" {noise} (p {p_text(best['p_value'], '= ')}, {counted})"
         )
     return SweepConclusion(best, differs, all_alike, text)
 
@@ -218,3 +174,8 @@ def row_name(row: Mapping[str, Any]) -> str:
     from tbkin_core.selection import Selection
 
     return "dense" if row["threshold"] == 0 else Selection(row["selection"], row["threshold"]).name
+
+
+def p_text(p_value: float, equals: str = "") -> str:
+    """ "0.012", or "< 0.001" where rounding would leave nothing."""
+    return f"{equals}{p_value:.3f}" if p_value >= 0.0005 else "< 0.001"
