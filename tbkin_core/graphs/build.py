@@ -134,8 +134,9 @@ def texts_of(dataset: Dataset) -> tuple[Sequence[Caption], str]:
 
 def choose_workers(workers: int | None, captions: int) -> int:
     """Worker processes for so many captions: as given, else one a processor where that pays; 0 is none."""
+    available = processors()  # asked also where it does not matter: a faulty environment is told of at once
     if workers is None:
-        workers = processors() if captions > WORKERS_FROM else 0
+        workers = available if captions > WORKERS_FROM else 0
     workers = min(workers, -(-captions // SHARD_CAPTIONS))
     return workers if workers > 1 else 0
 
