@@ -49,7 +49,7 @@ def main(
         bool, typer.Option(help="Few scenes, one epoch: shows the path, learns nothing.")
     ] = False,
     full: Annotated[
-        bool, typer.Option(help="3,000 scenes and more epochs: some 15 minutes of training on 2 cores.")
+        bool, typer.Option(help="6,000 scenes: some 10 minutes of training on 2 cores.")
     ] = False,
 ) -> None:
     """Draw scenes, run the six subcommands on them, and show the figures they print."""
@@ -63,12 +63,12 @@ def main(
         raise typer.Exit(2)
     shutil.rmtree(workspace, ignore_errors=True)
     workers = os.cpu_count() or 1
-    train, held = (24, 8) if quick else (3000 if full else train, 150)
+    train, held = (24, 8) if quick else (6000 if full else train, 150)
     console.print(f"drawing {train} + {held} + {held} scenes into {workspace}/coco", markup=False)
     scenes.generate(workspace / "coco", train=train, val=held, test=held, seed=0, workers=workers)
     chosen = {"pretrain": 6, "rec": 7, "blind": 4, "vqa": 10}
     if full:
-        chosen = {"pretrain": 2, "rec": 5, "blind": 2, "vqa": 20}
+        chosen = {"pretrain": 1, "rec": 3, "blind": 2, "vqa": 10}
     epochs = {name: f"--epochs {1 if quick else count}" for name, count in chosen.items()}
 
     features = run("tbkin extract-features coco/", workspace)
