@@ -48,9 +48,7 @@ def main(
     quick: Annotated[
         bool, typer.Option(help="Few scenes, one epoch: shows the path, learns nothing.")
     ] = False,
-    full: Annotated[
-        bool, typer.Option(help="6,000 scenes: some 10 minutes of training on 2 cores.")
-    ] = False,
+    full: Annotated[bool, typer.Option(help="6,000 scenes: some 10 minutes of training on 2 cores.")] = False,
 ) -> None:
     """Draw scenes, run the six subcommands on them, and show the figures they print."""
     started = time.perf_counter()
