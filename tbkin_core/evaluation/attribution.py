@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Attention is recorded in one batch of so many, and in so many batches at most.
-_RECORD_EVERY, _MOST_RECORDED = 8, 64
+_RECORD_EVERY, _MOST_RECORDED = 16, 64
 
 DIRECTIONS = ("text-to-text", "text-to-image", "image-to-text", "image-to-image")
 
