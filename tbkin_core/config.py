@@ -331,7 +331,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
             the model can then do without, and is kept as one that does where that is better on validation.
             None takes 0.2 below 10,000 questions, else 0.1.
         blind_epochs: VQA: so many epochs learn from the questions alone before any sees an image; None takes
-            an eighth of them where the weights begin at random. The best of these counts too.
+            an eighth of them where the weights begin at random and 100 answers or more are learnt.
         predict: Splits whose answers or boxes are written to OUT/predictions-SPLIT.json, also of a run that
             has finished.
     """
