@@ -236,6 +236,13 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
                 f"{name}: {lacking} of {len(items)} samples skipped, their images have no features"
             )
     is_vqa = config.task == "vqa"
+    answers: list[str] = []
+    if is_vqa:
+        answers, minimum = (
+            (load_answers(config.answers), 0)
+            if config.answers is not None
+            else answer_vocabulary(in_store, config.min_answer_count)
+        )
     texts = [item.question if is_vqa else item.text for item in in_store]
     weights, init_config, tokenizer, source = _initial(config, texts, store, texts)
     if source == "none" and not config.blind:
@@ -243,7 +250,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             f"weights begin at random, so all is learnt from these {len(in_store)} samples; `tbkin pretrain"
             f" {config.data}`, a model fine-tuned for the other task or --init bert-base-uncased give a start"
         )
-    settings = _resolved(config, len(in_store), init_config, store)
+    settings = _resolved(config, len(in_store), init_config, store, len(answers))
     _keep_settings(settings, source, out)
     common = (store, tokenizer, settings.max_text_tokens, settings.max_regions)
     batch_size = settings.batch_size or 1
@@ -253,14 +260,6 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             for name, items in splits.items()
             if items
         }
-        answers, minimum = (
-            (load_answers(config.answers), 0)
-            if config.answers is not None
-            else answer_vocabulary(in_store, config.min_answer_count)
-        )
-        if config.blind_epochs is None and settings.blind_epochs and len(answers) < OPEN_ANSWERS:
-            settings = replace(settings, blind_epochs=0)
-            _keep_settings(settings, source, out)
         epochs = settings.epochs or 0
         # A softmax is the right model where one answer is right, and needs no other loss after it.
         certain = all(len(scores) == 1 for scores in vqa["train"].scores)
@@ -714,7 +713,13 @@ def most_minutes(config: FinetuneConfig) -> float | None:
     return config.max_minutes
 
 
-def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: FeatureStore) -> Any:
+def _resolved(
+    config: Any,
+    samples: int,
+    init: dict[str, Any] | None,
+    store: FeatureStore,
+    answers: int = OPEN_ANSWERS,
+) -> Any:
     """Fill in what was left to tbkin: a function of the data's size, the initial weights and the settings."""
     pretraining = isinstance(config, PretrainConfig)
     cuda = _on_cuda(config)
@@ -741,15 +746,15 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
     if not pretraining:
         minutes = most_minutes(config)
     epochs = min(max(round(seen / max(samples, 1)), 4), 40 if pretraining else 60)
+    if config.epochs is not None:
+        epochs = config.epochs
     chosen: dict[str, Any] = {}
     if isinstance(config, FinetuneConfig):
         # Learning without the image delays learning with it; of many questions fewer suffice for the first.
         hidden = (0.2 if samples < 10_000 else 0.1) if config.image_dropout is None else config.image_dropout
         early = config.blind_epochs
         if early is None:
-            early = (
-                (epochs if config.epochs is None else config.epochs) // 8 if init is None and hidden else 0
-            )
+            early = epochs // 8 if init is None and hidden and answers >= OPEN_ANSWERS else 0
         without = config.blind or config.task == "rec"
         chosen = {
             "image_dropout": 0.0 if without else hidden,
@@ -758,7 +763,7 @@ def _resolved(config: Any, samples: int, init: dict[str, Any] | None, store: Fea
     return replace(
         config,
         size=size,
-        epochs=epochs if config.epochs is None else config.epochs,
+        epochs=epochs,
         batch_size=config.batch_size or min(batch, max(samples // 4, 1)),
         learning_rate=config.learning_rate or rate,
         max_regions=config.max_regions or int(store.settings.get("max_regions", 36)),

@@ -287,5 +287,7 @@ def test_defaults_on_a_processor(
     assert chosen.blind_epochs == epochs // 8
     begun = {"hidden_size": 128}
     assert _resolved(FinetuneConfig(task="vqa", devices="cpu"), samples, begun, store).blind_epochs == 0
+    few = FinetuneConfig(task="vqa", devices="cpu", **given_settings)
+    assert _resolved(few, samples, None, store, answers=99).blind_epochs == 0, "habits of few answers stick"
     blind = _resolved(FinetuneConfig(task="vqa", devices="cpu", blind=True), samples, None, store)
     assert blind.image_dropout == 0 == blind.blind_epochs

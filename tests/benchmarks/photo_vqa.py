@@ -12,24 +12,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
+from simple_vqa import tbkin
 
 from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
-
-
-def tbkin(line: str, workspace: Path) -> tuple[dict[str, Any], float]:
-    """What a command prints with --json, and its seconds."""
-    started = time.monotonic()
-    command = [sys.executable, "-m", "tbkin_cli", *line.split(), "--json"]
-    done = subprocess.run(command, cwd=workspace, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout), time.monotonic() - started
 
 
 def main(
