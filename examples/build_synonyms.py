@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tbkin_core.graphs.similarity import regular_singular
+from tbkin_core.names.similarity import regular_singular
 
 # Interchangeable names, the first as COCO or Visual Genome has it.
 SAME = """
@@ -361,7 +361,7 @@ def relations(text: str) -> dict[str, list[str]]:
 
 
 def build(objects: list[list[str]], aliases: list[list[str]]) -> dict[str, object]:
-    """The table as `tbkin_core.graphs.similarity.SynonymTable` reads it."""
+    """The table as `tbkin_core.names.similarity.SynonymTable` reads it."""
     same = groups(SAME)
     first = {name: group for group in same for name in group}
     for names in objects:

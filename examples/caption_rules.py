@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tbkin_core.graphs.lexicon import lemmatize_noun, lemmatize_verb
-from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb
+from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 
 SHORT_TEXT = 8  # referring expressions are this terse
 

@@ -141,7 +141,7 @@ def largest_difference_at_zero(checkpoint: Path) -> float:
     """Largest difference between the dense model's logits and those under each rule at τ = 0."""
     import torch
 
-    from tbkin_core.checkpoint import load_model
+    from tbkin_core.modeling.checkpoint import load_model
     from tbkin_core.selection import RULES, Selection
 
     model, _ = load_model(checkpoint, "vqa")

@@ -20,7 +20,7 @@ from math import log
 from caption_rules import VERB_TAGS
 from spacy.util import load_language_data, registry
 
-from tbkin_core.graphs.lexicon import lemmatize_noun, lemmatize_verb
+from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb
 
 # How well a form goes with a base form, the best first. A base form is `ITSELF`, or `ITSELF_TOO` when it is
 # rather a form of another one ("found", "wings"); `LOOSE` forms are spelt as is often done and seldom right.

@@ -43,14 +43,14 @@ from spacy.training.batchers import minibatch_by_words
 from spacy.util import compile_infix_regex, fix_random_seed, load_model_from_config
 from thinc.api import Config
 
-from tbkin_core.evaluation.factual import (
+from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb
+from tbkin_core.parsing.factual import (
     Tuples,
     graph_tuples,
     lemmatize_phrase,
     parse_factual_graph,
     read_factual,
 )
-from tbkin_core.graphs.lexicon import lemmatize_noun, lemmatize_verb
 
 ROOT = -1
 CONTENT_TAGS = {"NN", "NNS", "NNP", "NNPS"}

@@ -34,7 +34,9 @@ from spacy.tokens import Doc
 from torch import nn
 from torch.nn import functional
 
-from tbkin_core.evaluation.factual import (
+from tbkin_core.names.lexicon import plain_sides
+from tbkin_core.parsing import reading
+from tbkin_core.parsing.factual import (
     Tuples,
     graph_tuples,
     lemmatize_phrase,
@@ -42,9 +44,7 @@ from tbkin_core.evaluation.factual import (
     read_factual,
     score,
 )
-from tbkin_core.graphs import reading
-from tbkin_core.graphs.lexicon import plain_sides
-from tbkin_core.graphs.network import (
+from tbkin_core.parsing.network import (
     AFFIX_BUCKETS,
     JOINED,
     MAX_ATTRIBUTE_DISTANCE,
@@ -65,8 +65,8 @@ from tbkin_core.graphs.network import (
     word_buckets,
     write_network,
 )
-from tbkin_core.graphs.parser import CaptionParser
-from tbkin_core.graphs.reading import NUMBERS, READINGS, Sentences, read_graphs
+from tbkin_core.parsing.parser import CaptionParser
+from tbkin_core.parsing.reading import NUMBERS, READINGS, Sentences, read_graphs
 
 TAGS = [
     "$", "''", ",", "-LRB-", "-RRB-", ".", ":", "ADD", "AFX", "CC", "CD", "DT", "EX", "FW", "HYPH", "IN",
@@ -753,7 +753,7 @@ class Heads(nn.Module):
 
 
 class SmallNetwork(nn.Module):
-    """What `tbkin_core.graphs.network` runs, in torch. Input: (features (B, n, 7), heads (B, n), mask)."""
+    """What `tbkin_core.parsing.network` runs, in torch. Input: (features (B, n, 7), heads (B, n), mask)."""
 
     def __init__(
         self,
@@ -803,7 +803,7 @@ class SmallNetwork(nn.Module):
         return state
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The weights under the names that `tbkin_core.graphs.network` reads."""
+        """The weights under the names that `tbkin_core.parsing.network` reads."""
         modules: dict[str, nn.Module] = {
             "input": self.input,
             "input.norm": self.input_norm,

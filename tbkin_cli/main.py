@@ -41,8 +41,9 @@ def _run(
     stage: str, config_class: str, file: Path | None, as_json: bool, quiet: bool, flags: dict[str, Any]
 ) -> None:
     with errors_as_messages():
-        from tbkin_core import config as configs
-        from tbkin_core.runtime import rank, setup_logging
+        from tbkin_core import settings as configs
+        from tbkin_core.support.console import setup_logging
+        from tbkin_core.support.ranks import rank
 
         setup_logging(quiet)
         settings = configs.load_config(getattr(configs, config_class), file, flags)

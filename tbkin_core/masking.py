@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.runtime import mix, uniform
+from tbkin_core.support.randomness import mix, uniform
 
 # Names of the streams of random numbers; two uses never share one.
 _SIDE, _TEXT_BASE, _TEXT_ANCHOR, _TEXT_WORD, _TEXT_ACTION, _TEXT_REPLACE = range(10, 16)

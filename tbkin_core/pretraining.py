@@ -15,19 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tbkin_core.batches import SPECIAL_TOKENS, TextTable, encode_texts
+from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
 from tbkin_core.graphs.priors import Priors
 from tbkin_core.graphs.store import GraphStore, text_of, tokens_of
-from tbkin_core.losses import (
-    masked_word_loss,
-    matching_loss,
-    optimal_transport_distance,
-    region_class_loss,
-    region_feature_loss,
-)
 from tbkin_core.masking import (
     MASK,
     REPLACE,
@@ -41,9 +34,18 @@ from tbkin_core.masking import (
     relation_probability,
     text_side,
 )
-from tbkin_core.runtime import mix, uniform
-from tbkin_core.shards import ragged_gather, ragged_offsets
+from tbkin_core.modeling.losses import (
+    masked_word_loss,
+    matching_loss,
+    optimal_transport_distance,
+    region_class_loss,
+    region_feature_loss,
+)
+from tbkin_core.support.randomness import mix, uniform
+from tbkin_core.support.shards import ragged_gather, ragged_offsets
 from tbkin_core.tasks import listed, model_inputs
+from tbkin_core.texts.table import TextTable, encode_texts
+from tbkin_core.texts.tokenizer import SPECIAL_TOKENS
 from tbkin_core.training import Batch, to_device
 
 if TYPE_CHECKING:
@@ -368,7 +370,7 @@ class PretrainTask:
         region_action[on_regions], source[on_regions] = mask_regions(
             regions.mask[on_regions],
             side.cross_weight(image_of[on_regions], regions.mask.shape[1]),
-            _iou(regions.boxes[on_regions]),
+            pairwise_iou(regions.boxes[on_regions]),
             self.masking,
             self.seed,
             epoch,
@@ -411,7 +413,7 @@ class PretrainTask:
                 region_action >= 0,
                 structure,
                 side.cross(rows),
-                _iou(regions.boxes),
+                pairwise_iou(regions.boxes),
                 self.masking,
             )
         return batch
@@ -633,14 +635,3 @@ def _repeated(
                 rows.append(own)
                 count += size
     return parts or [(whole[:0], 0)], np.concatenate(rows)
-
-
-def _iou(boxes: NDArray) -> NDArray[np.float32]:
-    """IoU (B, K, K) of boxes (B, K, 4) within each image."""
-    low = np.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    high = np.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    side = np.clip(high - low, 0, None)
-    intersection = side[..., 0] * side[..., 1]  # (B, K, K)
-    area = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(axis=-1)  # (B, K)
-    union = area[:, :, None] + area[:, None, :] - intersection
-    return np.where(union > 0, intersection / np.maximum(union, 1e-12), 0).astype(np.float32)

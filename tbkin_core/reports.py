@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tbkin_core.config import FinetuneConfig
-from tbkin_core.evaluation.bootstrap import bootstrap_interval
-from tbkin_core.evaluation.rec import box_iou_paired
+from tbkin_core.boxes import box_iou_paired
+from tbkin_core.evaluation.intervals import bootstrap_interval
 from tbkin_core.runs import finished_runs
-from tbkin_core.runtime import write_json
+from tbkin_core.settings import FinetuneConfig
+from tbkin_core.support.files import write_json
 from tbkin_core.tasks import (
     best_region_hits,
     largest_region_hits,

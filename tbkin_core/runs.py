@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tbkin_core.config import StageConfig, config_values, dump_config
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
-from tbkin_core.runtime import make_directory, read_json, write_errors, write_json, write_text
-from tbkin_core.shards import MANIFEST
+from tbkin_core.settings import StageConfig, config_values, dump_config
+from tbkin_core.support.files import make_directory, read_json, write_errors, write_json, write_text
+from tbkin_core.support.shards import MANIFEST
 
 logger = logging.getLogger("tbkin")
 

@@ -1,7 +1,7 @@
 """Six functions, one a subcommand: settings in, result out. This is the public Python API::
 
 from pathlib import Path
-from tbkin_core.config import FinetuneConfig
+from tbkin_core.settings import FinetuneConfig
 from tbkin_core.stages import finetune
 
 result = finetune(FinetuneConfig(task="vqa", data=Path("coco")))
@@ -20,14 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tbkin_core.config import (
-    BuildGraphsConfig,
-    ExtractFeaturesConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    ThresholdSweepConfig,
-    dump_config,
-)
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.results import StageResult, Table
@@ -38,19 +30,20 @@ from tbkin_core.runs import (
     forget_if_empty,
     open_run,
 )
-from tbkin_core.runtime import (
-    Devices,
-    join_ranks,
-    launch,
-    progress,
-    rank,
-    read_json,
-    resolve_devices,
-    wait_for_ranks,
-    write_text,
-)
 from tbkin_core.selection import TRANSFORMS, require_library
-from tbkin_core.shards import MANIFEST
+from tbkin_core.settings import (
+    BuildGraphsConfig,
+    ExtractFeaturesConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    ThresholdSweepConfig,
+    dump_config,
+)
+from tbkin_core.support.console import progress
+from tbkin_core.support.devices import Devices, join_ranks, launch, resolve_devices
+from tbkin_core.support.files import read_json, write_text
+from tbkin_core.support.ranks import rank, wait_for_ranks
+from tbkin_core.support.shards import MANIFEST
 from tbkin_core.training_runs import (
     check_predicted_splits,
     feature_place,
@@ -160,8 +153,8 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
     from tbkin_core.features.store import FeatureStore
     from tbkin_core.graphs.build import build_dataset, check_export_place, export_jsonl
     from tbkin_core.graphs.networkx_export import check_networkx_place, export_networkx
-    from tbkin_core.graphs.parser import CaptionParser
-    from tbkin_core.graphs.similarity import make_similarity
+    from tbkin_core.names.similarity import make_similarity
+    from tbkin_core.parsing.parser import CaptionParser
 
     dataset = open_dataset(config.data)
     out = config.out or config.data / "graphs"

@@ -17,12 +17,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tbkin_core.config import FinetuneConfig, ThresholdSweepConfig, config_values, dump_config, load_config
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.layout import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
 from tbkin_core.evaluation.attribution import AttentionMeter
-from tbkin_core.evaluation.bootstrap import too_few_images
+from tbkin_core.evaluation.intervals import too_few_images
 from tbkin_core.evaluation.sweep import (
     Measurement,
     Samples,
@@ -40,20 +39,12 @@ from tbkin_core.runs import (
     find_data,
     finished_runs,
 )
-from tbkin_core.runtime import (
-    atomic_path,
-    join_ranks,
-    make_directory,
-    rank,
-    read_json,
-    resolve_devices,
-    torch_device,
-    wait_for_ranks,
-    write_json,
-    write_text,
-)
 from tbkin_core.selection import TRANSFORMS, Selection, require_library
-from tbkin_core.shards import MANIFEST
+from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, config_values, dump_config, load_config
+from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
+from tbkin_core.support.files import atomic_path, make_directory, read_json, write_json, write_text
+from tbkin_core.support.ranks import rank, wait_for_ranks
+from tbkin_core.support.shards import MANIFEST
 from tbkin_core.training_runs import (
     check_features,
     expression_set,
@@ -167,7 +158,7 @@ def _checkpoint_source(
     config: ThresholdSweepConfig,
 ) -> tuple[Path, FinetuneConfig, FeatureStore, Dataset, bool]:
     """The checkpoint to evaluate, its data unless other is asked for, and whether it was trained on that."""
-    from tbkin_core.checkpoint import load_model_config, task_of
+    from tbkin_core.modeling.checkpoint import load_model_config, task_of
 
     checkpoint = config.checkpoint or find_checkpoint([config.task])
     found = task_of(checkpoint)
@@ -388,7 +379,7 @@ class Evaluation:
 
     def use(self, checkpoint: Path, seed: int) -> None:
         """Evaluate a checkpoint from now on, on the samples of a seed; a TbkinError where it does not fit."""
-        from tbkin_core.checkpoint import load_model
+        from tbkin_core.modeling.checkpoint import load_model
 
         model, tokenizer = load_model(checkpoint, self.config.task)
         check_features(model, self.store, checkpoint)

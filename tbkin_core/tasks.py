@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tbkin_core.batches import TextTable, encode_texts
+from tbkin_core.boxes import box_iou_paired, xywh_to_xyxy
 from tbkin_core.datasets.records import Expression, Question
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import AttentionMeter
-from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.evaluation.vqa import answer_accuracy, normalize_answer, soft_scores, vqa_accuracy
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
-from tbkin_core.losses import answer_loss, box_loss, region_score_loss
-from tbkin_core.runtime import mix, uniform
+from tbkin_core.modeling.losses import answer_loss, box_loss, region_score_loss
+from tbkin_core.support.randomness import mix, uniform
+from tbkin_core.texts.table import TextTable, encode_texts
 from tbkin_core.training import Batch, to_device
 
 if TYPE_CHECKING:
@@ -555,9 +555,7 @@ def build_rec_split(
         max_text_tokens,
         max_regions,
     )
-    corners = np.array([item.target_xywh for item in kept], np.float32).reshape(-1, 4)
-    corners[:, 2:] += corners[:, :2]
-    return RecSplit(kept, inputs, corners)
+    return RecSplit(kept, inputs, xywh_to_xyxy([item.target_xywh for item in kept]))
 
 
 def reachable(split: RecSplit) -> NDArray[np.bool_]:

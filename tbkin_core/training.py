@@ -28,25 +28,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tbkin_core.batches import epoch_order
-from tbkin_core.config import TrainingConfig
 from tbkin_core.errors import CheckpointError, DataError, MissingDependencyError, TbkinError
 from tbkin_core.modeling import TbkinForRec
-from tbkin_core.runtime import (
-    Devices,
-    atomic_directory,
-    join_ranks,
-    mix,
-    progress,
-    rank,
-    read_json,
-    torch_device,
-    wait_for_ranks,
-    world_size,
-    write_errors,
-    write_json,
-    write_text,
-)
+from tbkin_core.settings import TrainingConfig
+from tbkin_core.support.console import progress
+from tbkin_core.support.devices import Devices, join_ranks, torch_device
+from tbkin_core.support.files import atomic_directory, read_json, write_errors, write_json, write_text
+from tbkin_core.support.randomness import mix
+from tbkin_core.support.ranks import rank, wait_for_ranks, world_size
+from tbkin_core.training_order import epoch_order
 
 logger = logging.getLogger("tbkin")
 

@@ -14,13 +14,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tbkin_core.config import FinetuneConfig, PretrainConfig, TrainingConfig, dump_config
 from tbkin_core.datasets import open_dataset
 from tbkin_core.datasets.layout import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError
 from tbkin_core.runs import finish_run, finished_runs
-from tbkin_core.runtime import rank, read_json, resolve_devices, write_json, write_text
-from tbkin_core.shards import MANIFEST
+from tbkin_core.settings import FinetuneConfig, PretrainConfig, TrainingConfig, dump_config
+from tbkin_core.support.devices import resolve_devices
+from tbkin_core.support.files import read_json, write_json, write_text
+from tbkin_core.support.ranks import rank
+from tbkin_core.support.shards import MANIFEST
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,10 +53,10 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
     """
     import torch
 
-    from tbkin_core.checkpoint import save_model
     from tbkin_core.features.store import FeatureStore, feature_kind
     from tbkin_core.graphs.store import GraphStore
     from tbkin_core.modeling import TbkinForPreTraining
+    from tbkin_core.modeling.checkpoint import save_model
     from tbkin_core.pretraining import PretrainTask, caption_texts, load_captions
     from tbkin_core.training import train
 
@@ -200,12 +202,12 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     import numpy as np
     import torch
 
-    from tbkin_core.checkpoint import load_model, save_model
-    from tbkin_core.evaluation.bootstrap import too_few_images
+    from tbkin_core.evaluation.intervals import too_few_images
     from tbkin_core.features.store import FeatureStore
     from tbkin_core.modeling import TbkinForRec, TbkinForVqa
+    from tbkin_core.modeling.checkpoint import load_model, save_model
     from tbkin_core.reports import report_rec, report_vqa
-    from tbkin_core.runtime import torch_device
+    from tbkin_core.support.devices import torch_device
     from tbkin_core.tasks import (
         RecTask,
         VqaTask,
@@ -432,9 +434,9 @@ def write_predictions(config: FinetuneConfig, run: Path, name: str, problems: li
     Raises:
         TbkinError: As `finetune_run`; no image of the split has features.
     """
-    from tbkin_core.checkpoint import load_model
     from tbkin_core.features.store import FeatureStore
-    from tbkin_core.runtime import torch_device
+    from tbkin_core.modeling.checkpoint import load_model
+    from tbkin_core.support.devices import torch_device
     from tbkin_core.tasks import RecTask, VqaTask, build_rec_split, build_vqa_split
 
     assert config.data is not None
@@ -798,8 +800,8 @@ def _initial(
     config: TrainingConfig, texts: Sequence[str], store: FeatureStore, new_texts: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, Any] | None, Tokenizer, str]:
     """Weights to begin from, their configuration, the tokenizer, and where they came from."""
-    from tbkin_core.batches import build_tokenizer, extend_tokenizer, load_tokenizer
-    from tbkin_core.checkpoint import load_init
+    from tbkin_core.modeling.checkpoint import load_init
+    from tbkin_core.texts.tokenizer import build_tokenizer, extend_tokenizer, load_tokenizer
 
     source = initial_source(config, store)
     if source == "none":
@@ -880,8 +882,8 @@ def _initialised(
     """
     import torch
 
-    from tbkin_core.checkpoint import apply_init
     from tbkin_core.features.store import feature_statistics
+    from tbkin_core.modeling.checkpoint import apply_init
 
     model = kind(config)
     if "tbkin.region_embeddings.feature_projection.weight" not in weights:

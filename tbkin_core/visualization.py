@@ -14,13 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tbkin_core.config import VisualizeConfig
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.results import StageResult, Table
 from tbkin_core.runs import ROOT, find_checkpoint
-from tbkin_core.runtime import make_directory, progress, read_json, resolve_devices
-from tbkin_core.shards import MANIFEST
+from tbkin_core.settings import VisualizeConfig
+from tbkin_core.support.console import progress
+from tbkin_core.support.devices import resolve_devices
+from tbkin_core.support.files import make_directory, read_json
+from tbkin_core.support.shards import MANIFEST
 from tbkin_core.training_runs import check_feature_kind, settings_of
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ class _Source:
 
 
 def _answer(config: VisualizeConfig) -> StageResult:
-    from tbkin_core.features.images import load_image
+    from tbkin_core.features.pictures import load_image
     from tbkin_core.figures.trace import save_trace
 
     sources = [*map(_Source, config.images), *(_Source(None, image_id) for image_id in config.image_id)]
@@ -190,11 +192,12 @@ class _Model:
     def __init__(self, config: VisualizeConfig, checkpoint: Path) -> None:
         import numpy as np
 
-        from tbkin_core.batches import encode_texts, words_of
-        from tbkin_core.checkpoint import load_model, load_model_config, task_of
         from tbkin_core.figures.views import check_choice
-        from tbkin_core.runtime import torch_device
+        from tbkin_core.modeling.checkpoint import load_model, load_model_config, task_of
         from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
+        from tbkin_core.support.devices import torch_device
+        from tbkin_core.texts.table import encode_texts
+        from tbkin_core.texts.tokenizer import words_of
 
         self.config, self.checkpoint = config, checkpoint
         self.task = task_of(checkpoint)
@@ -267,7 +270,7 @@ class _Model:
         import numpy as np
         import torch
 
-        from tbkin_core.features.images import load_image
+        from tbkin_core.features.pictures import load_image
         from tbkin_core.features.store import batch_of_one
         from tbkin_core.figures.trace import Trace
         from tbkin_core.selection import Selection
@@ -415,7 +418,7 @@ class _Model:
 
     def _regions_of(self, path: Path, size: tuple[int, int]) -> tuple[RegionFeatures, list[str], list[str]]:
         """Regions of an image file: made anew as the checkpoint's were, or from a store that holds it."""
-        from tbkin_core.datasets.images import trailing_number
+        from tbkin_core.datasets.image_index import trailing_number
         from tbkin_core.features.extract import regions_with
 
         if self.extractor.get("extractor") in ("builtin", "detector") and self.config.features is None:
@@ -515,7 +518,7 @@ class _Model:
         """The picture of an image of a store; plain white where no file of it is found."""
         import numpy as np
 
-        from tbkin_core.features.images import load_image
+        from tbkin_core.features.pictures import load_image
 
         try:
             record = self._dataset.image(image_id) if self._dataset else None
@@ -553,13 +556,11 @@ class _Model:
         Of an image whose `key` was not looked up there are none: a figure of an answer does not wait for the
         annotations of a large dataset to be read.
         """
-        import numpy as np
-
+        from tbkin_core.boxes import xywh_to_xyxy
         from tbkin_core.graphs.build import borrowed_labels
 
         annotated = self._dataset.boxes().get(key, []) if key is not None and self._dataset else []
-        corners = np.array([box.xywh for box in annotated], np.float32).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
+        corners = xywh_to_xyxy([box.xywh for box in annotated])
         return borrowed_labels(boxes, corners, [box.label for box in annotated], 0.5)
 
 
@@ -587,9 +588,9 @@ def unified_graph(
     """
     import numpy as np
 
-    from tbkin_core.graphs.parser import CaptionParser
-    from tbkin_core.graphs.similarity import make_similarity
     from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, cross_edges, region_edges
+    from tbkin_core.names.similarity import make_similarity
+    from tbkin_core.parsing.parser import CaptionParser
 
     graph = next(iter(CaptionParser().parse([text])))
     similarity = make_similarity()
@@ -690,7 +691,7 @@ def _percent(fraction: float) -> str:
 def _iou(box: Any, other: Any) -> float:
     import numpy as np
 
-    from tbkin_core.evaluation.rec import box_iou_paired
+    from tbkin_core.boxes import box_iou_paired
 
     return round(float(box_iou_paired(np.array([box]), np.array([other]))[0]), 4)
 
@@ -756,7 +757,7 @@ def _draw_sheet(config: VisualizeConfig, file: Path) -> StageResult:
     """A contact sheet of what a fine-tuned model answered to a split, by question type."""
     import numpy as np
 
-    from tbkin_core.features.images import load_image
+    from tbkin_core.features.pictures import load_image
     from tbkin_core.figures.contact_sheet import COLUMNS, SheetGroup, SheetItem, contact_sheet
 
     content = _read_results(file)

@@ -1,16 +1,14 @@
-"""Runs tbkin as a user does, and makes the small world that the command tests share."""
+"""Runs tbkin as a user does."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -80,53 +78,3 @@ def files_below(directory: Path) -> dict[str, bytes]:
 def leftovers(directory: Path) -> list[Path]:
     """Temporary files that a command should have removed."""
     return list(directory.rglob(".*"))
-
-
-def _world(base: Path) -> Path:
-    from examples.scenes import generate
-
-    place = base / "world"
-    # Every test module that imports the fixtures gets its own instance of them; the work is done once.
-    if not place.exists():
-        generate(place / "coco", 12, 4, 4, 0, (128, 96))
-        shutil.copy(sorted((place / "coco" / "val").glob("*.jpg"))[0], place / "img.jpg")
-    return place
-
-
-def _trained(base: Path) -> Path:
-    place = base / "trained"
-    if not place.exists():
-        shutil.copytree(_world(base), place)
-        for line in (
-            "extract-features coco --workers 0",
-            "build-graphs coco",
-            "pretrain coco --epochs 1 --devices cpu",
-            "finetune --task vqa --data coco --threshold 0.3 --epochs 1 --devices cpu",
-            "finetune --task rec --data coco --epochs 1 --devices cpu",
-        ):
-            succeeds(*line.split(), cwd=place)
-    return place
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with `coco/` (drawn scenes) and `img.jpg`; not to be written to."""
-    return _world(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same after five commands: features, graphs, a pretrained and two fine-tuned models; read only."""
-    return _trained(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def workspace(world: Path, tmp_path: Path) -> Path:
-    """A copy of `world` to write to."""
-    return Path(shutil.copytree(world, tmp_path / "workspace"))
-
-
-@pytest.fixture
-def trained_workspace(trained: Path, tmp_path: Path) -> Path:
-    """A copy of `trained` to write to."""
-    return Path(shutil.copytree(trained, tmp_path / "workspace"))

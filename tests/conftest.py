@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from command_line import succeeds
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -17,3 +19,52 @@ def shared_data() -> Path:
     if not directory.is_dir():
         pytest.skip(f"no real input at {directory}; set TBKIN_SHARED_DATA to run this test")
     return directory
+
+
+def _world(base: Path) -> Path:
+    from examples.scenes import generate
+
+    place = base / "world"
+    if not place.exists():
+        generate(place / "coco", 12, 4, 4, 0, (128, 96))
+        shutil.copy(sorted((place / "coco" / "val").glob("*.jpg"))[0], place / "img.jpg")
+    return place
+
+
+def _trained(base: Path) -> Path:
+    place = base / "trained"
+    if not place.exists():
+        shutil.copytree(_world(base), place)
+        for line in (
+            "extract-features coco --workers 0",
+            "build-graphs coco",
+            "pretrain coco --epochs 1 --devices cpu",
+            "finetune --task vqa --data coco --threshold 0.3 --epochs 1 --devices cpu",
+            "finetune --task rec --data coco --epochs 1 --devices cpu",
+        ):
+            succeeds(*line.split(), cwd=place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with `coco/` (drawn scenes) and `img.jpg`; not to be written to."""
+    return _world(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after five commands: features, graphs, a pretrained and two fine-tuned models; read only."""
+    return _trained(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def workspace(world: Path, tmp_path: Path) -> Path:
+    """A copy of `world` to write to."""
+    return Path(shutil.copytree(world, tmp_path / "workspace"))
+
+
+@pytest.fixture
+def trained_workspace(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` to write to."""
+    return Path(shutil.copytree(trained, tmp_path / "workspace"))

@@ -15,20 +15,8 @@ from typing import Any
 import networkx
 import numpy as np
 import pytest
-from command_line import (
-    fails,
-    files_below,
-    leftovers,
-    succeeds,
-    tbkin,
-    trained,
-    trained_workspace,
-    workspace,
-    world,
-)
+from command_line import fails, files_below, leftovers, succeeds, tbkin
 from PIL import Image
-
-__all__ = ["trained", "trained_workspace", "workspace", "world"]
 
 VQA = "runs/finetune/vqa-relative-0.3"
 REC = "runs/finetune/rec"

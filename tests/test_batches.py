@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbkin_core.batches import (
+from tbkin_core.errors import CheckpointError, DataError
+from tbkin_core.texts.table import encode_texts
+from tbkin_core.texts.tokenizer import (
     SPECIAL_TOKENS,
     build_tokenizer,
-    encode_texts,
-    epoch_order,
     extend_tokenizer,
     load_tokenizer,
     save_tokenizer,
     tokenizer_of,
     words_of,
 )
-from tbkin_core.errors import CheckpointError, DataError
+from tbkin_core.training_order import epoch_order
 
 TEXTS = ["A man rides a brown horse.", "two Dogs on the café's sofa", "a man and a dog, 2 cats"]
 WORDS = st.text(string.ascii_lowercase, min_size=1, max_size=8)

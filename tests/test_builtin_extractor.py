@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.builtin import BuiltinExtractor
-from tbkin_core.features.images import load_image
-from tbkin_core.features.regions import RegionFeatures, pairwise_iou
+from tbkin_core.features.pictures import load_image
+from tbkin_core.features.regions import RegionFeatures
 
 COLOURS = {
     "red": (222, 30, 34),

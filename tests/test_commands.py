@@ -12,21 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import (
-    ENVIRONMENT,
-    fails,
-    leftovers,
-    succeeds,
-    tbkin,
-    tbkin_process,
-    trained,
-    trained_workspace,
-    workspace,
-    world,
-)
+from command_line import ENVIRONMENT, fails, leftovers, succeeds, tbkin, tbkin_process
 from PIL import Image
-
-__all__ = ["trained", "trained_workspace", "workspace", "world"]
 
 QUESTION = "what color is the star?"
 CHAIN = {
@@ -163,7 +150,7 @@ def test_a_pretrained_model_can_be_looked_at(chain: Path, tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_keeps_its_threshold(trained: Path) -> None:
-    from tbkin_core.checkpoint import load_model
+    from tbkin_core.modeling.checkpoint import load_model
 
     model, _ = load_model(trained / "runs/finetune/vqa-relative-0.3", "vqa")
     assert (model.config.threshold, model.config.selection) == (0.3, "relative")
@@ -174,7 +161,7 @@ def test_a_checkpoint_keeps_its_threshold(trained: Path) -> None:
 
 @torch.inference_mode()
 def test_threshold_zero_is_exactly_dense(trained: Path) -> None:
-    from tbkin_core.checkpoint import load_model
+    from tbkin_core.modeling.checkpoint import load_model
     from tbkin_core.selection import Selection
 
     model, _ = load_model(trained / "runs/finetune/vqa-relative-0.3", "vqa")

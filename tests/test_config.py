@@ -12,7 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbkin_core.config import (
+from tbkin_core.errors import ConfigError
+from tbkin_core.masking import MaskingConfig
+from tbkin_core.settings import (
     BuildGraphsConfig,
     ExtractFeaturesConfig,
     FinetuneConfig,
@@ -24,8 +26,6 @@ from tbkin_core.config import (
     load_config,
     parse_thresholds,
 )
-from tbkin_core.errors import ConfigError
-from tbkin_core.masking import MaskingConfig
 
 STAGES: dict[type[StageConfig], dict[str, Any]] = {
     ExtractFeaturesConfig: {},

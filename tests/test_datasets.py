@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbkin_core.datasets import Caption, GoldGraph, ImageRecord, open_dataset
-from tbkin_core.datasets.images import trailing_number
+from tbkin_core.datasets.image_index import trailing_number
 from tbkin_core.datasets.layout import normalise_split, split_in
 from tbkin_core.datasets.unpickle import load_plain_pickle, loads_plain
 from tbkin_core.errors import DataError
@@ -293,7 +293,7 @@ def test_no_trailing_number(stem: str) -> None:
 
 @given(st.lists(st.from_regex(r"(train|val|x)/[ab]?[0-9a-c]{1,2}\.(jpg|PNG)", fullmatch=True), unique=True))
 def test_every_file_has_its_own_key(names: list[str]) -> None:
-    from tbkin_core.datasets.images import ImageIndex
+    from tbkin_core.datasets.image_index import ImageIndex
     from tbkin_core.datasets.reading import Problems
 
     index = ImageIndex(names, [], [], Problems())
@@ -427,7 +427,7 @@ def test_refs_of_images_that_share_an_id(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.sampled_from(["train", "val", "test"]), st.integers(0, 4)), unique=True))
 def test_listed_images_never_merge_across_directories(listed: list[tuple[str, int]]) -> None:
     from tbkin_core.datasets.formats import ListedImage
-    from tbkin_core.datasets.images import ImageIndex
+    from tbkin_core.datasets.image_index import ImageIndex
     from tbkin_core.datasets.reading import Problems
 
     files = [f"{split}/images/{number}.jpg" for split, number in listed]

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
+from tbkin_core.boxes import box_iou_paired, xywh_to_xyxy
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference, too_few_images
-from tbkin_core.evaluation.rec import box_iou_paired, oracle_accuracy, rec_accuracy, xywh_to_xyxy
+from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference, too_few_images
+from tbkin_core.evaluation.rec import oracle_accuracy, rec_accuracy
 from tbkin_core.evaluation.vqa import answer_accuracy, normalize_answer, soft_scores, vqa_accuracy
 
 GOLDEN = Path(__file__).parent / "golden" / "vqa_official.json"

@@ -27,7 +27,7 @@ from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features import extract
 from tbkin_core.features.extract import Extraction, extract_dataset
 from tbkin_core.features.store import FeatureStore
-from tbkin_core.shards import write_shard
+from tbkin_core.support.shards import write_shard
 
 SHARD = 3
 

@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import fails, succeeds, trained, trained_workspace, world  # noqa: F401
+from command_line import fails, succeeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbkin_core.checkpoint import load_model
-from tbkin_core.config import FinetuneConfig, TrainingConfig
 from tbkin_core.datasets import open_dataset
 from tbkin_core.datasets.records import Question
 from tbkin_core.evaluation.attribution import kept_counts
 from tbkin_core.evaluation.vqa import soft_scores
 from tbkin_core.features.store import FeatureStore
+from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.selection import Selection
+from tbkin_core.settings import FinetuneConfig, TrainingConfig
 from tbkin_core.tasks import VqaSplit, VqaTask, accuracy_and_kept, build_vqa_split, official_accuracy
 from tbkin_core.training import learning_rate, to_device
 from tbkin_core.training_runs import CPU_MINUTES, _growing_threshold, _resolved
 
 
 @pytest.fixture(scope="module")
-def vqa(trained: Path) -> tuple[VqaTask, Any]:  # noqa: F811
+def vqa(trained: Path) -> tuple[VqaTask, Any]:
     """A task over the training questions of the small world, half of them hidden, and its model."""
     run = trained / "runs/finetune/vqa-relative-0.3"
     model, tokenizer = load_model(run, "vqa")
@@ -105,7 +105,7 @@ def test_a_model_that_the_image_misleads_is_told_from_one_that_it_helps(
 
 
 def test_a_model_that_ignores_the_image_is_kept_as_one(
-    trained_workspace: Path,  # noqa: F811
+    trained_workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     evaluate = VqaTask.evaluate
@@ -128,7 +128,7 @@ def test_a_model_that_ignores_the_image_is_kept_as_one(
     assert rows[0]["accuracy"] == pytest.approx(values["accuracy"]["val"])
 
 
-def test_the_report_tells_what_the_image_brings(trained: Path) -> None:  # noqa: F811
+def test_the_report_tells_what_the_image_brings(trained: Path) -> None:
     report = json.loads((trained / "runs/finetune/vqa-relative-0.3/run.json").read_text())["results"][
         "report"
     ]
@@ -164,7 +164,7 @@ def test_sweeps_and_validation_score_as_the_official_evaluator(
 
 
 @pytest.mark.parametrize(("rule", "says"), [("sparsemax", "could grow"), ("topk=4", "cannot grow")])
-def test_what_cannot_grow_is_refused(trained: Path, rule: str, says: str) -> None:  # noqa: F811
+def test_what_cannot_grow_is_refused(trained: Path, rule: str, says: str) -> None:
     rule, _, threshold = rule.partition("=")
     line = f"finetune --task vqa --data coco --selection {rule} --threshold-epochs 2 --out none"
     line += f" --threshold {threshold}" if threshold else ""
@@ -186,7 +186,7 @@ def test_a_threshold_grows_over_the_first_epochs(vqa: tuple[VqaTask, Any]) -> No
 
 
 def test_what_attention_keeps_is_logged_by_layer_and_direction(
-    trained: Path,  # noqa: F811
+    trained: Path,
     vqa: tuple[VqaTask, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -235,7 +235,7 @@ def test_the_rate_has_fallen_when_the_minutes_are_over() -> None:
 
 
 def test_minutes_that_were_chosen_end_a_run_for_good(
-    trained_workspace: Path,  # noqa: F811
+    trained_workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tbkin_core.training_runs.CPU_MINUTES", 1e-4)
@@ -273,7 +273,7 @@ def test_minutes_that_were_chosen_end_a_run_for_good(
     ],
 )
 def test_defaults_on_a_processor(
-    trained: Path,  # noqa: F811
+    trained: Path,
     samples: int,
     given_settings: dict[str, Any],
     size: str,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tbkin_core.graphs.network import (
+from tbkin_core.parsing.network import (
     JOINED,
     NO_OBJECT,
     OBJECT,
@@ -23,7 +23,7 @@ from tbkin_core.graphs.network import (
     read_network,
     write_network,
 )
-from tbkin_core.graphs.parser import CaptionParser
+from tbkin_core.parsing.parser import CaptionParser
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

@@ -18,9 +18,10 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 import tbkin_core.graphs.build as build_module
+from tbkin_core.boxes import pairwise_iou
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
-from tbkin_core.features.regions import RegionFeatures, pairwise_iou
+from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore, write_feature_store
 from tbkin_core.graphs.build import (
     Build,
@@ -30,11 +31,8 @@ from tbkin_core.graphs.build import (
     choose_workers,
     export_jsonl,
 )
-from tbkin_core.graphs.lexicon import lemmatize_predicate
 from tbkin_core.graphs.priors import Priors
-from tbkin_core.graphs.similarity import LexicalSimilarity, make_similarity
 from tbkin_core.graphs.store import GraphImage, GraphShard, GraphStore, RaggedEdges, pack_shard, shard_counts
-from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 from tbkin_core.graphs.unified import (
     PREDICATES,
     CrossEdges,
@@ -43,7 +41,10 @@ from tbkin_core.graphs.unified import (
     region_edges,
     spatial_predicates,
 )
-from tbkin_core.shards import SharedStoreWriter, ragged_offsets, shard_name, write_shard
+from tbkin_core.names.lexicon import lemmatize_predicate
+from tbkin_core.names.similarity import LexicalSimilarity, make_similarity
+from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.support.shards import SharedStoreWriter, ragged_offsets, shard_name, write_shard
 
 BOXES = hnp.arrays(
     np.float32, st.tuples(st.integers(0, 8), st.just(4)), elements=st.integers(0, 40).map(float)
@@ -905,7 +906,7 @@ def test_a_directory_without_texts_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_shipped_parser_builds_graphs(tmp_path: Path) -> None:
-    from tbkin_core.graphs.parser import CaptionParser
+    from tbkin_core.parsing.parser import CaptionParser
 
     store = build(coco_directory(tmp_path / "coco"), tmp_path / "graphs", CaptionParser()).store
     first = next(graph for graph in store if graph.text_id == 100)

@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 from torch.nn import functional
 
-from tbkin_core.losses import (
+from tbkin_core.modeling.losses import (
     answer_loss,
     box_loss,
     masked_word_loss,

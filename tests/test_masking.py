@@ -25,7 +25,7 @@ from tbkin_core.masking import (
     relation_probability,
     text_side,
 )
-from tbkin_core.runtime import mix, uniform
+from tbkin_core.support.randomness import mix, uniform
 
 SAMPLES = np.arange(20_000)
 # A wrong rate is off by far more than chance; a right one fails once in a hundred thousand runs.

@@ -13,8 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tbkin_core.batches import load_tokenizer
-from tbkin_core.checkpoint import apply_init, bert_weights, import_rosita, load_init
 from tbkin_core.errors import CheckpointError, ConfigError
 from tbkin_core.modeling import (
     Selection,
@@ -24,7 +22,9 @@ from tbkin_core.modeling import (
     TbkinForVqa,
     TbkinModel,
 )
+from tbkin_core.modeling.checkpoint import apply_init, bert_weights, import_rosita, load_init
 from tbkin_core.modeling.configuration import SIZES
+from tbkin_core.texts.tokenizer import load_tokenizer
 
 VOCABULARY, FEATURES, WIDTH = 40, 6, 16
 MODELS = (TbkinForPreTraining, TbkinForVqa, TbkinForRec)

@@ -16,15 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
-from tbkin_core.evaluation.factual import (
-    graph_tuples,
-    parse_factual_graph,
-    read_factual,
-    score,
-    tuple_f1,
-)
-from tbkin_core.graphs.lexicon import lemmatize_noun, lemmatize_verb, plain_sides, shipped_lemmas
-from tbkin_core.graphs.network import (
+from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb, plain_sides, shipped_lemmas
+from tbkin_core.parsing.factual import graph_tuples, parse_factual_graph, read_factual, score, tuple_f1
+from tbkin_core.parsing.network import (
     REMEMBERED_WORDS,
     GraphNetwork,
     Vocabulary,
@@ -32,12 +26,9 @@ from tbkin_core.graphs.network import (
     read_network,
     shipped_network,
 )
-from tbkin_core.graphs.parser import (
-    MAX_TOKENS,
-    CaptionParser,
-)
-from tbkin_core.graphs.reading import Sentences, read_graphs
-from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.parsing.parser import MAX_TOKENS, CaptionParser
+from tbkin_core.parsing.reading import Sentences, read_graphs
+from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 
 
 @pytest.fixture(scope="module")
@@ -418,8 +409,8 @@ def test_words_are_forgotten_without_a_trace(monkeypatch: pytest.MonkeyPatch) ->
     """Those of the network and those of spaCy, which otherwise grow with the corpus."""
     parser = CaptionParser()
     expected = list(parser.parse(CAPTIONS))
-    monkeypatch.setattr("tbkin_core.graphs.network.REMEMBERED_WORDS", 20)
-    monkeypatch.setattr("tbkin_core.graphs.parser.NEW_STRINGS", 60)
+    monkeypatch.setattr("tbkin_core.parsing.network.REMEMBERED_WORDS", 20)
+    monkeypatch.setattr("tbkin_core.parsing.parser.NEW_STRINGS", 60)
     parser._begin()
     first = parser._nlp
     for _ in range(2):
@@ -433,7 +424,7 @@ def test_words_are_forgotten_without_a_trace(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_batch_of_forgotten_words_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = new_shipped_network()
-    monkeypatch.setattr("tbkin_core.graphs.network.REMEMBERED_WORDS", 3)
+    monkeypatch.setattr("tbkin_core.parsing.network.REMEMBERED_WORDS", 3)
     batch = network.vocabulary.batch([(["a", "dog"], ["DT", "NN"], ["det", "ROOT"], [1, 1])])
     network.vocabulary.batch([(["two", "cats"], ["CD", "NNS"], ["nummod", "ROOT"], [1, 1])])
     with pytest.raises(ValueError, match="forgotten"):

@@ -9,20 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import trained, trained_workspace, world
 
-from tbkin_core.batches import build_tokenizer
-from tbkin_core.config import PretrainConfig
 from tbkin_core.errors import DataError
 from tbkin_core.features.store import FeatureStore, feature_statistics
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.masking import MaskingConfig
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining
 from tbkin_core.pretraining import PretrainTask, caption_texts, load_captions, select_captions
-from tbkin_core.runtime import resolve_devices
+from tbkin_core.settings import PretrainConfig
+from tbkin_core.support.devices import resolve_devices
+from tbkin_core.texts.tokenizer import build_tokenizer
 from tbkin_core.training import train
-
-__all__ = ["trained", "trained_workspace", "world"]  # fixtures
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from command_line import fails, succeeds
 from PIL import Image
 from tiny_models import BACKBONES, PROMPTED, dinov2, resnet, rt_detr, vit
 
-from tbkin_core.config import ExtractFeaturesConfig, load_config
+from tbkin_core.boxes import pairwise_iou
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError
 from tbkin_core.features.backbone import SAMPLES, Backbone, pooled
@@ -26,10 +26,11 @@ from tbkin_core.features.builtin import BuiltinExtractor
 from tbkin_core.features.detector import distinct
 from tbkin_core.features.extract import extract_dataset, extract_one
 from tbkin_core.features.extractors import AnnotatedRegions, run_batches
-from tbkin_core.features.regions import RegionFeatures, pairwise_iou
+from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore, feature_kind
-from tbkin_core.features.vocabulary import visual_genome_names
 from tbkin_core.features.zero_shot import GroundingExtractor, open_detector
+from tbkin_core.names.vocabulary import visual_genome_names
+from tbkin_core.settings import ExtractFeaturesConfig, load_config
 
 Found = list[RegionFeatures]
 

@@ -14,22 +14,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from command_line import (
-    ENVIRONMENT,
-    Outcome,
-    files_below,
-    leftovers,
-    succeeds,
-    tbkin,
-    trained,
-    trained_workspace,
-    workspace,
-    world,
-)
+from command_line import ENVIRONMENT, Outcome, files_below, leftovers, succeeds, tbkin
 
 from tbkin_core.tasks import RecTask
-
-__all__ = ["trained", "trained_workspace", "workspace", "world"]
 
 EACH_STEP = "save_minutes: 0\nbatch_size: 4\n"
 STAGES = {

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
-from tbkin_core.graphs import similarity as similarity_module
 from tbkin_core.graphs.networkx_export import export_networkx, to_networkx
-from tbkin_core.graphs.similarity import (
+from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, cross_edges, region_edges
+from tbkin_core.names import similarity as similarity_module
+from tbkin_core.names.similarity import (
     COCO_NAMES,
     Calibration,
     LexicalSimilarity,
@@ -28,8 +29,7 @@ from tbkin_core.graphs.similarity import (
     VectorSimilarity,
     make_similarity,
 )
-from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
-from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, cross_edges, region_edges
+from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 
 NAMES = st.sampled_from(
     [*COCO_NAMES, "man", "women", "sofa", "food", "glasses", "traffic", "red bus"]
@@ -324,7 +324,7 @@ def test_a_name_without_tokens_is_similar_to_nothing(encoder: Path, monkeypatch:
 
 def test_importing_loads_no_torch() -> None:
     code = (
-        "import sys; import tbkin_core.graphs.similarity as s; s.make_similarity()('man', 'person');"
+        "import sys; import tbkin_core.names.similarity as s; s.make_similarity()('man', 'person');"
         " sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'spacy', 'networkx')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -339,7 +339,7 @@ def test_cross_edges_take_any_similarity(similarity: Similarity) -> None:
 def test_most_coco_captions_have_an_anchor(shared_data: Path) -> None:
     """Of captions whose image has annotated objects, most name one of them."""
     from tbkin_core.datasets import open_dataset
-    from tbkin_core.graphs.parser import CaptionParser
+    from tbkin_core.parsing.parser import CaptionParser
 
     dataset = open_dataset(shared_data / "coco")
     boxes = dataset.boxes()

@@ -21,12 +21,13 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 import tbkin_core.features.store as store_module
+from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import DataError
 from tbkin_core.features.imported import read_bottom_up_npz
-from tbkin_core.features.regions import RegionFeatures, pairwise_iou, region_geometry
+from tbkin_core.features.regions import RegionFeatures, region_geometry
 from tbkin_core.features.store import FeatureStore, FeatureStoreWriter, batch_of_one, write_feature_store
-from tbkin_core.runtime import atomic_directory, atomic_path, make_directory, write_json, write_text
-from tbkin_core.shards import (
+from tbkin_core.support.files import atomic_directory, atomic_path, make_directory, write_json, write_text
+from tbkin_core.support.shards import (
     FORMAT_VERSION,
     MANIFEST,
     StoreReader,

@@ -13,22 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import fails, succeeds, trained, trained_workspace, world
+from command_line import fails, succeeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tbkin_core import stages, sweep_runs
-from tbkin_core.config import ThresholdSweepConfig
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import DIRECTIONS, AttentionMeter, attention_entropy, kept_counts
-from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
+from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
 from tbkin_core.evaluation.sweep import Measurement, Samples, conclude, p_text, summarise
 from tbkin_core.modeling import AttentionRecord, TbkinConfig, TbkinForVqa
 from tbkin_core.runs import find_checkpoint, finished_runs
 from tbkin_core.selection import Selection
-
-__all__ = ["trained", "trained_workspace", "world"]
+from tbkin_core.settings import ThresholdSweepConfig
 
 SAMPLES = 400
 IMAGES = [number // 4 for number in range(SAMPLES)]

@@ -15,12 +15,12 @@ from command_line import fails, succeeds
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tbkin_core.config import FinetuneConfig
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.evaluation.bootstrap import bootstrap_interval
+from tbkin_core.evaluation.intervals import bootstrap_interval
 from tbkin_core.features.store import RegionBatch
 from tbkin_core.reports import _row
+from tbkin_core.settings import FinetuneConfig
 from tbkin_core.tasks import (
     RecSplit,
     best_region_hits,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import fails, succeeds, tbkin_process, trained, world
+from command_line import fails, succeeds, tbkin_process
 from PIL import Image
 from tiny_traces import tiny_trace
 
@@ -25,8 +25,6 @@ from tbkin_core.visualization import (
     looks_foreign,
     unified_graph,
 )
-
-__all__ = ["trained", "world"]
 
 VQA, REC = "runs/finetune/vqa-relative-0.3", "runs/finetune/rec"
 QUESTION = "what color is the star?"
@@ -70,7 +68,7 @@ def test_a_trace_holds_what_the_command_says_and_draws_it_again(trained: Path, t
 def test_drawing_again_needs_no_model(trained: Path, tmp_path: Path) -> None:
     values = values_of("img.jpg", QUESTION, "--out", tmp_path, cwd=trained)
     code = (
-        "import sys; from pathlib import Path; from tbkin_core.config import VisualizeConfig;"
+        "import sys; from pathlib import Path; from tbkin_core.settings import VisualizeConfig;"
         "from tbkin_core.stages import visualize;"
         f"visualize(VisualizeConfig(images=[Path({values['trace']!r})]));"
         "sys.exit('torch' in sys.modules)"
@@ -146,7 +144,7 @@ def test_the_graph_joins_named_regions_by_colour_where_the_text_names_nothing() 
 
 
 def test_the_graph_comes_into_the_trace_when_it_is_asked_for(trained: Path, tmp_path: Path) -> None:
-    from tbkin_core.config import VisualizeConfig
+    from tbkin_core.settings import VisualizeConfig
     from tbkin_core.stages import visualize
 
     expression = open_dataset(trained / "coco").expressions("val")[0]

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from tbkin_core.figures.trace import Pass, Trace
-from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, region_edges
 from tbkin_core.modeling import Selection, TbkinConfig, TbkinForRec, TbkinForVqa
+from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 
 ANSWERS = ("red", "blue", "two", "dog")
 LABELS = ("dog", "tall building", "", "car")

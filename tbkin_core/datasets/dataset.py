@@ -24,7 +24,7 @@ from tbkin_core.datasets.formats import (
     SceneGraphRow,
     SplitImage,
 )
-from tbkin_core.datasets.images import ImageIndex, trailing_number
+from tbkin_core.datasets.image_index import ImageIndex, trailing_number
 from tbkin_core.datasets.layout import (
     AnnotationFile,
     normalise_split,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tbkin_core.evaluation.attribution import DIRECTIONS
-from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
+from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
 
 
 @dataclass(slots=True)

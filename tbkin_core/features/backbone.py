@@ -28,7 +28,7 @@ from tbkin_core.errors import ConfigError
 from tbkin_core.features.detector import compute_dtype, computing, loading, weights_digest
 from tbkin_core.features.extractors import BatchExtractor
 from tbkin_core.features.regions import ImageId, RegionFeatures
-from tbkin_core.features.vocabulary import visual_genome_names
+from tbkin_core.names.vocabulary import visual_genome_names
 
 SAMPLES = 14  # along a side of a box: RoIAlign's usual 7 bins of 2
 BINS = 7

@@ -23,8 +23,9 @@ from skimage.color import rgb2lab
 from skimage.measure import label as label_components
 from skimage.segmentation import felzenszwalb, watershed
 
+from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.features.regions import ImageId, RegionFeatures, pairwise_iou
+from tbkin_core.features.regions import ImageId, RegionFeatures
 
 # Typical sRGB colours of each name; the names are words of the Visual Genome attribute vocabulary.
 COLOUR_PROTOTYPES: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -1072,7 +1073,7 @@ class BuiltinExtractor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise DataError(
                 f"image {image_id}: expected a uint8 array (H, W, 3), got {image.dtype} {image.shape}",
-                hint="read the file with tbkin_core.features.images.load_image",
+                hint="read the file with tbkin_core.features.pictures.load_image",
             )
         if original_width < 1 or original_height < 1:
             raise DataError(

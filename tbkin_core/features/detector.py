@@ -22,10 +22,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import ConfigError, MissingDependencyError
-from tbkin_core.features.regions import ImageId, RegionFeatures, pairwise_iou
-from tbkin_core.features.vocabulary import visual_genome_names
-from tbkin_core.runtime import quiet_transformers
+from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.names.vocabulary import visual_genome_names
+from tbkin_core.support.console import quiet_transformers
 
 SMALLEST_SIDE = 1.0  # pixels; smaller boxes are made this large
 

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.config import EXTRACTORS
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.extractors import (
@@ -31,19 +30,16 @@ from tbkin_core.features.extractors import (
     extractor_again,
     run_batches,
 )
-from tbkin_core.features.images import load_image
 from tbkin_core.features.imported import read_bottom_up_npz
+from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, FeatureStoreWriter
 from tbkin_core.features.tables import feature_rows
-from tbkin_core.runtime import (
-    one_thread_a_process,
-    processors,
-    progress,
-    serve_parent,
-    share_of_run,
-)
-from tbkin_core.shards import replaced_store
+from tbkin_core.settings import EXTRACTORS
+from tbkin_core.support.console import progress
+from tbkin_core.support.ranks import share_of_run
+from tbkin_core.support.shards import replaced_store
+from tbkin_core.support.workers import one_thread_a_process, processors, serve_parent
 
 logger = logging.getLogger("tbkin")
 

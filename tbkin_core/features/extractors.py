@@ -19,14 +19,16 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tbkin_core.boxes import xywh_to_xyxy
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.builtin import BuiltinExtractor
-from tbkin_core.features.images import load_image
+from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import feature_kind
-from tbkin_core.features.vocabulary import visual_genome_names
-from tbkin_core.runtime import resolve_devices, torch_device, world_size
+from tbkin_core.names.vocabulary import visual_genome_names
+from tbkin_core.support.devices import resolve_devices, torch_device
+from tbkin_core.support.ranks import world_size
 
 logger = logging.getLogger("tbkin")
 
@@ -133,7 +135,6 @@ class AnnotatedRegions:
         self.attribute_names, attribute_of = _numbered(traits, attributes.match(traits), MAX_ATTRIBUTE_NAMES)
         self._known: dict[ImageId, KnownBoxes] = {}
         for image_id, boxes in found.items():
-            xywh = np.array([box.xywh for box in boxes], np.float32)
             record = dataset.image(image_id)
             # Of an object's attributes the commonest: a region has room for one.
             told = [
@@ -141,7 +142,7 @@ class AnnotatedRegions:
                 for box in boxes
             ]
             self._known[image_id] = KnownBoxes(
-                np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+                xywh_to_xyxy([box.xywh for box in boxes]),
                 np.array([object_of.get(box.label, -1) for box in boxes], np.int32),
                 np.array(told, np.int32),
                 (record.width, record.height) if record.width and record.height else None,

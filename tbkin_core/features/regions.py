@@ -54,25 +54,3 @@ def region_geometry(boxes: NDArray, width: float, height: float) -> NDArray[np.f
     scaled = np.asarray(boxes, np.float32) / np.array([width, height, width, height], np.float32)
     area = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
     return np.concatenate([scaled, area[:, None]], axis=1).astype(np.float32)
-
-
-def pairwise_iou(boxes: NDArray, others: NDArray | None = None) -> NDArray[np.float32]:
-    """Intersection over union of every box with every other.
-
-    Args:
-        boxes: (N, 4) xyxy.
-        others: (M, 4) xyxy; `boxes` themselves when None.
-
-    Returns:
-        (N, M) float32 in [0, 1]; 0 where a box has no area.
-    """
-    first = np.asarray(boxes, np.float32).reshape(-1, 4)
-    second = first if others is None else np.asarray(others, np.float32).reshape(-1, 4)
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    side = np.clip(high - low, 0, None)
-    intersection = side[..., 0] * side[..., 1]  # (N, M)
-    area_first = np.clip(first[:, 2:] - first[:, :2], 0, None).prod(axis=1)
-    area_second = np.clip(second[:, 2:] - second[:, :2], 0, None).prod(axis=1)
-    union = area_first[:, None] + area_second[None, :] - intersection
-    return np.where(union > 0, intersection / np.maximum(union, 1e-12), 0).astype(np.float32)

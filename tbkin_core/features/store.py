@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId, RegionFeatures
-from tbkin_core.runtime import read_json
-from tbkin_core.shards import MANIFEST, StoreReader, StoreWriter, ragged_gather, ragged_offsets
+from tbkin_core.support.files import read_json
+from tbkin_core.support.shards import MANIFEST, StoreReader, StoreWriter, ragged_gather, ragged_offsets
 
 COMMAND = "tbkin extract-features DATA"
 SHARD_IMAGES = 256

@@ -12,7 +12,7 @@ import torch
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.features.detector import DetectorExtractor, Found, Picture, loading
-from tbkin_core.features.vocabulary import visual_genome_names
+from tbkin_core.names.vocabulary import visual_genome_names
 
 OVERLAP = 0.7
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tbkin_core.boxes import box_iou_paired
 from tbkin_core.errors import DataError
-from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style, plain_axes
 from tbkin_core.figures.trace import Trace
 from tbkin_core.figures.views import AttentionView, attention_views

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tbkin_core.errors import ConfigError
-from tbkin_core.runtime import atomic_path
+from tbkin_core.support.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

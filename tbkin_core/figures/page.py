@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tbkin_core.boxes import box_iou_paired
 from tbkin_core.errors import DataError
-from tbkin_core.evaluation.rec import box_iou_paired
 from tbkin_core.figures.canvas import clean_text
 from tbkin_core.figures.graph import graph_regions, regions_agree
 from tbkin_core.figures.trace import Pass, Trace
-from tbkin_core.runtime import atomic_path
+from tbkin_core.support.files import atomic_path
 
 _MAX_SIDE = 1280  # pixels; the image is shown at most so large
 _JPEG_QUALITY = 85

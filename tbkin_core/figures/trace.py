@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
-from tbkin_core.runtime import atomic_path
+from tbkin_core.support.files import atomic_path
 
 _VERSION = 1
 _ARRAYS = ("image", "boxes", "word_ids")

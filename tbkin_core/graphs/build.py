@@ -27,15 +27,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tbkin_core.boxes import pairwise_iou, xywh_to_xyxy
 from tbkin_core.datasets import Dataset
 from tbkin_core.datasets.layout import is_graph_export
 from tbkin_core.datasets.records import BoxAnnotation, Caption, GoldGraph
 from tbkin_core.errors import ConfigError, DataError, TbkinError
-from tbkin_core.features.regions import ImageId, pairwise_iou
+from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore
-from tbkin_core.graphs.lexicon import lemmatize_predicate
 from tbkin_core.graphs.priors import Priors
-from tbkin_core.graphs.similarity import Similarity, make_similarity
 from tbkin_core.graphs.store import (
     PRIORS,
     GraphImage,
@@ -46,17 +45,13 @@ from tbkin_core.graphs.store import (
     pack_shard,
     shard_counts,
 )
-from tbkin_core.graphs.text_graph import TextGraph
-from tbkin_core.runtime import (
-    atomic_path,
-    check_file_place,
-    one_thread_a_process,
-    processors,
-    progress,
-    serve_parent,
-    share_of_run,
-)
-from tbkin_core.shards import (
+from tbkin_core.names.lexicon import lemmatize_predicate
+from tbkin_core.names.similarity import Similarity, make_similarity
+from tbkin_core.parsing.text_graph import TextGraph
+from tbkin_core.support.console import progress
+from tbkin_core.support.files import atomic_path, check_file_place
+from tbkin_core.support.ranks import share_of_run
+from tbkin_core.support.shards import (
     SharedStoreWriter,
     ragged_gather,
     ragged_offsets,
@@ -65,6 +60,7 @@ from tbkin_core.shards import (
     shard_name,
     write_shard,
 )
+from tbkin_core.support.workers import one_thread_a_process, processors, serve_parent
 
 logger = logging.getLogger("tbkin")
 
@@ -662,8 +658,7 @@ class _Regions:
 
     def _labelled(self, image_id: ImageId) -> GraphImage:
         annotated = self._annotated.get(image_id, [])
-        corners = np.array([box.xywh for box in annotated], np.float32).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
+        corners = xywh_to_xyxy([box.xywh for box in annotated])
         if self._features is None:
             return GraphImage(image_id, corners, tuple(box.label for box in annotated))
         if image_id not in self._features:
@@ -698,8 +693,7 @@ def with_annotations(image: GraphImage, graph: GoldGraph, minimum: float) -> Gra
     """
     if not len(image.boxes) or not graph.objects:
         return image
-    corners = np.array([item.xywh for item in graph.objects], np.float32)
-    corners[:, 2:] += corners[:, :2]
+    corners = xywh_to_xyxy([item.xywh for item in graph.objects])
     iou = pairwise_iou(corners, image.boxes)
     same = np.array([item.name for item in graph.objects])[:, None] == np.array(image.labels)[None]
     best = (iou + 1e-3 * same).argmax(axis=1)

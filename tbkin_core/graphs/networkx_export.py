@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.graphs.unified import PREDICATES, UnifiedGraph
-from tbkin_core.runtime import atomic_directory, atomic_path, check_file_place, in_store, make_directory
+from tbkin_core.support.files import atomic_directory, atomic_path, check_file_place, in_store, make_directory
 
 if TYPE_CHECKING:
     import networkx

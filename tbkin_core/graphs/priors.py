@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tbkin_core.errors import DataError
-from tbkin_core.graphs.text_graph import TextGraph
-from tbkin_core.runtime import read_json, write_json
+from tbkin_core.parsing.text_graph import TextGraph
+from tbkin_core.support.files import read_json, write_json
 
 
 class Priors:

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId
-from tbkin_core.graphs.lexicon import lemmatize_name
 from tbkin_core.graphs.priors import Priors
-from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, region_edges
-from tbkin_core.shards import StoreReader, ragged_offsets
+from tbkin_core.names.lexicon import lemmatize_name
+from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.support.shards import StoreReader, ragged_offsets
 
 COMMAND = "tbkin build-graphs DATA"
 PRIORS = "priors.json"

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.features.regions import ImageId, pairwise_iou
-from tbkin_core.graphs.similarity import Similarity
-from tbkin_core.graphs.text_graph import TextGraph
+from tbkin_core.boxes import pairwise_iou
+from tbkin_core.features.regions import ImageId
+from tbkin_core.names.similarity import Similarity
+from tbkin_core.parsing.text_graph import TextGraph
 
 if TYPE_CHECKING:
     import networkx

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tbkin_core.boxes import pairwise_iou
 from tbkin_core.features.builtin import BuiltinExtractor
-from tbkin_core.features.images import load_image
-from tbkin_core.features.regions import pairwise_iou
+from tbkin_core.features.pictures import load_image
 
 LARGE_SIDE = 96  # pixels; COCO calls an object large from 96 x 96 on
 

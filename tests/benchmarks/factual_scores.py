@@ -11,8 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from tbkin_core.evaluation.factual import graph_tuples, parse_factual_graph, read_factual, score
-from tbkin_core.graphs.parser import WORDINGS, CaptionParser
+from tbkin_core.parsing.factual import graph_tuples, parse_factual_graph, read_factual, score
+from tbkin_core.parsing.parser import WORDINGS, CaptionParser
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from tbkin_core.datasets import open_dataset
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, write_feature_store
 from tbkin_core.graphs import build
-from tbkin_core.graphs.parser import CaptionParser
+from tbkin_core.parsing.parser import CaptionParser
 
 LABELS = ("person", "dog", "cat", "car", "chair", "cup", "bottle", "dining table", "bus", "tree")
 

@@ -19,7 +19,7 @@ import numpy as np
 import typer
 from simple_vqa import tbkin
 
-from tbkin_core.evaluation.bootstrap import bootstrap_interval, paired_difference
+from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
 
 
 def main(

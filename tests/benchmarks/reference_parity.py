@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tbkin_core.checkpoint import import_rosita
-from tbkin_core.losses import (
+from tbkin_core.modeling.checkpoint import import_rosita
+from tbkin_core.modeling.losses import (
     answer_loss,
     box_loss,
     masked_word_loss,

@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from tbkin_core.batches import build_tokenizer
-from tbkin_core.config import ThresholdSweepConfig
 from tbkin_core.datasets.records import Question
 from tbkin_core.evaluation.sweep import summarise
 from tbkin_core.features.regions import RegionFeatures
@@ -29,7 +27,9 @@ from tbkin_core.features.store import FeatureStore, write_feature_store
 from tbkin_core.modeling import TbkinConfig, TbkinForVqa
 from tbkin_core.modeling.configuration import SIZES
 from tbkin_core.selection import Selection
+from tbkin_core.settings import ThresholdSweepConfig
 from tbkin_core.sweep_runs import Evaluation
+from tbkin_core.texts.tokenizer import build_tokenizer
 
 SWEEPS = {
     "relative": [step / 10 for step in range(10)],

@@ -31,17 +31,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tbkin_core.batches import build_tokenizer, epoch_order
 from tbkin_core.datasets import open_dataset
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, write_feature_store
 from tbkin_core.graphs.build import build_dataset
-from tbkin_core.graphs.parser import CaptionParser
 from tbkin_core.masking import MaskingConfig
 from tbkin_core.modeling import Selection, TbkinConfig, TbkinForPreTraining
 from tbkin_core.modeling.configuration import SIZES
+from tbkin_core.parsing.parser import CaptionParser
 from tbkin_core.pretraining import PretrainTask, caption_texts, load_captions
+from tbkin_core.texts.tokenizer import build_tokenizer
 from tbkin_core.training import to_device
+from tbkin_core.training_order import epoch_order
 
 TOKENS, REGIONS, FEATURES, OBJECTS, ATTRIBUTES = 20, 36, 2048, 1600, 400
 VOCABULARY = 30522

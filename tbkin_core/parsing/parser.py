@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tbkin_core.errors import ConfigError, MissingDependencyError
-from tbkin_core.graphs.lexicon import parser_file
-from tbkin_core.graphs.reading import WORDINGS
-from tbkin_core.graphs.text_graph import TextGraph
+from tbkin_core.names.lexicon import parser_file
+from tbkin_core.parsing.reading import WORDINGS
+from tbkin_core.parsing.text_graph import TextGraph
 
 __all__ = ["MAX_TOKENS", "WORDINGS", "CaptionParser"]
 
@@ -25,7 +25,7 @@ MAX_TOKENS = 512
 MAX_CHARACTERS = 16_384
 PIPE_TEXTS = 256  # that a component sees together
 NEW_STRINGS = 200_000  # words and their affixes; about 100 MB
-# Raised whenever the code of `tbkin_core.graphs.reading` or `lexicon` gives other graphs for the same parses.
+# Raised whenever `tbkin_core.parsing.reading` or the lexicon gives other graphs for the same parses.
 RULES = 3
 # Marks that turn the direction of writing: they would hide in names and scramble what a terminal shows.
 _DIRECTION_MARKS = dict.fromkeys([0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
@@ -57,7 +57,6 @@ class CaptionParser:
 
     def _begin(self) -> None:
         """Load the pipeline, with `scene_graph` as its last component."""
-        import tbkin_core.graphs.component  # noqa: F401 (registers `scene_graph`, installed or not)
 
         self._nlp: Any = _load(self._pipeline)
         for name in list(self._nlp.component_names):

@@ -23,9 +23,9 @@ from spacy.tokens import Doc
 from spacy.vocab import Vocab
 
 from tbkin_core.errors import ConfigError
-from tbkin_core.graphs.network import Array, ParsedBatch, new_shipped_network
-from tbkin_core.graphs.reading import WORDINGS, read_graphs
-from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.parsing.network import Array, ParsedBatch, new_shipped_network
+from tbkin_core.parsing.reading import WORDINGS, read_graphs
+from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 
 BATCH = 256
 _COLUMNS = [LOWER, TAG, DEP, HEAD, ORTH, IS_SPACE]
@@ -50,7 +50,7 @@ class SceneGraphComponent:
 
     Args:
         vocab: The pipeline's.
-        wording: "caption" or "factual", see `tbkin_core.graphs.reading.read_graphs`.
+        wording: "caption" or "factual", see `tbkin_core.parsing.reading.read_graphs`.
 
     Raises:
         ConfigError: Unknown wording.

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tbkin_core.batches import load_tokenizer, save_tokenizer
 from tbkin_core.errors import CheckpointError, ConfigError
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, TbkinForVqa
-from tbkin_core.runtime import make_directory, quiet_transformers, write_errors
+from tbkin_core.support.console import quiet_transformers
+from tbkin_core.support.files import make_directory, write_errors
+from tbkin_core.texts.tokenizer import load_tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from tbkin_core.graphs.lexicon import parser_file, plain_sides
-from tbkin_core.graphs.network import (
+from tbkin_core.names.lexicon import parser_file, plain_sides
+from tbkin_core.parsing.network import (
     JOINED,
     NO_OBJECT,
     NO_RELATION,
@@ -28,7 +28,7 @@ from tbkin_core.graphs.network import (
     ParsedBatch,
     Vocabulary,
 )
-from tbkin_core.graphs.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 
 WORDINGS = ("caption", "factual")
 

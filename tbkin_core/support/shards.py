@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
-from tbkin_core.runtime import atomic_path, make_directory, read_json, write_errors, write_json
+from tbkin_core.support.files import atomic_path, make_directory, read_json, write_errors, write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "store.json"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 
-from tbkin_core.graphs.similarity import shipped_synonyms
+from tbkin_core.names.similarity import shipped_synonyms
 
 
 def tidy(name: str) -> str:

@@ -1,29 +1,20 @@
-"""Texts to token arrays, and batches in a fixed order: tokenisation, padding, length bucketing."""
+"""Word-piece tokenizers: built from texts, extended, loaded and saved."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tbkin_core.errors import CheckpointError, DataError
-from tbkin_core.runtime import mix
-from tbkin_core.shards import ragged_gather, ragged_offsets
+from tbkin_core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_VOCABULARY = 30522
-
-
-# ---- tokenizer ----------------------------------------------------------------------------------
 
 
 def words_of(text: str) -> list[str]:
@@ -151,125 +142,3 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     names = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, **names}
     (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-
-
-# ---- token arrays -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class TextTable:
-    """N tokenised texts end to end, [CLS] and [SEP] included.
-
-    Attributes:
-        ids: (M,) int32.
-        word_ids: (M,) int32, the word each piece belongs to; -1 for [CLS] and [SEP].
-        offsets: (N+1,) int64.
-        cut: Texts that were longer than allowed.
-        unknown: (N,) bool, texts without one known word: all of it unknown or spelt letter by letter.
-    """
-
-    ids: NDArray[np.int32]
-    word_ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    cut: int
-    unknown: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """(N,) tokens a text."""
-        return np.diff(self.offsets)
-
-    def padded(
-        self, rows: NDArray, pad: int = 0
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-        """`input_ids` (B, T), `attention_mask` (B, T) and `word_ids` (B, T, -1 where none) of some rows."""
-        flat, row, column = ragged_gather(self.offsets, rows)
-        shape = (len(rows), int(column.max(initial=0)) + 1)
-        input_ids = np.full(shape, pad, np.int64)
-        mask = np.zeros(shape, np.bool_)
-        word_ids = np.full(shape, -1, np.int64)
-        input_ids[row, column] = self.ids[flat]
-        word_ids[row, column] = self.word_ids[flat]
-        mask[row, column] = True
-        return input_ids, mask, word_ids
-
-
-def encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[str] | Sequence[Sequence[str]], max_tokens: int
-) -> TextTable:
-    """Tokenise texts, or texts already split into words, to at most `max_tokens` pieces each."""
-    if max_tokens < 3:
-        raise DataError(
-            f"text length: at least 3 tokens are needed for [CLS], a word and [SEP], got {max_tokens}"
-        )
-    pretokenized = bool(texts) and not isinstance(texts[0], str)
-    # Every letter is in a vocabulary built from data, so a word spelt letter by letter is an unknown one.
-    size = tokenizer.get_vocab_size()
-    long, letter = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
-    for piece, number in tokenizer.get_vocab().items():
-        text = piece.removeprefix("##")
-        long[number] = len(text) > 1 and piece not in SPECIAL_TOKENS
-        letter[number] = len(text) == 1 and text.isalnum()
-    separator = tokenizer.token_to_id("[SEP]") or 0
-    ids: list[NDArray] = []
-    words: list[NDArray] = []
-    lengths: list[int] = []
-    unknown = np.zeros(len(texts), np.bool_)
-    cut = 0
-    for begin in range(0, len(texts), 4096):
-        # As lists: a pretokenised tuple of two would be taken for a pair of texts.
-        chunk = [text if isinstance(text, str) else list(text) for text in texts[begin : begin + 4096]]
-        own: list[NDArray] = []
-        own_words: list[NDArray] = []
-        for index, encoding in enumerate(tokenizer.encode_batch(chunk, is_pretokenized=pretokenized)):
-            pieces = np.array(encoding.ids, np.int32)
-            word = np.array([-1 if number is None else number for number in encoding.word_ids], np.int32)
-            if len(pieces) > max_tokens:
-                cut += 1
-                pieces, word = pieces[:max_tokens].copy(), word[:max_tokens].copy()
-                pieces[-1], word[-1] = separator, -1
-            inside = word >= 0
-            alone = np.bincount(word[inside], minlength=1)[word] == 1  # a word of one piece
-            unknown[begin + index] = not np.any(inside & (long[pieces] | (letter[pieces] & alone)))
-            own.append(pieces)
-            own_words.append(word)
-        lengths += map(len, own)
-        ids.append(np.concatenate(own))
-        words.append(np.concatenate(own_words))
-    return TextTable(
-        ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
-        word_ids=np.concatenate(words) if words else np.zeros(0, np.int32),
-        offsets=ragged_offsets(lengths),
-        cut=cut,
-        unknown=unknown,
-    )
-
-
-# ---- order --------------------------------------------------------------------------------------
-
-
-def epoch_order(
-    lengths: NDArray, batch_size: int, seed: int, epoch: int, bucket: int = 32
-) -> list[NDArray[np.int64]]:
-    """Shuffled batches of similar length; a function of (seed, epoch) alone.
-
-    Rows are shuffled, sorted by length within windows of `bucket` batches so that little is padded,
-    and the batches shuffled again. The last batch may be smaller.
-
-    Args:
-        lengths: (N,) length of each row.
-        batch_size: Rows a batch.
-        bucket: Batches a window; 1 turns bucketing off.
-    """
-    generator = np.random.default_rng(mix(seed, epoch, 1))
-    order = generator.permutation(len(lengths))
-    window = batch_size * max(bucket, 1)
-    batches: list[NDArray[np.int64]] = []
-    for begin in range(0, len(order), window):
-        rows = order[begin : begin + window]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return [batches[index] for index in generator.permutation(len(batches))]

@@ -25,7 +25,7 @@ from zlib import crc32
 import numpy as np
 
 from tbkin_core.errors import MissingDependencyError
-from tbkin_core.graphs.lexicon import lemmatize_noun, lemmatize_verb, parser_file
+from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb, parser_file
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -197,7 +197,7 @@ class GraphNetwork:
             under another name.
         forms: Forms of an attribute; "" is the token itself.
         outcomes: `NO_RELATION`, and else ">" or "<" (the second object is the subject) followed by a
-            predicate, or by "@" and one of the readings of `tbkin_core.graphs.reading`.
+            predicate, or by "@" and one of the readings of `tbkin_core.parsing.reading`.
         objects: (number of roles,) bool, which roles are objects.
         vocabulary: Tags, labels and words as it knows them.
     """

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tbkin_core.errors import DataError
-from tbkin_core.graphs.lexicon import lemmatize_noun
-from tbkin_core.graphs.text_graph import TextGraph
+from tbkin_core.names.lexicon import lemmatize_noun
+from tbkin_core.parsing.text_graph import TextGraph
 
 Tuples = frozenset[tuple[str, ...]]
 

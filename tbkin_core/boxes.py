@@ -1,0 +1,79 @@
+"""Boxes: overlap, conversion. Corners are xyxy; COCO's files have xywh (x, y, width, height)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tbkin_core.errors import DataError
+
+
+def xywh_to_xyxy(boxes: ArrayLike, dtype: Any = np.float32) -> NDArray[Any]:
+    """(N, 4) boxes in COCO order (x, y, width, height) -> (N, 4) corners (x1, y1, x2, y2)."""
+    corners = as_boxes(boxes, "boxes", dtype).copy()
+    corners[:, 2:] += corners[:, :2]
+    return corners
+
+
+def pairwise_iou(boxes: NDArray, others: NDArray | None = None) -> NDArray[np.float32]:
+    """Intersection over union of every box with every other.
+
+    Args:
+        boxes: (..., N, 4) xyxy.
+        others: (..., M, 4) xyxy; `boxes` themselves when None.
+
+    Returns:
+        (..., N, M) float32 in [0, 1]; 0 where a box has no area or is not finite.
+    """
+    first = np.asarray(boxes, np.float32)
+    second = first if others is None else np.asarray(others, np.float32)
+    # An empty list of boxes has no second axis.
+    first, second = (part if part.ndim > 1 else part.reshape(-1, 4) for part in (first, second))
+    return _iou(first[..., :, None, :], second[..., None, :, :]).astype(np.float32)
+
+
+def box_iou_paired(boxes: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
+    """Intersection over union of each box with the one at the same place in `others`.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        others: (N, 4) xyxy; or (1, 4), which is compared with every box.
+
+    Returns:
+        (N,) in [0, 1]; 0 where a box has no area, is inside out, or is not finite.
+
+    Raises:
+        DataError: The shapes do not fit.
+    """
+    first, second = (as_boxes(part, name) for part, name in ((boxes, "boxes"), (others, "others")))
+    if len(first) != len(second) and len(second) != 1:
+        raise DataError(f"paired boxes must be equally many, got {len(first)} and {len(second)}")
+    return _iou(first, second)
+
+
+def _iou(first: NDArray, second: NDArray) -> NDArray:
+    """IoU of boxes (..., 4) that broadcast against each other."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
+        sides = np.clip(sides, 0, None)
+        intersection = sides[..., 0] * sides[..., 1]
+        union = _area(first) + _area(second) - intersection
+        # `>` is False for NaN, so a box that is not finite overlaps nothing.
+        overlaps = (intersection > 0) & np.isfinite(union)
+        return np.where(overlaps, intersection / np.where(overlaps, union, 1), 0)
+
+
+def _area(boxes: NDArray) -> NDArray:
+    return np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(axis=-1)
+
+
+def as_boxes(values: ArrayLike, name: str, dtype: Any = np.float64) -> NDArray:
+    """Boxes as an (N, 4) array; DataError, which calls them `name`, where they have another shape."""
+    boxes = np.asarray(values, dtype)
+    if boxes.size == 0:
+        return boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise DataError(f"{name} must be (N, 4), got {boxes.shape}")
+    return boxes

@@ -1,0 +1,1 @@
+"""Names of things: vocabularies, lemmas, and how alike two names are."""

@@ -1,0 +1,71 @@
+"""The log and the progress bars, on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from tbkin_core.support.ranks import rank
+
+Item = TypeVar("Item")
+
+logger = logging.getLogger("tbkin")
+
+
+def setup_logging(quiet: bool = False) -> None:
+    """Send the log of tbkin to stderr: a line a message, warnings marked."""
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+            return f"tbkin: {mark}{record.getMessage()}"
+
+    class Handler(logging.StreamHandler):  # type: ignore[type-arg]
+        def emit(self, record: logging.LogRecord) -> None:
+            from tqdm import tqdm
+
+            # Through tqdm, so that a line does not run into an open progress bar.
+            tqdm.write(self.format(record), file=sys.stderr)
+
+    handler = Handler()
+    handler.setFormatter(Formatter())
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.WARNING if quiet or rank() > 0 else logging.INFO)
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no advice of other packages between tbkin's own lines."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+
+
+def progress(
+    items: Iterable[Item],
+    label: str,
+    total: int | None = None,
+    unit: str = "it",
+    size: Callable[[Item], int] | None = None,
+) -> Iterator[Item]:
+    """`items` behind a tqdm bar on stderr; silent when quiet, on other ranks, or without a terminal.
+
+    Args:
+        items: What to go through.
+        label: What stands before the bar.
+        total: Units in all, where that is known.
+        unit: What is counted.
+        size: Units of an item; None counts each as one.
+    """
+    from tqdm import tqdm
+
+    silent = logger.level >= logging.WARNING or rank() > 0 or not sys.stderr.isatty()
+    with tqdm(desc=label, total=total, unit=unit, disable=silent, leave=False, dynamic_ncols=True) as bar:
+        for item in items:
+            yield item
+            bar.update(1 if size is None else size(item))

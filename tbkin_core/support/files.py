@@ -1,0 +1,204 @@
+"""Files that appear whole or not at all, and what the file system refuses as one clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tbkin_core.errors import ConfigError, DataError, TbkinError
+
+STORE_FILES = frozenset({"store.json", "priors.json", "config.yaml"})
+
+
+@contextlib.contextmanager
+def write_errors(where: Path) -> Iterator[None]:
+    """Turn what the file system refuses (no permission, full disk) into one clear DataError."""
+    try:
+        yield
+    except TbkinError:
+        raise
+    except Exception as error:
+        code = _os_error(error)
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free some space and run the same command again: what is finished is kept"
+        elif code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
+            hint = "choose another place with --out DIR"
+        elif code in (errno.EEXIST, errno.ENOTDIR):
+            hint = "a file stands where a directory is needed; choose another place with --out DIR"
+        elif code in (errno.EISDIR, errno.ENOENT, errno.EBUSY, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO):
+            hint = "choose another place"
+        else:
+            raise
+        raise DataError(f"{where}: cannot write here ({os.strerror(code)})", hint=hint) from error
+
+
+def _os_error(error: Exception) -> int:
+    """The errno behind an error, 0 without one.
+
+    safetensors, written in Rust, gives it in its message alone; torch.save hides it behind its own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.errno or 0
+        found = re.search(r"\(os error (\d+)\)", str(cause))
+        if found:
+            return int(found[1])
+        cause = cause.__cause__ or cause.__context__
+    return 0
+
+
+def make_directory(path: Path) -> Path:
+    """Create a directory with its parents; a DataError where that is refused."""
+    with write_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        # mkdir says nothing about a directory that exists and may not be written to.
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    return path
+
+
+def check_file_place(
+    path: Path, setting: str, is_own: Callable[[bytes], bool], store: Path | None = None
+) -> None:
+    """Refuse to write a result where something else would be lost, before the work for it begins.
+
+    Args:
+        path: The file to write.
+        setting: What names it, for messages.
+        is_own: Whether the first 4 KB are of an earlier result of this kind.
+        store: A store's directory; the names of its files are taken.
+
+    Raises:
+        ConfigError: A directory, another file, or a file of the store.
+        DataError: Its directory cannot be made or written to.
+    """
+    if path.exists() and not path.is_file():
+        kind = "directory" if path.is_dir() else "device or pipe"
+        raise ConfigError(f"{setting}: {path} is a {kind}, expected a file", hint="name a new file")
+    if store is not None and in_store(path, store):
+        raise ConfigError(f"{setting}: {path} is a file of the store itself", hint="choose another name")
+    if path.exists():
+        with write_errors(path), path.open("rb") as file:
+            start = file.read(4096)
+        if start and not is_own(start):
+            raise ConfigError(
+                f"{setting}: {path} exists and is no earlier result of this command",
+                hint="choose another name, or move it away, so that nothing is lost",
+            )
+    make_directory(path.parent)
+
+
+def in_store(path: Path, store: Path) -> bool:
+    """Whether a path is a store's directory or one of its own files."""
+    whole, place = os.path.realpath(path), os.path.realpath(store)
+    folder, name = os.path.split(whole)
+    return whole == place or (folder == place and (name in STORE_FILES or name.startswith("shard-")))
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it when the block ends without an error.
+
+    A reader sees the old file or the new one, never a part. The suffix is kept, so that writers
+    which choose a format by it work.
+    """
+    path = Path(path)
+    with write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with write_errors(path):
+            yield temporary
+            # mkstemp makes files that only the owner may read; give what the umask would have given.
+            temporary.chmod(0o666 & ~_umask())
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory beside `path` that takes its place when the block ends without an error.
+
+    A directory that is there already comes back where that fails.
+    """
+    path = Path(path)
+    make_directory(path.parent)
+    with write_errors(path.parent):
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        with write_errors(path):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            if path.is_dir():
+                # A directory cannot be renamed over a full one: move the old one aside first.
+                aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
+                try:
+                    path.replace(aside)
+                    temporary.replace(path)
+                except OSError:
+                    if not path.exists():
+                        aside.replace(path)
+                    raise
+                finally:
+                    if path.exists():
+                        shutil.rmtree(aside, ignore_errors=True)
+            else:
+                temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        # File names that are no UTF-8 hold lone surrogates; JSON and YAML write those as such escapes.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Write JSON atomically; NumPy numbers and paths are converted."""
+    write_text(path, json.dumps(value, indent=indent, default=_plain, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that tbkin wrote; DataError where it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise DataError(
+            f"{path}: is not valid JSON ({error})", hint="remove it and run the stage again"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
