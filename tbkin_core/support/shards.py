@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 import struct
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.errors import DataError
+from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.support.files import atomic_path, make_directory, read_json, write_errors, write_json
 
 FORMAT_VERSION = 1
@@ -132,6 +133,20 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             hint="remove this file and run the stage again: whole shards are used again where that can be",
         )
     return dict(content)
+
+
+def store_place(out: Path | None, data: Path, name: str) -> Path:
+    """Where a dataset's store goes: to `out`, else to the directory `name` in the dataset.
+
+    Raises:
+        ConfigError: `out` is the dataset's own directory; a store there would hide the dataset.
+    """
+    place = out or data / name
+    if os.path.realpath(place) == os.path.realpath(data):
+        raise ConfigError(
+            f"out: {place} is the dataset itself", hint=f"name a directory in it: {place / 'made'}"
+        )
+    return place
 
 
 def shard_name(number: int) -> str:

@@ -10,15 +10,14 @@ result.values["accuracy"]["val"]
 
 from __future__ import annotations
 
-import itertools
+import importlib
 import json
 import logging
-import os
-from collections.abc import Sequence
+import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError
@@ -32,16 +31,12 @@ from tbkin_core.runs import (
 )
 from tbkin_core.selection import TRANSFORMS, require_library
 from tbkin_core.settings import (
-    BuildGraphsConfig,
-    ExtractFeaturesConfig,
     FinetuneConfig,
     PretrainConfig,
     ThresholdSweepConfig,
-    dump_config,
 )
-from tbkin_core.support.console import progress
 from tbkin_core.support.devices import Devices, join_ranks, launch, resolve_devices
-from tbkin_core.support.files import read_json, write_text
+from tbkin_core.support.files import read_json
 from tbkin_core.support.ranks import rank, wait_for_ranks
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.training_runs import (
@@ -53,6 +48,10 @@ from tbkin_core.training_runs import (
     write_predictions,
 )
 from tbkin_core.visualization import visualize
+
+if TYPE_CHECKING:
+    from tbkin_core.stages.build_graphs import build_graphs
+    from tbkin_core.stages.extract_features import extract_features
 
 logger = logging.getLogger("tbkin")
 
@@ -66,212 +65,25 @@ __all__ = [
 ]
 
 
-# ---- extract-features ---------------------------------------------------------------------------
+class _Stages(ModuleType):
+    """This package: it imports a stage's module when the stage is asked for, and hands out its function.
 
-
-def extract_features(config: ExtractFeaturesConfig) -> StageResult:
-    """Extract or import region features of every image of a dataset into its feature store.
-
-    Raises:
-        TbkinError: As `tbkin_core.features.extract.extract_dataset`.
+    The import system puts a module into its package under its name, which here is the function's name too;
+    that name stays the function's, whether the module was imported through the package or directly.
     """
-    from tbkin_core.features.extract import extract_dataset
 
-    dataset = open_dataset(config.data)
-    out = config.out or config.data / "features"
-    _check_out(out, config.data)
-    extraction = extract_dataset(
-        dataset,
-        out,
-        config.extractor,
-        config.max_regions,
-        config.workers,
-        config.overwrite,
-        config.devices,
-        config.batch_size,
-        config.backbone,
-        config.backbone_side,
-    )
-    write_text(out / "config.yaml", dump_config(config))
-    problems = [*extraction.problems, *dataset.problems]
-    if extraction.missing:
-        problems.append(
-            f"{extraction.missing} shards of other ranks are missing: the rank that ends last completes the"
-            " store; what a rank has left out, the same command makes when it is run again"
-        )
-        share = Table(
-            f"Share of the features in {out}",
-            ["made now", "skipped", "shards of others missing"],
-            [[str(extraction.made), str(extraction.skipped), str(extraction.missing)]],
-        )
-        values: dict[str, Any] = {"out": str(out), "made": extraction.made, "present": extraction.present}
-        values |= {"skipped": extraction.skipped, "missing": extraction.missing, "problems": problems}
-        return StageResult(out, values, [share], problems)
-    store = extraction.store
-    values = {
-        "out": str(out),
-        "extractor": store.extractor,
-        "images": len(store),
-        "made": extraction.made,
-        "present": extraction.present,
-        "skipped": extraction.skipped,
-        "feature_size": store.feature_size,
-        "problems": problems,
-    }
-    table = Table(
-        f"Features in {out}",
-        ["extractor", "images", "made now", "skipped", "feature size"],
-        [
-            [
-                store.extractor,
-                str(len(store)),
-                str(extraction.made),
-                str(extraction.skipped),
-                str(store.feature_size),
-            ]
-        ],
-    )
-    return StageResult(out, values, [table], problems)
+    def __getattr__(self, name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        importlib.import_module(f"{self.__name__}.{name}")
+        return self.__dict__[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_stage = isinstance(value, ModuleType) and name in __all__
+        super().__setattr__(name, getattr(value, name) if is_stage else value)
 
 
-def _check_out(out: Path, data: Path) -> None:
-    """A store in the dataset's own directory would hide the dataset."""
-    if os.path.realpath(out) == os.path.realpath(data):
-        raise ConfigError(f"out: {out} is the dataset itself", hint=f"name a directory in it: {out / 'made'}")
-
-
-# ---- build-graphs -------------------------------------------------------------------------------
-
-
-def build_graphs(config: BuildGraphsConfig) -> StageResult:
-    """Build the unified scene graphs of a dataset's captions.
-
-    Raises:
-        TbkinError: As `tbkin_core.graphs.build.build_dataset`.
-    """
-    from tbkin_core.datasets.layout import named_like_annotations
-    from tbkin_core.features.store import FeatureStore
-    from tbkin_core.graphs.build import build_dataset, check_export_place, export_jsonl
-    from tbkin_core.graphs.networkx_export import check_networkx_place, export_networkx
-    from tbkin_core.names.similarity import make_similarity
-    from tbkin_core.parsing.parser import CaptionParser
-
-    dataset = open_dataset(config.data)
-    out = config.out or config.data / "graphs"
-    _check_out(out, config.data)
-    # Before the work, not after it.
-    exports = {"export": config.export, "networkx": config.networkx}
-    for setting, path in exports.items():
-        if path is not None and dataset.root in path.absolute().parents and named_like_annotations(path):
-            raise ConfigError(
-                f"{setting}: {path} would be read as an annotation file of the dataset",
-                hint="name it graphs.jsonl or graphs.graphml, or put it elsewhere",
-            )
-    if config.export is not None and config.networkx is not None:
-        one, other = os.path.realpath(config.export), os.path.realpath(config.networkx)
-        if one == other or os.path.dirname(one) == other:  # noqa: PTH120
-            raise ConfigError(
-                f"networkx: {config.networkx} is also where --export goes", hint="name two places"
-            )
-    if config.export is not None:
-        check_export_place(config.export, out)
-    if config.networkx is not None:
-        check_networkx_place(config.networkx, out)
-    place = config.features or config.data / "features"
-    features = FeatureStore(place) if config.features or (place / MANIFEST).exists() else None
-    problems: list[str] = []
-    if features is None:
-        command = f"`tbkin extract-features {config.data}`"
-        if dataset.boxes():
-            problems.append(
-                f"no features at {place}: regions are the annotated boxes; for pretraining run"
-                f" {command} first"
-            )
-        elif dataset.bottom_up_files() or dataset.feature_tables():
-            problems.append(
-                f"the features that lie in {config.data} are not imported yet: these graphs have no regions;"
-                f" run {command}, then this command with --overwrite"
-            )
-        else:
-            problems.append(
-                f"no features at {place} and no annotated boxes: these graphs have no regions; for some run"
-                f" {command}, then this command with --overwrite"
-            )
-    elif not features.complete:
-        problems.append(
-            f"{place}: extracting these features was interrupted; captions of images that it lacks have no"
-            f" regions: run `tbkin extract-features {config.data}` again, then this command with --overwrite"
-        )
-    build = build_dataset(
-        dataset,
-        out,
-        features,
-        partial(CaptionParser, config.parser),
-        config.min_similarity,
-        config.label_iou,
-        config.overwrite,
-        config.workers,
-        partial(make_similarity, config.similarity, config.similarity_model),
-        needs_torch=config.parser != "builtin" or config.similarity == "encoder",
-    )
-    if features is not None and not features.object_names and not dataset.boxes():
-        problems.append(
-            "the regions have no labels (features without object names, no annotated boxes):"
-            " there are no cross-modal edges"
-        )
-    problems += dataset.problems
-    values: dict[str, Any] = {"out": str(out), "made": build.made, "present": build.present}
-    write_text(out / "config.yaml", dump_config(config))
-    summary = build.summary
-    if summary is None:
-        problems.append(
-            f"{build.missing} shards of other ranks are missing: the rank that ends last completes the store;"
-            " what a rank has left out, the same command builds when it is run again"
-        )
-        share = Table(
-            f"Share of the graphs in {out}",
-            ["made now", "present", "shards of others missing"],
-            [[str(build.made), str(build.present), str(build.missing)]],
-        )
-        return StageResult(out, {**values, "missing": build.missing, "problems": problems}, [share], problems)
-    files = []
-    if config.export is not None:
-        export_jsonl(build.store, config.export)
-        files.append(config.export)
-    if config.networkx is not None:
-        export_networkx(progress(build.store, "networkx", total=len(build.store)), config.networkx)
-        files.append(config.networkx)
-    anchored = 100 * summary["anchored"] / max(summary["captions"], 1)
-    values = {**values, **summary, "problems": problems}
-    tables = [
-        Table(
-            f"Graphs in {out}",
-            ["captions", "made now", "objects each", "attributes each", "relations each", "with an anchor"],
-            [
-                [
-                    str(summary["captions"]),
-                    str(build.made),
-                    *(
-                        f"{summary[f'{name}_per_caption']:.2f}"
-                        for name in ("objects", "attributes", "relations")
-                    ),
-                    f"{anchored:.0f} %",
-                ]
-            ],
-        ),
-        Table(
-            "Most frequent",
-            ["objects", "attributes", "relations"],
-            _ranking([summary["most_common"][name] for name in ("objects", "attributes", "relations")]),
-        ),
-    ]
-    return StageResult(out, values, tables, problems, files)
-
-
-def _ranking(columns: Sequence[Sequence[Sequence[Any]]]) -> list[list[str]]:
-    """(name, count) entries as rows of cells; a short column ends in empty ones."""
-    cells = [[f"{name} ({count})" for name, count in column] for column in columns]
-    return [list(row) for row in itertools.zip_longest(*cells, fillvalue="")]
+sys.modules[__name__].__class__ = _Stages
 
 
 # ---- pretrain -----------------------------------------------------------------------------------

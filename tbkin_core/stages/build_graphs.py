@@ -1,0 +1,153 @@
+"""`tbkin build-graphs`: captions of a dataset to the unified scene graphs in its graph store."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tbkin_core.datasets import Dataset, open_dataset
+from tbkin_core.datasets.layout import named_like_annotations
+from tbkin_core.errors import ConfigError
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.graphs.build import Build, build_dataset, check_export_place, export_jsonl
+from tbkin_core.graphs.networkx_export import check_networkx_place, export_networkx
+from tbkin_core.names.similarity import make_similarity
+from tbkin_core.parsing.parser import CaptionParser
+from tbkin_core.results import StageResult, Table
+from tbkin_core.settings import BuildGraphsConfig, dump_config
+from tbkin_core.support.console import progress
+from tbkin_core.support.files import write_text
+from tbkin_core.support.shards import MANIFEST, store_place
+
+_KINDS = ("objects", "attributes", "relations")
+
+
+def build_graphs(config: BuildGraphsConfig) -> StageResult:
+    """Build the unified scene graphs of a dataset's captions.
+
+    Raises:
+        TbkinError: As `tbkin_core.graphs.build.build_dataset`.
+    """
+    dataset = open_dataset(config.data)
+    out = store_place(config.out, config.data, "graphs")
+    _check_export_places(config, dataset, out)  # before the work, not after it
+    place = config.features or config.data / "features"
+    features = FeatureStore(place) if config.features or (place / MANIFEST).exists() else None
+    problems = _feature_notes(dataset, config.data, place, features)
+    build = build_dataset(
+        dataset,
+        out,
+        features,
+        partial(CaptionParser, config.parser),
+        config.min_similarity,
+        config.label_iou,
+        config.overwrite,
+        config.workers,
+        partial(make_similarity, config.similarity, config.similarity_model),
+        needs_torch=config.parser != "builtin" or config.similarity == "encoder",
+    )
+    if features is not None and not features.object_names and not dataset.boxes():
+        problems.append(
+            "the regions have no labels (features without object names, no annotated boxes):"
+            " there are no cross-modal edges"
+        )
+    problems += dataset.problems
+    write_text(out / "config.yaml", dump_config(config))
+    if build.summary is None:
+        return _share(build, problems)
+    files = []
+    if config.export is not None:
+        export_jsonl(build.store, config.export)
+        files.append(config.export)
+    if config.networkx is not None:
+        export_networkx(progress(build.store, "networkx", total=len(build.store)), config.networkx)
+        files.append(config.networkx)
+    return _whole(build, build.summary, problems, files)
+
+
+def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path) -> None:
+    """Refuse exports that would be read as part of the dataset, or take each other's or the store's place."""
+    for setting, path in {"export": config.export, "networkx": config.networkx}.items():
+        if path is not None and dataset.root in path.absolute().parents and named_like_annotations(path):
+            raise ConfigError(
+                f"{setting}: {path} would be read as an annotation file of the dataset",
+                hint="name it graphs.jsonl or graphs.graphml, or put it elsewhere",
+            )
+    if config.export is not None and config.networkx is not None:
+        one, other = os.path.realpath(config.export), os.path.realpath(config.networkx)
+        if one == other or os.path.dirname(one) == other:  # noqa: PTH120
+            raise ConfigError(
+                f"networkx: {config.networkx} is also where --export goes", hint="name two places"
+            )
+    if config.export is not None:
+        check_export_place(config.export, out)
+    if config.networkx is not None:
+        check_networkx_place(config.networkx, out)
+
+
+def _feature_notes(dataset: Dataset, data: Path, place: Path, features: FeatureStore | None) -> list[str]:
+    """What a user should know where features are missing; `data` and `place` as messages name them."""
+    command = f"`tbkin extract-features {data}`"
+    if features is not None and features.complete:
+        return []
+    if features is not None:
+        return [
+            f"{place}: extracting these features was interrupted; captions of images that it lacks have no"
+            f" regions: run {command} again, then this command with --overwrite"
+        ]
+    if dataset.boxes():
+        return [
+            f"no features at {place}: regions are the annotated boxes; for pretraining run {command} first"
+        ]
+    if dataset.bottom_up_files() or dataset.feature_tables():
+        return [
+            f"the features that lie in {data} are not imported yet: these graphs have no regions; run"
+            f" {command}, then this command with --overwrite"
+        ]
+    return [
+        f"no features at {place} and no annotated boxes: these graphs have no regions; for some run"
+        f" {command}, then this command with --overwrite"
+    ]
+
+
+def _share(build: Build, problems: list[str]) -> StageResult:
+    """The result of a rank that is not the last one."""
+    out, made, present, missing = build.path, build.made, build.present, build.missing
+    problems = [
+        *problems,
+        f"{missing} shards of other ranks are missing: the rank that ends last completes the store; what a"
+        " rank has left out, the same command builds when it is run again",
+    ]
+    table = Table(
+        f"Share of the graphs in {out}",
+        ["made now", "present", "shards of others missing"],
+        [[str(made), str(present), str(missing)]],
+    )
+    values: dict[str, Any] = {"out": str(out), "made": made, "present": present}
+    return StageResult(out, {**values, "missing": missing, "problems": problems}, [table], problems)
+
+
+def _whole(build: Build, summary: dict[str, Any], problems: list[str], files: list[Path]) -> StageResult:
+    """The result of a run that leaves a complete store."""
+    out, anchored = build.path, 100 * summary["anchored"] / max(summary["captions"], 1)
+    per_caption = [f"{summary[f'{kind}_per_caption']:.2f}" for kind in _KINDS]
+    tables = [
+        Table(
+            f"Graphs in {out}",
+            ["captions", "made now", "objects each", "attributes each", "relations each", "with an anchor"],
+            [[str(summary["captions"]), str(build.made), *per_caption, f"{anchored:.0f} %"]],
+        ),
+        Table("Most frequent", list(_KINDS), _ranking([summary["most_common"][kind] for kind in _KINDS])),
+    ]
+    values = {"out": str(out), "made": build.made, "present": build.present, **summary, "problems": problems}
+    return StageResult(out, values, tables, problems, files)
+
+
+def _ranking(columns: Sequence[Sequence[Sequence[Any]]]) -> list[list[str]]:
+    """(name, count) entries as rows of cells; a short column ends in empty ones."""
+    cells = [[f"{name} ({count})" for name, count in column] for column in columns]
+    return [list(row) for row in itertools.zip_longest(*cells, fillvalue="")]
