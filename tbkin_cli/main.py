@@ -50,8 +50,8 @@ def _run(
         from tbkin_core import stages
 
         result = getattr(stages, stage)(settings)
-        # Ranks that share a build end on their own; the last one, whichever it is, has the summary.
-        if rank() == 0 or stage == "build_graphs":
+        # Ranks that share a store end on their own; the last one, whichever it is, has the summary.
+        if rank() == 0 or stage in ("extract_features", "build_graphs"):
             show(result, as_json, quiet)
     logging.shutdown()
 

@@ -352,7 +352,7 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
 
 
 def test_ranks_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first alone prints results; what another cannot read it names on stderr."""
+    """Each prints its share, the one that ends last the whole, whichever it is."""
     photo_directory(tmp_path / "data")
     line = ("extract-features", "data", "--workers", "0", "--json")
     as_rank(monkeypatch, 0, 2)
@@ -360,13 +360,22 @@ def test_ranks_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (values["made"], values["skipped"], values["missing"]) == (4, 2, 2)
     assert any("shards of other ranks are missing" in problem for problem in values["problems"])
     as_rank(monkeypatch, 1, 2)
-    outcome = succeeds(*line, cwd=tmp_path)
-    assert outcome.out == "" and "photo_11.png" in outcome.err
+    values = json.loads(succeeds(*line, cwd=tmp_path).out)
+    assert (values["images"], values["made"], values["skipped"]) == (8, 4, 1)
+    assert any("photo_11.png" in problem for problem in values["problems"])
     as_rank(monkeypatch, 0, 2)
     values = json.loads(succeeds(*line, cwd=tmp_path).out)
     assert (values["images"], values["made"], values["skipped"]) == (8, 0, 3)
     as_rank(monkeypatch, 2, 2)
     fails(*line, cwd=tmp_path, code=2, says="RANK=2")
+
+
+def test_the_rank_that_ends_last_prints_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo_directory(tmp_path / "data")
+    for rank, title in ((0, "Share of the features"), (1, "Features")):
+        as_rank(monkeypatch, rank, 2)
+        outcome = succeeds("extract-features", "data", "--workers", "0", cwd=tmp_path)
+        assert outcome.out.startswith(f"{title} in data/features")
 
 
 def test_links_to_nowhere_and_directories_are_counted_and_named(tmp_path: Path) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +36,9 @@ from tbkin_core.settings import EXTRACTORS
 from tbkin_core.support.console import progress
 from tbkin_core.support.ranks import share_of_run
 from tbkin_core.support.shards import replaced_store
-from tbkin_core.support.workers import one_thread_a_process, processors, serve_parent
+from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
-
-Result = TypeVar("Result")
-
 
 _ROWS_LOOKED_AT = 16  # of files to import, for the size of their features
 
@@ -228,7 +222,7 @@ def extract_dataset(
         elif isinstance(made_by, list):
             results = run_batches(made_by, jobs(), _workers(workers, total or 0), batch_size)
         else:
-            results = _run(made_by, jobs(), total or 0, workers)
+            results = _run(made_by, jobs(), _workers(workers, total or 0))
         again = False
         for job, result in progress(results, "regions", total=total, unit="img"):
             if job.number is None and not again:
@@ -240,8 +234,6 @@ def extract_dataset(
                 continue
             problems.append(problem)
             skipped += 1
-            if rank:
-                logger.warning("%s", problem)  # the first rank alone reports at the end
             if job.number is not None:
                 writer.skip(job.image_id, job.number)
         writer.flush()
@@ -302,20 +294,6 @@ def _workers(workers: int | None, total: int) -> int:
     return max(min(processors() if workers is None else workers, total), 1)
 
 
-def _in_order(
-    pool: Executor, work: Callable[[_Job], Result], jobs: Iterator[_Job], ahead: int
-) -> Iterator[tuple[_Job, Result]]:
-    """Every job with its result, in the order of the jobs, of which at most `ahead` are under way."""
-    waiting: deque[tuple[_Job, Future[Result]]] = deque()
-    for job in jobs:
-        waiting.append((job, pool.submit(work, job)))
-        if len(waiting) >= ahead:
-            done, future = waiting.popleft()
-            yield done, future.result()
-    for done, future in waiting:
-        yield done, future.result()
-
-
 def _importable(dataset: Dataset) -> tuple[int, str]:
     """Size of the features that most of the first rows to import have, and what kind of files they are in."""
     error: DataError | None = None
@@ -360,47 +338,14 @@ def _rows_to_import(
             seen.add(key)
 
 
-def _run(extractor: PictureExtractor, jobs: Iterator[_Job], total: int, workers: int | None) -> _Made:
-    count = _workers(workers, total)
-    if count > 1:
-        yield from _run_workers(extractor, jobs, count)
-        return
-    for job in jobs:
-        yield job, _extract_or_reason(extractor, job)
+def _run(extractor: PictureExtractor, jobs: Iterator[_Job], count: int) -> _Made:
+    with WorkerPool(partial(_given, extractor), count, "extract-features") as pool:
+        yield from pool.map(_extract_or_reason, jobs, ahead=8)
 
 
-def _run_workers(extractor: PictureExtractor, jobs: Iterator[_Job], count: int) -> _Made:
-    executor = ProcessPoolExecutor(
-        count,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(extractor,),
-    )
-    try:
-        # In order, so that the store does not depend on which worker is faster.
-        with one_thread_a_process():
-            yield from _in_order(executor, _worker_extract, jobs, 8 * count)
-    except BrokenProcessPool as error:
-        raise DataError(
-            "extract-features: a worker process has ended unexpectedly, perhaps for want of memory",
-            hint="run the same command again, it goes on; --workers 0 needs no other processes",
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-_extractor: PictureExtractor | None = None
-
-
-def _start_worker(extractor: PictureExtractor) -> None:
-    global _extractor
-    serve_parent()
-    _extractor = extractor
-
-
-def _worker_extract(job: _Job) -> RegionFeatures | str:
-    assert _extractor is not None
-    return _extract_or_reason(_extractor, job)
+def _given(extractor: PictureExtractor) -> PictureExtractor:
+    """What a process works with: the extractor itself, sent to it once and not with every image."""
+    return extractor
 
 
 def _extract_or_reason(extractor: PictureExtractor, job: _Job) -> RegionFeatures | str:

@@ -12,15 +12,12 @@ import hashlib
 import heapq
 import json
 import logging
-import multiprocessing
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +28,7 @@ from tbkin_core.boxes import pairwise_iou, xywh_to_xyxy
 from tbkin_core.datasets import Dataset
 from tbkin_core.datasets.layout import is_graph_export
 from tbkin_core.datasets.records import BoxAnnotation, Caption, GoldGraph
-from tbkin_core.errors import ConfigError, DataError, TbkinError
+from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.graphs.priors import Priors
@@ -60,7 +57,7 @@ from tbkin_core.support.shards import (
     shard_name,
     write_shard,
 )
-from tbkin_core.support.workers import one_thread_a_process, processors, serve_parent
+from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
 
@@ -182,15 +179,16 @@ def build_dataset(
         )
     texts, kind = texts_of(dataset)
     count = -(-len(texts) // SHARD_CAPTIONS)
-    recipe = _Recipe(out, make_parser, make_similarity, min_similarity, needs_torch)
+    recipe = _Recipe(out, make_parser, make_similarity, min_similarity)
     processes = choose_workers(workers, len(texts) // world)
+    make = _builder_without_torch if processes and not needs_torch else _ShardBuilder
     with (
         contextlib.ExitStack() as stack,
-        _InThisProcess(recipe) if not processes else _InWorkers(recipe, processes) as builder,
+        WorkerPool(partial(make, recipe), processes, "build-graphs") as pool,
     ):
         settings = {
             "texts": kind,
-            **builder.describe(),
+            **pool.ask(_ShardBuilder.describe),
             "min_similarity": min_similarity,
             "label_iou": label_iou,
             "regions": "annotations" if features is None else "features",
@@ -214,7 +212,8 @@ def build_dataset(
             logger.info("%d %s, parser %s, %d worker processes", made, kind, settings["parser"], processes)
             writer.begin(todo, alone=world == 1)
             corpus.find_repeated()
-            for _ in progress(builder.run(corpus.jobs(todo)), "graphs", total=len(todo), unit="shard"):
+            results = pool.map(_ShardBuilder.build, corpus.jobs(todo), ahead=2)
+            for _ in progress(results, "graphs", total=len(todo), unit="shard"):
                 pass
     done = set(own)
     missing = sum(
@@ -390,7 +389,12 @@ class _Recipe:
     make_parser: Callable[[], Parser]
     make_similarity: Callable[[], Similarity]
     min_similarity: float
-    needs_torch: bool = True
+
+
+def _builder_without_torch(recipe: _Recipe) -> _ShardBuilder:
+    """A builder in a process of its own, where spaCy is kept from importing torch."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    return _ShardBuilder(recipe)
 
 
 class _ShardBuilder:
@@ -408,6 +412,7 @@ class _ShardBuilder:
         self._remember = not any("transformer" in name for name in names)
 
     def describe(self) -> dict[str, str]:
+        """What makes the graphs, as the settings of a store say it."""
         return {
             "parser": self._parser.name,
             "parser_version": self._parser.version,
@@ -534,107 +539,6 @@ def cross_edges(
         region[kept].astype(np.int32),
         weight[kept],
     )
-
-
-# ---- in this process or in others ---------------------------------------------------------------
-
-
-class _InThisProcess:
-    """Builds shards here, one after the other."""
-
-    def __init__(self, recipe: _Recipe) -> None:
-        self._builder = _ShardBuilder(recipe)
-
-    def __enter__(self) -> _InThisProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def describe(self) -> dict[str, str]:
-        return self._builder.describe()
-
-    def run(self, jobs: Iterable[_Job]) -> Iterator[int]:
-        return map(self._builder.build, jobs)
-
-
-@dataclass
-class _InWorkers:
-    """Builds shards in processes of their own; what waits for them is bounded."""
-
-    recipe: _Recipe
-    count: int
-    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-    def __enter__(self) -> _InWorkers:
-        self._stack.enter_context(one_thread_a_process())
-        self._executor = ProcessPoolExecutor(
-            self.count, multiprocessing.get_context("spawn"), _start_worker, (self.recipe,)
-        )
-        # All start now, while this process reads on.
-        self._described = [self._executor.submit(_worker_describe) for _ in range(self.count)]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._executor.shutdown(cancel_futures=True)
-        self._stack.close()
-
-    def describe(self) -> dict[str, str]:
-        with _broken_pool():
-            return self._described[0].result()
-
-    def run(self, jobs: Iterable[_Job]) -> Iterator[int]:
-        pending: set[Future[int]] = set()
-        with _broken_pool():
-            for job in jobs:
-                pending.add(self._executor.submit(_worker_build, job))
-                if len(pending) >= 2 * self.count:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-
-
-@contextlib.contextmanager
-def _broken_pool() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise DataError(
-            "build-graphs: a worker process has ended unexpectedly, perhaps for want of memory",
-            hint="run the same command again, it goes on; --workers 0 needs no other processes",
-        ) from error
-
-
-_builder: _ShardBuilder | TbkinError | None = None
-
-
-def _start_worker(recipe: _Recipe) -> None:
-    global _builder
-    serve_parent()
-    if not recipe.needs_torch:
-        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    try:
-        _builder = _ShardBuilder(recipe)
-    except TbkinError as error:
-        # Raised here it would only break the pool; the first job hands it over.
-        _builder = error
-
-
-def _worker() -> _ShardBuilder:
-    if isinstance(_builder, TbkinError):
-        raise _builder
-    assert _builder is not None
-    return _builder
-
-
-def _worker_describe() -> dict[str, str]:
-    return _worker().describe()
-
-
-def _worker_build(job: _Job) -> int:
-    return _worker().build(job)
 
 
 # ---- regions ------------------------------------------------------------------------------------

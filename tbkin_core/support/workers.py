@@ -8,9 +8,18 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Generic, TypeVar
 
+from tbkin_core.errors import DataError, TbkinError
 from tbkin_core.support.ranks import environment_number
+
+Tool = TypeVar("Tool")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def processors() -> int:
@@ -20,9 +29,91 @@ def processors() -> int:
     return max(count // max(environment_number("LOCAL_WORLD_SIZE", 1), 1), 1)
 
 
+class WorkerPool(Generic[Tool]):
+    """Processes that each make a tool once and work with it on many jobs; use as a context manager.
+
+    Each computes with one thread. Ctrl-C is left to this process, whose end, however it comes, ends them.
+
+    Args:
+        make: Makes the tool; called once in each process, so it must survive pickling where there are more.
+        count: Processes; with 0 or 1 the work is done in this one.
+        command: The subcommand that they work for, named in the message where one of them dies.
+    """
+
+    def __init__(self, make: Callable[[], Tool], count: int, command: str) -> None:
+        self._make = make
+        self._count = count
+        self._command = command
+        self._stack = contextlib.ExitStack()
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> WorkerPool[Tool]:
+        if self._count > 1:
+            self._stack.enter_context(_one_thread_per_process())
+            self._executor = ProcessPoolExecutor(
+                self._count, multiprocessing.get_context("spawn"), _start_worker, (self._make,)
+            )
+            self._stack.callback(self._executor.shutdown, cancel_futures=True)
+        else:
+            self._tool = self._make()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def ask(self, question: Callable[[Tool], Result]) -> Result:
+        """What one tool, the first that is ready, says of itself; all processes start with this.
+
+        Raises:
+            TbkinError: The tool cannot be made.
+            DataError: A process has died.
+        """
+        if self._executor is None:
+            return question(self._tool)
+        with self._deaths_as_errors():
+            first, *_ = [self._executor.submit(_ask, question) for _ in range(self._count)]
+            return first.result()
+
+    def map(
+        self, work: Callable[[Tool, Job], Result], jobs: Iterable[Job], ahead: int
+    ) -> Iterator[tuple[Job, Result]]:
+        """Every job with its result, in the order of the jobs, so that no result depends on who is faster.
+
+        Args:
+            work: A function of a module, or a method of the tool's class.
+            jobs: Read as they are needed.
+            ahead: Jobs per process that may be under way or done and waiting; bounds the memory.
+
+        Raises:
+            TbkinError: As for `ask`, or what `work` raises.
+        """
+        if self._executor is None:
+            yield from ((job, work(self._tool, job)) for job in jobs)
+            return
+        waiting: deque[tuple[Job, Future[Result]]] = deque()
+        with self._deaths_as_errors():
+            for job in jobs:
+                waiting.append((job, self._executor.submit(_work, work, job)))
+                if len(waiting) >= ahead * self._count:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            for done, future in waiting:
+                yield done, future.result()
+
+    @contextlib.contextmanager
+    def _deaths_as_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"{self._command}: a worker process has ended unexpectedly, perhaps for want of memory",
+                hint="run the same command again, it goes on; --workers 0 needs no other processes",
+            ) from error
+
+
 @contextlib.contextmanager
-def one_thread_a_process() -> Iterator[None]:
-    """Processes started meanwhile compute with one thread each; there is one a processor already."""
+def _one_thread_per_process() -> Iterator[None]:
+    """Processes started meanwhile compute with one thread each; there is one per processor already."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -36,11 +127,21 @@ def one_thread_a_process() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def serve_parent() -> None:
-    """Make this process a worker of the one that started it: Ctrl-C is for that one, whose end ends this."""
+# ---- in a worker --------------------------------------------------------------------------------
+
+_tool: Any = None
+
+
+def _start_worker(make: Callable[[], Any]) -> None:
+    global _tool
     # Ctrl-C reaches every process of the terminal; the main one decides what is kept.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _tool = make()
+    except TbkinError as error:
+        # Raised here it would only break the pool; the first job hands it over.
+        _tool = error
 
 
 def _end_with_parent() -> None:
@@ -49,3 +150,15 @@ def _end_with_parent() -> None:
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
+
+
+def _ask(question: Callable[[Any], Result]) -> Result:
+    if isinstance(_tool, TbkinError):
+        raise _tool
+    return question(_tool)
+
+
+def _work(work: Callable[[Any, Job], Result], job: Job) -> Result:
+    if isinstance(_tool, TbkinError):
+        raise _tool
+    return work(_tool, job)
