@@ -24,12 +24,15 @@ def show(result: StageResult, as_json: bool, quiet: bool) -> None:
     if as_json:
         print(json.dumps(result.values, ensure_ascii=False, default=str))
         return
+    # rich and the results cost a tenth of a second that --help need not wait for.
     from rich.console import Console
     from rich.table import Table
 
+    from tbkin_cli.tables import notes_of, tables_of
+
     # A pipe or a file gets whole cells, whatever the width of the terminal.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    for table in result.tables:
+    for table in tables_of(result):
         # A title inside the table would be broken at the table's width.
         console.print(table.title, markup=False, style="italic", soft_wrap=True)
         shown = Table(show_edge=False, pad_edge=False)
@@ -40,10 +43,11 @@ def show(result: StageResult, as_json: bool, quiet: bool) -> None:
             shown.add_row(*map(_plain, row))
         console.print(shown)
         console.print()
-    for problem in result.problems[:_SHOWN_PROBLEMS]:
-        console.print(f"note: {problem}", markup=False, soft_wrap=True)
-    if len(result.problems) > _SHOWN_PROBLEMS:
-        rest = len(result.problems) - _SHOWN_PROBLEMS
+    notes = notes_of(result)
+    for note in notes[:_SHOWN_PROBLEMS]:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    if len(notes) > _SHOWN_PROBLEMS:
+        rest = len(notes) - _SHOWN_PROBLEMS
         console.print(f"note: and {rest} more (--json lists them all)", markup=False)
     for file in result.files:
         console.print(f"wrote {file}", markup=False, soft_wrap=True)

@@ -6,16 +6,16 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tbkin_core.datasets import open_dataset
-from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
+from tbkin_core.errors import CheckpointError, DataError, TbkinError
 from tbkin_core.settings import StageConfig, config_values, dump_config
+from tbkin_core.support.devices import Devices, join_ranks, resolve_devices
 from tbkin_core.support.files import make_directory, read_json, write_errors, write_json, write_text
-from tbkin_core.support.shards import MANIFEST
+from tbkin_core.support.ranks import rank, wait_for_ranks
 
 logger = logging.getLogger("tbkin")
 
@@ -81,8 +81,40 @@ def open_run(config: StageConfig, stage: str, default: Path) -> Run:
     return Run(path, None)
 
 
+def train_together(
+    config: StageConfig, stage: str, default: Path, train: Callable[[Run, Devices], None]
+) -> tuple[Path, dict[str, Any]]:
+    """Train in the directory of a run unless it has finished there already; its place and its results.
+
+    Where several processes were started from outside (torchrun), rank 0 is the first to open the directory.
+
+    Args:
+        config: Settings.
+        stage: Its name.
+        default: Directory without --out.
+        train: Trains on all devices and leaves results, see `finish_run`.
+    """
+    devices = resolve_devices(config.devices)
+    join_ranks(devices)
+    if rank() > 0:
+        wait_for_ranks()
+        config = replace(config, overwrite=False)
+    run = open_run(config, stage, default)
+    if rank() == 0:
+        wait_for_ranks()
+    wait_for_ranks()
+    if run.results is None:
+        with _forgotten_if_empty(run.path):
+            train(run, devices)
+            wait_for_ranks()
+    results: dict[str, Any] = read_json(run.path / RUN_FILE)["results"]
+    if run.results is not None:
+        results["problems"].insert(0, "this run had finished already; --overwrite trains it again")
+    return run.path, results
+
+
 @contextlib.contextmanager
-def forget_if_empty(path: Path) -> Iterator[None]:
+def _forgotten_if_empty(path: Path) -> Iterator[None]:
     """Remove the directory of a run that fails before it saved anything, so that it is in nobody's way."""
     try:
         yield
@@ -170,48 +202,6 @@ def find_checkpoint(tasks: Sequence[str], include_blind: bool = False, prefer: s
         if wanted
         else "make one with `tbkin pretrain DATA`",
     )
-
-
-def find_data(task: str) -> Path:
-    """The dataset directory that a fine-tuning task without --data takes.
-
-    Looked for: data of earlier runs, the working directory, and the directories in it; those with features
-    come first.
-
-    Raises:
-        ConfigError: None, or several that are as good.
-    """
-    candidates: list[Path] = []
-    for stage in ("finetune", "pretrain"):
-        for _, content in finished_runs(stage):
-            data = content["settings"].get("data")
-            candidates += [Path(entry) for entry in (data if isinstance(data, list) else [data]) if entry]
-    candidates += [Path(), *sorted(path for path in Path().iterdir() if path.is_dir())]
-    usable: dict[Path, Path] = {}
-    for path in candidates:
-        if not path.is_dir() or path.resolve() in usable or path.name in ("runs", ".venv"):
-            continue
-        try:
-            dataset = open_dataset(path)
-            if dataset.question_splits() if task == "vqa" else dataset.expression_sets():
-                usable[path.resolve()] = path
-        except TbkinError:
-            continue
-    ready = [path for path in usable.values() if (path / "features" / MANIFEST).exists()] or list(
-        usable.values()
-    )
-    # The working directory holds what the directories in it hold.
-    ready = [path for path in ready if path != Path()] or ready
-    what = "VQA questions" if task == "vqa" else "referring expressions"
-    if not ready:
-        raise ConfigError(f"data: no directory with {what} found here", hint="name one with --data DIR")
-    if len(ready) > 1:
-        names = ", ".join(str(path) for path in ready)
-        raise ConfigError(
-            f"data: several directories hold {what}: {names}", hint="choose one with --data DIR"
-        )
-    logger.info("data: %s", ready[0])
-    return ready[0]
 
 
 def _tidy(path: Path) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar, Union
 
 from tbkin_core.errors import ConfigError
-from tbkin_core.masking import MaskingConfig
 from tbkin_core.selection import TRANSFORMS, check_threshold, usual_threshold
+from tbkin_core.tasks.masking import MaskingConfig
 
 EXTRACTORS = ("auto", "builtin", "annotations", "import", "detector")
 """Names that `--extractor` takes; anything else is a detection model."""

@@ -21,7 +21,7 @@ from tbkin_core.texts.tokenizer import (
     tokenizer_of,
     words_of,
 )
-from tbkin_core.training_order import epoch_order
+from tbkin_core.training.loop import epoch_order
 
 TEXTS = ["A man rides a brown horse.", "two Dogs on the café's sofa", "a man and a dog, 2 cats"]
 WORDS = st.text(string.ascii_lowercase, min_size=1, max_size=8)

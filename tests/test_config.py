@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbkin_core.errors import ConfigError
-from tbkin_core.masking import MaskingConfig
 from tbkin_core.settings import (
     BuildGraphsConfig,
     ExtractFeaturesConfig,
@@ -26,6 +25,7 @@ from tbkin_core.settings import (
     load_config,
     parse_thresholds,
 )
+from tbkin_core.tasks.masking import MaskingConfig
 
 STAGES: dict[type[StageConfig], dict[str, Any]] = {
     ExtractFeaturesConfig: {},

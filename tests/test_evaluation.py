@@ -1,4 +1,4 @@
-"""VQA accuracy against the official evaluator, REC accuracy, bootstrap intervals."""
+"""VQA accuracy against the official evaluator, boxes, bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import ArrayLike
 
 from tbkin_core.boxes import box_iou_paired, xywh_to_xyxy
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference, too_few_images
-from tbkin_core.evaluation.rec import oracle_accuracy, rec_accuracy
 from tbkin_core.evaluation.vqa import answer_accuracy, normalize_answer, soft_scores, vqa_accuracy
+from tbkin_core.tasks.rec import Boxes, RecSplit, RecTask
 
 GOLDEN = Path(__file__).parent / "golden" / "vqa_official.json"
 CODES = string.ascii_letters + string.digits
@@ -279,12 +278,14 @@ def test_a_question_without_answers_is_an_error() -> None:
         )
 
 
-def test_rec_accuracy_needs_more_than_the_threshold() -> None:
-    target = [[10, 10, 20, 10]] * 3
+def test_a_box_is_right_above_half_alone() -> None:
+    target = xywh_to_xyxy([[10, 10, 20, 10]] * 3)
     half = [10, 10, 20, 20]  # exactly half of the target
-    assert box_iou_paired([half], xywh_to_xyxy(target[:1]))[0] == 0.5
-    assert rec_accuracy([half, [10, 10, 30, 20], [40, 40, 50, 50]], target) == pytest.approx(100 / 3)
-    assert rec_accuracy([half], target[:1], threshold=0.49) == 100
+    assert box_iou_paired([half], target[:1])[0] == 0.5
+    boxes = np.array([half, [10, 10, 30, 20], [40, 40, 50, 50]], np.float32)
+    split = RecSplit([None] * 3, None, target)  # type: ignore[arg-type, list-item]
+    predicted = Boxes(boxes, np.zeros(3, np.int64), np.ones(3, np.float32))
+    assert RecTask().scores(split, predicted).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -293,12 +294,6 @@ def test_rec_accuracy_needs_more_than_the_threshold() -> None:
 def test_degenerate_boxes_overlap_nothing(box: list[float]) -> None:
     assert box_iou_paired([box], [[0, 0, 10, 10]])[0] == 0
     assert box_iou_paired([box], [box])[0] in (0, 1)
-
-
-def test_oracle_bounds_the_accuracy() -> None:
-    target = [[0, 0, 10, 10], [50, 50, 10, 10], [5, 5, 2, 2]]
-    regions: list[ArrayLike] = [[[0, 0, 10, 9], [30, 30, 40, 40]], [[0, 0, 100, 100]], np.zeros((0, 4))]
-    assert oracle_accuracy(regions, target) == pytest.approx(100 / 3)
 
 
 BOXES = st.lists(
@@ -323,17 +318,16 @@ def test_iou_is_symmetric_bounded_and_free_of_place_and_scale(
 
 
 @pytest.mark.parametrize(
-    ("predicted", "target"),
+    ("boxes", "others"),
     [
-        ([], []),
-        ([[0, 0, 1, 1]], [[0, 0, 1, 1]] * 2),
+        ([[0, 0, 1, 1]] * 3, [[0, 0, 1, 1]] * 2),
         ([[0, 0, 1]], [[0, 0, 1]]),
         ([0, 0, 1, 1], [0, 0, 1, 1]),
     ],
 )
-def test_unfit_boxes_are_explained(predicted: Any, target: Any) -> None:
+def test_unfit_boxes_are_explained(boxes: Any, others: Any) -> None:
     with pytest.raises(DataError):
-        rec_accuracy(predicted, target)
+        box_iou_paired(boxes, others)
 
 
 def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says() -> None:

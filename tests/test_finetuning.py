@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 from command_line import fails, succeeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_plans import tiny_plan
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.datasets.records import Question
@@ -22,27 +24,30 @@ from tbkin_core.evaluation.vqa import soft_scores
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.selection import Selection
-from tbkin_core.settings import FinetuneConfig, TrainingConfig
-from tbkin_core.tasks import VqaSplit, VqaTask, accuracy_and_kept, build_vqa_split, official_accuracy
-from tbkin_core.training import learning_rate, to_device
-from tbkin_core.training_runs import CPU_MINUTES, _growing_threshold, _resolved
+from tbkin_core.settings import FinetuneConfig
+from tbkin_core.tasks.base import Head, InputSource, accuracy_and_kept, to_device
+from tbkin_core.tasks.vqa import Answers, VqaObjective, VqaSplit, VqaTask, official_accuracy
+from tbkin_core.training.loop import learning_rate
+from tbkin_core.training.plan import CPU_MINUTES, OPEN_ANSWERS, FinetunePlan, plan_finetuning
+from tbkin_core.training.run import growing_threshold
+from tbkin_core.training.start import Start
 
 
 @pytest.fixture(scope="module")
-def vqa(trained: Path) -> tuple[VqaTask, Any]:
-    """A task over the training questions of the small world, half of them hidden, and its model."""
+def vqa(trained: Path) -> tuple[VqaObjective, Any]:
+    """An objective over the training questions of the small world, half of them hidden, and its model."""
     run = trained / "runs/finetune/vqa-relative-0.3"
     model, tokenizer = load_model(run, "vqa")
     store = FeatureStore(trained / "coco/features")
     questions = open_dataset(trained / "coco").questions("train")
-    split = build_vqa_split(questions, store, tokenizer, 16, 36)
-    return VqaTask(split, split, model.config.answers(), 0, 16, seed=1, image_dropout=0.5), model.eval()
+    split = VqaTask().build_split(questions, InputSource(store, tokenizer, 16, 36))
+    return VqaObjective(split, split, model.config.answers(), 0, 16, seed=1, image_dropout=0.5), model.eval()
 
 
-def test_an_image_is_hidden_whole_by_seed_epoch_and_sample_alone(vqa: tuple[VqaTask, Any]) -> None:
+def test_an_image_is_hidden_whole_by_seed_epoch_and_sample_alone(vqa: tuple[VqaObjective, Any]) -> None:
     task, _ = vqa
     rows = task.samples(0)
-    full = task.train.inputs.batch(task.rows[rows])["region_mask"]  # type: ignore[union-attr]
+    full = task.train.inputs.batch(task.rows[rows])["region_mask"]
     shown = task.collate(rows, 0)["region_mask"]
     hidden = ~shown.any(axis=1)
     assert np.array_equal(shown[~hidden], full[~hidden])
@@ -53,10 +58,9 @@ def test_an_image_is_hidden_whole_by_seed_epoch_and_sample_alone(vqa: tuple[VqaT
     assert 0.2 < (hidden != other).mean() < 0.8, "others in the next epoch"
 
 
-def test_the_first_epochs_learn_from_the_questions_alone(vqa: tuple[VqaTask, Any]) -> None:
+def test_the_first_epochs_learn_from_the_questions_alone(vqa: tuple[VqaObjective, Any]) -> None:
     known, _ = vqa
-    assert known.train is not None
-    task = VqaTask(known.train, None, known.answers, 0, 16, blind_epochs=2)
+    task = VqaObjective(known.train, None, known.answers, 0, 16, blind_epochs=2)
     rows = task.samples(0)
     shown = [task.collate(rows, epoch)["region_mask"].any(axis=1) for epoch in range(3)]
     assert not shown[0].any() and not shown[1].any() and shown[2].all()
@@ -67,7 +71,7 @@ def test_the_first_epochs_learn_from_the_questions_alone(vqa: tuple[VqaTask, Any
 
 @pytest.mark.parametrize("helps", [True, False])
 def test_a_model_that_the_image_misleads_is_told_from_one_that_it_helps(
-    vqa: tuple[VqaTask, Any], helps: bool
+    vqa: tuple[VqaObjective, Any], helps: bool
 ) -> None:
     task, _ = vqa
     split = task.validation
@@ -79,6 +83,7 @@ def test_a_model_that_the_image_misleads_is_told_from_one_that_it_helps(
         """Right with regions, or right without them; its other answer is the first of all."""
 
         tbkin = SimpleNamespace(selection=Selection())
+        config = SimpleNamespace(answers=lambda: task.answers)
 
         def __call__(self, input_ids: Any, region_mask: Any, **_: Any) -> Any:
             logits = torch.zeros(len(input_ids), len(task.answers))
@@ -108,15 +113,15 @@ def test_a_model_that_ignores_the_image_is_kept_as_one(
     trained_workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    evaluate = VqaTask.evaluate
+    evaluate = VqaObjective.evaluate
 
-    def misled(self: VqaTask, model: Any, device: Any) -> dict[str, float]:
+    def misled(self: VqaObjective, model: Any, device: Any) -> dict[str, float]:
         values = evaluate(self, model, device)
         assert model.config.use_regions, "the image is there to learn from in every epoch"
         self.ignores_image = True
         return values
 
-    monkeypatch.setattr(VqaTask, "evaluate", misled)
+    monkeypatch.setattr(VqaObjective, "evaluate", misled)
     line = "finetune --task vqa --data coco --init none --epochs 2 --out blind --json"
     values = json.loads(succeeds(*line.split(), cwd=trained_workspace).out)
     assert any("ignores the image" in note for note in values["problems"])
@@ -160,7 +165,8 @@ def test_sweeps_and_validation_score_as_the_official_evaluator(
     split = VqaSplit(questions, None, [soft_scores(item.answers) for item in questions])  # type: ignore[arg-type]
     predicted = [answer for _, answer in rows]
     official = official_accuracy(split, predicted).per_question
-    assert list(100 * VqaTask.question_scores(split, predicted)) == pytest.approx(list(official.values()))
+    scores = VqaTask().scores(split, Answers(predicted, np.ones(len(predicted), np.float32)))
+    assert list(100 * scores) == pytest.approx(list(official.values()))
 
 
 @pytest.mark.parametrize(("rule", "says"), [("sparsemax", "could grow"), ("topk=4", "cannot grow")])
@@ -172,22 +178,22 @@ def test_what_cannot_grow_is_refused(trained: Path, rule: str, says: str) -> Non
     assert not (trained / "none").exists()
 
 
-def test_a_threshold_grows_over_the_first_epochs(vqa: tuple[VqaTask, Any]) -> None:
+def test_a_threshold_grows_over_the_first_epochs(vqa: tuple[VqaObjective, Any]) -> None:
     model = SimpleNamespace(tbkin=SimpleNamespace(selection=Selection("relative", 0.4, scope="cross-modal")))
-    grow = _growing_threshold(model, 2)
+    grow = growing_threshold(model, 2)
     seen = []
     for passed in (0.0, 0.5, 1.0, 2.0, 5.0, None):
         grow(passed)
         seen.append(model.tbkin.selection.threshold)
         assert model.tbkin.selection.scope == "cross-modal"
     assert seen == pytest.approx([0, 0.1, 0.2, 0.4, 0.4, 0.4])
-    _growing_threshold(model, 0)(0.0)
+    growing_threshold(model, 0)(0.0)
     assert model.tbkin.selection.threshold == pytest.approx(0.4), "without epochs it is there from the start"
 
 
 def test_what_attention_keeps_is_logged_by_layer_and_direction(
     trained: Path,
-    vqa: tuple[VqaTask, Any],
+    vqa: tuple[VqaObjective, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = (trained / "runs/finetune/vqa-relative-0.3/metrics.jsonl").read_text().splitlines()
@@ -197,14 +203,12 @@ def test_what_attention_keeps_is_logged_by_layer_and_direction(
     )
     assert 0 < logged["kept"] < 1
     task, model = vqa
-    assert task.train is not None
     inputs = task.train.inputs
 
     def accuracy(model: Any) -> float:
-        task.predict(model, inputs, torch.device("cpu"))
+        task.task.predict(model, inputs, torch.device("cpu"), len(inputs))
         return 50.0
 
-    monkeypatch.setattr(task, "batch_size", len(inputs))
     found = accuracy_and_kept(model, accuracy, inputs, len(inputs))
     assert found["accuracy"] == 50
     with monkeypatch.context() as patch:
@@ -224,13 +228,13 @@ def test_what_attention_keeps_is_logged_by_layer_and_direction(
 
 
 def test_the_rate_has_fallen_when_the_minutes_are_over() -> None:
-    config = TrainingConfig(epochs=10, learning_rate=1.0, warmup=0.1)
+    config = tiny_plan(epochs=10, learning_rate=1.0, warmup=0.1)
     assert learning_rate(5, 10, config, 0.5) == pytest.approx(learning_rate(50, 10, config))
     assert learning_rate(60, 10, config, 0.5) == learning_rate(60, 10, config), (
         "the further of the two counts"
     )
     assert learning_rate(5, 10, config, 1.5) == 0
-    step = TrainingConfig(epochs=10, learning_rate=1.0, warmup=0, schedule="step", decay_epochs=[6])
+    step = tiny_plan(epochs=10, learning_rate=1.0, warmup=0, schedule="step", decay_epochs=[6])
     assert learning_rate(5, 10, step, 0.9) == 1, "a schedule by epochs keeps to the epochs"
 
 
@@ -238,7 +242,7 @@ def test_minutes_that_were_chosen_end_a_run_for_good(
     trained_workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tbkin_core.training_runs.CPU_MINUTES", 1e-4)
+    monkeypatch.setattr("tbkin_core.training.plan.CPU_MINUTES", 1e-4)
     line = [
         "finetune",
         "--task",
@@ -258,7 +262,8 @@ def test_minutes_that_were_chosen_end_a_run_for_good(
     assert any("--max-minutes" in note for note in values["problems"])
     again = json.loads(succeeds(*line, cwd=trained_workspace).out)
     assert again["steps"] == 1, "the same command shows the same result"
-    more = json.loads(succeeds(*line, "--max-minutes", "0.02", cwd=trained_workspace).out)
+    enough = (again["seconds"] + 2) / 60
+    more = json.loads(succeeds(*line, "--max-minutes", str(enough), cwd=trained_workspace).out)
     assert more["steps"] > 1, "asked for more, it goes on"
 
 
@@ -281,13 +286,20 @@ def test_defaults_on_a_processor(
     minutes: float | None,
 ) -> None:
     store = FeatureStore(trained / "coco/features")
-    chosen = _resolved(FinetuneConfig(task="vqa", devices="cpu", **given_settings), samples, None, store)
-    assert (chosen.size, chosen.epochs, chosen.max_minutes) == (size, epochs, minutes)
+    _, tokenizer = load_model(trained / "runs/finetune/rec", "rec")
+
+    def planned(begun: bool = False, answers: int = OPEN_ANSWERS, **given: Any) -> FinetunePlan:
+        config = FinetuneConfig(task="vqa", devices="cpu", **given)
+        start = Start("runs/rec", tokenizer, {}, {"hidden_size": 128}) if begun else Start("none", tokenizer)
+        return plan_finetuning(config, samples, start, store, VqaTask(), Head(outcomes=answers))
+
+    chosen = planned(**given_settings)
+    expected = math.inf if minutes is None else minutes
+    assert (chosen.size, chosen.epochs, chosen.max_minutes) == (size, epochs, expected)
+    assert chosen.chosen("max_minutes") is (minutes == CPU_MINUTES)
     assert chosen.image_dropout == (0.2 if samples < 10_000 else 0.1)
     assert chosen.blind_epochs == epochs // 8
-    begun = {"hidden_size": 128}
-    assert _resolved(FinetuneConfig(task="vqa", devices="cpu"), samples, begun, store).blind_epochs == 0
-    few = FinetuneConfig(task="vqa", devices="cpu", **given_settings)
-    assert _resolved(few, samples, None, store, answers=99).blind_epochs == 0, "habits of few answers stick"
-    blind = _resolved(FinetuneConfig(task="vqa", devices="cpu", blind=True), samples, None, store)
+    assert planned(begun=True).blind_epochs == 0
+    assert planned(answers=99, **given_settings).blind_epochs == 0, "habits of few answers stick"
+    blind = planned(blind=True)
     assert blind.image_dropout == 0 == blind.blind_epochs

@@ -24,7 +24,7 @@ from tbkin_core.modeling.losses import (
     region_feature_loss,
     region_score_loss,
 )
-from tbkin_core.tasks import apply_deltas, box_deltas
+from tbkin_core.tasks.rec import apply_deltas, box_deltas
 
 ROWS, CLASSES, REGIONS = 8, 5, 4
 SEEDS = st.integers(0, 10**6)

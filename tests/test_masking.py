@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binomtest, chisquare, kstest
 
-from tbkin_core.masking import (
+from tbkin_core.support.randomness import mix, uniform
+from tbkin_core.tasks.masking import (
     KEEP,
     MASK,
     REPLACE,
@@ -25,7 +26,6 @@ from tbkin_core.masking import (
     relation_probability,
     text_side,
 )
-from tbkin_core.support.randomness import mix, uniform
 
 SAMPLES = np.arange(20_000)
 # A wrong rate is off by far more than chance; a right one fails once in a hundred thousand runs.

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_plans import tiny_plan
 
 from tbkin_core.errors import DataError
 from tbkin_core.features.store import FeatureStore, feature_statistics
 from tbkin_core.graphs.store import GraphStore
-from tbkin_core.masking import MaskingConfig
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining
-from tbkin_core.pretraining import PretrainTask, caption_texts, load_captions, select_captions
-from tbkin_core.settings import PretrainConfig
 from tbkin_core.support.devices import resolve_devices
+from tbkin_core.tasks.captions import caption_texts, load_captions, select_captions
+from tbkin_core.tasks.masking import MaskingConfig
+from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.texts.tokenizer import build_tokenizer
-from tbkin_core.training import train
+from tbkin_core.training.run import train
 
 
 @pytest.fixture
@@ -32,12 +33,12 @@ def task_over(
     masking: MaskingConfig,
     mismatch: float = 0.5,
     weights: list[float] | None = None,
-) -> PretrainTask:
+) -> PretrainObjective:
     """The task over the training captions, cut into as many datasets as there are weights."""
     features, graphs = parts
     table = load_captions(graphs, ["train"], features)
     count = len(weights or [1])
-    return PretrainTask(
+    return PretrainObjective(
         [(select_captions(table, np.arange(len(table)) % count == part), features) for part in range(count)],
         [],
         build_tokenizer(caption_texts(graphs, ["train"])),
@@ -151,7 +152,7 @@ def test_weights_say_how_often_each_dataset_is_shown(parts: tuple[FeatureStore, 
 
 
 def trained_on(
-    task: PretrainTask, out: Path, largest: int | None = None, **settings: Any
+    task: PretrainObjective, out: Path, largest: int | None = None, **settings: Any
 ) -> tuple[TbkinForPreTraining, list[int]]:
     """A tiny model after two epochs, and the sizes of its batches; more than `largest` are too many."""
     sizes: list[int] = []
@@ -178,19 +179,10 @@ def trained_on(
         train(
             task,
             model,
-            PretrainConfig(
-                **{
-                    "epochs": 2,
-                    "batch_size": 8,
-                    "learning_rate": 1e-3,
-                    "precision": "fp32",  # equal to the last digits, whatever is taken at once
-                    **settings,
-                }
-            ),
+            tiny_plan(**settings),  # fp32: equal to the last digits, whatever is taken at once
             out,
             resolve_devices("cpu"),
             lambda best: None,
-            "data",
         )
     return model, sizes
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from command_line import ENVIRONMENT, Outcome, files_below, leftovers, succeeds, tbkin
 
-from tbkin_core.tasks import RecTask
+from tbkin_core.tasks.rec import RecObjective
 
 EACH_STEP = "save_minutes: 0\nbatch_size: 4\n"
 STAGES = {
@@ -304,7 +304,7 @@ def test_more_minutes_never_make_a_kept_model_worse(
     trained_workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = [90.0, 10.0, 20.0]
-    monkeypatch.setattr(RecTask, "evaluate", lambda *_: {"accuracy": accuracies.pop(0)})
+    monkeypatch.setattr(RecObjective, "evaluate", lambda *_: {"accuracy": accuracies.pop(0)})
     settings = "--task rec --data coco --init none --epochs 2 --out cut --json"
     line = ["finetune", *settings.split(), "--max-minutes"]
     succeeds(*line, "0.0001", cwd=trained_workspace)

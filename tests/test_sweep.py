@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -18,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tbkin_core import stages, sweep_runs
+from tbkin_core import stages
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import DIRECTIONS, AttentionMeter, attention_entropy, kept_counts
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
+from tbkin_core.evaluation.measuring import Evaluation
 from tbkin_core.evaluation.sweep import Measurement, Samples, conclude, p_text, summarise
 from tbkin_core.modeling import AttentionRecord, TbkinConfig, TbkinForVqa
 from tbkin_core.runs import find_checkpoint, finished_runs
@@ -270,6 +272,9 @@ def test_a_model_is_measured_over_what_is_there() -> None:
 # ---- the command --------------------------------------------------------------------------------
 
 LINE = ("threshold-sweep", "--task", "vqa")
+# In `tbkin_core.stages` the name of a stage is its function.
+finetune_module = importlib.import_module("tbkin_core.stages.finetune")
+threshold_sweep_module = importlib.import_module("tbkin_core.stages.threshold_sweep")
 
 
 def result(*arguments: str | Path, cwd: Path) -> dict[str, Any]:
@@ -279,13 +284,13 @@ def result(*arguments: str | Path, cwd: Path) -> dict[str, Any]:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Selection]:
     """What is evaluated from here on."""
     found: list[Selection] = []
-    evaluate = sweep_runs.Evaluation.__call__
+    evaluate = Evaluation.__call__
 
     def spy(self: Any, selection: Selection) -> Measurement:
         found.append(selection)
         return evaluate(self, selection)
 
-    monkeypatch.setattr(sweep_runs.Evaluation, "__call__", spy)
+    monkeypatch.setattr(Evaluation, "__call__", spy)
     return found
 
 
@@ -322,7 +327,7 @@ def test_a_sweep_goes_on_after_each_threshold(
     line = [*LINE, "--thresholds", "0,0.2,0.4,0.6"]
     whole = result(*line, "--out", "whole", cwd=trained_workspace)
     asked = counted(monkeypatch)
-    add = sweep_runs._Keeper.add
+    add = threshold_sweep_module._Keeper.add
 
     def killed(self: Any, entry: Measurement) -> None:
         add(self, entry)
@@ -330,7 +335,7 @@ def test_a_sweep_goes_on_after_each_threshold(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_runs._Keeper, "add", killed)
+        patch.setattr(threshold_sweep_module._Keeper, "add", killed)
         fails(*line, "--out", "cut", cwd=trained_workspace, code=130, says="the same command goes on")
     assert len(asked) == 2
     rest = result(*line, "--out", "cut", cwd=trained_workspace)
@@ -378,15 +383,15 @@ def test_refit_trains_a_model_for_each_threshold_and_seed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainings: list[Path] = []
-    real = stages.finetune_run
+    real = finetune_module.finetune_run
 
-    def spy(config: Any, out: Path) -> None:
-        trainings.append(out)
+    def spy(job: Any) -> None:
+        trainings.append(job.out)
         if len(trainings) == 3:
             raise KeyboardInterrupt
-        real(config, out)
+        real(job)
 
-    monkeypatch.setattr(stages, "finetune_run", spy)
+    monkeypatch.setattr(finetune_module, "finetune_run", spy)
     line = (*REFIT, "--seeds", "2", "--out", "refit")
     fails(*line, cwd=trained_workspace, code=130)
     values = result(*line, cwd=trained_workspace)
@@ -417,10 +422,8 @@ def test_refit_takes_what_is_trained_already_and_is_nobodys_latest_model(
     monkeypatch.chdir(trained_workspace)
     latest = find_checkpoint(["vqa"])
     trainings: list[Path] = []
-    real = stages.finetune_run
-    monkeypatch.setattr(
-        stages, "finetune_run", lambda config, out: (trainings.append(out), real(config, out))
-    )
+    real = finetune_module.finetune_run
+    monkeypatch.setattr(finetune_module, "finetune_run", lambda job: (trainings.append(job.out), real(job)))
     config = ThresholdSweepConfig(
         task="vqa", refit=True, thresholds="0.3", selection=["relative", "entmax15"], devices="cpu"
     )

@@ -18,17 +18,13 @@ from PIL import Image, ImageDraw
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.evaluation.intervals import bootstrap_interval
+from tbkin_core.evaluation.report import report_entry
 from tbkin_core.features.store import RegionBatch
-from tbkin_core.reports import _row
 from tbkin_core.settings import FinetuneConfig
-from tbkin_core.tasks import (
-    RecSplit,
-    best_region_hits,
-    hold_out,
-    largest_region_hits,
-    random_region_hits,
-)
-from tbkin_core.training_runs import task_splits
+from tbkin_core.tasks import finetune_task
+from tbkin_core.tasks.base import ReportRow
+from tbkin_core.tasks.rec import RecSplit, best_region_hits, largest_region_hits, random_region_hits
+from tbkin_core.training.splits import hold_out, task_splits
 
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 180, 20)}
 Entries = dict[str, list[dict[str, Any]]]
@@ -61,9 +57,10 @@ def vqa_entries(images: dict[str, Sequence[int]]) -> tuple[Entries, Entries]:
 
 def splits_of(place: Path, **settings: Any) -> tuple[dict[str, list[Any]], list[str]]:
     """Samples by split, and the notes."""
-    problems: list[str] = []
     config = FinetuneConfig(**{"task": "vqa", "data": place, **settings})
-    return task_splits(open_dataset(place), config, problems), problems
+    task, dataset = finetune_task(config.task), open_dataset(place)
+    divided = task_splits(task, dataset, config.dataset, config.train_split, config.seed)
+    return divided.samples, divided.notes
 
 
 def images_of(samples: Sequence[Any]) -> list[int]:
@@ -288,11 +285,11 @@ def test_rows_to_compare_a_rec_model_with() -> None:
 
 
 def test_a_row_has_the_interval_of_its_images() -> None:
-    scores = [0, 100, 100, 100, 0, 0]
-    row = _row("val", "this model", scores, [1, 1, 2, 2, "x", "x"], 3)
+    scores = np.array([0.0, 100, 100, 100, 0, 0])
+    row = report_entry("val", ReportRow("this model", scores, 3), [1, 1, 2, 2, "x", "x"])
     low, high = bootstrap_interval(scores, ["1", "1", "2", "2", "x", "x"])
-    assert (row["accuracy"], row["accuracy_low"], row["accuracy_high"]) == (50, low, high)
-    assert low < 50 < high and row["n"] == 6
+    assert (row.accuracy, row.accuracy_low, row.accuracy_high) == (50, low, high)
+    assert low < 50 < high and row.n == 6
 
 
 # ---- whole runs ---------------------------------------------------------------------------------

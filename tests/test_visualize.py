@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -15,16 +16,16 @@ from command_line import fails, succeeds, tbkin_process
 from PIL import Image
 from tiny_traces import tiny_trace
 
+from tbkin_cli.tables import percent, tables_of
 from tbkin_core.datasets import open_dataset
 from tbkin_core.figures.trace import load_trace
-from tbkin_core.visualization import (
-    _answer_rows,
-    _percent,
-    choose_results,
-    is_question,
-    looks_foreign,
-    unified_graph,
-)
+from tbkin_core.graphs.question import unified_graph
+from tbkin_core.results import AnswersResult
+from tbkin_core.stages.result_sheet import choose_results
+from tbkin_core.texts.language import is_question, looks_foreign
+
+# In `tbkin_core.stages` the name of a stage is its function.
+visualize_module = importlib.import_module("tbkin_core.stages.visualize")
 
 VQA, REC = "runs/finetune/vqa-relative-0.3", "runs/finetune/rec"
 QUESTION = "what color is the star?"
@@ -326,7 +327,12 @@ def test_a_model_that_does_not_see_the_image_says_so(trained: Path, tmp_path: Pa
 
 
 def test_tables_name_regions_and_never_round_to_certainty() -> None:
-    rows = _answer_rows(tiny_trace("the large dog", task="rec"))
+    trace = tiny_trace("the large dog", task="rec")
+    image = visualize_module.image_answer(trace, trace.dense, "img.jpg", REC, [], Path("img.npz"))
+    result = AnswersResult(
+        out=Path(), title="", heading="region", selection="τ", shows_box=True, several=False, images=[image]
+    )
+    rows = tables_of(result)[0].rows
     assert {row[0] for row in rows} == {
         "region 0 (dog)",
         "region 1 (tall building)",
@@ -334,7 +340,7 @@ def test_tables_name_regions_and_never_round_to_certainty() -> None:
         "region 3 (car)",
         "region 4 (dog)",
     }
-    assert [_percent(value) for value in (0, 1e-6, 0.25, 0.9999, 1)] == [
+    assert [percent(value) for value in (0, 1e-6, 0.25, 0.9999, 1)] == [
         "0.0 %",
         "< 0.1 %",
         "25.0 %",

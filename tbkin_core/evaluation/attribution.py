@@ -77,6 +77,11 @@ class AttentionMeter:
         self._kept: dict[str, NDArray[np.float64]] = {}
         self._entropy: list[float] = []
 
+    @property
+    def config(self) -> Any:
+        """Of the model."""
+        return self.model.config
+
     def __call__(self, **inputs: Any) -> Any:
         import torch
 

@@ -157,13 +157,23 @@ def _resampled_means(
         _, member = np.unique(names, return_inverse=True)
         sizes = np.bincount(member).astype(np.float64)  # (G,)
         sums = np.stack([np.bincount(member, column) for column in values.T], axis=1)  # (G, C)
-    generator = np.random.default_rng(seed)
-    count = len(sizes)
-    rows = max(1, _DRAWS_AT_ONCE // count)
-    means = np.empty((samples, values.shape[1]))
-    for start in range(0, samples, rows):
-        drawn = generator.integers(count, size=(min(rows, samples - start), count))  # (rows, G)
-        total = sizes[drawn].sum(axis=1)
-        for column in range(values.shape[1]):
-            means[start : start + rows, column] = sums[drawn, column].sum(axis=1) / total
-    return means
+    if len(sizes) == 1:
+        return np.repeat(sums / sizes[:, None], samples, axis=0)
+    # scipy.stats takes a second to load, and most of this package's users need no interval.
+    from scipy.stats import bootstrap
+
+    def means(*drawn: NDArray, axis: int) -> NDArray[np.float64]:
+        *columns, total = (part.sum(axis=axis) for part in drawn)
+        return np.stack([column / total for column in columns])
+
+    found = bootstrap(
+        (*sums.T, sizes),
+        means,
+        n_resamples=samples,
+        batch=max(1, _DRAWS_AT_ONCE // len(sizes)),
+        vectorized=True,
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return found.bootstrap_distribution.T

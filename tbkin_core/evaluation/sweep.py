@@ -10,6 +10,7 @@ import numpy as np
 
 from tbkin_core.evaluation.attribution import DIRECTIONS
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
+from tbkin_core.results import SweepConclusion
 
 
 @dataclass(slots=True)
@@ -47,16 +48,6 @@ class Measurement:
     @property
     def key(self) -> tuple[str, float]:
         return self.selection, self.threshold
-
-
-@dataclass(frozen=True, slots=True)
-class SweepConclusion:
-    """What a sweep says in one sentence, and whether its best differs from dense beyond noise."""
-
-    best: dict[str, Any]
-    differs: bool
-    all_alike: bool
-    text: str
 
 
 def summarise(

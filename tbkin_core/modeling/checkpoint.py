@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tbkin_core.errors import CheckpointError, ConfigError
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, TbkinForVqa
+from tbkin_core.modeling.models import TbkinPreTrainedModel
 from tbkin_core.support.console import quiet_transformers
 from tbkin_core.support.files import make_directory, write_errors
 from tbkin_core.texts.tokenizer import load_tokenizer, save_tokenizer
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tbkin")
 
-MODELS: dict[str, type[Any]] = {"pretrain": TbkinForPreTraining, "vqa": TbkinForVqa, "rec": TbkinForRec}
+
+def _models() -> dict[str, type[Any]]:
+    """The class of the model of each task."""
+    return {kind.task: kind for kind in TbkinPreTrainedModel.__subclasses__() if kind.task}
 
 
 def save_model(model: PreTrainedModel, tokenizer: Tokenizer, path: Path) -> None:
@@ -49,7 +53,7 @@ def task_of(path: Path) -> str:
         CheckpointError: No tbkin checkpoint there.
     """
     config = load_model_config(path)
-    kinds = {kind.__name__: task for task, kind in MODELS.items()}
+    kinds = {kind.__name__: task for task, kind in _models().items()}
     architecture = (config.architectures or [""])[0]
     if architecture not in kinds:
         raise CheckpointError(f"{path}: holds a {architecture or 'model of no known kind'}, no tbkin model")
@@ -100,7 +104,7 @@ def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
             hint=f"make one with `tbkin {'pretrain' if task == 'pretrain' else f'finetune --task {task}'}`",
         )
     try:
-        model, report = MODELS[task].from_pretrained(
+        model, report = _models()[task].from_pretrained(
             str(path), output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:  # safetensors and transformers raise many kinds

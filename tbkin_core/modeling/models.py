@@ -9,7 +9,7 @@ ROSITA-base weights fit the size `base`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -178,8 +178,9 @@ class TransformHead(nn.Module):
 
 
 class TbkinPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by all TBKIN models."""
+    """Loading, saving and initialisation shared by all TBKIN models; those with a head name its task."""
 
+    task: ClassVar[str] = ""
     config_class = TbkinConfig
     config: TbkinConfig
     base_model_prefix = "tbkin"
@@ -259,6 +260,7 @@ class TbkinModel(TbkinPreTrainedModel):
 class TbkinForPreTraining(TbkinPreTrainedModel):
     """Masked words, masked regions (feature, object, attribute), image-text matching."""
 
+    task = "pretrain"
     _tied_weights_keys = {"mlm_decoder.weight": "tbkin.text_embeddings.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: TbkinConfig) -> None:
@@ -305,6 +307,8 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
 class TbkinForVqa(TbkinPreTrainedModel):
     """[CLS] through two dense layers to the answers; `config.id2label` names them."""
 
+    task = "vqa"
+
     def __init__(self, config: TbkinConfig) -> None:
         super().__init__(config)
         self.tbkin = TbkinModel(config)
@@ -321,6 +325,8 @@ class TbkinForVqa(TbkinPreTrainedModel):
 
 class TbkinForRec(TbkinPreTrainedModel):
     """Scores every region against the expression and refines its box."""
+
+    task = "rec"
 
     def __init__(self, config: TbkinConfig) -> None:
         super().__init__(config)

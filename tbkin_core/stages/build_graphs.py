@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.layout import named_like_annotations
 from tbkin_core.errors import ConfigError
 from tbkin_core.features.store import FeatureStore
-from tbkin_core.graphs.build import Build, build_dataset, check_export_place, export_jsonl
+from tbkin_core.graphs.build import build_dataset, check_export_place, export_jsonl
 from tbkin_core.graphs.networkx_export import check_networkx_place, export_networkx
 from tbkin_core.names.similarity import make_similarity
 from tbkin_core.parsing.parser import CaptionParser
-from tbkin_core.results import StageResult, Table
+from tbkin_core.results import BuildGraphsResult
 from tbkin_core.settings import BuildGraphsConfig, dump_config
 from tbkin_core.support.console import progress
 from tbkin_core.support.files import write_text
 from tbkin_core.support.shards import MANIFEST, store_place
 
-_KINDS = ("objects", "attributes", "relations")
 
-
-def build_graphs(config: BuildGraphsConfig) -> StageResult:
+def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
     """Build the unified scene graphs of a dataset's captions.
 
     Raises:
@@ -57,8 +53,15 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
         )
     problems += dataset.problems
     write_text(out / "config.yaml", dump_config(config))
+    result = BuildGraphsResult(
+        out=out, made=build.made, present=build.present, missing=build.missing, problems=problems
+    )
     if build.summary is None:
-        return _share(build, problems)
+        result.problems.append(
+            f"{build.missing} shards of other ranks are missing: the rank that ends last completes the store;"
+            " what a rank has left out, the same command builds when it is run again"
+        )
+        return result
     files = []
     if config.export is not None:
         export_jsonl(build.store, config.export)
@@ -66,7 +69,7 @@ def build_graphs(config: BuildGraphsConfig) -> StageResult:
     if config.networkx is not None:
         export_networkx(progress(build.store, "networkx", total=len(build.store)), config.networkx)
         files.append(config.networkx)
-    return _whole(build, build.summary, problems, files)
+    return replace(result, summary=build.summary, files=files)
 
 
 def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path) -> None:
@@ -112,42 +115,3 @@ def _feature_notes(dataset: Dataset, data: Path, place: Path, features: FeatureS
         f"no features at {place} and no annotated boxes: these graphs have no regions; for some run"
         f" {command}, then this command with --overwrite"
     ]
-
-
-def _share(build: Build, problems: list[str]) -> StageResult:
-    """The result of a rank that is not the last one."""
-    out, made, present, missing = build.path, build.made, build.present, build.missing
-    problems = [
-        *problems,
-        f"{missing} shards of other ranks are missing: the rank that ends last completes the store; what a"
-        " rank has left out, the same command builds when it is run again",
-    ]
-    table = Table(
-        f"Share of the graphs in {out}",
-        ["made now", "present", "shards of others missing"],
-        [[str(made), str(present), str(missing)]],
-    )
-    values: dict[str, Any] = {"out": str(out), "made": made, "present": present}
-    return StageResult(out, {**values, "missing": missing, "problems": problems}, [table], problems)
-
-
-def _whole(build: Build, summary: dict[str, Any], problems: list[str], files: list[Path]) -> StageResult:
-    """The result of a run that leaves a complete store."""
-    out, anchored = build.path, 100 * summary["anchored"] / max(summary["captions"], 1)
-    per_caption = [f"{summary[f'{kind}_per_caption']:.2f}" for kind in _KINDS]
-    tables = [
-        Table(
-            f"Graphs in {out}",
-            ["captions", "made now", "objects each", "attributes each", "relations each", "with an anchor"],
-            [[str(summary["captions"]), str(build.made), *per_caption, f"{anchored:.0f} %"]],
-        ),
-        Table("Most frequent", list(_KINDS), _ranking([summary["most_common"][kind] for kind in _KINDS])),
-    ]
-    values = {"out": str(out), "made": build.made, "present": build.present, **summary, "problems": problems}
-    return StageResult(out, values, tables, problems, files)
-
-
-def _ranking(columns: Sequence[Sequence[Sequence[Any]]]) -> list[list[str]]:
-    """(name, count) entries as rows of cells; a short column ends in empty ones."""
-    cells = [[f"{name} ({count})" for name, count in column] for column in columns]
-    return [list(row) for row in itertools.zip_longest(*cells, fillvalue="")]

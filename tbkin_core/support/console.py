@@ -69,3 +69,8 @@ def progress(
         for item in items:
             yield item
             bar.update(1 if size is None else size(item))
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """The text, or its beginning with an ellipsis."""
+    return text if len(text) <= length else text[: length - 1] + "…"

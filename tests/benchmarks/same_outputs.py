@@ -79,9 +79,7 @@ def run(
             digests[f"{form}: {line}"] = _digest(text.encode())
             print(f"{form}: {line}", file=sys.stderr)
     for path in sorted(workspace.rglob("*")):
-        if (path.is_file() and "coco/" not in str(path.parent.relative_to(workspace)) + "/") or _is_made(
-            path
-        ):
+        if path.is_file() and ("coco" not in path.parts or _is_made(path)):
             digests[str(path.relative_to(workspace))] = _digest(_content(path))
     (workspace / "digests.json").write_text(json.dumps(digests, indent=1) + "\n")
 

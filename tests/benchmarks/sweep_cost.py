@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 
 from tbkin_core.datasets.records import Question
+from tbkin_core.evaluation.measuring import Evaluation
 from tbkin_core.evaluation.sweep import summarise
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore, write_feature_store
 from tbkin_core.modeling import TbkinConfig, TbkinForVqa
 from tbkin_core.modeling.configuration import SIZES
 from tbkin_core.selection import Selection
-from tbkin_core.settings import ThresholdSweepConfig
-from tbkin_core.sweep_runs import Evaluation
+from tbkin_core.support.devices import resolve_devices, torch_device
+from tbkin_core.tasks.vqa import VqaTask
 from tbkin_core.texts.tokenizer import build_tokenizer
 
 SWEEPS = {
@@ -83,8 +84,9 @@ def evaluation(place: Path, arguments: argparse.Namespace) -> Evaluation:
             max_regions=arguments.regions,
         )
     ).eval()
-    config = ThresholdSweepConfig(task="vqa", batch_size=arguments.batch, devices=arguments.devices)
-    evaluate = Evaluation(config, {0: questions}, store)
+    evaluate = Evaluation(
+        VqaTask(), {0: questions}, store, torch_device(resolve_devices(arguments.devices)), arguments.batch
+    )
     evaluate.use_model(model, tokenizer, 0)
     return evaluate
 

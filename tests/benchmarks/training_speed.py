@@ -35,14 +35,15 @@ from tbkin_core.datasets import open_dataset
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, write_feature_store
 from tbkin_core.graphs.build import build_dataset
-from tbkin_core.masking import MaskingConfig
 from tbkin_core.modeling import Selection, TbkinConfig, TbkinForPreTraining
 from tbkin_core.modeling.configuration import SIZES
 from tbkin_core.parsing.parser import CaptionParser
-from tbkin_core.pretraining import PretrainTask, caption_texts, load_captions
+from tbkin_core.tasks.base import to_device
+from tbkin_core.tasks.captions import caption_texts, load_captions
+from tbkin_core.tasks.masking import MaskingConfig
+from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.texts.tokenizer import build_tokenizer
-from tbkin_core.training import to_device
-from tbkin_core.training_order import epoch_order
+from tbkin_core.training.loop import epoch_order
 
 TOKENS, REGIONS, FEATURES, OBJECTS, ATTRIBUTES = 20, 36, 2048, 1600, 400
 VOCABULARY = 30522
@@ -75,7 +76,7 @@ def drawn_features(path: Path, image_ids: list[ImageId]) -> FeatureStore:
     return write_feature_store(path, settings, (regions(image_id) for image_id in image_ids))
 
 
-def make_task(directory: Path, place: Path, batch: int) -> PretrainTask:
+def make_task(directory: Path, place: Path, batch: int) -> PretrainObjective:
     """The pretraining task over the captions of a directory."""
     dataset = open_dataset(directory)
     image_ids = list(dict.fromkeys(c.image_id for c in dataset.captions() if c.image_id is not None))
@@ -83,7 +84,7 @@ def make_task(directory: Path, place: Path, batch: int) -> PretrainTask:
     graphs = build_dataset(dataset, place / "graphs", features, CaptionParser).store
     splits = sorted({split for _, metadata in graphs.shards for split in metadata["splits"]})
     table = load_captions(graphs, None, features)
-    return PretrainTask(
+    return PretrainObjective(
         [(table, features)],
         [],
         build_tokenizer(caption_texts(graphs, splits)),
@@ -97,7 +98,7 @@ def make_task(directory: Path, place: Path, batch: int) -> PretrainTask:
     )
 
 
-def measure_data(task: PretrainTask, batch: int, repeat: int) -> dict[str, Any]:
+def measure_data(task: PretrainObjective, batch: int, repeat: int) -> dict[str, Any]:
     """Milliseconds of processor time a sample, in training order."""
     orders = epoch_order(task.lengths(), batch, 0, 0)
     for rows in orders[:2]:
@@ -126,7 +127,7 @@ def _mode(device: torch.device, precision: torch.dtype | None, backward: bool) -
 
 
 def our_steps(
-    task: PretrainTask, model: Any, threshold: float, precision: torch.dtype | None, batches: list[Any]
+    task: PretrainObjective, model: Any, threshold: float, precision: torch.dtype | None, batches: list[Any]
 ) -> Step:
     """One pass of our model over the next batch, losses of the real task included."""
     device = next(model.parameters()).device
@@ -211,7 +212,7 @@ def reference_steps(
 
 
 def peer_batches(
-    task: PretrainTask, size: int, device: torch.device, count: int, pad_to: int
+    task: PretrainObjective, size: int, device: torch.device, count: int, pad_to: int
 ) -> list[dict[str, Tensor]]:
     """Batches in random order, with labels at every position."""
     chance = np.random.default_rng(1)

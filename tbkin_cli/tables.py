@@ -1,0 +1,216 @@
+"""Results as tables for people; every cell is text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tbkin_core.results import (
+    Answer,
+    AnswersResult,
+    BuildGraphsResult,
+    ExtractFeaturesResult,
+    FinetuneResult,
+    ImageAnswer,
+    PretrainResult,
+    RedrawnResult,
+    ResultSheet,
+    StageResult,
+    SweepResult,
+)
+from tbkin_core.selection import Selection
+from tbkin_core.support.console import shortened
+
+_KINDS = ("objects", "attributes", "relations")
+_MOST_TYPES = 12
+# Other data than VQA's may have many answer types; all are in the files.
+_MOST_SWEPT_TYPES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table with its title."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def tables_of(result: StageResult) -> list[Table]:
+    """What a person wants to see of a result."""
+    for kind, lay_out in _TABLES.items():
+        if isinstance(result, kind):
+            return lay_out(result)
+    return []
+
+
+def notes_of(result: StageResult) -> list[str]:
+    """What stands below the tables."""
+    if isinstance(result, SweepResult) and result.conclusion.text:
+        return [result.conclusion.text, *result.problems]
+    return result.problems
+
+
+def _extract_features(result: ExtractFeaturesResult) -> list[Table]:
+    if result.missing:
+        columns = ["made now", "skipped", "shards of others missing"]
+        row = [str(result.made), str(result.skipped), str(result.missing)]
+        return [Table(f"Share of the features in {result.out}", columns, [row])]
+    columns = ["extractor", "images", "made now", "skipped", "feature size"]
+    counts = (result.images, result.made, result.skipped, result.feature_size)
+    return [Table(f"Features in {result.out}", columns, [[result.extractor, *map(str, counts)]])]
+
+
+def _build_graphs(result: BuildGraphsResult) -> list[Table]:
+    if result.missing:
+        columns = ["made now", "present", "shards of others missing"]
+        row = [str(result.made), str(result.present), str(result.missing)]
+        return [Table(f"Share of the graphs in {result.out}", columns, [row])]
+    summary = result.summary
+    anchored = 100 * summary["anchored"] / max(summary["captions"], 1)
+    each = [f"{summary[f'{kind}_per_caption']:.2f}" for kind in _KINDS]
+    columns = ["captions", "made now", *(f"{kind} each" for kind in _KINDS), "with an anchor"]
+    counts = [str(summary["captions"]), str(result.made)]
+    ranked = [[f"{name} ({count})" for name, count in summary["most_common"][kind]] for kind in _KINDS]
+    return [
+        Table(f"Graphs in {result.out}", columns, [[*counts, *each, f"{anchored:.0f} %"]]),
+        Table("Most frequent", _KINDS, list(itertools.zip_longest(*ranked, fillvalue=""))),
+    ]
+
+
+def _pretrain(result: PretrainResult) -> list[Table]:
+    rows = [
+        [
+            name.removeprefix("val_").replace("_", " "),
+            f"{value:.1f} %" if name.endswith("accuracy") else f"{value:.3f}",
+        ]
+        for name, value in result.validation.items()
+    ]
+    title = f"Pretrained model in {result.out}, best epoch {result.best_epoch}"
+    return [Table(title, ["validation", "value"], rows)]
+
+
+def _finetune(result: FinetuneResult) -> list[Table]:
+    rows = [
+        [
+            entry.split,
+            entry.model,
+            f"{entry.accuracy:.2f} %",
+            "" if entry.accuracy_low is None else f"{entry.accuracy_low:.2f} to {entry.accuracy_high:.2f}",
+            str(entry.n),
+        ]
+        for entry in sorted(result.report, key=lambda entry: (entry.split, entry.order))
+    ]
+    columns = ["split", "model", "accuracy", "95 % interval", "n"]
+    tables = [Table(f"{result.metric}, model in {result.out}", columns, rows)]
+    if len(result.by_type) > 1:
+        shown = sorted(result.by_type.items())[:_MOST_TYPES]
+        types = [[name, f"{value:.2f} %"] for name, value in shown]
+        tables.append(Table(f"{result.type_split} by question type", ["type", "accuracy"], types))
+    return tables
+
+
+def _threshold_sweep(result: SweepResult) -> list[Table]:
+    rows = result.rows
+    types = list(rows[0].get("answer_types", {})) if rows else []
+    types = types if len(types) <= _MOST_SWEPT_TYPES else []
+    seeds = ["± seeds"] if rows and "accuracy_by_seed" in rows[0] else []
+    return [
+        Table(
+            f"{result.metric} on {result.split} ({result.samples} samples, {result.images} images),"
+            f" {result.title}",
+            [
+                "selection", "accuracy", "95 % interval", *seeds, "against dense", "p", *types, "kept",
+                "entropy", "samples/s",
+            ],
+            [_sweep_row(row, types) for row in rows],
+        )
+    ]  # fmt: skip
+
+
+def _sweep_row(row: dict[str, Any], types: Sequence[str]) -> list[str]:
+    name = "dense" if row["threshold"] == 0 else Selection(row["selection"], row["threshold"]).name
+    return [
+        name,
+        f"{row['accuracy']:.2f}",
+        f"{row['accuracy_low']:.2f} to {row['accuracy_high']:.2f}",
+        *([f"{row['accuracy_spread']:.2f}"] if "accuracy_spread" in row else []),
+        f"{row['difference']:+.2f}" if "difference" in row else "",
+        ("< 0.001" if row["p_value"] < 0.0005 else f"{row['p_value']:.3f}") if "p_value" in row else "",
+        *(f"{row['answer_types'][name]:.2f}" for name in types),
+        f"{100 * row['kept_fraction']:.1f} %",
+        f"{row['entropy']:.2f}",
+        f"{row['samples_per_second']:.0f}",
+    ]
+
+
+def _answers(result: AnswersResult) -> list[Table]:
+    sides = ["dense", result.selection]
+    if result.several:
+        rows = [[*_best(image), *([_corners(image)] if result.shows_box else [])] for image in result.images]
+        return [Table(result.title, ["image", *sides, *(["box"] if result.shows_box else [])], rows)]
+    (image,) = result.images
+    dense, sparse = ({answer.name: answer for answer in side} for side in (image.dense, image.thresholded))
+    rows = [
+        [
+            _named(dense.get(name) or sparse[name]),
+            *(percent(side[name].probability) if name in side else "" for side in (dense, sparse)),
+        ]
+        for name in dict.fromkeys([*dense, *sparse])
+    ]
+    tables = [Table(result.title, [result.heading, *sides], rows)]
+    if image.box is not None:
+        columns, cells = ["x1", "y1", "x2", "y2"], [f"{side:.0f}" for side in image.box]
+        if image.iou is not None:
+            columns, cells = [*columns, "IoU with the target"], [*cells, f"{image.iou:.2f}"]
+        tables.append(Table("box (x1, y1, x2, y2) in pixels", columns, [cells]))
+    return tables
+
+
+def _redrawn(result: RedrawnResult) -> list[Table]:
+    rows = []
+    for image in result.images:
+        trace, *best = _best(image)
+        rows.append([trace, shortened(image.question, 40), *best, image.checkpoint])
+    return [Table("Drawn again", ["trace", "text", "dense", "thresholded", "checkpoint"], rows)]
+
+
+def _result_sheet(result: ResultSheet) -> list[Table]:
+    rows = [[kind or "all", *map(str, counts)] for kind, counts in result.counts.items()]
+    return [Table(result.title, ["type", "wrong", "of", "shown"], rows)]
+
+
+def _best(image: ImageAnswer) -> list[str]:
+    """The image, and the best answer of either side."""
+    sides = (image.dense[0], image.thresholded[0])
+    return [image.image, *(f"{_named(answer)} ({percent(answer.probability)})" for answer in sides)]
+
+
+def _corners(image: ImageAnswer) -> str:
+    return ", ".join(f"{side:.0f}" for side in image.box or ())
+
+
+def _named(answer: Answer) -> str:
+    """A region with its label: "region 3 (red)"."""
+    return f"{answer.name} ({answer.label})" if answer.label else answer.name
+
+
+def percent(fraction: float) -> str:
+    """Never "0.0 %" or "100.0 %" for what is only nearly so."""
+    if 0 < fraction < 0.0005:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.9995 <= fraction < 1 else f"{100 * fraction:.1f} %"
+
+
+_TABLES: dict[type[StageResult], Callable[[Any], list[Table]]] = {
+    ExtractFeaturesResult: _extract_features,
+    BuildGraphsResult: _build_graphs,
+    PretrainResult: _pretrain,
+    FinetuneResult: _finetune,
+    SweepResult: _threshold_sweep,
+    AnswersResult: _answers,
+    RedrawnResult: _redrawn,
+    ResultSheet: _result_sheet,
+}

@@ -1,0 +1,126 @@
+"""What a fine-tuned model is worth on a split: rows beside those it is to be compared with, and each answer.
+
+A row holds the accuracy in percent with its 95 % interval (bootstrap over images). Every answer goes into
+`results-SPLIT.json`, of which `tbkin visualize --from` draws sheets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tbkin_core.evaluation.intervals import bootstrap_interval, too_few_images
+from tbkin_core.results import ReportEntry
+from tbkin_core.runs import finished_runs
+from tbkin_core.support.files import write_json
+from tbkin_core.tasks.base import OWN_ROW, FinetuneTask, ReportRow, Split
+
+
+@dataclass(slots=True)
+class Report:
+    """What a model is worth on all splits.
+
+    Attributes:
+        entries: Rows.
+        values: Accuracies by type on the split that is reported last.
+        notes: What is worth knowing, one line each.
+    """
+
+    entries: list[ReportEntry] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """The model's accuracy in percent by split."""
+        return {entry.split: entry.accuracy for entry in self.entries if entry.order == OWN_ROW}
+
+
+def report_splits(
+    task: FinetuneTask,
+    model: Any,
+    splits: Mapping[str, Split],
+    training: Sequence[Any],
+    device: torch.device,
+    batch_size: int,
+    *,
+    blind: bool,
+    image_dropout: float,
+    out: Path,
+    data: Path,
+) -> Report:
+    """Evaluate a model on splits and write what it answered to each sample.
+
+    Args:
+        task: The task.
+        model: In evaluation mode, on the device.
+        splits: Splits to report on, by name.
+        training: Training samples, for baselines.
+        device: Where to evaluate.
+        batch_size: Samples at once.
+        blind: Whether the model never saw an image.
+        image_dropout: Share of the samples that it learnt without one.
+        out: Directory of the checkpoint, where results-SPLIT.json is written.
+        data: The dataset, named in that file.
+    """
+    report = Report()
+    for name, split in splits.items():
+        if not len(split):
+            continue  # none of its images has features, which a note has said
+        if not task.scored(split):
+            report.notes.append(f"{name}: has no {task.label}, so it is not evaluated")
+            continue
+        predictions = task.predict(model, split.inputs, device, batch_size)
+        hidden = None
+        if image_dropout and model.config.use_regions:
+            hidden = task.predict(model, replace(split.inputs, blind=True), device, batch_size)
+        _write_results(out, name, task, data, task.result_rows(split, predictions))
+        rows = task.report_rows(split, predictions, training, blind, hidden)
+        report.entries += [report_entry(name, row, split.image_ids) for row in rows]
+        # Test comes last among the splits, and is the one to show by type.
+        if by_type := task.by_type(split, predictions):
+            report.values |= {**by_type, "type_split": name}
+        report.notes += too_few_images(name, split.image_ids)
+    return report
+
+
+def report_entry(split: str, row: ReportRow, image_ids: Sequence[Any]) -> ReportEntry:
+    """An entry with its interval, from a row and the N images that its scores are of."""
+    # Ids may be numbers and texts at once.
+    low, high = bootstrap_interval(row.scores, [str(image_id) for image_id in image_ids])
+    return ReportEntry(
+        split=split,
+        model=row.model,
+        accuracy=float(row.scores.mean()),
+        n=len(row.scores),
+        order=row.order,
+        accuracy_low=low,
+        accuracy_high=high,
+    )
+
+
+def question_only_entries(results: Mapping[str, Any]) -> list[ReportEntry]:
+    """Entries of the latest question-only model trained on the same data, to stand beside a run's own."""
+    counts = {entry["split"]: entry["n"] for entry in results["report"]}
+    for _, run in finished_runs("finetune"):
+        # Another seed or --train-split may hold other questions out, and as many.
+        same = run["results"].get("content") == results.get("content") is not None
+        if run["settings"].get("blind") and same:
+            return [
+                replace(ReportEntry.read(entry), model="question only", order=2)
+                for entry in run["results"]["report"]
+                if entry["order"] == OWN_ROW and counts.get(entry["split"]) == entry["n"]
+            ]
+    return []
+
+
+def _write_results(
+    out: Path, split: str, task: FinetuneTask, data: Path, rows: Sequence[dict[str, Any]]
+) -> None:
+    """Write what a model answered to each sample of a split."""
+    content = {"task": task.name, "split": split, "checkpoint": str(out), "data": str(data)}
+    write_json(out / f"results-{split}.json", {**content, "results": rows}, indent=None)

@@ -1,0 +1,68 @@
+"""The unified scene graph of one text and the regions of one image, for figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tbkin_core.features.regions import ImageId
+from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, cross_edges, region_edges
+from tbkin_core.names.similarity import make_similarity
+from tbkin_core.parsing.parser import CaptionParser
+
+_ANYTHING = frozenset({"item", "object", "one", "shape", "something", "thing"})
+_LOOK_WEIGHT = 0.5  # of a link by colour alone: not all that is red is the red heart
+
+
+def unified_graph(
+    text: str,
+    boxes: Any,
+    labels: Sequence[str],
+    image_id: ImageId | None = None,
+    looks: Sequence[str] | None = None,
+    minimum: float = 0.5,
+) -> dict[str, Any]:
+    """The unified scene graph of a text and the regions of an image, as `UnifiedGraph.to_dict` writes it.
+
+    A text object and a region are joined where the region's label is like the object's name. Where a region
+    has no name but a look ("red"), or the object none of its own ("the red thing"), they are joined where the
+    look is like an attribute that the text gives the object; where the object has a name, that counts half.
+
+    Args:
+        text: One sentence.
+        boxes: (K, 4) xyxy pixels.
+        labels: K names, or looks in their place, "" where unknown.
+        image_id: Of the image, if known.
+        looks: K attributes, "" where unknown; `labels` when None.
+        minimum: Least weight of an edge between the modalities.
+    """
+    graph = next(iter(CaptionParser().parse([text])))
+    similarity = make_similarity()
+    named = cross_edges([item.name for item in graph.objects], labels, similarity, minimum)
+    looks = labels if looks is None else looks
+    described = cross_edges([item.name for item in graph.attributes], looks, similarity, minimum)
+    weights: dict[tuple[int, int], float] = {}
+    for number, region, weight in zip(named.object, named.region, named.weight, strict=True):
+        weights[int(number), int(region)] = float(weight)
+    for number, region, weight in zip(described.object, described.region, described.weight, strict=True):
+        owner = graph.attributes[number].object
+        # A named region that looks alike is another thing: a red heart is no red cross.
+        nameless = graph.objects[owner].name in _ANYTHING
+        if nameless or labels[region] in ("", looks[region]):
+            place = (owner, int(region))
+            weights[place] = max(weights.get(place, 0.0), float(weight) * (1.0 if nameless else _LOOK_WEIGHT))
+    pairs = np.array(sorted(weights), np.int32).reshape(-1, 2)
+    return UnifiedGraph(
+        text_id=0,
+        image_id=image_id,
+        text=text,
+        graph=graph,
+        boxes=np.asarray(boxes, np.float32),
+        labels=tuple(labels),
+        image_edges=region_edges(boxes),
+        cross=CrossEdges(
+            pairs[:, 0], pairs[:, 1], np.array([weights[place] for place in sorted(weights)], np.float32)
+        ),
+    ).to_dict()

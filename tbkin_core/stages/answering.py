@@ -1,0 +1,406 @@
+"""A checkpoint that answers about one image after the other: its question, regions, passes and traces."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tbkin_core.boxes import xywh_to_xyxy
+from tbkin_core.datasets import Dataset, open_dataset
+from tbkin_core.datasets.image_index import trailing_number
+from tbkin_core.errors import ConfigError, DataError, TbkinError
+from tbkin_core.features.extract import regions_with
+from tbkin_core.features.extractors import extractor_again
+from tbkin_core.features.pictures import load_image
+from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.store import FeatureStore, batch_of_one, feature_kind
+from tbkin_core.figures.trace import Pass, Trace
+from tbkin_core.figures.views import check_choice
+from tbkin_core.graphs.build import borrowed_labels
+from tbkin_core.modeling.checkpoint import load_model, load_model_config, task_of
+from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
+from tbkin_core.settings import VisualizeConfig
+from tbkin_core.support.console import shortened
+from tbkin_core.support.devices import resolve_devices, torch_device
+from tbkin_core.support.shards import MANIFEST
+from tbkin_core.tasks import task_named
+from tbkin_core.tasks.base import to_device
+from tbkin_core.texts.language import looks_foreign
+from tbkin_core.texts.table import encode_texts
+from tbkin_core.texts.tokenizer import words_of
+from tbkin_core.training.start import check_feature_kind, settings_of
+
+_PICTURE_SIDE = 800  # pixels; more than a figure shows
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """An image to answer about: its file, or its id in a feature store."""
+
+    path: Path | None
+    image_id: str = ""
+
+    def __str__(self) -> str:
+        return self.image_id if self.path is None else str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRegions:
+    """Regions of an image, and the names that its store has for objects and attributes; empty where none."""
+
+    regions: RegionFeatures
+    object_names: Sequence[str]
+    attribute_names: Sequence[str]
+
+    def objects(self, count: int) -> list[str]:
+        """Object names of the first regions, "" where unknown."""
+        return [_name(number, self.object_names, self.regions.object_ids) for number in range(count)]
+
+    def attributes(self, count: int) -> list[str]:
+        """Attribute names likewise."""
+        return [_name(number, self.attribute_names, self.regions.attribute_ids) for number in range(count)]
+
+
+class Answerer:
+    """A checkpoint with all that it takes to answer one question about images.
+
+    Args:
+        config: Settings.
+        checkpoint: Directory of the model.
+
+    Attributes:
+        task: What the checkpoint was trained for.
+        question: Question or expression, white space made plain.
+        selection: Of the thresholded pass.
+        thresholded: Whether that pass counts as the model's answer: it was trained with a threshold.
+        problems: What is worth knowing, one line each.
+
+    Raises:
+        TbkinError: The checkpoint cannot be loaded, or knows no word of the question.
+    """
+
+    def __init__(self, config: VisualizeConfig, checkpoint: Path) -> None:
+        self.config, self.checkpoint = config, checkpoint
+        self.task = task_named(task_of(checkpoint))
+        shape = load_model_config(checkpoint)
+        check_choice(shape.num_hidden_layers, shape.num_attention_heads, config.layer, config.head)
+        self.model, tokenizer = load_model(checkpoint, self.task.name)
+        self.problems: list[str] = []
+        self.question = " ".join(config.question.split())
+        self._read_question(tokenizer)
+        if not self.model.config.use_regions:
+            self.problems.append("this model does not see the image: its answer is from the words alone")
+        self.device = torch_device(resolve_devices(config.devices))
+        self.model.to(self.device)
+        own = self.model.config.attention_selection()
+        rule, threshold = config.selection or own.rule, config.threshold
+        if threshold is None:
+            threshold = own.threshold if own.threshold and rule == own.rule else usual_threshold(rule)
+        self.selection = Selection(rule, threshold, own.layers, own.scope)
+        self.thresholded = bool(own.threshold)
+        self.data = _DatasetOfImages(config, checkpoint)
+        self.regions = _RegionSource(config, self.model.config.extractor or {}, self.data.place)
+
+    def _read_question(self, tokenizer: Any) -> None:
+        limit = self.model.config.max_text_tokens
+        table = encode_texts(tokenizer, [self.question], limit)
+        if table.unknown[0]:
+            raise DataError(
+                f"question: none of its words is known to {self.checkpoint}: {shortened(self.question)!r}",
+                hint="the model knows the words it was trained on; ask in its language, in other words",
+            )
+        self.input_ids, self.attention_mask, word_ids = table.padded(np.array([0]))
+        self.word_ids = word_ids[0]
+        words = words_of(self.question)
+        self.words = words[: int(self.word_ids.max()) + 1]
+        self.pieces = [tokenizer.id_to_token(int(number)) or "[UNK]" for number in table.ids]
+        if table.cut:
+            self.problems.append(
+                f"the question was cut to {limit} tokens: of its {len(words)} words the model read"
+                f" {len(self.words)}, up to {self.words[-1]!r}"
+            )
+        if unknown := self._unknown_words():
+            named = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+            self.problems.append(f"the model was trained without these words and reads past them: {named}")
+        if looks_foreign(self.question):
+            self.problems.append(
+                "the question does not look English; the parser knows English only, and the model the words"
+                " that it was trained on: do not trust this answer"
+            )
+
+    def _unknown_words(self) -> list[str]:
+        """Words that the vocabulary lacks, or can only spell letter by letter."""
+        pieces: dict[int, list[str]] = {}
+        for piece, word in zip(self.pieces, self.word_ids.tolist(), strict=True):
+            pieces.setdefault(word, []).append(piece.removeprefix("##"))
+        unknown = [
+            word
+            for number, word in enumerate(self.words)
+            if "[UNK]" in pieces[number] or (len(pieces[number]) > 1 and max(map(len, pieces[number])) == 1)
+        ]
+        return list(dict.fromkeys(unknown))
+
+    def trace(self, source: ImageSource) -> Trace:
+        """Both passes over one image.
+
+        Raises:
+            TbkinError: The image cannot be read, or there are no regions for it.
+        """
+        if source.path is not None:
+            picture, width, height = load_image(source.path, max_side=_PICTURE_SIDE)
+            named = self.regions.of_file(source.path, (width, height))
+            # Reading the annotations of a large dataset takes a while: only for what shows something of them.
+            needed = self.task.shows_box or self.config.wants_graph
+            image_id = self.data.image_id_of(source.path) if needed else None
+        else:
+            named = self.regions.stored(source.image_id)
+            image_id = named.regions.image_id
+            width, height = named.regions.image_width, named.regions.image_height
+            picture = self._picture(image_id, width, height)
+        boxes = np.asarray(named.regions.boxes[: self.model.config.max_regions], np.float32)
+        passes = self._passes(named.regions, boxes, (width, height))
+        looks, own = named.attributes(len(boxes)), named.objects(len(boxes))
+        has_names = bool(named.object_names)
+        called = own if has_names else self.data.borrowed_names(image_id, boxes)
+        labels = [name or look for name, look in zip(called, looks, strict=True)]
+        # Borrowed names do not tell apart what a detector's own would: "black circle" beside "white circle".
+        both = [f"{look} {name}".strip() for name, look in zip(called, looks, strict=True)]
+        target = None
+        if self.task.shows_box and image_id is not None:
+            target = self.data.target_box(self.task, image_id, self.question)
+        trace = Trace(
+            task=self.task.name,
+            text=self.question,
+            image=picture,
+            image_size=(width, height),
+            boxes=boxes,
+            region_labels=labels if has_names else both,
+            words=self.words,
+            pieces=self.pieces,
+            word_ids=self.word_ids,
+            selection=self.selection.rule,
+            threshold=self.selection.threshold,
+            scope=self.selection.scope,
+            layers=None if self.selection.layers is None else list(self.selection.layers),
+            dense=passes[0],
+            thresholded=passes[1],
+            checkpoint=str(self.checkpoint),
+            target_box=target,
+            names_annotated=not has_names and any(called),
+        )
+        if not self.config.wants_graph:
+            return trace
+        # spaCy takes a second to load, and most figures have no graph.
+        from tbkin_core.graphs.question import unified_graph
+
+        if any(called):
+            # Where names are known, a region without one is a piece of something or of nothing.
+            looks = [look if name else "" for name, look in zip(called, looks, strict=True)]
+        return replace(trace, graph=unified_graph(trace.text, boxes, labels, image_id, looks))
+
+    def shown(self, trace: Trace) -> Pass:
+        """The pass that counts as the model's answer."""
+        return trace.thresholded if self.thresholded else trace.dense
+
+    def _passes(self, regions: RegionFeatures, boxes: NDArray, size: tuple[int, int]) -> list[Pass]:
+        """The dense pass and the thresholded one."""
+        most = self.model.config.max_regions
+        batch = batch_of_one(regions)
+        inputs = to_device(
+            {
+                "input_ids": self.input_ids,
+                "attention_mask": self.attention_mask,
+                "region_features": batch.features[:, :most],
+                "region_geometry": batch.geometry[:, :most],
+                "region_mask": batch.mask[:, :most],
+            },
+            self.device,
+        )
+        passes = []
+        with torch.inference_mode():
+            for selection in (Selection(self.selection.rule, 0.0), self.selection):
+                self.model.tbkin.selection = selection
+                output = self.model(**inputs, output_attentions=True)
+                shown = self.task.shown(self.model, output, boxes, size, self.config.top)
+                passes.append(
+                    Pass(
+                        **self._attention(output.attentions),
+                        answers=shown.answers,
+                        chosen=shown.chosen,
+                        runner_up=shown.runner_up,
+                        box=shown.box,
+                    )
+                )
+        return passes
+
+    def _attention(self, records: Sequence[Any]) -> dict[str, Any]:
+        """The attention of a batch of one, as a trace keeps it."""
+        attention: dict[str, Any] = {
+            "scores": torch.cat([record.scores for record in records]).half().cpu().numpy(),
+            "kept": torch.cat([record.kept for record in records]).cpu().numpy(),
+        }
+        if self.selection.rule in TRANSFORMS:
+            weights = torch.cat([record.weights for record in records])
+            attention["attention"] = weights.half().cpu().numpy()
+        return attention
+
+    def _picture(self, image_id: ImageId, width: int, height: int) -> NDArray[np.uint8]:
+        """The picture of an image of a store; plain white where no file of it is found."""
+        picture = self.data.picture(image_id, width, height)
+        if picture is not None:
+            return picture
+        self.problems.append(
+            f"image {image_id}: no picture of it was found; name its dataset with --data DIR"
+        )
+        scale = min(1.0, _PICTURE_SIDE / max(width, height))
+        return np.full((max(1, round(height * scale)), max(1, round(width * scale)), 3), 255, np.uint8)
+
+
+class _RegionSource:
+    """Regions of images: made anew as the checkpoint's were, or from stores of their kind."""
+
+    def __init__(self, config: VisualizeConfig, extractor: dict[str, Any], data: Path | None) -> None:
+        self.extractor, self.devices, self.own, self.data = extractor, config.devices, config.features, data
+        self._opened: dict[Path, FeatureStore] = {}
+
+    @cached_property
+    def _extractor(self) -> Any:
+        return extractor_again(self.extractor, self.devices)
+
+    def of_file(self, path: Path, size: tuple[int, int]) -> NamedRegions:
+        """Regions of an image file of some width and height.
+
+        Raises:
+            ConfigError: They cannot be made anew, and no store holds the image.
+        """
+        kind = self.extractor.get("extractor")
+        if kind in ("builtin", "detector") and self.own is None:
+            regions = regions_with(self._extractor, path)
+            return NamedRegions(regions, self.extractor["object_names"], self.extractor["attribute_names"])
+        beside = [] if self.own else [parent / "features" for parent in path.resolve().parents[:4]]
+        for store in self._stores(beside):
+            for key in (path.stem, path.name, trailing_number(path.stem)):
+                # Another picture may have the same number; its size tells most of them apart.
+                if key is not None and key in store:
+                    regions = store[key]
+                    if (regions.image_width, regions.image_height) == size:
+                        return NamedRegions(regions, store.object_names, store.attribute_names)
+        if self.own and kind == "builtin":
+            raise ConfigError(
+                f"{self.own}: holds no image {path.stem!r}",
+                hint="omit --features: this checkpoint's features are made anew for any image",
+            )
+        raise ConfigError(
+            f"{path}: the checkpoint was trained on features of kind {kind!r},"
+            " and no feature store that holds this image was found",
+            hint="name one with --features DIR, or use a checkpoint trained on --extractor builtin features",
+        )
+
+    def stored(self, image_id: str) -> NamedRegions:
+        """Regions of an image that a store holds.
+
+        Raises:
+            ConfigError: There is no store.
+            DataError: No store holds the image.
+        """
+        stores = list(self._stores([self.data / "features"] if self.data else []))
+        for store in stores:
+            for key in (int(image_id) if re.fullmatch(r"-?\d{1,18}", image_id) else image_id, image_id):
+                if key in store:
+                    return NamedRegions(store[key], store.object_names, store.attribute_names)
+        if not stores:
+            raise ConfigError(
+                "image_id: no feature store of this checkpoint's kind was found",
+                hint="name it with --features DIR, or give an image file",
+            )
+        examples = ", ".join(map(str, stores[0].image_ids[:3]))
+        raise DataError(
+            f"{stores[0].path}: holds no image {image_id!r} among {len(stores[0])}",
+            hint=f"ids look like {examples}",
+        )
+
+    def _stores(self, beside: Sequence[Path]) -> Iterator[FeatureStore]:
+        """Feature stores of the checkpoint's kind: the one asked for, or those beside and its own."""
+        places = [self.own] if self.own else [*beside, Path(self.extractor.get("store") or "features")]
+        for place in dict.fromkeys(places):
+            if place != self.own and not (place / MANIFEST).exists():
+                continue
+            if place not in self._opened:
+                self._opened[place] = FeatureStore(place)
+            store = self._opened[place]
+            if feature_kind(store.settings) == feature_kind(self.extractor):
+                yield store
+            elif place == self.own:
+                check_feature_kind(self.extractor, store, "the checkpoint")
+
+
+class _DatasetOfImages:
+    """What the dataset that a checkpoint was trained on, or another one asked for, knows of an image."""
+
+    def __init__(self, config: VisualizeConfig, checkpoint: Path) -> None:
+        self._settings = settings_of(checkpoint)
+        self._asked = config.data is not None
+        found = config.data or self._settings.get("data")
+        found = found[0] if isinstance(found, list) and found else found
+        self.place = Path(found) if found else None
+
+    @cached_property
+    def _dataset(self) -> Dataset | None:
+        if self.place is None:
+            return None
+        try:
+            return open_dataset(self.place)
+        except TbkinError:
+            if self._asked:
+                raise
+            return None  # the checkpoint has travelled; its dataset has not
+
+    def image_id_of(self, path: Path) -> ImageId | None:
+        """Key of an image file; None where it lies elsewhere."""
+        if self.place is None or not path.resolve().is_relative_to(self.place.resolve()):
+            return None
+        for record in self._dataset.images() if self._dataset else ():
+            if record.path is not None and record.path.name == path.name and record.path.samefile(path):
+                return record.image_id
+        return None
+
+    def picture(self, image_id: ImageId, width: int, height: int) -> NDArray[np.uint8] | None:
+        """The picture of an image of this size; None where no file of it is found."""
+        try:
+            record = self._dataset.image(image_id) if self._dataset else None
+        except DataError:
+            record = None
+        if record is None or record.path is None:
+            return None
+        picture, *size = load_image(record.path, max_side=_PICTURE_SIDE)
+        return picture if size == [width, height] else None
+
+    def target_box(self, task: Any, image_id: ImageId, text: str) -> tuple[float, float, float, float] | None:
+        """The true box, where the dataset has this text of this image."""
+        if self._dataset is None:
+            return None
+        box: tuple[float, float, float, float] | None = task.target_box(
+            self._dataset, image_id, text, self._settings.get("dataset")
+        )
+        return box
+
+    def borrowed_names(self, image_id: ImageId | None, boxes: NDArray[np.float32]) -> Sequence[str]:
+        """Names of the annotated boxes that regions meet, as `build-graphs` gives them; "" where none is met.
+
+        Of an image whose key was not looked up there are none.
+        """
+        annotated = self._dataset.boxes().get(image_id, []) if image_id is not None and self._dataset else []
+        corners = xywh_to_xyxy([box.xywh for box in annotated])
+        return borrowed_labels(boxes, corners, [box.label for box in annotated], 0.5)
+
+
+def _name(number: int, names: Sequence[str], ids: Any) -> str:
+    return names[int(ids[number])] if number < len(ids) and 0 <= ids[number] < len(names) else ""

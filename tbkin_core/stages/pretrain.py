@@ -1,0 +1,221 @@
+"""`tbkin pretrain`: structural knowledge masking over the captions and features of one or more datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tbkin_core.datasets import Dataset, open_dataset
+from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.features.store import FeatureStore, feature_kind
+from tbkin_core.graphs.store import GraphStore
+from tbkin_core.modeling import TbkinForPreTraining
+from tbkin_core.modeling.checkpoint import save_model
+from tbkin_core.results import PretrainResult
+from tbkin_core.runs import ROOT, Run, finish_run, train_together
+from tbkin_core.settings import PretrainConfig, dump_config
+from tbkin_core.support.devices import Devices, launch, resolve_devices
+from tbkin_core.support.files import write_text
+from tbkin_core.support.ranks import rank
+from tbkin_core.support.shards import MANIFEST
+from tbkin_core.tasks.captions import CaptionTable, caption_texts, load_captions, select_captions
+from tbkin_core.tasks.pretraining import PretrainObjective
+from tbkin_core.training.curves import draw_training_curves
+from tbkin_core.training.initialise import build_model
+from tbkin_core.training.plan import plan_pretraining
+from tbkin_core.training.run import train
+from tbkin_core.training.splits import hold_out
+from tbkin_core.training.start import feature_place, initial_source, starting_point
+
+
+def pretrain(config: PretrainConfig) -> PretrainResult:
+    """Pretrain on one or more datasets with features and graphs.
+
+    Raises:
+        TbkinError: Features or graphs are missing or do not fit each other; training failed.
+    """
+    if not config.data:
+        raise ConfigError(
+            "data: name at least one dataset directory", hint="for example `tbkin pretrain coco/`"
+        )
+    resolve_devices(config.devices)
+    for source in _sources(config):
+        open_dataset(source.data)
+        feature_place(source.features, source.data)
+        if not (source.graphs / MANIFEST).exists():
+            hint = f"make them with `tbkin build-graphs {source.data}`"
+            raise DataError(f"{source.graphs}: holds no graphs", hint=hint)
+
+    def start(run: Run, devices: Devices) -> None:
+        launch(pretrain_run, devices, config, run.path)
+
+    out, results = train_together(config, "pretrain", ROOT / "pretrain", start)
+    files = draw_training_curves(out, f"Pretraining: {out}")
+    return PretrainResult(out=out, results=results, problems=results["problems"], files=files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A dataset with its stores."""
+
+    data: Path
+    features: Path
+    graphs: Path
+
+
+def _sources(config: PretrainConfig) -> list[_Source]:
+    features = config.features or [data / "features" for data in config.data]
+    graphs = config.graphs or [data / "graphs" for data in config.data]
+    return [_Source(*places) for places in zip(config.data, features, graphs, strict=True)]
+
+
+@dataclass(slots=True)
+class _Captions:
+    """What one dataset gives to pretraining: captions, and texts whose words the tokenizer should know."""
+
+    features: FeatureStore
+    training: CaptionTable
+    validation: CaptionTable
+    texts: list[str]
+    notes: list[str]
+
+
+# ---- one process of a run -----------------------------------------------------------------------
+
+
+def pretrain_run(config: PretrainConfig, out: Path) -> None:
+    """Pretrain as the settings say and leave the best checkpoint in `out`.
+
+    Each process of a run calls this; rank 0 writes the results into `run.json`.
+
+    Raises:
+        TbkinError: Features or graphs do not fit each other or the initial weights; training failed.
+    """
+    parts: list[_Captions] = []
+    for source in _sources(config):
+        parts.append(_captions(source, config.seed))
+        first, last = parts[0].features, parts[-1].features
+        if feature_kind(first.settings) != feature_kind(last.settings):
+            raise DataError(
+                f"{source.features}: features of another kind than {first.path}; they are not mixed",
+                hint="extract the features of all datasets with the same extractor",
+            )
+    notes = [note for part in parts for note in part.notes]
+    count = sum(len(part.training) for part in parts)
+    store = parts[0].features
+    start = starting_point(initial_source(config, store), [text for part in parts for text in part.texts])
+    plan = plan_pretraining(config, count, start, store)
+    if rank() == 0:
+        write_text(out / "config.yaml", dump_config(plan.settings(config, start.source)))
+    objective = PretrainObjective(
+        [(part.training, part.features) for part in parts],
+        [(part.validation, part.features) for part in parts if len(part.validation)],
+        start.tokenizer,
+        config.masking,
+        seed=config.seed,
+        mismatch=config.mismatch,
+        ot_weight=config.ot_weight,
+        max_text_tokens=plan.max_text_tokens,
+        max_regions=plan.max_regions,
+        batch_size=plan.batch_size,
+        weights=config.weights or None,
+    )
+    rows = [
+        (part.features, np.array([part.features.row(image_id) for image_id in part.training.image_ids]))
+        for part in parts
+    ]
+    model = build_model(TbkinForPreTraining, plan, start, rows)
+    if cut := objective.train.table.cut:
+        notes.append(f"{cut} captions were cut to {plan.max_text_tokens} tokens")
+    plan.announce("pretraining", f"{count} captions, weights from {start.source}", model.num_parameters())
+    devices = resolve_devices(config.devices)
+    result = train(objective, model, plan, out, devices, lambda best: save_model(best, start.tokenizer, out))
+    if rank() == 0:
+        finish_run(
+            out,
+            {
+                "captions": count,
+                "parameters": model.num_parameters(),
+                "initialised_from": start.source,
+                **result.summary(),
+                "validation": result.validation(),
+                "problems": [*notes, *result.notes(plan)],
+            },
+        )
+
+
+def _captions(source: _Source, seed: int) -> _Captions:
+    """The captions of a dataset, those of train apart from those of val; test splits are left alone."""
+    features, graphs = FeatureStore(source.features), GraphStore(source.graphs)
+    if graphs.settings["features"] != features.settings:
+        raise DataError(
+            f"{source.graphs}: was built over other regions than those of {source.features}",
+            hint=f"run `tbkin build-graphs {source.data} --overwrite`",
+        )
+    splits = {split for _, metadata in graphs.shards for split in metadata["splits"]}
+    spare = sorted(split for split in splits if not split.startswith("test"))
+    trained = ["train"] if "train" in splits else [s for s in spare if s not in ("val", "minival")] or spare
+    if not trained:
+        raise DataError(
+            f"{source.graphs}: only test splits ({', '.join(sorted(splits))}); nothing to train on"
+        )
+    dataset = open_dataset(source.data)
+    training, left_out = _without_evaluated(load_captions(graphs, trained, features), dataset)
+    notes = []
+    if left_out:
+        notes.append(
+            f"{source.data}: {left_out} captions left out, their images are in a val or test split of"
+            " referring expressions"
+        )
+    if not len(training):
+        raise DataError(
+            f"{source.graphs}: no caption is left to train on",
+            hint="all of its images are in val or test splits of referring expressions",
+        )
+    validation = CaptionTable()
+    if "train" in splits and "val" in splits:
+        validation = load_captions(graphs, ["val"], features)
+    if not len(validation):
+        training, validation = _split_captions(training, seed)
+    texts = [*caption_texts(graphs, trained), *_training_texts(dataset)]
+    return _Captions(features, training, validation, texts, notes)
+
+
+def _without_evaluated(table: CaptionTable, dataset: Dataset) -> tuple[CaptionTable, int]:
+    """Captions without those of images that referring expressions are evaluated on, and how many those are.
+
+    RefCOCO's val and test images are in COCO's train2014; as UNITER and ROSITA do, none is pretrained on.
+    """
+    # Where expressions are divided by object, an image may be in all splits.
+    names = [name for name in dataset.expression_sets() if not dataset.is_split_by_object(name)]
+    evaluated = {
+        item.image_id
+        for name in names
+        for split in dataset.expression_splits(name)
+        if split != "train"
+        for item in dataset.expressions(split, name)
+    }
+    keep = np.array([image_id not in evaluated for image_id in table.image_ids], np.bool_)
+    return (select_captions(table, keep), int((~keep).sum())) if not keep.all() else (table, 0)
+
+
+def _split_captions(table: CaptionTable, seed: int) -> tuple[CaptionTable, CaptionTable]:
+    """Hold 5 % of the images out where the data has no val split; none where there is one image."""
+    if len(set(table.image_ids)) < 2:
+        return table, CaptionTable()
+    held = hold_out(table.image_ids, 0.05, seed)
+    return select_captions(table, ~held), select_captions(table, held)
+
+
+def _training_texts(dataset: Dataset) -> Sequence[str]:
+    """Questions and expressions of the training split: pretraining should know their words too."""
+    texts = (
+        [item.question for item in dataset.questions("train")] if "train" in dataset.question_splits() else []
+    )
+    for name in dataset.expression_sets():
+        if "train" in dataset.expression_splits(name):
+            texts += [item.text for item in dataset.expressions("train", name)]
+    return texts

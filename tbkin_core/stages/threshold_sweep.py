@@ -1,0 +1,488 @@
+"""`tbkin threshold-sweep`: accuracy, sparsity and speed of a task under one threshold after another.
+
+A sweep evaluates one checkpoint under each threshold, or, with `refit`, trains a model for each and evaluates
+that. What is measured is kept in `sweep.json` after every threshold; the rows are worked out from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tbkin_core.datasets import Dataset, open_dataset
+from tbkin_core.datasets.layout import normalise_split
+from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
+from tbkin_core.evaluation.intervals import too_few_images
+from tbkin_core.evaluation.measuring import DENSE, Evaluation, modified
+from tbkin_core.evaluation.sweep import Measurement, Samples, conclude, summarise
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.modeling.checkpoint import load_model_config, task_of
+from tbkin_core.results import SweepResult
+from tbkin_core.runs import (
+    NO_RESULT,
+    ROOT,
+    RUN_FILE,
+    SWEEP_FILE,
+    find_checkpoint,
+    finished_runs,
+)
+from tbkin_core.selection import TRANSFORMS, require_library
+from tbkin_core.settings import (
+    FinetuneConfig,
+    SelectionConfig,
+    StageConfig,
+    ThresholdSweepConfig,
+    config_values,
+    dump_config,
+    load_config,
+)
+from tbkin_core.stages.finetune import finetune
+from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
+from tbkin_core.support.files import atomic_path, make_directory, read_json, write_json, write_text
+from tbkin_core.support.ranks import rank, wait_for_ranks
+from tbkin_core.support.shards import MANIFEST
+from tbkin_core.tasks import finetune_task
+from tbkin_core.tasks.base import FinetuneTask
+from tbkin_core.training.plan import most_minutes
+from tbkin_core.training.splits import find_data, samples_content, task_splits
+from tbkin_core.training.start import feature_place, initial_source, settings_of
+
+logger = logging.getLogger("tbkin")
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What a sweep measures.
+
+    Attributes:
+        task: The task.
+        checkpoint: The model to evaluate, or with `refit` the one whose settings the runs have; None without.
+        base: Settings of the model or of every run.
+        data, dataset, store: Where the samples are.
+        divided: Whether samples are divided as they were for training; else a split is taken whole.
+        notes: What is worth knowing, one line each.
+    """
+
+    task: FinetuneTask
+    checkpoint: Path | None
+    base: FinetuneConfig
+    data: Path
+    dataset: Dataset
+    store: FeatureStore
+    divided: bool
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _SweptSamples:
+    """What a sweep evaluates, by seed: samples, and `samples_content` of what is learnt from."""
+
+    items: dict[int, list[Any]]
+    contents: dict[int, int]
+    notes: list[str]
+
+
+def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
+    """Evaluate a fine-tuned checkpoint at every threshold, or fine-tune one for each.
+
+    Goes on from what is measured already, and writes table and figures.
+
+    Raises:
+        TbkinError: No checkpoint of the task, other features than it was trained on, a split without answers,
+            bad thresholds, a place that holds something else or may not be written to; with `refit`, as
+            `finetune`.
+    """
+    wanted = list(dict.fromkeys([DENSE, *(key for key in config.wanted() if key[1] != 0)]))
+    for rule, _ in wanted:
+        require_library(rule)
+    split = normalise_split(config.split or "val")
+    devices = resolve_devices(config.devices)
+    subject = _refit_subject(config) if config.refit else _checkpoint_subject(config)
+    samples = _samples(config, subject, split)
+    identity = _identity(config, subject, split, samples)
+    evaluate = Evaluation(
+        subject.task, samples.items, subject.store, torch_device(devices), config.batch_size
+    )
+    name = f"{config.task}-refit"
+    if subject.checkpoint is not None and not config.refit:
+        name = subject.checkpoint.name
+        # Before a place is taken: a checkpoint that does not fit its features leaves no trace.
+        evaluate.use(subject.checkpoint, subject.base.seed)
+    join_ranks(devices)
+    if rank() > 0:
+        wait_for_ranks()
+    out, done = _place(config, ROOT / "threshold-sweep" / f"{name}-{split}", identity)
+    if rank() == 0:
+        wait_for_ranks()
+    wait_for_ranks()
+    keep = _Keeper(out / SWEEP_FILE, identity, done)
+    if config.refit:
+        with keep.forgotten_if_empty():
+            _sweep_refit(subject, wanted, samples.contents, evaluate, keep, config.overwrite)
+    else:
+        _sweep_checkpoint(wanted, subject.base.seed, evaluate, keep)
+    return _finish(config, subject, wanted, evaluate.samples, keep, split, samples.notes)
+
+
+def _samples(config: ThresholdSweepConfig, subject: _Subject, split: str) -> _SweptSamples:
+    """The samples of the split that can be scored; each seed of a refit may hold other ones out."""
+    base, dataset, task = subject.base, subject.dataset, subject.task
+    seeds = [config.seed + number for number in range(config.seeds)] if config.refit else [base.seed]
+    notes = list(subject.notes)
+    items, contents = {}, {}
+    for seed in seeds:
+        if subject.divided:
+            divided = task_splits(task, dataset, base.dataset, base.train_split, seed)
+            splits, names = divided.samples, [name for name in divided.samples if name != "train"]
+            notes += divided.notes
+        else:
+            names = task.split_names(dataset, base.dataset)
+            splits = {split: task.split_samples(dataset, split, base.dataset)} if split in names else {}
+            names = [name for name in names if name != "train"]
+        if split not in names:
+            raise ConfigError(f"split: expected one of {', '.join(names)}, got {split!r}")
+        items[seed], skipped = _evaluable(splits[split], subject, split)
+        contents[seed] = samples_content(splits if config.refit else {split: items[seed]})
+        notes += [*skipped, *too_few_images(split, [item.image_id for item in items[seed]])]
+    if base.blind and not config.refit:
+        notes.append(f"{subject.checkpoint} sees no image: only attention from text to text is thresholded")
+    return _SweptSamples(items, contents, list(dict.fromkeys(notes)))
+
+
+def _identity(
+    config: ThresholdSweepConfig, subject: _Subject, split: str, samples: _SweptSamples
+) -> dict[str, Any]:
+    """What tells one sweep from another, in its sweep.json."""
+    base, checkpoint = subject.base, subject.checkpoint
+    trained = None
+    if checkpoint is not None and not config.refit:
+        trained = modified(checkpoint / "model.safetensors")
+    return {
+        "refit": config.refit,
+        "checkpoint": None if config.refit else str(checkpoint),
+        "trained": trained,
+        "settings": _settings(replace(base, seed=0)) if config.refit else None,
+        "init": modified(Path(base.init) / "model.safetensors") if config.refit else None,
+        "data": str(subject.data),
+        "dataset": base.dataset,
+        "features": subject.store.fingerprint(),
+        "split": split,
+        "content": next(iter(samples.contents.values())),
+    }
+
+
+# ---- where to begin -----------------------------------------------------------------------------
+
+
+def _checkpoint_subject(config: ThresholdSweepConfig) -> _Subject:
+    """The checkpoint to evaluate, on its own data unless other data is asked for."""
+    task = finetune_task(config.task)
+    checkpoint = config.checkpoint or find_checkpoint([config.task])
+    _check_task(checkpoint, task_of(checkpoint), config.task)
+    trained = settings_of(checkpoint)
+    data = config.data or (Path(trained["data"]) if trained.get("data") else find_data(task))
+    features = config.features or (
+        Path(trained["features"]) if trained.get("features") and not config.data else None
+    )
+    own = bool(trained.get("data")) and data.resolve() == Path(trained["data"]).resolve()
+    base = FinetuneConfig(
+        task=config.task,
+        data=data,
+        features=features,
+        dataset=config.dataset or trained.get("dataset") if own else config.dataset,
+        train_split=trained.get("train_split"),
+        blind=not load_model_config(checkpoint).use_regions,
+        seed=int(trained.get("seed", 0)),
+    )
+    store = FeatureStore(feature_place(features, data))
+    return _Subject(task, checkpoint, base, data, open_dataset(data), store, own, [])
+
+
+def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
+    """The settings of every run: those of the checkpoint, or the defaults where there is none."""
+    task = finetune_task(config.task)
+    notes = []
+    checkpoint = config.checkpoint
+    if checkpoint is None:
+        try:
+            checkpoint = find_checkpoint([config.task])
+        except CheckpointError:
+            notes.append(f"no checkpoint for {config.task} here: the runs have the default settings")
+    if checkpoint is None:
+        base = FinetuneConfig(task=config.task)
+    else:
+        if not (checkpoint / RUN_FILE).is_file():
+            raise CheckpointError(
+                f"{checkpoint}: holds no {RUN_FILE}, so the settings it was trained with are not known",
+                hint="name the directory of a `tbkin finetune` run, or sweep it without --refit",
+            )
+        stored = settings_of(checkpoint)
+        _check_task(checkpoint, stored.get("task", "no task"), config.task)
+        base = load_config(FinetuneConfig, None, stored)
+        notes.append(f"every run has the settings of {checkpoint}")
+    given = {
+        name: getattr(config, name)
+        for name in ("data", "features", "dataset", "epochs", "max_minutes", "init")
+        if getattr(config, name) is not None
+    }
+    if config.data is not None:
+        given.setdefault("features", None)
+    base = replace(base, **given, devices=config.devices)
+    data = base.data or find_data(task)
+    store = FeatureStore(feature_place(base.features, data))
+    # Named now: every run begins from the same weights, whatever is trained meanwhile.
+    base = replace(base, data=data, init=initial_source(base, store))
+    return _Subject(task, checkpoint, base, data, open_dataset(data), store, True, notes)
+
+
+def _check_task(checkpoint: Path, found: str, task: str) -> None:
+    if found != task:
+        raise CheckpointError(
+            f"{checkpoint}: is a checkpoint for {found}, expected {task}",
+            hint=f"make one with `tbkin finetune --task {task}`",
+        )
+
+
+def _evaluable(items: Sequence[Any], subject: _Subject, split: str) -> tuple[list[Any], list[str]]:
+    """The samples that can be scored and have features, and notes on the others."""
+    labelled = [item for item in items if subject.task.labelled(item)]
+    if not labelled:
+        raise DataError(
+            f"{subject.dataset.root}: split {split} has no {subject.task.label} to evaluate against",
+            hint="choose --split val",
+        )
+    found = [item for item in labelled if item.image_id in subject.store]
+    if not found:
+        raise DataError(
+            f"{subject.store.path}: holds features of no image of split {split}",
+            hint=f"run `tbkin extract-features {subject.dataset.root}` with these images in place",
+        )
+    lacking = len(labelled) - len(found)
+    if not lacking:
+        return found, []
+    return found, [f"{split}: {lacking} of {len(labelled)} samples skipped, their images have no features"]
+
+
+def _settings(config: FinetuneConfig) -> dict[str, Any]:
+    """What a run computes from."""
+    return {name: value for name, value in config_values(config).items() if name not in NO_RESULT}
+
+
+def _place(
+    config: ThresholdSweepConfig, default: Path, identity: dict[str, Any]
+) -> tuple[Path, list[Measurement]]:
+    """The directory of a sweep, and what is measured in it already; what is no such sweep is left alone.
+
+    Raises:
+        DataError: --out holds something else, or cannot be written to.
+    """
+    number = 1
+    while True:
+        path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
+        file = path / SWEEP_FILE
+        if not file.exists():
+            if not path.is_dir() or not any(path.iterdir()):
+                return make_directory(path), []
+            changed = None
+        else:
+            content = read_json(file)
+            kept = content.get("identity") if isinstance(content, dict) else None
+            kept = kept if isinstance(kept, dict) and "measurements" in content else {}
+            changed = sorted(key for key in {*kept, *identity} if kept.get(key) != identity.get(key))
+            if config.overwrite and (not changed or config.out is not None):
+                if rank() == 0:
+                    shutil.rmtree(path / "refit", ignore_errors=True)
+                return make_directory(path), []
+            if not changed:
+                return make_directory(path), [Measurement(**entry) for entry in content["measurements"]]
+        if config.out is not None:
+            raise DataError(
+                f"{path}: holds something else than a sweep"
+                if changed is None
+                else f"{path}: holds a sweep of something else ({', '.join(changed)})",
+                hint="choose another place with --out DIR"
+                if changed is None
+                else "use --overwrite to replace it, or another --out DIR",
+            )
+        number += 1
+
+
+# ---- measuring ----------------------------------------------------------------------------------
+
+
+class _Keeper:
+    """What is measured, on disk after every threshold."""
+
+    def __init__(self, file: Path, identity: dict[str, Any], done: Sequence[Measurement]) -> None:
+        self.file, self.identity = file, identity
+        self.found = {(*entry.key, entry.seed): entry for entry in done}
+        if done:
+            logger.info("measured already: %d", len(done))
+        elif rank() == 0:
+            self.write({})
+
+    @contextlib.contextmanager
+    def forgotten_if_empty(self) -> Iterator[None]:
+        """Where the first thing fails, leave no directory that stands in the way of another try."""
+        try:
+            yield
+        except TbkinError:
+            if not self.found and rank() == 0:
+                self.file.unlink(missing_ok=True)
+                for place in (self.file.parent / "refit", self.file.parent):
+                    if place.is_dir() and not any(place.iterdir()):
+                        place.rmdir()
+            raise
+
+    def add(self, entry: Measurement) -> None:
+        self.found[(*entry.key, entry.seed)] = entry
+        self.write({})
+
+    def write(self, results: dict[str, Any]) -> None:
+        measurements = [asdict(entry) for entry in self.found.values()]
+        content = {"identity": self.identity, **results, "measurements": measurements}
+        write_json(self.file, content, indent=None)
+
+
+def _sweep_checkpoint(
+    wanted: Sequence[tuple[str, float]], seed: int, evaluate: Evaluation, keep: _Keeper
+) -> None:
+    missing = [key for key in wanted if (*key, seed) not in keep.found] if rank() == 0 else []
+    base = evaluate.model.config.attention_selection()
+    for rule, threshold in missing:
+        dense = threshold == 0
+        keep.add(evaluate(replace(base, rule="relative" if dense else rule, threshold=threshold)))
+
+
+def _sweep_refit(
+    subject: _Subject,
+    wanted: Sequence[tuple[str, float]],
+    contents: Mapping[int, int],
+    evaluate: Evaluation,
+    keep: _Keeper,
+    overwrite: bool,
+) -> None:
+    """Train and measure each cell of the sweep; `contents` are the seeds, each with its `samples_content`."""
+    cells = [(seed, rule, threshold) for seed in contents for rule, threshold in wanted]
+    minutes = most_minutes(subject.base)
+    limit = f", each of at most {minutes:g} minutes" if minutes is not None else ""
+    logger.info("%d models to train%s", len(cells), limit)
+    for number, (seed, rule, threshold) in enumerate(cells, 1):
+        name = f"{_cell_name(rule, threshold)}-seed-{seed}"
+        cell = _cell(subject.base, rule, threshold, seed, keep.file.parent / "refit" / name)
+        source = None if overwrite else _finished_elsewhere(cell, subject.store, contents[seed])
+        if source is None:
+            logger.info("%d of %d: %s", number, len(cells), name)
+            # A run that is finished is not trained again, one that was interrupted goes on.
+            source = finetune(replace(cell, overwrite=overwrite)).out
+        else:
+            logger.info("%d of %d: %s is trained already, %s", number, len(cells), name, source)
+        known = keep.found.get((rule, threshold, seed))
+        # With more --max-minutes a run may have trained on since.
+        if rank() == 0 and (known is None or known.trained != modified(source / "model.safetensors")):
+            evaluate.use(source, seed)
+            keep.add(evaluate(evaluate.model.config.attention_selection()))
+
+
+def _cell_name(rule: str, threshold: float) -> str:
+    if threshold == 0:
+        return DENSE[0]
+    return rule if rule in TRANSFORMS else f"{rule}-{threshold:g}"
+
+
+def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Path) -> FinetuneConfig:
+    """The settings of one run of a sweep."""
+    chosen: dict[str, Any] = {"selection": rule, "threshold": threshold}
+    if threshold == 0:
+        # As a plain dense run has them, so that one that is there already is known by its settings.
+        shared = {entry.name for entry in fields(StageConfig)}
+        chosen = {entry.name: entry.default for entry in fields(SelectionConfig) if entry.name not in shared}
+    return replace(base, **chosen, seed=seed, out=out, predict=[], overwrite=False)
+
+
+def _finished_elsewhere(cell: FinetuneConfig, store: FeatureStore, content: int) -> Path | None:
+    """A finished run of the same settings whose data, features and initial weights are those of today."""
+    inputs = max(modified(store.path / MANIFEST), modified(Path(cell.init) / "model.safetensors"))
+    for path, run in finished_runs("finetune"):
+        results = run["results"]
+        # What a run learns in its minutes depends on what else the machine does: that is trained again.
+        whole = results.get("reason") != "minutes" and results.get("content") == content
+        if whole and run["settings"] == _settings(cell) and inputs <= run["started"]:
+            return path
+    return None
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+def _finish(
+    config: ThresholdSweepConfig,
+    subject: _Subject,
+    wanted: Sequence[tuple[str, float]],
+    samples: dict[int, Samples],
+    keep: _Keeper,
+    split: str,
+    notes: list[str],
+) -> SweepResult:
+    """Work the rows out, and write table and figures; other ranks than 0 have none."""
+    out, checkpoint = keep.file.parent, subject.checkpoint
+    result = SweepResult(
+        out=out,
+        identity=keep.identity,
+        split=split,
+        metric=f"{subject.task.metric} (%)",
+        title="fine-tuned for each" if config.refit else str(checkpoint),
+        samples=len(next(iter(samples.values())).images),
+        images=len({str(image) for entry in samples.values() for image in entry.images}),
+    )
+    if rank() > 0:
+        return result
+    rows = summarise(list(keep.found.values()), samples, wanted, config.seed)
+    conclusion = conclude(rows, config.refit)
+    if conclusion.all_alike:
+        logger.warning(conclusion.text)
+    keep.write({"conclusion": conclusion.text, "best": conclusion.best, "rows": rows})
+    _write_csv(out / "sweep.csv", rows)
+    base = subject.base
+    used = replace(config, checkpoint=checkpoint, split=split, data=subject.data, features=base.features)
+    write_text(out / "config.yaml", dump_config(replace(used, dataset=base.dataset)))
+    headline = f"{config.task} on {split}, {'fine-tuned for each threshold' if config.refit else checkpoint}"
+    if len(samples) > 1:
+        headline += f", {len(samples)} seeds"
+    # matplotlib is loaded by the rank that draws.
+    from tbkin_core.figures.sweep import sparsity_figure, sweep_figure
+
+    sweep_figure(out / "sweep.png", rows, title=headline, accuracy_name=result.metric)
+    sparsity_figure(out / "sparsity.png", rows, title=headline)
+    files = [out / name for name in ("sweep.png", "sparsity.png", "sweep.csv", SWEEP_FILE)]
+    return replace(result, rows=rows, conclusion=conclusion, problems=notes, files=files)
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """The rows with one number a cell: "accuracy.yes/no", "kept.text-to-image.layer 0"."""
+    flat = []
+    for row in rows:
+        values: dict[str, Any] = {}
+        for name, value in row.items():
+            if name == "answer_types":
+                values |= {f"accuracy.{kind}": number for kind, number in value.items()}
+            elif name == "kept":
+                for direction, shares in value.items():
+                    values |= {f"kept.{direction}.layer {layer}": x for layer, x in enumerate(shares)}
+            elif isinstance(value, list):
+                values[name] = json.dumps(value)
+            else:
+                values[name] = value
+        flat.append(values)
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(flat)

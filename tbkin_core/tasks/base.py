@@ -1,0 +1,579 @@
+"""What a task is made of: model inputs, splits, and what fine-tuning, sweeps and figures ask it for.
+
+A `Task` knows all that differs between one task and another; the code around it names none. What a run learns
+is an `Objective`. Letters: B batch, N samples, T text tokens, K regions.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tbkin_core.datasets.layout import normalise_split
+from tbkin_core.errors import ConfigError
+from tbkin_core.evaluation.attribution import AttentionMeter
+from tbkin_core.features.regions import ImageId
+from tbkin_core.features.store import FeatureStore, RegionBatch
+from tbkin_core.texts.table import TextTable, encode_texts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel
+
+    from tbkin_core.datasets import Dataset
+    from tbkin_core.settings import FinetuneConfig
+
+Batch = dict[str, Any]
+
+MODEL_INPUTS = (
+    "input_ids", "attention_mask", "region_features", "region_geometry", "region_mask", "pair_mask",
+)  # fmt: skip
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
+    """NumPy arrays to tensors on the device; other values as they are."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    return {name: moved(value) for name, value in batch.items()}
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """The part of a batch that a model's forward pass takes."""
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
+
+
+def listed(what: str, items: Sequence[Any], shown: int = 4) -> str:
+    """ "image ids 3, 7, 12, 40 and 28 more": for messages."""
+    rest = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return f"{what} {', '.join(map(str, items[:shown]))}{rest}"
+
+
+# ---- model inputs -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InputSource:
+    """What texts and image ids become model inputs with.
+
+    Attributes:
+        store: Region features.
+        tokenizer: Of the model.
+        max_text_tokens: Longer texts are cut.
+        max_regions: Regions per image at most.
+    """
+
+    store: FeatureStore
+    tokenizer: Tokenizer
+    max_text_tokens: int
+    max_regions: int
+
+    def inputs(self, texts: Sequence[str], image_ids: Sequence[ImageId], blind: bool = False) -> Inputs:
+        """Tokenise N texts and look their images up; every image must be in the store."""
+        rows = np.array([self.store.row(image_id) for image_id in image_ids], np.int64)
+        table = encode_texts(self.tokenizer, texts, self.max_text_tokens)
+        return Inputs(table, rows, self.store, self.max_regions, blind)
+
+
+@dataclass(slots=True)
+class Inputs:
+    """Texts of one split beside the rows of their images in the feature store.
+
+    Attributes:
+        table: N tokenised texts.
+        rows: (N,) row of each text's image in `store`.
+        store: Region features.
+        max_regions: Regions per image at most.
+        blind: Give the model no region at all.
+    """
+
+    table: TextTable
+    rows: NDArray[np.int64]
+    store: FeatureStore
+    max_regions: int
+    blind: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) word pieces and regions of each sample together."""
+        regions = 1 if self.blind else np.minimum(self.store.region_counts(self.rows), self.max_regions)
+        return self.table.lengths + regions
+
+    def regions(self, indices: NDArray) -> RegionBatch:
+        """Regions of some samples."""
+        return self.store.gather(self.rows[indices], self.max_regions)
+
+    def batch(self, indices: NDArray, regions: RegionBatch | None = None) -> Batch:
+        """The model's inputs for some samples, as arrays."""
+        input_ids, attention_mask, _ = self.table.padded(indices)
+        if self.blind:
+            shape = (len(indices), 1)
+            return {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "region_features": np.zeros((*shape, self.store.feature_size), np.float32),
+                "region_geometry": np.zeros((*shape, 5), np.float32),
+                "region_mask": np.zeros(shape, np.bool_),
+            }
+        regions = regions or self.regions(indices)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "region_features": regions.features,
+            "region_geometry": regions.geometry,
+            "region_mask": regions.mask,
+        }
+
+    def fingerprint(self) -> int:
+        """A number that changes with the texts, their order, and their images."""
+        value = zlib.crc32(self.table.ids.tobytes())
+        value = zlib.crc32(self.table.offsets.tobytes(), value)
+        return zlib.crc32(repr([self.store.image_ids[row] for row in self.rows[:1000]]).encode(), value)
+
+
+def evaluation_order(inputs: Inputs, batch_size: int) -> list[NDArray[np.int64]]:
+    """All samples in batches of similar length."""
+    order = np.argsort(inputs.lengths(), kind="stable")
+    return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+
+
+def run_batches(
+    model: Any, inputs: Inputs, device: torch.device, batch_size: int
+) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """The model's output for all samples, batch by batch, with the samples' positions."""
+    with torch.inference_mode():
+        for indices in evaluation_order(inputs, batch_size):
+            batch = to_device(inputs.batch(indices), device)
+            yield indices, model(**batch)
+
+
+def accuracy_and_kept(
+    model: Any, accuracy: Callable[[Any], float], inputs: Inputs, batch_size: int
+) -> dict[str, float]:
+    """Accuracy, and the shares of attention that the model's selection keeps, measured on the way.
+
+    Args:
+        model: In evaluation mode.
+        accuracy: Of a model, by one pass over `inputs`.
+        inputs: What it is measured on.
+        batch_size: Of that pass.
+
+    Returns:
+        "accuracy"; where the selection drops anything also `AttentionMeter.shares`.
+    """
+    if not model.tbkin.selection.threshold:
+        return {"accuracy": accuracy(model)}
+    meter = AttentionMeter(model, -(-len(inputs) // batch_size))
+    return {"accuracy": accuracy(meter), **meter.shares()}
+
+
+# ---- samples ------------------------------------------------------------------------------------
+
+Sample = TypeVar("Sample")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSet(Generic[Sample]):
+    """All samples that a dataset has for a task.
+
+    Attributes:
+        splits: Samples by split, none of them empty.
+        unlabelled: Splits that are no test splits and have nothing to learn from.
+        name: Of the set, where a dataset has several ("refcoco+").
+        split_by_object: An image may be in several splits, with other objects.
+        notes: What is worth knowing, one line each.
+    """
+
+    splits: dict[str, list[Sample]]
+    unlabelled: list[str] = field(default_factory=list)
+    name: str = ""
+    split_by_object: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def tests(self) -> list[str]:
+        """Names of the test splits, which are never trained on."""
+        return [name for name in self.splits if name.startswith("test")]
+
+    @property
+    def trainable(self) -> list[str]:
+        """Names of the splits that may be trained on or validated on."""
+        return [name for name in self.splits if name not in (*self.tests, *self.unlabelled)]
+
+
+@dataclass(slots=True)
+class Split(Generic[Sample]):
+    """N samples of one split whose images have features, with their model inputs."""
+
+    samples: list[Sample]
+    inputs: Inputs
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def image_ids(self) -> list[ImageId]:
+        """N image keys."""
+        return [sample.image_id for sample in self.samples]  # type: ignore[attr-defined]
+
+
+# ---- what a run learns --------------------------------------------------------------------------
+
+
+class Objective(Protocol):
+    """What a training run needs to know of its data and its loss."""
+
+    name: str
+    metric: str  # name of the validation value that decides which checkpoint is best; higher is better
+    uses_all_weights: bool  # whether every weight of the model takes part in the loss
+
+    def lengths(self) -> NDArray:
+        """(M,) text length of each training sample."""
+
+    def samples(self, epoch: int) -> NDArray[np.int64]:
+        """(N,) numbers of the samples of an epoch, below M; N is the same in every epoch."""
+
+    def collate(self, rows: NDArray, epoch: int) -> Batch:
+        """Arrays of some training samples."""
+
+    def named(self, rows: NDArray) -> str:
+        """What a person would look up to find some training samples."""
+
+    def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
+        """How many targets each objective has in a batch; known before the model runs."""
+
+    def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The summed, weighted loss of each objective."""
+
+    def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
+        """Validation values; empty without validation data."""
+
+    def fingerprint(self) -> str:
+        """Changes with the samples and what is learnt from them."""
+
+
+class LearningPlan(Protocol):
+    """What a fine-tuning objective needs of the plan, `tbkin_core.training.plan.FinetunePlan`."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def image_dropout(self) -> float: ...
+    @property
+    def blind_epochs(self) -> int: ...
+
+
+class FinetuneObjective(ABC):
+    """An `Objective` over the samples of a split that have something to learn.
+
+    Args:
+        task: The task.
+        train, validation: Splits; None where there is nothing to validate on.
+        rows: (M,) which samples of `train` are learnt.
+        batch_size: Samples at once in evaluation.
+
+    Attributes:
+        notes: What was left out of the training samples, one line each.
+        values: What else a run's results should hold.
+    """
+
+    metric = "accuracy"
+    uses_all_weights = True
+
+    def __init__(
+        self, task: FinetuneTask, train: Any, validation: Any, rows: NDArray[np.int64], batch_size: int
+    ) -> None:
+        self.task, self.name = task, task.name
+        self.train, self.validation = train, validation
+        self.rows, self.batch_size = rows, batch_size
+        self.notes: list[str] = []
+        self.values: dict[str, Any] = {}
+
+    @abstractmethod
+    def targets_checksum(self) -> int:
+        """A number that changes with what is to be learnt."""
+
+    @abstractmethod
+    def named(self, rows: NDArray) -> str: ...
+
+    @abstractmethod
+    def collate(self, rows: NDArray, epoch: int) -> Batch: ...
+
+    @abstractmethod
+    def targets(self, batch: Batch, epoch: int) -> dict[str, float]: ...
+
+    @abstractmethod
+    def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]: ...
+
+    def fingerprint(self) -> str:
+        """Changes with the samples and their targets."""
+        return f"{self.train.inputs.fingerprint()}-{self.targets_checksum()}"
+
+    def lengths(self) -> NDArray:
+        """(M,) length of each training sample."""
+        return self.train.inputs.lengths()[self.rows]
+
+    def samples(self, epoch: int) -> NDArray[np.int64]:
+        """All of them, in every epoch."""
+        return np.arange(len(self.rows))
+
+    def accuracy(self, model: Any, inputs: Inputs, device: torch.device) -> float:
+        """Accuracy in percent on the validation samples, given these inputs."""
+        predicted = self.task.predict(model, inputs, device, self.batch_size)
+        return 100 * float(self.task.scores(self.validation, predicted).mean())
+
+    def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
+        """Accuracy in percent, and what attention kept; empty without validation samples."""
+        if self.validation is None:
+            return {}
+        inputs = self.validation.inputs
+        return accuracy_and_kept(
+            model, lambda meter: self.accuracy(meter, inputs, device), inputs, self.batch_size
+        )
+
+    def kept_configuration(self, model: Any) -> AbstractContextManager[None]:
+        """While the model is written its configuration says what the last evaluation found."""
+        return nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a head is built with.
+
+    Attributes:
+        values: Values of the model's configuration.
+        outcomes: How many answers the head chooses among; 0 where that depends on the image.
+        note: What was chosen, for the log.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    outcomes: int = 0
+    note: str = ""
+
+
+# ---- what a figure shows ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a model answered about one image.
+
+    Attributes:
+        answers: (answer, probability), best first.
+        chosen: Number of the region that was chosen, None where answers are no regions.
+        runner_up: The region with the second highest score.
+        box: (x1, y1, x2, y2) pixels after box regression.
+    """
+
+    answers: list[tuple[str, float]]
+    chosen: int | None = None
+    runner_up: int | None = None
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRow:
+    """A row of a report: a model's score in percent of each of N samples."""
+
+    model: str
+    scores: NDArray[np.float64]
+    order: int
+
+
+OWN_ROW = 3
+"""`order` of the row of the model itself."""
+
+
+# ---- tasks --------------------------------------------------------------------------------------
+
+
+class Task(ABC):
+    """What a checkpoint was trained for.
+
+    Attributes:
+        name: As `--task` and files have it.
+        heading: What stands above its answers in a table.
+        shows_box: Whether an answer is a region with a box.
+        asks: Whether its texts are questions, rather than name something.
+    """
+
+    name: ClassVar[str]
+    heading: ClassVar[str]
+    shows_box: ClassVar[bool] = False
+    asks: ClassVar[bool] = False
+
+    @abstractmethod
+    def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:
+        """The best answers in the output of a batch of one.
+
+        Args:
+            model: The model.
+            output: Of its forward pass.
+            boxes: (K, 4) xyxy pixels of the regions.
+            size: Width and height of the image in pixels.
+            top: Answers at most.
+        """
+
+    def target_box(
+        self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None
+    ) -> tuple[float, float, float, float] | None:
+        """The true box (x1, y1, x2, y2) of a text about an image, where the dataset has it."""
+        return None
+
+
+class FinetuneTask(Task, Generic[Sample]):
+    """A task that a model is fine-tuned for.
+
+    Attributes:
+        head: Class of the model.
+        metric: Name of the accuracy, for tables.
+        samples_are: Its samples, for messages: "VQA questions".
+        unit: One of them: "question".
+        label: What a sample must have to be evaluated: "answers".
+        starts_from: Tasks whose models are a better start than a pretrained one.
+        question_only: Whether a model without image is a baseline of it.
+    """
+
+    head: ClassVar[type[PreTrainedModel]]
+    metric: ClassVar[str]
+    samples_are: ClassVar[str]
+    unit: ClassVar[str]
+    label: ClassVar[str]
+    starts_from: ClassVar[tuple[str, ...]] = ()
+    question_only: ClassVar[bool] = False
+
+    # ---- samples ----
+
+    @abstractmethod
+    def found_in(self, dataset: Dataset) -> bool:
+        """Whether a dataset has samples of this task."""
+
+    @abstractmethod
+    def split_names(self, dataset: Dataset, subset: str | None) -> list[str]:
+        """Splits of a dataset.
+
+        Args:
+            dataset: The dataset.
+            subset: The set of samples, where a dataset has several; None takes the first.
+
+        Raises:
+            ConfigError: No such set.
+            DataError: No samples of this task.
+        """
+
+    @abstractmethod
+    def split_samples(self, dataset: Dataset, split: str, subset: str | None) -> list[Sample]:
+        """All samples of a split."""
+
+    @abstractmethod
+    def samples(self, dataset: Dataset, subset: str | None) -> SampleSet[Sample]:
+        """The samples that can be trained on or evaluated, by split; errors as `split_names`."""
+
+    @abstractmethod
+    def text(self, sample: Sample) -> str:
+        """What the model reads."""
+
+    def labelled(self, sample: Sample) -> bool:
+        """Whether a sample can be scored."""
+        return True
+
+    def kind(self, sample: Sample) -> str:
+        """What sweeps tell samples apart by; "" where unknown."""
+        return ""
+
+    def check_split(self, dataset: Dataset, split: str, subset: str | None) -> str:
+        """The split's name in the words of tbkin; ConfigError where the dataset has no such split."""
+        names = self.split_names(dataset, subset)
+        if normalise_split(split) not in names:
+            raise ConfigError(
+                f"predict: {dataset.root} has no split {split!r}", hint=f"it has {', '.join(names)}"
+            )
+        return normalise_split(split)
+
+    # ---- model ----
+
+    @abstractmethod
+    def build_head(self, training: Sequence[Sample], config: FinetuneConfig) -> Head:
+        """What the model's head is built with."""
+
+    @abstractmethod
+    def build_split(self, samples: Sequence[Sample], source: InputSource, blind: bool = False) -> Split:
+        """The samples whose images have features, with their inputs and targets."""
+
+    @abstractmethod
+    def objective(
+        self, splits: Mapping[str, Split], head: Head, config: FinetuneConfig, plan: LearningPlan
+    ) -> FinetuneObjective:
+        """What is learnt from the "train" split and validated on "val".
+
+        Raises:
+            DataError: There is nothing to learn.
+        """
+
+    @abstractmethod
+    def predict(self, model: Any, inputs: Inputs, device: torch.device, batch_size: int) -> Any:
+        """What a model, in evaluation mode, answers to N inputs."""
+
+    @abstractmethod
+    def scores(self, split: Split, predictions: Any) -> NDArray[np.float64]:
+        """(N,) what each prediction earns, in [0, 1]."""
+
+    # ---- results ----
+
+    def scored(self, split: Split) -> bool:
+        """Whether any sample can be scored."""
+        return bool(len(split))
+
+    @abstractmethod
+    def result_rows(self, split: Split, predictions: Any) -> list[dict[str, Any]]:
+        """What is answered to each sample, for results-SPLIT.json.
+
+        Each has "image_id", "text", "type", "probability" and "score".
+        """
+
+    @abstractmethod
+    def report_rows(
+        self, split: Split, predictions: Any, training: Sequence[Sample], blind: bool, hidden: Any
+    ) -> list[ReportRow]:
+        """The model's scores beside those of its baselines.
+
+        Args:
+            split: What was answered.
+            predictions: The model's answers.
+            training: Training samples, for baselines.
+            blind: Whether the model never saw an image.
+            hidden: Its answers with the image hidden, where it has learnt to do without; else None.
+        """
+
+    def by_type(self, split: Split, predictions: Any) -> dict[str, Any]:
+        """Accuracies by type of sample, as values of a run's results."""
+        return {}
+
+    @abstractmethod
+    def prediction_rows(
+        self, model: Any, samples: Sequence[Sample], split: Split, predictions: Any
+    ) -> tuple[list[dict[str, Any]], str]:
+        """Rows of a file for an evaluation server, and what becomes of samples without features.
+
+        Args:
+            model: The model.
+            samples: All samples of the split.
+            split: Those with features, one at least.
+            predictions: What the model answered to these.
+        """

@@ -1,0 +1,336 @@
+"""The pretraining task: masked words, masked regions, image-text matching over a graph store.
+
+Letters: B batch, T text tokens, K regions, M masked positions, F region feature size.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tbkin_core.boxes import pairwise_iou
+from tbkin_core.errors import DataError
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.modeling.losses import (
+    masked_word_loss,
+    matching_loss,
+    optimal_transport_distance,
+    region_class_loss,
+    region_feature_loss,
+)
+from tbkin_core.support.randomness import mix
+from tbkin_core.support.shards import ragged_offsets
+from tbkin_core.tasks.base import Batch, Shown, Task, listed, model_inputs, to_device
+from tbkin_core.tasks.captions import CaptionSide, CaptionTable
+from tbkin_core.tasks.masking import (
+    MASK,
+    REPLACE,
+    MaskingConfig,
+    interference_mask,
+    mask_regions,
+    mask_text,
+    text_side,
+)
+from tbkin_core.texts.tokenizer import SPECIAL_TOKENS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+VALIDATION_EPOCH = 1_000_003  # masks of the validation captions, the same after every epoch
+
+
+class PretrainTask(Task):
+    """Whether image and text belong together: what a pretrained model can be asked."""
+
+    name = "pretrain"
+    heading = "image and text"
+
+    def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:
+        match = float(output.itm_logits[0].float().softmax(dim=-1)[1])
+        return Shown([("belong together", match), ("do not", 1 - match)])
+
+
+class PretrainObjective:
+    """Masked word prediction, masked region modelling and image-text matching.
+
+    Args:
+        train, validation: Captions of each dataset, with the features of their images.
+        tokenizer: Of the model.
+        masking: What is hidden.
+        seed: All draws follow from it.
+        mismatch: Chance of a caption to get another image.
+        ot_weight: Weight of the optimal-transport term.
+        max_text_tokens, max_regions: Longer texts and images of more regions are cut.
+        batch_size: Of validation.
+        weights: How often an epoch shows each dataset's captions: 2 twice, each time hidden otherwise, 0.5
+            another half in every epoch. None shows each once.
+
+    Raises:
+        DataError: No training caption has an image with features, or the weights leave none.
+    """
+
+    name = "pretrain"
+    metric = "score"
+    uses_all_weights = True
+
+    def __init__(
+        self,
+        train: Sequence[tuple[CaptionTable, FeatureStore]],
+        validation: Sequence[tuple[CaptionTable, FeatureStore]],
+        tokenizer: Tokenizer,
+        masking: MaskingConfig,
+        *,
+        seed: int,
+        mismatch: float,
+        ot_weight: float,
+        max_text_tokens: int,
+        max_regions: int,
+        batch_size: int,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self.masking = masking
+        self.seed = seed
+        self.mismatch = mismatch
+        self.ot_weight = ot_weight
+        self.max_regions = max_regions
+        self.batch_size = batch_size
+        self.vocabulary = tokenizer.get_vocab_size()
+        self.mask_id = tokenizer.token_to_id("[MASK]") or 0
+        self.first_ordinary = 1 + max(tokenizer.token_to_id(token) or 0 for token in SPECIAL_TOKENS)
+        if self.first_ordinary >= self.vocabulary:
+            self.first_ordinary = 0
+        self.train = CaptionSide(train, tokenizer, max_text_tokens, masking)
+        self.validation = CaptionSide(validation, tokenizer, max_text_tokens, masking) if validation else None
+        if not len(self.train.table):
+            raise DataError(
+                "pretrain: no training caption has an image with features",
+                hint="run `tbkin extract-features` and `tbkin build-graphs` on the same data first",
+            )
+        self._parts, self._row_of = _repeated([len(table) for table, _ in train], weights)
+        if not len(self.samples(0)):
+            raise DataError("pretrain: the weights of the datasets leave no caption to train on")
+
+    def lengths(self) -> NDArray:
+        return self.train.table.lengths[self._row_of]
+
+    def samples(self, epoch: int) -> NDArray[np.int64]:
+        chosen = []
+        for number, (keys, count) in enumerate(self._parts):
+            if count < len(keys):
+                generator = np.random.default_rng(mix(self.seed, epoch, number, 3))
+                keys = np.sort(generator.permutation(keys)[:count])
+            chosen.append(keys)
+        return np.concatenate(chosen)
+
+    def fingerprint(self) -> str:
+        """Changes with the captions, their order, their graphs and their images."""
+        captions = self.train.captions
+        arrays = (
+            self._row_of,
+            self.train.table.ids,
+            self.train.rows,
+            captions.pair_object,
+            captions.pair_word,
+            captions.pair_prior,
+            captions.cross_region,
+            captions.cross_weight,
+        )
+        value = 0
+        for array in arrays:
+            value = zlib.crc32(array.tobytes(), value)
+        return str(value)
+
+    def named(self, rows: NDArray) -> str:
+        return listed(
+            "captions of images", [self.train.captions.image_ids[row] for row in self._row_of[rows]]
+        )
+
+    def collate(self, rows: NDArray, epoch: int) -> Batch:
+        return self._collate(self.train, self._row_of[rows], rows, epoch)
+
+    def _collate(self, side: CaptionSide, rows: NDArray, samples: NDArray, epoch: int) -> Batch:
+        """Arrays of (B,) captions; what is hidden of each follows from its number in `samples`."""
+        key = mix(self.seed, epoch)
+        input_ids, attention_mask, word_ids = side.table.padded(rows)
+        image_of, matched = side.partners(rows, samples, key, self.mismatch)
+        regions = side.regions(image_of, self.max_regions)
+        on_text = text_side(self.masking, self.seed, epoch, samples)
+
+        structure = side.structure(rows)
+        action, replacement = mask_text(
+            word_ids,
+            structure,
+            self.vocabulary,
+            self.first_ordinary,
+            self.masking,
+            self.seed,
+            epoch,
+            samples,
+        )
+        action = np.where(on_text[:, None], action, -1)
+        masked_ids = np.where(
+            action == MASK, self.mask_id, np.where(action == REPLACE, replacement, input_ids)
+        )
+
+        on_regions = np.flatnonzero(~on_text)
+        region_action = np.full(regions.mask.shape, -1, np.int8)
+        source = np.zeros(regions.mask.shape, np.int64)
+        region_action[on_regions], source[on_regions] = mask_regions(
+            regions.mask[on_regions],
+            side.cross_weight(image_of[on_regions], regions.mask.shape[1]),
+            pairwise_iou(regions.boxes[on_regions]),
+            self.masking,
+            self.seed,
+            epoch,
+            samples[on_regions],
+        )
+
+        # A mismatched pair is masked like any other (its regions by their own caption's edges), so that the
+        # masks do not tell it; but it teaches no words.
+        text_targets = (action >= 0) & matched[:, None]
+        region_targets = (region_action >= 0) & matched[:, None]
+        features = regions.features
+        feature_labels = features[region_targets]
+        # In place, but what replaces a region is as it was.
+        replaced = region_action == REPLACE
+        sample = np.nonzero(replaced)[0]
+        put = features[sample, source[replaced]]
+        features[region_action == MASK] = 0
+        features[replaced] = put
+        batch = {
+            "input_ids": masked_ids,
+            "attention_mask": attention_mask,
+            "region_features": features,
+            "region_geometry": regions.geometry,
+            "region_mask": regions.mask,
+            "text_targets": text_targets,
+            "text_labels": input_ids[text_targets],
+            "region_targets": region_targets,
+            "feature_labels": feature_labels,
+            "object_labels": regions.object_ids[region_targets],
+            "object_scores": regions.object_scores[region_targets],
+            "attribute_labels": regions.attribute_ids[region_targets],
+            "attribute_scores": regions.attribute_scores[region_targets],
+            "matched": matched.astype(np.int64),
+        }
+        if self.masking.interference:
+            # For a mismatched pair by its own caption's edges too, so that this does not tell it either.
+            batch["pair_mask"] = interference_mask(
+                word_ids,
+                action >= 0,
+                region_action >= 0,
+                structure,
+                side.cross(rows),
+                pairwise_iou(regions.boxes),
+                self.masking,
+            )
+        return batch
+
+    def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
+        counts = {
+            "mlm": len(batch["text_labels"]),
+            "mrfr": len(batch["feature_labels"]),
+            "object": int((batch["object_labels"] >= 0).sum()),
+            "attribute": int((batch["attribute_labels"] >= 0).sum()),
+            "itm": len(batch["matched"]),
+        }
+        if self.ot_weight > 0:
+            counts["alignment"] = len(batch["matched"])
+        return {name: float(count) for name, count in counts.items()}
+
+    def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        return self._losses(self._forward(model, batch), batch)
+
+    def _forward(self, model: Any, batch: Batch) -> Any:
+        return model(
+            **model_inputs(batch), text_targets=batch["text_targets"], region_targets=batch["region_targets"]
+        )
+
+    def _losses(self, output: Any, batch: Batch) -> dict[str, Tensor]:
+        losses = {
+            "mlm": masked_word_loss(output.mlm_logits, batch["text_labels"]),
+            "mrfr": region_feature_loss(output.region_feature_pred, batch["feature_labels"]),
+            "object": region_class_loss(output.object_logits, batch["object_labels"], batch["object_scores"]),
+            "attribute": region_class_loss(
+                output.attribute_logits, batch["attribute_labels"], batch["attribute_scores"]
+            ),
+            "itm": matching_loss(output.itm_logits, batch["matched"]),
+        }
+        if self.ot_weight > 0:
+            distance = optimal_transport_distance(
+                output.text_states, output.region_states, batch["attention_mask"], batch["region_mask"]
+            )
+            sign = 2.0 * batch["matched"].to(distance.dtype) - 1.0
+            losses["alignment"] = self.ot_weight * (distance * sign).sum()
+        return losses
+
+    def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
+        """Validation loss and accuracy of each objective."""
+        if self.validation is None or not len(self.validation.table):
+            return {}
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        right = {"mlm": 0.0, "object": 0.0, "attribute": 0.0, "itm": 0.0}
+        with torch.inference_mode():
+            for begin in range(0, len(self.validation.table), self.batch_size):
+                rows = np.arange(begin, min(begin + self.batch_size, len(self.validation.table)))
+                arrays = self._collate(self.validation, rows, rows, VALIDATION_EPOCH)
+                batch = to_device(arrays, device)
+                output = self._forward(model, batch)
+                for name, count in self.targets(arrays, 0).items():
+                    counts[name] = counts.get(name, 0.0) + count
+                for name, loss in self._losses(output, batch).items():
+                    sums[name] = sums.get(name, 0.0) + float(loss)
+                for name, logits, labels in (
+                    ("mlm", output.mlm_logits, batch["text_labels"]),
+                    ("object", output.object_logits, batch["object_labels"]),
+                    ("attribute", output.attribute_logits, batch["attribute_labels"]),
+                    ("itm", output.itm_logits, batch["matched"]),
+                ):
+                    right[name] += float((logits.argmax(dim=-1) == labels).sum())
+        losses = {name: value / counts[name] for name, value in sums.items() if counts[name]}
+        total = sum(losses.values())
+        return {
+            "val_loss": total,
+            **{f"val_{name}_loss": value for name, value in losses.items()},
+            **{
+                f"val_{name}_accuracy": 100 * hits / counts[name]
+                for name, hits in right.items()
+                if counts[name]
+            },
+            "score": -total,
+        }
+
+
+def _repeated(
+    sizes: Sequence[int], weights: Sequence[float] | None
+) -> tuple[list[tuple[NDArray[np.int64], int]], NDArray[np.int64]]:
+    """Samples of datasets of some sizes, shown as often as their weights say.
+
+    Returns:
+        Groups of sample numbers, each with how many of them an epoch shows; and the row of each sample.
+        The first so many samples are the rows themselves.
+    """
+    whole = np.arange(sum(sizes))
+    parts: list[tuple[NDArray[np.int64], int]] = []
+    rows = [whole]
+    count = len(whole)
+    for size, first, weight in zip(
+        sizes, ragged_offsets(list(sizes))[:-1], weights or [1.0] * len(sizes), strict=True
+    ):
+        own = whole[first : first + size]
+        keys, rest = own, float(weight)
+        while rest > 0:
+            parts.append((keys, round(min(rest, 1.0) * size)))
+            rest -= 1
+            if rest > 0:
+                keys = count + np.arange(size)
+                rows.append(own)
+                count += size
+    return parts or [(whole[:0], 0)], np.concatenate(rows)

@@ -1,0 +1,382 @@
+"""Referring expression comprehension: choose a region, refine its box; right above IoU 0.5 (Yu et al. 2016).
+
+Letters: B batch, N samples, K regions.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tbkin_core.boxes import box_iou_paired, xywh_to_xyxy
+from tbkin_core.datasets.records import Expression
+from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.features.regions import ImageId
+from tbkin_core.features.store import RegionBatch
+from tbkin_core.modeling import TbkinForRec
+from tbkin_core.modeling.losses import box_loss, region_score_loss
+from tbkin_core.tasks.base import (
+    OWN_ROW,
+    Batch,
+    FinetuneObjective,
+    FinetuneTask,
+    Head,
+    Inputs,
+    InputSource,
+    LearningPlan,
+    ReportRow,
+    SampleSet,
+    Shown,
+    Split,
+    listed,
+    model_inputs,
+    run_batches,
+)
+
+if TYPE_CHECKING:
+    from tbkin_core.datasets import Dataset
+    from tbkin_core.settings import FinetuneConfig
+
+# Box refinements are learnt in units of these (Girshick 2015, Fast R-CNN).
+BOX_SCALE = np.array([0.1, 0.1, 0.2, 0.2], np.float32)
+HIT_IOU = 0.5
+"""A prediction is right above this, and a region worth learning from there up."""
+
+NO_TARGETS = np.zeros((0, 4), np.float32)
+
+
+@dataclass(slots=True)
+class RecSplit(Split[Expression]):
+    """Expressions with features, and their (N, 4) float32 target boxes, xyxy pixels."""
+
+    targets: NDArray[np.float32] = field(default_factory=NO_TARGETS.copy)
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Refined boxes (N, 4) xyxy pixels, chosen regions (N,), and their probabilities (N,)."""
+
+    boxes: NDArray[np.float32]
+    regions: NDArray[np.int64]
+    probability: NDArray[np.float32]
+
+
+class RecTask(FinetuneTask[Expression]):
+    """Referring expression comprehension."""
+
+    name = "rec"
+    heading = "region"
+    shows_box = True
+    head = TbkinForRec
+    metric = "Acc@IoU>0.5"
+    samples_are = "referring expressions"
+    unit = "expression"
+    label = "expressions"
+
+    # ---- samples ----
+
+    def found_in(self, dataset: Dataset) -> bool:
+        return bool(dataset.expression_sets())
+
+    def split_names(self, dataset: Dataset, subset: str | None) -> list[str]:
+        return list(dataset.expression_splits(expression_set(dataset, subset)))
+
+    def split_samples(self, dataset: Dataset, split: str, subset: str | None) -> list[Expression]:
+        return list(dataset.expressions(split, expression_set(dataset, subset)))
+
+    def samples(self, dataset: Dataset, subset: str | None) -> SampleSet[Expression]:
+        chosen = expression_set(dataset, subset)
+        others = [name for name in dataset.expression_sets() if name != chosen]
+        notes = []
+        if subset is None and others:
+            notes.append(f"{chosen} is used; choose another with --dataset ({', '.join(others)})")
+        found = {name: list(dataset.expressions(name, chosen)) for name in dataset.expression_splits(chosen)}
+        return SampleSet(
+            {name: items for name, items in found.items() if items},
+            name=chosen,
+            split_by_object=dataset.is_split_by_object(chosen),
+            notes=notes,
+        )
+
+    def text(self, sample: Expression) -> str:
+        return sample.text
+
+    def target_box(
+        self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None
+    ) -> tuple[float, float, float, float] | None:
+        sets = dataset.expression_sets()
+        if not sets:
+            return None
+        wanted = text.casefold()
+        for item in dataset.expressions(name=subset if subset in sets else None):
+            if item.image_id == image_id and " ".join(item.text.split()).casefold() == wanted:
+                left, top, width, height = item.target_xywh
+                return left, top, left + width, top + height
+        return None
+
+    # ---- model ----
+
+    def build_head(self, training: Sequence[Expression], config: FinetuneConfig) -> Head:
+        return Head()
+
+    def build_split(
+        self, samples: Sequence[Expression], source: InputSource, blind: bool = False
+    ) -> RecSplit:
+        kept = [item for item in samples if item.image_id in source.store]
+        inputs = source.inputs([item.text for item in kept], [item.image_id for item in kept], blind)
+        return RecSplit(kept, inputs, xywh_to_xyxy([item.target_xywh for item in kept]))
+
+    def objective(
+        self, splits: Mapping[str, Split], head: Head, config: FinetuneConfig, plan: LearningPlan
+    ) -> RecObjective:
+        train: Any = splits["train"]
+        validation: Any = splits.get("val")
+        return RecObjective(train, validation if validation else None, plan.batch_size)
+
+    def predict(self, model: Any, inputs: Inputs, device: torch.device, batch_size: int) -> Boxes:
+        boxes = np.zeros((len(inputs), 4), np.float32)
+        chosen = np.zeros(len(inputs), np.int64)
+        probability = np.zeros(len(inputs), np.float32)
+        for indices, output in run_batches(model, inputs, device, batch_size):
+            regions = inputs.regions(indices)
+            best = output.rec_scores.float().softmax(dim=-1).max(dim=-1)
+            place = best.indices.cpu().numpy()
+            order = np.arange(len(indices))
+            deltas = output.rec_deltas.float().cpu().numpy()[order, place]
+            chosen[indices], probability[indices] = place, best.values.cpu().numpy()
+            boxes[indices] = apply_deltas(regions.boxes[order, place], deltas, regions.sizes)
+        return Boxes(boxes, chosen, probability)
+
+    def scores(self, split: Split, predictions: Boxes) -> NDArray[np.float64]:
+        known: Any = split
+        return (box_iou_paired(predictions.boxes, known.targets) > HIT_IOU).astype(np.float64)
+
+    # ---- results ----
+
+    def result_rows(self, split: Split, predictions: Boxes) -> list[dict[str, Any]]:
+        known: Any = split
+        overlaps = box_iou_paired(predictions.boxes, known.targets)
+        return [
+            {
+                "sent_id": item.sent_id,
+                "ref_id": item.ref_id,
+                "image_id": item.image_id,
+                "text": item.text,
+                # What a better choice could mend, and what only other regions could.
+                "type": "a region fits the target" if fits else "no region fits the target",
+                "box": [round(float(side), 2) for side in box],
+                "probability": round(float(certainty), 4),
+                "target": [round(float(side), 2) for side in target],
+                "iou": round(float(overlap), 4),
+                "score": float(overlap > HIT_IOU),
+            }
+            for item, fits, box, certainty, target, overlap in zip(
+                known.samples,
+                best_region_hits(known),
+                predictions.boxes,
+                predictions.probability,
+                known.targets,
+                overlaps,
+                strict=True,
+            )
+        ]
+
+    def report_rows(
+        self,
+        split: Split,
+        predictions: Boxes,
+        training: Sequence[Expression],
+        blind: bool,
+        hidden: Boxes | None,
+    ) -> list[ReportRow]:
+        known: Any = split
+        return [
+            ReportRow(label, 100 * hits, order)
+            for label, hits, order in (
+                ("random region", random_region_hits(known), 0),
+                ("largest region", largest_region_hits(known), 1),
+                ("this model", self.scores(split, predictions), OWN_ROW),
+                ("upper bound (a region of IoU>0.5 exists)", best_region_hits(known), 4),
+            )
+        ]
+
+    def prediction_rows(
+        self, model: Any, samples: Sequence[Expression], split: Split, predictions: Boxes
+    ) -> tuple[list[dict[str, Any]], str]:
+        rows = [
+            {
+                "sent_id": item.sent_id,
+                "ref_id": item.ref_id,
+                "image_id": item.image_id,
+                "box": [round(float(side), 2) for side in box],
+            }
+            for item, box in zip(split.samples, predictions.boxes, strict=True)
+        ]
+        return rows, "are left out"
+
+    def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:
+        best = output.rec_scores[0].float().softmax(dim=-1).topk(min(max(top, 2), len(boxes)))
+        order = best.indices.tolist()
+        deltas = output.rec_deltas[0, order[0]].float().cpu().numpy()[None]
+        refined = apply_deltas(boxes[order[0]][None], deltas, np.array([size], np.float32))[0]
+        x1, y1, x2, y2 = refined.tolist()
+        answers = [
+            (f"region {number}", value)
+            for number, value in zip(order[:top], best.values.tolist(), strict=False)
+        ]
+        return Shown(answers, order[0], order[1] if len(order) > 1 else None, (x1, y1, x2, y2))
+
+
+class RecObjective(FinetuneObjective):
+    """What a REC model learns.
+
+    Args:
+        train, validation: Splits.
+        batch_size: Samples at once in evaluation.
+
+    Raises:
+        DataError: No training expression has a region near its target.
+    """
+
+    # The pooler takes no part in the loss.
+    uses_all_weights = False
+
+    def __init__(self, train: RecSplit, validation: RecSplit | None, batch_size: int) -> None:
+        # Without a region near the target there is nothing to choose.
+        super().__init__(RecTask(), train, validation, np.flatnonzero(reachable(train)), batch_size)
+        if not len(self.rows):
+            raise DataError(
+                "finetune: no training expression has a region with IoU of 0.5 or more with its target",
+                hint="extract more regions (--max-regions) or use another extractor",
+            )
+        if skipped := len(train) - len(self.rows):
+            self.notes.append(
+                f"train: {skipped} of {len(train)} samples skipped, no region is near their target"
+            )
+
+    def targets_checksum(self) -> int:
+        return zlib.crc32(self.train.targets[self.rows].tobytes())
+
+    def named(self, rows: NDArray) -> str:
+        return listed("expressions", [self.train.samples[row].sent_id for row in self.rows[rows]])
+
+    def collate(self, rows: NDArray, epoch: int) -> Batch:
+        samples = self.rows[rows]
+        regions = self.train.inputs.regions(samples)
+        targets = self.train.targets[samples]
+        iou = _iou_with_target(regions, targets)  # (B, K)
+        near = iou >= HIT_IOU
+        weight = np.where(near, iou, 0)
+        return {
+            **self.train.inputs.batch(samples, regions),
+            "score_targets": (weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)).astype(
+                np.float32
+            ),
+            "delta_targets": box_deltas(regions.boxes, targets[:, None, :]),
+            "near": near,
+        }
+
+    def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
+        return {"score": float(len(batch["near"])), "box": float(batch["near"].sum())}
+
+    def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        output = model(**model_inputs(batch))
+        return {
+            "score": region_score_loss(output.rec_scores, batch["score_targets"], batch["region_mask"]),
+            "box": box_loss(output.rec_deltas, batch["delta_targets"], batch["near"]),
+        }
+
+
+def expression_set(dataset: Dataset, name: str | None) -> str:
+    """The set of referring expressions of a name, or the first.
+
+    Raises:
+        ConfigError: No such set.
+        DataError: There is none at all.
+    """
+    sets = dataset.expression_sets()
+    if not sets:
+        raise DataError(
+            f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})",
+            hint="expected refs(unc).p or refs(umd).p beside instances.json",
+        )
+    try:
+        return dataset.expression_set(name or sets[0])
+    except DataError as error:
+        known = ", ".join(dataset.expression_sets(every_version=True))
+        raise ConfigError(f"dataset: expected one of {known}, got {name!r}") from error
+
+
+def reachable(split: RecSplit) -> NDArray[np.bool_]:
+    """(N,) whether any region is near the target, so that there is one to learn to choose."""
+    best = np.zeros(len(split), np.float32)
+    for begin in range(0, len(best), 512):
+        indices = np.arange(begin, min(begin + 512, len(best)))
+        best[indices] = _iou_with_target(split.inputs.regions(indices), split.targets[indices]).max(axis=1)
+    return best >= HIT_IOU
+
+
+def random_region_hits(split: RecSplit) -> NDArray[np.float64]:
+    """(N,) chance that a region drawn at random has an IoU above 0.5 with the target."""
+    return _of_regions(split, lambda regions, hits: hits.sum(axis=1) / regions.mask.sum(axis=1))
+
+
+def best_region_hits(split: RecSplit) -> NDArray[np.float64]:
+    """(N,) 1 where some region has an IoU above 0.5 with the target: what choosing a region can reach."""
+    return _of_regions(split, lambda regions, hits: hits.max(axis=1))
+
+
+def largest_region_hits(split: RecSplit) -> NDArray[np.float64]:
+    """(N,) 1 where the image's largest region has an IoU above 0.5 with the target."""
+
+    def share(regions: RegionBatch, hits: NDArray) -> NDArray:
+        sides = regions.boxes[..., 2:] - regions.boxes[..., :2]  # (B, K, 2)
+        largest = np.where(regions.mask, sides.prod(axis=-1), -1).argmax(axis=1)
+        return hits[np.arange(len(hits)), largest]
+
+    return _of_regions(split, share)
+
+
+def _of_regions(split: RecSplit, share: Callable[[RegionBatch, NDArray], NDArray]) -> NDArray[np.float64]:
+    """(N,) `share` of the regions (B, K) and of whether each has an IoU above 0.5."""
+    shares = []
+    for begin in range(0, len(split), 512):
+        indices = np.arange(begin, min(begin + 512, len(split)))
+        regions = split.inputs.regions(indices)
+        hits = (_iou_with_target(regions, split.targets[indices]) > HIT_IOU) & regions.mask
+        shares.append(share(regions, hits))
+    return np.concatenate(shares).astype(np.float64) if shares else np.zeros(0)
+
+
+def _iou_with_target(regions: RegionBatch, targets: NDArray) -> NDArray[np.float32]:
+    batch, count = regions.mask.shape
+    repeated = np.repeat(targets, count, axis=0)
+    iou = box_iou_paired(regions.boxes.reshape(-1, 4), repeated).reshape(batch, count)
+    return np.where(regions.mask, iou, 0).astype(np.float32)
+
+
+def box_deltas(boxes: NDArray, targets: NDArray) -> NDArray[np.float32]:
+    """Refinements (..., 4) that turn xyxy `boxes` into `targets`: (dx, dy, dw, dh) / `BOX_SCALE`."""
+    size = np.maximum(boxes[..., 2:] - boxes[..., :2], 1.0)
+    target_size = np.maximum(targets[..., 2:] - targets[..., :2], 1.0)
+    centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+    target_centre = (targets[..., :2] + targets[..., 2:]) / 2
+    deltas = np.concatenate([(target_centre - centre) / size, np.log(target_size / size)], axis=-1)
+    return (deltas / BOX_SCALE).astype(np.float32)
+
+
+def apply_deltas(boxes: NDArray, deltas: NDArray, sizes: NDArray) -> NDArray[np.float32]:
+    """Refine (N, 4) xyxy boxes by (N, 4) deltas and keep them inside images of (N, 2) width, height."""
+    deltas = deltas * BOX_SCALE
+    size = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + deltas[:, :2] * size
+    size = size * np.exp(np.clip(deltas[:, 2:], -2, 2))
+    refined = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+    return np.clip(refined, 0, np.concatenate([sizes, sizes], axis=1)).astype(np.float32)

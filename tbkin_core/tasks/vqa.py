@@ -1,0 +1,475 @@
+"""Visual question answering over a closed set of answers, scored as the official VQA evaluator does.
+
+Letters: B batch, N samples, K regions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tbkin_core.datasets.records import Question
+from tbkin_core.errors import DataError
+from tbkin_core.evaluation.vqa import (
+    VqaAccuracy,
+    answer_accuracy,
+    normalize_answer,
+    soft_scores,
+    vqa_accuracy,
+)
+from tbkin_core.modeling import TbkinForVqa
+from tbkin_core.modeling.losses import answer_loss
+from tbkin_core.support.randomness import mix, uniform
+from tbkin_core.tasks.base import (
+    OWN_ROW,
+    Batch,
+    FinetuneObjective,
+    FinetuneTask,
+    Head,
+    Inputs,
+    InputSource,
+    LearningPlan,
+    ReportRow,
+    SampleSet,
+    Shown,
+    Split,
+    listed,
+    model_inputs,
+    run_batches,
+)
+
+if TYPE_CHECKING:
+    from tbkin_core.datasets import Dataset
+    from tbkin_core.settings import FinetuneConfig
+
+# Name of a stream of random numbers, see `uniform`.
+_HIDDEN_IMAGES = 11
+
+
+@dataclass(slots=True)
+class VqaSplit(Split[Question]):
+    """Questions with features; for each a dict of normalised answer to soft score, empty without answers."""
+
+    scores: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The best answer to each of N questions, and its probability (N,)."""
+
+    answers: list[str]
+    probability: NDArray[np.float32]
+
+
+class VqaTask(FinetuneTask[Question]):
+    """Visual question answering."""
+
+    name = "vqa"
+    heading = "answer"
+    asks = True
+    head = TbkinForVqa
+    metric = "VQA accuracy"
+    samples_are = "VQA questions"
+    unit = "question"
+    label = "answers"
+    # A REC model has learnt to find what words name, which few questions teach.
+    starts_from = ("rec",)
+    question_only = True
+
+    # ---- samples ----
+
+    def found_in(self, dataset: Dataset) -> bool:
+        return bool(dataset.question_splits())
+
+    def split_names(self, dataset: Dataset, subset: str | None) -> list[str]:
+        names = list(dataset.question_splits())
+        if not names:
+            raise DataError(
+                f"{dataset.root}: no VQA questions (found: {', '.join(dataset.layouts)})",
+                hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json",
+            )
+        return names
+
+    def split_samples(self, dataset: Dataset, split: str, subset: str | None) -> list[Question]:
+        return list(dataset.questions(split))
+
+    def samples(self, dataset: Dataset, subset: str | None) -> SampleSet[Question]:
+        notes: list[str] = []
+        splits: dict[str, list[Question]] = {}
+        for name in self.split_names(dataset, subset):
+            questions = self.split_samples(dataset, name, subset)
+            answered = [item for item in questions if item.answers]
+            if answered and len(answered) < len(questions):
+                lacking = len(questions) - len(answered)
+                notes.append(f"{name}: {lacking} of {len(questions)} questions have no answers (left out)")
+                questions = answered
+            if questions:
+                splits[name] = questions
+        silent = [
+            name
+            for name, questions in splits.items()
+            if not name.startswith("test") and not any(item.answers for item in questions)
+        ]
+        notes += [f"{name}: none of its questions has answers (not used)" for name in silent]
+        return SampleSet(splits, silent, notes=notes)
+
+    def text(self, sample: Question) -> str:
+        return sample.question
+
+    def labelled(self, sample: Question) -> bool:
+        return bool(sample.answers)
+
+    def kind(self, sample: Question) -> str:
+        return sample.answer_type or ""
+
+    # ---- model ----
+
+    def build_head(self, training: Sequence[Question], config: FinetuneConfig) -> Head:
+        answers, minimum = (
+            (load_answers(config.answers), 0)
+            if config.answers is not None
+            else answer_vocabulary(training, config.min_answer_count)
+        )
+        values = {
+            "num_answers": len(answers),
+            "id2label": dict(enumerate(answers)),
+            "label2id": {answer: number for number, answer in enumerate(answers)},
+            "use_regions": not config.blind,
+        }
+        return Head(values, len(answers), f"{len(answers)} answers (given to at least {minimum} questions)")
+
+    def build_split(self, samples: Sequence[Question], source: InputSource, blind: bool = False) -> VqaSplit:
+        kept = [item for item in samples if item.image_id in source.store]
+        inputs = source.inputs([item.question for item in kept], [item.image_id for item in kept], blind)
+        return VqaSplit(kept, inputs, [soft_scores(item.answers) if item.answers else {} for item in kept])
+
+    def objective(
+        self, splits: Mapping[str, Split], head: Head, config: FinetuneConfig, plan: LearningPlan
+    ) -> VqaObjective:
+        train: Any = splits["train"]
+        kl_epochs = config.kl_epochs
+        if kl_epochs is None:
+            # A softmax is the right model where one answer is right, and needs no other loss after it.
+            certain = all(len(scores) == 1 for scores in train.scores)
+            kl_epochs = plan.epochs if certain else plan.epochs // 3
+        validation: Any = splits.get("val")
+        objective = VqaObjective(
+            train,
+            validation if validation is not None and self.scored(validation) else None,
+            list(head.values["id2label"].values()),
+            kl_epochs,
+            plan.batch_size,
+            config.seed,
+            plan.image_dropout,
+            plan.blind_epochs,
+        )
+        counts: dict[str, int] = {}
+        for name, questions in splits.items():
+            count, total = without_known_answer(questions, objective.answers), len(questions)
+            if count:
+                counts[name] = count
+                effect = "skipped" if name == "train" else "never answered rightly"
+                objective.notes.append(
+                    f"{name}: {count} of {total} questions ({count / total:.1%}) have no answer among the"
+                    f" {head.outcomes} that are learnt; {effect}"
+                )
+        objective.values["without_known_answer"] = counts
+        return objective
+
+    def predict(self, model: Any, inputs: Inputs, device: torch.device, batch_size: int) -> Answers:
+        chosen = np.zeros(len(inputs), np.int64)
+        probability = np.zeros(len(inputs), np.float32)
+        for indices, output in run_batches(model, inputs, device, batch_size):
+            best = output.vqa_logits.float().softmax(dim=-1).max(dim=-1)
+            chosen[indices] = best.indices.cpu().numpy()
+            probability[indices] = best.values.cpu().numpy()
+        answers = model.config.answers()
+        return Answers([answers[number] for number in chosen], probability)
+
+    def scores(self, split: Split, predictions: Answers) -> NDArray[np.float64]:
+        def score(question: Question, scores: dict[str, float], answer: str) -> float:
+            # What normalisation leaves alone needs no normalising; the scores of the targets then suffice.
+            if not question.answers or normalize_answer(answer) == answer:
+                return scores.get(answer, 0.0)
+            return answer_accuracy(answer, question.answers)
+
+        known: Any = split
+        entries = zip(known.samples, known.scores, predictions.answers, strict=True)
+        return np.array([score(*entry) for entry in entries], np.float64)
+
+    # ---- results ----
+
+    def scored(self, split: Split) -> bool:
+        known: Any = split
+        return any(known.scores)
+
+    def result_rows(self, split: Split, predictions: Answers) -> list[dict[str, Any]]:
+        accuracy = official_accuracy(split, predictions.answers).per_question
+        known: Any = split
+        return [
+            {
+                "question_id": item.question_id,
+                "image_id": item.image_id,
+                "text": item.question,
+                "type": item.question_type or item.answer_type,
+                "answer": answer,
+                "probability": round(float(certainty), 4),
+                "answers": {name: round(score, 4) for name, score in scores.items()},
+                "score": round(accuracy[item.question_id] / 100, 4),
+            }
+            for item, answer, certainty, scores in zip(
+                known.samples, predictions.answers, predictions.probability, known.scores, strict=True
+            )
+        ]
+
+    def report_rows(
+        self,
+        split: Split,
+        predictions: Answers,
+        training: Sequence[Question],
+        blind: bool,
+        hidden: Answers | None,
+    ) -> list[ReportRow]:
+        def row(name: str, answers: Sequence[str], order: int) -> ReportRow:
+            accuracy = official_accuracy(split, answers).per_question
+            return ReportRow(name, np.array([accuracy[item.question_id] for item in split.samples]), order)
+
+        label = "this model, without the image" if blind else "this model"
+        return [
+            *([row("this model, image hidden", hidden.answers, 2)] if hidden is not None else []),
+            row("majority answer", [majority_answer(training)] * len(split), 0),
+            row(label, predictions.answers, OWN_ROW),
+        ]
+
+    def by_type(self, split: Split, predictions: Answers) -> dict[str, Any]:
+        accuracy = official_accuracy(split, predictions.answers)
+        return {
+            "per_question_type": accuracy.per_question_type,
+            "per_answer_type": accuracy.per_answer_type,
+        }
+
+    def prediction_rows(
+        self, model: Any, samples: Sequence[Question], split: Split, predictions: Answers
+    ) -> tuple[list[dict[str, Any]], str]:
+        known = {
+            item.question_id: answer for item, answer in zip(split.samples, predictions.answers, strict=True)
+        }
+        # Servers want all questions answered; the first answer is the commonest in training.
+        usual = model.config.answers()[0]
+        rows = [
+            {"question_id": item.question_id, "answer": known.get(item.question_id, usual)}
+            for item in samples
+        ]
+        return rows, f"are answered {usual!r}"
+
+    def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:
+        answers = model.config.answers()
+        best = output.vqa_logits[0].float().softmax(dim=-1).topk(min(top, len(answers)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return Shown([(answers[number], value) for number, value in pairs])
+
+
+class VqaObjective(FinetuneObjective):
+    """What a VQA model learns.
+
+    Args:
+        train, validation: Splits.
+        answers: What can be answered, in the order of the model's outputs.
+        kl_epochs: Epochs with the KL loss before the BCE loss.
+        batch_size: Samples at once in evaluation.
+        seed: Decides with the epoch which images are hidden.
+        image_dropout: Share of the questions of an epoch that are learnt without any region. The model then
+            also answers from the question alone, and is measured both ways: `ignores_image` says whether the
+            last evaluation was better without.
+        blind_epochs: Epochs, the first ones, that learn from the questions alone.
+
+    Raises:
+        DataError: No training question has one of the answers.
+    """
+
+    def __init__(
+        self,
+        train: VqaSplit,
+        validation: VqaSplit | None,
+        answers: Sequence[str],
+        kl_epochs: int,
+        batch_size: int,
+        seed: int = 0,
+        image_dropout: float = 0.0,
+        blind_epochs: int = 0,
+    ) -> None:
+        ids = {answer: number for number, answer in enumerate(answers)}
+        self._targets = [
+            [(ids[answer], score) for answer, score in scores.items() if answer in ids and score > 0]
+            for scores in train.scores
+        ]
+        # A question none of whose answers can be given would only teach the model to be unsure.
+        rows = np.array([row for row, targets in enumerate(self._targets) if targets], np.int64)
+        super().__init__(VqaTask(), train, validation, rows, batch_size)
+        self.answers = list(answers)
+        self.kl_epochs, self.blind_epochs = kl_epochs, blind_epochs
+        self.seed, self.image_dropout = seed, image_dropout
+        self.metric = "best_accuracy" if image_dropout else "accuracy"
+        self.ignores_image = False
+        if not len(rows):
+            raise DataError(
+                f"finetune: none of the {len(answers)} answers to learn, such as {answers[0]!r}, is given to"
+                f" any of the {len(self._targets)} training questions",
+                hint="--answers takes them as the metric compares them: in lower case, without articles"
+                " and punctuation; omit it for the answers of the data",
+            )
+
+    def targets_checksum(self) -> int:
+        return zlib.crc32(repr((self.answers, self._targets)).encode())
+
+    def named(self, rows: NDArray) -> str:
+        return listed("question ids", [self.train.samples[row].question_id for row in self.rows[rows]])
+
+    def collate(self, rows: NDArray, epoch: int) -> Batch:
+        samples = self.rows[rows]
+        targets = np.zeros((len(rows), len(self.answers)), np.float32)
+        for place, sample in enumerate(samples):
+            for answer, score in self._targets[sample]:
+                targets[place, answer] = score
+        inputs = self.train.inputs
+        if epoch < self.blind_epochs:
+            inputs = replace(inputs, blind=True)
+        batch = inputs.batch(samples)
+        if self.image_dropout:
+            hidden = uniform(mix(self.seed, epoch), _HIDDEN_IMAGES, samples, 1) < self.image_dropout  # (B, 1)
+            batch["region_mask"] = batch["region_mask"] & ~hidden
+        return {**batch, "targets": targets}
+
+    def targets(self, batch: Batch, epoch: int) -> dict[str, float]:
+        return {"vqa": float(len(batch["targets"]))}
+
+    def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        logits = model(**model_inputs(batch)).vqa_logits
+        return {"vqa": answer_loss(logits, batch["targets"], "kl" if epoch < self.kl_epochs else "bce")}
+
+    def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
+        """The same, and with hidden images also the accuracy without any."""
+        values = super().evaluate(model, device)
+        if values and self.image_dropout:
+            without = self.accuracy(model, replace(self.validation.inputs, blind=True), device)
+            # Where the regions only mislead, the model is kept as one that answers without them.
+            self.ignores_image = without > values["accuracy"]
+            values |= {
+                "accuracy_without_image": without,
+                "best_accuracy": max(without, values["accuracy"]),
+            }
+        return values
+
+    @contextlib.contextmanager
+    def kept_configuration(self, model: Any) -> Iterator[None]:
+        before = model.config.use_regions
+        model.config.use_regions = before and not self.ignores_image
+        try:
+            yield
+        finally:
+            model.config.use_regions = before
+
+
+# ---- answers ------------------------------------------------------------------------------------
+
+
+def answer_vocabulary(questions: Sequence[Question], minimum: int | None) -> tuple[list[str], int]:
+    """The answers to learn: the most common one of each question, counted over the training questions.
+
+    Args:
+        questions: Training questions.
+        minimum: Answers that lead at least so many questions; None takes 9, as for VQA 2.0, from 50,000
+            questions up, and fewer for smaller data.
+
+    Returns:
+        Answers by falling count, and the minimum used.
+    """
+    if minimum is None:
+        minimum = 9 if len(questions) >= 50_000 else 3 if len(questions) >= 10_000 else 1
+    counts: Counter[str] = Counter()
+    for question in questions:
+        if question.answers:
+            given = Counter(normalize_answer(answer) for answer in question.answers)
+            scores = soft_scores(question.answers)
+            if not scores:  # articles and marks alone, of which normalisation leaves nothing
+                continue
+            # Keys of the scores: the official metric compares unanimous answers as they were written.
+            leading = max(scores, key=lambda answer: (scores[answer], given[normalize_answer(answer)]))
+            counts[leading] += 1
+    answers = [answer for answer, count in counts.items() if count >= minimum and answer]
+    if not answers:
+        raise DataError(
+            "finetune: no answer is left to learn",
+            hint="lower --min-answer-count, or check the annotation files",
+        )
+    return sorted(answers, key=lambda answer: (-counts[answer], answer)), minimum
+
+
+def load_answers(path: Path) -> list[str]:
+    """A JSON list of answers, such as the 3,129 of VQA 2.0, without empty ones and repeats."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error})", hint="name a JSON file"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: is not valid JSON ({error})", hint="expected a list of answers") from error
+    if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
+        content = content[0]  # [answer to number, number to answer], as OpenVQA and ROSITA write it
+    if isinstance(content, dict):
+        content = list(content)
+    if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
+        raise DataError(f"{path}: is no list of answers", hint='expected JSON such as ["yes", "no", "2"]')
+    answers = list(dict.fromkeys(answer for answer in content if answer.strip()))
+    if not answers:
+        raise DataError(f"{path}: holds no answers", hint='expected JSON such as ["yes", "no", "2"]')
+    return answers
+
+
+def majority_answer(questions: Sequence[Question]) -> str:
+    """The most common answer of the training questions."""
+    return answer_vocabulary(questions, 1)[0][0]
+
+
+def without_known_answer(split: Any, answers: Sequence[str]) -> int:
+    """How many questions of a `VqaSplit` have human answers, but none of `answers` among them."""
+    known = set(answers)
+    return sum(
+        bool(question.answers) and known.isdisjoint(scores)
+        for question, scores in zip(split.samples, split.scores, strict=True)
+    )
+
+
+def official_accuracy(split: Split, predicted: Sequence[str]) -> VqaAccuracy:
+    """The official VQA accuracy of predicted answers, overall and by type."""
+    questions = [
+        {"question_id": item.question_id, "image_id": item.image_id, "question": item.question}
+        for item in split.samples
+    ]
+    annotations = [
+        {
+            "question_id": item.question_id,
+            "image_id": item.image_id,
+            "question_type": item.question_type,
+            "answer_type": item.answer_type,
+            "answers": [{"answer": answer} for answer in item.answers],
+        }
+        for item in split.samples
+    ]
+    results = [
+        {"question_id": item.question_id, "answer": answer}
+        for item, answer in zip(split.samples, predicted, strict=True)
+    ]
+    return vqa_accuracy(questions, annotations, results)

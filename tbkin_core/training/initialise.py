@@ -1,0 +1,98 @@
+"""The model that a run trains, built from its plan and its initial weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from tbkin_core.errors import CheckpointError, ConfigError
+from tbkin_core.features.store import FeatureStore, feature_statistics
+from tbkin_core.modeling import TbkinConfig
+from tbkin_core.modeling.checkpoint import apply_init
+from tbkin_core.modeling.configuration import SIZES
+from tbkin_core.training.plan import TrainingPlan
+from tbkin_core.training.start import Start
+
+_PROJECTION = "tbkin.region_embeddings.feature_projection.weight"
+
+
+def build_model(
+    kind: Any,
+    plan: TrainingPlan,
+    start: Start,
+    parts: Sequence[tuple[FeatureStore, NDArray]],
+    **values: Any,
+) -> Any:
+    """A model with its initial weights; region features are standardised by those of the training images.
+
+    Args:
+        kind: Class of the model.
+        plan: Its size and dropout, and the seed of weights that begin at random.
+        start: Initial weights.
+        parts: Feature stores, each with the rows (N,) of its training images.
+        values: Values of the configuration that its head and its attention are built with.
+
+    Raises:
+        ConfigError: Texts are to be longer than the weights allow, or a layer is to select that is not there.
+        CheckpointError: The weights know region features of another size.
+    """
+    torch.manual_seed(plan.seed)
+    store = parts[0][0]
+    model = kind(_model_config(plan, start, store, values))
+    if _PROJECTION not in start.weights:
+        # Weights that know region features bring the statistics they were trained with.
+        mean, scale = feature_statistics(parts)
+        model.tbkin.region_embeddings.feature_mean.copy_(torch.from_numpy(mean))
+        model.tbkin.region_embeddings.feature_scale.copy_(torch.from_numpy(scale))
+    elif start.weights[_PROJECTION].shape[1] != store.feature_size:
+        raise CheckpointError(
+            f"init {start.source}: was trained on region features of size"
+            f" {start.weights[_PROJECTION].shape[1]}, these have {store.feature_size}",
+            hint="use features of the same extractor, or --init none",
+        )
+    if start.weights:
+        apply_init(model, start.weights, start.source)
+    return model
+
+
+def _model_config(
+    plan: TrainingPlan, start: Start, store: FeatureStore, values: dict[str, Any]
+) -> TbkinConfig:
+    shape: dict[str, Any] = dict(SIZES[plan.size])
+    longest = 512
+    if start.values is not None:
+        shape = {name: start.values[name] for name in shape}
+        longest = start.values.get("max_position_embeddings", longest)
+    elif plan.max_text_tokens <= 128:
+        longest = 128
+    if plan.max_text_tokens > longest:
+        raise ConfigError(f"max_text_tokens: expected at most {longest}, got {plan.max_text_tokens}")
+    config = TbkinConfig(
+        vocab_size=start.tokenizer.get_vocab_size(),
+        **shape,
+        hidden_dropout_prob=plan.dropout,
+        attention_probs_dropout_prob=plan.dropout,
+        max_position_embeddings=longest,
+        # 0.02 suits a width of 768; narrower layers need larger weights for the same signal.
+        initializer_range=0.02 * math.sqrt(768 / shape["hidden_size"]),
+        region_feature_size=store.feature_size,
+        num_object_classes=len(store.object_names) or 1600,
+        num_attribute_classes=len(store.attribute_names) or 400,
+        extractor={**store.settings, "store": str(store.path.resolve())},
+        max_regions=plan.max_regions,
+        max_text_tokens=plan.max_text_tokens,
+        data_vocabulary=start.values is None or bool(start.values.get("data_vocabulary")),
+    )
+    for name, value in values.items():
+        setattr(config, name, value)
+    layers = config.num_hidden_layers
+    outside = [layer for layer in config.threshold_layers or [] if not 0 <= layer < layers]
+    if outside:
+        raise ConfigError(
+            f"threshold_layers: expected numbers from 0 to {layers - 1} ({layers} layers), got {outside[0]}"
+        )
+    return config

@@ -1,0 +1,272 @@
+"""What a run does, with every number resolved: those that were asked for, and those chosen from the data."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from tbkin_core.errors import ConfigError
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.settings import FinetuneConfig, PretrainConfig, TrainingConfig
+from tbkin_core.support.ranks import rank
+from tbkin_core.tasks.base import FinetuneTask, Head
+from tbkin_core.training.start import Start, size_of
+
+logger = logging.getLogger("tbkin")
+
+OPEN_ANSWERS = 100
+"""From so many answers up, the questions alone are worth some epochs of their own; of few, the model would
+learn habits from them that it is slow to lose (on pictures of one shape, 75 % where 99 % are to be had)."""
+
+CPU_MINUTES = 10.0
+"""How long fine-tuning on a CPU takes at most where neither epochs nor minutes are asked for."""
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+class Choice(NamedTuple):
+    """A number that was chosen, and why."""
+
+    name: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        value = f"{self.value:g}" if isinstance(self.value, float) else str(self.value)
+        return f"{self.name.replace('_', ' ')} {value} ({self.reason})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """The settings that the loop reads; attributes as those of `TrainingConfig`, none of them None.
+
+    Attributes:
+        max_minutes: Infinite without a limit.
+        micro_batch_size: Samples that a device takes at once.
+        patience: Epochs without improvement before stopping; 0 never.
+        falls_with_time: A linear rate has fallen when `max_minutes` are over, if they are over before the
+            epochs; else it keeps to the epochs, and more minutes go on where fewer stopped.
+        choices: What was not asked for.
+    """
+
+    size: str
+    epochs: int
+    batch_size: int
+    micro_batch_size: int
+    learning_rate: float
+    warmup: float
+    schedule: str
+    decay_epochs: Sequence[int]
+    weight_decay: float
+    grad_clip: float
+    dropout: float
+    precision: str
+    max_minutes: float
+    max_text_tokens: int
+    max_regions: int
+    save_minutes: float
+    seed: int
+    resume: bool
+    tensorboard: bool
+    patience: int = 0
+    falls_with_time: bool = False
+    choices: tuple[Choice, ...] = ()
+
+    def chosen(self, name: str) -> bool:
+        """Whether a setting was left to tbkin."""
+        return any(choice.name == name for choice in self.choices)
+
+    def settings(self, config: Config, source: str) -> Config:
+        """The settings with all that was chosen filled in, as config.yaml keeps them."""
+        return replace(config, **{choice.name: choice.value for choice in self.choices}, init=source)
+
+    def announce(self, what: str, samples: str, parameters: int) -> None:
+        """Log what is about to happen, and what was chosen why."""
+        if rank() > 0:
+            return
+        limit = f", at most {self.max_minutes:g} minutes" if math.isfinite(self.max_minutes) else ""
+        logger.info(
+            "%s: %s; size %s (%.1f M parameters), epochs %d, batch %d, learning rate %g%s",
+            what,
+            samples,
+            self.size,
+            parameters / 1e6,
+            self.epochs,
+            self.batch_size,
+            self.learning_rate,
+            limit,
+        )
+        if chosen := [str(choice) for choice in self.choices if choice.value]:
+            logger.info("chosen: %s", ", ".join(chosen))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunePlan(TrainingPlan):
+    """The same for fine-tuning.
+
+    Attributes:
+        image_dropout: Share of the samples of an epoch that are learnt without any region.
+        blind_epochs: Epochs, the first ones, that learn from the texts alone.
+    """
+
+    image_dropout: float = 0.0
+    blind_epochs: int = 0
+
+
+class _Choices:
+    """Settings as asked for, or chosen and noted."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.config = config
+        self.made: list[Choice] = []
+
+    def take(self, name: str, value: Any, reason: str) -> Any:
+        asked = getattr(self.config, name)
+        if asked is not None and asked != "auto":
+            return asked
+        self.made.append(Choice(name, value, reason))
+        return value
+
+
+def plan_pretraining(config: PretrainConfig, samples: int, start: Start, store: FeatureStore) -> TrainingPlan:
+    """What pretraining on so many captions does.
+
+    Raises:
+        ConfigError: The initial weights have another size than was asked for.
+    """
+    choices = _Choices(config)
+    size = _size(choices, samples, start)
+    if size is None:
+        name = (
+            "tiny" if samples < 30_000 else "small" if samples < 300_000 or not _on_cuda(config) else "base"
+        )
+        size = choices.take("size", name, f"for {samples:,} captions")
+    rate = {"tiny": 1e-3, "small": 4e-4, "base": 1e-4}[size]
+    batch = 64 if samples < 30_000 else 128 if samples < 300_000 else 256
+    return TrainingPlan(
+        **_common(choices, size, samples, store, epochs=(60_000, 40), batch=batch, rate=rate),
+        max_minutes=math.inf if config.max_minutes is None else config.max_minutes,
+        choices=tuple(choices.made),
+    )
+
+
+def plan_finetuning(
+    config: FinetuneConfig, samples: int, start: Start, store: FeatureStore, task: FinetuneTask, head: Head
+) -> FinetunePlan:
+    """What fine-tuning on so many samples does.
+
+    Raises:
+        ConfigError: The initial weights have another size than was asked for.
+    """
+    choices = _Choices(config)
+    cuda = _on_cuda(config)
+    size = _size(choices, samples, start)
+    if size is None and not cuda:
+        # In the minutes that people wait for a CPU, more passes teach a small model more than a larger one.
+        name = "tiny" if samples < 30_000 or (config.max_minutes or 0) < 60 else "small"
+        size = choices.take("size", name, f"for {samples:,} samples on a CPU")
+    elif size is None:
+        name = "tiny" if samples < 30_000 else "small" if samples < 300_000 else "base"
+        size = choices.take("size", name, f"for {samples:,} samples")
+    rate = {"tiny": 1e-3, "small": 4e-4, "base": 5e-5}[size]
+    batch = 64 if samples < (30_000 if cuda else 100_000) else 128 if samples < 300_000 else 256
+    # On a processor the time ends most runs: what a small model learns late (that "no" turns an answer round)
+    # needs it.
+    seen = 120_000 if cuda else 1_000_000
+    common = _common(choices, size, samples, store, epochs=(seen, 60), batch=batch, rate=rate)
+    minutes = most_minutes(config)
+    if minutes is not None:
+        choices.take("max_minutes", minutes, "on a CPU without --epochs")
+    hidden, early = 0.0, 0
+    if config.blind or not task.question_only:
+        choices.made += [
+            Choice("image_dropout", 0.0, "no image to hide"),
+            Choice("blind_epochs", 0, "likewise"),
+        ]
+    else:
+        # Learning without the image delays learning with it; of many questions fewer suffice for the first.
+        share = 0.2 if samples < 10_000 else 0.1
+        hidden = choices.take("image_dropout", share, f"for {samples:,} samples")
+        alone = start.weights_are_random and hidden and head.outcomes >= OPEN_ANSWERS
+        early = choices.take(
+            "blind_epochs",
+            common["epochs"] // 8 if alone else 0,
+            f"{head.outcomes} answers, init {start.source}",
+        )
+    return FinetunePlan(
+        **common,
+        max_minutes=math.inf if minutes is None else minutes,
+        patience=config.patience,
+        falls_with_time=config.epochs is None,
+        image_dropout=hidden,
+        blind_epochs=early,
+        choices=tuple(choices.made),
+    )
+
+
+def most_minutes(config: FinetuneConfig) -> float | None:
+    """How long fine-tuning takes at most: as asked for, else what a CPU gets where no epochs are; or None."""
+    if config.max_minutes is None and config.epochs is None and not _on_cuda(config):
+        return CPU_MINUTES
+    return config.max_minutes
+
+
+def _on_cuda(config: TrainingConfig) -> bool:
+    return torch.cuda.is_available() and not config.devices.startswith("cpu")
+
+
+def _size(choices: _Choices, samples: int, start: Start) -> str | None:
+    """The size of the initial weights, or the one asked for; None where it is left to tbkin."""
+    asked = choices.config.size
+    if start.values is None:
+        return None if asked == "auto" else asked
+    size = size_of(start.values)
+    if asked not in ("auto", size):
+        raise ConfigError(
+            f"size: {asked!r} was asked for, the initial weights are {start.values['hidden_size']} wide",
+            hint="omit --size, or use --init none",
+        )
+    choices.take("size", size, "of the initial weights")
+    return size
+
+
+def _common(
+    choices: _Choices,
+    size: str,
+    samples: int,
+    store: FeatureStore,
+    *,
+    epochs: tuple[int, int],
+    batch: int,
+    rate: float,
+) -> dict[str, Any]:
+    """What both kinds of training need; `epochs` are the samples seen in all, and the most epochs."""
+    config = choices.config
+    # Small data is passed over more often: about as many samples are seen in all.
+    seen, most = epochs
+    count = min(max(round(seen / max(samples, 1)), 4), most)
+    regions = int(store.settings.get("max_regions", 36))
+    values = {
+        "size": size,
+        "epochs": choices.take("epochs", count, f"some {seen:,} samples, 4 to {most} epochs"),
+        "batch_size": choices.take(
+            "batch_size", min(batch, max(samples // 4, 1)), f"for {samples:,} samples"
+        ),
+        "learning_rate": choices.take("learning_rate", rate, f"size {size}"),
+        "max_regions": choices.take("max_regions", regions, "of the features"),
+        "dropout": choices.take("dropout", 0.0 if size == "tiny" else 0.1, f"size {size}"),
+    }
+    given = (
+        "warmup", "schedule", "decay_epochs", "weight_decay", "grad_clip", "precision", "max_text_tokens",
+        "save_minutes", "seed", "resume", "tensorboard",
+    )  # fmt: skip
+    return {
+        **values,
+        "micro_batch_size": config.micro_batch_size or values["batch_size"],
+        **{name: getattr(config, name) for name in given},
+    }

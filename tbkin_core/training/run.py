@@ -1,0 +1,293 @@
+"""A training run: the loop with all that stands around it, saving, validating, logging and stopping."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tbkin_core.errors import MissingDependencyError
+from tbkin_core.support.console import progress
+from tbkin_core.support.devices import Devices, join_ranks, torch_device
+from tbkin_core.support.files import write_errors, write_text
+from tbkin_core.support.ranks import rank, wait_for_ranks
+from tbkin_core.tasks.base import Objective
+from tbkin_core.training.loop import batches_left, learning_rate, take_steps
+from tbkin_core.training.plan import TrainingPlan
+from tbkin_core.training.state import Progress, load_state, save_state
+from tbkin_core.training.step import Learner
+
+logger = logging.getLogger("tbkin")
+
+# Not in the log: the number of an epoch is, and those of each objective are in metrics.jsonl.
+_NOT_LOGGED = re.compile(r"epoch|step|learning_rate|score|best_accuracy|val_.+_loss|kept_.+")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """How a run ended: `reason` is "epochs", "patience", "minutes" or "no steps"."""
+
+    steps: int
+    epochs: int
+    best: float | None
+    best_epoch: int
+    seconds: float
+    samples: int
+    reason: str
+    history: list[dict[str, Any]]
+
+    def summary(self) -> dict[str, Any]:
+        """As values of a run's results."""
+        values = asdict(self)
+        del values["history"]
+        return {**values, "samples_per_second": self.samples / self.seconds if self.seconds else math.nan}
+
+    def validation(self) -> dict[str, float]:
+        """Values that the best epoch had on validation data, those that are named so."""
+        for record in self.history:
+            if record["epoch"] == self.best_epoch:
+                return {name: value for name, value in record.items() if name.startswith("val_")}
+        return {}
+
+    def notes(self, plan: TrainingPlan) -> list[str]:
+        """Why training ended before its epochs did."""
+        if self.reason == "minutes":
+            return [
+                f"training was stopped after {plan.max_minutes:g} minutes in epoch {self.epochs} of"
+                f" {plan.epochs}; --max-minutes gives it more or less time"
+            ]
+        if self.reason == "patience":
+            return [f"training stopped at epoch {self.epochs} of {plan.epochs}: no improvement any more"]
+        return []
+
+
+def train(
+    objective: Objective,
+    model: PreTrainedModel,
+    plan: TrainingPlan,
+    out: Path,
+    devices: Devices,
+    save_best: Callable[[PreTrainedModel], None],
+    on_step: Callable[[float | None], None] = lambda epochs: None,
+) -> TrainingResult:
+    """Train until the epochs, the minutes or the patience are used up, going on from a saved state.
+
+    Args:
+        objective: Data and losses.
+        model: Initialised model; its weights are replaced when a state is resumed.
+        plan: What to do.
+        out: Directory of the run; the state to resume from is kept in `out/state`.
+        devices: Where to run; one process per device is running already.
+        save_best: Called on rank 0 whenever validation improves (after each epoch without validation).
+        on_step: Called before each step with the epochs that have passed, and with None before validation.
+
+    Raises:
+        DataError: The loss is not finite, or the disk refuses.
+        CheckpointError: A state that belongs to other data or settings.
+        KeyboardInterrupt: Interrupted; the state is on disk.
+    """
+    learner = Learner(objective, model, plan, torch_device(devices))
+    state, fingerprint = out / "state", objective.fingerprint()
+    where = Progress()
+    if plan.resume and state.is_dir():
+        where = load_state(state, learner, fingerprint)
+        logger.info("going on at epoch %d, step %d", where.epoch + 1, where.step)
+    join_ranks(devices)
+    learner.distribute()
+    if plan.epochs == 0:
+        if rank() == 0:
+            save_best(model)
+        return TrainingResult(0, 0, None, -1, 0.0, 0, "no steps", [])
+    with _interruptible() as interrupted, _tensorboard(plan, out, where.step) as board:
+        run = _Run(learner, where, out, fingerprint, interrupted, board, save_best, on_step)
+        reason = run.epochs()
+    return TrainingResult(
+        where.step,
+        where.epoch,
+        where.best,
+        where.best_epoch,
+        where.seconds,
+        where.samples,
+        where.stopped or reason,
+        where.history,
+    )
+
+
+@dataclass(slots=True)
+class _Run:
+    """What stands around the steps of a run; the attributes are those of `train`."""
+
+    learner: Learner
+    where: Progress
+    out: Path
+    fingerprint: str
+    interrupted: Callable[[], bool]
+    board: Any
+    save_best: Callable[[PreTrainedModel], None]
+    on_step: Callable[[float | None], None]
+    started: float = 0.0
+    last_saved: float = 0.0
+    steps_per_epoch: int = 1
+
+    def epochs(self) -> str:
+        """Train epoch after epoch; why it ended: "epochs" or "minutes"."""
+        learner, where, plan = self.learner, self.where, self.learner.plan
+        self.started = time.monotonic() - where.seconds
+        self.last_saved = time.monotonic()
+        samples = len(learner.objective.samples(0))
+        self.steps_per_epoch = max(-(-samples // plan.batch_size), 1)
+        while where.epoch < plan.epochs and not where.stopped:
+            minutes_over = self._steps_of_epoch()
+            values = self._validate()
+            record = {
+                "epoch": where.epoch + 1,
+                "step": where.step,
+                "learning_rate": learner.optimizer.param_groups[0]["lr"],
+                **{f"loss_{name}": value for name, value in where.losses().items()},
+                **values,
+            }
+            if where.add_score(values.get(learner.objective.metric)) and rank() == 0:
+                self.save_best(learner.model)
+            if minutes_over:
+                # In the middle of the epoch: with more time, the same command goes on here, and what is
+                # better already stays.
+                self._save()
+            self._record(record)
+            where.next_epoch()
+            impatient = plan.patience > 0 and where.epoch - where.best_epoch >= plan.patience
+            # Rank 0 alone knows the validation values.
+            if learner.any_rank(impatient and rank() == 0):
+                where.stopped = "patience"
+            if minutes_over:
+                return "minutes"
+            self._save()
+        return "epochs"
+
+    def _steps_of_epoch(self) -> bool:
+        """Take the steps that are left of an epoch; whether the minutes were over before."""
+        learner, where, plan = self.learner, self.where, self.learner.plan
+        batches = batches_left(learner, where)
+        steps = take_steps(learner, batches, where, self._before_step)
+        left = sum(map(len, batches))
+        with contextlib.closing(steps):
+            for step in progress(steps, self._label(), left, "sample", lambda step: step.samples):
+                for name, value in step.losses.items() if self.board else ():
+                    self.board.add_scalar(f"step/{name}", value, step.number)
+                if learner.any_rank(self.interrupted()):
+                    self._save()
+                    logger.info("state saved at step %d", where.step)
+                    raise KeyboardInterrupt
+                if learner.any_rank(self._time_spent() > 1):
+                    return True
+                if time.monotonic() - self.last_saved > 60 * plan.save_minutes:
+                    self._save()
+        return False
+
+    def _before_step(self) -> float:
+        """Announce a step; its learning rate."""
+        self.on_step(self.where.step / self.steps_per_epoch)
+        plan = self.learner.plan
+        spent = self._time_spent() if plan.falls_with_time else 0.0
+        return learning_rate(self.where.step, self.steps_per_epoch, plan, spent)
+
+    def _time_spent(self) -> float:
+        """Share of the time at hand, 1 and above where it is over, 0 where it is endless."""
+        return (time.monotonic() - self.started) / max(60 * self.learner.plan.max_minutes, 1e-9)
+
+    def _validate(self) -> dict[str, float]:
+        self.on_step(None)
+        values: dict[str, float] = {}
+        if rank() == 0:
+            self.learner.train(False)
+            values = self.learner.objective.evaluate(self.learner.model, self.learner.device)
+        wait_for_ranks()
+        self.where.seconds = time.monotonic() - self.started
+        return values
+
+    def _save(self) -> None:
+        self.where.seconds = time.monotonic() - self.started
+        if rank() == 0:
+            save_state(self.out / "state", self.learner, self.where, self.fingerprint)
+        self.last_saved = time.monotonic()
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """Keep what an epoch brought, and show it."""
+        self.where.history.append(record)
+        for name, value in record.items() if self.board else ():
+            self.board.add_scalar(f"epoch/{name}", value, record["epoch"])
+        if rank() == 0:
+            shown = ", ".join(
+                f"{name.replace('_', ' ')} {value:.4g}"
+                for name, value in record.items()
+                if not _NOT_LOGGED.fullmatch(name)
+            )
+            logger.info("%s: %s, %.0f s", self._label(), shown, self.where.seconds)
+            lines = [json.dumps(entry) + "\n" for entry in self.where.history]
+            write_text(self.out / "metrics.jsonl", "".join(lines))
+
+    def _label(self) -> str:
+        return f"epoch {self.where.epoch + 1}/{self.learner.plan.epochs}"
+
+
+def growing_threshold(model: Any, epochs: float) -> Callable[[float | None], None]:
+    """Sets the τ of a model before each step: it grows to its full value over the first epochs."""
+    full = model.tbkin.selection
+
+    def set_threshold(passed: float | None) -> None:
+        share = 1.0 if passed is None or not epochs else min(passed / epochs, 1.0)
+        model.tbkin.selection = replace(full, threshold=full.threshold * share)
+
+    return set_threshold
+
+
+@contextlib.contextmanager
+def _tensorboard(plan: TrainingPlan, out: Path, step: int) -> Iterator[Any]:
+    """A writer of TensorBoard's on rank 0 where the settings ask for it, else None."""
+    if not plan.tensorboard or rank() > 0:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"tensorboard: cannot be loaded ({error})",
+            hint="pip install 'tbkin[tensorboard]', or omit --tensorboard",
+        ) from error
+    # What an interrupted run wrote beyond the state that it goes on from is hidden.
+    with write_errors(out), SummaryWriter(str(out / "tensorboard"), purge_step=step) as writer:
+        yield writer
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
+    hits = 0
+
+    def note(number: int, frame: object) -> None:
+        nonlocal hits
+        hits += 1
+        # A launched rank gets the terminal's signal and its parent's; the parent decides when to kill.
+        if hits > 1 and "RANK" not in os.environ:
+            raise KeyboardInterrupt
+
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Only the main thread may set handlers; elsewhere Ctrl-C keeps its usual meaning.
+        with contextlib.suppress(ValueError):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: hits > 0
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

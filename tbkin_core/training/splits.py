@@ -1,0 +1,237 @@
+"""Which samples are trained on, which validate, which test; and the dataset they come from."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbkin_core.datasets import Dataset, open_dataset
+from tbkin_core.datasets.layout import normalise_split
+from tbkin_core.errors import ConfigError, DataError, TbkinError
+from tbkin_core.features.regions import ImageId
+from tbkin_core.runs import finished_runs
+from tbkin_core.support.randomness import mix
+from tbkin_core.support.shards import MANIFEST
+from tbkin_core.tasks.base import FinetuneTask, SampleSet
+
+logger = logging.getLogger("tbkin")
+
+# Splits that are there to be trained on, and the splits that lie within others by the names of the field.
+_TRAINED = ("train", "trainval", "all")
+_PARTS = {"val": ("minival",), "trainval": ("val", "minival")}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSplits:
+    """Samples by split, "train", "val", then the test splits; and what is worth knowing, one line each."""
+
+    samples: dict[str, list[Any]]
+    notes: list[str]
+
+    @property
+    def evaluated(self) -> list[str]:
+        """Names of the splits that are not trained on and not empty."""
+        return [name for name, items in self.samples.items() if name != "train" and items]
+
+
+def task_splits(
+    task: FinetuneTask, dataset: Dataset, subset: str | None, train_split: str | None, seed: int
+) -> TaskSplits:
+    """The samples of a dataset, divided.
+
+    Without a val split, images of train are held out; without a train split, val is divided by image. A test
+    split is never trained on, nor is an image of the validation split: where val is trained on beside
+    minival, which is a part of it, that part is left out.
+
+    Args:
+        task: The task.
+        dataset: The dataset.
+        subset: The set of samples, where the dataset has several.
+        train_split: Split to train on, or several, as "train+val"; None takes train.
+        seed: Decides which images are held out.
+
+    Raises:
+        ConfigError: No such set or split, or a test split to train on.
+        DataError: There is nothing to train on; an image of the validation split is in the training data.
+    """
+    found = task.samples(dataset, subset)
+    notes = list(found.notes)
+    trained = _trained_splits(task, found, dataset, train_split)
+    spare = found.trainable
+    validation = next((name for name in ("val", "minival") if name in spare and name not in trained), None)
+    if train_split is None and trained[0] not in _TRAINED:
+        validation = None
+        notes.append(f"no train split: {trained[0]} is trained on")
+    held = found.splits[validation] if validation else []
+    label = "+".join(trained)
+    train, left_out = _without_validation(found, trained, validation, dataset)
+    if left_out:
+        notes.append(f"{left_out} samples of {label} are left out: their images are in {validation}")
+    if found.split_by_object and held:
+        images = _images(held)
+        notes.append(
+            f"{found.name} is split by object: {len(_images(train) & images)} of {len(images)} images of"
+            f" {validation} are trained on with other objects, so results do not compare with those of splits"
+            " by image"
+        )
+    if not held:
+        share = 0.1 if "train" in trained else 0.25
+        mask = hold_out([item.image_id for item in train], share, seed)
+        held = [item for item, out in zip(train, mask, strict=True) if out]
+        train = [item for item, out in zip(train, mask, strict=True) if not out]
+        notes.append(f"{len(held)} samples of {label} are held out by image for validation")
+    elif validation != "val":
+        notes.append(f"{validation} is the validation split")
+    for name in () if found.split_by_object else found.tests:
+        if count := len(_images(train) & _images(found.splits[name])):
+            notes.append(f"{name}: {count} of its images are trained on; it tells little of new images")
+    tests = {name: found.splits[name] for name in found.tests}
+    return TaskSplits({"train": train, "val": held, **tests}, notes)
+
+
+def _without_validation(
+    found: SampleSet, trained: Sequence[str], validation: str | None, dataset: Dataset
+) -> tuple[list[Any], int]:
+    """The training samples, none of an image of the validation split unless that is split by object.
+
+    Returns:
+        The samples, and how many were left out because the validation split is a part of theirs.
+    """
+    held_images = _images(found.splits[validation]) if validation else set()
+    train: list[Any] = []
+    left_out, shared = 0, set()
+    for name in trained:
+        of_split = found.splits[name]
+        kept = [item for item in of_split if item.image_id not in held_images]
+        if validation in _PARTS.get(name, ()):
+            left_out += len(of_split) - len(kept)
+        elif not found.split_by_object and len(kept) < len(of_split):
+            shared |= _images(of_split) & held_images
+        train += of_split if found.split_by_object else kept
+    label = "+".join(trained)
+    if shared:
+        some = ", ".join(map(str, sorted(shared, key=str)[:3]))
+        raise DataError(
+            f"{dataset.root}: {len(shared)} images of {validation} are in {label} too (such as {some});"
+            " what is trained on cannot be validated on",
+            hint=f"take their samples out of one of the two files, or take the files of {validation} away:"
+            f" images of {trained[0]} are then held out",
+        )
+    if not train:
+        raise DataError(
+            f"{dataset.root}: all samples of {label} are of images of {validation}; none is left to train on",
+            hint="name other splits with --train-split",
+        )
+    return train, left_out
+
+
+def _images(samples: Sequence[Any]) -> set[ImageId]:
+    return {item.image_id for item in samples}
+
+
+def _trained_splits(
+    task: FinetuneTask, found: SampleSet, dataset: Dataset, train_split: str | None
+) -> list[str]:
+    """Names of the splits to train on: those asked for, else train, else the first that is no test split."""
+    spare = found.trainable
+    if not spare:
+        if found.unlabelled:
+            reason = (
+                f"no {task.unit} of {' or '.join(found.unlabelled)} has {task.label}, so there is nothing to"
+                " train on"
+            )
+        elif found.splits:
+            reason = f"only test splits ({', '.join(found.splits)}), which are never trained on"
+        else:
+            reason = f"no usable {task.unit}"
+        raise DataError(
+            "; ".join([f"{dataset.root}: {reason}", *dataset.problems[:3]]),
+            hint="are the annotation files of the training split there, and named so?",
+        )
+    if train_split is None:
+        return [next((name for name in _TRAINED if name in spare), spare[0])]
+    asked = list(dict.fromkeys(normalise_split(part) for part in train_split.split("+")))
+    for name in asked:
+        if name.startswith("test"):
+            raise ConfigError(f"train_split: {name!r} is a test split, which is never trained on")
+        if name not in spare:
+            raise ConfigError(
+                f"train_split: {dataset.root} has no split {name!r} to train on",
+                hint=f"it has {', '.join(spare)}",
+            )
+    return asked
+
+
+def hold_out(image_ids: Sequence[ImageId], share: float, seed: int) -> NDArray[np.bool_]:
+    """(N,) True for the samples of the images that are held out; by image, at least one of two or more.
+
+    An image's place depends on its id and the seed alone, so that more data moves no image.
+    """
+    # A checksum alone keeps the order of ids from seed to seed, and takes images at even distances.
+    keys = {image_id: mix(seed, zlib.crc32(str(image_id).encode())) for image_id in image_ids}
+    if len(keys) < 2:
+        raise DataError(
+            "validation: there is no val split, and one image alone cannot be divided",
+            hint="add samples of other images, or a val split",
+        )
+    count = min(max(round(share * len(keys)), 1), len(keys) - 1)
+    held = set(sorted(keys, key=lambda image_id: (keys[image_id], str(image_id)))[:count])
+    return np.array([image_id in held for image_id in image_ids], np.bool_)
+
+
+def samples_content(splits: Mapping[str, Sequence[Any]]) -> int:
+    """A number that changes with the samples, their order, their images and their answers."""
+    value = 0
+    for name, items in splits.items():
+        value = zlib.crc32(name.encode(), value)
+        for item in items:
+            value = zlib.crc32(repr(item).encode("utf-8", errors="replace"), value)
+    return value
+
+
+def find_data(task: FinetuneTask) -> Path:
+    """The dataset directory that a fine-tuning task without --data takes.
+
+    Looked for: data of earlier runs, the working directory, and the directories in it; those with features
+    come first.
+
+    Raises:
+        ConfigError: None, or several that are as good.
+    """
+    candidates: list[Path] = []
+    for stage in ("finetune", "pretrain"):
+        for _, content in finished_runs(stage):
+            data = content["settings"].get("data")
+            candidates += [Path(entry) for entry in (data if isinstance(data, list) else [data]) if entry]
+    candidates += [Path(), *sorted(path for path in Path().iterdir() if path.is_dir())]
+    usable: dict[Path, Path] = {}
+    for path in candidates:
+        if not path.is_dir() or path.resolve() in usable or path.name in ("runs", ".venv"):
+            continue
+        try:
+            if task.found_in(open_dataset(path)):
+                usable[path.resolve()] = path
+        except TbkinError:
+            continue
+    places = list(usable.values())
+    ready = [path for path in places if (path / "features" / MANIFEST).exists()] or places
+    # The working directory holds what the directories in it hold.
+    ready = [path for path in ready if path != Path()] or ready
+    if not ready:
+        raise ConfigError(
+            f"data: no directory with {task.samples_are} found here", hint="name one with --data DIR"
+        )
+    if len(ready) > 1:
+        raise ConfigError(
+            f"data: several directories hold {task.samples_are}: {', '.join(map(str, ready))}",
+            hint="choose one with --data DIR",
+        )
+    logger.info("data: %s", ready[0])
+    return ready[0]

@@ -1,0 +1,136 @@
+"""Where training starts: initial weights, their tokenizer, and the features they fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tbkin_core.errors import DataError
+from tbkin_core.features.store import FeatureStore, feature_kind
+from tbkin_core.modeling.checkpoint import load_init
+from tbkin_core.runs import finished_runs
+from tbkin_core.settings import FinetuneConfig, TrainingConfig
+from tbkin_core.support.files import read_json
+from tbkin_core.support.shards import MANIFEST
+from tbkin_core.tasks import finetune_task
+from tbkin_core.texts.tokenizer import build_tokenizer, extend_tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+logger = logging.getLogger("tbkin")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run begins from.
+
+    Attributes:
+        source: Path or hub id of the weights, or "none".
+        tokenizer: Of the weights, or built from the training texts.
+        weights: By name; empty where they begin at random.
+        values: Configuration of the weights; None where they begin at random.
+    """
+
+    source: str
+    tokenizer: Tokenizer
+    weights: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] | None = None
+
+    @property
+    def weights_are_random(self) -> bool:
+        return self.values is None
+
+
+def starting_point(source: str, texts: Sequence[str], new_texts: Sequence[str] = ()) -> Start:
+    """Weights and tokenizer of a source.
+
+    Args:
+        source: As `initial_source` gives it.
+        texts: What a new tokenizer is built from.
+        new_texts: What the words of a tokenizer that was built from data are extended by.
+
+    Raises:
+        CheckpointError: They cannot be loaded.
+    """
+    if source == "none":
+        return Start("none", build_tokenizer(texts))
+    weights, values = load_init(source)
+    tokenizer = load_tokenizer(source)
+    if values.get("data_vocabulary"):
+        tokenizer, added = extend_tokenizer(tokenizer, new_texts)
+        if added:
+            logger.info("%d words of the training texts were added to the vocabulary", added)
+    return Start(source, tokenizer, weights, values)
+
+
+def initial_source(config: TrainingConfig, store: FeatureStore) -> str:
+    """What a run begins from: a path or hub id, or "none"; "auto" is resolved."""
+    if config.init != "auto":
+        return config.init
+    if isinstance(config, FinetuneConfig) and not config.blind:
+        return _matching_checkpoint(store, config.task, config.size) or "none"
+    return "none"
+
+
+def _matching_checkpoint(store: FeatureStore, task: str, size: str) -> str | None:
+    """The latest model of this size made from features of this kind, those that the task prefers first."""
+    better = finetune_task(task).starts_from
+    runs = [
+        path for path, content in finished_runs("finetune") if content["settings"].get("task") in better
+    ] + [path for path, _ in finished_runs("pretrain")]
+    for path in runs:
+        try:
+            values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            extractor = values.get("extractor") or {}
+            fits = size == "auto" or size_of(values) == size
+        except (OSError, ValueError, KeyError):
+            continue
+        if fits and feature_kind(extractor) == feature_kind(store.settings):
+            return str(path)
+    return None
+
+
+def size_of(values: Mapping[str, Any]) -> str:
+    """The size whose training settings suit a model of this width."""
+    width = int(values["hidden_size"])
+    return "tiny" if width <= 128 else "small" if width <= 384 else "base"
+
+
+# ---- features -----------------------------------------------------------------------------------
+
+
+def feature_place(features: Path | None, data: Path) -> Path:
+    """The feature store of a dataset; DataError where there is none."""
+    place = features or data / "features"
+    if not (place / MANIFEST).exists():
+        raise DataError(f"{place}: holds no features", hint=f"make them with `tbkin extract-features {data}`")
+    return place
+
+
+def check_feature_kind(trained_on: Mapping[str, Any] | None, store: FeatureStore, checkpoint: object) -> None:
+    """DataError where features are of another kind than those that a checkpoint was trained on.
+
+    Args:
+        trained_on: The checkpoint's note of its features, `extractor` in its configuration.
+        store: The features.
+        checkpoint: What the message calls the checkpoint.
+    """
+    expected, found = feature_kind(trained_on or {}), feature_kind(store.settings)
+    if expected and expected != found:
+        changed = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+        raise DataError(
+            f"{store.path}: features of kind {found['extractor']!r}, size {found['feature_size']};"
+            f" {checkpoint} was trained on {expected.get('extractor')!r}, size"
+            f" {expected.get('feature_size')} (other: {', '.join(changed)})",
+            hint="use the features the checkpoint was trained on, or fine-tune on these",
+        )
+
+
+def settings_of(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that made a checkpoint; empty where it was made elsewhere."""
+    return read_json(checkpoint / "run.json")["settings"] if (checkpoint / "run.json").exists() else {}

@@ -1,0 +1,228 @@
+"""One optimizer step: micro-batches, precision, several processes, and what if memory does not suffice."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tbkin_core.errors import DataError
+from tbkin_core.support.randomness import mix
+from tbkin_core.support.ranks import rank, world_size
+from tbkin_core.tasks.base import Batch, Objective, to_device
+from tbkin_core.training.plan import TrainingPlan
+
+logger = logging.getLogger("tbkin")
+
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """What a step found, over all ranks: the sum of each loss, and the targets that it is a mean over."""
+
+    sums: dict[str, float]
+    targets: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A step's samples, and this rank's share in micro-batches; `counts` is False where that is empty."""
+
+    rows: NDArray
+    batches: list[Batch]
+    counts: bool = True
+
+
+class Learner:
+    """A model with its optimizer, which takes one step after the other.
+
+    Args:
+        objective: What is learnt.
+        model: Initialised model.
+        plan: The plan.
+        device: Of this process.
+    """
+
+    def __init__(
+        self, objective: Objective, model: PreTrainedModel, plan: TrainingPlan, device: torch.device
+    ) -> None:
+        self.objective, self.model, self.plan, self.device = objective, model, plan, device
+        model.to(device)  # type: ignore[arg-type]
+        self.world = world_size()
+        self.optimizer = _optimizer(model, plan)
+        self.precision = _precision(plan.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self.micro_batch_size = plan.micro_batch_size
+        self._wrapped: Any = model
+
+    def distribute(self) -> None:
+        """Share gradients with the other ranks, which have joined."""
+        if self.world == 1:
+            return
+        from torch.nn.parallel import DistributedDataParallel
+
+        self._wrapped = DistributedDataParallel(
+            self.model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            find_unused_parameters=not self.objective.uses_all_weights,
+        )
+
+    def moments(self) -> dict[str, Any]:
+        """What the optimizer remembers."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def restore(self, weights: dict[str, Tensor], moments: dict[str, Any]) -> None:
+        """Go on from weights and `moments`."""
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(moments["optimizer"])
+        self.scaler.load_state_dict(moments["scaler"])
+
+    def train(self, mode: bool = True) -> None:
+        """Training mode, or evaluation mode."""
+        self._wrapped.train(mode)
+
+    def window(self, rows: NDArray, epoch: int) -> Window:
+        """This rank's share of a step.
+
+        A rank without a row of its own gets one that does not count, since all ranks must take part.
+        """
+        own = rows[rank() :: self.world]
+        if not len(own):
+            return Window(rows, [self.objective.collate(rows[:1], epoch)], counts=False)
+        size = self.micro_batch_size
+        parts = [own[begin : begin + size] for begin in range(0, len(own), size)]
+        return Window(rows, [self.objective.collate(part, epoch) for part in parts])
+
+    def step(self, window: Window, number: int, epoch: int, rate: float) -> StepLosses:
+        """Take a step, with fewer samples at once for as long as the memory does not suffice.
+
+        Args:
+            window: Samples.
+            number: Of the step in this run, from 0; dropout follows from it.
+            epoch: Of the samples.
+            rate: Learning rate.
+
+        Raises:
+            DataError: The loss is not finite, or the memory does not suffice for one sample.
+        """
+        while True:
+            try:
+                return self._step(window, number, epoch, rate)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+            # Out of the clause above, which holds on to the memory.
+            self._take_fewer(max(len(batch["input_ids"]) for batch in window.batches))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            window = self.window(window.rows, epoch)
+
+    def _step(self, window: Window, number: int, epoch: int, rate: float) -> StepLosses:
+        torch.manual_seed(mix(self.plan.seed, number, rank(), 2))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        targets: dict[str, float] = {}
+        for batch in window.batches:
+            for name, count in self.objective.targets(batch, epoch).items():
+                targets[name] = targets.get(name, 0.0) + (count if window.counts else 0.0)
+        targets = self._sum_over_ranks(targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for place, batch in enumerate(window.batches):
+            last = place == len(window.batches) - 1
+            with contextlib.nullcontext() if last or self.world == 1 else self._wrapped.no_sync():
+                with torch.autocast(
+                    self.device.type, dtype=self.precision, enabled=self.precision is not None
+                ):
+                    losses = self.objective.losses(self._wrapped, to_device(batch, self.device), epoch)
+                # DDP averages over ranks; the loss is a mean over the targets of all of them.
+                total = torch.stack([loss / max(targets[name], 1) for name, loss in losses.items()]).sum()
+                self.scaler.scale(total * (self.world if window.counts else 0.0)).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + (float(loss.detach()) if window.counts else 0.0)
+        sums = self._sum_over_ranks(sums)
+        if not all(np.isfinite(value) for value in sums.values()):
+            broken = ", ".join(f"{name} {value}" for name, value in sums.items())
+            raise DataError(
+                f"training: the loss is not finite at step {number} ({broken}), over"
+                f" {self.objective.named(window.rows)}",
+                hint="what was saved before is kept; try a lower --learning-rate or --precision fp32",
+            )
+        self.scaler.unscale_(self.optimizer)
+        if self.plan.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self._wrapped.parameters(), self.plan.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return StepLosses(sums, targets)
+
+    def _take_fewer(self, tried: int) -> None:
+        """Take at most half as many samples at once from now on as were tried.
+
+        Raises:
+            DataError: It was one already, or other ranks are waiting for this one.
+        """
+        if tried == 1 or self.world > 1:
+            raise DataError(
+                f"training: out of memory with {tried} samples at once",
+                hint="set a smaller micro_batch_size in the --config file (the batch stays as it is), or take"
+                " a smaller --size",
+            )
+        if self.micro_batch_size < tried:
+            return  # the window was made before the last time
+        self.micro_batch_size = -(-tried // 2)
+        logger.warning(
+            "out of memory with %d samples at once: going on with %d; the batch stays as large",
+            tried,
+            self.micro_batch_size,
+        )
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether a flag is set on some rank; all ranks must ask."""
+        return flag if self.world == 1 else self._sum_over_ranks({"flag": float(flag)})["flag"] > 0
+
+    def _sum_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
+        if self.world == 1:
+            return values
+        names = sorted(values)
+        kind = torch.float64 if self.device.type == "cpu" else torch.float32
+        tensor = torch.tensor([values[name] for name in names], dtype=kind, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return dict(zip(names, tensor.tolist(), strict=True))
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _optimizer(model: PreTrainedModel, plan: TrainingPlan) -> torch.optim.Optimizer:
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        (plain if parameter.ndim < 2 or "norm" in name else decayed).append(parameter)
+    groups: Sequence[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": plan.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype | None:
+    if name == "auto":
+        return torch.bfloat16 if _has_fast_bf16(device) else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 numbers itself; elsewhere they are slower than single ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(False)
+    # PyTorch has no public name for this in all the versions that we allow.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)
