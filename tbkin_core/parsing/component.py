@@ -23,9 +23,10 @@ from spacy.tokens import Doc
 from spacy.vocab import Vocab
 
 from tbkin_core.errors import ConfigError
+from tbkin_core.parsing.decoding import decode_graphs
 from tbkin_core.parsing.network import Array, ParsedBatch, new_shipped_network
-from tbkin_core.parsing.reading import WORDINGS, read_graphs
 from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.parsing.wording import WORDINGS, shipped_factual_wording
 
 BATCH = 256
 _COLUMNS = [LOWER, TAG, DEP, HEAD, ORTH, IS_SPACE]
@@ -50,7 +51,7 @@ class SceneGraphComponent:
 
     Args:
         vocab: The pipeline's.
-        wording: "caption" or "factual", see `tbkin_core.parsing.reading.read_graphs`.
+        wording: "caption" or "factual", see `tbkin_core.parsing.decoding.decode_graphs`.
 
     Raises:
         ConfigError: Unknown wording.
@@ -60,6 +61,7 @@ class SceneGraphComponent:
         if wording not in WORDINGS:
             raise ConfigError(f"wording must be one of {', '.join(WORDINGS)}, got {wording!r}")
         self.wording = wording
+        self._factual = shipped_factual_wording() if wording == "factual" else None
         self._strings = vocab.strings
         self._network = new_shipped_network()
 
@@ -99,13 +101,13 @@ class SceneGraphComponent:
         text = {number: self._strings[number] for number in {*tags, *words}}
         tokens = [text[number] for number in words]
         return list(
-            read_graphs(
+            decode_graphs(
                 self._network,
                 batch,
                 self._network(batch),
                 [tokens[begin:end] for begin, end in itertools.pairwise(offsets.tolist())],
                 lambda token: text[tags[token]],
-                self.wording,
+                self._factual,
             )
         )
 
@@ -124,7 +126,7 @@ class SceneGraphComponent:
             numbers(2, lambda labels: [vocabulary.label(label) for label in labels]),
             np.arange(len(rows)) + rows[:, 3].astype(np.int64),  # spaCy counts heads from the token
             offsets,
-            vocabulary.begun,
+            vocabulary.generation,
         )
 
 

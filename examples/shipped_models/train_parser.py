@@ -1,8 +1,9 @@
 """Train the caption parser that ships in `tbkin_core/resources/parser` (a spaCy pipeline of a few MB).
 
-    python examples/train_parser.py UD_English-EWT/ first/
-    python examples/train_parser.py UD_English-EWT/ second/ --captions FACTUAL/train.csv --teacher first/
-    python examples/train_parser.py UD_English-EWT/ parser/ --captions FACTUAL/train.csv --teacher second/
+    cd examples/shipped_models
+    python train_parser.py UD_English-EWT/ first/
+    python train_parser.py UD_English-EWT/ second/ --captions FACTUAL/train.csv --teacher first/
+    python train_parser.py UD_English-EWT/ parser/ --captions FACTUAL/train.csv --teacher second/
 
 The English Web Treebank (Universal Dependencies) is converted to the label scheme of spaCy's own English
 pipelines: prepositions head their objects, the copula heads its predicate, conjuncts form a chain. Captions

@@ -835,7 +835,6 @@ class GraphReader:
 
     def _raw_relation(self, subject: int, predicate: str, other: int, tokens: tuple[int, ...]) -> None:
         if subject != other and subject in self.object_at and other in self.object_at:
-            self.worded.setdefault((subject, other), (predicate, tokens))
             self.relations.setdefault((subject, predicate, other), tokens)
 
     # -- clauses

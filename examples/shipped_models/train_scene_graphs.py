@@ -1,6 +1,6 @@
 r"""Trains the network that reads scene graphs off parses: `scene_graph.npz` and `wording.json`.
 
-    python examples/train_scene_graphs.py FACTUAL/train.csv OUT/ \
+    python examples/shipped_models/train_scene_graphs.py FACTUAL/train.csv OUT/ \
         --encoder sentence-transformers/all-MiniLM-L6-v2
 
 1. Captions are parsed by the shipped pipeline, and the annotated graphs aligned with their words.
@@ -35,7 +35,7 @@ from torch import nn
 from torch.nn import functional
 
 from tbkin_core.names.lexicon import plain_sides
-from tbkin_core.parsing import reading
+from tbkin_core.parsing.decoding import NUMBERS, decode_graphs
 from tbkin_core.parsing.factual import (
     Tuples,
     graph_tuples,
@@ -66,7 +66,8 @@ from tbkin_core.parsing.network import (
     write_network,
 )
 from tbkin_core.parsing.parser import CaptionParser
-from tbkin_core.parsing.reading import NUMBERS, READINGS, Sentences, read_graphs
+from tbkin_core.parsing.sentences import PREPOSITION_TAGS, READINGS, Reading, Sentences
+from tbkin_core.parsing.wording import FactualWording
 
 TAGS = [
     "$", "''", ",", "-LRB-", "-RRB-", ".", ":", "ADD", "AFX", "CC", "CD", "DT", "EX", "FW", "HYPH", "IN",
@@ -338,14 +339,14 @@ def place_attribute(
     return -1, -1, attribute
 
 
-def learn_wording(rows: Sequence[Aligned], vocabulary: Vocabulary) -> dict[str, str]:
+def learn_wording(rows: Sequence[Aligned], vocabulary: Vocabulary) -> FactualWording:
     """Prepositions and predicates that annotators mostly replace by another ("below" by "under")."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     prepositions = {
         word.lower()
         for row in rows
         for word, tag in zip(row.words, row.tags, strict=True)
-        if tag in reading.PREPOSITION_TAGS
+        if tag in PREPOSITION_TAGS
     }
     for row, readings in zip(rows, all_readings(rows, vocabulary), strict=True):
         for pair, relation in row.relations.items():
@@ -368,10 +369,10 @@ def learn_wording(rows: Sequence[Aligned], vocabulary: Vocabulary) -> dict[str, 
         alike = len(target.split()) == len(words.split()) or target in ("under", "inside", "on top of")
         if target != "=" and words != "of" and count >= 4 and count >= 0.5 * targets.total() and alike:
             table[words] = target
-    return table
+    return FactualWording(table)
 
 
-Readings = dict[tuple[int, int], dict[str, tuple[str, tuple[int, ...]]]]
+Readings = dict[tuple[int, int], dict[str, Reading]]
 
 
 def all_readings(rows: Sequence[Aligned], vocabulary: Vocabulary) -> Iterator[Readings]:
@@ -383,7 +384,7 @@ def all_readings(rows: Sequence[Aligned], vocabulary: Vocabulary) -> Iterator[Re
         for row, start, end in zip(part, batch.offsets.tolist(), batch.offsets[1:].tolist(), strict=False):
             yield {
                 (first, second): {
-                    name: (predicate, tuple(token - start for token in tokens))
+                    name: Reading(predicate, tuple(token - start for token in tokens))
                     for name, (predicate, tokens) in sentences.readings(
                         start + first, start + second, start, end
                     ).items()
@@ -617,14 +618,14 @@ class Names:
     outcomes: list[str]
 
 
-def learn_names(rows: Sequence[Aligned], vocabulary: Vocabulary) -> Names:
+def learn_names(rows: Sequence[Aligned], vocabulary: Vocabulary, wording: FactualWording) -> Names:
     """The outcomes that occur often enough; predicates only where no reading gives them."""
     roles = Counter(role for row in rows for role in row.roles)
     forms = Counter(form for row in rows for form in row.attributes.values() if form)
     predicates = Counter[str]()
     for row, readings in zip(rows, all_readings(rows, vocabulary), strict=True):
         for pair, relation in row.relations.items():
-            if not _matching(relation, readings.get(pair, {})):
+            if not _matching(relation, readings.get(pair, {}), wording):
                 predicates[relation] += 1
     fixed = [NO_OBJECT, OBJECT, PART, JOINED, SAME]
     return Names(
@@ -638,12 +639,12 @@ def learn_names(rows: Sequence[Aligned], vocabulary: Vocabulary) -> Names:
     )
 
 
-def _matching(relation: str, readings: dict[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+def _matching(relation: str, readings: dict[str, Reading], wording: FactualWording) -> list[str]:
     """The outcomes whose reading says a relation, as it stands or as annotators word it."""
     return [
         f"{relation[0]}@{name}"
         for name, (said, _) in readings.items()
-        if relation[1:] in (plain_sides(said), reading.factual(said))
+        if relation[1:] in (plain_sides(said), wording.predicate(said))
     ]
 
 
@@ -666,7 +667,9 @@ class Targets:
     relations: list[list[int]]
 
 
-def targets_of(rows: Sequence[Aligned], names: Names, vocabulary: Vocabulary) -> list[Targets]:
+def targets_of(
+    rows: Sequence[Aligned], names: Names, vocabulary: Vocabulary, wording: FactualWording
+) -> list[Targets]:
     """Targets of aligned captions."""
     role_number = {name: number for number, name in enumerate(names.roles)}
     form_number = {name: number for number, name in enumerate(names.forms)}
@@ -689,7 +692,8 @@ def targets_of(rows: Sequence[Aligned], names: Names, vocabulary: Vocabulary) ->
             relation = row.relations.get((first, second))
             right = [0]
             if relation is not None:
-                right = [outcome_number[name] for name in _matching(relation, readings[first, second])]
+                matching = _matching(relation, readings[first, second], wording)
+                right = [outcome_number[name] for name in matching]
                 if not right and relation in outcome_number:
                     right = [outcome_number[relation]]
             if right:
@@ -1183,6 +1187,7 @@ class Judge:
     rows: Sequence[Aligned]
     names: Names
     vocabulary: Vocabulary
+    wording: FactualWording
 
     def __call__(self, model: Any, batches: Callable[[Sequence[int]], Any]) -> str:
         model.eval()
@@ -1192,13 +1197,14 @@ class Judge:
                 states = model(batches(range(begin, begin + len(rows)))).float()
             return choices_of(model.heads, states, [len(row.words) for row in rows], self.names)
 
-        return score_of(Outcomes(self.names, self.vocabulary), choices, self.rows)
+        return score_of(Outcomes(self.names, self.vocabulary), choices, self.rows, self.wording)
 
 
 def score_of(
     network: GraphNetwork | Outcomes,
     choices: Callable[[int, Sequence[Aligned], ParsedBatch], Choices],
     rows: Sequence[Aligned],
+    wording: FactualWording,
 ) -> str:
     """Score of graphs in FACTUAL's wording; `choices` gives those of the rows from a number on."""
     found: list[Tuples] = []
@@ -1208,14 +1214,14 @@ def score_of(
         tags = [tag for row in part for tag in row.tags]
         words = [row.words for row in part]
         chosen = choices(begin, part, batch)
-        graphs = read_graphs(network, batch, chosen, words, tags.__getitem__, "factual")  # type: ignore[arg-type]
+        graphs = decode_graphs(network, batch, chosen, words, tags.__getitem__, wording)  # type: ignore[arg-type]
         found += map(graph_tuples, graphs)
     result = score(found, [row.gold for row in rows])
     return f"F1 {100 * result.f1:.2f}, exact {100 * result.exact:.2f}"
 
 
 class Outcomes:
-    """What `read_graphs` needs to know of a network: the names of its outcomes."""
+    """What `decode_graphs` needs to know of a network: the names of its outcomes."""
 
     def __init__(self, names: Names, vocabulary: Vocabulary) -> None:
         self.roles, self.forms, self.outcomes = tuple(names.roles), tuple(names.forms), tuple(names.outcomes)
@@ -1270,8 +1276,8 @@ def word_vectors(
     return words, np.concatenate([np.zeros((1, width)), vectors]).astype(np.float32)
 
 
-def main() -> None:
-    """Read the options, align, train, write."""
+def read_options() -> argparse.Namespace:
+    """The options of the command line."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -1280,7 +1286,7 @@ def main() -> None:
     options.add_argument("--encoder", help="directory or hub id of a BERT-type encoder to learn from as well")
     options.add_argument("--encoder-epochs", type=int, default=4)
     options.add_argument(
-        "--encoder-state", type=Path, help="encoder.pt of an earlier run of the same options, to go on from"
+        "--encoder-state", type=Path, help="encoder.pt of an earlier run with the same options, to start from"
     )
     options.add_argument("--epochs", type=int, default=10)
     options.add_argument("--exchanged", type=int, default=80_000, help="captions with words exchanged")
@@ -1289,88 +1295,85 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=3)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--seed", type=int, default=1)
-    arguments = options.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    chance = random.Random(arguments.seed)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    return options.parse_args()
 
-    vocabulary = Vocabulary(TAGS, LABELS)
-    pairs = read_factual(arguments.captions)
-    nlp = CaptionParser.pipeline()
+
+def aligned_captions(path: Path, nlp: Any, vocabulary: Vocabulary, hold_out: int) -> list[Aligned]:
+    """The captions of a FACTUAL file with their graphs; the last `hold_out` teach no other names."""
+    pairs = read_factual(path)
     texts = (" ".join(caption.split()) for caption, _ in pairs)
     rows = [of_document(doc) for doc in nlp.pipe(texts, batch_size=256)]
     graphs = [graph for _, graph in pairs]
-    cut = len(rows) - arguments.hold_out
+    cut = len(rows) - hold_out
     renamed = renamings(rows[:cut], graphs[:cut], vocabulary)
-    rows = [align(row, graph, vocabulary, renamed) for row, graph in zip(rows, graphs, strict=True)]
-    train, held = rows[:cut], rows[cut:]
-    wording = learn_wording(train, vocabulary)
-    (arguments.output / "wording.json").write_text(json.dumps(wording, indent=0, sort_keys=True) + "\n")
-    reading.use_factual_words(wording)
-    names = learn_names(train, vocabulary)
-    train += framed(train, nlp, 0.12, chance)
-    print(
-        f"{cut} captions, {len(train) - cut} questions and expressions made of them; {len(names.roles)} roles"
-        f",  {len(names.forms)} forms, {len(names.outcomes)} outcomes, {len(wording)} rewordings",
-        flush=True,
-    )
-    targets = targets_of(train, names, vocabulary)
-    lengths = [len(row.words) for row in train]
-    judge = Judge(held, names, vocabulary)
+    return [align(row, graph, vocabulary, renamed) for row, graph in zip(rows, graphs, strict=True)]
 
-    encoder, tokenizer = None, None
-    soft: list[Soft] = []
-    everything = list(train)
-    if arguments.encoder:
-        from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(arguments.encoder)
-        encoder = Encoder(arguments.encoder, names)
-        shown = encoder_inputs(train, tokenizer, vocabulary)
-        shown_held = encoder_inputs(held, tokenizer, vocabulary)
+def train_encoder(
+    arguments: argparse.Namespace, train: Sequence[Aligned], targets: Sequence[Targets], judge: Judge
+) -> tuple[Encoder, Any]:
+    """The encoder, fine-tuned on the captions or read from `--encoder-state`, and its tokenizer."""
+    from transformers import AutoTokenizer
 
-        def encoder_loss(batch: list[int]) -> torch.Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                states = encoder(collate_encoder([shown[number] for number in batch]))
-            return loss_of(encoder.heads, states.float(), [targets[number] for number in batch])
+    tokenizer = AutoTokenizer.from_pretrained(arguments.encoder)
+    encoder = Encoder(arguments.encoder, judge.names)
+    inputs = encoder_inputs(train, tokenizer, judge.vocabulary)
+    held_inputs = encoder_inputs(judge.rows, tokenizer, judge.vocabulary)
 
-        if arguments.encoder_state:
-            encoder.load_state_dict(torch.load(arguments.encoder_state, weights_only=True))
-        else:
-            fit(
-                encoder,
-                lengths,
-                encoder_loss,
-                [
-                    {"params": encoder.bert.parameters(), "lr": 1.5e-4},
-                    {
-                        "params": [p for n, p in encoder.named_parameters() if not n.startswith("bert.")],
-                        "lr": 1e-3,
-                    },
-                ],
-                arguments.encoder_epochs,
-                32,
-                random.Random(arguments.seed),
-                lambda: judge(encoder, lambda numbers: collate_encoder([shown_held[n] for n in numbers])),
-            )
-            torch.save(encoder.state_dict(), arguments.output / "encoder.pt")
-        print("encoder:", judge(encoder, lambda ns: collate_encoder([shown_held[n] for n in ns])), flush=True)
-        everything += exchanged(train, arguments.exchanged, nlp, random.Random(arguments.seed + 1))
-        inputs = encoder_inputs(everything, tokenizer, vocabulary)
-        soft = soft_targets(
-            encoder, lambda numbers: collate_encoder([inputs[n] for n in numbers]), everything, names
+    def loss(batch: list[int]) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            states = encoder(collate_encoder([inputs[number] for number in batch]))
+        return loss_of(encoder.heads, states.float(), [targets[number] for number in batch])
+
+    def report() -> str:
+        return judge(encoder, lambda numbers: collate_encoder([held_inputs[n] for n in numbers]))
+
+    if arguments.encoder_state:
+        encoder.load_state_dict(torch.load(arguments.encoder_state, weights_only=True))
+    else:
+        own = [p for name, p in encoder.named_parameters() if not name.startswith("bert.")]
+        fit(
+            encoder,
+            [len(row.words) for row in train],
+            loss,
+            [{"params": encoder.bert.parameters(), "lr": 1.5e-4}, {"params": own, "lr": 1e-3}],
+            arguments.encoder_epochs,
+            32,
+            random.Random(arguments.seed),
+            report,
         )
-        print(f"{len(soft)} texts labelled", flush=True)
+        torch.save(encoder.state_dict(), arguments.output / "encoder.pt")
+    print("encoder:", report(), flush=True)
+    return encoder, tokenizer
 
-    words, vectors = word_vectors(train, encoder, tokenizer, 64)
+
+def train_small(
+    arguments: argparse.Namespace,
+    rows: Sequence[Aligned],
+    targets: Sequence[Targets],
+    soft: Sequence[Soft],
+    words: Sequence[str],
+    vectors: np.ndarray,
+    judge: Judge,
+) -> SmallNetwork:
+    """The small network, trained on annotated captions and on what an encoder says of all.
+
+    Args:
+        arguments: The options.
+        rows: The captions, annotated ones first.
+        targets: Of the annotated ones.
+        soft: What the encoder says of each of `rows`; empty without an encoder.
+        words: Known words.
+        vectors: (1 + words, width) as of `word_vectors`.
+        judge: Reports on captions set aside.
+    """
     known = {word: number for number, word in enumerate(words, start=1)}
-    small = SmallNetwork(names, vectors, arguments.width, arguments.layers)
-    inputs_small = small_inputs(everything, known, vocabulary)
-    held_small = small_inputs(held, known, vocabulary)
+    small = SmallNetwork(judge.names, vectors, arguments.width, arguments.layers)
+    inputs = small_inputs(rows, known, judge.vocabulary)
+    held_inputs = small_inputs(judge.rows, known, judge.vocabulary)
 
-    def small_loss(batch: list[int]) -> torch.Tensor:
-        states = small(collate_small([inputs_small[number] for number in batch]))
+    def loss(batch: list[int]) -> torch.Tensor:
+        states = small(collate_small([inputs[number] for number in batch]))
         if not soft:
             return loss_of(small.heads, states, [targets[number] for number in batch])
         total = soft_loss(small.heads, states, [soft[number] for number in batch])
@@ -1382,28 +1385,56 @@ def main() -> None:
 
     fit(
         small,
-        [len(row.words) for row in everything],
-        small_loss,
+        [len(row.words) for row in rows],
+        loss,
         [{"params": small.parameters(), "lr": 2e-3}],
         arguments.epochs,
         64,
         random.Random(arguments.seed + 2),
-        lambda: judge(small, lambda numbers: collate_small([held_small[n] for n in numbers])),
+        lambda: judge(small, lambda numbers: collate_small([held_inputs[n] for n in numbers])),
     )
-    write_network(
-        arguments.output / "scene_graph.npz",
-        small.arrays(),
-        {
-            "roles": names.roles,
-            "forms": names.forms,
-            "outcomes": names.outcomes,
-            "tags": TAGS,
-            "labels": LABELS,
-            "words": words,
-        },
+    return small
+
+
+def main() -> None:
+    """Read the options, align, train, write."""
+    arguments = read_options()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    vocabulary, nlp = Vocabulary(TAGS, LABELS), CaptionParser.pipeline()
+    rows = aligned_captions(arguments.captions, nlp, vocabulary, arguments.hold_out)
+    cut = len(rows) - arguments.hold_out
+    train, held = rows[:cut], rows[cut:]
+    wording = learn_wording(train, vocabulary)
+    written = json.dumps(wording.replaced, indent=0, sort_keys=True)
+    (arguments.output / "wording.json").write_text(written + "\n")
+    names = learn_names(train, vocabulary, wording)
+    train += framed(train, nlp, 0.12, random.Random(arguments.seed))
+    print(
+        f"{cut} captions, {len(train) - cut} questions and expressions made of them;"
+        f" {len(names.roles)} roles, {len(names.forms)} forms, {len(names.outcomes)} outcomes,"
+        f" {len(wording.replaced)} rewordings",
+        flush=True,
     )
+    targets = targets_of(train, names, vocabulary, wording)
+    judge = Judge(held, names, vocabulary, wording)
+    encoder, tokenizer, everything = None, None, train
+    soft: list[Soft] = []
+    if arguments.encoder:
+        encoder, tokenizer = train_encoder(arguments, train, targets, judge)
+        everything = train + exchanged(train, arguments.exchanged, nlp, random.Random(arguments.seed + 1))
+        inputs = encoder_inputs(everything, tokenizer, vocabulary)
+        soft = soft_targets(
+            encoder, lambda numbers: collate_encoder([inputs[n] for n in numbers]), everything, names
+        )
+        print(f"{len(soft)} texts labelled", flush=True)
+    words, vectors = word_vectors(train, encoder, tokenizer, 64)
+    small = train_small(arguments, everything, targets, soft, words, vectors, judge)
+    stored = {**vars(names), "tags": TAGS, "labels": LABELS, "words": words}
+    write_network(arguments.output / "scene_graph.npz", small.arrays(), stored)
     network = read_network(arguments.output / "scene_graph.npz")
-    print("written:", score_of(network, lambda _, __, batch: network(batch), held), flush=True)
+    print("written:", score_of(network, lambda _, __, batch: network(batch), held, wording), flush=True)
 
 
 if __name__ == "__main__":
