@@ -388,8 +388,8 @@ def build(objects: list[list[str]], aliases: list[list[str]]) -> dict[str, objec
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("objects", type=Path, help="objects_vocab.txt: a name and its spellings a line")
-    parser.add_argument("aliases", type=Path, help="object_alias.txt: a name and its aliases a line")
+    parser.add_argument("objects", type=Path, help="objects_vocab.txt: a name and its spellings per line")
+    parser.add_argument("aliases", type=Path, help="object_alias.txt: a name and its aliases per line")
     parser.add_argument("out", type=Path, help="where the table goes, for example object_names.json")
     options = parser.parse_args()
     table = build(read_lines(options.objects), read_lines(options.aliases))

@@ -1,4 +1,4 @@
-r"""Trains the network that reads scene graphs off parses: `scene_graph.npz` and `wording.json`.
+r"""Train the network that reads scene graphs off parses: make `scene_graph.npz` and `wording.json`.
 
     python examples/shipped_models/train_scene_graphs.py FACTUAL/train.csv OUT/ \
         --encoder sentence-transformers/all-MiniLM-L6-v2
@@ -83,7 +83,7 @@ LABELS = [
 ]  # fmt: skip
 SIDE_ATTRIBUTES = {"on the left": "left", "on the right": "right", "in the middle": "middle"}
 RENAMED_TAGS = frozenset({"NN", "NNS", "NNP", "PRP", "JJ"})
-RARE = 4  # outcomes and renamings seen less often are left out
+RARE = 4  # outcomes and renamings seen less often are omitted
 
 
 # ------------------------------------------------------------------------------------- aligned captions
@@ -416,7 +416,127 @@ SPATIAL = (
     "left of", "right of", "to the left of", "to the right of", "on the left side of", "on the right side of",
     "above", "below", "behind", "in front of", "next to", "near", "inside", "under", "beside", "on top of",
 )  # fmt: skip
+PLAIN_PLACES = frozenset(
+    {">on", ">near", ">next to", ">behind", ">in", ">beside", ">under", ">above"}
+)  # relations for which others of `SPATIAL` may stand
 DETERMINERS = frozenset({"a", "an", "the", "this", "that", "some", "one", "two", "three", "several", "many"})
+
+
+class _Framing:
+    """One caption, and the new texts that can be made of it.
+
+    Attributes:
+        row: The caption.
+        words: Its words in lower case, without final punctuation.
+        root: The root of its tree.
+        is_nominal: Whether that is a noun and an object.
+        body: The tokens after a determiner that begins the text.
+        be: The form of "be" that goes with the root.
+    """
+
+    def __init__(self, row: Aligned, words: list[str], root: int, chance: random.Random) -> None:
+        self.row, self.words, self.root, self.chance = row, words, root, chance
+        self.keep = list(range(len(words)))
+        self.is_nominal = row.tags[root] in {"NN", "NNS"} and root in row.objects
+        self.is_plural = self.is_nominal and row.tags[root] == "NNS"
+        self.body = self.keep[1:] if words[0] in DETERMINERS else self.keep
+        self.be = "are" if self.is_plural else "is"
+
+    def frame(self, before: str, tokens: Sequence[int], after: str = "?") -> Frame:
+        """Tokens of the caption with words before and after them."""
+        new, tail = before.split(), after.split()
+        return Frame(
+            [*new, *(self.words[token] for token in tokens), *tail],
+            [-1] * len(new) + list(tokens) + [-1] * len(tail),
+        )
+
+    def question(self) -> Frame:
+        """A question about the whole caption: "is there a cup on a table?"."""
+        keep, body, be, chance = self.keep, self.body, self.be, self.chance
+        bare = not self.is_plural and self.words[0] not in DETERMINERS
+        asked = [
+            self.frame(
+                chance.choice(["is there", "do you see", "can you see", "is that"])
+                + (" a" if bare and chance.random() < 0.7 else ""),
+                keep,
+            ),
+            self.frame(f"{chance.choice(['what color', 'what kind', 'where', 'what'])} {be} the", body),
+            self.frame(f"what {be} the", body, "doing ?"),
+        ]
+        if self.is_plural and self.words[0] not in {"a", "an"}:
+            after = chance.choice(["are there ?", "can you see ?", "?"])
+            asked.append(self.frame("how many", body, after))
+        if not self.row.relations and self.root == body[-1]:
+            after = chance.choice(["?", "in the picture ?"])
+            asked.append(self.frame(f"what color {be} the", body, after))
+        return chance.choice(asked)
+
+    def with_side(self) -> Iterator[tuple[Frame, Aligned]]:
+        """The caption as an expression that tells one of several by its place: "man on the left"."""
+        row, root, body, chance = self.row, self.root, self.body, self.chance
+        side = chance.choice(["left", "right"])
+        where = chance.choice(
+            ["on the {}", "on {}", "at the {}", "on the {} side", "to the {}", "{}", "on far {}"]
+        ).format(side)
+        new = self.frame("", self.keep, where)
+        marked = replace(row, attributes=dict(row.attributes))
+        if root == row.objects[0] or not row.relations:
+            place = new.words.index(side, len(self.keep))
+            marked.attributes[-place - 1, root] = ""  # an added token
+            yield new, marked
+        if root == body[-1] and len(body) <= 3:
+            before = chance.choice([side, f"far {side}", f"the {side}", "second", "the middle"])
+            new = self.frame(before, body, "")
+            marked = replace(row, attributes=dict(row.attributes))
+            marked.attributes[-len(new.words) + len(body), root] = ""
+            yield new, marked
+
+    def inverted(self) -> Iterator[Frame]:
+        """From "the dog is sleeping on a mat": "is the dog sleeping on a mat?"."""
+        verbs = [token for token in self.keep if self.words[token] in {"is", "are"}]
+        if len(verbs) == 1 and verbs[0] > 0 and self.row.heads[verbs[0]] in (self.root, verbs[0]):
+            yield self.frame(self.words[verbs[0]], [token for token in self.keep if token != verbs[0]])
+
+    def subject_asked(self) -> Iterator[Frame]:
+        """From "a man sitting on a bench": "who is sitting on a bench?"."""
+        row, root = self.row, self.root
+        if not self.is_nominal or root + 1 >= len(self.keep) or root != row.objects[0]:
+            return
+        rest = self.keep[root + 1 :]
+        attributed = any((token, root) in row.attributes for token in rest)
+        if row.tags[root + 1] in {"VBG", "IN"} and not attributed and len(row.objects) > 1:
+            yield self.frame(self.chance.choice(["who is", "what is", "what are", "who are"]), rest)
+
+    def otherwise_placed(self) -> Iterator[tuple[Frame, Aligned]]:
+        """From "a cup on a table": "a cup left of a table"."""
+        words, keep, chance = self.words, self.keep, self.chance
+        plain = [item for item in self.row.relations.items() if item[1] in PLAIN_PLACES]
+        if not plain:
+            return
+        (first, second), relation = chance.choice(plain)
+        old = relation[1:].split()
+        size = len(old)
+        at = next(
+            (token for token in range(first + 1, second) if words[token : token + size] == old),
+            None,
+        )
+        if at is None or any(words[token] in {"it", "them"} for token in keep):
+            return
+        said = chance.choice(SPATIAL)
+        follows = self.is_nominal and first == self.root and at == self.root + 1
+        verb = [self.be] if follows and chance.random() < 0.4 else []
+        new = [*verb, *said.split()]
+        whole = Frame(
+            [*words[:at], *new, *words[at + size :]],
+            [*keep[:at], *[-1] * len(new), *keep[at + size :]],
+        )
+        if verb and chance.random() < 0.5:  # "is the cup left of a table?"
+            whole = Frame(
+                [self.be, *(word for token, word in enumerate(whole.words) if token != at), "?"],
+                [-1, *(origin for token, origin in enumerate(whole.origin) if token != at), -1],
+            )
+        relations = {**self.row.relations, (first, second): ">" + plain_sides(said)}
+        yield whole, replace(self.row, relations=relations)
 
 
 def frames(row: Aligned, chance: random.Random) -> Iterator[tuple[Frame, Aligned]]:
@@ -424,103 +544,18 @@ def frames(row: Aligned, chance: random.Random) -> Iterator[tuple[Frame, Aligned
     words = [word.lower() for word in row.words]
     while words and words[-1] in {".", "?", "!"}:
         words = words[:-1]
-    keep = list(range(len(words)))
-    objects = row.objects
-    if not objects or not keep or any(mark in words for mark in ("?", "``", "''", '"')):
+    roots = [token for token in range(len(words)) if row.heads[token] == token]
+    quoted = any(mark in words for mark in ("?", "``", "''", '"'))
+    if not row.objects or quoted or len(roots) != 1:
         return
-    roots = [token for token in keep if row.heads[token] == token]
-    if len(roots) != 1:
-        return
-    root = roots[0]
-    nominal = row.tags[root] in {"NN", "NNS"} and root in objects
-    body = keep[1:] if words[0] in DETERMINERS else keep
-    plural = row.tags[root] == "NNS" if nominal else False
-    be = "are" if plural else "is"
-
-    def frame(before: str, tokens: Sequence[int], after: str = "?") -> Frame:
-        new = before.split()
-        tail = after.split()
-        return Frame(
-            [*new, *(words[token] for token in tokens), *tail],
-            [-1] * len(new) + list(tokens) + [-1] * len(tail),
-        )
-
-    if nominal and body and words[0] not in {"there", "this", "it"}:
-        asked = [
-            frame(
-                chance.choice(["is there", "do you see", "can you see", "is that"])
-                + (" a" if not plural and words[0] not in DETERMINERS and chance.random() < 0.7 else ""),
-                keep,
-            ),
-            frame(f"{chance.choice(['what color', 'what kind', 'where', 'what'])} {be} the", body),
-            frame(f"what {be} the", body, "doing ?"),
-        ]
-        if plural and words[0] not in {"a", "an"}:
-            asked.append(frame("how many", body, chance.choice(["are there ?", "can you see ?", "?"])))
-        if not row.relations and root == body[-1]:
-            asked.append(frame(f"what color {be} the", body, chance.choice(["?", "in the picture ?"])))
-        yield chance.choice(asked), row
-        if len(keep) <= 7:
-            side = chance.choice(["left", "right"])
-            where = chance.choice(
-                ["on the {}", "on {}", "at the {}", "on the {} side", "to the {}", "{}", "on far {}"]
-            ).format(side)
-            new = frame("", keep, where)
-            marked = replace(row, attributes=dict(row.attributes))
-            if root == objects[0] or not row.relations:
-                place = new.words.index(side, len(keep))
-                marked.attributes[-place - 1, root] = ""  # an added token
-                yield new, marked
-            if root == body[-1] and len(body) <= 3:
-                new = frame(
-                    chance.choice([side, f"far {side}", f"the {side}", "second", "the middle"]), body, ""
-                )
-                marked = replace(row, attributes=dict(row.attributes))
-                marked.attributes[-len(new.words) + len(body), root] = ""
-                yield new, marked
-    # "the dog is sleeping on a mat": "is the dog sleeping on a mat?"
-    verbs = [token for token in keep if words[token] in {"is", "are"}]
-    if len(verbs) == 1 and verbs[0] > 0 and row.heads[verbs[0]] in (root, verbs[0]):
-        be_at = verbs[0]
-        yield frame(words[be_at], [token for token in keep if token != be_at]), row
-    # "a man sitting on a bench": "who is sitting on a bench?"
-    if nominal and root + 1 < len(keep) and root == objects[0] and row.tags[root + 1] in {"VBG", "IN"}:
-        rest = keep[root + 1 :]
-        if not any((token, root) in row.attributes for token in rest) and len(objects) > 1:
-            asks = chance.choice(["who is", "what is", "what are", "who are"])
-            yield frame(asks, rest), row
-    # "a cup on a table": "a cup left of a table"
-    plains = [
-        (pair, relation)
-        for pair, relation in row.relations.items()
-        if relation in {">on", ">near", ">next to", ">behind", ">in", ">beside", ">under", ">above"}
-    ]
-    if plains:
-        (first, second), relation = chance.choice(plains)
-        size = len(relation[1:].split())
-        at = next(
-            (
-                token
-                for token in range(first + 1, second)
-                if words[token : token + size] == relation[1:].split()
-            ),
-            None,
-        )
-        if at is not None and all(words[token] not in {"it", "them"} for token in keep):
-            said = chance.choice(SPATIAL)
-            verb = [be] if nominal and first == root and at == root + 1 and chance.random() < 0.4 else []
-            new = [*verb, *said.split()]
-            whole = Frame(
-                [*words[:at], *new, *words[at + size :]],
-                [*keep[:at], *[-1] * len(new), *keep[at + size :]],
-            )
-            changed = replace(row, relations={**row.relations, (first, second): ">" + plain_sides(said)})
-            if verb and chance.random() < 0.5:  # "is the cup left of a table?"
-                whole = Frame(
-                    [be, *(w for i, w in enumerate(whole.words) if i != at), "?"],
-                    [-1, *(o for i, o in enumerate(whole.origin) if i != at), -1],
-                )
-            yield whole, changed
+    framing = _Framing(row, words, roots[0], chance)
+    if framing.is_nominal and framing.body and words[0] not in {"there", "this", "it"}:
+        yield framing.question(), row
+        if len(words) <= 7:
+            yield from framing.with_side()
+    yield from ((frame, row) for frame in framing.inverted())
+    yield from ((frame, row) for frame in framing.subject_asked())
+    yield from framing.otherwise_placed()
 
 
 def framed(rows: Sequence[Aligned], nlp: Any, share: float, chance: random.Random) -> list[Aligned]:
@@ -788,7 +823,7 @@ class SmallNetwork(nn.Module):
         features, heads, mask = inputs
         shown: torch.Tensor | float = 1.0
         read: torch.Tensor | float = 1.0
-        if self.training:  # a word, or the parse of a text, is hidden now and then
+        if self.training:  # a word, or the parse of a text, is sometimes hidden
             shown = (torch.rand(*features.shape[:2], 1) > 0.1).float()
             read = (torch.rand(len(features), 1, 1) > 0.05).float()
         parts = [
@@ -1113,7 +1148,7 @@ def fit(
     """
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     gc.collect()
-    gc.freeze()  # a million arrays of targets need not be looked at again and again
+    gc.freeze()  # the collector need not scan a million arrays of targets again and again
     rates = [group["lr"] for group in optimizer.param_groups]
     # What is kept is the running mean of the weights (Polyak & Juditsky 1992), which is steadier.
     mean = {name: value.detach().clone() for name, value in model.named_parameters()}

@@ -5,7 +5,7 @@
     nlp.add_pipe("scene_graph")
     nlp("a man sitting on a wooden bench")._.scene_graph.relations
 
-It needs a tagger and a parser before it. spaCy finds it by its entry point once tbkin is installed.
+It needs a tagger and a parser before it. Once tbkin is installed, spaCy finds it by its entry point.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SceneGraphComponent:
         return doc
 
     def pipe(self, stream: Iterable[Doc], batch_size: int = BATCH) -> Iterator[Doc]:
-        """As spaCy's own components: many documents at a time."""
+        """Like spaCy's own components: many documents at a time."""
         iterator = iter(stream)
         while docs := list(itertools.islice(iterator, batch_size)):
             for doc, graph in zip(docs, self.graphs(docs), strict=True):
@@ -78,9 +78,9 @@ class SceneGraphComponent:
             yield from docs
 
     def graphs(self, docs: list[Doc]) -> list[TextGraph]:
-        """The graph of each document; it depends on nothing but the document.
+        """The graph of each document; it depends on that document alone.
 
-        White space that spaCy keeps as tokens ("a  dog") is no token of the graph.
+        White space that spaCy keeps as tokens ("a  dog") is left out of the graph's tokens.
 
         Raises:
             ConfigError: The first document has no tags or no tree.
@@ -91,7 +91,7 @@ class SceneGraphComponent:
             if len(doc) and not (doc.has_annotation("TAG") and doc.has_annotation("DEP")):
                 raise ConfigError(
                     "scene_graph: the documents have no tags or no dependency tree",
-                    hint="put it behind a tagger and a parser",
+                    hint="add it after a tagger and a parser",
                 )
         parts = [_without_spaces(doc.to_array(_COLUMNS).reshape(-1, len(_COLUMNS))) for doc in docs]
         rows = np.concatenate(parts)

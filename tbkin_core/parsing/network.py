@@ -39,7 +39,7 @@ NO_RELATION = "none"
 MAX_ATTRIBUTE_DISTANCE = 24  # tokens
 MAX_OBJECTS_APART = 5
 MAX_DISTANCE = 20  # further apart counts as this
-REMEMBERED_WORDS = 40_000  # 640 bytes each at D = 160
+REMEMBERED_WORDS = 40_000  # at 640 bytes each for D = 160
 
 # Sums of integers up to this are exact in 32-bit floats, in whatever order a library adds them.
 EXACT = 2**24
@@ -73,7 +73,7 @@ class ParsedBatch:
 
     Attributes:
         words: (T,) int64 rows of a `Vocabulary`.
-        tags, labels: (T,) int64 numbers of its tags and dependency labels, 0 for unknown ones.
+        tags, labels: (T,) int64 numbers of the tags and dependency labels, 0 for unknown ones.
         heads: (T,) int64 position in the batch of each token's head; a root is its own.
         offsets: (N+1,) int64 where each text begins.
         generation: `Vocabulary.generation` when the rows were given out.
@@ -370,7 +370,7 @@ def _table(arrays: Mapping[str, Array], name: str, rows: Array) -> Array:
 
 @dataclass(frozen=True)
 class Weights:
-    """A matrix (K, M) as whole numbers of at most `WEIGHT_LEVELS`, in float32, and what one is worth (M,)."""
+    """A matrix (K, M) as whole numbers of at most `WEIGHT_LEVELS`, in float32, and a level's worth (M,)."""
 
     levels: Array
     scale: Array
@@ -472,13 +472,13 @@ def read_network(path: Path) -> GraphNetwork:
         return GraphNetwork(arrays, names)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MissingDependencyError(
-            f"{path}: no scene-graph network: {error}",
+            f"{path}: not a scene-graph network: {error}",
             hint="re-install tbkin, or train it again with examples/shipped_models/train_scene_graphs.py",
         ) from error
 
 
 def new_shipped_network() -> GraphNetwork:
-    """A network of one's own with the shipped weights."""
+    """A new network with the shipped weights, for its caller alone."""
     return read_network(parser_file("scene_graph.npz"))
 
 

@@ -1,4 +1,4 @@
-"""Captions, questions and referring expressions to text scene graphs.
+"""From captions, questions and referring expressions to text scene graphs.
 
 A spaCy pipeline tags and parses; the component `scene_graph` reads the graph off its parse. Any of spaCy's
 own English pipelines may take the place of the shipped one; see the README in `resources/parser` for what
@@ -76,7 +76,7 @@ class CaptionParser:
         """
         for batch in _batched(texts, max(1, batch_size)):
             if len(self._nlp.vocab.strings) > self._most_strings:
-                self._load()  # spaCy remembers every word for good; a large corpus would fill the memory
+                self._load()  # spaCy never forgets a word; a large corpus would fill the memory
             cleaned = [_clean(text) for text in batch]
             graphs: dict[str, TextGraph] = {"": TextGraph(())}
             distinct = [text for text in dict.fromkeys(cleaned) if text]
