@@ -25,13 +25,13 @@ from tbkin_core.parsing.network import (
 )
 from tbkin_core.parsing.parser import CaptionParser
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+RECIPES = Path(__file__).resolve().parents[1] / "examples" / "shipped_models"
 
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
+        patch.syspath_prepend(RECIPES)
         return importlib.import_module("train_scene_graphs")
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
 from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb, plain_sides, shipped_lemmas
+from tbkin_core.parsing.decoding import decode_graphs
 from tbkin_core.parsing.factual import graph_tuples, parse_factual_graph, read_factual, score, tuple_f1
 from tbkin_core.parsing.network import (
     REMEMBERED_WORDS,
@@ -27,7 +28,7 @@ from tbkin_core.parsing.network import (
     shipped_network,
 )
 from tbkin_core.parsing.parser import MAX_TOKENS, CaptionParser
-from tbkin_core.parsing.reading import Sentences, read_graphs
+from tbkin_core.parsing.sentences import Sentences
 from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 
 
@@ -62,7 +63,7 @@ def assert_valid(graph: TextGraph) -> None:
         assert all(0 <= token < size for token in relation.tokens)
 
 
-EXAMPLES_DIRECTORY = Path(__file__).resolve().parents[1] / "examples"
+RECIPES = Path(__file__).resolve().parents[1] / "examples" / "shipped_models"
 
 EXAMPLES: dict[str, set[tuple[str, ...]]] = {
     "a black and white cat": {("cat", "black"), ("cat", "white")},
@@ -343,7 +344,7 @@ def graphs_of(parses: list[Parse], network: GraphNetwork | None = None) -> list[
     batch = network.vocabulary.batch(parses)
     tags = [tag for parse in parses for tag in parse[1]]
     words = [parse[0] for parse in parses]
-    return list(read_graphs(network, batch, network(batch), words, tags.__getitem__))
+    return list(decode_graphs(network, batch, network(batch), words, tags.__getitem__))
 
 
 TAGS = st.sampled_from(["NN", "NNS", "VBG", "VBN", "VBZ", "JJ", "IN", "DT", "CD", "WDT", "RB", "PRP", "?"])
@@ -411,7 +412,7 @@ def test_words_are_forgotten_without_a_trace(monkeypatch: pytest.MonkeyPatch) ->
     expected = list(parser.parse(CAPTIONS))
     monkeypatch.setattr("tbkin_core.parsing.network.REMEMBERED_WORDS", 20)
     monkeypatch.setattr("tbkin_core.parsing.parser.NEW_STRINGS", 60)
-    parser._begin()
+    parser._load()
     first = parser._nlp
     for _ in range(2):
         assert [next(parser.parse([caption])) for caption in CAPTIONS] == expected
@@ -608,7 +609,7 @@ def test_every_word_has_a_lemma(word: str) -> None:
 
 
 def test_the_recipe_inflects_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES_DIRECTORY)
+    monkeypatch.syspath_prepend(RECIPES)
     recipe = importlib.import_module("lemma_tables")
     seldom = "outskirt rend tetri vas singe"
     often = """canvas glass boot boots outskirts hero tv ga gas tetris cape canvases heroes tvs capes
@@ -656,7 +657,7 @@ def test_another_pipeline_takes_the_place_of_the_shipped_one(parser: CaptionPars
 
 def test_treebank_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copula and preposition become heads, conjuncts a chain, hyphenated words one token."""
-    monkeypatch.syspath_prepend(EXAMPLES_DIRECTORY)
+    monkeypatch.syspath_prepend(RECIPES)
     train_parser = importlib.import_module("train_parser")
     rows = [
         ("Cats", "cat", "NNS", 7, "nsubj", "_"),
@@ -690,6 +691,16 @@ def test_treebank_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("in", "prep", "black-ish"),
         ("Rome", "pobj", "in"),
     ]
+
+
+def test_the_rules_that_check_parses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(RECIPES)
+    rules = importlib.import_module("caption_rules")
+    words, tags = ["photo", "of", "a", "black", "dog"], ["NN", "IN", "DT", "JJ", "NN"]
+    parse = (words, tags, ["ROOT", "prep", "det", "amod", "pobj"], [0, 0, 4, 4, 1])
+    for rewrite in (True, False):
+        graph = rules.graph_from_parse(*parse, rules.Lexicon(), rewrite=rewrite)
+        assert facts(graph) == {("photo", "of", "dog"), ("dog", "black")}
 
 
 # ------------------------------------------------------------------------------------------- the scorer

@@ -196,9 +196,12 @@ def test_coco_names_are_different_things() -> None:
 def test_the_table_is_what_its_recipe_makes(shared_data: Path, tmp_path: Path) -> None:
     from importlib import resources
 
-    recipe = Path(__file__).resolve().parents[1] / "examples" / "build_synonyms.py"
+    recipes = Path(__file__).resolve().parents[1] / "examples" / "shipped_models"
     vocabularies = [str(shared_data / "vocab" / name) for name in ("objects_vocab.txt", "object_alias.txt")]
-    subprocess.run([sys.executable, str(recipe), *vocabularies, str(tmp_path / "table.json")], check=True)
+    subprocess.run(
+        [sys.executable, str(recipes / "build_synonyms.py"), *vocabularies, str(tmp_path / "table.json")],
+        check=True,
+    )
     shipped = resources.files("tbkin_core.resources").joinpath("object_names.json").read_bytes()
     assert (tmp_path / "table.json").read_bytes() == shipped
     assert "Visual Genome" in json.loads(shipped)["about"]

@@ -16,7 +16,7 @@ def parser_file(name: str) -> Path:
 
 @cache
 def shipped_lemmas() -> dict[str, dict[str, str]]:
-    """Forms of "nouns" and "verbs" whose lemma the rules miss, from `resources/parser/lemmas.json`."""
+    """Forms of "nouns" and "verbs" whose lemma the suffix rules miss, from `resources/parser/lemmas.json`."""
     tables: dict[str, dict[str, str]] = json.loads(parser_file("lemmas.json").read_text(encoding="utf-8"))
     return tables
 
@@ -60,7 +60,7 @@ def lemmatize_predicate(predicate: str) -> str:
     return plain_sides(" ".join(words))
 
 
-# They begin predicates and look like forms of verbs.
+# Words that begin predicates and look like forms of verbs.
 _NO_VERBS = frozenset({"left", "during", "wings", "sides", "rows", "lots", "pieces", "parts"})
 _SIDE = re.compile(r"(?:^|(?<= ))(?:(?:at|on|to|in|from|by) )?(left|right)(?: hand)?(?: sides?)? of$")
 

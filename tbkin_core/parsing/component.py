@@ -5,7 +5,7 @@
     nlp.add_pipe("scene_graph")
     nlp("a man sitting on a wooden bench")._.scene_graph.relations
 
-It needs a tagger and a parser before it. spaCy finds it by its entry point once tbkin is installed.
+It needs a tagger and a parser before it. Once tbkin is installed, spaCy finds it by its entry point.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from spacy.tokens import Doc
 from spacy.vocab import Vocab
 
 from tbkin_core.errors import ConfigError
+from tbkin_core.parsing.decoding import decode_graphs
 from tbkin_core.parsing.network import Array, ParsedBatch, new_shipped_network
-from tbkin_core.parsing.reading import WORDINGS, read_graphs
 from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.parsing.wording import WORDINGS, shipped_factual_wording
 
 BATCH = 256
 _COLUMNS = [LOWER, TAG, DEP, HEAD, ORTH, IS_SPACE]
@@ -50,7 +51,7 @@ class SceneGraphComponent:
 
     Args:
         vocab: The pipeline's.
-        wording: "caption" or "factual", see `tbkin_core.parsing.reading.read_graphs`.
+        wording: "caption" or "factual", see `tbkin_core.parsing.decoding.decode_graphs`.
 
     Raises:
         ConfigError: Unknown wording.
@@ -60,6 +61,7 @@ class SceneGraphComponent:
         if wording not in WORDINGS:
             raise ConfigError(f"wording must be one of {', '.join(WORDINGS)}, got {wording!r}")
         self.wording = wording
+        self._factual = shipped_factual_wording() if wording == "factual" else None
         self._strings = vocab.strings
         self._network = new_shipped_network()
 
@@ -68,7 +70,7 @@ class SceneGraphComponent:
         return doc
 
     def pipe(self, stream: Iterable[Doc], batch_size: int = BATCH) -> Iterator[Doc]:
-        """As spaCy's own components: many documents at a time."""
+        """Like spaCy's own components: many documents at a time."""
         iterator = iter(stream)
         while docs := list(itertools.islice(iterator, batch_size)):
             for doc, graph in zip(docs, self.graphs(docs), strict=True):
@@ -76,9 +78,9 @@ class SceneGraphComponent:
             yield from docs
 
     def graphs(self, docs: list[Doc]) -> list[TextGraph]:
-        """The graph of each document; it depends on nothing but the document.
+        """The graph of each document; it depends on that document alone.
 
-        White space that spaCy keeps as tokens ("a  dog") is no token of the graph.
+        White space that spaCy keeps as tokens ("a  dog") is left out of the graph's tokens.
 
         Raises:
             ConfigError: The first document has no tags or no tree.
@@ -89,7 +91,7 @@ class SceneGraphComponent:
             if len(doc) and not (doc.has_annotation("TAG") and doc.has_annotation("DEP")):
                 raise ConfigError(
                     "scene_graph: the documents have no tags or no dependency tree",
-                    hint="put it behind a tagger and a parser",
+                    hint="add it after a tagger and a parser",
                 )
         parts = [_without_spaces(doc.to_array(_COLUMNS).reshape(-1, len(_COLUMNS))) for doc in docs]
         rows = np.concatenate(parts)
@@ -99,13 +101,13 @@ class SceneGraphComponent:
         text = {number: self._strings[number] for number in {*tags, *words}}
         tokens = [text[number] for number in words]
         return list(
-            read_graphs(
+            decode_graphs(
                 self._network,
                 batch,
                 self._network(batch),
                 [tokens[begin:end] for begin, end in itertools.pairwise(offsets.tolist())],
                 lambda token: text[tags[token]],
-                self.wording,
+                self._factual,
             )
         )
 
@@ -124,7 +126,7 @@ class SceneGraphComponent:
             numbers(2, lambda labels: [vocabulary.label(label) for label in labels]),
             np.arange(len(rows)) + rows[:, 3].astype(np.int64),  # spaCy counts heads from the token
             offsets,
-            vocabulary.begun,
+            vocabulary.generation,
         )
 
 

@@ -7,7 +7,7 @@ neighbours and its head in the tree (a convolution over text and tree, after Mar
 2017). From the states, as in semantic dependency parsing (Dozat & Manning, ACL 2018), four choices are read:
 what a token is to an object, which tokens are attributes of which objects, in what form, and what relates two
 objects.
-`examples/train_scene_graphs.py` trains it.
+`examples/shipped_models/train_scene_graphs.py` trains it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NO_RELATION = "none"
 MAX_ATTRIBUTE_DISTANCE = 24  # tokens
 MAX_OBJECTS_APART = 5
 MAX_DISTANCE = 20  # further apart counts as this
-REMEMBERED_WORDS = 40_000  # 640 bytes each at D = 160
+REMEMBERED_WORDS = 40_000  # at 640 bytes each for D = 160
 
 # Sums of integers up to this are exact in 32-bit floats, in whatever order a library adds them.
 EXACT = 2**24
@@ -73,10 +73,10 @@ class ParsedBatch:
 
     Attributes:
         words: (T,) int64 rows of a `Vocabulary`.
-        tags, labels: (T,) int64 numbers of its tags and dependency labels, 0 for unknown ones.
+        tags, labels: (T,) int64 numbers of the tags and dependency labels, 0 for unknown ones.
         heads: (T,) int64 position in the batch of each token's head; a root is its own.
         offsets: (N+1,) int64 where each text begins.
-        begun: `Vocabulary.begun` when the rows were given out.
+        generation: `Vocabulary.generation` when the rows were given out.
     """
 
     words: Array
@@ -84,7 +84,7 @@ class ParsedBatch:
     labels: Array
     heads: Array
     offsets: Array
-    begun: int
+    generation: int
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,17 @@ class Vocabulary:
 
     Attributes:
         text, noun, verb: Of each word's row: the word in lower case, its lemma as a noun and as a verb.
-        begun: How often the words were forgotten, so that memory stays flat.
+        generation: How often the words have been forgotten, which keeps memory flat.
     """
 
     def __init__(self, tags: Sequence[str], labels: Sequence[str]) -> None:
         self._tags = {tag: number for number, tag in enumerate(tags, start=1)}
         self._labels = {label: number for number, label in enumerate(labels, start=1)}
-        self.begun = -1
+        self.generation = -1
         self._forget()
 
     def _forget(self) -> None:
-        self.begun += 1
+        self.generation += 1
         self._row: dict[str, int] = {}
         self.text: list[str] = []
         self.noun: list[str] = []
@@ -184,7 +184,7 @@ class Vocabulary:
             np.array(labels, np.int64),
             np.array(heads, np.int64),
             np.array(offsets, np.int64),
-            self.begun,
+            self.generation,
         )
 
 
@@ -197,7 +197,7 @@ class GraphNetwork:
             under another name.
         forms: Forms of an attribute; "" is the token itself.
         outcomes: `NO_RELATION`, and else ">" or "<" (the second object is the subject) followed by a
-            predicate, or by "@" and one of the readings of `tbkin_core.parsing.reading`.
+            predicate, or by "@" and one of the readings of `tbkin_core.parsing.sentences`.
         objects: (number of roles,) bool, which roles are objects.
         vocabulary: Tags, labels and words as it knows them.
     """
@@ -229,7 +229,7 @@ class GraphNetwork:
         # One product for what a token gives to its neighbours, itself and those it heads.
         self._layer_weights = [_weights(arrays, name) for name in layer_names(arrays)]
         self._inputs = np.zeros((1024, self.width), np.float32)
-        self._ready = (0, 0)  # of which vocabulary, how many words have their inputs
+        self._ready = (0, 0)  # generation of the vocabulary, how many of its words have their inputs
 
     def knows(self, word: str) -> bool:
         """Whether a lower-case word has a vector of its own."""
@@ -248,15 +248,15 @@ class GraphNetwork:
         return _product(np.concatenate(parts, axis=1), self._word_weight)
 
     def _inputs_of(self, rows: Array) -> Array:
-        """(T, D) share of each word in the input of the first layer, computed once a word."""
+        """(T, D) share of each word in the input of the first layer, computed once per word."""
         vocabulary = self.vocabulary
         count = len(vocabulary.text)
-        begin = self._ready[1] if self._ready[0] == vocabulary.begun else 0
+        begin = self._ready[1] if self._ready[0] == vocabulary.generation else 0
         if begin < count:
             while len(self._inputs) < count:
                 self._inputs = np.concatenate([self._inputs, np.zeros_like(self._inputs)])
             self._inputs[begin:count] = self.word_inputs(vocabulary.text[begin:])
-            self._ready = (vocabulary.begun, count)
+            self._ready = (vocabulary.generation, count)
         found: Array = self._inputs[rows]
         return found
 
@@ -264,10 +264,10 @@ class GraphNetwork:
         """The choices for a batch; a text's depend on no other text of the batch.
 
         Raises:
-            ValueError: The vocabulary has forgotten the batch's words meanwhile.
+            ValueError: The vocabulary has forgotten the batch's words in the meantime.
         """
-        if batch.begun != self.vocabulary.begun:
-            raise ValueError("the words of this batch have been forgotten, make it again")
+        if batch.generation != self.vocabulary.generation:
+            raise ValueError("the words of this batch have been forgotten: make the batch anew")
         states = self.states(batch)
         arrays = self._arrays
         weights = self._weights
@@ -370,7 +370,7 @@ def _table(arrays: Mapping[str, Array], name: str, rows: Array) -> Array:
 
 @dataclass(frozen=True)
 class Weights:
-    """A matrix (K, M) as whole numbers of at most `WEIGHT_LEVELS`, in float32, and what one is worth (M,)."""
+    """A matrix (K, M) as whole numbers of at most `WEIGHT_LEVELS`, in float32, and a level's worth (M,)."""
 
     levels: Array
     scale: Array
@@ -436,7 +436,7 @@ def _between(states: Array, first: Array, second: Array) -> Array:
 
 
 def write_network(path: Path, arrays: Mapping[str, Array], names: Mapping[str, Sequence[str]]) -> None:
-    """Write a network as one compressed .npz: tables and matrices in 8 bits a number, the rest in 16."""
+    """Write a network as one compressed .npz: tables and matrices at 8 bits per number, the rest at 16."""
     packed: dict[str, Any] = {"names": json.dumps({key: list(value) for key, value in names.items()})}
     for name, values in arrays.items():
         owner, _, kind = name.rpartition(".")
@@ -472,17 +472,17 @@ def read_network(path: Path) -> GraphNetwork:
         return GraphNetwork(arrays, names)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MissingDependencyError(
-            f"{path}: no scene-graph network: {error}",
-            hint="re-install tbkin, or train it again with examples/train_scene_graphs.py",
+            f"{path}: not a scene-graph network: {error}",
+            hint="re-install tbkin, or train it again with examples/shipped_models/train_scene_graphs.py",
         ) from error
 
 
 def new_shipped_network() -> GraphNetwork:
-    """A network of one's own with the shipped weights."""
+    """A new network with the shipped weights, for its caller alone."""
     return read_network(parser_file("scene_graph.npz"))
 
 
 @cache
 def shipped_network() -> GraphNetwork:
-    """The shipped network, one a process: not for several threads at once."""
+    """The shipped network, one per process: not for several threads at once."""
     return new_shipped_network()

@@ -1,4 +1,4 @@
-"""Captions, questions and referring expressions to text scene graphs.
+"""From captions, questions and referring expressions to text scene graphs.
 
 A spaCy pipeline tags and parses; the component `scene_graph` reads the graph off its parse. Any of spaCy's
 own English pipelines may take the place of the shipped one; see the README in `resources/parser` for what
@@ -16,16 +16,14 @@ from typing import Any
 
 from tbkin_core.errors import ConfigError, MissingDependencyError
 from tbkin_core.names.lexicon import parser_file
-from tbkin_core.parsing.reading import WORDINGS
 from tbkin_core.parsing.text_graph import TextGraph
-
-__all__ = ["MAX_TOKENS", "WORDINGS", "CaptionParser"]
+from tbkin_core.parsing.wording import WORDINGS
 
 MAX_TOKENS = 512
 MAX_CHARACTERS = 16_384
-PIPE_TEXTS = 256  # that a component sees together
+PIPE_TEXTS = 256  # texts that a component sees together
 NEW_STRINGS = 200_000  # words and their affixes; about 100 MB
-# Raised whenever `tbkin_core.parsing.reading` or the lexicon gives other graphs for the same parses.
+# Raised whenever this package or the lexicon gives other graphs for the same parses.
 RULES = 3
 # Marks that turn the direction of writing: they would hide in names and scramble what a terminal shows.
 _DIRECTION_MARKS = dict.fromkeys([0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
@@ -51,14 +49,13 @@ class CaptionParser:
         if wording not in WORDINGS:
             raise ConfigError(f"wording must be one of {', '.join(WORDINGS)}, got {wording!r}")
         self._pipeline, self._wording = pipeline, wording
-        self._begin()
+        self._load()
         self.name: str = pipeline if pipeline == "builtin" else Path(pipeline).name
         self.version: str = f"{self._nlp.meta.get('version', '0')}+{_digest(wording)}"
 
-    def _begin(self) -> None:
+    def _load(self) -> None:
         """Load the pipeline, with `scene_graph` as its last component."""
-
-        self._nlp: Any = _load(self._pipeline)
+        self._nlp: Any = _load_pipeline(self._pipeline)
         for name in list(self._nlp.component_names):
             if self._nlp.get_pipe_meta(name).factory == "scene_graph":  # its wording may be another one
                 self._nlp.remove_pipe(name)
@@ -68,10 +65,10 @@ class CaptionParser:
     @staticmethod
     def pipeline(name: str = "builtin") -> Any:
         """The spaCy pipeline of that name, without the component `scene_graph`."""
-        return _load(name)
+        return _load_pipeline(name)
 
     def parse(self, texts: Iterable[str], batch_size: int = 1024) -> Iterator[TextGraph]:
-        """One graph a text, in order; a text without words gives an empty graph.
+        """One graph per text, in order; a text without words gives an empty graph.
 
         Only the first `MAX_TOKENS` tokens (and `MAX_CHARACTERS` characters) of a text are read. Runs of white
         space count as one space, runs of more than 64 other characters are cut. A text that occurs several
@@ -79,7 +76,7 @@ class CaptionParser:
         """
         for batch in _batched(texts, max(1, batch_size)):
             if len(self._nlp.vocab.strings) > self._most_strings:
-                self._begin()  # spaCy remembers every word for good; a large corpus would fill the memory
+                self._load()  # spaCy never forgets a word; a large corpus would fill the memory
             cleaned = [_clean(text) for text in batch]
             graphs: dict[str, TextGraph] = {"": TextGraph(())}
             distinct = [text for text in dict.fromkeys(cleaned) if text]
@@ -95,7 +92,7 @@ class CaptionParser:
 
 
 def _digest(wording: str) -> str:
-    """Tells apart whatever makes other graphs from the same parses."""
+    """Digest of whatever decides which graphs come from a parse."""
     digest = hashlib.blake2b(f"{RULES} {wording}".encode(), digest_size=4)
     for name in ("scene_graph.npz", "wording.json", "lemmas.json"):
         digest.update(parser_file(name).read_bytes())
@@ -116,8 +113,8 @@ def _clean(text: str) -> str:
     return _LONG_RUN.sub(r"\1 ", " ".join(text.split()))
 
 
-def _load(pipeline: str) -> Any:
-    import spacy
+def _load_pipeline(pipeline: str) -> Any:
+    import spacy  # takes a second: only who parses waits for it
 
     unneeded = ["ner", "attribute_ruler", "lemmatizer", "senter"]
     if pipeline == "builtin":
@@ -127,7 +124,7 @@ def _load(pipeline: str) -> Any:
         except OSError as error:
             raise MissingDependencyError(
                 f"the built-in caption parser cannot be loaded from {directory}: {error}",
-                hint="re-install tbkin, or train it again with examples/train_parser.py",
+                hint="re-install tbkin, or train it again with examples/shipped_models/train_parser.py",
             ) from error
     hint = "use `--parser builtin`, or install the pipeline: python -m spacy download " + Path(pipeline).name
     try:

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from tbkin_core.parsing.factual import graph_tuples, parse_factual_graph, read_factual, score
-from tbkin_core.parsing.parser import WORDINGS, CaptionParser
+from tbkin_core.parsing.parser import CaptionParser
+from tbkin_core.parsing.wording import WORDINGS
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-r"""Trains the network that reads scene graphs off parses: `scene_graph.npz` and `wording.json`.
+r"""Train the network that reads scene graphs off parses: make `scene_graph.npz` and `wording.json`.
 
-    python examples/train_scene_graphs.py FACTUAL/train.csv OUT/ \
+    python examples/shipped_models/train_scene_graphs.py FACTUAL/train.csv OUT/ \
         --encoder sentence-transformers/all-MiniLM-L6-v2
 
 1. Captions are parsed by the shipped pipeline, and the annotated graphs aligned with their words.
@@ -35,7 +35,7 @@ from torch import nn
 from torch.nn import functional
 
 from tbkin_core.names.lexicon import plain_sides
-from tbkin_core.parsing import reading
+from tbkin_core.parsing.decoding import NUMBERS, decode_graphs
 from tbkin_core.parsing.factual import (
     Tuples,
     graph_tuples,
@@ -66,7 +66,8 @@ from tbkin_core.parsing.network import (
     write_network,
 )
 from tbkin_core.parsing.parser import CaptionParser
-from tbkin_core.parsing.reading import NUMBERS, READINGS, Sentences, read_graphs
+from tbkin_core.parsing.sentences import PREPOSITION_TAGS, READINGS, Reading, Sentences
+from tbkin_core.parsing.wording import FactualWording
 
 TAGS = [
     "$", "''", ",", "-LRB-", "-RRB-", ".", ":", "ADD", "AFX", "CC", "CD", "DT", "EX", "FW", "HYPH", "IN",
@@ -82,7 +83,7 @@ LABELS = [
 ]  # fmt: skip
 SIDE_ATTRIBUTES = {"on the left": "left", "on the right": "right", "in the middle": "middle"}
 RENAMED_TAGS = frozenset({"NN", "NNS", "NNP", "PRP", "JJ"})
-RARE = 4  # outcomes and renamings seen less often are left out
+RARE = 4  # outcomes and renamings seen less often are omitted
 
 
 # ------------------------------------------------------------------------------------- aligned captions
@@ -338,14 +339,14 @@ def place_attribute(
     return -1, -1, attribute
 
 
-def learn_wording(rows: Sequence[Aligned], vocabulary: Vocabulary) -> dict[str, str]:
+def learn_wording(rows: Sequence[Aligned], vocabulary: Vocabulary) -> FactualWording:
     """Prepositions and predicates that annotators mostly replace by another ("below" by "under")."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     prepositions = {
         word.lower()
         for row in rows
         for word, tag in zip(row.words, row.tags, strict=True)
-        if tag in reading.PREPOSITION_TAGS
+        if tag in PREPOSITION_TAGS
     }
     for row, readings in zip(rows, all_readings(rows, vocabulary), strict=True):
         for pair, relation in row.relations.items():
@@ -368,10 +369,10 @@ def learn_wording(rows: Sequence[Aligned], vocabulary: Vocabulary) -> dict[str, 
         alike = len(target.split()) == len(words.split()) or target in ("under", "inside", "on top of")
         if target != "=" and words != "of" and count >= 4 and count >= 0.5 * targets.total() and alike:
             table[words] = target
-    return table
+    return FactualWording(table)
 
 
-Readings = dict[tuple[int, int], dict[str, tuple[str, tuple[int, ...]]]]
+Readings = dict[tuple[int, int], dict[str, Reading]]
 
 
 def all_readings(rows: Sequence[Aligned], vocabulary: Vocabulary) -> Iterator[Readings]:
@@ -383,7 +384,7 @@ def all_readings(rows: Sequence[Aligned], vocabulary: Vocabulary) -> Iterator[Re
         for row, start, end in zip(part, batch.offsets.tolist(), batch.offsets[1:].tolist(), strict=False):
             yield {
                 (first, second): {
-                    name: (predicate, tuple(token - start for token in tokens))
+                    name: Reading(predicate, tuple(token - start for token in tokens))
                     for name, (predicate, tokens) in sentences.readings(
                         start + first, start + second, start, end
                     ).items()
@@ -415,7 +416,127 @@ SPATIAL = (
     "left of", "right of", "to the left of", "to the right of", "on the left side of", "on the right side of",
     "above", "below", "behind", "in front of", "next to", "near", "inside", "under", "beside", "on top of",
 )  # fmt: skip
+PLAIN_PLACES = frozenset(
+    {">on", ">near", ">next to", ">behind", ">in", ">beside", ">under", ">above"}
+)  # relations for which others of `SPATIAL` may stand
 DETERMINERS = frozenset({"a", "an", "the", "this", "that", "some", "one", "two", "three", "several", "many"})
+
+
+class _Framing:
+    """One caption, and the new texts that can be made of it.
+
+    Attributes:
+        row: The caption.
+        words: Its words in lower case, without final punctuation.
+        root: The root of its tree.
+        is_nominal: Whether that is a noun and an object.
+        body: The tokens after a determiner that begins the text.
+        be: The form of "be" that goes with the root.
+    """
+
+    def __init__(self, row: Aligned, words: list[str], root: int, chance: random.Random) -> None:
+        self.row, self.words, self.root, self.chance = row, words, root, chance
+        self.keep = list(range(len(words)))
+        self.is_nominal = row.tags[root] in {"NN", "NNS"} and root in row.objects
+        self.is_plural = self.is_nominal and row.tags[root] == "NNS"
+        self.body = self.keep[1:] if words[0] in DETERMINERS else self.keep
+        self.be = "are" if self.is_plural else "is"
+
+    def frame(self, before: str, tokens: Sequence[int], after: str = "?") -> Frame:
+        """Tokens of the caption with words before and after them."""
+        new, tail = before.split(), after.split()
+        return Frame(
+            [*new, *(self.words[token] for token in tokens), *tail],
+            [-1] * len(new) + list(tokens) + [-1] * len(tail),
+        )
+
+    def question(self) -> Frame:
+        """A question about the whole caption: "is there a cup on a table?"."""
+        keep, body, be, chance = self.keep, self.body, self.be, self.chance
+        bare = not self.is_plural and self.words[0] not in DETERMINERS
+        asked = [
+            self.frame(
+                chance.choice(["is there", "do you see", "can you see", "is that"])
+                + (" a" if bare and chance.random() < 0.7 else ""),
+                keep,
+            ),
+            self.frame(f"{chance.choice(['what color', 'what kind', 'where', 'what'])} {be} the", body),
+            self.frame(f"what {be} the", body, "doing ?"),
+        ]
+        if self.is_plural and self.words[0] not in {"a", "an"}:
+            after = chance.choice(["are there ?", "can you see ?", "?"])
+            asked.append(self.frame("how many", body, after))
+        if not self.row.relations and self.root == body[-1]:
+            after = chance.choice(["?", "in the picture ?"])
+            asked.append(self.frame(f"what color {be} the", body, after))
+        return chance.choice(asked)
+
+    def with_side(self) -> Iterator[tuple[Frame, Aligned]]:
+        """The caption as an expression that tells one of several by its place: "man on the left"."""
+        row, root, body, chance = self.row, self.root, self.body, self.chance
+        side = chance.choice(["left", "right"])
+        where = chance.choice(
+            ["on the {}", "on {}", "at the {}", "on the {} side", "to the {}", "{}", "on far {}"]
+        ).format(side)
+        new = self.frame("", self.keep, where)
+        marked = replace(row, attributes=dict(row.attributes))
+        if root == row.objects[0] or not row.relations:
+            place = new.words.index(side, len(self.keep))
+            marked.attributes[-place - 1, root] = ""  # an added token
+            yield new, marked
+        if root == body[-1] and len(body) <= 3:
+            before = chance.choice([side, f"far {side}", f"the {side}", "second", "the middle"])
+            new = self.frame(before, body, "")
+            marked = replace(row, attributes=dict(row.attributes))
+            marked.attributes[-len(new.words) + len(body), root] = ""
+            yield new, marked
+
+    def inverted(self) -> Iterator[Frame]:
+        """From "the dog is sleeping on a mat": "is the dog sleeping on a mat?"."""
+        verbs = [token for token in self.keep if self.words[token] in {"is", "are"}]
+        if len(verbs) == 1 and verbs[0] > 0 and self.row.heads[verbs[0]] in (self.root, verbs[0]):
+            yield self.frame(self.words[verbs[0]], [token for token in self.keep if token != verbs[0]])
+
+    def subject_asked(self) -> Iterator[Frame]:
+        """From "a man sitting on a bench": "who is sitting on a bench?"."""
+        row, root = self.row, self.root
+        if not self.is_nominal or root + 1 >= len(self.keep) or root != row.objects[0]:
+            return
+        rest = self.keep[root + 1 :]
+        attributed = any((token, root) in row.attributes for token in rest)
+        if row.tags[root + 1] in {"VBG", "IN"} and not attributed and len(row.objects) > 1:
+            yield self.frame(self.chance.choice(["who is", "what is", "what are", "who are"]), rest)
+
+    def otherwise_placed(self) -> Iterator[tuple[Frame, Aligned]]:
+        """From "a cup on a table": "a cup left of a table"."""
+        words, keep, chance = self.words, self.keep, self.chance
+        plain = [item for item in self.row.relations.items() if item[1] in PLAIN_PLACES]
+        if not plain:
+            return
+        (first, second), relation = chance.choice(plain)
+        old = relation[1:].split()
+        size = len(old)
+        at = next(
+            (token for token in range(first + 1, second) if words[token : token + size] == old),
+            None,
+        )
+        if at is None or any(words[token] in {"it", "them"} for token in keep):
+            return
+        said = chance.choice(SPATIAL)
+        follows = self.is_nominal and first == self.root and at == self.root + 1
+        verb = [self.be] if follows and chance.random() < 0.4 else []
+        new = [*verb, *said.split()]
+        whole = Frame(
+            [*words[:at], *new, *words[at + size :]],
+            [*keep[:at], *[-1] * len(new), *keep[at + size :]],
+        )
+        if verb and chance.random() < 0.5:  # "is the cup left of a table?"
+            whole = Frame(
+                [self.be, *(word for token, word in enumerate(whole.words) if token != at), "?"],
+                [-1, *(origin for token, origin in enumerate(whole.origin) if token != at), -1],
+            )
+        relations = {**self.row.relations, (first, second): ">" + plain_sides(said)}
+        yield whole, replace(self.row, relations=relations)
 
 
 def frames(row: Aligned, chance: random.Random) -> Iterator[tuple[Frame, Aligned]]:
@@ -423,103 +544,18 @@ def frames(row: Aligned, chance: random.Random) -> Iterator[tuple[Frame, Aligned
     words = [word.lower() for word in row.words]
     while words and words[-1] in {".", "?", "!"}:
         words = words[:-1]
-    keep = list(range(len(words)))
-    objects = row.objects
-    if not objects or not keep or any(mark in words for mark in ("?", "``", "''", '"')):
+    roots = [token for token in range(len(words)) if row.heads[token] == token]
+    quoted = any(mark in words for mark in ("?", "``", "''", '"'))
+    if not row.objects or quoted or len(roots) != 1:
         return
-    roots = [token for token in keep if row.heads[token] == token]
-    if len(roots) != 1:
-        return
-    root = roots[0]
-    nominal = row.tags[root] in {"NN", "NNS"} and root in objects
-    body = keep[1:] if words[0] in DETERMINERS else keep
-    plural = row.tags[root] == "NNS" if nominal else False
-    be = "are" if plural else "is"
-
-    def frame(before: str, tokens: Sequence[int], after: str = "?") -> Frame:
-        new = before.split()
-        tail = after.split()
-        return Frame(
-            [*new, *(words[token] for token in tokens), *tail],
-            [-1] * len(new) + list(tokens) + [-1] * len(tail),
-        )
-
-    if nominal and body and words[0] not in {"there", "this", "it"}:
-        asked = [
-            frame(
-                chance.choice(["is there", "do you see", "can you see", "is that"])
-                + (" a" if not plural and words[0] not in DETERMINERS and chance.random() < 0.7 else ""),
-                keep,
-            ),
-            frame(f"{chance.choice(['what color', 'what kind', 'where', 'what'])} {be} the", body),
-            frame(f"what {be} the", body, "doing ?"),
-        ]
-        if plural and words[0] not in {"a", "an"}:
-            asked.append(frame("how many", body, chance.choice(["are there ?", "can you see ?", "?"])))
-        if not row.relations and root == body[-1]:
-            asked.append(frame(f"what color {be} the", body, chance.choice(["?", "in the picture ?"])))
-        yield chance.choice(asked), row
-        if len(keep) <= 7:
-            side = chance.choice(["left", "right"])
-            where = chance.choice(
-                ["on the {}", "on {}", "at the {}", "on the {} side", "to the {}", "{}", "on far {}"]
-            ).format(side)
-            new = frame("", keep, where)
-            marked = replace(row, attributes=dict(row.attributes))
-            if root == objects[0] or not row.relations:
-                place = new.words.index(side, len(keep))
-                marked.attributes[-place - 1, root] = ""  # an added token
-                yield new, marked
-            if root == body[-1] and len(body) <= 3:
-                new = frame(
-                    chance.choice([side, f"far {side}", f"the {side}", "second", "the middle"]), body, ""
-                )
-                marked = replace(row, attributes=dict(row.attributes))
-                marked.attributes[-len(new.words) + len(body), root] = ""
-                yield new, marked
-    # "the dog is sleeping on a mat": "is the dog sleeping on a mat?"
-    verbs = [token for token in keep if words[token] in {"is", "are"}]
-    if len(verbs) == 1 and verbs[0] > 0 and row.heads[verbs[0]] in (root, verbs[0]):
-        be_at = verbs[0]
-        yield frame(words[be_at], [token for token in keep if token != be_at]), row
-    # "a man sitting on a bench": "who is sitting on a bench?"
-    if nominal and root + 1 < len(keep) and root == objects[0] and row.tags[root + 1] in {"VBG", "IN"}:
-        rest = keep[root + 1 :]
-        if not any((token, root) in row.attributes for token in rest) and len(objects) > 1:
-            asks = chance.choice(["who is", "what is", "what are", "who are"])
-            yield frame(asks, rest), row
-    # "a cup on a table": "a cup left of a table"
-    plains = [
-        (pair, relation)
-        for pair, relation in row.relations.items()
-        if relation in {">on", ">near", ">next to", ">behind", ">in", ">beside", ">under", ">above"}
-    ]
-    if plains:
-        (first, second), relation = chance.choice(plains)
-        size = len(relation[1:].split())
-        at = next(
-            (
-                token
-                for token in range(first + 1, second)
-                if words[token : token + size] == relation[1:].split()
-            ),
-            None,
-        )
-        if at is not None and all(words[token] not in {"it", "them"} for token in keep):
-            said = chance.choice(SPATIAL)
-            verb = [be] if nominal and first == root and at == root + 1 and chance.random() < 0.4 else []
-            new = [*verb, *said.split()]
-            whole = Frame(
-                [*words[:at], *new, *words[at + size :]],
-                [*keep[:at], *[-1] * len(new), *keep[at + size :]],
-            )
-            changed = replace(row, relations={**row.relations, (first, second): ">" + plain_sides(said)})
-            if verb and chance.random() < 0.5:  # "is the cup left of a table?"
-                whole = Frame(
-                    [be, *(w for i, w in enumerate(whole.words) if i != at), "?"],
-                    [-1, *(o for i, o in enumerate(whole.origin) if i != at), -1],
-                )
-            yield whole, changed
+    framing = _Framing(row, words, roots[0], chance)
+    if framing.is_nominal and framing.body and words[0] not in {"there", "this", "it"}:
+        yield framing.question(), row
+        if len(words) <= 7:
+            yield from framing.with_side()
+    yield from ((frame, row) for frame in framing.inverted())
+    yield from ((frame, row) for frame in framing.subject_asked())
+    yield from framing.otherwise_placed()
 
 
 def framed(rows: Sequence[Aligned], nlp: Any, share: float, chance: random.Random) -> list[Aligned]:
@@ -617,14 +653,14 @@ class Names:
     outcomes: list[str]
 
 
-def learn_names(rows: Sequence[Aligned], vocabulary: Vocabulary) -> Names:
+def learn_names(rows: Sequence[Aligned], vocabulary: Vocabulary, wording: FactualWording) -> Names:
     """The outcomes that occur often enough; predicates only where no reading gives them."""
     roles = Counter(role for row in rows for role in row.roles)
     forms = Counter(form for row in rows for form in row.attributes.values() if form)
     predicates = Counter[str]()
     for row, readings in zip(rows, all_readings(rows, vocabulary), strict=True):
         for pair, relation in row.relations.items():
-            if not _matching(relation, readings.get(pair, {})):
+            if not _matching(relation, readings.get(pair, {}), wording):
                 predicates[relation] += 1
     fixed = [NO_OBJECT, OBJECT, PART, JOINED, SAME]
     return Names(
@@ -638,12 +674,12 @@ def learn_names(rows: Sequence[Aligned], vocabulary: Vocabulary) -> Names:
     )
 
 
-def _matching(relation: str, readings: dict[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+def _matching(relation: str, readings: dict[str, Reading], wording: FactualWording) -> list[str]:
     """The outcomes whose reading says a relation, as it stands or as annotators word it."""
     return [
         f"{relation[0]}@{name}"
         for name, (said, _) in readings.items()
-        if relation[1:] in (plain_sides(said), reading.factual(said))
+        if relation[1:] in (plain_sides(said), wording.predicate(said))
     ]
 
 
@@ -666,7 +702,9 @@ class Targets:
     relations: list[list[int]]
 
 
-def targets_of(rows: Sequence[Aligned], names: Names, vocabulary: Vocabulary) -> list[Targets]:
+def targets_of(
+    rows: Sequence[Aligned], names: Names, vocabulary: Vocabulary, wording: FactualWording
+) -> list[Targets]:
     """Targets of aligned captions."""
     role_number = {name: number for number, name in enumerate(names.roles)}
     form_number = {name: number for number, name in enumerate(names.forms)}
@@ -689,7 +727,8 @@ def targets_of(rows: Sequence[Aligned], names: Names, vocabulary: Vocabulary) ->
             relation = row.relations.get((first, second))
             right = [0]
             if relation is not None:
-                right = [outcome_number[name] for name in _matching(relation, readings[first, second])]
+                matching = _matching(relation, readings[first, second], wording)
+                right = [outcome_number[name] for name in matching]
                 if not right and relation in outcome_number:
                     right = [outcome_number[relation]]
             if right:
@@ -784,7 +823,7 @@ class SmallNetwork(nn.Module):
         features, heads, mask = inputs
         shown: torch.Tensor | float = 1.0
         read: torch.Tensor | float = 1.0
-        if self.training:  # a word, or the parse of a text, is hidden now and then
+        if self.training:  # a word, or the parse of a text, is sometimes hidden
             shown = (torch.rand(*features.shape[:2], 1) > 0.1).float()
             read = (torch.rand(len(features), 1, 1) > 0.05).float()
         parts = [
@@ -1109,7 +1148,7 @@ def fit(
     """
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     gc.collect()
-    gc.freeze()  # a million arrays of targets need not be looked at again and again
+    gc.freeze()  # the collector need not scan a million arrays of targets again and again
     rates = [group["lr"] for group in optimizer.param_groups]
     # What is kept is the running mean of the weights (Polyak & Juditsky 1992), which is steadier.
     mean = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -1183,6 +1222,7 @@ class Judge:
     rows: Sequence[Aligned]
     names: Names
     vocabulary: Vocabulary
+    wording: FactualWording
 
     def __call__(self, model: Any, batches: Callable[[Sequence[int]], Any]) -> str:
         model.eval()
@@ -1192,13 +1232,14 @@ class Judge:
                 states = model(batches(range(begin, begin + len(rows)))).float()
             return choices_of(model.heads, states, [len(row.words) for row in rows], self.names)
 
-        return score_of(Outcomes(self.names, self.vocabulary), choices, self.rows)
+        return score_of(Outcomes(self.names, self.vocabulary), choices, self.rows, self.wording)
 
 
 def score_of(
     network: GraphNetwork | Outcomes,
     choices: Callable[[int, Sequence[Aligned], ParsedBatch], Choices],
     rows: Sequence[Aligned],
+    wording: FactualWording,
 ) -> str:
     """Score of graphs in FACTUAL's wording; `choices` gives those of the rows from a number on."""
     found: list[Tuples] = []
@@ -1208,14 +1249,14 @@ def score_of(
         tags = [tag for row in part for tag in row.tags]
         words = [row.words for row in part]
         chosen = choices(begin, part, batch)
-        graphs = read_graphs(network, batch, chosen, words, tags.__getitem__, "factual")  # type: ignore[arg-type]
+        graphs = decode_graphs(network, batch, chosen, words, tags.__getitem__, wording)  # type: ignore[arg-type]
         found += map(graph_tuples, graphs)
     result = score(found, [row.gold for row in rows])
     return f"F1 {100 * result.f1:.2f}, exact {100 * result.exact:.2f}"
 
 
 class Outcomes:
-    """What `read_graphs` needs to know of a network: the names of its outcomes."""
+    """What `decode_graphs` needs to know of a network: the names of its outcomes."""
 
     def __init__(self, names: Names, vocabulary: Vocabulary) -> None:
         self.roles, self.forms, self.outcomes = tuple(names.roles), tuple(names.forms), tuple(names.outcomes)
@@ -1270,8 +1311,8 @@ def word_vectors(
     return words, np.concatenate([np.zeros((1, width)), vectors]).astype(np.float32)
 
 
-def main() -> None:
-    """Read the options, align, train, write."""
+def read_options() -> argparse.Namespace:
+    """The options of the command line."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -1280,7 +1321,7 @@ def main() -> None:
     options.add_argument("--encoder", help="directory or hub id of a BERT-type encoder to learn from as well")
     options.add_argument("--encoder-epochs", type=int, default=4)
     options.add_argument(
-        "--encoder-state", type=Path, help="encoder.pt of an earlier run of the same options, to go on from"
+        "--encoder-state", type=Path, help="encoder.pt of an earlier run with the same options, to start from"
     )
     options.add_argument("--epochs", type=int, default=10)
     options.add_argument("--exchanged", type=int, default=80_000, help="captions with words exchanged")
@@ -1289,88 +1330,85 @@ def main() -> None:
     options.add_argument("--layers", type=int, default=3)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--seed", type=int, default=1)
-    arguments = options.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    chance = random.Random(arguments.seed)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    return options.parse_args()
 
-    vocabulary = Vocabulary(TAGS, LABELS)
-    pairs = read_factual(arguments.captions)
-    nlp = CaptionParser.pipeline()
+
+def aligned_captions(path: Path, nlp: Any, vocabulary: Vocabulary, hold_out: int) -> list[Aligned]:
+    """The captions of a FACTUAL file with their graphs; the last `hold_out` teach no other names."""
+    pairs = read_factual(path)
     texts = (" ".join(caption.split()) for caption, _ in pairs)
     rows = [of_document(doc) for doc in nlp.pipe(texts, batch_size=256)]
     graphs = [graph for _, graph in pairs]
-    cut = len(rows) - arguments.hold_out
+    cut = len(rows) - hold_out
     renamed = renamings(rows[:cut], graphs[:cut], vocabulary)
-    rows = [align(row, graph, vocabulary, renamed) for row, graph in zip(rows, graphs, strict=True)]
-    train, held = rows[:cut], rows[cut:]
-    wording = learn_wording(train, vocabulary)
-    (arguments.output / "wording.json").write_text(json.dumps(wording, indent=0, sort_keys=True) + "\n")
-    reading.use_factual_words(wording)
-    names = learn_names(train, vocabulary)
-    train += framed(train, nlp, 0.12, chance)
-    print(
-        f"{cut} captions, {len(train) - cut} questions and expressions made of them; {len(names.roles)} roles"
-        f",  {len(names.forms)} forms, {len(names.outcomes)} outcomes, {len(wording)} rewordings",
-        flush=True,
-    )
-    targets = targets_of(train, names, vocabulary)
-    lengths = [len(row.words) for row in train]
-    judge = Judge(held, names, vocabulary)
+    return [align(row, graph, vocabulary, renamed) for row, graph in zip(rows, graphs, strict=True)]
 
-    encoder, tokenizer = None, None
-    soft: list[Soft] = []
-    everything = list(train)
-    if arguments.encoder:
-        from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(arguments.encoder)
-        encoder = Encoder(arguments.encoder, names)
-        shown = encoder_inputs(train, tokenizer, vocabulary)
-        shown_held = encoder_inputs(held, tokenizer, vocabulary)
+def train_encoder(
+    arguments: argparse.Namespace, train: Sequence[Aligned], targets: Sequence[Targets], judge: Judge
+) -> tuple[Encoder, Any]:
+    """The encoder, fine-tuned on the captions or read from `--encoder-state`, and its tokenizer."""
+    from transformers import AutoTokenizer
 
-        def encoder_loss(batch: list[int]) -> torch.Tensor:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                states = encoder(collate_encoder([shown[number] for number in batch]))
-            return loss_of(encoder.heads, states.float(), [targets[number] for number in batch])
+    tokenizer = AutoTokenizer.from_pretrained(arguments.encoder)
+    encoder = Encoder(arguments.encoder, judge.names)
+    inputs = encoder_inputs(train, tokenizer, judge.vocabulary)
+    held_inputs = encoder_inputs(judge.rows, tokenizer, judge.vocabulary)
 
-        if arguments.encoder_state:
-            encoder.load_state_dict(torch.load(arguments.encoder_state, weights_only=True))
-        else:
-            fit(
-                encoder,
-                lengths,
-                encoder_loss,
-                [
-                    {"params": encoder.bert.parameters(), "lr": 1.5e-4},
-                    {
-                        "params": [p for n, p in encoder.named_parameters() if not n.startswith("bert.")],
-                        "lr": 1e-3,
-                    },
-                ],
-                arguments.encoder_epochs,
-                32,
-                random.Random(arguments.seed),
-                lambda: judge(encoder, lambda numbers: collate_encoder([shown_held[n] for n in numbers])),
-            )
-            torch.save(encoder.state_dict(), arguments.output / "encoder.pt")
-        print("encoder:", judge(encoder, lambda ns: collate_encoder([shown_held[n] for n in ns])), flush=True)
-        everything += exchanged(train, arguments.exchanged, nlp, random.Random(arguments.seed + 1))
-        inputs = encoder_inputs(everything, tokenizer, vocabulary)
-        soft = soft_targets(
-            encoder, lambda numbers: collate_encoder([inputs[n] for n in numbers]), everything, names
+    def loss(batch: list[int]) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            states = encoder(collate_encoder([inputs[number] for number in batch]))
+        return loss_of(encoder.heads, states.float(), [targets[number] for number in batch])
+
+    def report() -> str:
+        return judge(encoder, lambda numbers: collate_encoder([held_inputs[n] for n in numbers]))
+
+    if arguments.encoder_state:
+        encoder.load_state_dict(torch.load(arguments.encoder_state, weights_only=True))
+    else:
+        own = [p for name, p in encoder.named_parameters() if not name.startswith("bert.")]
+        fit(
+            encoder,
+            [len(row.words) for row in train],
+            loss,
+            [{"params": encoder.bert.parameters(), "lr": 1.5e-4}, {"params": own, "lr": 1e-3}],
+            arguments.encoder_epochs,
+            32,
+            random.Random(arguments.seed),
+            report,
         )
-        print(f"{len(soft)} texts labelled", flush=True)
+        torch.save(encoder.state_dict(), arguments.output / "encoder.pt")
+    print("encoder:", report(), flush=True)
+    return encoder, tokenizer
 
-    words, vectors = word_vectors(train, encoder, tokenizer, 64)
+
+def train_small(
+    arguments: argparse.Namespace,
+    rows: Sequence[Aligned],
+    targets: Sequence[Targets],
+    soft: Sequence[Soft],
+    words: Sequence[str],
+    vectors: np.ndarray,
+    judge: Judge,
+) -> SmallNetwork:
+    """The small network, trained on annotated captions and on what an encoder says of all.
+
+    Args:
+        arguments: The options.
+        rows: The captions, annotated ones first.
+        targets: Of the annotated ones.
+        soft: What the encoder says of each of `rows`; empty without an encoder.
+        words: Known words.
+        vectors: (1 + words, width) as of `word_vectors`.
+        judge: Reports on captions set aside.
+    """
     known = {word: number for number, word in enumerate(words, start=1)}
-    small = SmallNetwork(names, vectors, arguments.width, arguments.layers)
-    inputs_small = small_inputs(everything, known, vocabulary)
-    held_small = small_inputs(held, known, vocabulary)
+    small = SmallNetwork(judge.names, vectors, arguments.width, arguments.layers)
+    inputs = small_inputs(rows, known, judge.vocabulary)
+    held_inputs = small_inputs(judge.rows, known, judge.vocabulary)
 
-    def small_loss(batch: list[int]) -> torch.Tensor:
-        states = small(collate_small([inputs_small[number] for number in batch]))
+    def loss(batch: list[int]) -> torch.Tensor:
+        states = small(collate_small([inputs[number] for number in batch]))
         if not soft:
             return loss_of(small.heads, states, [targets[number] for number in batch])
         total = soft_loss(small.heads, states, [soft[number] for number in batch])
@@ -1382,28 +1420,56 @@ def main() -> None:
 
     fit(
         small,
-        [len(row.words) for row in everything],
-        small_loss,
+        [len(row.words) for row in rows],
+        loss,
         [{"params": small.parameters(), "lr": 2e-3}],
         arguments.epochs,
         64,
         random.Random(arguments.seed + 2),
-        lambda: judge(small, lambda numbers: collate_small([held_small[n] for n in numbers])),
+        lambda: judge(small, lambda numbers: collate_small([held_inputs[n] for n in numbers])),
     )
-    write_network(
-        arguments.output / "scene_graph.npz",
-        small.arrays(),
-        {
-            "roles": names.roles,
-            "forms": names.forms,
-            "outcomes": names.outcomes,
-            "tags": TAGS,
-            "labels": LABELS,
-            "words": words,
-        },
+    return small
+
+
+def main() -> None:
+    """Read the options, align, train, write."""
+    arguments = read_options()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    vocabulary, nlp = Vocabulary(TAGS, LABELS), CaptionParser.pipeline()
+    rows = aligned_captions(arguments.captions, nlp, vocabulary, arguments.hold_out)
+    cut = len(rows) - arguments.hold_out
+    train, held = rows[:cut], rows[cut:]
+    wording = learn_wording(train, vocabulary)
+    written = json.dumps(wording.replaced, indent=0, sort_keys=True)
+    (arguments.output / "wording.json").write_text(written + "\n")
+    names = learn_names(train, vocabulary, wording)
+    train += framed(train, nlp, 0.12, random.Random(arguments.seed))
+    print(
+        f"{cut} captions, {len(train) - cut} questions and expressions made of them;"
+        f" {len(names.roles)} roles, {len(names.forms)} forms, {len(names.outcomes)} outcomes,"
+        f" {len(wording.replaced)} rewordings",
+        flush=True,
     )
+    targets = targets_of(train, names, vocabulary, wording)
+    judge = Judge(held, names, vocabulary, wording)
+    encoder, tokenizer, everything = None, None, train
+    soft: list[Soft] = []
+    if arguments.encoder:
+        encoder, tokenizer = train_encoder(arguments, train, targets, judge)
+        everything = train + exchanged(train, arguments.exchanged, nlp, random.Random(arguments.seed + 1))
+        inputs = encoder_inputs(everything, tokenizer, vocabulary)
+        soft = soft_targets(
+            encoder, lambda numbers: collate_encoder([inputs[n] for n in numbers]), everything, names
+        )
+        print(f"{len(soft)} texts labelled", flush=True)
+    words, vectors = word_vectors(train, encoder, tokenizer, 64)
+    small = train_small(arguments, everything, targets, soft, words, vectors, judge)
+    stored = {**vars(names), "tags": TAGS, "labels": LABELS, "words": words}
+    write_network(arguments.output / "scene_graph.npz", small.arrays(), stored)
     network = read_network(arguments.output / "scene_graph.npz")
-    print("written:", score_of(network, lambda _, __, batch: network(batch), held), flush=True)
+    print("written:", score_of(network, lambda _, __, batch: network(batch), held, wording), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Rules from a dependency parse to the objects, attributes and relations of a caption.
 
-`train_parser.py` finds out with them which parses are right: those from which they read the very graph that
-an annotator drew. tbkin itself reads graphs with a network, see `train_scene_graphs.py`.
+`train_parser.py` uses them to find the parses that are right: those from which they read exactly the graph
+that an annotator drew. tbkin itself reads graphs with a network, see `train_scene_graphs.py`.
 
 The rules read Penn tags and the ClearNLP-like dependency labels of spaCy's own English pipelines.
 """
@@ -82,10 +82,6 @@ _SIDE_PHRASE = re.compile(
     r"(?<!\S)(?:on|in|at|to|from) (?:the |your )?(?:far |very )?(?:left|right)(?: (?:hand )?side)?(?!\S)"
 )
 SIDES = frozenset({"left", "right", "middle", "center", "centre", "top", "bottom", "far", "near"})
-_TO_SIDE = re.compile(r"(?:(?<=^)|(?<= ))(?:to|on|at) (?=(?:left|right) of$)")
-_DOUBT = 0.3
-_NEGLIGIBLE = 0.01
-_PLAIN_PREDICATES = frozenset({"have", "wear"})
 _ARTICLES = frozenset({"the", "a", "an", "his", "her", "its", "their"})
 # A prepositional phrase after coordinated nouns usually holds of all of them, unless it is one of these.
 _CLOSE_PREPOSITIONS = frozenset({"with", "of", "without"})
@@ -325,6 +321,33 @@ class Sentence:
         return words, tokens
 
 
+@dataclass
+class Clause:
+    """A verb with what was found of it.
+
+    Attributes:
+        verb, lemma: Its token, and its base form ("be" for every form of that).
+        subjects: Objects that it is said of.
+        words, tokens: What it gives to a predicate; nothing for "be".
+        direct: Its direct objects.
+        is_be: Whether it is a form of "be".
+        is_relative: Whether it speaks of the noun before it and has a subject of its own.
+        stranded: Prepositions without an object, as (words, tokens).
+        found: Whether some relation came of it.
+    """
+
+    verb: int
+    lemma: str
+    subjects: list[int]
+    words: list[str]
+    tokens: tuple[int, ...]
+    direct: list[int]
+    is_be: bool
+    is_relative: bool
+    stranded: list[tuple[list[str], tuple[int, ...]]] = field(default_factory=list)
+    found: bool = False
+
+
 class GraphReader:
     """Applies the rules to one sentence."""
 
@@ -406,10 +429,6 @@ class GraphReader:
                     return
                 if found.startswith("~"):
                     subject, other, found = other, subject, found[1:]
-                if found.startswith("="):
-                    self._add_attribute(subject, self.object_at[other].name, (other,))
-                    self.dropped.add(other)
-                    return
                 predicate = found
         self.relations.setdefault((subject, predicate, other), tokens)
 
@@ -537,7 +556,7 @@ class GraphReader:
     # -- passes
 
     def prepare(self) -> None:
-        """Settle what is nominal; then `modifiers` are to be decided."""
+        """Settle which tokens are nominal, and what partitives and pronouns stand for."""
         if not any(self.nominal) and len(self.s.words) <= SHORT_TEXT:
             self._guess_object()
         self._find_partitives()
@@ -749,11 +768,6 @@ class GraphReader:
             name = lemmatize_verb(word, self.lexicon.verb_lemmas)
             self._add_relation(noun, f"{name} with", modifier - 1, (modifier,))
             return
-        if kind in {"part", "object"}:
-            for kid in s.kids[modifier]:
-                if kid < modifier and not self.nominal[kid] and depth < 8:
-                    self._modifier(modifier, kid, depth + 1)
-            return
         if kind in {"have", "in"}:
             name = lemmatize_noun(word, self.lexicon.noun_lemmas)
             self.object_at.setdefault(modifier, TextObject(modifier, (modifier, modifier + 1), name))
@@ -835,7 +849,6 @@ class GraphReader:
 
     def _raw_relation(self, subject: int, predicate: str, other: int, tokens: tuple[int, ...]) -> None:
         if subject != other and subject in self.object_at and other in self.object_at:
-            self.worded.setdefault((subject, other), (predicate, tokens))
             self.relations.setdefault((subject, predicate, other), tokens)
 
     # -- clauses
@@ -907,110 +920,129 @@ class GraphReader:
         return []
 
     def _verb(self, verb: int) -> None:
+        """The relations and attributes that a verb gives its subjects."""
         s = self.s
-        subjects = self._subjects_of(verb)
         is_be = s.words[verb] in BE_FORMS
         lemma = "be" if is_be else lemmatize_verb(s.words[verb], self.lexicon.verb_lemmas)
-        passive = s.tags[verb] == "VBN" and not any(
-            s.labels[kid] == "aux" and s.words[kid] in {"has", "have", "had"} for kid in s.kids[verb]
-        )
         particles = [kid for kid in s.kids[verb] if s.labels[kid] == "prt"]
-        predicate_words = [] if is_be else [lemma, *[s.words[kid] for kid in particles]]
-        predicate_tokens: tuple[int, ...] = () if is_be else (verb, *particles)
-        found = False
         own_subject = any(
             s.labels[kid] in {"nsubj", "nsubjpass"} and self.nominal[kid] for kid in s.kids[verb]
         )
-        direct = [
-            other
-            for kid in s.kids[verb]
-            if s.labels[kid] == "dobj" and kid > verb and not is_be
-            for other in self._resolve(kid, verb)
-            if other in self.object_at
-        ]
-        relative = s.labels[verb] in {"relcl", "acl"} and own_subject
-        stranded: list[tuple[list[str], tuple[int, ...]]] = []
+        clause = Clause(
+            verb,
+            lemma,
+            self._subjects_of(verb),
+            words=[] if is_be else [lemma, *[s.words[kid] for kid in particles]],
+            tokens=() if is_be else (verb, *particles),
+            direct=[
+                other
+                for kid in s.kids[verb]
+                if s.labels[kid] == "dobj" and kid > verb and not is_be
+                for other in self._resolve(kid, verb)
+                if other in self.object_at
+            ],
+            is_be=is_be,
+            is_relative=s.labels[verb] in {"relcl", "acl"} and own_subject,
+        )
         for kid in s.kids[verb]:
-            label = s.labels[kid]
-            if label in {"dobj", "dative", "oprd"} or (
-                label in {"attr", "npadvmod"} and not is_be and kid > verb
-            ):
-                for other in self._resolve(kid, verb):
-                    if label == "dobj" and is_be:
-                        continue
-                    for subject in subjects:
-                        found = True
-                        if other in self.object_at:
-                            self._add_relation(subject, " ".join(predicate_words), other, predicate_tokens)
-                if s.labels[kid] == "dative" and s.tags[kid] == "IN":
-                    found |= self._verb_preposition(subjects, predicate_words, predicate_tokens, kid)
-            elif label == "side":
-                place, name = s.sides[kid]
-                for subject in subjects:
-                    if subject in self.object_at:
-                        self.attributes.setdefault((subject, name), (place,))
-            elif label == "agent":
-                for _, tokens, objects in self._prepositional(kid):
-                    for subject, other in itertools.product(subjects, objects):
-                        found = True
-                        self._add_relation(other, lemma, subject, (verb, *tokens))
-            elif label == "prep":
-                if s.words[kid] == "by" and passive:
-                    for _, tokens, objects in self._prepositional(kid):
-                        for subject, other in itertools.product(subjects, objects):
-                            found = True
-                            self._add_relation(subject, f"{lemma} by", other, (verb, *tokens))
-                    continue
-                if self._verb_preposition(subjects, predicate_words, predicate_tokens, kid, direct):
-                    found = True
-                elif not s.kids[kid] or kid in s.folded:
-                    stranded.append(s.preposition(kid))
-            elif label in {"advmod", "prt"}:
-                if label == "advmod" and kid > verb and not s.kids[kid] and s.words[kid] in STRANDED:
-                    stranded.append(([s.words[kid]], (kid,)))
-                for below in s.kids[kid]:
-                    if s.labels[below] == "prep":
-                        found |= self._verb_preposition(
-                            subjects, [*predicate_words, s.words[kid]], (*predicate_tokens, kid), below
-                        )
-                if is_be and label == "advmod" and s.words[kid] in PARTICLES and kid > verb and not relative:
-                    for subject in subjects:
-                        self._add_attribute(subject, s.words[kid], (kid,))
-            elif label in {"acomp", "attr"} or (
-                is_be and label in {"ccomp", "xcomp"} and s.tags[kid] in {"VBN", "JJ"}
-            ):
-                if self.nominal[kid] and is_be:
-                    self._nominal_predicate(subjects, kid)
-                elif not self.nominal[kid]:
-                    self._adjective(subjects, kid)
-        if relative and self.nominal[s.heads[verb]]:
-            antecedent = self.partitive_of.get(s.heads[verb], s.heads[verb])
-            if stranded:
-                words, tokens = stranded[-1]
-                for subject in subjects:
-                    self._add_relation(
-                        subject,
-                        " ".join([*predicate_words, *words]),
-                        antecedent,
-                        (*predicate_tokens, *tokens),
-                    )
-                found = True
-            elif not found and not is_be:
-                for subject in subjects:
-                    self._add_relation(subject, " ".join(predicate_words), antecedent, predicate_tokens)
-                found = True
-        has_clause = any(s.labels[kid] == "xcomp" and s.tags[kid] in VERB_TAGS for kid in s.kids[verb])
-        if (
-            not found
-            and not is_be
-            and not has_clause
-            and lemma not in {"have", "do", "seem", "appear", "look", "get"}
+            self._verb_dependent(clause, kid)
+        if clause.is_relative and self.nominal[s.heads[verb]]:
+            self._antecedent_as_object(clause)
+        if not clause.found and not is_be:
+            self._verb_alone(clause)
+
+    def _verb_dependent(self, clause: Clause, kid: int) -> None:
+        """What hangs from a verb."""
+        s, subjects = self.s, clause.subjects
+        label = s.labels[kid]
+        if label in {"dobj", "dative", "oprd"} or (
+            label in {"attr", "npadvmod"} and not clause.is_be and kid > clause.verb
         ):
-            name = s.words[verb] if s.tags[verb] in {"VBG", "VBN"} else lemma
-            if stranded and s.labels[verb] != "relcl":
-                name = " ".join([name, *stranded[-1][0]]) if stranded[-1][0][0] in {"by"} else name
+            for other in self._resolve(kid, clause.verb):
+                if label == "dobj" and clause.is_be:
+                    continue
+                for subject in subjects:
+                    clause.found = True
+                    self._add_relation(subject, " ".join(clause.words), other, clause.tokens)
+            if label == "dative" and s.tags[kid] == "IN":
+                clause.found |= self._verb_preposition(subjects, clause.words, clause.tokens, kid)
+        elif label == "side":
+            place, name = s.sides[kid]
             for subject in subjects:
-                self._add_attribute(subject, name, (verb,))
+                if subject in self.object_at:
+                    self.attributes.setdefault((subject, name), (place,))
+        elif label == "agent":
+            for _, tokens, objects in self._prepositional(kid):
+                for subject, other in itertools.product(subjects, objects):
+                    clause.found = True
+                    self._add_relation(other, clause.lemma, subject, (clause.verb, *tokens))
+        elif label == "prep":
+            self._verb_prepositional(clause, kid)
+        elif label in {"advmod", "prt"}:
+            self._verb_particle(clause, kid)
+        elif label in {"acomp", "attr"} or (
+            clause.is_be and label in {"ccomp", "xcomp"} and s.tags[kid] in {"VBN", "JJ"}
+        ):
+            if self.nominal[kid] and clause.is_be:
+                self._nominal_predicate(subjects, kid)
+            elif not self.nominal[kid]:
+                self._adjective(subjects, kid)
+
+    def _verb_prepositional(self, clause: Clause, kid: int) -> None:
+        s, verb = self.s, clause.verb
+        passive = s.tags[verb] == "VBN" and not any(
+            s.labels[other] == "aux" and s.words[other] in {"has", "have", "had"} for other in s.kids[verb]
+        )
+        if s.words[kid] == "by" and passive:
+            for _, tokens, objects in self._prepositional(kid):
+                for subject, other in itertools.product(clause.subjects, objects):
+                    clause.found = True
+                    self._add_relation(subject, f"{clause.lemma} by", other, (verb, *tokens))
+        elif self._verb_preposition(clause.subjects, clause.words, clause.tokens, kid, clause.direct):
+            clause.found = True
+        elif not s.kids[kid] or kid in s.folded:
+            clause.stranded.append(s.preposition(kid))
+
+    def _verb_particle(self, clause: Clause, kid: int) -> None:
+        s, label, word = self.s, self.s.labels[kid], self.s.words[kid]
+        after_verb = kid > clause.verb
+        if label == "advmod" and after_verb and not s.kids[kid] and word in STRANDED:
+            clause.stranded.append(([word], (kid,)))
+        for below in s.kids[kid]:
+            if s.labels[below] == "prep":
+                clause.found |= self._verb_preposition(
+                    clause.subjects, [*clause.words, word], (*clause.tokens, kid), below
+                )
+        if clause.is_be and label == "advmod" and word in PARTICLES and after_verb and not clause.is_relative:
+            for subject in clause.subjects:
+                self._add_attribute(subject, word, (kid,))
+
+    def _antecedent_as_object(self, clause: Clause) -> None:
+        """As in "the bench that a man sits on": the noun that a relative clause speaks of is its object."""
+        above = self.s.heads[clause.verb]
+        antecedent = self.partitive_of.get(above, above)
+        if clause.stranded:
+            words, tokens = clause.stranded[-1]
+            predicate, where = " ".join([*clause.words, *words]), (*clause.tokens, *tokens)
+        elif not clause.found and not clause.is_be:
+            predicate, where = " ".join(clause.words), clause.tokens
+        else:
+            return
+        for subject in clause.subjects:
+            self._add_relation(subject, predicate, antecedent, where)
+        clause.found = True
+
+    def _verb_alone(self, clause: Clause) -> None:
+        """As in "a man standing": a verb without objects is an attribute."""
+        s, verb = self.s, clause.verb
+        has_clause = any(s.labels[kid] == "xcomp" and s.tags[kid] in VERB_TAGS for kid in s.kids[verb])
+        if has_clause or clause.lemma in {"have", "do", "seem", "appear", "look", "get"}:
+            return
+        name = s.words[verb] if s.tags[verb] in {"VBG", "VBN"} else clause.lemma
+        if clause.stranded and s.labels[verb] != "relcl" and clause.stranded[-1][0][0] == "by":
+            name = " ".join([name, *clause.stranded[-1][0]])
+        for subject in clause.subjects:
+            self._add_attribute(subject, name, (verb,))
 
     def _verb_preposition(
         self,

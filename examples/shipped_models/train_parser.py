@@ -1,8 +1,9 @@
 """Train the caption parser that ships in `tbkin_core/resources/parser` (a spaCy pipeline of a few MB).
 
-    python examples/train_parser.py UD_English-EWT/ first/
-    python examples/train_parser.py UD_English-EWT/ second/ --captions FACTUAL/train.csv --teacher first/
-    python examples/train_parser.py UD_English-EWT/ parser/ --captions FACTUAL/train.csv --teacher second/
+    cd examples/shipped_models
+    python train_parser.py UD_English-EWT/ first/
+    python train_parser.py UD_English-EWT/ second/ --captions FACTUAL/train.csv --teacher first/
+    python train_parser.py UD_English-EWT/ parser/ --captions FACTUAL/train.csv --teacher second/
 
 The English Web Treebank (Universal Dependencies) is converted to the label scheme of spaCy's own English
 pipelines: prepositions head their objects, the copula heads its predicate, conjuncts form a chain. Captions
@@ -14,7 +15,7 @@ horse"). With `--captions`, captions with human-made scene graphs join in: those
 The output holds the pipeline (tok2vec, tagger, parser, attribute_ruler), `lemmas.json` (which
 `lemma_tables.py` makes of the treebank's and WordNet's words; `--lemmas-only` makes nothing else), and
 `lexicon.json`, what the rules in `caption_rules.py` know of compounds and of how annotators word relations;
-the rules only serve to find the captions that were parsed right.
+the rules serve only to find the captions that were parsed correctly.
 `train_scene_graphs.py` trains the network that reads the graphs.
 """
 
@@ -51,6 +52,7 @@ from tbkin_core.parsing.factual import (
     parse_factual_graph,
     read_factual,
 )
+from tbkin_core.parsing.text_graph import TextGraph
 
 ROOT = -1
 CONTENT_TAGS = {"NN", "NNS", "NNP", "NNPS"}
@@ -170,169 +172,205 @@ def read_conllu(path: Path) -> Iterator[Tree]:
                 rows = []
 
 
+class _Conversion:
+    """A tree on its way from one scheme to the other."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.words, self.tags, self.lemmas = tree.words, tree.tags, tree.lemmas
+        self.heads, self.labels = list(tree.heads), list(tree.labels)
+        self.size = len(tree.words)
+
+    def children_of(self, token: int) -> list[int]:
+        return [child for child in range(self.size) if self.heads[child] == token]
+
+    def head_last_word_of_names(self) -> None:
+        """Names: Universal Dependencies head the first word, ClearNLP the last."""
+        heads, labels = self.heads, self.labels
+        for token in range(self.size):
+            flat = [child for child in self.children_of(token) if labels[child] == "flat"]
+            if not flat or flat[0] < token:
+                continue
+            new_head = flat[-1]
+            for child in self.children_of(token):
+                if child != new_head:
+                    heads[child] = new_head
+            heads[new_head], labels[new_head] = heads[token], labels[token]
+            heads[token], labels[token] = new_head, "compound"
+
+    def chain_conjuncts(self) -> None:
+        """Conjuncts: from a star on the first one to a chain; a conjunction belongs to the one before it."""
+        words, heads, labels = self.words, self.heads, self.labels
+        for token in range(self.size):
+            conjuncts = [
+                child for child in self.children_of(token) if labels[child] == "conj" and child > token
+            ]
+            previous = token
+            for conjunct in conjuncts:
+                heads[conjunct] = previous
+                for child in self.children_of(conjunct):
+                    if child < conjunct and (
+                        labels[child] == "cc" or (labels[child] == "punct" and words[child] == ",")
+                    ):
+                        heads[child] = previous
+                previous = conjunct
+
+    def head_predicates_by_copula(self) -> None:
+        """`be` becomes the head of its predicate and takes what belongs to the clause."""
+        words, tags, heads, labels = self.words, self.tags, self.heads, self.labels
+        for predicate in range(self.size):
+            copulas = [child for child in self.children_of(predicate) if labels[child] == "cop"]
+            if not copulas:
+                continue
+            copula = copulas[-1]
+            is_adjective = tags[predicate] in ADJECTIVE_TAGS or tags[predicate] in {"VBN", "VBG"}
+            for child in self.children_of(predicate):
+                label = labels[child]
+                if child == copula:
+                    continue
+                clausal = label.split(":")[0] in {
+                    "nsubj", "csubj", "aux", "mark", "expl", "advcl", "parataxis", "discourse", "vocative",
+                    "ccomp",
+                } or label == "cop"  # fmt: skip
+                if label == "advmod":
+                    modifies = is_adjective and copula < child < predicate
+                    clausal = words[child].lower() in {"not", "n't", "also", "still", "just"} or not modifies
+                    if (
+                        not is_adjective
+                        and copula < child
+                        and child == predicate - 1
+                        and tags[predicate] == "RB"
+                    ):
+                        clausal = False
+                elif label.startswith("obl"):
+                    clausal = not is_adjective or child < copula
+                elif label in {"punct", "cc"}:
+                    clausal = child < copula or child > predicate
+                elif label == "conj":
+                    clausal = any(
+                        labels[other] == "cop" or labels[other].startswith("nsubj")
+                        for other in self.children_of(child)
+                    ) or (tags[child] in VERB_TAGS and not is_adjective)
+                if clausal:
+                    heads[child] = copula
+            if any(heads[child] == copula and labels[child] == "conj" for child in range(self.size)):
+                for child in self.children_of(predicate):
+                    if labels[child] == "cc":
+                        heads[child] = copula
+            heads[copula], labels[copula] = heads[predicate], labels[predicate]
+            heads[predicate] = copula
+            if tags[predicate] in ADJECTIVE_TAGS or tags[predicate] == "VBN":
+                labels[predicate] = "acomp"
+            elif tags[predicate] in {"RB", "WRB", "RBR", "RP"}:
+                labels[predicate] = "advmod"
+            elif tags[predicate] in VERB_TAGS:
+                labels[predicate] = "ccomp"
+            else:
+                labels[predicate] = "attr"
+
+    def head_objects_by_preposition(self) -> None:
+        """Prepositions head their objects."""
+        words, tags, heads, labels = self.words, self.tags, self.heads, self.labels
+        for noun in range(self.size):
+            cases = [
+                child
+                for child in self.children_of(noun)
+                if labels[child] == "case" and tags[child] != "POS" and child < noun
+            ]
+            if not cases:
+                continue
+            chain: list[int] = []
+            for case in cases:
+                chain.append(case)
+                chain.extend(
+                    child for child in self.children_of(case) if labels[child] == "fixed" and child < noun
+                )
+            label = labels[noun]
+            if label == "obl:agent" and words[chain[0]].lower() == "by":
+                new_label = "agent"
+            elif label in {"root", "conj", "appos", "parataxis"}:
+                new_label = label
+            else:
+                new_label = "prep"
+            before = heads[noun]
+            if (
+                label == "conj"
+                and before != ROOT
+                and labels[before] in {"pobj", "pcomp"}
+                and heads[before] < before
+            ):
+                before = heads[before]
+                for child in range(self.size):
+                    if heads[child] == heads[noun] and labels[child] == "cc" and child > heads[noun]:
+                        heads[child] = before
+            heads[chain[0]], labels[chain[0]] = before, new_label
+            for earlier, later in itertools.pairwise(chain):
+                heads[later], labels[later] = earlier, "prep"
+            # What stands before the preposition cannot hang below the noun in a projective tree.
+            for child in self.children_of(noun):
+                if child < chain[0]:
+                    heads[child] = chain[0]
+            heads[noun] = chain[-1]
+            labels[noun] = "pcomp" if tags[noun] in {"RB", "WRB", "IN"} or tags[noun] in VERB_TAGS else "pobj"
+            if new_label == "root":
+                for child in self.children_of(noun):
+                    if labels[child] in {"punct", "parataxis", "discourse"} and child > noun:
+                        heads[child] = chain[0]
+
+    def head_gerunds_by_preposition(self) -> None:
+        """Gerunds after a preposition ("without looking") become its complements."""
+        tags, heads, labels = self.tags, self.heads, self.labels
+        for verb in range(self.size):
+            if tags[verb] != "VBG" or labels[verb] not in {"advcl", "acl"}:
+                continue
+            below = self.children_of(verb)
+            marks = [child for child in below if labels[child] == "mark" and tags[child] == "IN"]
+            if len(marks) == 1 and not any(labels[child].startswith("nsubj") for child in below):
+                mark = marks[0]
+                heads[mark], labels[mark] = heads[verb], "prep"
+                heads[verb], labels[verb] = mark, "pcomp"
+
+    def relabel(self) -> None:
+        """The labels that depend on tags and neighbours, then those that `LABELS` renames."""
+        words, tags, heads, labels = self.words, self.tags, self.heads, self.labels
+        for token in range(self.size):
+            label = labels[token]
+            head = heads[token]
+            if label == "mark" and tags[token] == "TO":
+                label = "aux"
+            elif label == "advmod" and words[token].lower() in {"not", "n't", "n’t"}:
+                label = "neg"
+            elif label == "advmod" and head != ROOT and tags[head] == "CD":
+                label = "quantmod"
+            elif label == "xcomp":
+                if tags[token] in ADJECTIVE_TAGS:
+                    label = "acomp"
+                elif tags[token] in NOMINAL_TAGS:
+                    label = "oprd"
+            elif label == "nmod:desc":
+                label = "compound" if token < head else "appos"
+            elif label.startswith("nsubj") and head != ROOT and self.lemmas[head] == "be":
+                if any(heads[child] == head and labels[child] == "expl" for child in range(self.size)):
+                    label = "attr" if token > head else label
+            elif label == "acl" and token < head:
+                label = "amod"
+            elif label == "amod" and head != ROOT and tags[head] in VERB_TAGS:
+                label = "advmod"
+            labels[token] = LABELS.get(label, label)
+
+
 def convert(tree: Tree) -> Tree:
     """Universal Dependencies to the ClearNLP-like scheme of spaCy's English pipelines."""
-    words, tags = tree.words, tree.tags
-    heads, labels = list(tree.heads), list(tree.labels)
-    size = len(words)
-
-    def children_of(token: int) -> list[int]:
-        return [child for child in range(size) if heads[child] == token]
-
-    # Names: Universal Dependencies head the first word, ClearNLP the last.
-    for token in range(size):
-        flat = [child for child in children_of(token) if labels[child] == "flat"]
-        if not flat or flat[0] < token:
-            continue
-        new_head = flat[-1]
-        for child in children_of(token):
-            if child != new_head:
-                heads[child] = new_head
-        heads[new_head], labels[new_head] = heads[token], labels[token]
-        heads[token], labels[token] = new_head, "compound"
-
-    # Conjuncts: from a star on the first one to a chain; the conjunction belongs to the conjunct before it.
-    for token in range(size):
-        conjuncts = [child for child in children_of(token) if labels[child] == "conj" and child > token]
-        previous = token
-        for conjunct in conjuncts:
-            heads[conjunct] = previous
-            for child in children_of(conjunct):
-                if child < conjunct and (
-                    labels[child] == "cc" or (labels[child] == "punct" and words[child] == ",")
-                ):
-                    heads[child] = previous
-            previous = conjunct
-
-    # Copula: `be` becomes the head of its predicate and takes what belongs to the clause.
-    for predicate in range(size):
-        copulas = [child for child in children_of(predicate) if labels[child] == "cop"]
-        if not copulas:
-            continue
-        copula = copulas[-1]
-        is_adjective = tags[predicate] in ADJECTIVE_TAGS or tags[predicate] in {"VBN", "VBG"}
-        for child in children_of(predicate):
-            label = labels[child]
-            if child == copula:
-                continue
-            clausal = label.split(":")[0] in {
-                "nsubj", "csubj", "aux", "mark", "expl", "advcl", "parataxis", "discourse", "vocative",
-                "ccomp",
-            } or label == "cop"  # fmt: skip
-            if label == "advmod":
-                modifies = is_adjective and copula < child < predicate
-                clausal = words[child].lower() in {"not", "n't", "also", "still", "just"} or not modifies
-                if not is_adjective and copula < child and child == predicate - 1 and tags[predicate] == "RB":
-                    clausal = False
-            elif label.startswith("obl"):
-                clausal = not is_adjective or child < copula
-            elif label in {"punct", "cc"}:
-                clausal = child < copula or child > predicate
-            elif label == "conj":
-                clausal = any(
-                    labels[other] == "cop" or labels[other].startswith("nsubj")
-                    for other in children_of(child)
-                ) or (tags[child] in VERB_TAGS and not is_adjective)
-            if clausal:
-                heads[child] = copula
-        if any(heads[child] == copula and labels[child] == "conj" for child in range(size)):
-            for child in children_of(predicate):
-                if labels[child] == "cc":
-                    heads[child] = copula
-        heads[copula], labels[copula] = heads[predicate], labels[predicate]
-        heads[predicate] = copula
-        if tags[predicate] in ADJECTIVE_TAGS or tags[predicate] == "VBN":
-            labels[predicate] = "acomp"
-        elif tags[predicate] in {"RB", "WRB", "RBR", "RP"}:
-            labels[predicate] = "advmod"
-        elif tags[predicate] in VERB_TAGS:
-            labels[predicate] = "ccomp"
-        else:
-            labels[predicate] = "attr"
-
-    # Prepositions head their objects.
-    for noun in range(size):
-        cases = [
-            child
-            for child in children_of(noun)
-            if labels[child] == "case" and tags[child] != "POS" and child < noun
-        ]
-        if not cases:
-            continue
-        chain: list[int] = []
-        for case in cases:
-            chain.append(case)
-            chain.extend(child for child in children_of(case) if labels[child] == "fixed" and child < noun)
-        label = labels[noun]
-        if label == "obl:agent" and words[chain[0]].lower() == "by":
-            new_label = "agent"
-        elif label in {"root", "conj", "appos", "parataxis"}:
-            new_label = label
-        else:
-            new_label = "prep"
-        before = heads[noun]
-        if (
-            label == "conj"
-            and before != ROOT
-            and labels[before] in {"pobj", "pcomp"}
-            and heads[before] < before
-        ):
-            before = heads[before]
-            for child in range(size):
-                if heads[child] == heads[noun] and labels[child] == "cc" and child > heads[noun]:
-                    heads[child] = before
-        heads[chain[0]], labels[chain[0]] = before, new_label
-        for earlier, later in itertools.pairwise(chain):
-            heads[later], labels[later] = earlier, "prep"
-        # What stands before the preposition cannot hang below the noun in a projective tree.
-        for child in children_of(noun):
-            if child < chain[0]:
-                heads[child] = chain[0]
-        heads[noun] = chain[-1]
-        labels[noun] = "pcomp" if tags[noun] in {"RB", "WRB", "IN"} or tags[noun] in VERB_TAGS else "pobj"
-        if new_label == "root":
-            for child in children_of(noun):
-                if labels[child] in {"punct", "parataxis", "discourse"} and child > noun:
-                    heads[child] = chain[0]
-
-    # Gerunds after a preposition ("without looking").
-    for verb in range(size):
-        if tags[verb] != "VBG" or labels[verb] not in {"advcl", "acl"}:
-            continue
-        below = children_of(verb)
-        marks = [child for child in below if labels[child] == "mark" and tags[child] == "IN"]
-        if len(marks) == 1 and not any(labels[child].startswith("nsubj") for child in below):
-            mark = marks[0]
-            heads[mark], labels[mark] = heads[verb], "prep"
-            heads[verb], labels[verb] = mark, "pcomp"
-
-    for token in range(size):
-        label = labels[token]
-        head = heads[token]
-        if label == "mark" and tags[token] == "TO":
-            label = "aux"
-        elif label == "advmod" and words[token].lower() in {"not", "n't", "n’t"}:
-            label = "neg"
-        elif label == "advmod" and head != ROOT and tags[head] == "CD":
-            label = "quantmod"
-        elif label == "xcomp":
-            if tags[token] in ADJECTIVE_TAGS:
-                label = "acomp"
-            elif tags[token] in NOMINAL_TAGS:
-                label = "oprd"
-        elif label == "nmod:desc":
-            label = "compound" if token < head else "appos"
-        elif label.startswith("nsubj") and head != ROOT and tree.lemmas[head] == "be":
-            if any(heads[child] == head and labels[child] == "expl" for child in range(size)):
-                label = "attr" if token > head else label
-        elif label == "acl" and token < head:
-            label = "amod"
-        elif label == "amod" and head != ROOT and tags[head] in VERB_TAGS:
-            label = "advmod"
-        labels[token] = LABELS.get(label, label)
-    roots = [token for token in range(size) if heads[token] == ROOT]
+    conversion = _Conversion(tree)
+    conversion.head_last_word_of_names()
+    conversion.chain_conjuncts()
+    conversion.head_predicates_by_copula()
+    conversion.head_objects_by_preposition()
+    conversion.head_gerunds_by_preposition()
+    conversion.relabel()
+    heads, labels = conversion.heads, conversion.labels
+    roots = [token for token, head in enumerate(heads) if head == ROOT]
     if len(roots) != 1 or _has_cycle(heads):
-        raise ValueError(f"conversion broke the tree of {' '.join(words)!r}")
+        raise ValueError(f"conversion broke the tree of {' '.join(tree.words)!r}")
     labels[roots[0]] = "ROOT"
     return replace(tree, heads=heads, labels=labels)
 
@@ -445,6 +483,158 @@ def caption_like(tree: Tree, chance: random.Random) -> Tree | None:
     return tree.keep(tokens, root, reattached)
 
 
+class _Question:
+    """A question that is put together from a caption; its tokens as parallel lists.
+
+    Attributes:
+        tree: The caption, headed by a noun.
+        clause: What is said of the noun after it, a participle or preposition; None where nothing is.
+        subject: Tokens of the noun phrase.
+    """
+
+    def __init__(self, tree: Tree, root: int, clause: int | None, chance: random.Random) -> None:
+        self.tree, self.root, self.clause, self.chance = tree, root, clause, chance
+        self.subject = [token for token in tree.subtree(root) if token <= root]
+        self.rest = tree.subtree(clause) if clause is not None else []
+        self.clause_tag = tree.tags[clause] if clause is not None else ""
+        self.is_plural = tree.tags[root] == "NNS"
+        self.be, self.be_tag = ("are", "VBP") if self.is_plural else ("is", "VBZ")
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.heads: list[int] = []
+        self.labels: list[str] = []
+
+    def add(self, word: str, tag: str, label: str, head: int) -> int:
+        """One more word; returns its place."""
+        self.words.append(word)
+        self.tags.append(tag)
+        self.labels.append(label)
+        self.heads.append(head)
+        return len(self.words) - 1
+
+    def copy(self, tokens: Sequence[int], top: int, label: str, head: int) -> int:
+        """Tokens of the caption, of which `top` gets the label and head; returns its place."""
+        tree = self.tree
+        position = {token: len(self.words) + index for index, token in enumerate(tokens)}
+        for token in tokens:
+            if token == top:
+                self.add(tree.words[token], tree.tags[token], label, head)
+            else:
+                above = position.get(tree.heads[token], position[top])
+                self.add(tree.words[token], tree.tags[token], tree.labels[token], above)
+        return position[top]
+
+    def noun_phrase(self, label: str, head: int, determiner: str = "the") -> int:
+        """The caption's noun with a determiner; returns its place."""
+        tree, tokens = self.tree, self.subject
+        own = [
+            token
+            for token in tokens
+            if tree.heads[token] == self.root and tree.labels[token] in {"det", "poss", "nummod"}
+        ]
+        indefinite = own and own[0] == tokens[0] and tree.words[own[0]] in {"a", "an"}
+        if indefinite and determiner == "the":
+            tokens, own = tokens[1:], []
+        if own:
+            return self.copy(tokens, self.root, label, head)
+        place = self.add(determiner, "DT", "det", -2)
+        top = self.copy(tokens, self.root, label, head)
+        self.heads[place] = top
+        return top
+
+    def ask_with_verb(self, kind: str) -> int:
+        """With the verb of the clause; returns the place of the root."""
+        tree, clause, heads = self.tree, self.clause, self.heads
+        assert clause is not None
+        objects = [child for child in tree.children()[clause] if tree.labels[child] == "dobj"]
+        active = self.clause_tag == "VBG"
+        if kind == "what" and objects and active:  # what is the man holding
+            gone = set(tree.subtree(objects[0]))
+            rest = [token for token in self.rest if token not in gone]
+            before = [
+                self.add("what", "WP", "dobj", -2),
+                self.add(self.be, self.be_tag, "aux", -2),
+                self.noun_phrase("nsubj", -2),
+            ]
+        elif kind == "what":  # what is sitting on the table
+            rest = self.rest
+            before = [
+                self.add(self.chance.choice(["what", "who"]), "WP", "nsubj", -2),
+                self.add("is", "VBZ", "aux" if active else "auxpass", -2),
+            ]
+        else:  # is the man holding an umbrella
+            rest = self.rest
+            before = [
+                self.add(self.be, self.be_tag, "aux" if active else "auxpass", -2),
+                self.noun_phrase("nsubj" if active else "nsubjpass", -2),
+            ]
+        verb = self.copy(rest, clause, "ROOT", ROOT)
+        for place in before:
+            heads[place] = verb
+        return verb
+
+    def ask_with_preposition(self, kind: str) -> int:
+        """With a clause that is a prepositional phrase; returns the place of the root."""
+        assert self.clause is not None
+        if kind == "what":  # what is on the table
+            self.add("what", "WP", "nsubj", 1)
+            main = self.add("is", "VBZ", "ROOT", ROOT)
+        elif kind == "which":  # the cup is on the table
+            top = self.noun_phrase("nsubj", -2)
+            main = self.add(self.be, self.be_tag, "ROOT", ROOT)
+            self.heads[top] = main
+        else:  # is the cup on the table
+            main = self.add(self.be, self.be_tag, "ROOT", ROOT)
+            self.noun_phrase("nsubj", main)
+        self.copy(self.rest, self.clause, "prep", main)
+        return main
+
+    def ask_of_noun(self, kind: str) -> int:
+        """About the noun alone; returns the place of the root."""
+        if kind == "color":
+            self.add("what", "WDT", "det", 1)
+            self.add(self.chance.choice(["color", "color", "kind", "shape"]), "NN", "attr", 2)
+            main = self.add(self.be, self.be_tag, "ROOT", ROOT)
+            self.noun_phrase("nsubj", main)
+        elif kind == "where":
+            self.add("where", "WRB", "advmod", 1)
+            main = self.add(self.be, self.be_tag, "ROOT", ROOT)
+            self.noun_phrase("nsubj", main)
+        elif kind == "many":
+            main = self.ask_how_many()
+        else:
+            main = self.add(self.be, self.be_tag, "ROOT", ROOT)
+            self.add("there", "EX", "expl", main)
+            self.noun_phrase("attr", main, "any" if self.is_plural else "a")
+        return main
+
+    def ask_how_many(self) -> int:
+        """For the number of things; returns the place of the root."""
+        tree = self.tree
+        bare = [
+            token
+            for token in self.subject
+            if tree.heads[token] != self.root or tree.labels[token] not in {"det", "poss", "nummod"}
+        ]
+        self.add("how", "WRB", "advmod", 1)
+        many = self.add("many", "JJ", "amod", -2)
+        main = len(self.words) + len(bare)
+        self.heads[many] = self.copy(bare, self.root, "attr", main)
+        main = self.add("are", "VBP", "ROOT", ROOT)
+        if self.clause is not None and self.clause_tag == "IN":
+            self.copy(self.rest, self.clause, "prep", main)
+        else:
+            self.add("there", "EX", "expl", main)
+        return main
+
+    def finished(self) -> Tree | None:
+        """The question's tree; None where it came out as none."""
+        if min(self.heads) < ROOT or self.heads.count(ROOT) != 1 or _has_cycle(self.heads):
+            return None
+        spaces = [True] * len(self.words)
+        return Tree(self.words, self.words, self.tags, self.heads, self.labels, spaces)
+
+
 def question(tree: Tree, chance: random.Random) -> Tree | None:
     """A question about a caption ("what is the man holding ?", "is the cup on the table ?"), or None."""
     root = tree.heads.index(ROOT)
@@ -463,136 +653,25 @@ def question(tree: Tree, chance: random.Random) -> Tree | None:
         tree.labels[child] == "det" and tree.words[child] in {"some", "no", "another"} for child in children
     ):
         return None
-    subject = [token for token in tree.subtree(root) if token <= root]
     if any(child < root and tree.subtree(child)[-1] > root for child in children):
         return None
-    words: list[str] = []
-    tags: list[str] = []
-    heads: list[int] = []
-    labels: list[str] = []
-
-    def add(word: str, tag: str, label: str, head: int) -> int:
-        words.append(word)
-        tags.append(tag)
-        labels.append(label)
-        heads.append(head)
-        return len(words) - 1
-
-    def copy(tokens: Sequence[int], top: int, label: str, head: int) -> int:
-        position = {token: len(words) + index for index, token in enumerate(tokens)}
-        for token in tokens:
-            if token == top:
-                add(tree.words[token], tree.tags[token], label, head)
-            else:
-                add(
-                    tree.words[token],
-                    tree.tags[token],
-                    tree.labels[token],
-                    position.get(tree.heads[token], position[top]),
-                )
-        return position[top]
-
-    def noun_phrase(label: str, head: int, determiner: str = "the") -> int:
-        tokens = subject
-        has_own = [t for t in tokens if tree.heads[t] == root and tree.labels[t] in {"det", "poss", "nummod"}]
-        if (
-            has_own
-            and has_own[0] == tokens[0]
-            and tree.words[has_own[0]] in {"a", "an"}
-            and determiner == "the"
-        ):
-            tokens = tokens[1:]
-            has_own = []
-        if has_own:
-            return copy(tokens, root, label, head)
-        place = add(determiner, "DT", "det", -2)
-        top = copy(tokens, root, label, head)
-        heads[place] = top
-        return top
-
-    plural = tree.tags[root] == "NNS"
-    be, be_tag = ("are", "VBP") if plural else ("is", "VBZ")
-    clause = clauses[-1] if clauses else None
+    asked = _Question(tree, root, clauses[-1] if clauses else None, chance)
     kind = chance.choice(
         ["color", "where", "many", "there", "clause", "clause", "clause", "what", "what", "which"]
     )
-    if clause is None and kind in {"clause", "what", "which"}:
+    if asked.clause is None and kind in {"clause", "what", "which"}:
         kind = chance.choice(["color", "where", "there"])
-    if kind == "many" and not plural:
+    if kind == "many" and not asked.is_plural:
         kind = "there"
-    rest = tree.subtree(clause) if clause is not None else []
-    is_verb = clause is not None and tree.tags[clause] in {"VBG", "VBN"}
-    if (is_verb and kind == "clause") or (kind in {"what", "which"} and is_verb):
-        assert clause is not None
-        objects = [child for child in tree.children()[clause] if tree.labels[child] == "dobj"]
-        if kind == "what" and objects and tree.tags[clause] == "VBG":  # what is the man holding
-            gone = set(tree.subtree(objects[0]))
-            rest = [token for token in rest if token not in gone]
-            verb = 2 + len(subject) + 2  # replaced below
-            asked = add("what", "WP", "dobj", verb)
-            auxiliary = add(be, be_tag, "aux", verb)
-            top = noun_phrase("nsubj", verb)
-            verb = copy(rest, clause, "ROOT", ROOT)
-            heads[asked] = heads[auxiliary] = heads[top] = verb
-        elif kind == "what":  # what is sitting on the table
-            asked = add(chance.choice(["what", "who"]), "WP", "nsubj", -2)
-            auxiliary = add("is", "VBZ", "aux" if tree.tags[clause] == "VBG" else "auxpass", -2)
-            verb = copy(rest, clause, "ROOT", ROOT)
-            heads[asked] = heads[auxiliary] = verb
-        else:  # is the man holding an umbrella
-            auxiliary = add(be, be_tag, "aux" if tree.tags[clause] == "VBG" else "auxpass", -2)
-            top = noun_phrase("nsubj" if tree.tags[clause] == "VBG" else "nsubjpass", -2)
-            verb = copy(rest, clause, "ROOT", ROOT)
-            heads[auxiliary] = heads[top] = verb
-        main = verb
-    elif kind in {"clause", "what", "which"}:
-        assert clause is not None
-        if kind == "what":  # what is on the table
-            asked = add("what", "WP", "nsubj", 1)
-            main = add("is", "VBZ", "ROOT", ROOT)
-            copy(rest, clause, "prep", main)
-        elif kind == "which":  # the cup is on the table
-            top = noun_phrase("nsubj", -2)
-            main = add(be, be_tag, "ROOT", ROOT)
-            heads[top] = main
-            copy(rest, clause, "prep", main)
-        else:  # is the cup on the table
-            main = add(be, be_tag, "ROOT", ROOT)
-            noun_phrase("nsubj", main)
-            copy(rest, clause, "prep", main)
-    elif kind == "color":
-        add("what", "WDT", "det", 1)
-        add(chance.choice(["color", "color", "kind", "shape"]), "NN", "attr", 2)
-        main = add(be, be_tag, "ROOT", ROOT)
-        noun_phrase("nsubj", main)
-    elif kind == "where":
-        add("where", "WRB", "advmod", 1)
-        main = add(be, be_tag, "ROOT", ROOT)
-        noun_phrase("nsubj", main)
-    elif kind == "many":
-        bare = [
-            token
-            for token in subject
-            if tree.heads[token] != root or tree.labels[token] not in {"det", "poss", "nummod"}
-        ]
-        add("how", "WRB", "advmod", 1)
-        many = add("many", "JJ", "amod", -2)
-        main = len(words) + len(bare)
-        heads[many] = copy(bare, root, "attr", main)
-        main = add("are", "VBP", "ROOT", ROOT)
-        if clause is not None and tree.tags[clause] == "IN":
-            copy(rest, clause, "prep", main)
-        else:
-            add("there", "EX", "expl", main)
+    if kind not in {"clause", "what", "which"}:
+        main = asked.ask_of_noun(kind)
+    elif asked.clause_tag in {"VBG", "VBN"}:
+        main = asked.ask_with_verb(kind)
     else:
-        main = add(be, be_tag, "ROOT", ROOT)
-        add("there", "EX", "expl", main)
-        noun_phrase("attr", main, "any" if plural else "a")
+        main = asked.ask_with_preposition(kind)
     if chance.random() < 0.8 and kind != "which":
-        add("?", ".", "punct", main)
-    if min(heads) < ROOT or heads.count(ROOT) != 1 or _has_cycle(heads):
-        return None
-    return Tree(words, words, tags, heads, labels, [True] * len(words))
+        asked.add("?", ".", "punct", main)
+    return asked.finished()
 
 
 def lowered(tree: Tree) -> Tree:
@@ -843,10 +922,10 @@ def learn_agents(golds: Sequence[Tuples]) -> tuple[frozenset[str], frozenset[str
     return agents, frozenset(agentive), frozenset(inanimate)
 
 
-def learn_lexicon(
-    parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[str, str], verbs: dict[str, str]
-) -> Lexicon:
-    """Decisions on compounds, partitives, predicates and attributes, by majority over human-made graphs."""
+def learn_compounds(
+    parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[str, str]
+) -> dict[str, str]:
+    """Decisions on nouns and adjectives before a noun, as `Lexicon.compounds` holds them."""
     compounds: dict[str, Counter[str]] = defaultdict(Counter)
     adjectives: dict[str, Counter[str]] = defaultdict(Counter)
     for (words, tags, labels, heads), gold in zip(parses, golds, strict=True):
@@ -892,23 +971,25 @@ def learn_lexicon(
                 table[key] = "attribute"  # for where it is mistagged as a noun
         elif key not in table and _decide(counts, 2, 0.6) in {"merge", "join"}:
             table[key] = counts.most_common(1)[0][0]
-    agents, agentive_verbs, inanimate_subjects = learn_agents(golds)
-    lexicon = Lexicon(
-        compounds=table,
-        agents=agents,
-        agentive_verbs=agentive_verbs,
-        inanimate_subjects=inanimate_subjects,
-        noun_lemmas=nouns,
-        verb_lemmas=verbs,
-    )
+    return table
 
-    relations: dict[str, Counter[str]] = defaultdict(Counter)
-    attributes: dict[str, Counter[str]] = defaultdict(Counter)
-    partitives: dict[str, Counter[str]] = defaultdict(Counter)
-    for parse, gold in zip(parses, golds, strict=True):
-        graph = graph_from_parse(*parse, lexicon, rewrite=False)
+
+class _GoldCounts:
+    """How annotators word what the rules read off their captions' parses, outcome by outcome.
+
+    Attributes:
+        relations, attributes, partitives: Keys of the `Lexicon`'s tables -> outcomes.
+    """
+
+    def __init__(self) -> None:
+        self.relations: dict[str, Counter[str]] = defaultdict(Counter)
+        self.attributes: dict[str, Counter[str]] = defaultdict(Counter)
+        self.partitives: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def count_relations(self, graph: TextGraph, gold: Tuples) -> None:
+        """What became of the relations that the rules read."""
+        relations, partitives = self.relations, self.partitives
         names = [item.name for item in graph.objects]
-        produced = {(names[item.object], item.name) for item in graph.attributes}
         between: dict[tuple[str, str], list[str]] = defaultdict(list)
         for entry in gold:
             if len(entry) == 3:
@@ -956,6 +1037,12 @@ def learn_lexicon(
                 outcome = "-"
             relations[relation.predicate][outcome] += 1
             relations[f"{relation.predicate}|{other}"][outcome] += 1
+
+    def count_attributes(self, graph: TextGraph, gold: Tuples, verbs: dict[str, str]) -> None:
+        """What became of the attributes that the rules read."""
+        attributes = self.attributes
+        names = [item.name for item in graph.objects]
+        produced = {(names[item.object], item.name) for item in graph.attributes}
         for item in graph.attributes:
             name = names[item.object]
             if (name,) not in gold:
@@ -972,36 +1059,73 @@ def learn_lexicon(
             alike = [found for found in unclaimed if found[:4] == item.name[:4]]
             unclaimed = alike or unclaimed
             attributes[item.name][unclaimed[0] if len(unclaimed) == 1 else ""] += 1
-    relation_table: dict[str, str] = {}
-    for key, counts in relations.items():
-        if "|" in key:
-            continue
-        outcome = _decide(counts, 2, 0.5)
-        if key.endswith("^"):
-            outcome = _decide(counts, 2 if " " in key else 4, 0.45)
-            if outcome is not None:
-                relation_table[key] = outcome
-            continue
-        default = "~have" if key.startswith("of<") else key
-        if outcome is not None and outcome != default:
-            relation_table[key] = outcome
-    for key, counts in relations.items():
-        if "|" in key:
-            predicate = key.split("|")[0]
-            outcome = _decide(counts, 2, 0.55)
-            if outcome is not None and outcome != relation_table.get(predicate, predicate):
-                relation_table[key] = outcome
-    attribute_table = {}
-    for name, counts in attributes.items():
-        found = _decide(counts, 3, 0.55)
-        if found is not None and found != name and lemmatize_phrase(name) != found:
-            attribute_table[name] = found
-    partitive_table = {}
-    for name, counts in partitives.items():
-        found = _decide(counts, 2, 0.4)
-        if found is not None and found != "have":
-            partitive_table[name] = found
-    return replace(lexicon, relations=relation_table, attributes=attribute_table, partitives=partitive_table)
+
+    def relation_table(self) -> dict[str, str]:
+        """The decisions of `Lexicon.relations`."""
+        table: dict[str, str] = {}
+        for key, counts in self.relations.items():
+            if "|" in key:
+                continue
+            outcome = _decide(counts, 2, 0.5)
+            if key.endswith("^"):
+                outcome = _decide(counts, 2 if " " in key else 4, 0.45)
+                if outcome is not None:
+                    table[key] = outcome
+                continue
+            default = "~have" if key.startswith("of<") else key
+            if outcome is not None and outcome != default:
+                table[key] = outcome
+        for key, counts in self.relations.items():
+            if "|" in key:
+                predicate = key.split("|")[0]
+                outcome = _decide(counts, 2, 0.55)
+                if outcome is not None and outcome != table.get(predicate, predicate):
+                    table[key] = outcome
+        return table
+
+    def attribute_table(self) -> dict[str, str]:
+        """The decisions of `Lexicon.attributes`."""
+        table = {}
+        for name, counts in self.attributes.items():
+            found = _decide(counts, 3, 0.55)
+            if found is not None and found != name and lemmatize_phrase(name) != found:
+                table[name] = found
+        return table
+
+    def partitive_table(self) -> dict[str, str]:
+        """The decisions of `Lexicon.partitives`."""
+        table = {}
+        for name, counts in self.partitives.items():
+            found = _decide(counts, 2, 0.4)
+            if found is not None and found != "have":
+                table[name] = found
+        return table
+
+
+def learn_lexicon(
+    parses: Sequence[Parse], golds: Sequence[Tuples], nouns: dict[str, str], verbs: dict[str, str]
+) -> Lexicon:
+    """Decisions on compounds, partitives, predicates and attributes, by majority over human-made graphs."""
+    agents, agentive_verbs, inanimate_subjects = learn_agents(golds)
+    lexicon = Lexicon(
+        compounds=learn_compounds(parses, golds, nouns),
+        agents=agents,
+        agentive_verbs=agentive_verbs,
+        inanimate_subjects=inanimate_subjects,
+        noun_lemmas=nouns,
+        verb_lemmas=verbs,
+    )
+    counts = _GoldCounts()
+    for parse, gold in zip(parses, golds, strict=True):
+        graph = graph_from_parse(*parse, lexicon, rewrite=False)
+        counts.count_relations(graph, gold)
+        counts.count_attributes(graph, gold, verbs)
+    return replace(
+        lexicon,
+        relations=counts.relation_table(),
+        attributes=counts.attribute_table(),
+        partitives=counts.partitive_table(),
+    )
 
 
 def verified_captions(
@@ -1075,7 +1199,7 @@ def select_captions(
 
 
 def write_lexicon(lexicon: Lexicon, path: Path) -> None:
-    """One entry a line, sorted, so that two versions can be compared."""
+    """One entry per line, sorted, so that two versions can be compared."""
     content = {
         name: table if isinstance(table, dict) else sorted(table) for name, table in asdict(lexicon).items()
     }

@@ -1,6 +1,6 @@
 """Make `tbkin_core/resources/object_names.json`, the table behind `--similarity lexical`.
 
-    python examples/build_synonyms.py objects_vocab.txt object_alias.txt object_names.json
+    python examples/shipped_models/build_synonyms.py objects_vocab.txt object_alias.txt object_names.json
 
 The two files are the object vocabulary of bottom-up attention (Anderson et al. 2018; 1,600 names with their
 spellings) and Visual Genome's alias list, both derived from Visual Genome (Krishna et al. 2017, CC BY 4.0).
@@ -371,6 +371,7 @@ def build(objects: list[list[str]], aliases: list[list[str]]) -> dict[str, objec
         elif len(names) > 1:
             same.append(list(names))
     return {
+        # Stores of graphs carry a digest of the table: were a word of this to change, all would be made anew.
         "about": "Names of things for the lexical similarity, made by examples/build_synonyms.py. Spellings,"
         " compounds and irregular plurals come from the object vocabulary of bottom-up attention (Anderson"
         " et al. 2018) and the alias list of Visual Genome (Krishna et al. 2017, https://visualgenome.org,"
@@ -387,8 +388,8 @@ def build(objects: list[list[str]], aliases: list[list[str]]) -> dict[str, objec
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("objects", type=Path, help="objects_vocab.txt: a name and its spellings a line")
-    parser.add_argument("aliases", type=Path, help="object_alias.txt: a name and its aliases a line")
+    parser.add_argument("objects", type=Path, help="objects_vocab.txt: a name and its spellings per line")
+    parser.add_argument("aliases", type=Path, help="object_alias.txt: a name and its aliases per line")
     parser.add_argument("out", type=Path, help="where the table goes, for example object_names.json")
     options = parser.parse_args()
     table = build(read_lines(options.objects), read_lines(options.aliases))

@@ -1,0 +1,405 @@
+"""From the network's choices to the text scene graph, in the caption's own words or in FACTUAL's.
+
+The network chooses a predicate of its own only where no place in the text gives the right words, see
+`tbkin_core.parsing.sentences`. In the caption's own words, what is denied is kept as such.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from tbkin_core.names.lexicon import plain_sides
+from tbkin_core.parsing.negation import (
+    absence_of,
+    denial_before,
+    denial_of_relation,
+    relates_something_absent,
+)
+from tbkin_core.parsing.network import (
+    JOINED,
+    NO_OBJECT,
+    NO_RELATION,
+    OBJECT,
+    PART,
+    SAME,
+    Array,
+    Choices,
+    GraphNetwork,
+    ParsedBatch,
+)
+from tbkin_core.parsing.sentences import Reading, Sentences
+from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.parsing.wording import FactualWording
+
+NUMBERS = {
+    "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8",
+    "nine": "9", "ten": "10", "eleven": "11", "twelve": "12", "both": "2",
+}  # fmt: skip
+PRONOUN_TAGS = frozenset({"PRP", "PRP$", "WP"})
+NO_PARTICIPLES = frozenset({"moped", "flatbed", "bobsled", "hundred", "sacred", "naked"})
+ABSENCE = frozenset({"without", "no"})
+COORDINATORS = frozenset({"and", "or", ",", "nor"})
+COLORS = frozenset(
+    {
+        "white", "black", "blue", "green", "red", "brown", "yellow", "gray", "grey", "orange", "pink",
+        "purple",
+    }
+)  # fmt: skip
+WORN = frozenset({"in", "wear", "all in", "dress in"})
+# What a caption may mean without saying it: "the man's hat", "a man in a hat".
+UNSAID = frozenset({"have", "wear"})
+
+LIKELIEST = 10  # outcomes considered for each pair of objects
+
+
+def decode_graphs(
+    network: GraphNetwork,
+    batch: ParsedBatch,
+    choices: Choices,
+    tokens: Sequence[Sequence[str]],
+    tags: Callable[[int], str],
+    factual: FactualWording | None = None,
+) -> Iterator[TextGraph]:
+    """The N text scene graphs of a batch.
+
+    Args:
+        network: What made the choices.
+        batch: N parsed texts.
+        choices: The network's.
+        tokens: The tokens of each text.
+        tags: Penn tag of a token of the batch.
+        factual: Words relations, attributes and objects as FACTUAL's annotators do; without it the graphs
+            keep to the caption's own words.
+    """
+    decoder = _Decoder(network, batch, choices, tags, factual)
+    heads = np.flatnonzero(network.objects[choices.role])
+    object_cuts = np.searchsorted(heads, batch.offsets).tolist()
+    attributes = choices.attributes[np.lexsort((choices.attributes[:, 0], choices.attributes[:, 1]))]
+    attribute_cuts = np.searchsorted(attributes[:, 1], batch.offsets).tolist()
+    related = np.flatnonzero(choices.relations[:, 0] < 0.5)
+    pairs = choices.pairs[related]
+    pair_cuts = np.searchsorted(pairs[:, 0], batch.offsets).tolist()
+    probabilities = choices.relations[related]
+    kept = min(LIKELIEST, probabilities.shape[1])
+    likeliest = np.argpartition(-probabilities, kept - 1, axis=1)[:, :kept]
+    likeliest_probabilities = np.take_along_axis(probabilities, likeliest, axis=1).tolist()
+    head_rows, attribute_rows = heads.tolist(), attributes.tolist()
+    pair_rows, likeliest_rows = pairs.tolist(), likeliest.tolist()
+    for number, (begin, end) in enumerate(itertools.pairwise(batch.offsets.tolist())):
+        draft = _Draft(decoder, begin, end)
+        for head in head_rows[object_cuts[number] : object_cuts[number + 1]]:
+            draft.add_object(head)
+        for token, head in attribute_rows[attribute_cuts[number] : attribute_cuts[number + 1]]:
+            draft.add_attribute(token, head)
+        if factual is None:
+            draft.add_absences()
+        for row in range(pair_cuts[number], pair_cuts[number + 1]):
+            first, second = pair_rows[row]
+            draft.add_relation(first, second, likeliest_rows[row], likeliest_probabilities[row])
+        if factual is None:
+            draft.turn_worn_color_into_attribute()
+        yield draft.graph(tokens[number])
+
+
+class _Decoder:
+    """The network's choices for a batch, token by token; token numbers are positions in the batch."""
+
+    def __init__(
+        self,
+        network: GraphNetwork,
+        batch: ParsedBatch,
+        choices: Choices,
+        tags: Callable[[int], str],
+        factual: FactualWording | None,
+    ) -> None:
+        self.network, self.tags, self.factual = network, tags, factual
+        self.sentences = Sentences(network.vocabulary, batch)
+        self.role = [network.roles[role] for role in choices.role.tolist()]
+        self.form: list[int] = choices.form.tolist()
+        self.prefix: list[bool] = choices.prefix.tolist()
+        self.compound: list[bool] = _compounds(network, batch).tolist()
+        self.taken = [role != NO_OBJECT for role in self.role]
+        for token in choices.attributes[:, 0].tolist():
+            self.taken[token] = True
+
+    def predicate(
+        self, first: int, second: int, begin: int, end: int, likeliest: Iterable[tuple[str, float]]
+    ) -> tuple[bool, str, tuple[int, ...]] | None:
+        """Whether the first object is the subject, the predicate and its tokens; None for no relation.
+
+        Args:
+            first, second: Heads of the objects, first < second.
+            begin, end: Where their text begins and ends.
+            likeliest: (outcome, probability) of the likeliest outcomes.
+        """
+        factual = self.factual
+        readings = self.sentences.readings(first, second, begin, end)
+        mass: dict[tuple[str, str], float] = {}  # of (direction, predicate)
+        tokens: dict[str, tuple[int, ...]] = {}
+        for name, probability in likeliest:
+            if name == NO_RELATION:
+                key = ("", "")
+            elif name[1] == "@":
+                reading = readings.get(name[2:])
+                if reading is None:
+                    continue
+                words = plain_sides(reading[0]) if factual is None else factual.predicate(reading[0])
+                key = (name[0], words)
+                tokens.setdefault(words, reading[1])
+            else:
+                key = (name[0], name[1:])
+            mass[key] = mass.get(key, 0.0) + probability
+        if not mass:
+            return None
+        best = max(mass, key=mass.__getitem__)
+        if not best[1]:
+            return None
+        where = tokens.get(best[1])
+        if factual is None and where is None:
+            if best[1] not in UNSAID:
+                best, where = _own_words(best, mass, tokens, readings)
+            if where is None and best[1] in UNSAID and self._says_without(first, second, readings):
+                return best[0] == ">", *readings["preposition"]
+        predicate = best[1] if factual is None else factual.sides(best[1])
+        return best[0] == ">", predicate, where or self._tokens_of(best[1], first, second, readings)
+
+    def _says_without(self, first: int, second: int, readings: Mapping[str, Reading]) -> bool:
+        """Whether what is left unsaid is denied: "a man without a hat" wears none."""
+        if "preposition" not in readings:
+            return False
+        words, where = readings["preposition"]
+        text, is_noun = self.sentences.text, self.sentences.is_noun
+        # "without a hat or a shirt" denies both, "without hat black shirt" the first alone.
+        other = any(
+            is_noun[token] and not is_noun[token + 1] and text[token + 1] not in COORDINATORS
+            for token in range(where[-1] + 1, second)
+        )
+        verb = self.sentences.verb_before[second]
+        return "without" in words.split() and first < where[0] and verb < first and not other
+
+    def _tokens_of(
+        self, predicate: str, first: int, second: int, readings: Mapping[str, Reading]
+    ) -> tuple[int, ...]:
+        """Tokens that speak of a predicate which no reading gives; none where the objects touch."""
+        wanted = set(predicate.split())
+        found = tuple(
+            token
+            for token in range(first + 1, second)
+            if self.sentences.text[token] in wanted or self.sentences.verb[token] in wanted
+        )
+        if found:
+            return found
+        for name in ("preposition", "verb"):
+            if name in readings and first < readings[name][1][0] < second:
+                return readings[name][1]
+        return (first + 1,) if second - first > 1 else ()
+
+
+class _Draft:
+    """The graph of one text while it is put together.
+
+    Attributes:
+        objects: Those found so far.
+        index: Head of an object (a token of the batch) -> its number.
+        attributes: (object, name) -> tokens of the text.
+        relations: (subject, predicate, object) -> tokens of the text.
+    """
+
+    def __init__(self, decoder: _Decoder, begin: int, end: int) -> None:
+        self._decoder, self._begin, self._end = decoder, begin, end
+        self.objects: list[TextObject] = []
+        self.index: dict[int, int] = {}
+        self.attributes: dict[tuple[int, str], tuple[int, ...]] = {}
+        self.relations: dict[tuple[int, str, int], tuple[int, ...]] = {}
+
+    def add_object(self, head: int) -> None:
+        """The object at a head, under the name that its role gives it."""
+        decoder, begin = self._decoder, self._begin
+        role, noun = decoder.role, decoder.sentences.noun
+        start = last = head
+        if role[head] == SAME:
+            before = self._antecedent()
+            if before is None:
+                return
+            name = self.objects[self.index[before]].name
+        else:
+            name = self._own_name(head)
+            if not any(map(str.isalnum, name)):
+                return  # a mark such as "<"
+            while start > begin and (part := role[start - 1]) in (PART, JOINED):
+                start -= 1
+                name = noun[start] + (" " if part == PART else "") + name
+        if role[head] == OBJECT and decoder.compound[head] and not decoder.taken[head + 1]:
+            # The tree has one name where the network sees no second object: "bed spread".
+            last = head + 1
+            name = f"{name} {noun[last]}"
+        self.index[head] = len(self.objects)
+        self.objects.append(TextObject(last - begin, (start - begin, last + 1 - begin), name))
+
+    def _own_name(self, head: int) -> str:
+        decoder, sentences = self._decoder, self._decoder.sentences
+        role = decoder.role[head]
+        if role != OBJECT and (decoder.factual is not None or decoder.tags(head) in PRONOUN_TAGS):
+            return role[1:]
+        name = sentences.noun[head]
+        if name == sentences.text[head] and name.endswith("ed") and name not in NO_PARTICIPLES:
+            stem = sentences.verb[head]  # "a curly haired woman" has hair
+            return stem if len(stem) > 2 and decoder.network.knows(stem) else name
+        return name
+
+    def _antecedent(self) -> int | None:
+        """Head of what "each other" or "another" stands for: the last of several before, else the last."""
+        plurals = [head for head in self.index if self._decoder.tags(head) in {"NNS", "NNPS"}]
+        return next(reversed(plurals or list(self.index)), None)
+
+    def add_attribute(self, token: int, head: int) -> None:
+        """The attribute that a token is of the object at `head`."""
+        if head not in self.index:
+            return
+        decoder, begin = self._decoder, self._begin
+        text, own_words = decoder.sentences.text, decoder.factual is None
+        written = decoder.network.forms[decoder.form[token]]
+        start = token
+        if written and not own_words:
+            name = written
+        elif token == head:
+            return  # what is meant but not said
+        else:
+            name = NUMBERS.get(text[token], text[token])
+            while start > begin and (decoder.prefix[start - 1] or text[start - 1] in ABSENCE):
+                start -= 1
+                name = f"{text[start]} {name}"
+        where = tuple(range(start - begin, token + 1 - begin))
+        denial = denial_before(decoder.sentences, start, begin) if own_words else None
+        if denial is not None and text[denial] != "without":
+            name, where = f"not {name}", (denial - begin, *where)
+        self.attributes.setdefault((self.index[head], name), where)
+
+    def add_absences(self) -> None:
+        """The attribute "no" of objects that the text says are not there."""
+        for number in self.index.values():
+            start = self._begin + self.objects[number].span[0]
+            absence = absence_of(self._decoder.sentences, start, self._begin)
+            if absence is not None:
+                self.attributes.setdefault((number, "no"), (absence - self._begin,))
+
+    def add_relation(
+        self, first: int, second: int, outcomes: Sequence[int], probabilities: Sequence[float]
+    ) -> None:
+        """The relation of the objects at two heads, first < second, if any; its likeliest outcomes given."""
+        if first not in self.index or second not in self.index:
+            return
+        decoder, begin = self._decoder, self._begin
+        names = (decoder.network.outcomes[outcome] for outcome in outcomes)
+        likeliest = zip(names, probabilities, strict=True)
+        found = decoder.predicate(first, second, begin, self._end, likeliest)
+        if found is None:
+            return
+        forward, predicate, where = found
+        subject, other = (first, second) if forward else (second, first)
+        if decoder.factual is None and where:
+            if relates_something_absent(decoder.sentences, where, self.index, begin):
+                return
+            starts = [begin + self.objects[self.index[head]].span[0] for head in (first, second)]
+            denial = denial_of_relation(decoder.sentences, where, starts, begin)
+            if denial is not None:
+                predicate, where = f"not {predicate}", (denial, *where)
+        self.relations.setdefault(
+            (self.index[subject], predicate, self.index[other]),
+            tuple(token - begin for token in sorted(set(where))),
+        )
+
+    def turn_worn_color_into_attribute(self) -> None:
+        """A colour that somebody is in is an attribute and no object ("a woman in red"); one per caption."""
+        for subject, predicate, other in self.relations:
+            name = self.objects[other].name
+            if name not in COLORS or predicate not in WORN:
+                continue
+            key = (subject, predicate, other)
+            if any(other in (one, two) for one, said, two in self.relations if (one, said, two) != key):
+                continue
+            if any(item == other for item, _ in self.attributes):
+                continue
+            self.attributes.setdefault((subject, name), (self.objects[other].head,))
+            del self.relations[key]
+            self._drop_object(other)
+            return
+
+    def _drop_object(self, dropped: int) -> None:
+        """Remove an object that nothing speaks of; the ones after it move up."""
+
+        def moved(number: int) -> int:
+            return number - (number > dropped)
+
+        del self.objects[dropped]
+        self.attributes = {(moved(item), name): where for (item, name), where in self.attributes.items()}
+        self.relations = {
+            (moved(one), name, moved(other)): where for (one, name, other), where in self.relations.items()
+        }
+
+    def graph(self, tokens: Sequence[str]) -> TextGraph:
+        """The finished graph; attributes and relations in order."""
+        return TextGraph(
+            tuple(tokens),
+            tuple(self.objects),
+            tuple(
+                TextAttribute(item, name, where) for (item, name), where in sorted(self.attributes.items())
+            ),
+            tuple(
+                TextRelation(subject, predicate, other, where)
+                for (subject, predicate, other), where in sorted(self.relations.items())
+            ),
+        )
+
+
+def _own_words(
+    best: tuple[str, str],
+    mass: Mapping[tuple[str, str], float],
+    tokens: Mapping[str, tuple[int, ...]],
+    readings: Mapping[str, Reading],
+) -> tuple[tuple[str, str], tuple[int, ...] | None]:
+    """The likeliest (direction, predicate) that the caption itself has, and its tokens if a reading gives it.
+
+    Args:
+        best: The network's choice, which no reading gives.
+        mass: (direction, predicate) -> probability.
+        tokens: Predicates that readings give -> their tokens.
+        readings: The pair's.
+    """
+    said = {word for predicate, _ in readings.values() for word in predicate.split()}
+    if set(best[1].split()) <= said:
+        return best, None
+    for same_direction in (True, False):
+        kept = {
+            key: share
+            for key, share in mass.items()
+            if (key[1] in tokens or key[1] in UNSAID) and (key[0] == best[0]) is same_direction
+        }
+        if kept:
+            likeliest = max(kept, key=kept.__getitem__)
+            return likeliest, tokens.get(likeliest[1])
+    for name in ("preposition", "verb preposition", "verb"):
+        if name in readings:
+            return (best[0], plain_sides(readings[name].predicate)), readings[name].tokens
+    return (best[0], "have"), None
+
+
+def _compounds(network: GraphNetwork, batch: ParsedBatch) -> Array:
+    """(T,) bool, tokens that the tree makes the first part of a compound with the noun right after them.
+
+    Not where that noun is part of a longer compound, nor where it heads the text without a participle
+    after it: there it is a verb more often than not ("a girl smile", "a bear rubs against a tree").
+    """
+    vocabulary = network.vocabulary
+    count = len(batch.words)
+    following = np.arange(count) + 1
+    compound = (batch.labels == vocabulary.label("compound")) & (batch.labels > 0)
+    noun = vocabulary.tagged({"NN", "NNS"})[batch.tags]
+    participle = np.append(vocabulary.tagged({"VBG", "VBN"})[batch.tags], False)[following[:count]]
+    root = batch.heads == np.arange(count)
+    second = np.append(noun & ~compound & (~root | participle), False)
+    found: Array = compound & (batch.heads == following) & second[following]
+    return found
