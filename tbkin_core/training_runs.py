@@ -80,7 +80,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
                 f"{place}: features of another kind than {training[0][1].path}; they are not mixed",
                 hint="extract the features of all datasets with the same extractor",
             )
-        splits = {split for _, metadata in graphs.shards for split in metadata["splits"]}
+        splits = graphs.splits()
         spare = sorted(split for split in splits if not split.startswith("test"))
         trained = (
             ["train"] if "train" in splits else [s for s in spare if s not in ("val", "minival")] or spare

@@ -557,7 +557,7 @@ class _Model:
         annotations of a large dataset to be read.
         """
         from tbkin_core.boxes import xywh_to_xyxy
-        from tbkin_core.graphs.build import borrowed_labels
+        from tbkin_core.graphs.joining import borrowed_labels
 
         annotated = self._dataset.boxes().get(key, []) if key is not None and self._dataset else []
         corners = xywh_to_xyxy([box.xywh for box in annotated])
