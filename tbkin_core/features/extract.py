@@ -118,7 +118,7 @@ def extract_dataset(
         out: Directory of the store; an unfinished store of the same settings is gone on with.
         extractor: "auto", "builtin", "annotations", "import", "detector", or the hub id or directory of a
             detection model.
-        max_regions: Regions an image at most.
+        max_regions: Regions per image at most.
         workers: Processes (where a model works: threads that read images); None takes the number of
             processors, 0 works in this process.
         overwrite: Remove a store that is there.
@@ -253,7 +253,7 @@ class _Share:
         if made_of and isinstance(source, Path) and source.name != made_of and self._rank == 0:
             self._problems.append(
                 f"image {image_id!r}: its features were made of {made_of}, the file of this id is"
-                f" {source.name} by now; --overwrite makes all anew"
+                f" now {source.name}; --overwrite makes all features anew"
             )
 
     def fill(self, results: Iterable[tuple[_Job, RegionFeatures | str]]) -> Extraction:

@@ -347,7 +347,7 @@ class FeatureStoreWriter:
     Args:
         path: Directory of the store.
         settings: What makes the features; a store of other settings is refused.
-        shard_images: Images a shard, those that fail included; `SHARD_IMAGES` when None.
+        shard_images: Images per shard, those that fail included; `SHARD_IMAGES` when None.
         alone: No other process writes to this store.
 
     Attributes:
@@ -424,7 +424,7 @@ class FeatureStoreWriter:
         self._flush_full()
 
     def skip(self, image_id: ImageId, number: int | None = None) -> None:
-        """Take note that an image cannot be read, so that its shard is complete without it."""
+        """Note that an image cannot be read, so that its shard is complete without it."""
         self._begin(number)
         self._skipped.append(image_id)
         self._flush_full()

@@ -113,7 +113,7 @@ class GraphStore:
 
 
 def write_graph_shard(store: Path, number: int, shard: ShardArrays, fingerprint: str) -> None:
-    """Write a shard of a store that a `GraphStoreWriter` has begun; by whatever process.
+    """Write a shard of a store that a `GraphStoreWriter` has begun; any process may.
 
     Args:
         store: Directory of the store.
@@ -173,7 +173,7 @@ class GraphStoreWriter:
             yield ShardArrays.from_file(path, *read_shard(path))
 
     def summary(self) -> dict[str, Any] | None:
-        """What `finish` was given, where the store is complete, with these shards and the priors of then."""
+        """What `finish` was given; None unless the store is complete, with these shards and those priors."""
         manifest = self._writer.manifest
         whole = [shard_name(number) for number in range(self._count)]
         if manifest is None or not manifest.complete or manifest.shards != whole:

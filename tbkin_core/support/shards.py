@@ -252,10 +252,10 @@ def _refuse_others(path: Path, kind: StoreKind) -> None:
 class StoreWriter:
     """A store that is being written: its directory, its manifest, and which of its shards are whole.
 
-    The shards are written with `write_shard`, by whatever process. What a shard is made from it says itself,
-    in its metadata, so it counts whether or not the process that wrote it lived to list it. Several processes
-    can thus write to one store, each the shards of its own numbers, without knowing of each other. Whoever
-    finds all of them there lists them as complete; doing so twice writes the same bytes twice.
+    Any process may write shards, with `write_shard`. A shard says in its metadata what it is made from, so it
+    counts whether or not the process that wrote it lived to list it. Several processes can thus write to one
+    store, each the shards of its own numbers, without knowing of each other. Whichever finds all of them
+    there lists them as complete; doing so twice writes the same bytes twice.
 
     Args:
         path: Directory of the store.
