@@ -671,6 +671,8 @@ def test_what_a_rank_left_out_another_run_builds(tmp_path: Path, monkeypatch: py
         (tmp_path / place / ".shard-00003-killed.safetensors").write_bytes(b"half")
         as_rank(monkeypatch, None, 0, names)
         if place == "alone":
+            for stem in ("store", "priors"):
+                (tmp_path / place / f".{stem}-killed.json").write_bytes(b"half")
             rest = build(root, tmp_path / place)
             assert (rest.made, rest.present) == (2, whole.made - 2)
         else:

@@ -120,8 +120,8 @@ def export_networkx(
 
     A path with a suffix (`graphs.graphml`, `graphs.json`) becomes one file, any other a directory with a file
     per graph, named `<row>-<text_id>`. One file of several graphs is, as GraphML, one graph whose vertices
-    are prefixed by the row ("0:object0") and which has a vertex per caption ("0", `kind` caption) with the ids
-    and the text; as JSON, a list of node-link objects. A single `UnifiedGraph` is written as it is:
+    are prefixed by the row ("0:object0") and which has a vertex per caption ("0", `kind` caption) with the
+    ids and the text; as JSON, a list of node-link objects. A single `UnifiedGraph` is written as it is:
     `networkx.read_graphml(path)` or `networkx.node_link_graph(json.load(file), edges="edges")` gives back
     what `to_networkx` makes. Characters that XML (JSON: UTF-8) cannot hold become U+FFFD.
 
