@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 import torch
 from command_line import ENVIRONMENT, fails, leftovers, succeeds, tbkin, tbkin_process
 from PIL import Image
+
+from tbkin_core import stages
 
 QUESTION = "what color is the star?"
 CHAIN = {
@@ -216,6 +219,12 @@ def test_help_lists_the_commands_in_order(tmp_path: Path) -> None:
     assert outcome.code == 0 and outcome.err == ""
     places = [outcome.out.index(f"  {name.split()[0]} ") for name in CHAIN]
     assert places == sorted(places)
+
+
+def test_a_stage_is_its_function_however_its_module_was_imported() -> None:
+    for name in ("extract_features", "build_graphs"):
+        module = importlib.import_module(f"tbkin_core.stages.{name}")
+        assert getattr(stages, name) is getattr(module, name)
 
 
 def test_help_and_import_load_no_heavy_package(tmp_path: Path) -> None:

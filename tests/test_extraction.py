@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tbkin_core.features import extract
 from tbkin_core.features.extract import Extraction, extract_dataset
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.support.shards import write_shard
+from tbkin_core.support.workers import WorkerPool
 
 SHARD = 3
 
@@ -130,7 +132,8 @@ def test_what_a_dead_rank_left_out_another_run_makes(
     run(root, tmp_path / "whole")
     as_rank(monkeypatch, 1, 2)
     run(root, tmp_path / "shared")
-    (tmp_path / "shared" / ".shard-00000-killed.safetensors").write_bytes(b"half")
+    for name in (".shard-00000-killed.safetensors", ".store-killed.json"):
+        (tmp_path / "shared" / name).write_bytes(b"half")
     as_rank(monkeypatch, 0, 0)
     run(root, tmp_path / "shared")
     assert files_below(tmp_path / "shared") == files_below(tmp_path / "whole")
@@ -306,6 +309,29 @@ def test_any_history_ends_in_the_same_images(
 
 
 # ---- processes ----------------------------------------------------------------------------------
+
+
+def slower_when_even(offset: int, number: int) -> int:
+    time.sleep(0.05 * (number % 2 == 0))
+    return offset + number
+
+
+def test_a_pool_answers_in_the_order_of_its_jobs_and_reads_few_ahead() -> None:
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(20):
+            read.append(number)
+            yield number
+
+    for count, most in ((0, 1), (2, 6)):
+        read.clear()
+        with WorkerPool(partial(int, 100), count, "extract-features") as pool:
+            assert pool.ask(str) == "100"
+            for place, (job, result) in enumerate(pool.map(slower_when_even, numbers(), ahead=3)):
+                assert (job, result) == (place, 100 + place)
+                assert len(read) <= place + most
+        assert len(read) == 20
 
 
 def children(pid: int) -> Iterator[int]:

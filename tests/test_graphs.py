@@ -23,16 +23,12 @@ from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore, write_feature_store
-from tbkin_core.graphs.build import (
-    Build,
-    PairWeights,
-    borrowed_labels,
-    build_dataset,
-    choose_workers,
-    export_jsonl,
-)
+from tbkin_core.graphs.arrays import GraphImage, GraphShard, RaggedEdges, pack_shard, shard_counts
+from tbkin_core.graphs.build import Build, Recipe, build_dataset, choose_workers
+from tbkin_core.graphs.exports import export_jsonl, to_networkx
+from tbkin_core.graphs.joining import PairWeights, borrowed_labels, ragged_cross_edges
 from tbkin_core.graphs.priors import Priors
-from tbkin_core.graphs.store import GraphImage, GraphShard, GraphStore, RaggedEdges, pack_shard, shard_counts
+from tbkin_core.graphs.store import GraphStore, GraphStoreWriter, write_graph_shard
 from tbkin_core.graphs.unified import (
     PREDICATES,
     CrossEdges,
@@ -44,7 +40,7 @@ from tbkin_core.graphs.unified import (
 from tbkin_core.names.lexicon import lemmatize_predicate
 from tbkin_core.names.similarity import LexicalSimilarity, make_similarity
 from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
-from tbkin_core.support.shards import SharedStoreWriter, ragged_offsets, shard_name, write_shard
+from tbkin_core.support.shards import ragged_offsets, shard_name
 
 BOXES = hnp.arrays(
     np.float32, st.tuples(st.integers(0, 8), st.just(4)), elements=st.integers(0, 40).map(float)
@@ -174,7 +170,7 @@ def test_edges_of_many_captions_equal_those_of_each(data: st.DataObject) -> None
             simple_graph(*names) for names in data.draw(st.lists(st.lists(words, max_size=4), max_size=4))
         ]
         places = [data.draw(st.integers(-1, len(images) - 1)) for _ in graphs]
-        found = build_module.cross_edges(graphs, places, images, weights)
+        found = ragged_cross_edges(graphs, places, images, weights)
         assert len(found.offsets) == len(graphs) + 1
         for row, (graph, place) in enumerate(zip(graphs, places, strict=True)):
             labels = images[place].labels if place >= 0 else ()
@@ -197,7 +193,7 @@ def test_each_pair_of_words_is_compared_once(monkeypatch: pytest.MonkeyPatch) ->
     weights = PairWeights(similarity, 0.5)
     image = GraphImage(1, np.zeros((3, 4), np.float32), ("dog", "dog", "sofa"))
     for _ in range(3):
-        edges = build_module.cross_edges([simple_graph("dog", "couch", "dog")] * 2, [0, 0], [image], weights)
+        edges = ragged_cross_edges([simple_graph("dog", "couch", "dog")] * 2, [0, 0], [image], weights)
         assert (
             list(zip(edges.object, edges.region, strict=True)) == [(0, 0), (0, 1), (1, 2), (2, 0), (2, 1)] * 2
         )
@@ -355,18 +351,18 @@ def test_a_graph_store_gives_back_what_was_written(
 ) -> None:
     path = tmp_path_factory.mktemp("graphs")
     parts = [data.draw(shards(number)) for number in range(data.draw(st.integers(1, 3)))]
-    writer = SharedStoreWriter(path, "graphs", {"parser": "test"}, len(parts))
+    writer = GraphStoreWriter(path, {"parser": "test"}, len(parts), alone=True)
     for number, (records, images) in enumerate(parts):
-        write_shard(path / shard_name(number), *pack_shard(shard_of(records, images)))
-    writer.finish(summary={"captions": 1})
+        write_graph_shard(path, number, pack_shard(shard_of(records, images)), "any")
+    writer.finish({"captions": 1}, Priors())
     store = GraphStore(path)
     expected = [(record, images) for records, images in parts for record in records]
     assert len(store) == len(expected)
     assert store.summary["summary"] == {"captions": 1}
     priors, counted = Priors(), Priors()
-    for (arrays, metadata), (records, _) in zip(store.shards, parts, strict=True):
+    for shard, (records, _) in zip(store.shards, parts, strict=True):
         keep = np.array([record.split == "train" for record in records], bool)
-        counted.merge(shard_counts(arrays, metadata["names"], keep))
+        counted.merge(shard_counts(shard, keep))
         for record in records:
             if record.split == "train":
                 priors.add(record.graph)
@@ -387,11 +383,11 @@ def test_a_graph_store_gives_back_what_was_written(
 
 
 def test_rows_outside_the_store_are_refused(tmp_path: Path) -> None:
-    writer = SharedStoreWriter(tmp_path, "graphs", {}, 0)
-    writer.begin([], alone=True)
+    writer = GraphStoreWriter(tmp_path, {}, 0, alone=True)
+    writer.begin([])
     with pytest.raises(DataError, match="interrupted"):
         GraphStore(tmp_path)
-    writer.finish()
+    writer.finish({}, Priors())
     for row in (-1, 0, 5):
         with pytest.raises(IndexError):
             GraphStore(tmp_path)[row]
@@ -421,7 +417,7 @@ def test_a_graph_becomes_plain_values() -> None:
 
 def test_a_graph_becomes_a_networkx_graph_that_can_be_written(tmp_path: Path) -> None:
     unified = example_graph()
-    graph = unified.to_networkx()
+    graph = to_networkx(unified)
     kinds = networkx.get_node_attributes(graph, "kind")
     assert sorted(kinds.values()) == [
         "attribute",
@@ -549,7 +545,9 @@ def jsonl_directory(root: Path) -> Path:
 def build(
     root: Path, out: Path, parser: Any = None, features: FeatureStore | None = None, **options: Any
 ) -> Build:
-    return build_dataset(open_dataset(root), out, features, lambda: parser or WordParser(), **options)
+    how = {name: options.pop(name) for name in ("min_similarity", "label_iou") if name in options}
+    recipe = Recipe(lambda: parser or WordParser(), **how)
+    return build_dataset(open_dataset(root), out, features, recipe, **options)
 
 
 def contents(store: GraphStore) -> list[dict[str, Any]]:
@@ -673,6 +671,8 @@ def test_what_a_rank_left_out_another_run_builds(tmp_path: Path, monkeypatch: py
         (tmp_path / place / ".shard-00003-killed.safetensors").write_bytes(b"half")
         as_rank(monkeypatch, None, 0, names)
         if place == "alone":
+            for stem in ("store", "priors"):
+                (tmp_path / place / f".{stem}-killed.json").write_bytes(b"half")
             rest = build(root, tmp_path / place)
             assert (rest.made, rest.present) == (2, whole.made - 2)
         else:
@@ -823,9 +823,8 @@ def test_a_text_that_occurs_again_is_parsed_once(tmp_path: Path, monkeypatch: py
 def test_workers_build_the_store_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = coco_directory(tmp_path / "coco")
     monkeypatch.setattr(build_module, "SHARD_CAPTIONS", 2)
-    options: dict[str, Any] = {"make_parser": WordParser}
-    build_dataset(open_dataset(root), tmp_path / "one", None, **options)
-    result = build_dataset(open_dataset(root), tmp_path / "two", None, workers=2, **options)
+    build_dataset(open_dataset(root), tmp_path / "one", None, Recipe(WordParser))
+    result = build_dataset(open_dataset(root), tmp_path / "two", None, Recipe(WordParser), workers=2)
     assert result.made == len(result.store) > 4
     same_files(tmp_path / "one", tmp_path / "two")
 
@@ -834,9 +833,9 @@ def test_what_workers_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(build_module, "SHARD_CAPTIONS", 2)
     root = jsonl_directory(tmp_path / "data")
     with pytest.raises(MissingDependencyError, match="not installed"):
-        build_dataset(open_dataset(root), tmp_path / "out", None, missing_parser, workers=2)
+        build_dataset(open_dataset(root), tmp_path / "out", None, Recipe(missing_parser), workers=2)
     with pytest.raises(DataError, match="worker process"):
-        build_dataset(open_dataset(root), tmp_path / "out", None, DyingParser, workers=2)
+        build_dataset(open_dataset(root), tmp_path / "out", None, Recipe(DyingParser), workers=2)
     build(root, tmp_path / "out")
     build(root, tmp_path / "new")
     same_files(tmp_path / "new", tmp_path / "out")
@@ -963,7 +962,7 @@ def test_annotated_relations_join_the_regions(tmp_path: Path) -> None:
         content = graph.to_dict()
         assert content["region_relations"][0] == {"subject": 0, "predicate": "wear", "object": 1}
         assert content["region_attributes"] == [{"region": 0, "name": "tall"}]
-        vertices = graph.to_networkx().nodes
+        vertices = to_networkx(graph).nodes
         assert vertices["region_relation1"] == {"kind": "region relation", "name": "on"}
     assert {graph.region_relations for graph in store if graph.image_id == 2} == {()}
     # Both captions are of one image, which counts once.

@@ -97,7 +97,7 @@ def test_a_sample_is_masked_alike_in_every_batch(parts: tuple[FeatureStore, Grap
 
 def test_only_training_captions_are_learnt_from(parts: tuple[FeatureStore, GraphStore]) -> None:
     features, graphs = parts
-    splits = [split for _, metadata in graphs.shards for split in metadata["splits"]]
+    splits = [split for shard in graphs.shards for split in shard.splits]
     assert {"train", "val", "test"} <= set(splits)
     assert len(caption_texts(graphs, ["train"])) == splits.count("train")
     table = load_captions(graphs, ["train"], features)

@@ -233,7 +233,7 @@ def test_graphs_go_on(trained_workspace: Path, monkeypatch: pytest.MonkeyPatch) 
     original = succeeds("build-graphs", "coco", "--export", "before.jsonl", cwd=trained_workspace)
     assert "wrote" in original.out
     monkeypatch.setattr(build, "SHARD_CAPTIONS", 16)
-    real = build.write_shard
+    real = build.write_graph_shard
     done = 0
 
     def interrupted(*arguments: object) -> object:
@@ -243,10 +243,10 @@ def test_graphs_go_on(trained_workspace: Path, monkeypatch: pytest.MonkeyPatch) 
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(build, "write_shard", interrupted)
+    monkeypatch.setattr(build, "write_graph_shard", interrupted)
     outcome = tbkin("build-graphs", "coco", "--overwrite", cwd=trained_workspace)
     assert outcome.code == 130 and "interrupted" in outcome.err
-    monkeypatch.setattr(build, "write_shard", real)
+    monkeypatch.setattr(build, "write_graph_shard", real)
     refused = tbkin("pretrain", "coco", "--epochs", "1", "--out", "early", cwd=trained_workspace)
     assert refused.code == 1 and "build-graphs" in refused.err
     again = succeeds("build-graphs", "coco", "--json", "--export", "after.jsonl", cwd=trained_workspace)

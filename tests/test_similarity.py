@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
-from tbkin_core.graphs.networkx_export import export_networkx, to_networkx
+from tbkin_core.graphs.exports import export_networkx, to_networkx
 from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, cross_edges, region_edges
 from tbkin_core.names import similarity as similarity_module
 from tbkin_core.names.similarity import (

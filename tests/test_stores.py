@@ -25,16 +25,23 @@ from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import DataError
 from tbkin_core.features.imported import read_bottom_up_npz
 from tbkin_core.features.regions import RegionFeatures, region_geometry
-from tbkin_core.features.store import FeatureStore, FeatureStoreWriter, batch_of_one, write_feature_store
+from tbkin_core.features.store import (
+    FEATURES,
+    FeatureStore,
+    FeatureStoreWriter,
+    batch_of_one,
+    write_feature_store,
+)
+from tbkin_core.graphs.store import GRAPHS
 from tbkin_core.support.files import atomic_directory, atomic_path, make_directory, write_json, write_text
 from tbkin_core.support.shards import (
     FORMAT_VERSION,
     MANIFEST,
-    StoreReader,
     StoreWriter,
     ragged_gather,
     ragged_offsets,
     read_shard,
+    read_store,
     write_shard,
 )
 
@@ -335,7 +342,7 @@ def test_other_settings_are_not_mixed_with(tmp_path: Path) -> None:
 
 
 def test_a_store_of_another_kind_or_version_is_refused(tmp_path: Path) -> None:
-    StoreWriter(tmp_path / "graphs", "graphs", {}).finish()
+    StoreWriter(tmp_path / "graphs", GRAPHS, {}).list_shards([], complete=True)
     with pytest.raises(DataError, match="'graphs'"):
         FeatureStoreWriter(tmp_path / "graphs", SETTINGS)
     with pytest.raises(DataError, match="expected a store of features"):
@@ -379,9 +386,9 @@ MANIFEST_CONTENT = {
 def test_a_broken_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / MANIFEST).write_bytes(content.encode("latin-1"))
     with pytest.raises(DataError):
-        StoreReader(tmp_path, "features", "tbkin extract-features DATA")
+        read_store(tmp_path, FEATURES)
     with pytest.raises(DataError):
-        StoreWriter(tmp_path, "features", SETTINGS)
+        StoreWriter(tmp_path, FEATURES, SETTINGS)
 
 
 def test_an_empty_or_missing_store_says_how_to_make_one(tmp_path: Path) -> None:

@@ -30,12 +30,11 @@ from tbkin_core.features.extractors import (
 from tbkin_core.features.imported import read_bottom_up_npz
 from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import ImageId, RegionFeatures
-from tbkin_core.features.store import FeatureStore, FeatureStoreWriter
+from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
 from tbkin_core.features.tables import feature_rows
 from tbkin_core.settings import EXTRACTORS
 from tbkin_core.support.console import progress
-from tbkin_core.support.ranks import share_of_run
-from tbkin_core.support.shards import replaced_store
+from tbkin_core.support.shards import replaced_store, share_of_store
 from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
@@ -119,7 +118,7 @@ def extract_dataset(
         out: Directory of the store; an unfinished store of the same settings is gone on with.
         extractor: "auto", "builtin", "annotations", "import", "detector", or the hub id or directory of a
             detection model.
-        max_regions: Regions an image at most.
+        max_regions: Regions per image at most.
         workers: Processes (where a model works: threads that read images); None takes the number of
             processors, 0 works in this process.
         overwrite: Remove a store that is there.
@@ -134,12 +133,7 @@ def extract_dataset(
             the environment gives no proper share of the run, or `overwrite` in a shared run.
         MissingDependencyError: A model cannot be loaded.
     """
-    rank, world = share_of_run()
-    if overwrite and world > 1:
-        raise ConfigError(
-            f"overwrite: {world} processes share this run, and one might remove what another has made",
-            hint=f"remove {out} first, or choose another place with --out DIR",
-        )
+    rank, world = share_of_store(out, overwrite)
     kind = choose_extractor(dataset, extractor)
     if extractor == "auto" and backbone is not None:
         kind = "builtin"  # what could be imported has vectors already
@@ -181,83 +175,115 @@ def extract_dataset(
         if backbone is not None and not isinstance(made_by, list):
             made_by = batch_extractors(None, made_by, backbone, max_regions, devices, backbone_side)
         settings = (made_by[0] if isinstance(made_by, list) else made_by).settings()
-    with replaced_store(out, "features") if overwrite else contextlib.nullcontext():
+    with replaced_store(out, FEATURES) if overwrite else contextlib.nullcontext():
         writer = FeatureStoreWriter(out, settings, alone=world == 1)
-        known, failed = frozenset(writer.done), frozenset(writer.failed)
-        numbers: dict[int, None] = {}
-        present = 0
-
-        def sources(told: list[str]) -> Iterable[tuple[ImageId, Any]]:
-            return _rows_to_import(dataset, told) if kind == "import" else files
-
-        def jobs() -> Iterator[_Job]:
-            nonlocal present
-            for image_id, source in sources(problems if rank == 0 else []):
-                if image_id in known:
-                    present += 1
-                    made_of = writer.files.get(image_id, "")
-                    if made_of and isinstance(source, Path) and source.name != made_of and rank == 0:
-                        problems.append(
-                            f"image {image_id!r}: its features were made of {made_of}, the file of this id is"
-                            f" {source.name} by now; --overwrite makes all anew"
-                        )
-                elif image_id not in failed:
-                    number = writer.place()
-                    numbers[number] = None
-                    if number % world == rank:
-                        yield _Job(image_id, source, number)
-            if failed and rank == 0:
-                for image_id, source in sources([]):  # what is wrong with the files was said before
-                    if image_id in failed:
-                        yield _Job(image_id, source, None)
-
-        made = 0
-        if known:
-            logger.info("%d images are in %s already", len(known), out)
+        sources = partial(_rows_to_import, dataset) if kind == "import" else lambda _: files
+        share = _Share(writer, sources, rank, world, problems, skipped)
+        if writer.done:
+            logger.info("%d images are in %s already", len(writer.done), out)
         if world > 1:
             logger.info("rank %d of %d", rank, world)
-        total = sum(image_id not in known for image_id, _ in files) // world if files else None
+        total = sum(image_id not in writer.done for image_id, _ in files) // world if files else None
+        count = _workers(workers, total or 0)
         if made_by is None:
-            results: _Made = ((job, _import_one(job, max_regions)) for job in jobs())
+            results: _Made = ((job, _import_one(job, max_regions)) for job in share.jobs())
         elif isinstance(made_by, list):
-            results = run_batches(made_by, jobs(), _workers(workers, total or 0), batch_size)
+            results = run_batches(made_by, share.jobs(), count, batch_size)
         else:
-            results = _run(made_by, jobs(), _workers(workers, total or 0))
-        again = False
-        for job, result in progress(results, "regions", total=total, unit="img"):
-            if job.number is None and not again:
-                again = True
-                writer.turn()
-            problem = result if isinstance(result, str) else _added(writer, result, job)
-            if not problem:
-                made += 1
-                continue
-            problems.append(problem)
-            skipped += 1
-            if job.number is not None:
-                writer.skip(job.image_id, job.number)
-        writer.flush()
-        missing = writer.missing(numbers)
-        if missing:
-            return Extraction(out, made, present, skipped, problems, missing)
-        if not writer.done:
+            results = _run(made_by, share.jobs(), count)
+        extraction = share.fill(progress(results, "regions", total=total, unit="img"))
+        if not extraction.missing and not writer.done:
             for empty in out.glob("shard-*.safetensors"):
                 empty.unlink()  # it tells of failures alone
             shown = f"; the first: {problems[0]}" if problems else ""
-            raise DataError(f"{dataset.root}: none of {skipped} images could be read{shown}")
-        writer.finish()
-        return Extraction(out, made, present, skipped, problems)
+            raise DataError(f"{dataset.root}: none of {extraction.skipped} images could be read{shown}")
+        if not extraction.missing:
+            writer.finish()
+        return extraction
 
 
-def _added(writer: FeatureStoreWriter, regions: RegionFeatures, job: _Job) -> str:
-    """Add an image to the store; what is wrong with it, "" if nothing is."""
-    try:
-        writer.add(regions, job.number, job.source.name if isinstance(job.source, Path) else "")
-    except DataError as error:
-        if regions.image_id in writer.done:  # then the disk refuses
-            raise
-        return error.message
-    return ""
+class _Share:
+    """This process's share of what a store lacks: the jobs, and the store filled with their results.
+
+    Args:
+        writer: Of the store.
+        sources: Every image of the dataset with what it is made of, in order; notes in the list that it is
+            given what is wrong with the files as a whole.
+        rank, world: Which of how many processes this one is; the first alone notes what all of them see.
+        problems: Notes so far, which grow.
+        skipped: Images left out so far.
+    """
+
+    def __init__(
+        self,
+        writer: FeatureStoreWriter,
+        sources: Callable[[list[str]], Iterable[tuple[ImageId, Any]]],
+        rank: int,
+        world: int,
+        problems: list[str],
+        skipped: int,
+    ) -> None:
+        self._writer = writer
+        self._sources = sources
+        self._rank, self._world = rank, world
+        self._problems = problems
+        self._skipped = skipped
+        self._present = 0
+        self._known, self._failed = frozenset(writer.done), frozenset(writer.failed)
+        self._numbers: dict[int, None] = {}  # shards of all ranks
+
+    def jobs(self) -> Iterator[_Job]:
+        """The images to make, in the order of their shards; those that failed before come last."""
+        for image_id, source in self._sources(self._problems if self._rank == 0 else []):
+            if image_id in self._known:
+                self._present += 1
+                self._note_another_file(image_id, source)
+            elif image_id not in self._failed:
+                number = self._writer.place()
+                self._numbers[number] = None
+                if number % self._world == self._rank:
+                    yield _Job(image_id, source, number)
+        if self._failed and self._rank == 0:
+            for image_id, source in self._sources([]):  # what is wrong with the files has been noted
+                if image_id in self._failed:
+                    yield _Job(image_id, source, None)
+
+    def _note_another_file(self, image_id: ImageId, source: Any) -> None:
+        made_of = self._writer.files.get(image_id, "")
+        if made_of and isinstance(source, Path) and source.name != made_of and self._rank == 0:
+            self._problems.append(
+                f"image {image_id!r}: its features were made of {made_of}, the file of this id is"
+                f" now {source.name}; --overwrite makes all features anew"
+            )
+
+    def fill(self, results: Iterable[tuple[_Job, RegionFeatures | str]]) -> Extraction:
+        """Write the results of the jobs to the store, in their order; a text says why there is none."""
+        writer, made, retrying = self._writer, 0, False
+        for job, result in results:
+            if job.number is None and not retrying:
+                retrying = True
+                writer.turn()
+            problem = result if isinstance(result, str) else self._added(result, job)
+            if not problem:
+                made += 1
+                continue
+            self._problems.append(problem)
+            self._skipped += 1
+            if job.number is not None:
+                writer.skip(job.image_id, job.number)
+        writer.flush()
+        missing = writer.missing(self._numbers)
+        return Extraction(writer.path, made, self._present, self._skipped, self._problems, missing)
+
+    def _added(self, regions: RegionFeatures, job: _Job) -> str:
+        """Add an image to the store; what is wrong with it, "" if nothing is."""
+        try:
+            self._writer.add(regions, job.number, job.source.name if isinstance(job.source, Path) else "")
+        except DataError as error:
+            if regions.image_id in self._writer.done:  # then the disk refuses
+                raise
+            return error.message
+        return ""
 
 
 def extract_one(path: Path, settings: dict[str, Any], devices: str = "auto") -> RegionFeatures:

@@ -7,10 +7,12 @@ shard["features"], shard["boxes"], shard["offsets"]   # image i: rows offsets[i]
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,19 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId, RegionFeatures
-from tbkin_core.support.files import read_json
-from tbkin_core.support.shards import MANIFEST, StoreReader, StoreWriter, ragged_gather, ragged_offsets
+from tbkin_core.support.shards import (
+    MANIFEST,
+    Manifest,
+    StoreKind,
+    StoreWriter,
+    ragged_gather,
+    ragged_offsets,
+    read_store,
+    shard_name,
+    write_shard,
+)
 
-COMMAND = "tbkin extract-features DATA"
+FEATURES = StoreKind("features", array="features", command="tbkin extract-features DATA")
 SHARD_IMAGES = 256
 # Settings that name a model, and those that say which weights it has.
 _NAMED_BY_WEIGHTS = (("model", "weights"), ("backbone", "backbone_weights"))
@@ -68,10 +79,10 @@ class FeatureStore:
     """
 
     def __init__(self, path: Path | str, verify: bool = False) -> None:
-        self._reader = StoreReader(Path(path), "features", COMMAND, verify)
         self.path = Path(path)
-        self.complete = self._reader.complete
-        self.settings: dict[str, Any] = self._reader.settings
+        manifest, shards = read_store(self.path, FEATURES, verify)
+        self.complete = manifest.complete
+        self.settings = manifest.settings
         try:
             self.extractor = str(self.settings["extractor"])
             self.feature_size = int(self.settings["feature_size"])
@@ -80,20 +91,20 @@ class FeatureStore:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{self.path / MANIFEST}: does not say which extractor made the features, and of what size",
-                hint=f"remove this directory and run `{COMMAND}` again",
+                hint=f"remove this directory and run `{FEATURES.command}` again",
             ) from error
         self.image_ids: list[ImageId] = []
         self._arrays: list[dict[str, NDArray]] = []
         counts: list[int] = []
-        for number, (arrays, metadata) in enumerate(self._reader):
+        for name, (arrays, metadata) in zip(manifest.shards, shards, strict=True):
             ids: Any = metadata.get("image_ids")
             # Plain arrays: every slice of a memmap pays for being one.
-            arrays = {name: np.asarray(array) for name, array in arrays.items()}
+            arrays = {key: np.asarray(array) for key, array in arrays.items()}
             wrong = _wrong(arrays, ids, self.feature_size)
             if wrong:
                 raise DataError(
-                    f"{self.path / read_json(self.path / MANIFEST)['shards'][number]}: is damaged: {wrong}",
-                    hint=f"remove its file and run `{COMMAND}` again: it makes what is missing",
+                    f"{self.path / name}: is damaged: {wrong}",
+                    hint=f"remove its file and run `{FEATURES.command}` again: it makes what is missing",
                 )
             self._arrays.append(arrays)
             self.image_ids += ids
@@ -101,7 +112,7 @@ class FeatureStore:
         self._rows: dict[ImageId, int] = {image_id: row for row, image_id in enumerate(self.image_ids)}
         if not self.image_ids:
             raise DataError(
-                f"{self.path}: the feature store is empty", hint=f"make features with `{COMMAND}`"
+                f"{self.path}: the feature store is empty", hint=f"make features with `{FEATURES.command}`"
             )
         self._shards = np.repeat(np.arange(len(counts)), counts)
         self._places = np.arange(len(self.image_ids)) - np.repeat(ragged_offsets(counts)[:-1], counts)
@@ -125,7 +136,7 @@ class FeatureStore:
         if image_id not in self._rows:
             raise DataError(
                 f"{self.path}: no features for image {image_id!r}",
-                hint=f"run `{COMMAND}` again: it adds what is missing",
+                hint=f"run `{FEATURES.command}` again: it adds what is missing",
             )
         row = self._rows[image_id]
         arrays = self._arrays[self._shards[row]]
@@ -336,7 +347,7 @@ class FeatureStoreWriter:
     Args:
         path: Directory of the store.
         settings: What makes the features; a store of other settings is refused.
-        shard_images: Images a shard, those that fail included; `SHARD_IMAGES` when None.
+        shard_images: Images per shard, those that fail included; `SHARD_IMAGES` when None.
         alone: No other process writes to this store.
 
     Attributes:
@@ -352,15 +363,20 @@ class FeatureStoreWriter:
         shard_images: int | None = None,
         alone: bool = True,
     ) -> None:
-        self._writer = StoreWriter(path, "features", _spelt_as_there(path, settings), alone)
+        self.path = Path(path)
+        self._writer = StoreWriter(path, FEATURES, _spelt_as_there(path, settings), alone)
+        self._digest = hashlib.blake2b(
+            json.dumps([FEATURES.name, self._writer.settings], sort_keys=True).encode(), digest_size=16
+        ).hexdigest()
         self._size = int(settings["feature_size"])
         self._shard_images = shard_images or SHARD_IMAGES
         self._pending: list[RegionFeatures] = []
         self._pending_files: list[str] = []
         self._skipped: list[ImageId] = []
         self._number: int | None = None
-        self._take_note()
-        self._free = self._writer.free_numbers()
+        self._look()
+        # Of numbers that no shard has, in order and without end.
+        self._free = filterfalse(frozenset(self._shards).__contains__, count())
         self._filling, self._left = -1, 0
 
     def place(self) -> int:
@@ -408,7 +424,7 @@ class FeatureStoreWriter:
         self._flush_full()
 
     def skip(self, image_id: ImageId, number: int | None = None) -> None:
-        """Take note that an image cannot be read, so that its shard is complete without it."""
+        """Note that an image cannot be read, so that its shard is complete without it."""
         self._begin(number)
         self._skipped.append(image_id)
         self._flush_full()
@@ -436,33 +452,47 @@ class FeatureStoreWriter:
             none: NDArray = np.zeros(0, dtype)
             return np.concatenate([none, *(_labels(regions, name, dtype, default) for regions in batch)])
 
-        self._writer.write(
-            number,
-            {
-                "features": np.concatenate(
-                    [np.zeros((0, self._size), np.float16), *(r.features for r in batch)]
-                ),
-                "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(r.boxes for r in batch)]).astype(
-                    np.float32
-                ),
-                "object_ids": stacked("object_ids", np.int32, -1),
-                "object_scores": stacked("object_scores", np.float32, 0),
-                "attribute_ids": stacked("attribute_ids", np.int32, -1),
-                "attribute_scores": stacked("attribute_scores", np.float32, 0),
-                "offsets": ragged_offsets([len(regions) for regions in batch]),
-                "image_sizes": np.array(
-                    [[regions.image_width, regions.image_height] for regions in batch], np.int32
-                ).reshape(-1, 2),
-            },
-            {
-                "image_ids": [regions.image_id for regions in batch],
-                "skipped": skipped,
-                **({"files": files} if any(files) else {}),
-            },
-        )
+        arrays = {
+            "features": np.concatenate([np.zeros((0, self._size), np.float16), *(r.features for r in batch)]),
+            "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(r.boxes for r in batch)]).astype(
+                np.float32
+            ),
+            "object_ids": stacked("object_ids", np.int32, -1),
+            "object_scores": stacked("object_scores", np.float32, 0),
+            "attribute_ids": stacked("attribute_ids", np.int32, -1),
+            "attribute_scores": stacked("attribute_scores", np.float32, 0),
+            "offsets": ragged_offsets([len(regions) for regions in batch]),
+            "image_sizes": np.array(
+                [[regions.image_width, regions.image_height] for regions in batch], np.int32
+            ).reshape(-1, 2),
+        }
+        metadata: dict[str, Any] = {"image_ids": [regions.image_id for regions in batch], "skipped": skipped}
+        if any(files):
+            metadata["files"] = files
+        self._writer.prepare([number])
+        write_shard(self.path / shard_name(number), arrays, {**metadata, "made_with": self._digest})
+        self._shards[number] = metadata
+        self._writer.list_shards(self._shards)
 
-    def _take_note(self) -> None:
-        shards = self._writer.metadata.values()
+    def _look(self) -> None:
+        """Learn which shards are there, and of which images they speak."""
+        manifest = self._writer.manifest
+        listed = frozenset(manifest.shards if manifest else ())
+        self._shards: dict[int, dict[str, Any]] = {}
+        others = 0
+        for number, metadata in self._writer.shards():
+            # Shards of earlier versions carry no digest; of those, the listed ones count.
+            unmarked = self._digest if shard_name(number) in listed else ""
+            if metadata.pop("made_with", unmarked) == self._digest:
+                self._shards[number] = metadata
+            else:
+                others += 1
+        if others and manifest is None:
+            raise DataError(
+                f"{self.path}: holds shards of other settings, whose {MANIFEST} is missing",
+                hint="choose another place with --out DIR, or remove them",
+            )
+        shards = self._shards.values()
         self.done: set[ImageId] = {name for entry in shards for name in entry.get("image_ids", [])}
         self.failed: set[ImageId] = {name for entry in shards for name in entry.get("skipped", [])}
         self.failed -= self.done
@@ -473,15 +503,15 @@ class FeatureStoreWriter:
         }
 
     def missing(self, numbers: Iterable[int]) -> int:
-        """How many of these shards other processes have yet to write; takes note of theirs."""
-        missing = self._writer.missing(numbers)
-        self._take_note()
-        return missing
+        """How many of these shards other processes have yet to write; what they have written counts now."""
+        self._look()
+        return len(set(numbers) - self._shards.keys())
 
     def finish(self) -> None:
         """Write the rest and mark the store complete."""
         self.flush()
-        self._writer.finish()
+        self._look()
+        self._writer.list_shards(self._shards, complete=True)
 
     def __enter__(self) -> FeatureStoreWriter:
         return self
@@ -493,17 +523,14 @@ class FeatureStoreWriter:
 
 def _spelt_as_there(path: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of the store at `path` where they mean the same, else those given."""
-    manifest = path / MANIFEST
     named = [name for name, weights in _NAMED_BY_WEIGHTS if weights in settings]
-    if not named or not manifest.exists():
+    if not named or not (path / MANIFEST).exists():
         return settings
-    found = read_json(manifest)
-    there = found.get("settings") if isinstance(found, dict) else None
+    there = Manifest.read(path).settings
     # A model may be named by another path, or lie elsewhere by now: its weights say which it is.
     unnamed = dict.fromkeys(named)
-    if isinstance(there, dict) and {**there, **unnamed} == json.loads(json.dumps({**settings, **unnamed})):
-        return there
-    return settings
+    same = {**there, **unnamed} == json.loads(json.dumps({**settings, **unnamed}))
+    return there if same else settings
 
 
 def write_feature_store(

@@ -13,10 +13,9 @@ import heapq
 import json
 import logging
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,39 +23,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.boxes import pairwise_iou, xywh_to_xyxy
 from tbkin_core.datasets import Dataset
-from tbkin_core.datasets.layout import is_graph_export
-from tbkin_core.datasets.records import BoxAnnotation, Caption, GoldGraph
-from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.datasets.records import Caption
+from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore
+from tbkin_core.graphs.arrays import GraphImage, GraphShard, image_counts, pack_shard, shard_counts
+from tbkin_core.graphs.joining import DatasetRegions, PairWeights, ragged_cross_edges
 from tbkin_core.graphs.priors import Priors
-from tbkin_core.graphs.store import (
-    PRIORS,
-    GraphImage,
-    GraphShard,
-    GraphStore,
-    RaggedEdges,
-    image_counts,
-    pack_shard,
-    shard_counts,
-)
-from tbkin_core.names.lexicon import lemmatize_predicate
+from tbkin_core.graphs.store import GRAPHS, GraphStore, GraphStoreWriter, write_graph_shard
 from tbkin_core.names.similarity import Similarity, make_similarity
 from tbkin_core.parsing.text_graph import TextGraph
 from tbkin_core.support.console import progress
-from tbkin_core.support.files import atomic_path, check_file_place
-from tbkin_core.support.ranks import share_of_run
-from tbkin_core.support.shards import (
-    SharedStoreWriter,
-    ragged_gather,
-    ragged_offsets,
-    read_shard,
-    replaced_store,
-    shard_name,
-    write_shard,
-)
+from tbkin_core.support.shards import replaced_store, share_of_store
 from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
@@ -64,7 +43,6 @@ logger = logging.getLogger("tbkin")
 SHARD_CAPTIONS = 2048
 WORKERS_FROM = 2000  # captions; for fewer, other processes take longer to start than to work
 REMEMBERED_GRAPHS = 32_768  # of texts that occur again; about 2 KB each
-REMEMBERED_PAIRS = 4_000_000  # of names and labels compared; 12 bytes each
 
 
 class Parser(Protocol):
@@ -74,12 +52,33 @@ class Parser(Protocol):
     version: str
 
     def parse(self, texts: Iterable[str]) -> Iterator[TextGraph]:
-        """One graph a text, in order; a text's graph depends on nothing but the text."""
+        """One graph per text, in order; a text's graph depends on nothing but the text."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How graphs are made.
+
+    Attributes:
+        make_parser: Makes the caption parser; called once per process, so it must survive pickling where
+            there are workers.
+        make_similarity: Makes what compares names with labels; likewise.
+        min_similarity: Cross-modal edges are kept from this weight up.
+        label_iou: Unlabelled regions take the label of an annotated box that they overlap this much.
+        needs_torch: Whether parser or similarity compute with torch. spaCy imports it wherever it is
+            installed; without it a worker starts in half the time and takes 180 MB less.
+    """
+
+    make_parser: Callable[[], Parser]
+    make_similarity: Callable[[], Similarity] = make_similarity
+    min_similarity: float = 0.5
+    label_iou: float = 0.5
+    needs_torch: bool = True
 
 
 @dataclass
 class Build:
-    """What a build made, and the counts for its summary.
+    """What a build made.
 
     Attributes:
         path: Directory of the store.
@@ -126,8 +125,8 @@ def texts_of(dataset: Dataset) -> tuple[Sequence[Caption], str]:
 
 
 def choose_workers(workers: int | None, captions: int) -> int:
-    """Worker processes for so many captions: as given, else one a processor where that pays; 0 is none."""
-    available = processors()  # asked also where it does not matter: a faulty environment is told of at once
+    """Worker processes for so many captions: as given, else one per processor where that pays; 0 is none."""
+    available = processors()  # asked for in any case: a faulty environment is reported at once
     if workers is None:
         workers = available if captions > WORKERS_FROM else 0
     workers = min(workers, -(-captions // SHARD_CAPTIONS))
@@ -138,13 +137,9 @@ def build_dataset(
     dataset: Dataset,
     out: Path,
     features: FeatureStore | None,
-    make_parser: Callable[[], Parser],
-    min_similarity: float = 0.5,
-    label_iou: float = 0.5,
-    overwrite: bool = False,
+    recipe: Recipe,
     workers: int | None = 0,
-    make_similarity: Callable[[], Similarity] = make_similarity,
-    needs_torch: bool = True,
+    overwrite: bool = False,
 ) -> Build:
     """Build the graph store of a dataset, going on with an unfinished one.
 
@@ -157,49 +152,36 @@ def build_dataset(
         dataset: Opened dataset.
         out: Directory of the store.
         features: Feature store whose regions the graphs join; None takes the annotated boxes.
-        make_parser: Makes the caption parser; called once a process, so it must survive pickling where
-            there are workers.
-        min_similarity: Cross-modal edges are kept from this weight up.
-        label_iou: Unlabelled regions take the label of an annotated box that they overlap this much.
-        overwrite: Remove a store that is there.
+        recipe: How graphs are made.
         workers: Processes beside this one; 0 and 1 work in this process, None chooses.
-        make_similarity: Makes what compares names with labels; as `make_parser`.
-        needs_torch: Whether parser or similarity compute with torch. spaCy imports it wherever it is
-            installed; without it a worker starts in half the time and takes 180 MB less.
+        overwrite: Replace a store that is there.
 
     Raises:
         DataError: No texts, a store of other settings at `out`, or the disk refuses.
         ConfigError: The environment gives no proper share, or `overwrite` in a shared run.
     """
-    rank, world = share_of_run()
-    if overwrite and world > 1:
-        raise ConfigError(
-            f"overwrite: {world} processes share this run, and one might remove what another has made",
-            hint=f"remove {out} first, or choose another place with --out DIR",
-        )
+    rank, world = share_of_store(out, overwrite)
     texts, kind = texts_of(dataset)
-    count = -(-len(texts) // SHARD_CAPTIONS)
-    recipe = _Recipe(out, make_parser, make_similarity, min_similarity)
     processes = choose_workers(workers, len(texts) // world)
-    make = _builder_without_torch if processes and not needs_torch else _ShardBuilder
+    make = _builder_without_torch if processes and not recipe.needs_torch else _ShardBuilder
     with (
         contextlib.ExitStack() as stack,
-        WorkerPool(partial(make, recipe), processes, "build-graphs") as pool,
+        WorkerPool(partial(make, recipe, out), processes, "build-graphs") as pool,
     ):
         settings = {
             "texts": kind,
             **pool.ask(_ShardBuilder.describe),
-            "min_similarity": min_similarity,
-            "label_iou": label_iou,
+            "min_similarity": recipe.min_similarity,
+            "label_iou": recipe.label_iou,
             "regions": "annotations" if features is None else "features",
             "features": None if features is None else features.settings,
             "annotated_relations": dataset.has_gold_graphs,
         }
         if overwrite:  # not before all that may be wrong with the settings has been
-            stack.enter_context(replaced_store(out, "graphs"))
-        writer = SharedStoreWriter(out, "graphs", settings, count)
-        regions = _Regions(dataset, features, label_iou)
-        corpus = _Corpus(texts, json.dumps(writer.settings, sort_keys=True), regions)
+            stack.enter_context(replaced_store(out, GRAPHS))
+        count = -(-len(texts) // SHARD_CAPTIONS)
+        writer = GraphStoreWriter(out, settings, count, alone=world == 1)
+        corpus = _Corpus(texts, writer.settings, DatasetRegions(dataset, features, recipe.label_iou))
         own = range(rank, count, world)
         todo = [number for number in own if not writer.has(number, corpus.fingerprint(number))]
         made = sum(len(corpus.part(number)) for number in todo)
@@ -210,82 +192,50 @@ def build_dataset(
             logger.info("%d %s are in the store already", present, kind)
         if todo:
             logger.info("%d %s, parser %s, %d worker processes", made, kind, settings["parser"], processes)
-            writer.begin(todo, alone=world == 1)
+            writer.begin(todo)
             corpus.find_repeated()
             results = pool.map(_ShardBuilder.build, corpus.jobs(todo), ahead=2)
             for _ in progress(results, "graphs", total=len(todo), unit="shard"):
                 pass
-    done = set(own)
-    missing = sum(
-        not writer.has(number, corpus.fingerprint(number)) for number in range(count) if number not in done
-    )
-    if missing:
-        return Build(out, made, present, None, missing)
-    found = {} if todo or writer.extra is None else writer.extra
-    if "checksum" in found and found["checksum"] == _result_checksum(found.get("summary"), out / PRIORS):
-        return Build(out, made, present, found["summary"])
-    priors, summary = _count(out, count)
-    priors.save(out / PRIORS)
-    writer.finish(summary=summary, checksum=_result_checksum(summary, out / PRIORS))
-    return Build(out, made, present, summary)
+    others = (number for number in range(count) if number not in own)
+    missing = sum(not writer.has(number, corpus.fingerprint(number)) for number in others)
+    return Build(out, made, present, None if missing else _finished(writer), missing)
 
 
-def _result_checksum(summary: Any, priors: Path) -> int | None:
-    """Of what is counted over all shards; None where the file of priors cannot be read."""
-    try:
-        return zlib.crc32(priors.read_bytes(), zlib.crc32(json.dumps(summary, sort_keys=True).encode()))
-    except OSError:
-        return None
+def _finished(writer: GraphStoreWriter) -> dict[str, Any]:
+    """The summary of a store all of whose shards are there; it is complete from now on."""
+    known = writer.summary()
+    if known is not None:
+        return known
+    priors, summary = _count(writer)
+    writer.finish(summary, priors)
+    return summary
 
 
-def check_export_place(path: Path, store: Path | None = None) -> None:
-    """Refuse to export where something else would be lost, as `tbkin_core.runtime.check_file_place`."""
-    check_file_place(path, "export", lambda start: is_graph_export(start.decode("latin-1")), store)
-
-
-def export_jsonl(store: GraphStore, path: Path) -> None:
-    """Write every unified graph as a line of JSON, atomically.
-
-    Raises:
-        ConfigError, DataError: As `check_export_place`; DataError also where the disk is full.
-    """
-    check_export_place(path)
-    # Lone surrogates (file names that are no UTF-8) become JSON's own escapes.
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        for graph in progress(store, "export", total=len(store), unit="graph"):
-            file.write(json.dumps(graph.to_dict(), ensure_ascii=False) + "\n")
-
-
-def _count(out: Path, shards: int) -> tuple[Priors, dict[str, Any]]:
+def _count(writer: GraphStoreWriter) -> tuple[Priors, dict[str, Any]]:
     """Priors and summary of all shards, one after the other."""
-    splits: set[str] = set()
-    for number in range(shards):
-        splits.update(read_shard(out / shard_name(number))[1]["splits"])
+    splits = {split for shard in writer.shards() for split in shard.splits}
     priors = Priors()
     counted: set[ImageId] = set()
     common: dict[str, Counter[str]] = {"objects": Counter(), "attributes": Counter(), "relations": Counter()}
     captions, anchored, with_regions = 0, 0, 0
-    for number in range(shards):
-        arrays, metadata = read_shard(out / shard_name(number))
-        names = [sys.intern(name) for name in metadata["names"]]
-        regions = np.append(np.diff(arrays["region_offsets"]), 0)  # the last one serves image -1
-        captions += len(metadata["splits"])
-        anchored += int((np.diff(arrays["cross_offsets"]) > 0).sum())
-        with_regions += int((regions[arrays["image"]] > 0).sum())
+    for shard in writer.shards():
+        regions = np.append(np.diff(shard.region_offsets), 0)  # the last one serves image -1
+        captions += len(shard)
+        anchored += int((np.diff(shard.cross_offsets) > 0).sum())
+        with_regions += int((regions[shard.image] > 0).sum())
         # What is learnt from val or test captions would leak into masking.
-        learnt = np.array(["train" not in splits or split == "train" for split in metadata["splits"]], bool)
-        priors.merge(shard_counts(arrays, names, learnt))
+        learnt = np.array(["train" not in splits or split == "train" for split in shard.splits], bool)
+        priors.merge(shard_counts(shard, learnt))
         # An image's captions may lie in two shards; it counts where the first of them does.
-        seen = sorted(set(arrays["image"][learnt].tolist()) - {-1})
-        new = [image for image in seen if metadata["image_ids"][image] not in counted]
-        counted.update(metadata["image_ids"][image] for image in new)
-        priors.merge(image_counts(arrays, names, new))
-        for kind, column in (("objects", "object"), ("attributes", "attribute"), ("relations", "relation")):
-            totals = np.bincount(arrays[f"{column}_name"], minlength=len(names))
-            common[kind].update({names[place]: int(totals[place]) for place in np.flatnonzero(totals)})
+        seen = sorted(set(shard.image[learnt].tolist()) - {-1})
+        new = [image for image in seen if shard.image_ids[image] not in counted]
+        counted.update(shard.image_ids[image] for image in new)
+        priors.merge(image_counts(shard, new))
+        numbers = (shard.object_name, shard.attribute_name, shard.relation_name)
+        for counter, column in zip(common.values(), numbers, strict=True):
+            totals = np.bincount(column, minlength=len(shard.names))
+            counter.update({shard.names[place]: int(totals[place]) for place in np.flatnonzero(totals)})
     summary = {
         "captions": captions,
         "captions_with_regions": with_regions,
@@ -307,7 +257,16 @@ def _count(out: Path, shards: int) -> tuple[Priors, dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """All that the process which builds a shard needs; `repeated` says which texts occur elsewhere too."""
+    """All that the process which builds a shard needs.
+
+    Attributes:
+        number: Of the shard.
+        fingerprint: Of all that it is made from.
+        text_ids, texts, splits: N each.
+        image: N numbers into `images`, -1 without one.
+        images: Each image once.
+        repeated: Which of the texts occur elsewhere too.
+    """
 
     number: int
     fingerprint: str
@@ -322,14 +281,15 @@ class _Job:
 class _Corpus:
     """The texts, cut into shards by position, with the regions of their images."""
 
-    def __init__(self, texts: Sequence[Caption], settings: str, regions: _Regions) -> None:
+    def __init__(self, texts: Sequence[Caption], settings: dict[str, Any], regions: DatasetRegions) -> None:
         self._texts = texts
-        self._settings = settings
+        self._settings = json.dumps(settings, sort_keys=True)
         self._regions = regions
         self._repeated: NDArray[np.int64] = np.zeros(0, np.int64)
         self._fingerprints: dict[int, str] = {}
 
     def part(self, number: int) -> Sequence[Caption]:
+        """The texts of a shard."""
         return self._texts[number * SHARD_CAPTIONS : (number + 1) * SHARD_CAPTIONS]
 
     def fingerprint(self, number: int) -> str:
@@ -357,6 +317,7 @@ class _Corpus:
         self._repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
     def jobs(self, numbers: Iterable[int]) -> Iterator[_Job]:
+        """What it takes to build some shards."""
         for number in numbers:
             part = self.part(number)
             places: dict[ImageId, int] = {}
@@ -381,27 +342,11 @@ class _Corpus:
 # ---- building one shard -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """How shards are built, and where they go."""
-
-    out: Path
-    make_parser: Callable[[], Parser]
-    make_similarity: Callable[[], Similarity]
-    min_similarity: float
-
-
-def _builder_without_torch(recipe: _Recipe) -> _ShardBuilder:
-    """A builder in a process of its own, where spaCy is kept from importing torch."""
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    return _ShardBuilder(recipe)
-
-
 class _ShardBuilder:
-    """Builds and writes shards; one a process."""
+    """Builds and writes shards; one per process."""
 
-    def __init__(self, recipe: _Recipe) -> None:
-        self._out = recipe.out
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self._out = out
         self._parser = recipe.make_parser()
         self._similarity = recipe.make_similarity()
         self._weights = PairWeights(self._similarity, recipe.min_similarity)
@@ -419,15 +364,12 @@ class _ShardBuilder:
             "similarity": self._similarity.name,
         }
 
-    def build(self, job: _Job) -> int:
-        """Write the shard; returns its number of captions."""
+    def build(self, job: _Job) -> None:
+        """Write the shard."""
         graphs = self._graphs(job.texts, job.repeated)
-        cross = cross_edges(graphs, job.image, job.images, self._weights)
-        arrays, metadata = pack_shard(
-            GraphShard(job.text_ids, job.texts, job.splits, job.image, graphs, cross, job.images)
-        )
-        write_shard(self._out / shard_name(job.number), arrays, {**metadata, "fingerprint": job.fingerprint})
-        return len(graphs)
+        cross = ragged_cross_edges(graphs, job.image, job.images, self._weights)
+        shard = GraphShard(job.text_ids, job.texts, job.splits, job.image, graphs, cross, job.images)
+        write_graph_shard(self._out, job.number, pack_shard(shard), job.fingerprint)
 
     def _graphs(self, texts: Sequence[str], repeated: Sequence[bool]) -> list[TextGraph]:
         found: dict[str, TextGraph] = {}
@@ -447,179 +389,7 @@ class _ShardBuilder:
         return [found[text] for text in texts]
 
 
-class PairWeights:
-    """Weights of (name, label) pairs, each compared once while memory allows.
-
-    Args:
-        similarity: What compares them.
-        minimum: Lower weights count as 0.
-    """
-
-    def __init__(self, similarity: Similarity, minimum: float) -> None:
-        self._similarity = similarity
-        self._minimum = minimum
-        self._forget()
-
-    def _forget(self) -> None:
-        self._names: dict[str, int] = {}
-        self._labels: dict[str, int] = {}
-        self._keys: NDArray[np.int64] = np.zeros(0, np.int64)  # sorted
-        self._values: NDArray[np.float32] = np.zeros(0, np.float32)
-
-    def __call__(
-        self, names: Sequence[str], labels: Sequence[str], rows: NDArray, columns: NDArray
-    ) -> NDArray[np.float32]:
-        """(P,) weights of the pairs (names[rows], labels[columns]); 0 below the minimum and for "" names."""
-        if len(self._keys) > REMEMBERED_PAIRS:
-            self._forget()
-        own_names, name_places = _distinct(names)
-        own_labels, label_places = _distinct(labels)
-        name_ids = np.array([self._names.setdefault(name, len(self._names)) for name in own_names], np.int64)
-        label_ids = np.array(
-            [self._labels.setdefault(label, len(self._labels)) for label in own_labels], np.int64
-        )
-        keys = (name_ids[name_places] << 32)[rows] | label_ids[label_places][columns]
-        wanted = np.unique(keys)
-        unknown = wanted[~np.isin(wanted, self._keys, assume_unique=True)]
-        if len(unknown):
-            name_of = dict(zip(name_ids.tolist(), own_names, strict=True))
-            label_of = dict(zip(label_ids.tolist(), own_labels, strict=True))
-            self._similarity.prepare({*own_names, *own_labels})
-            values = np.zeros(len(unknown), np.float32)
-            bounds = np.flatnonzero(np.diff(unknown >> 32, prepend=-1))
-            for begin, end in zip(bounds, [*bounds[1:], len(unknown)], strict=True):
-                name = name_of[int(unknown[begin] >> 32)]
-                others = [label_of[key] for key in (unknown[begin:end] & 0xFFFFFFFF).tolist()]
-                if name:
-                    known = np.array([label != "" for label in others])
-                    values[begin:end] = np.where(known, self._similarity.matrix([name], others)[0], 0)
-            values[values < self._minimum] = 0
-            keys_all = np.concatenate([self._keys, unknown])
-            order = np.argsort(keys_all, kind="stable")
-            self._keys, self._values = keys_all[order], np.concatenate([self._values, values])[order]
-        return self._values[np.searchsorted(self._keys, keys)]
-
-
-def _distinct(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The distinct names, and for each name its place among them."""
-    table: dict[str, int] = {}
-    places = np.array([table.setdefault(name, len(table)) for name in names], np.int64)
-    return list(table), places
-
-
-def cross_edges(
-    graphs: Sequence[TextGraph], image: Sequence[int], images: Sequence[GraphImage], weights: PairWeights
-) -> RaggedEdges:
-    """Edges of weight > 0 between the text objects of N captions and the regions of their images.
-
-    Args:
-        graphs: N text scene graphs.
-        image: N numbers into `images`, -1 without one.
-        images: Regions with labels, "" unknown.
-        weights: Weights of names and labels.
-
-    Returns:
-        Edges in the order of caption, object, region.
-    """
-    object_counts = np.array([len(graph.objects) for graph in graphs], np.int64)
-    first_object = ragged_offsets(object_counts)
-    caption = np.repeat(np.arange(len(graphs)), object_counts)
-    image_of = np.array(image, np.int64)[caption] if len(graphs) else np.zeros(0, np.int64)
-    placed = np.flatnonzero(image_of >= 0)  # objects whose caption has an image
-    region_offsets = ragged_offsets([len(item.labels) for item in images])
-    label, row, region = ragged_gather(region_offsets, image_of[placed])
-    names = [item.name for graph in graphs for item in graph.objects]
-    labels = [name for item in images for name in item.labels]
-    weight = weights(names, labels, placed[row], label)
-    kept = np.flatnonzero(weight > 0)
-    item = placed[row[kept]]
-    return RaggedEdges(
-        ragged_offsets(np.bincount(caption[item], minlength=len(graphs))),
-        (item - first_object[caption[item]]).astype(np.int32),
-        region[kept].astype(np.int32),
-        weight[kept],
-    )
-
-
-# ---- regions ------------------------------------------------------------------------------------
-
-
-class _Regions:
-    """Boxes and labels of an image, from a feature store or from annotations."""
-
-    def __init__(self, dataset: Dataset, features: FeatureStore | None, label_iou: float) -> None:
-        self._features = features
-        self._label_iou = label_iou
-        named = features is not None and bool(features.object_names)
-        # A detector's own labels need no annotated boxes.
-        self._annotated: dict[ImageId, list[BoxAnnotation]] = {} if named else dataset.boxes()
-        self._graphs = dataset.gold_graphs()
-
-    def __getitem__(self, image_id: ImageId) -> GraphImage:
-        regions = self._labelled(image_id)
-        graph = self._graphs.get(image_id)
-        return regions if graph is None else with_annotations(regions, graph, self._label_iou)
-
-    def _labelled(self, image_id: ImageId) -> GraphImage:
-        annotated = self._annotated.get(image_id, [])
-        corners = xywh_to_xyxy([box.xywh for box in annotated])
-        if self._features is None:
-            return GraphImage(image_id, corners, tuple(box.label for box in annotated))
-        if image_id not in self._features:
-            return GraphImage(image_id, np.zeros((0, 4), np.float32), ())
-        regions = self._features[image_id]
-        if self._features.object_names:
-            names = self._features.object_names
-            labels = tuple(names[number] if 0 <= number < len(names) else "" for number in regions.object_ids)
-        else:
-            labels = borrowed_labels(
-                regions.boxes, corners, [box.label for box in annotated], self._label_iou
-            )
-        return GraphImage(image_id, regions.boxes, labels)
-
-
-def borrowed_labels(
-    boxes: NDArray, annotated: NDArray, labels: Sequence[str], minimum: float
-) -> tuple[str, ...]:
-    """Label of the annotated box that each region overlaps best, "" below `minimum` IoU."""
-    if not len(labels) or not len(boxes):
-        return ("",) * len(boxes)
-    iou = pairwise_iou(boxes, annotated)
-    best = iou.argmax(axis=1)
-    return tuple(labels[index] if iou[row, index] >= minimum else "" for row, index in enumerate(best))
-
-
-def with_annotations(image: GraphImage, graph: GoldGraph, minimum: float) -> GraphImage:
-    """Regions with the attributes and relations that people annotated.
-
-    Each annotated object is the region that it overlaps best, from `minimum` IoU up; of equal ones that with
-    its name. Predicates become lower case and lemmas ("is parked ON" is "park on").
-    """
-    if not len(image.boxes) or not graph.objects:
-        return image
-    corners = xywh_to_xyxy([item.xywh for item in graph.objects])
-    iou = pairwise_iou(corners, image.boxes)
-    same = np.array([item.name for item in graph.objects])[:, None] == np.array(image.labels)[None]
-    best = (iou + 1e-3 * same).argmax(axis=1)
-    overlap = iou[np.arange(len(best)), best]
-    region = np.where(overlap >= minimum, best, -1).tolist()
-    attributes = {
-        (region[row], attribute.lower()): None
-        for row, item in enumerate(graph.objects)
-        for attribute in item.attributes
-        if region[row] >= 0 and attribute
-    }
-    relations = {
-        (region[item.subject], predicate, region[item.object]): None
-        for item in graph.relations
-        if region[item.subject] >= 0
-        and region[item.object] >= 0
-        and region[item.subject] != region[item.object]
-        and (predicate := lemmatize_predicate(item.predicate))
-    }
-    return replace(
-        image,
-        attributes=tuple(attributes),
-        relations=tuple(relations),
-        annotated=tuple(sorted({place for place in region if place >= 0})),
-    )
+def _builder_without_torch(recipe: Recipe, out: Path) -> _ShardBuilder:
+    """A builder in a process of its own, where spaCy is kept from importing torch."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    return _ShardBuilder(recipe, out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,6 @@ from tbkin_core.boxes import pairwise_iou
 from tbkin_core.features.regions import ImageId
 from tbkin_core.names.similarity import Similarity
 from tbkin_core.parsing.text_graph import TextGraph
-
-if TYPE_CHECKING:
-    import networkx
 
 PREDICATES = ("left of", "right of", "above", "below", "inside", "contains", "overlaps")
 
@@ -181,9 +178,3 @@ class UnifiedGraph:
                 )
             ],
         }
-
-    def to_networkx(self) -> networkx.DiGraph:
-        """A directed graph whose vertices carry `kind` (region, object, attribute, relation) and `name`."""
-        from tbkin_core.graphs.networkx_export import to_networkx
-
-        return to_networkx(self)

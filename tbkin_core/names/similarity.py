@@ -69,7 +69,7 @@ def make_similarity(kind: str = "lexical", model: str | None = None) -> Similari
 
     Raises:
         ConfigError: Unknown kind, a model where none is used, or a pipeline without vectors.
-        MissingDependencyError: The model is not on this machine and cannot be fetched.
+        MissingDependencyError: The model is not on this machine and cannot be downloaded.
         DataError: The model's directory cannot be read.
     """
     if kind not in SIMILARITIES:
@@ -108,7 +108,7 @@ class Similarity(ABC):
         return float(self.matrix([name], [label])[0, 0])
 
     def prepare(self, names: Iterable[str]) -> None:  # noqa: B027 (nothing to prepare is the common case)
-        """Make ready for these names in large batches, where that is faster than a caption at a time."""
+        """Make ready for these names in large batches, where that is faster than one caption at a time."""
 
     def matrix(self, names: Sequence[str], labels: Sequence[str]) -> NDArray[np.float32]:
         """Weights of every name with every label.
@@ -160,7 +160,7 @@ class Similarity(ABC):
                 elif tidied == column:
                     row[label] = 1.0
                 else:
-                    # Most are 0: the one constant, not an object each.
+                    # Most are 0: all share one constant instead of an object each.
                     row[label] = float(compared[row_of[tidied], column_of[column]]) or 0.0
             self._kept += len(found)
 
@@ -335,7 +335,7 @@ class Calibration:
 
 
 class _Cosine(Similarity):
-    """Calibrated cosine of one vector a name; vectors are made once."""
+    """Calibrated cosine of one vector per name; vectors are made once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -344,7 +344,7 @@ class _Cosine(Similarity):
         self.calibration = Calibration.of(cosine)
         if self.calibration.related >= 0.99:
             logger.warning(
-                "%s hardly tells one name from another (one pair of COCO's categories in a hundred has a"
+                "%s hardly tells one name from another (one in a hundred pairs of COCO's categories has a"
                 " cosine above %.3f); its cross-modal edges will be poor",
                 self.name,
                 self.calibration.related,
@@ -415,7 +415,7 @@ class VectorSimilarity(_Cosine):
         if not self._nlp.vocab.vectors_length or not vectors.data.size:
             raise ConfigError(
                 f"similarity vectors: the spaCy pipeline {pipeline!r} has no word vectors",
-                hint="take one that has (the _md and _lg pipelines), or --similarity lexical",
+                hint="take one that has vectors (_md and _lg pipelines), or --similarity lexical",
             )
         digest = hashlib.sha256(np.ascontiguousarray(vectors.data).tobytes()).hexdigest()[:8]
         self.name = f"vectors-{_base_name(pipeline)}-{digest}"
@@ -473,9 +473,9 @@ class EncoderSimilarity(_Cosine):
             super().__init__()
         except (TypeError, AttributeError, ValueError) as error:
             raise ConfigError(
-                f"similarity encoder: {model!r} ({type(encoder).__name__}) gives no states for a text alone"
+                f"similarity encoder: {model!r} ({type(encoder).__name__}) gives no states of a text alone"
                 f" ({_first_line(error)})",
-                hint="take a text encoder of the BERT kind",
+                hint="take a text encoder such as BERT",
             ) from error
 
     def _embed(self, texts: Sequence[str]) -> NDArray[np.floating]:

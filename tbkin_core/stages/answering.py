@@ -24,7 +24,7 @@ from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, batch_of_one, feature_kind
 from tbkin_core.figures.trace import Pass, Trace
 from tbkin_core.figures.views import check_choice
-from tbkin_core.graphs.build import borrowed_labels
+from tbkin_core.graphs.joining import borrowed_labels
 from tbkin_core.modeling.checkpoint import load_model, load_model_config, task_of
 from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
 from tbkin_core.settings import VisualizeConfig

@@ -11,8 +11,8 @@ from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.layout import named_like_annotations
 from tbkin_core.errors import ConfigError
 from tbkin_core.features.store import FeatureStore
-from tbkin_core.graphs.build import build_dataset, check_export_place, export_jsonl
-from tbkin_core.graphs.networkx_export import check_networkx_place, export_networkx
+from tbkin_core.graphs.build import Recipe, build_dataset
+from tbkin_core.graphs.exports import check_jsonl_place, check_networkx_place, export_jsonl, export_networkx
 from tbkin_core.names.similarity import make_similarity
 from tbkin_core.parsing.parser import CaptionParser
 from tbkin_core.results import BuildGraphsResult
@@ -38,13 +38,15 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
         dataset,
         out,
         features,
-        partial(CaptionParser, config.parser),
-        config.min_similarity,
-        config.label_iou,
-        config.overwrite,
+        Recipe(
+            partial(CaptionParser, config.parser),
+            partial(make_similarity, config.similarity, config.similarity_model),
+            config.min_similarity,
+            config.label_iou,
+            needs_torch=config.parser != "builtin" or config.similarity == "encoder",
+        ),
         config.workers,
-        partial(make_similarity, config.similarity, config.similarity_model),
-        needs_torch=config.parser != "builtin" or config.similarity == "encoder",
+        config.overwrite,
     )
     if features is not None and not features.object_names and not dataset.boxes():
         problems.append(
@@ -87,7 +89,7 @@ def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path)
                 f"networkx: {config.networkx} is also where --export goes", hint="name two places"
             )
     if config.export is not None:
-        check_export_place(config.export, out)
+        check_jsonl_place(config.export, out)
     if config.networkx is not None:
         check_networkx_place(config.networkx, out)
 

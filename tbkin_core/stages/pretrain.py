@@ -155,7 +155,7 @@ def _captions(source: _Source, seed: int) -> _Captions:
             f"{source.graphs}: was built over other regions than those of {source.features}",
             hint=f"run `tbkin build-graphs {source.data} --overwrite`",
         )
-    splits = {split for _, metadata in graphs.shards for split in metadata["splits"]}
+    splits = graphs.splits()
     spare = sorted(split for split in splits if not split.startswith("test"))
     trained = ["train"] if "train" in splits else [s for s in spare if s not in ("val", "minival")] or spare
     if not trained:

@@ -15,7 +15,7 @@ logger = logging.getLogger("tbkin")
 
 
 def setup_logging(quiet: bool = False) -> None:
-    """Send the log of tbkin to stderr: a line a message, warnings marked."""
+    """Send the log of tbkin to stderr: one line per message, warnings marked."""
 
     class Formatter(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:

@@ -17,8 +17,6 @@ import numpy as np
 
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 
-STORE_FILES = frozenset({"store.json", "priors.json", "config.yaml"})
-
 
 @contextlib.contextmanager
 def write_errors(where: Path) -> Iterator[None]:
@@ -68,26 +66,21 @@ def make_directory(path: Path) -> Path:
     return path
 
 
-def check_file_place(
-    path: Path, setting: str, is_own: Callable[[bytes], bool], store: Path | None = None
-) -> None:
+def check_file_place(path: Path, setting: str, is_own: Callable[[bytes], bool]) -> None:
     """Refuse to write a result where something else would be lost, before the work for it begins.
 
     Args:
         path: The file to write.
         setting: What names it, for messages.
         is_own: Whether the first 4 KB are of an earlier result of this kind.
-        store: A store's directory; the names of its files are taken.
 
     Raises:
-        ConfigError: A directory, another file, or a file of the store.
+        ConfigError: A directory, or another file.
         DataError: Its directory cannot be made or written to.
     """
     if path.exists() and not path.is_file():
         kind = "directory" if path.is_dir() else "device or pipe"
         raise ConfigError(f"{setting}: {path} is a {kind}, expected a file", hint="name a new file")
-    if store is not None and in_store(path, store):
-        raise ConfigError(f"{setting}: {path} is a file of the store itself", hint="choose another name")
     if path.exists():
         with write_errors(path), path.open("rb") as file:
             start = file.read(4096)
@@ -97,13 +90,6 @@ def check_file_place(
                 hint="choose another name, or move it away, so that nothing is lost",
             )
     make_directory(path.parent)
-
-
-def in_store(path: Path, store: Path) -> bool:
-    """Whether a path is a store's directory or one of its own files."""
-    whole, place = os.path.realpath(path), os.path.realpath(store)
-    folder, name = os.path.split(whole)
-    return whole == place or (folder == place and (name in STORE_FILES or name.startswith("shard-")))
 
 
 @contextlib.contextmanager
@@ -129,6 +115,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(directory: Path, stem: str) -> None:
+    """Remove what killed writers (of `atomic_path`) left of the files of a stem, or of a pattern of stems."""
+    for leftover in directory.glob(f".{stem}-*"):
+        leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

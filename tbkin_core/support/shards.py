@@ -8,7 +8,6 @@ shard is an ordinary safetensors file that other programs can read.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import count, filterfalse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.support.files import atomic_path, make_directory, read_json, write_errors, write_json
+from tbkin_core.support.files import (
+    atomic_path,
+    make_directory,
+    read_json,
+    remove_leftovers,
+    write_errors,
+    write_json,
+)
+from tbkin_core.support.ranks import share_of_run
 
 FORMAT_VERSION = 1
 MANIFEST = "store.json"
+_ELSEWHERE = "choose another place with --out DIR"
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
 
 _DTYPES = {
@@ -111,28 +119,61 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
     return arrays, metadata
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    expected = {
-        "kind": str,
-        "format_version": int,
-        "complete": bool,
-        "settings": dict,
-        "shards": list,
-        "extra": dict,
-    }
-    whole = isinstance(content, dict) and all(
-        isinstance(content.get(name), kind) for name, kind in expected.items()
-    )
-    # A name that leads elsewhere would have other files read, or removed.
-    if not whole or not all(
-        isinstance(name, str) and _SHARD_NAME.fullmatch(name) for name in content["shards"]
-    ):
-        raise DataError(
-            f"{path}: is not the manifest of a store",
-            hint="remove this file and run the stage again: whole shards are used again where that can be",
-        )
-    return dict(content)
+@dataclass(frozen=True)
+class StoreKind:
+    """What a store holds; the module that knows its arrays declares it.
+
+    Attributes:
+        name: In the manifest and in messages, such as "features".
+        array: An array that every shard of this kind has, and none of another kind.
+        command: What makes such a store, for messages.
+    """
+
+    name: str
+    array: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of a store's `store.json`.
+
+    Attributes:
+        format_version: `FORMAT_VERSION` of the tbkin that wrote it.
+        kind: Name of its `StoreKind`.
+        complete: Whether all that was to be made is there.
+        settings: What made the content; stores of other settings are not mixed with.
+        shards: Names of its files.
+        extra: What else its kind notes.
+    """
+
+    format_version: int
+    kind: str
+    complete: bool
+    settings: dict[str, Any]
+    shards: list[str]
+    extra: dict[str, Any]
+
+    @classmethod
+    def read(cls, store: Path) -> Manifest:
+        """The manifest of the store in a directory; DataError where it is missing or damaged."""
+        content = read_json(store / MANIFEST)
+        types = {"format_version": int, "kind": str, "complete": bool}
+        types |= {"settings": dict, "shards": list, "extra": dict}
+        whole = isinstance(content, dict) and all(isinstance(content.get(key), types[key]) for key in types)
+        # A name that leads elsewhere would have other files read, or removed.
+        if not whole or not all(
+            isinstance(name, str) and _SHARD_NAME.fullmatch(name) for name in content["shards"]
+        ):
+            raise DataError(
+                f"{store / MANIFEST}: is not the manifest of a store",
+                hint="remove this file and run the stage again: whole shards are used again where possible",
+            )
+        return cls(**{name: content[name] for name in types})
+
+    def write(self, store: Path) -> None:
+        """Write it into the store's directory, atomically."""
+        write_json(store / MANIFEST, vars(self))
 
 
 def store_place(out: Path | None, data: Path, name: str) -> Path:
@@ -149,14 +190,29 @@ def store_place(out: Path | None, data: Path, name: str) -> Path:
     return place
 
 
+def share_of_store(out: Path, overwrite: bool) -> tuple[int, int]:
+    """Rank and number of the processes that make the store at `out` together, as `share_of_run`.
+
+    Raises:
+        ConfigError: The environment gives no proper share, or `overwrite` in a shared run.
+    """
+    rank, world = share_of_run()
+    if overwrite and world > 1:
+        raise ConfigError(
+            f"overwrite: {world} processes share this run, and one might remove what another has made",
+            hint=f"remove {out} first, or choose another place with --out DIR",
+        )
+    return rank, world
+
+
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard-{number:05d}.safetensors"
 
 
 @contextlib.contextmanager
-def replaced_store(path: Path, kind: str) -> Iterator[None]:
-    """Put the store at `path` aside for a new one; without one shard of that, it comes back.
+def replaced_store(path: Path, kind: StoreKind) -> Iterator[None]:
+    """Put the store at `path` aside for a new one; where no shard of that gets written, it comes back.
 
     Raises:
         DataError: A store of another kind is there.
@@ -179,256 +235,116 @@ def replaced_store(path: Path, kind: str) -> Iterator[None]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _kind_of(path: Path) -> str | None:
-    """What the store at a place holds, by its manifest or, where that is gone or damaged, by its shards."""
-    with contextlib.suppress(DataError):
-        return str(_read_manifest(path / MANIFEST)["kind"])
-    for file in sorted(path.glob("shard-*.safetensors")):
-        with contextlib.suppress(DataError):
-            return "graphs" if "text_ids" in read_shard(file)[1] else "features"
-    return None
+def _refuse_others(path: Path, kind: StoreKind) -> None:
+    """DataError where a store of another kind is, by its manifest or, where that is no help, by a shard."""
+    found = kind.name
+    try:
+        found = Manifest.read(path).kind
+    except DataError:
+        for file in sorted(path.glob("shard-*.safetensors")):
+            with contextlib.suppress(DataError):
+                found = kind.name if kind.array in read_shard(file)[0] else "shards of another kind"
+                break
+    if found != kind.name:
+        raise DataError(f"{path}: holds {found}, not {kind.name}", hint=_ELSEWHERE)
 
 
 class StoreWriter:
-    """Writes a store shard by shard; opened on an unfinished store, it goes on where that one stopped.
+    """A store that is being written: its directory, its manifest, and which of its shards are whole.
 
-    A shard carries a digest of the settings that it was made with, so that it counts whether or not the
-    process that wrote it lived to list it. Several processes may thus write to one store, each to shards of
-    its own numbers.
+    Any process may write shards, with `write_shard`. A shard says in its metadata what it is made from, so it
+    counts whether or not the process that wrote it lived to list it. Several processes can thus write to one
+    store, each the shards of its own numbers, without knowing of each other. Whichever finds all of them
+    there lists them as complete; doing so twice writes the same bytes twice.
 
     Args:
         path: Directory of the store.
-        kind: "features" or "graphs"; a reader of another kind refuses it.
-        settings: What made the content. A store with other settings is not mixed with.
+        kind: What it holds.
+        settings: What makes the content.
         alone: No other process works on this store; what killed writers left is removed.
 
     Attributes:
-        metadata: Number to metadata of every shard that is there and whole.
+        settings: Those given, as JSON gives them back.
+        manifest: What was found when this was opened, None without one; later what was written last.
 
     Raises:
-        DataError: Another store is there, or one with other settings.
+        DataError: A store of another kind or version is there, or one of other settings.
     """
 
-    def __init__(self, path: Path, kind: str, settings: Mapping[str, Any], alone: bool = True) -> None:
+    def __init__(self, path: Path, kind: StoreKind, settings: Mapping[str, Any], alone: bool = True) -> None:
         self.path = make_directory(path)
         self.kind = kind
-        self.settings = json.loads(json.dumps(dict(settings)))
-        self._digest = hashlib.blake2b(
-            json.dumps([kind, self.settings], sort_keys=True).encode(), digest_size=16
-        ).hexdigest()
-        found = _manifest_of(path, kind, self.settings)
-        self._listed: list[str] = [] if found is None else found["shards"]
-        self.extra: dict[str, Any] = {} if found is None else found["extra"]
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+        self.manifest = self._found()
         if alone:
-            self._remove_leftovers(".shard-*", ".store-*")
-        self.metadata = self._there()
-        if found is None and len(self.metadata) < len(list(self._readable())):
+            for stem in ("shard-*", Path(MANIFEST).stem):
+                remove_leftovers(self.path, stem)
+
+    def _found(self) -> Manifest | None:
+        path, kind = self.path, self.kind.name
+        if not (path / MANIFEST).exists():
+            _refuse_others(path, self.kind)
+            return None
+        found = Manifest.read(path)
+        if found.kind != kind or found.format_version != FORMAT_VERSION:
             raise DataError(
-                f"{path}: holds shards of other settings, whose {MANIFEST} is missing",
-                hint="choose another place with --out DIR, or remove them",
+                f"{path}: holds a store of kind {found.kind!r}, version {found.format_version!r};"
+                f" expected {kind!r}, version {FORMAT_VERSION}",
+                hint=_ELSEWHERE,
             )
+        there, given = found.settings, self.settings
+        if there != given:
+            changed = sorted(key for key in {*there, *given} if there.get(key) != given.get(key))
+            raise DataError(
+                f"{path}: holds {kind} made with other settings ({', '.join(changed)}); they are not mixed",
+                hint="use --overwrite to make them anew, or --out DIR for another place",
+            )
+        return found
 
-    def free_numbers(self) -> Iterator[int]:
-        """Numbers that no shard had when this was opened, in order, without end."""
-        return filterfalse(set(self.metadata).__contains__, count())
-
-    def write(self, number: int, arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> None:
-        """Write one shard; it is on disk and listed when this returns."""
-        path = self.path / shard_name(number)
-        self._remove_leftovers(f".{path.stem}-*")
-        write_shard(path, arrays, {**metadata, "made_with": self._digest})
-        self.metadata[number] = dict(metadata)
-        self._write_manifest(complete=False)
-
-    def missing(self, numbers: Iterable[int]) -> int:
-        """How many of these shards nobody has written yet; takes note of what others have written."""
-        self.metadata = self._there()
-        return sum(number not in self.metadata for number in numbers)
-
-    def finish(self, **extra: Any) -> None:
-        """Mark the store complete; `extra` goes into the manifest."""
-        self.extra = {**self.extra, **extra}
-        self.metadata = self._there()
-        self._write_manifest(complete=True)
-
-    def _there(self) -> dict[int, dict[str, Any]]:
-        """Shards of these settings on disk. One that is broken does not count, and is simply made again."""
-        return {
-            number: metadata
-            for number, metadata in self._readable()
-            # Shards of before carry no digest; of those, the listed ones count.
-            if metadata.pop("made_with", self._digest if shard_name(number) in self._listed else "")
-            == self._digest
-        }
-
-    def _readable(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def shards(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Number and metadata of every shard on disk; one that is broken is left out, to be made again."""
         for path in sorted(self.path.glob("shard-*.safetensors")):
             digits = path.stem.removeprefix("shard-")
             if digits.isdecimal():
                 with contextlib.suppress(DataError):
                     yield int(digits), read_shard(path)[1]
 
-    def _remove_leftovers(self, *patterns: str) -> None:
-        for pattern in patterns:
-            for leftover in self.path.glob(pattern):
-                leftover.unlink(missing_ok=True)  # of a writer that was killed
+    def prepare(self, numbers: Iterable[int]) -> None:
+        """Remove what killed writers left of some shards, which this process and its workers write now."""
+        for number in numbers:
+            remove_leftovers(self.path, Path(shard_name(number)).stem)
 
-    def _write_manifest(self, complete: bool) -> None:
-        shards = [shard_name(number) for number in sorted(self.metadata)]
-        _write_manifest(self.path, self.kind, self.settings, complete, shards, self.extra)
-
-
-class SharedStoreWriter:
-    """Writes a store whose shards have numbers fixed in advance; several processes may share one store.
-
-    A shard carries a fingerprint of what it is made from. A shard on disk with the right one is finished,
-    whoever wrote it and when, so no process needs to know of another: each writes the shards that it
-    chooses, and whoever finds all of them there calls `finish`. Doing so twice writes the same bytes twice.
-
-    Args:
-        path: Directory of the store.
-        kind: As for `StoreWriter`.
-        settings: As for `StoreWriter`.
-        count: Number of shards of the finished store.
-
-    Raises:
-        DataError: Another store is there, or one with other settings.
-    """
-
-    def __init__(self, path: Path, kind: str, settings: Mapping[str, Any], count: int) -> None:
-        self.path = make_directory(path)
-        self.kind = kind
-        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-        self.count = count
-        self._found = _manifest_of(path, kind, self.settings)
-
-    @property
-    def extra(self) -> dict[str, Any] | None:
-        """The manifest's `extra` where the store was finished, with these shards, when this was opened."""
-        found = self._found
-        whole = [shard_name(number) for number in range(self.count)]
-        if found is None or not found["complete"] or found["shards"] != whole:
-            return None
-        extra: dict[str, Any] = found["extra"]
-        return extra
-
-    def has(self, number: int, fingerprint: str) -> bool:
-        """Whether a shard is there, whole, and made from what the fingerprint says."""
-        path = self.path / shard_name(number)
-        try:
-            if not path.exists() or read_shard(path)[1].get("fingerprint") != fingerprint:
-                return False
-            read_shard(path, verify=True)
-            return True
-        except DataError:
-            return False
-
-    def begin(self, numbers: Iterable[int], alone: bool) -> None:
-        """Call before writing the shards `numbers`: readers learn that the store is unfinished.
-
-        Args:
-            numbers: Shards that this process writes.
-            alone: No other process works on this store; all that killed writers left is removed. With
-                others about, only what was left of these shards, for the rest may be theirs.
-        """
-        patterns = [".shard-*", ".store-*", ".priors-*"] if alone else []
-        patterns += [f".shard-{number:05d}-*" for number in numbers]
-        for pattern in patterns:
-            for leftover in self.path.glob(pattern):
-                leftover.unlink(missing_ok=True)
-        self._found = None
-        _write_manifest(self.path, self.kind, self.settings, False, [], {})
-
-    def finish(self, **extra: Any) -> None:
-        """List all shards and mark the store complete; shards beyond them, of a larger corpus, go."""
-        names = [shard_name(number) for number in range(self.count)]
-        _write_manifest(self.path, self.kind, self.settings, True, names, extra)
-        for path in self.path.glob("shard-*.safetensors"):
-            if path.name not in set(names):
-                path.unlink(missing_ok=True)
+    def list_shards(self, numbers: Iterable[int], complete: bool = False, **extra: Any) -> None:
+        """Write the manifest: readers see these shards, and whether they are all."""
+        names = [shard_name(number) for number in sorted(numbers)]
+        self.manifest = Manifest(FORMAT_VERSION, self.kind.name, complete, self.settings, names, extra)
+        self.manifest.write(self.path)
 
 
-def _refuse_others(path: Path, kind: str) -> None:
-    """DataError where a store of another kind is."""
-    found = _kind_of(path)
-    if found not in (None, kind):
-        raise DataError(f"{path}: holds {found}, not {kind}", hint="choose another place with --out DIR")
-
-
-def _manifest_of(path: Path, kind: str, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest that a writer of these settings finds, None without one."""
-    manifest = path / MANIFEST
-    if not manifest.exists():
-        _refuse_others(path, kind)
-        return None
-    found = _read_manifest(manifest)
-    if found.get("kind") != kind or found.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: holds a store of kind {found.get('kind')!r},"
-            f" version {found.get('format_version')!r}; expected {kind!r}, version {FORMAT_VERSION}",
-            hint="choose another place with --out DIR",
-        )
-    if found["settings"] != settings:
-        changed = sorted(
-            key for key in {*found["settings"], *settings} if found["settings"].get(key) != settings.get(key)
-        )
-        raise DataError(
-            f"{path}: holds {kind} made with other settings ({', '.join(changed)}); they are not mixed",
-            hint="use --overwrite to make them anew, or --out DIR for another place",
-        )
-    return found
-
-
-def _write_manifest(
-    path: Path, kind: str, settings: dict[str, Any], complete: bool, shards: list[str], extra: dict[str, Any]
-) -> None:
-    write_json(
-        path / MANIFEST,
-        {
-            "format_version": FORMAT_VERSION,
-            "kind": kind,
-            "complete": complete,
-            "settings": settings,
-            "shards": shards,
-            "extra": extra,
-        },
-    )
-
-
-class StoreReader:
-    """Maps every shard of a store; iterate for (arrays, metadata).
+def read_store(
+    path: Path, kind: StoreKind, verify: bool = False
+) -> tuple[Manifest, list[tuple[dict[str, NDArray], dict[str, Any]]]]:
+    """The manifest of a store and, mapped into memory, the arrays and metadata of each of its shards.
 
     Args:
         path: Directory of the store.
-        kind: "features" or "graphs".
-        command: What makes such a store, for messages.
+        kind: What it must hold.
         verify: Read all shards and compare them with their checksums.
 
     Raises:
         DataError: No store of this kind and version there, or a damaged one.
     """
-
-    def __init__(self, path: Path, kind: str, command: str, verify: bool = False) -> None:
-        self.path = Path(path)
-        manifest = self.path / MANIFEST
-        if not manifest.exists():
-            raise DataError(f"{self.path}: holds no {kind}", hint=f"make them with `{command}`")
-        content = _read_manifest(manifest)
-        if content.get("kind") != kind:
-            raise DataError(f"{self.path}: expected a store of {kind}, found {content.get('kind')!r}")
-        if content.get("format_version") != FORMAT_VERSION:
-            raise DataError(
-                f"{self.path}: format version {content.get('format_version')},"
-                f" this tbkin reads {FORMAT_VERSION}",
-                hint=f"make it anew with `{command} --overwrite`",
-            )
-        self.settings: dict[str, Any] = content["settings"]
-        self.extra: dict[str, Any] = content["extra"]
-        self.complete: bool = content["complete"]
-        self.shards = [read_shard(self.path / name, verify) for name in content["shards"]]
-
-    def __iter__(self) -> Iterator[tuple[dict[str, NDArray], dict[str, Any]]]:
-        return iter(self.shards)
+    if not (path / MANIFEST).exists():
+        raise DataError(f"{path}: holds no {kind.name}", hint=f"make them with `{kind.command}`")
+    manifest = Manifest.read(path)
+    if manifest.kind != kind.name:
+        raise DataError(f"{path}: expected a store of {kind.name}, found {manifest.kind!r}")
+    if manifest.format_version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format version {manifest.format_version}, this tbkin reads {FORMAT_VERSION}",
+            hint=f"make it anew with `{kind.command} --overwrite`",
+        )
+    return manifest, [read_shard(path / name, verify) for name in manifest.shards]
 
 
 def ragged_offsets(lengths: NDArray | list[int]) -> NDArray[np.int64]:

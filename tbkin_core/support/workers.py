@@ -106,8 +106,8 @@ class WorkerPool(Generic[Tool]):
             yield
         except BrokenProcessPool as error:
             raise DataError(
-                f"{self._command}: a worker process has ended unexpectedly, perhaps for want of memory",
-                hint="run the same command again, it goes on; --workers 0 needs no other processes",
+                f"{self._command}: a worker process has ended unexpectedly, perhaps because memory ran out",
+                hint="run the same command again: it goes on; --workers 0 needs no other processes",
             ) from error
 
 

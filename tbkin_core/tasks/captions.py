@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
+from tbkin_core.graphs.arrays import ShardArrays
 from tbkin_core.graphs.priors import Priors
-from tbkin_core.graphs.store import GraphStore, text_of, tokens_of
+from tbkin_core.graphs.store import GraphStore
 from tbkin_core.support.randomness import uniform
 from tbkin_core.support.shards import ragged_gather, ragged_offsets
 from tbkin_core.tasks.masking import (
@@ -73,7 +74,7 @@ def load_captions(graphs: GraphStore, splits: Sequence[str] | None, known: Featu
         known: Feature store that must hold the image.
     """
     priors = graphs.priors()
-    tables = [_shard_captions(arrays, metadata, splits, known, priors) for arrays, metadata in graphs.shards]
+    tables = [_shard_captions(shard, splits, known, priors) for shard in graphs.shards]
     return join_tables(tables)
 
 
@@ -127,22 +128,21 @@ def select_captions(table: CaptionTable, keep: NDArray[np.bool_]) -> CaptionTabl
 
 
 def _shard_captions(
-    arrays: dict[str, NDArray],
-    metadata: dict[str, Any],
+    shard: ShardArrays,
     splits: Sequence[str] | None,
     known: FeatureStore,
     priors: Priors,
 ) -> CaptionTable:
-    image_ids = metadata["image_ids"]
+    image_ids = shard.image_ids
     kept = np.array(
         [
             place
-            for place, (image, split) in enumerate(zip(arrays["image"], metadata["splits"], strict=True))
+            for place, (image, split) in enumerate(zip(shard.image, shard.splits, strict=True))
             if image >= 0 and image_ids[image] in known and (splits is None or split in splits)
         ],
         np.int64,
     )
-    names = metadata["names"]
+    names = shard.names
 
     def prior_of(keys: NDArray, lookup: Any) -> NDArray[np.float32]:
         """One look-up for each distinct row of name numbers."""
@@ -153,71 +153,67 @@ def _shard_captions(
         return values[inverse.reshape(-1)]
 
     # Own words of every object: its span.
-    flat_object, object_row, object_number = ragged_gather(arrays["object_offsets"], kept)
-    spans = arrays["object_span"][flat_object].astype(np.int64)
+    flat_object, object_row, object_number = ragged_gather(shard.object_offsets, kept)
+    spans = shard.object_span[flat_object].astype(np.int64)
     width = np.maximum(spans[:, 1] - spans[:, 0], 0)
     own = np.repeat(np.arange(len(spans)), width)
     own_word = spans[own, 0] + np.arange(len(own)) - np.repeat(ragged_offsets(width)[:-1], width)
     pieces = [(object_row[own], object_number[own], own_word, 0, np.ones(len(own), np.float32))]
 
     # Words of attributes, and of relations for both their ends.
-    first_object = arrays["object_offsets"][kept]
-    flat, row, _ = ragged_gather(arrays["attribute_offsets"], kept)
-    owner = arrays["attribute_object"][flat].astype(np.int64)
-    keys = np.stack(
-        [arrays["object_name"][first_object[row] + owner], arrays["attribute_name"][flat]], axis=1
-    )
+    first_object = shard.object_offsets[kept]
+    flat, row, _ = ragged_gather(shard.attribute_offsets, kept)
+    owner = shard.attribute_object[flat].astype(np.int64)
+    keys = np.stack([shard.object_name[first_object[row] + owner], shard.attribute_name[flat]], axis=1)
     prior = prior_of(keys, priors.attribute)
-    token, item, _ = ragged_gather(arrays["attribute_token_offsets"], flat)
-    pieces.append(
-        (row[item], owner[item], arrays["attribute_tokens"][token].astype(np.int64), 1, prior[item])
-    )
+    token, item, _ = ragged_gather(shard.attribute_token_offsets, flat)
+    pieces.append((row[item], owner[item], shard.attribute_tokens[token].astype(np.int64), 1, prior[item]))
 
-    flat, row, _ = ragged_gather(arrays["relation_offsets"], kept)
-    subject = arrays["relation_subject"][flat].astype(np.int64)
-    target = arrays["relation_object"][flat].astype(np.int64)
+    flat, row, _ = ragged_gather(shard.relation_offsets, kept)
+    subject = shard.relation_subject[flat].astype(np.int64)
+    target = shard.relation_object[flat].astype(np.int64)
     keys = np.stack(
         [
-            arrays["object_name"][first_object[row] + subject],
-            arrays["relation_name"][flat],
-            arrays["object_name"][first_object[row] + target],
+            shard.object_name[first_object[row] + subject],
+            shard.relation_name[flat],
+            shard.object_name[first_object[row] + target],
         ],
         axis=1,
     )
     prior = prior_of(keys, priors.relation)
-    token, item, _ = ragged_gather(arrays["relation_token_offsets"], flat)
-    words = arrays["relation_tokens"][token].astype(np.int64)
+    token, item, _ = ragged_gather(shard.relation_token_offsets, flat)
+    words = shard.relation_tokens[token].astype(np.int64)
     for end in (subject, target):
         pieces.append((row[item], end[item], words, 2, prior[item]))
 
     sample = np.concatenate([piece[0] for piece in pieces])
     order = np.argsort(sample, kind="stable")
     known_words: dict[str, str] = {}  # a word's text is held once, however often it occurs
-    flat_cross, cross_row, _ = ragged_gather(arrays["cross_offsets"], kept)
+    flat_cross, cross_row, _ = ragged_gather(shard.cross_offsets, kept)
     return CaptionTable(
         [
-            tuple(known_words.setdefault(token, token) for token in tokens_of(arrays, int(place)))
+            tuple(known_words.setdefault(token, token) for token in shard.caption_tokens(int(place)))
             for place in kept
         ],
-        [image_ids[arrays["image"][place]] for place in kept],
+        [image_ids[shard.image[place]] for place in kept],
         ragged_offsets(np.bincount(sample, minlength=len(kept))),
         np.concatenate([piece[1] for piece in pieces])[order].astype(np.int16),
         np.concatenate([piece[2] for piece in pieces])[order].astype(np.int16),
         np.concatenate([np.full(len(piece[0]), piece[3], np.int8) for piece in pieces])[order],
         np.concatenate([piece[4] for piece in pieces])[order].astype(np.float32),
         ragged_offsets(np.bincount(cross_row, minlength=len(kept))),
-        arrays["cross_object"][flat_cross].astype(np.int16),
-        arrays["cross_region"][flat_cross].astype(np.int16),
-        arrays["cross_weight"][flat_cross].astype(np.float32),
+        shard.cross_object[flat_cross].astype(np.int16),
+        shard.cross_region[flat_cross].astype(np.int16),
+        shard.cross_weight[flat_cross].astype(np.float32),
     )
 
 
 def caption_texts(graphs: GraphStore, splits: Sequence[str]) -> list[str]:
     """The captions of some splits as they were written."""
     return [
-        text_of(arrays, place)
-        for arrays, metadata in graphs.shards
-        for place, split in enumerate(metadata["splits"])
+        shard.caption(place)
+        for shard in graphs.shards
+        for place, split in enumerate(shard.splits)
         if split in splits
     ]
 

@@ -32,6 +32,8 @@ from tbkin_core.datasets import open_dataset
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, write_feature_store
 from tbkin_core.graphs import build
+from tbkin_core.graphs.joining import DatasetRegions
+from tbkin_core.graphs.store import GraphStoreWriter
 from tbkin_core.parsing.parser import CaptionParser
 
 LABELS = ("person", "dog", "cat", "car", "chair", "cup", "bottle", "dining table", "bus", "tree")
@@ -68,12 +70,11 @@ def drawn_features(path: Path, images: int) -> FeatureStore:
 
 def measure_steps(data: Path, features: FeatureStore, out: Path, shards: int) -> dict[str, Any]:
     """CPU microseconds a caption of each step, over the first shards after one to warm up."""
-    recipe = build._Recipe(out, partial(CaptionParser, "builtin"), build.make_similarity, 0.5)
-    out.mkdir()
-    builder = build._ShardBuilder(recipe)
+    builder = build._ShardBuilder(build.Recipe(partial(CaptionParser, "builtin")), out)
+    writer = GraphStoreWriter(out, {}, shards + 1, alone=True)
     pipeline: Any = builder._parser._nlp  # type: ignore[attr-defined]
     dataset = open_dataset(data)
-    corpus = build._Corpus(dataset.captions(), "{}", build._Regions(dataset, features, 0.5))
+    corpus = build._Corpus(dataset.captions(), {}, DatasetRegions(dataset, features, 0.5))
     corpus.find_repeated()
     jobs = corpus.jobs(range(shards + 1))
     seconds = {"tags_and_trees": 0.0, "pipe": 0.0, "regions": 0.0, "build": 0.0}
@@ -97,7 +98,7 @@ def measure_steps(data: Path, features: FeatureStore, out: Path, shards: int) ->
             steps = (parsed - read, piped - parsed, read - start, built - piped)
             seconds = {name: seconds[name] + step for name, step in zip(seconds, steps, strict=True)}
     start = time.process_time()
-    build._count(out, shards + 1)
+    build._count(writer)
     seconds["count"] = (time.process_time() - start) * shards / (shards + 1)
     whole = seconds["regions"] + seconds["build"] + seconds["count"]
     return {

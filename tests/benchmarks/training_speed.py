@@ -34,7 +34,7 @@ from torch import Tensor
 from tbkin_core.datasets import open_dataset
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, write_feature_store
-from tbkin_core.graphs.build import build_dataset
+from tbkin_core.graphs.build import Recipe, build_dataset
 from tbkin_core.modeling import Selection, TbkinConfig, TbkinForPreTraining
 from tbkin_core.modeling.configuration import SIZES
 from tbkin_core.parsing.parser import CaptionParser
@@ -81,8 +81,8 @@ def make_task(directory: Path, place: Path, batch: int) -> PretrainObjective:
     dataset = open_dataset(directory)
     image_ids = list(dict.fromkeys(c.image_id for c in dataset.captions() if c.image_id is not None))
     features = drawn_features(place / "features", image_ids)
-    graphs = build_dataset(dataset, place / "graphs", features, CaptionParser).store
-    splits = sorted({split for _, metadata in graphs.shards for split in metadata["splits"]})
+    graphs = build_dataset(dataset, place / "graphs", features, Recipe(CaptionParser)).store
+    splits = sorted(graphs.splits())
     table = load_captions(graphs, None, features)
     return PretrainObjective(
         [(table, features)],

@@ -1,17 +1,20 @@
-"""Unified scene graphs as networkx graphs, and their export as GraphML or node-link JSON."""
+"""Exports of unified scene graphs: JSON lines; networkx graphs, as GraphML or node-link JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from tbkin_core.datasets.layout import is_graph_export
 from tbkin_core.errors import ConfigError
+from tbkin_core.graphs.store import GraphStore, in_graph_store
 from tbkin_core.graphs.unified import PREDICATES, UnifiedGraph
-from tbkin_core.support.files import atomic_directory, atomic_path, check_file_place, in_store, make_directory
+from tbkin_core.support.console import progress
+from tbkin_core.support.files import atomic_directory, atomic_path, check_file_place, make_directory
 
 if TYPE_CHECKING:
     import networkx
@@ -26,6 +29,39 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 # `text_id`, `image_id` and `text` are what every graph here has.
 _OWN_START = re.compile(rb'graphml\.graphdrawing\.org.*"text_id"|"graph": \{"text_id": ', re.DOTALL)
 _FILES_LOOKED_INTO = 64
+
+
+def check_jsonl_place(path: Path, store: Path | None = None) -> None:
+    """Refuse to export where something else would be lost.
+
+    Args:
+        path: The file to write.
+        store: Directory of the graph store, whose own files have names that are taken.
+
+    Raises:
+        ConfigError: A directory, another file than an earlier export, or a file of the store.
+        DataError: Its directory cannot be made or written to.
+    """
+    _check_file(path, "export", lambda start: is_graph_export(start.decode("latin-1")), store)
+
+
+def export_jsonl(store: GraphStore, path: Path) -> None:
+    """Write every unified graph as a line of JSON, atomically.
+
+    Raises:
+        ConfigError, DataError: As `check_jsonl_place`; DataError also where the disk is full.
+    """
+    check_jsonl_place(path)
+    # Lone surrogates (file names that are no UTF-8) become JSON's own escapes.
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        for graph in progress(store, "export", total=len(store), unit="graph"):
+            file.write(json.dumps(graph.to_dict(), ensure_ascii=False) + "\n")
+
+
+# ---- networkx -----------------------------------------------------------------------------------
 
 
 def to_networkx(graph: UnifiedGraph) -> networkx.DiGraph:
@@ -83,9 +119,9 @@ def export_networkx(
     """Write graphs for networkx and other graph tools, atomically.
 
     A path with a suffix (`graphs.graphml`, `graphs.json`) becomes one file, any other a directory with a file
-    a graph, named `<row>-<text_id>`. One file of several graphs is, as GraphML, one graph whose vertices are
-    prefixed by the row ("0:object0") and which has a vertex a caption ("0", `kind` caption) with the ids and
-    the text; as JSON, a list of node-link objects. A single `UnifiedGraph` is written as it is:
+    per graph, named `<row>-<text_id>`. One file of several graphs is, as GraphML, one graph whose vertices
+    are prefixed by the row ("0:object0") and which has a vertex per caption ("0", `kind` caption) with the
+    ids and the text; as JSON, a list of node-link objects. A single `UnifiedGraph` is written as it is:
     `networkx.read_graphml(path)` or `networkx.node_link_graph(json.load(file), edges="edges")` gives back
     what `to_networkx` makes. Characters that XML (JSON: UTF-8) cannot hold become U+FFFD.
 
@@ -138,14 +174,14 @@ def check_networkx_place(path: Path, store: Path | None = None, format: str | No
             hint="name the file graphs.graphml or graphs.json, or a directory",
         )
     if path.suffix:
-        check_file_place(path, "networkx", _is_own, store)
+        _check_file(path, "networkx", _is_own, store)
         return chosen
     if path.exists() and not path.is_dir():
         raise ConfigError(
             f"networkx: {path} is a file, expected a directory",
             hint="name a file with its format, such as graphs.graphml, or a new directory",
         )
-    if store is not None and in_store(path, store):
+    if store is not None and in_graph_store(path, store):
         raise ConfigError(f"networkx: {path} is the store itself", hint="name a new directory")
     whole, here = os.path.realpath(path), os.path.realpath(".")
     if os.path.commonpath([whole, here]) == whole:
@@ -157,6 +193,12 @@ def check_networkx_place(path: Path, store: Path | None = None, format: str | No
         )
     make_directory(path.parent)
     return chosen
+
+
+def _check_file(path: Path, setting: str, is_own: Callable[[bytes], bool], store: Path | None) -> None:
+    if store is not None and not path.is_dir() and in_graph_store(path, store):
+        raise ConfigError(f"{setting}: {path} is a file of the store itself", hint="choose another name")
+    check_file_place(path, setting, is_own)
 
 
 def _is_own(start: bytes) -> bool:

@@ -1,0 +1,432 @@
+"""One shard of the graph store: text scene graphs, regions and cross-modal edges of captions, as arrays.
+
+Ragged parts (objects, attributes, relations, edges) lie end to end with an array of offsets each; names are
+numbers into a table that each shard carries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tbkin_core.errors import DataError
+from tbkin_core.features.regions import ImageId
+from tbkin_core.graphs.priors import Priors
+from tbkin_core.names.lexicon import lemmatize_name
+from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
+from tbkin_core.support.shards import ragged_offsets
+
+
+@dataclass(frozen=True, slots=True)
+class GraphImage:
+    """What is stored of one image: its regions as the edges number them.
+
+    Attributes:
+        boxes: (K, 4) xyxy pixels.
+        labels: K names, "" unknown.
+        attributes: (region, attribute) as people annotated them.
+        relations: (subject, predicate, object) between regions, as people annotated them.
+        annotated: The regions that are an object of that annotation.
+    """
+
+    image_id: ImageId
+    boxes: NDArray[np.float32]
+    labels: tuple[str, ...]
+    attributes: tuple[tuple[int, str], ...] = ()
+    relations: tuple[tuple[int, str, int], ...] = ()
+    annotated: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedEdges:
+    """Cross-modal edges of N captions end to end.
+
+    Attributes:
+        offsets: (N+1,) int64.
+        object: (E,) int32 object number within its caption.
+        region: (E,) int32 region number within the caption's image.
+        weight: (E,) float32.
+    """
+
+    offsets: NDArray[np.int64]
+    object: NDArray[np.int32]
+    region: NDArray[np.int32]
+    weight: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphShard:
+    """N captions with their graphs, and their images.
+
+    Attributes:
+        text_ids, texts, splits: N each.
+        image: N numbers into `images`, -1 without one.
+        graphs: N text scene graphs.
+        cross: Their cross-modal edges.
+        images: Each image once.
+    """
+
+    text_ids: Sequence[int | str]
+    texts: Sequence[str]
+    splits: Sequence[str]
+    image: Sequence[int]
+    graphs: Sequence[TextGraph]
+    cross: RaggedEdges
+    images: Sequence[GraphImage]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionAnnotations:
+    """What people annotated about the regions of I images; A attributes and R relations in all.
+
+    Attributes:
+        annotated_offsets: (I+1,) int64.
+        annotated: The regions that are an object of the annotation, int32 numbers within their image.
+        attribute_offsets: (I+1,) int64.
+        attribute_region: (A,) int32 region number within its image.
+        attribute_name: (A,) int32 into the shard's names.
+        relation_offsets: (I+1,) int64.
+        relation_subject, relation_object: (R,) int32 region numbers within their image.
+        relation_name: (R,) int32 into the shard's names.
+    """
+
+    annotated_offsets: NDArray[np.int64]
+    annotated: NDArray[np.int32]
+    attribute_offsets: NDArray[np.int64]
+    attribute_region: NDArray[np.int32]
+    attribute_name: NDArray[np.int32]
+    relation_offsets: NDArray[np.int64]
+    relation_subject: NDArray[np.int32]
+    relation_object: NDArray[np.int32]
+    relation_name: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardArrays:
+    """The graphs of N captions and the regions of their I images, as they lie on disk.
+
+    The parts of caption i are those from `..._offsets[i]` to `..._offsets[i + 1]`. Letters: O objects,
+    A attributes, R relations, E cross-modal edges and K regions in all. Token, object and region numbers
+    count within their caption or image.
+
+    Attributes:
+        text_ids, splits: Of the captions, N each.
+        image_ids: Of the images, I.
+        names: What the arrays of names (and `region_label`) number; "" is an unknown label.
+        text, text_offsets: uint8 UTF-8 of the captions, and (N+1,) int64.
+        tokens, token_offsets: Likewise their tokens, with a zero byte between two.
+        image: (N,) int32 into `image_ids`, -1 without an image.
+        object_offsets: (N+1,) int64.
+        object_head: (O,) int32 token.
+        object_span: (O, 2) int32 tokens, from and to before.
+        object_name: (O,) int32.
+        attribute_offsets: (N+1,) int64.
+        attribute_object: (A,) int32 object.
+        attribute_name: (A,) int32.
+        attribute_token_offsets, attribute_tokens: (A+1,) int64 and int32 tokens.
+        relation_offsets: (N+1,) int64.
+        relation_subject, relation_object: (R,) int32 objects.
+        relation_name: (R,) int32.
+        relation_token_offsets, relation_tokens: (R+1,) int64 and int32 tokens.
+        cross_offsets: (N+1,) int64.
+        cross_object, cross_region: (E,) int32.
+        cross_weight: (E,) float32.
+        region_offsets: (I+1,) int64.
+        region_boxes: (K, 4) float32 xyxy pixels.
+        region_label: (K,) int32.
+        annotations: None where nobody annotated any of the regions.
+    """
+
+    text_ids: list[int | str]
+    splits: list[str]
+    image_ids: list[ImageId]
+    names: list[str]
+    text: NDArray[np.uint8]
+    text_offsets: NDArray[np.int64]
+    tokens: NDArray[np.uint8]
+    token_offsets: NDArray[np.int64]
+    image: NDArray[np.int32]
+    object_offsets: NDArray[np.int64]
+    object_head: NDArray[np.int32]
+    object_span: NDArray[np.int32]
+    object_name: NDArray[np.int32]
+    attribute_offsets: NDArray[np.int64]
+    attribute_object: NDArray[np.int32]
+    attribute_name: NDArray[np.int32]
+    attribute_token_offsets: NDArray[np.int64]
+    attribute_tokens: NDArray[np.int32]
+    relation_offsets: NDArray[np.int64]
+    relation_subject: NDArray[np.int32]
+    relation_object: NDArray[np.int32]
+    relation_name: NDArray[np.int32]
+    relation_token_offsets: NDArray[np.int64]
+    relation_tokens: NDArray[np.int32]
+    cross_offsets: NDArray[np.int64]
+    cross_object: NDArray[np.int32]
+    cross_region: NDArray[np.int32]
+    cross_weight: NDArray[np.float32]
+    region_offsets: NDArray[np.int64]
+    region_boxes: NDArray[np.float32]
+    region_label: NDArray[np.int32]
+    annotations: RegionAnnotations | None = None
+
+    def __len__(self) -> int:
+        return len(self.text_ids)
+
+    def to_file(self) -> tuple[dict[str, NDArray], dict[str, Any]]:
+        """Arrays and metadata, as `write_shard` takes them."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        if self.annotations is not None:
+            arrays |= {f"region_{name}": getattr(self.annotations, name) for name in _ANNOTATION_ARRAYS}
+        return arrays, {name: getattr(self, name) for name in _LISTS}
+
+    @classmethod
+    def from_file(cls, path: Path, arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> ShardArrays:
+        """What `read_shard` found at `path`.
+
+        Raises:
+            DataError: It is no shard of graphs.
+        """
+        # Plain arrays: every slice of a memmap pays for being one.
+        plain = {name: np.asarray(array) for name, array in arrays.items()}
+        try:
+            annotations = None
+            if "region_annotated" in plain:
+                annotations = RegionAnnotations(*(plain[f"region_{name}"] for name in _ANNOTATION_ARRAYS))
+            content: dict[str, Any] = {name: plain[name] for name in _ARRAYS}
+            content |= {name: metadata[name] for name in _LISTS}
+            # A million captions share a handful of splits, and shards share most names.
+            content |= {name: [sys.intern(text) for text in metadata[name]] for name in ("splits", "names")}
+            return cls(**content, annotations=annotations)
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: is no shard of graphs ({error!r})",
+                hint="remove this file and run the stage that made it again",
+            ) from error
+
+    def caption(self, row: int) -> str:
+        """The text of a caption."""
+        return _unpack(self.text, self.text_offsets, row)
+
+    def caption_tokens(self, row: int) -> tuple[str, ...]:
+        """The tokens of a caption."""
+        joined = _unpack(self.tokens, self.token_offsets, row)
+        return tuple(joined.split("\0")) if joined else ()
+
+    def text_graph(self, row: int) -> TextGraph:
+        """The text scene graph of a caption."""
+        objects = range(*self.object_offsets[row : row + 2])
+        attributes = range(*self.attribute_offsets[row : row + 2])
+        relations = range(*self.relation_offsets[row : row + 2])
+        return TextGraph(
+            tokens=self.caption_tokens(row),
+            objects=tuple(
+                TextObject(
+                    int(self.object_head[item]),
+                    (int(self.object_span[item, 0]), int(self.object_span[item, 1])),
+                    self.names[self.object_name[item]],
+                )
+                for item in objects
+            ),
+            attributes=tuple(
+                TextAttribute(
+                    int(self.attribute_object[item]),
+                    self.names[self.attribute_name[item]],
+                    tuple(self.attribute_tokens[_part(self.attribute_token_offsets, item)].tolist()),
+                )
+                for item in attributes
+            ),
+            relations=tuple(
+                TextRelation(
+                    int(self.relation_subject[item]),
+                    self.names[self.relation_name[item]],
+                    int(self.relation_object[item]),
+                    tuple(self.relation_tokens[_part(self.relation_token_offsets, item)].tolist()),
+                )
+                for item in relations
+            ),
+        )
+
+    def image_regions(self, image: int) -> GraphImage:
+        """What is stored of one of the images."""
+        regions = _part(self.region_offsets, image)
+        labels = tuple(self.names[label] for label in self.region_label[regions])
+        found = GraphImage(self.image_ids[image], self.region_boxes[regions], labels)
+        known = self.annotations
+        if known is None:
+            return found
+        described, related = _part(known.attribute_offsets, image), _part(known.relation_offsets, image)
+        attributes = [self.names[name] for name in known.attribute_name[described]]
+        predicates = [self.names[name] for name in known.relation_name[related]]
+        subjects, objects = (
+            column[related].tolist() for column in (known.relation_subject, known.relation_object)
+        )
+        return replace(
+            found,
+            attributes=tuple(zip(known.attribute_region[described].tolist(), attributes, strict=True)),
+            relations=tuple(zip(subjects, predicates, objects, strict=True)),
+            annotated=tuple(known.annotated[_part(known.annotated_offsets, image)].tolist()),
+        )
+
+
+_LISTS = ("text_ids", "splits", "image_ids", "names")
+_ARRAYS = tuple(field.name for field in fields(ShardArrays) if field.name not in (*_LISTS, "annotations"))
+_ANNOTATION_ARRAYS = tuple(field.name for field in fields(RegionAnnotations))
+
+
+def pack_shard(shard: GraphShard) -> ShardArrays:
+    """Captions with their graphs and images as arrays."""
+    names: dict[str, int] = {}
+    graphs, images = shard.graphs, shard.images
+    objects = [item for graph in graphs for item in graph.objects]
+    attributes = [item for graph in graphs for item in graph.attributes]
+    relations = [item for graph in graphs for item in graph.relations]
+    text, text_offsets = _pack(shard.texts)
+    tokens, token_offsets = _pack([_join_tokens(graph.tokens) for graph in graphs])
+    return ShardArrays(
+        text_ids=list(shard.text_ids),
+        splits=list(shard.splits),
+        image_ids=[image.image_id for image in images],
+        text=text,
+        text_offsets=text_offsets,
+        tokens=tokens,
+        token_offsets=token_offsets,
+        image=_ints(shard.image),
+        object_offsets=ragged_offsets([len(graph.objects) for graph in graphs]),
+        object_head=_ints([item.head for item in objects]),
+        object_span=_ints([end for item in objects for end in item.span]).reshape(-1, 2),
+        object_name=_ints(_numbers(names, (item.name for item in objects))),
+        attribute_offsets=ragged_offsets([len(graph.attributes) for graph in graphs]),
+        attribute_object=_ints([item.object for item in attributes]),
+        attribute_name=_ints(_numbers(names, (item.name for item in attributes))),
+        attribute_token_offsets=ragged_offsets([len(item.tokens) for item in attributes]),
+        attribute_tokens=_ints([token for item in attributes for token in item.tokens]),
+        relation_offsets=ragged_offsets([len(graph.relations) for graph in graphs]),
+        relation_subject=_ints([item.subject for item in relations]),
+        relation_object=_ints([item.object for item in relations]),
+        relation_name=_ints(_numbers(names, (item.predicate for item in relations))),
+        relation_token_offsets=ragged_offsets([len(item.tokens) for item in relations]),
+        relation_tokens=_ints([token for item in relations for token in item.tokens]),
+        cross_offsets=shard.cross.offsets,
+        cross_object=shard.cross.object,
+        cross_region=shard.cross.region,
+        cross_weight=shard.cross.weight,
+        region_offsets=ragged_offsets([len(image.boxes) for image in images]),
+        region_boxes=_joined([np.asarray(image.boxes).reshape(-1, 4) for image in images], np.float32, 4),
+        region_label=_ints(_numbers(names, (label for image in images for label in image.labels))),
+        annotations=_pack_annotations(images, names),
+        names=list(names),  # last: what comes before fills the table
+    )
+
+
+def _pack_annotations(images: Sequence[GraphImage], names: dict[str, int]) -> RegionAnnotations | None:
+    if not any(image.annotated for image in images):
+        return None
+    described = [item for image in images for item in image.attributes]
+    related = [item for image in images for item in image.relations]
+    return RegionAnnotations(
+        annotated_offsets=ragged_offsets([len(image.annotated) for image in images]),
+        annotated=_ints([region for image in images for region in image.annotated]),
+        attribute_offsets=ragged_offsets([len(image.attributes) for image in images]),
+        attribute_region=_ints([region for region, _ in described]),
+        attribute_name=_ints(_numbers(names, (name for _, name in described))),
+        relation_offsets=ragged_offsets([len(image.relations) for image in images]),
+        relation_subject=_ints([subject for subject, _, _ in related]),
+        relation_object=_ints([other for _, _, other in related]),
+        relation_name=_ints(_numbers(names, (name for _, name, _ in related))),
+    )
+
+
+def shard_counts(shard: ShardArrays, keep: NDArray[np.bool_]) -> Priors:
+    """Objects, attributes and relations of the captions of a shard where (N,) `keep` is True, counted."""
+    names, base = shard.names, len(shard.names)
+    counts = Priors()
+
+    def per_item(offsets: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Which items count, and where the objects of each one's caption begin."""
+        lengths = np.diff(offsets)
+        return np.repeat(keep, lengths), np.repeat(shard.object_offsets[:-1], lengths)
+
+    object_name = shard.object_name.astype(np.int64)
+    chosen, _ = per_item(shard.object_offsets)
+    for name, count in _tally(object_name[chosen]):
+        counts.objects[names[name]] += count
+    chosen, first = per_item(shard.attribute_offsets)
+    holder = object_name[first + shard.attribute_object]
+    for key, count in _tally((holder * base + shard.attribute_name)[chosen]):
+        counts.attributes[names[key // base], names[key % base]] += count
+    chosen, first = per_item(shard.relation_offsets)
+    subject = object_name[first + shard.relation_subject]
+    other = object_name[first + shard.relation_object]
+    for key, count in _tally(((subject * base + shard.relation_name) * base + other)[chosen]):
+        pair, last = divmod(key, base)
+        counts.relations[names[pair // base], names[pair % base], names[last]] += count
+    return counts
+
+
+def image_counts(shard: ShardArrays, images: Sequence[int]) -> Priors:
+    """Annotated objects, attributes and relations of some images of a shard, counted; none where none are.
+
+    Names become singular, as those of text objects are; what has no name does not count.
+    """
+    counts = Priors()
+    for image in map(shard.image_regions, images):
+        name_of = {region: lemmatize_name(image.labels[region]) for region in image.annotated}
+        counts.objects.update(name for name in name_of.values() if name)
+        counts.attributes.update(
+            (name_of[region], attribute) for region, attribute in image.attributes if name_of[region]
+        )
+        counts.relations.update(
+            (name_of[subject], predicate, name_of[other])
+            for subject, predicate, other in image.relations
+            if name_of[subject] and name_of[other]
+        )
+    return counts
+
+
+def _tally(values: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    distinct, counts = np.unique(values, return_counts=True)
+    return zip(distinct.tolist(), counts.tolist(), strict=True)
+
+
+def _join_tokens(tokens: Sequence[str]) -> str:
+    joined = "\0".join(tokens)
+    if joined.count("\0") >= max(len(tokens), 1):
+        joined = "\0".join(token.replace("\0", "\ufffd") for token in tokens)
+    return joined
+
+
+def _numbers(table: dict[str, int], names: Iterable[str]) -> list[int]:
+    """Place of each name in the table, which grows by the new ones."""
+    return [table.setdefault(name, len(table)) for name in names]
+
+
+def _ints(values: Sequence[Any]) -> NDArray[np.int32]:
+    return np.array(values, np.int32)
+
+
+def _joined(parts: Sequence[NDArray], dtype: type, columns: int | None = None) -> NDArray:
+    if not parts:
+        return np.zeros((0, columns) if columns else 0, dtype)
+    return np.concatenate(parts).astype(dtype)
+
+
+def _pack(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    # Lone surrogates cannot be written as UTF-8; they become question marks.
+    encoded = [text.encode("utf-8", errors="replace") for text in texts]
+    return np.frombuffer(b"".join(encoded), np.uint8), ragged_offsets([len(part) for part in encoded])
+
+
+def _part(offsets: NDArray, row: int) -> slice:
+    """Where the parts of a ragged row lie."""
+    return slice(*offsets[row : row + 2])
+
+
+def _unpack(data: NDArray, offsets: NDArray, place: int) -> str:
+    return data[offsets[place] : offsets[place + 1]].tobytes().decode("utf-8")
