@@ -522,7 +522,7 @@ def _finish(
     base: FinetuneConfig,
     problems: list[str],
 ) -> Sweep:
-    from tbkin_core.figures.sweep import sparsity_figure, sweep_figure
+    from tbkin_core.figures.sweep_curves import sparsity_figure, sweep_figure
 
     images = {str(image) for entry in samples.values() for image in entry.images}
     metric = "VQA accuracy (%)" if config.task == "vqa" else "Acc@IoU>0.5 (%)"
