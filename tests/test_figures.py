@@ -21,7 +21,7 @@ from PIL import Image
 from tiny_traces import tiny_graph, tiny_trace
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.figures.attention import answer_figure, trace_figure
+from tbkin_core.figures.answer import answer_figure, trace_figure
 from tbkin_core.figures.canvas import Page, clean_text, figure_style
 from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.curves import training_figure
@@ -660,7 +660,7 @@ def test_text_is_fitted_and_wrapped_to_a_width() -> None:
 
 def test_importing_figures_does_not_load_matplotlib() -> None:
     code = (
-        "import sys, tbkin_core.figures.attention, tbkin_core.figures.sweep_curves;"
+        "import sys, tbkin_core.figures.answer, tbkin_core.figures.sweep_curves;"
         "import tbkin_core.figures.curves, tbkin_core.figures.graph;"
         "sys.exit(any(name in sys.modules for name in ('matplotlib', 'torch', 'PIL')))"
     )
