@@ -1,4 +1,8 @@
-"""The rules of threshold-based explicit selection and their ranges; knows no torch."""
+"""The rules of threshold-based explicit selection, one entry each; knows no torch.
+
+Settings, attention, figures and the page read what differs between rules here. A rule's mathematics stand in
+`tbkin_core.modeling.attention` and, for the page, in `resources/page/attention.js`, both under its name.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,92 @@ from dataclasses import dataclass
 
 from tbkin_core.errors import ConfigError, MissingDependencyError
 
-RULES = ("relative", "probability", "score", "topk")
-TRANSFORMS = ("sparsemax", "entmax15")
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a rule is named, which thresholds it takes, and how figures, page and help speak of it.
+
+    Attributes:
+        name: As the settings have it.
+        keeps: Ends the sentence "Each query keeps the keys ...".
+        symbol: Of its threshold; "" for a transform, which has none: it is on (1) or off (0).
+        low, high: Least and largest threshold; a rule without a `low` compares scores, not weights.
+        whole: The threshold is a number of keys, which cannot grow from 0 in training.
+        usual: A threshold to show the rule with where none is given.
+        step: Of the page's slider; None where that depends on the scores.
+        dense_at_zero: As its threshold goes to 0, it keeps ever more like the dense model.
+        axis: Label of the axis of its thresholds.
+        axis_detail: Goes on with the label where there is room; rules alike in both share a plot.
+        phrase: A selection in words, from {name} and {threshold}.
+        unit: What a whole threshold counts, in the singular.
+        library: What has to be installed for it, also the name of the extra that does so.
+    """
+
+    name: str
+    keeps: str = ""
+    symbol: str = "τ"
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    usual: float = 0.3
+    step: float | None = None
+    dense_at_zero: bool = True
+    axis: str = "Threshold τ"
+    axis_detail: str = ""
+    phrase: str = "{name}, τ = {threshold}"
+    unit: str = ""
+    library: str = ""
+
+    @property
+    def is_transform(self) -> bool:
+        """Sparse attention in the softmax's place, without a threshold."""
+        return not self.symbol
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether the threshold may grow from 0 in training."""
+        return not self.is_transform and not self.whole
+
+    def in_words(self, threshold: float) -> str:
+        """ "relative, τ = 0.3", "top 4 keys", "entmax15"."""
+        words = self.phrase.format(name=self.name, threshold=f"{threshold:g}")
+        return f"{words} {self.unit}{'s' * (threshold != 1)}" if self.unit else words
+
+
+_TABLE = (
+    Rule(
+        "relative",
+        keeps="with at least τ times the weight of its strongest",
+        low=0,
+        high=1,
+        step=0.01,
+    ),
+    Rule("probability", keeps="with a weight of at least τ", low=0, high=1, step=0.005),
+    Rule(
+        "score",
+        keeps="with a score of at least τ before the softmax",
+        dense_at_zero=False,
+        axis_detail=" on the score",
+    ),
+    Rule(
+        "topk",
+        keeps="with the k largest weights",
+        symbol="k",
+        low=0,
+        whole=True,
+        usual=4,
+        step=1,
+        dense_at_zero=False,
+        axis="k (keys kept)",
+        phrase="top {threshold}",
+        unit="key",
+    ),
+    Rule("sparsemax", symbol="", usual=1, phrase="{name}", library="entmax"),
+    Rule("entmax15", symbol="", usual=1, phrase="{name}", library="entmax"),
+)
+RULE_TABLE = {rule.name: rule for rule in _TABLE}
+RULES = tuple(rule.name for rule in _TABLE if not rule.is_transform)
+TRANSFORMS = tuple(rule.name for rule in _TABLE if rule.is_transform)
 """Sparse attention without a threshold, to compare with: it is on (1) or off (0)."""
 SELECTIONS = (*RULES, *TRANSFORMS)
 SCOPES = ("all", "cross-modal", "text-to-image", "image-to-text")
@@ -28,7 +116,7 @@ class Selection:
 
     Raises:
         ConfigError: Unknown rule or scope, or a threshold outside the rule's range.
-        MissingDependencyError: One of `TRANSFORMS` without the entmax library.
+        MissingDependencyError: A rule whose library is not installed.
     """
 
     rule: str = "relative"
@@ -51,39 +139,82 @@ class Selection:
         """As people read it: "relative τ = 0.3", "topk k = 4", "entmax15", "dense"."""
         if self.threshold == 0:
             return "dense"
-        if self.rule in TRANSFORMS:
-            return self.rule
-        return f"{self.rule} {'k' if self.rule == 'topk' else 'τ'} = {self.threshold:g}"
+        rule = RULE_TABLE[self.rule]
+        return rule.name if rule.is_transform else f"{rule.name} {rule.symbol} = {self.threshold:g}"
 
     def active_in(self, layer: int) -> bool:
         """Whether a layer selects at all; where it does not, attention is the fused dense one."""
         return self.threshold != 0 and (self.layers is None or layer in self.layers)
 
 
+def rule_of(name: str) -> Rule:
+    """The entry of a rule; ConfigError where there is none of that name."""
+    if name not in RULE_TABLE:
+        raise ConfigError(_unknown(name))
+    return RULE_TABLE[name]
+
+
 def check_threshold(rule: str, threshold: float) -> str | None:
     """What is wrong with a threshold under a rule, or None."""
-    if rule not in SELECTIONS:
-        return f"selection: expected one of {', '.join(SELECTIONS)}, got {rule!r}"
+    if rule not in RULE_TABLE:
+        return _unknown(rule)
+    entry = RULE_TABLE[rule]
     if not math.isfinite(threshold):
         return f"threshold: expected a finite number, got {threshold}"
-    if rule in ("relative", "probability") and not 0 <= threshold <= 1:
-        return f"threshold: expected a number from 0 to 1 for selection {rule!r}, got {threshold:g}"
-    if rule == "topk" and (threshold < 0 or threshold != int(threshold)):
-        return f"threshold: expected the whole number k (0 is dense) for selection 'topk', got {threshold:g}"
-    if rule in TRANSFORMS and threshold not in (0, 1):
-        return f"threshold: selection {rule!r} has none, leave it away; got {threshold:g}"
-    return None
+    if entry.is_transform:
+        if threshold in (0, 1):
+            return None
+        return f"threshold: selection {rule!r} has none, omit it; got {threshold:g}"
+    if entry.low <= threshold <= entry.high and (not entry.whole or threshold == int(threshold)):
+        return None
+    if entry.whole:
+        expected = f"the whole number {entry.symbol} (0 is dense)"
+    elif math.isfinite(entry.high):
+        expected = f"a number from {entry.low:g} to {entry.high:g}"
+    else:
+        expected = f"a number of at least {entry.low:g}"
+    return f"threshold: expected {expected} for selection {rule!r}, got {threshold:g}"
+
+
+def check_growth(rule: str) -> str | None:
+    """Why the threshold of a rule (one of `SELECTIONS`) cannot grow from 0 in training, or None."""
+    entry = rule_of(rule)
+    if entry.may_grow:
+        return None
+    if entry.is_transform:
+        return f"threshold_epochs: selection {rule!r} has no threshold that could grow"
+    return f"threshold_epochs: {entry.symbol} of {rule} is a number of {entry.unit}s, it cannot grow from 0"
 
 
 def usual_threshold(rule: str) -> float:
-    """A threshold to show a rule with where none is given."""
-    return 1.0 if rule in TRANSFORMS else 4.0 if rule == "topk" else 0.3
+    """A threshold to show a rule with where none is given; of an unknown one that of the first."""
+    return RULE_TABLE.get(rule, _TABLE[0]).usual
+
+
+def run_name_part(rule: str, threshold: float) -> str:
+    """A selection in the name of a run or a file: "relative-0.3", "topk-4", "entmax15"."""
+    return rule if rule_of(rule).is_transform else f"{rule}-{threshold:g}"
 
 
 def require_library(rule: str) -> None:
-    """MissingDependencyError where a rule needs the entmax library and it is not installed."""
-    if rule in TRANSFORMS and importlib.util.find_spec("entmax") is None:
+    """MissingDependencyError where a rule needs a library that is not installed."""
+    library = RULE_TABLE[rule].library if rule in RULE_TABLE else ""
+    if library and importlib.util.find_spec(library) is None:
         raise MissingDependencyError(
-            f"selection: {rule!r} needs the entmax library, which is not installed",
-            hint="install it with `pip install 'tbkin[entmax]'`",
+            f"selection: {rule!r} needs the {library} library, which is not installed",
+            hint=f"install it with `pip install 'tbkin[{library}]'`",
         )
+
+
+def _unknown(rule: str) -> str:
+    return f"selection: expected one of {', '.join(SELECTIONS)}, got {rule!r}"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+SELECTION_HELP = f"{_listed(RULES)}; or without a threshold {_listed(TRANSFORMS)}."
+THRESHOLD_HELP = "τ of the explicit selection; 0 is the dense model. " + " ".join(
+    f"For {rule.name} the number of {rule.unit}s." for rule in _TABLE if rule.unit
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,43 @@ from numpy.typing import NDArray
 from tbkin_core.errors import ConfigError
 from tbkin_core.modeling import Selection, TbkinConfig, TbkinForVqa, selective_attention
 from tbkin_core.modeling.attention import scope_mask, select_keys, transformed_weights
-from tbkin_core.selection import RULES, SCOPES, SELECTIONS, TRANSFORMS
+from tbkin_core.selection import (
+    RULE_TABLE,
+    RULES,
+    SCOPES,
+    SELECTIONS,
+    TRANSFORMS,
+    check_growth,
+    check_threshold,
+    run_name_part,
+    usual_threshold,
+)
 
 BATCH, HEADS, LENGTH, WIDTH, TEXT = 2, 2, 7, 4, 4
-THRESHOLDS = {
-    "relative": st.floats(1e-3, 1),
-    "probability": st.floats(1e-3, 1),
-    "score": st.floats(-2, 2).filter(lambda value: abs(value) > 1e-3),
-    "topk": st.integers(1, LENGTH + 2).map(float),
+# Whether key j is kept for query i, from A_ij, s_ij, all A_i of keys there are, and the threshold.
+EQUATIONS: dict[str, Callable[[float, float, list[float], float], bool]] = {
+    "relative": lambda weight, score, row, threshold: weight >= threshold * max(row),
+    "probability": lambda weight, score, row, threshold: weight >= threshold,
+    "score": lambda weight, score, row, threshold: score >= threshold,
+    "topk": lambda weight, score, row, threshold: weight in sorted(row)[-int(threshold) :],
 }
+
+
+def thresholds(rule: str) -> st.SearchStrategy[float]:
+    """Thresholds under which a rule selects."""
+    entry = RULE_TABLE[rule]
+    if entry.whole:
+        return st.integers(1, LENGTH + 2).map(float)
+    if math.isinf(entry.low):
+        return st.floats(-2, 2).filter(lambda value: abs(value) > 1e-3)
+    return st.floats(1e-3, min(entry.high, LENGTH))
 
 
 @st.composite
 def selections(draw: st.DrawFn, scope: str | None = None) -> Selection:
     rule = draw(st.sampled_from(RULES))
     chosen = scope or draw(st.sampled_from(SCOPES))
-    return Selection(rule, draw(THRESHOLDS[rule]), scope=chosen)
+    return Selection(rule, draw(thresholds(rule)), scope=chosen)
 
 
 def random_attention(
@@ -61,17 +83,10 @@ def reference_row(
     exponentials = {key: math.exp(scores[key] - max(scores[other] for other in present)) for key in present}
     attention = {key: value / sum(exponentials.values()) for key, value in exponentials.items()}
     largest = max(attention.values())
-    descending = sorted(attention.values(), reverse=True)
+    row = list(attention.values())
     kept = np.zeros(len(scores), np.bool_)
     for key in present:
-        if selection.rule == "relative":
-            keep = attention[key] >= selection.threshold * largest
-        elif selection.rule == "probability":
-            keep = attention[key] >= selection.threshold
-        elif selection.rule == "score":
-            keep = scores[key] >= selection.threshold
-        else:
-            keep = attention[key] in descending[: int(selection.threshold)]
+        keep = EQUATIONS[selection.rule](attention[key], scores[key], row, selection.threshold)
         kept[key] = keep or attention[key] == largest or not may_drop(selection.scope, query, key)
     weights = np.array([attention.get(key, 0.0) if kept[key] else 0.0 for key in range(len(scores))])
     return kept, weights / weights.sum()
@@ -116,8 +131,8 @@ def test_rows_sum_to_one_keep_their_largest_and_never_padding(seed: int, selecti
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), data=st.data())
 def test_a_larger_threshold_keeps_a_subset(seed: int, data: st.DataObject) -> None:
-    rule = data.draw(st.sampled_from(("relative", "probability", "score")))
-    low, high = sorted(data.draw(st.tuples(THRESHOLDS[rule], THRESHOLDS[rule])))
+    rule = data.draw(st.sampled_from([name for name in RULES if not RULE_TABLE[name].whole]))
+    low, high = sorted(data.draw(st.tuples(thresholds(rule), thresholds(rule))))
     query, key, _, mask = random_attention(seed)
     scores = (query @ key.transpose(-2, -1)).masked_fill(~mask, float("-inf"))
     assert not (select_keys(scores, rule, high) & ~select_keys(scores, rule, low)).any()
@@ -285,7 +300,7 @@ def test_gradients_of_transforms(rule: str, scope: str, straight: bool) -> None:
 
 
 def test_a_transform_is_on_or_off() -> None:
-    with pytest.raises(ConfigError, match="has none, leave it away"):
+    with pytest.raises(ConfigError, match="has none, omit it"):
         Selection("sparsemax", 0.3)
     assert not Selection("entmax15", 0).active_in(0)
     assert Selection("entmax15", 1).active_in(0)
@@ -300,8 +315,9 @@ def test_threshold_zero_is_the_dense_model_bit_for_bit(rule: str, scope: str) ->
         dense = model(**inputs).vqa_logits
         model.tbkin.selection = Selection(rule, 0.0, scope=scope, straight_through=True)
         assert torch.equal(model(**inputs).vqa_logits, dense)
-        active = {"score": 2.0, "topk": 2.0, "sparsemax": 1.0, "entmax15": 1.0}
-        model.tbkin.selection = Selection(rule, active.get(rule, 0.9))
+        entry = RULE_TABLE[rule]
+        strong = 2.0 if entry.whole or math.isinf(entry.low) else 0.9
+        model.tbkin.selection = Selection(rule, 1.0 if entry.is_transform else strong)
         assert not torch.equal(model(**inputs).vqa_logits, dense)
 
 
@@ -359,3 +375,32 @@ def test_thresholds_out_of_range_are_refused(rule: str, threshold: float) -> Non
 def test_an_unknown_scope_is_refused() -> None:
     with pytest.raises(ConfigError, match="cross-modal"):
         Selection("relative", 0.1, scope="crossmodal")
+
+
+@pytest.mark.parametrize("rule", SELECTIONS)
+def test_an_entry_of_the_table_is_whole(rule: str) -> None:
+    """What settings, figures and page take from an entry is there and fits its range."""
+    entry = RULE_TABLE[rule]
+    usual = usual_threshold(rule)
+    assert usual != 0 and check_threshold(rule, usual) is None and check_threshold(rule, 0) is None
+    assert entry.is_transform or (entry.keeps and entry.axis)
+    assert not entry.whole or entry.unit
+    assert (check_growth(rule) is None) == entry.may_grow
+    assert run_name_part(rule, usual) == (rule if entry.is_transform else f"{rule}-{usual:g}")
+    assert Selection(rule, usual).name.startswith(rule) and Selection(rule).name == "dense"
+
+
+def test_selections_in_words() -> None:
+    given = [("relative", 0.25), ("topk", 4), ("topk", 1), ("entmax15", 1)]
+    assert [RULE_TABLE[rule].in_words(threshold) for rule, threshold in given] == [
+        "relative, τ = 0.25",
+        "top 4 keys",
+        "top 1 key",
+        "entmax15",
+    ]
+    assert [Selection(rule, threshold).name for rule, threshold in given] == [
+        "relative τ = 0.25",
+        "topk k = 4",
+        "topk k = 1",
+        "entmax15",
+    ]

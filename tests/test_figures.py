@@ -21,12 +21,12 @@ from PIL import Image
 from tiny_traces import tiny_graph, tiny_trace
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.figures.attention import answer_figure, trace_figure
+from tbkin_core.figures.answer import answer_figure, trace_figure
 from tbkin_core.figures.canvas import Page, clean_text, figure_style
 from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.curves import training_figure
 from tbkin_core.figures.graph import graph_figure, graph_regions
-from tbkin_core.figures.sweep import sweep_figure
+from tbkin_core.figures.sweep_curves import sweep_figure
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
 from tbkin_core.figures.views import AttentionView, attention_views, rollout
 
@@ -563,7 +563,11 @@ def test_sweep_draws_the_dense_model_as_a_level_line_in_every_plot(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [([], "at least one row"), ([{"threshold": 1}], "no selection, accuracy, kept_fraction")],
+    [
+        ([], "at least one row"),
+        ([{"threshold": 1}], "no selection, accuracy, kept_fraction"),
+        (sweep_rows("nearest", [0.1]), "unknown selection rule 'nearest'"),
+    ],
 )
 def test_unfit_sweeps_are_explained(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
@@ -656,7 +660,8 @@ def test_text_is_fitted_and_wrapped_to_a_width() -> None:
 
 def test_importing_figures_does_not_load_matplotlib() -> None:
     code = (
-        "import sys, tbkin_core.figures.attention, tbkin_core.figures.sweep, tbkin_core.figures.curves;"
+        "import sys, tbkin_core.figures.answer, tbkin_core.figures.sweep_curves;"
+        "import tbkin_core.figures.curves, tbkin_core.figures.graph;"
         "sys.exit(any(name in sys.modules for name in ('matplotlib', 'torch', 'PIL')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,16 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
 from playwright.sync_api import Page, expect, sync_playwright
+from test_rule_drift import KEPT_IN_PAGE, cases, compare
 from tiny_traces import tiny_trace
 
 from tbkin_core.errors import DataError
+from tbkin_core.figures import page as page_module
 from tbkin_core.figures.page import write_page
 from tbkin_core.figures.trace import Pass, Trace
 from tbkin_core.figures.views import rollout
 from tbkin_core.modeling import Selection
 from tbkin_core.modeling.attention import scope_mask, select_keys
+from tbkin_core.selection import RULE_TABLE, Rule
+from tbkin_core.selection import RULES as NAMES
 
 # One worker owns the browser.
 pytestmark = pytest.mark.xdist_group("browser")
@@ -242,6 +247,46 @@ def test_nothing_typed_breaks_the_threshold(show: Show) -> None:
     choose(page, "topk", 2.6)
     assert page.input_value("#tau-exact") == "3"
     assert shown_counts(page, "all") == by_direction(trace, kept_by(trace, "topk", 3))
+
+
+def test_the_page_has_the_rules_of_the_table_with_their_usual_thresholds(show: Show) -> None:
+    page = show(tiny_trace(selection=Selection("relative", 0.45)))
+    assert tuple(page.locator("#rule option").all_text_contents()) == NAMES
+    for name in NAMES:
+        page.select_option("#rule", name)
+        usual = 0.45 if name == "relative" else RULE_TABLE[name].usual
+        assert float(page.input_value("#tau-exact")) == usual
+        assert page.text_content("#tau-name") == RULE_TABLE[name].symbol
+        assert RULE_TABLE[name].keeps in (page.text_content("#rule-note") or "")
+
+
+@pytest.mark.parametrize("rule", NAMES)
+def test_the_script_in_the_page_keeps_what_the_model_keeps(rule: str, show: Show) -> None:
+    page = show(tiny_trace())
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=cases(rule))
+    def compared(case: dict[str, Any]) -> None:
+        compare(case, page.evaluate(KEPT_IN_PAGE, case))
+
+    compared()
+
+
+@pytest.mark.parametrize("where", ["table", "trace"])
+def test_a_rule_that_the_page_does_not_know_is_an_error_not_another_rule(
+    where: str, tab: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tiny_trace()
+    if where == "table":
+        monkeypatch.setattr(page_module, "RULE_TABLE", RULE_TABLE | {"nearest": Rule("nearest")})
+    else:
+        trace = replace(trace, selection="nearest")
+    write_page(tmp_path / "page.html", trace)
+    tab.goto((tmp_path / "page.html").as_uri())
+    expect(tab.locator("#problem")).to_have_text("This page knows no selection rule “nearest”.")
+    expect(tab.locator("main")).to_be_hidden()
+    with pytest.raises(Exception, match="knows no selection rule “nearest”"):
+        tab.evaluate("attention.select('nearest', 0.3)")
 
 
 # ---- pointing, pinning, the keyboard ------------------------------------------------------------

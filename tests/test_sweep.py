@@ -567,4 +567,4 @@ def test_an_entmax_model_is_trained_and_shown(trained_workspace: Path) -> None:
         "visualize", "img.jpg", "what color is the star?", "--checkpoint", place, cwd=trained_workspace
     )
     assert "entmax15" in outcome.out
-    fails(*tune, "--threshold", "0.3", cwd=trained_workspace, code=2, says="has none, leave it away")
+    fails(*tune, "--threshold", "0.3", cwd=trained_workspace, code=2, says="has none, omit it")

@@ -13,6 +13,7 @@ import io
 import json
 import math
 import re
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tbkin_core.errors import DataError
 from tbkin_core.figures.canvas import clean_text
 from tbkin_core.figures.graph import graph_regions, regions_agree
 from tbkin_core.figures.trace import Pass, Trace
+from tbkin_core.selection import RULE_TABLE
 from tbkin_core.support.files import atomic_path
 
 _MAX_SIDE = 1280  # pixels; the image is shown at most so large
@@ -73,9 +75,13 @@ def _policy(script: str, style: str) -> str:
 
 
 def _values(trace: Trace) -> dict[str, Any]:
-    """All of a trace that the page reads, as JSON has it."""
+    """All of a trace that the page reads, and the table of rules, as JSON has it."""
+    shown = trace.presentation
     return {
-        "task": trace.task,
+        "taskTitle": shown.title,
+        "answerHeading": shown.answer_heading,
+        "answersAreRegions": shown.answers_are_regions,
+        "aggregate": shown.aggregate,
         "text": trace.text,
         "words": trace.words,
         "pieces": trace.pieces,
@@ -83,6 +89,7 @@ def _values(trace: Trace) -> dict[str, Any]:
         "imageSize": list(trace.image_size),
         "boxes": np.nan_to_num(trace.boxes).round(2).tolist(),
         "labels": trace.region_labels,
+        "rules": {name: asdict(rule) for name, rule in RULE_TABLE.items()},
         "selection": trace.selection,
         "threshold": trace.threshold,
         "scope": trace.scope,
@@ -146,7 +153,7 @@ def _grounding(trace: Trace, content: Pass) -> list[tuple[str, str, tuple[float,
 
 
 def _grounding_rows(trace: Trace) -> list[dict[str, Any]]:
-    """Rows of the table of boxes: one a kind, a cell for each pass."""
+    """Rows of the table of boxes: one per kind, a cell for each pass."""
     names = {
         "chosen": "chosen region",
         "runner-up": "runner-up",

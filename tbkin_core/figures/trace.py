@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
+from tbkin_core.figures.presentation import Presentation, presentation_of
 from tbkin_core.support.files import atomic_path
 
 _VERSION = 1
@@ -58,7 +59,7 @@ class Trace:
     """One image, one text, and a model's dense and thresholded pass over them.
 
     Attributes:
-        task: "vqa", "rec" or "pretrain".
+        task: Name of the task; `presentation` says what it means for a figure.
         text: Question or expression.
         image: (H, W, 3) uint8, perhaps scaled down for display.
         image_size: Width and height of the original in pixels.
@@ -94,6 +95,11 @@ class Trace:
     target_box: tuple[float, float, float, float] | None = None
     names_annotated: bool = False
     graph: dict[str, Any] | None = None
+
+    @property
+    def presentation(self) -> Presentation:
+        """How the task's answers are shown; from its name, so that every trace there is has one."""
+        return presentation_of(self.task)
 
     def kept_fraction(self) -> float:
         """Share of the attention entries of the dense pass that the threshold kept, in [0, 1]."""

@@ -45,10 +45,10 @@ def attention_views(
     """Where attention went in the dense and in the thresholded pass.
 
     What is shown is what one position read: [CLS], from which an answer is read, or the region that a REC
-    model chose, whose own final state it scored. By default an answer takes the last layer, the mean of its
-    heads: unlike rollout it is exactly 0 where selection dropped a key in all heads, and its [CLS] row points
-    at the object asked for at least as often (measured on scenes). A grounding takes rollout: which words
-    reached the chosen region, and which regions it was compared with.
+    model chose, whose own final state it scored. By default, which the trace's presentation has, an answer
+    takes the last layer, the mean of its heads: unlike rollout it is exactly 0 where selection dropped a key
+    in all heads, and its [CLS] row points at the object asked for at least as often (measured on scenes). A
+    grounding takes rollout: which words reached the chosen region, and which regions it was compared with.
 
     Args:
         trace: The trace.
@@ -61,8 +61,7 @@ def attention_views(
     """
     layers, heads = trace.dense.scores.shape[:2]
     check_choice(layers, heads, layer, head)
-    if aggregate is None:
-        aggregate = "rollout" if trace.task == "rec" else "last"
+    aggregate = aggregate or trace.presentation.aggregate
     if layer is None and (head is not None or aggregate == "last"):
         layer = layers - 1
     if layer is None:

@@ -21,6 +21,7 @@ be dropped, and the other keys keep what A gives them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tbkin_core.errors import ConfigError
-from tbkin_core.selection import RULES, TRANSFORMS, Selection
+from tbkin_core.selection import Selection, rule_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +83,44 @@ def select_keys(scores: Tensor, rule: str, threshold: float, scope: Tensor | Non
 
 def _kept_as_numbers(scores: Tensor, rule: str, threshold: float, scope: Tensor | None) -> Tensor:
     """`select_keys` as 1 and 0 in the type of the scores: a CPU multiplies by bools ten times as slowly."""
+    if rule not in _LEAST_SCORES:
+        raise ConfigError(f"selection: expected one of {', '.join(_LEAST_SCORES)}, got {rule!r}")
     scores = scores.detach()
     largest = scores.amax(dim=-1, keepdim=True)  # (B, H, L, 1)
-    if rule == "relative":
-        cut = largest + math.log(threshold)
-    elif rule == "probability":
-        # A_ij ≥ τ in log space: s_ij ≥ ln τ + logsumexp(s_i).
-        cut = math.log(threshold) + scores.logsumexp(dim=-1, keepdim=True)
-    elif rule == "score":
-        cut = torch.full_like(largest, threshold)
-    elif rule == "topk":
-        cut = _kth_largest(scores, min(int(threshold), scores.shape[-1]))
-        # Where a row has fewer keys than k, the cut is the padding's -inf, which is never kept.
-        cut = cut.clamp_min(torch.finfo(scores.dtype).min)
-    else:
-        raise ConfigError(f"selection: expected one of {', '.join(RULES)}, got {rule!r}")
-    kept = torch.ge(scores, torch.minimum(cut, largest), out=torch.empty_like(scores))
+    least = _LEAST_SCORES[rule](scores, largest, threshold)
+    kept = torch.ge(scores, torch.minimum(least, largest), out=torch.empty_like(scores))
     if scope is not None:
         kept = torch.maximum(kept, (~scope & (scores > float("-inf"))).to(kept.dtype))
     return kept
+
+
+def _relative(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
+    return largest + math.log(threshold)
+
+
+def _probability(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
+    # A_ij ≥ τ in log space: s_ij ≥ ln τ + logsumexp(s_i).
+    return math.log(threshold) + scores.logsumexp(dim=-1, keepdim=True)
+
+
+def _score(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
+    return torch.full_like(largest, threshold)
+
+
+def _topk(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
+    least = _kth_largest(scores, min(int(threshold), scores.shape[-1]))
+    # Where a row has fewer keys than k, the least is the padding's -inf, which is never kept.
+    return least.clamp_min(torch.finfo(scores.dtype).min)
+
+
+_LEAST_SCORES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "relative": _relative,
+    "probability": _probability,
+    "score": _score,
+    "topk": _topk,
+}
+"""Of each rule with a threshold: from the scores (B, H, L, L), the largest of each row (B, H, L, 1) and the
+threshold, the least score that a row keeps, (B, H, L, 1); its largest is kept in any case."""
 
 
 def _kth_largest(scores: Tensor, k: int) -> Tensor:
@@ -126,7 +146,7 @@ def transformed_weights(scores: Tensor, rule: str, scope: Tensor | None = None) 
     """
     import entmax
 
-    transform = entmax.sparsemax if rule == "sparsemax" else entmax.entmax15
+    transform = {"sparsemax": entmax.sparsemax, "entmax15": entmax.entmax15}[rule]
     exact = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
     if scope is None:
         return transform(exact, dim=-1).to(scores.dtype)
@@ -180,7 +200,7 @@ def selective_attention(
         # Recording must not change what the dense model computes, not even in the last bit.
         output = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return output, AttentionRecord(scores.detach(), weights.detach(), kept)
-    if selection.rule in TRANSFORMS:
+    if rule_of(selection.rule).is_transform:
         weights, total = transformed_weights(scores, selection.rule, scope), None
         kept = weights.detach()
         if scope is not None:

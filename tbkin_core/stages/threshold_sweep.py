@@ -457,7 +457,7 @@ def _finish(
     if len(samples) > 1:
         headline += f", {len(samples)} seeds"
     # matplotlib is loaded by the rank that draws.
-    from tbkin_core.figures.sweep import sparsity_figure, sweep_figure
+    from tbkin_core.figures.sweep_curves import sparsity_figure, sweep_figure
 
     sweep_figure(out / "sweep.png", rows, title=headline, accuracy_name=result.metric)
     sparsity_figure(out / "sparsity.png", rows, title=headline)

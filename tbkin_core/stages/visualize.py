@@ -133,7 +133,7 @@ def _answers(trace: Trace, content: Pass) -> list[Answer]:
 def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace) -> list[Path]:
     """The figures of a trace in files that begin with `base`."""
     # matplotlib is loaded where something is drawn.
-    from tbkin_core.figures.attention import trace_figure
+    from tbkin_core.figures.answer import trace_figure
     from tbkin_core.figures.graph import graph_figure
     from tbkin_core.figures.page import write_page
 

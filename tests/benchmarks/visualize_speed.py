@@ -23,7 +23,7 @@ from pathlib import Path
 # What answering one question loads, from the command line's start to the figure.
 _IMPORTS = (
     "import tbkin_cli.main, tbkin_core.stages, tbkin_core.modeling.checkpoint, tbkin_core.tasks.vqa,"
-    " tbkin_core.features.extract, tbkin_core.figures.attention, matplotlib.backends.backend_agg,"
+    " tbkin_core.features.extract, tbkin_core.figures.answer, matplotlib.backends.backend_agg,"
     " matplotlib.figure, matplotlib.font_manager, matplotlib.patheffects"
 )
 

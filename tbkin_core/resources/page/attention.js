@@ -5,6 +5,17 @@
 
 const DIRECTIONS = ["text-to-text", "text-to-image", "image-to-text", "image-to-image"];
 
+// Of each rule of tbkin_core/selection.py with a threshold: the least score that a row of `attention` keeps.
+// Numbers are in double precision here and rounded to single when they are stored, as the model's are.
+const LEAST_SCORES = {
+  relative: (attention, row, threshold) => attention.largest[row] + logarithm(threshold),
+  probability: (attention, row, threshold) => attention.logSum[row] + logarithm(threshold),
+  score: (attention, row, threshold) => threshold,
+  topk: (attention, row, threshold) => attention.nthLargest(row, threshold),
+};
+
+const logarithm = (number) => Math.fround(Math.log(number));
+
 /** The numbers of little-endian float16 in base64. */
 function decodeHalfFloats(base64) {
   const text = atob(base64);
@@ -78,25 +89,26 @@ class Attention {
 
   /** Choose what is kept: in every row the scores from `this.cut[row]` up. Threshold 0 keeps everything. */
   select(rule, threshold) {
-    const { cut, largest, length } = this;
-    const logarithm = Math.fround(Math.log(threshold));
-    if (rule === "topk" && threshold && !this.sorted) {
-      this.sorted = this.scores.slice();
-      for (let row = 0; row < cut.length; row++) {
-        this.sorted.subarray(row * length, (row + 1) * length).sort();
-      }
-    }
-    const rowsOfLayer = this.headCount * length;
+    if (!Object.hasOwn(LEAST_SCORES, rule)) throw new Error(`This page knows no selection rule “${rule}”.`);
+    const { cut, largest } = this;
+    const rowsOfLayer = this.headCount * this.length;
     for (let row = 0; row < cut.length; row++) {
-      let least = -Infinity;
-      if (threshold !== 0 && this.selecting[Math.floor(row / rowsOfLayer)]) {
-        if (rule === "relative") least = largest[row] + logarithm;
-        else if (rule === "probability") least = this.logSum[row] + logarithm;
-        else if (rule === "score") least = threshold;
-        else least = this.sorted[(row + 1) * length - Math.min(threshold, length)];
-      }
+      const selects = threshold !== 0 && this.selecting[Math.floor(row / rowsOfLayer)];
+      const least = selects ? LEAST_SCORES[rule](this, row, threshold) : -Infinity;
       cut[row] = Math.min(least, largest[row]); // a row's largest is always kept
     }
+  }
+
+  /** The n-th largest score of a row, -Infinity where it has fewer. */
+  nthLargest(row, n) {
+    const { length } = this;
+    if (!this.sorted) {
+      this.sorted = this.scores.slice();
+      for (let each = 0; each < this.cut.length; each++) {
+        this.sorted.subarray(each * length, (each + 1) * length).sort();
+      }
+    }
+    return this.sorted[(row + 1) * length - Math.min(n, length)];
   }
 
   /** Which parts of a row the selection reaches: [first key, end, direction, least score kept]. */

@@ -9,24 +9,21 @@ const $ = (id) => document.getElementById(id);
 const wordCount = trace.words.length;
 const regionCount = trace.boxes.length;
 const textLength = trace.pieces.length;
-// The row that the answer is read from, as in the figures: [CLS] in the last layer, or rollout to the chosen.
-const grounded = trace.task === "rec" && trace.thresholded.chosen !== null;
+// The row that the answer is read from, as in the figures: [CLS], or what a grounding chose.
+const grounded = trace.thresholded.chosen !== null;
 const answerRow = grounded ? textLength + trace.thresholded.chosen : 0;
-const RULE_NOTES = {
-  relative: "with at least τ times the weight of its strongest",
-  probability: "with a weight of at least τ",
-  score: "with a score of at least τ before the softmax",
-  topk: "with the k largest weights",
-};
-const RULES = Object.keys(RULE_NOTES);
+const RULES = Object.keys(trace.rules).filter((name) => trace.rules[name].symbol);
 const MAX_LINKS = 12;
 const LABELLED = 3;
 
 const state = {
   rule: RULES.includes(trace.selection) ? trace.selection : RULES[0],
   // The last threshold of each rule, so that going back to a rule goes back to it. 0 is dense.
-  thresholds: { relative: 0.3, probability: 0.05, score: 0, topk: 4, [trace.selection]: trace.threshold },
-  layer: grounded ? "rollout" : attention.layerCount - 1,
+  thresholds: {
+    ...Object.fromEntries(RULES.map((name) => [name, trace.rules[name].usual])),
+    [trace.selection]: trace.threshold,
+  },
+  layer: trace.aggregate === "rollout" ? "rollout" : attention.layerCount - 1,
   head: null, // mean of heads
   direction: "text",
   pinned: null, // what is shown while nothing is pointed at; null is the answer
@@ -65,7 +62,7 @@ const regionName = (region) => `${region} ${trace.labels[region]}`.trim();
 const quoted = (word) => `“${trace.words[word]}”`;
 const threshold = () => state.thresholds[state.rule];
 const ruleName = (rule, value) =>
-  rule === "topk" ? `top ${value}` : RULES.includes(rule) ? `${rule}, τ = ${value}` : rule;
+  trace.rules[rule].phrase.replace("{name}", rule).replace("{threshold}", value);
 
 /** Numbers of the largest values above 0, the largest first. */
 function strongest(values, limit) {
@@ -442,22 +439,22 @@ function buildPicture() {
 // ---- controls -----------------------------------------------------------------------------------
 
 /** Bounds of the slider: [least, most, step]. */
-function bounds(rule) {
-  if (rule === "topk") return [0, attention.length, 1];
-  if (rule !== "score") return [0, 1, rule === "relative" ? 0.01 : 0.005];
-  const least = Math.min(0, Math.floor(attention.lowest));
-  const most = Math.max(0, Math.ceil(attention.highest));
-  return [least, most, most - least > 4 ? 0.05 : 0.01];
+function bounds(name) {
+  const rule = trace.rules[name];
+  // A rule without a least threshold compares scores; a number of keys, or of mean weights, ends with the keys.
+  const least = rule.low ?? Math.min(0, Math.floor(attention.lowest));
+  const most = rule.high ?? (rule.low === null ? Math.max(0, Math.ceil(attention.highest)) : attention.length);
+  return [least, most, rule.step ?? (most - least > 4 ? 0.05 : 0.01)];
 }
 
 function renderThreshold() {
   const [min, max, step] = bounds(state.rule);
+  const rule = trace.rules[state.rule];
   Object.assign($("tau"), { min, max, step, value: threshold() });
   // The slider goes in steps; the number beside it says what is applied.
-  Object.assign($("tau-exact"), { min, max, step: state.rule === "topk" ? 1 : "any", value: threshold() });
-  $("tau-name").textContent = state.rule === "topk" ? "k" : "τ";
-  $("rule-note").textContent = `Each query keeps the keys ${RULE_NOTES[state.rule]}; its strongest always.`
-    + " 0 keeps all.";
+  Object.assign($("tau-exact"), { min, max, step: rule.whole ? 1 : "any", value: threshold() });
+  $("tau-name").textContent = rule.symbol;
+  $("rule-note").textContent = `Each query keeps the keys ${rule.keeps}; its strongest always. 0 keeps all.`;
 }
 
 let waiting = false;
@@ -473,6 +470,7 @@ function recomputeSoon() {
 }
 
 function buildControls() {
+  $("rule").append(...RULES.map((name) => make("option", { value: name }, name)));
   $("rule").value = state.rule;
   renderThreshold();
   $("rule").addEventListener("change", () => {
@@ -490,7 +488,7 @@ function buildControls() {
     const value = $("tau-exact").valueAsNumber;
     if (Number.isNaN(value)) return;
     const inside = Math.min(Math.max(value, least), most);
-    state.thresholds[state.rule] = state.rule === "topk" ? Math.round(inside) : inside;
+    state.thresholds[state.rule] = trace.rules[state.rule].whole ? Math.round(inside) : inside;
     $("tau").value = threshold();
     recomputeSoon();
   });
@@ -544,14 +542,13 @@ function buildTheme() {
 
 function buildAnswers() {
   const run = ruleName(trace.selection, trace.threshold);
-  const first = { vqa: "answer", rec: "region", pretrain: "image and text" }[trace.task] ?? "answer";
-  const heads = [first, "dense", run];
+  const heads = [trace.answerHeading, "dense", run];
   $("answers-heading").textContent = grounded ? "Regions" : "Answers";
   $("answers").tHead.append(make("tr", {}, ...heads.map((name) => make("th", { scope: "col" }, name))));
   const sides = [trace.dense.answers, trace.thresholded.answers].map((answers) => new Map(answers));
   const names = new Set([...sides[0].keys(), ...sides[1].keys()]);
   const label = (name) => {
-    const region = trace.task === "rec" ? /^region (\d+)$/.exec(name) : null;
+    const region = trace.answersAreRegions ? /^region (\d+)$/.exec(name) : null;
     return region && trace.labels[region[1]] ? `${name}: ${trace.labels[region[1]]}` : name;
   };
   const best = sides.map((side) => side.keys().next().value);
@@ -581,10 +578,16 @@ function buildAnswers() {
 
 // ---- the whole ----------------------------------------------------------------------------------
 
+/** What the page cannot do for this trace, or "": to select by another rule would show what is not so. */
+function problem() {
+  const unknown = RULES.filter((name) => !Object.hasOwn(LEAST_SCORES, name));
+  if (!Object.hasOwn(trace.rules, trace.selection)) unknown.push(trace.selection);
+  return unknown.length ? `This page knows no selection rule “${unknown.join("”, “")}”.` : "";
+}
+
 function start() {
   $("question").textContent = trace.text;
-  const task = { vqa: "Visual question answering", rec: "Referring expression", pretrain: "Image and text" };
-  $("subtitle").textContent = [task[trace.task] ?? trace.task, trace.checkpoint].filter(Boolean).join(" · ");
+  $("subtitle").textContent = [trace.taskTitle, trace.checkpoint].filter(Boolean).join(" · ");
   $("legend").textContent = "Regions are as bright, and bars as long, as their weight beside the strongest"
     + ` one shown; at most ${MAX_LINKS} links are drawn.`;
   $("made").textContent = `Made by tbkin. ${attention.layerCount} layers, ${attention.headCount} heads,`
@@ -610,4 +613,8 @@ function start() {
   document.documentElement.dataset.ready = "yes";
 }
 
-start();
+if (problem()) {
+  $("problem").textContent = problem();
+  $("problem").hidden = false;
+  document.querySelector("main").hidden = true;
+} else start();

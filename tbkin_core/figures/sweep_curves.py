@@ -1,4 +1,4 @@
-"""Accuracy and sparsity over the threshold, one line a selection rule; sparsity by layer and direction."""
+"""Accuracy and sparsity over the threshold, one line per selection rule; sparsity by layer and direction."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import DIRECTIONS
 from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style, plain_axes
-from tbkin_core.selection import TRANSFORMS
+from tbkin_core.selection import RULE_TABLE, Rule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 7.2
 _PLOT_HEIGHT = 2.6
-# Rules whose thresholds share one meaning of the x axis; any other rule gets a plot of its own.
-_SHARED = ("relative", "probability")
-_AXIS_NAMES = {"topk": "k (keys kept)", "score": "Threshold τ on the score"}
 _LEVEL_STYLE = "-."
+_NO_RULE = Rule("")  # where only the dense model was measured
 
 
 def sweep_figure(
@@ -36,7 +35,7 @@ def sweep_figure(
 
     Args:
         path: Ends in .png, .svg or .pdf.
-        rows: One a measurement: "selection", "threshold", "accuracy" (percent), "kept_fraction" (in [0, 1])
+        rows: One per measurement: "selection", "threshold", "accuracy" (percent), "kept_fraction" (in [0, 1])
             and, if known, "accuracy_low", "accuracy_high" (percent). A row of threshold 0 is the dense model,
             drawn as a horizontal line, and so is what has no threshold (sparsemax, entmax15).
         title: Above the plot.
@@ -56,16 +55,16 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
     selections = list(dict.fromkeys(row["selection"] for row in rows if not _is_dense(row)))
     colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(selections)}
     dense = [row for row in rows if _is_dense(row)]
-    levels = [row for row in rows if row["selection"] in TRANSFORMS]
-    groups = [[name for name in selections if name in _SHARED]]
-    groups += [[name] for name in selections if name not in (*_SHARED, *TRANSFORMS)]
-    groups = [group for group in groups if group] or [[]]
+    levels = [row for row in rows if _is_level(row)]
+    groups = _plots([RULE_TABLE[name] for name in selections])
 
     title_lines = page.wrap(title, _WIDTH - 0.3, 9, lines=3, bold=True)
     top = 0.15 + 0.18 * len(title_lines)
     left, right, gap, below = 0.6, 0.6, 0.25, 0.42
     width = (_WIDTH - left - right - gap * (len(groups) - 1)) / len(groups)
-    entries = [(name, colors[name], _LEVEL_STYLE if name in TRANSFORMS else "-") for name in selections]
+    entries = [
+        (name, colors[name], _LEVEL_STYLE if RULE_TABLE[name].is_transform else "-") for name in selections
+    ]
     if dense:
         entries.append(("dense", "#555555", ":"))
     entries.append(("attention kept", "#555555", "--"))
@@ -88,7 +87,8 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
             kept_axes.axhline(
                 100 * row["kept_fraction"], color=color, linestyle="--", linewidth=0.8, zorder=1
             )
-        axes.set_xlabel(_AXIS_NAMES.get(group[0] if len(group) == 1 else "", "Threshold τ"))
+        shown = group[0] if group else _NO_RULE
+        axes.set_xlabel(shown.axis + shown.axis_detail)
         axes.set(ylim=limits)
         kept_axes.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100])
         plain_axes(axes)
@@ -109,7 +109,7 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
 def _draw_plot(
     axes: Axes,
     kept_axes: Axes,
-    selections: list[str],
+    group: list[Rule],
     rows: list[dict[str, Any]],
     dense: list[dict[str, Any]],
     colors: Mapping[str, str],
@@ -119,16 +119,17 @@ def _draw_plot(
     if dense:
         mean = dense[0]["accuracy"]
         axes.axhline(mean, color="#555555", linestyle=":", linewidth=1.2, zorder=1)
-    for name in selections:
-        # At 0, top-k and score do not tend to the dense model: the line starts at the first real threshold.
-        own = [row for row in rows if row["selection"] == name and not _is_dense(row)]
-        own += dense[:1] if name in _SHARED else []
+    names = [rule.name for rule in group]
+    for rule in group:
+        own = [row for row in rows if row["selection"] == rule.name and not _is_dense(row)]
+        # The line of a rule that does not tend to the dense model at 0 starts at the first real threshold.
+        own += dense[:1] if rule.dense_at_zero else []
         own.sort(key=lambda row: row["threshold"])
         threshold, accuracy, low, high, kept = (
             np.array([row[key] for row in own])
             for key in ("threshold", "accuracy", "accuracy_low", "accuracy_high", "kept_fraction")
         )
-        color = colors[name]
+        color = colors[rule.name]
         marker = "o" if len(own) <= 30 else ""
         axes.fill_between(threshold, low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
         axes.plot(threshold, accuracy, color=color, marker=marker, markersize=3, linewidth=1.4, zorder=4)
@@ -137,13 +138,24 @@ def _draw_plot(
             # One point shows neither a band nor a dashed line.
             axes.vlines(threshold, low, high, color=color, alpha=0.4, linewidth=2, zorder=2)
             kept_axes.plot(threshold, 100 * kept, color=color, marker="_", markersize=9)
-    if len({row["threshold"] for row in rows if row["selection"] in selections}) < 2:
+    if len({row["threshold"] for row in rows if row["selection"] in names}) < 2:
         # A scale fitted to one threshold would show digits without meaning.
-        middle = next((row["threshold"] for row in rows if row["selection"] in selections), 0.0)
+        middle = next((row["threshold"] for row in rows if row["selection"] in names), 0.0)
         axes.set_xlim(*((-0.05, 1.05) if 0 <= middle <= 1 else (middle - 1, middle + 1)))
-    if not selections and dense:
+    if not group and dense:
         kept_axes.plot([0], [100 * dense[0]["kept_fraction"]], color="#555555", marker="_", markersize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=selections == ["topk"]))
+    axes.xaxis.set_major_locator(
+        MaxNLocator(6, steps=[1, 2, 5, 10], integer=any(rule.whole for rule in group))
+    )
+
+
+def _plots(rules: list[Rule]) -> list[list[Rule]]:
+    """Rules by plot: those whose thresholds mean the same share one; those that begin at dense come first."""
+    plots: dict[str, list[Rule]] = {}
+    for rule in sorted(rules, key=lambda rule: not rule.dense_at_zero):
+        if not rule.is_transform:
+            plots.setdefault(rule.axis + rule.axis_detail, []).append(rule)
+    return list(plots.values()) or [[]]
 
 
 def _accuracy_limits(rows: list[dict[str, Any]]) -> tuple[float, float]:
@@ -210,11 +222,11 @@ def _draw_legend(
 
 
 def sparsity_figure(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
-    """Draw the share of attention kept over the threshold: a column a direction, a line a layer.
+    """Draw the share of attention kept over the threshold: a column per direction, a line per layer.
 
     Args:
         path: Ends in .png, .svg or .pdf.
-        rows: As for `sweep_figure`, each with "kept": for each of `DIRECTIONS` the share in [0, 1] a layer,
+        rows: As for `sweep_figure`, each with "kept": for each of `DIRECTIONS` the share in [0, 1] per layer,
             None where there is no such pair. What has no threshold is drawn level, over all layers.
         title: Above the plots.
 
@@ -236,15 +248,14 @@ def sparsity_figure(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str
 
 def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> Page:
     from matplotlib import colormaps
-    from matplotlib.ticker import MaxNLocator
 
     page = Page(_WIDTH)
     layers = max(table.shape[1] for table in kept)
     # Dark to light with the depth; the end of the scale is too pale for a thin line.
     shades = [colormaps["viridis"](0.85 * layer / max(layers - 1, 1)) for layer in range(layers)]
-    levels = [index for index, row in enumerate(rows) if row["selection"] in TRANSFORMS]
-    names = [row["selection"] for row in rows if not _is_dense(row) and row["selection"] not in TRANSFORMS]
-    plots = list(dict.fromkeys(names)) or [""]
+    levels = [index for index, row in enumerate(rows) if _is_level(row)]
+    names = [row["selection"] for row in rows if not _is_dense(row) and not _is_level(row)]
+    plots = [RULE_TABLE[name] for name in dict.fromkeys(names)] or [_NO_RULE]
     # Of many layers the legend names some; the shades tell the rest.
     named = sorted({round(place) for place in np.linspace(0, layers - 1, min(layers, 7))})
     entries: list[tuple[str, Any, Any]] = [(f"layer {layer}", shades[layer], "-") for layer in named]
@@ -258,12 +269,11 @@ def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> P
     page.resize(top + len(plots) * (height + below) + 0.17 * len(legend_rows) + 0.12)
     for index, line in enumerate(title_lines):
         page.text(0.15, 0.12 + 0.18 * index, line, 9, weight="bold")
-    for number, name in enumerate(plots):
+    for number, rule in enumerate(plots):
         own = [
             index
             for index, row in enumerate(rows)
-            if (row["selection"] == name and not _is_dense(row))
-            or (_is_dense(row) and name in (*_SHARED, ""))
+            if (rule.dense_at_zero if _is_dense(row) else row["selection"] == rule.name)
         ]
         own.sort(key=lambda index: rows[index]["threshold"])
         thresholds = [rows[index]["threshold"] for index in own]
@@ -271,46 +281,53 @@ def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> P
             plot_top = top + number * (height + below)
             axes = page.axes(left + column * (width + gap), plot_top, width, height)
             shares = np.array([kept[index][column] for index in own]).reshape(len(own), -1)  # (rows, layers)
-            for layer in range(shares.shape[1]):
-                marker = "o" if len(own) <= 12 else ""
-                axes.plot(
-                    thresholds,
-                    shares[:, layer],
-                    color=shades[layer],
-                    marker=marker,
-                    markersize=2,
-                    linewidth=1.2,
-                )
+            _draw_layers(axes, rule, thresholds, shares, shades)
             for place, index in enumerate(levels):
                 color = COLORS[1 + place % 4]
                 level = float(np.mean(kept[index][column]))
                 axes.axhline(level, color=color, linestyle=_LEVEL_STYLE, linewidth=1.0)
             if not np.isfinite(np.concatenate([table[column] for table in kept])).any():
                 axes.text(0.5, 0.5, "no such pairs", transform=axes.transAxes, ha="center", color="#777777")
-            axes.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100])
-            if len(set(thresholds)) < 2:
-                middle = thresholds[0] if thresholds else 0.0
-                axes.set_xlim(*((-0.05, 1.05) if 0 <= middle <= 1 else (middle - 1, middle + 1)))
-            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=name == "topk"))
-            axes.grid(axis="y", color="#e0e0e0", linewidth=0.5)
-            axes.set_axisbelow(True)
-            axes.set_xlabel(_AXIS_NAMES.get(name, "Threshold τ").replace(" on the score", ""))
-            plain_axes(axes)
             if column:
                 axes.tick_params(labelleft=False)
             else:
-                axes.set_ylabel(f"{name}: kept (%)" if len(plots) > 1 else "Kept (%)")
+                axes.set_ylabel(f"{rule.name}: kept (%)" if len(plots) > 1 else "Kept (%)")
             if number == 0:
                 middle = left + column * (width + gap) + width / 2
-                page.text(
-                    middle, plot_top - 0.08, direction.replace("-to-", " → "), 8, ha="center", va="bottom"
-                )
+                heading = direction.replace("-to-", " → ")
+                page.text(middle, plot_top - 0.08, heading, 8, ha="center", va="bottom")
     _draw_legend(page, top + len(plots) * (height + below), legend_rows, entries, False)
     return page
 
 
+def _draw_layers(
+    axes: Axes, rule: Rule, thresholds: list[float], shares: NDArray[np.float64], shades: Sequence[Any]
+) -> None:
+    """Percent kept (rows, layers) over the thresholds of a rule, a line for each layer."""
+    from matplotlib.ticker import MaxNLocator
+
+    marker = "o" if len(shares) <= 12 else ""
+    for layer in range(shares.shape[1]):
+        style = {"color": shades[layer], "marker": marker, "markersize": 2, "linewidth": 1.2}
+        axes.plot(thresholds, shares[:, layer], **style)
+    axes.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100])
+    if len(set(thresholds)) < 2:
+        middle = thresholds[0] if thresholds else 0.0
+        axes.set_xlim(*((-0.05, 1.05) if 0 <= middle <= 1 else (middle - 1, middle + 1)))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=rule.whole))
+    axes.grid(axis="y", color="#e0e0e0", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(rule.axis)
+    plain_axes(axes)
+
+
 def _is_dense(row: Mapping[str, Any]) -> bool:
     return row["threshold"] == 0 or row["selection"] == "dense"
+
+
+def _is_level(row: Mapping[str, Any]) -> bool:
+    """Whether a row has no threshold to be drawn over, and is not the dense model."""
+    return not _is_dense(row) and RULE_TABLE[row["selection"]].is_transform
 
 
 def _checked(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -327,5 +344,7 @@ def _checked(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         }
         if not math.isfinite(numbers["threshold"]):
             raise DataError(f"sweep row {index}: threshold must be a finite number, got {row['threshold']}")
+        if not _is_dense(row) and row["selection"] not in RULE_TABLE:
+            raise DataError(f"sweep row {index}: unknown selection rule {row['selection']!r}")
         checked.append({"selection": clean_text(row["selection"])[:40], **numbers})
     return checked
