@@ -174,12 +174,12 @@ def row(kind: str, image: int, probability: float, score: float) -> dict[str, An
 def test_a_sheet_shows_the_types_that_fail_most_and_the_surest_of_each() -> None:
     rows = [row("count", number % 2, number / 10, 0.3) for number in range(9)]
     rows += [row("color", number, 0.5, 0) for number in range(3)] + [row("shape", 0, 0.9, 1)]
-    chosen = choose_results(rows, wrong=True, limit=6, in_a_row=4)
+    chosen = choose_results(rows, wrong=True, limit=6, per_row=4)
     assert {kind: len(found) for kind, found in chosen.items()} == {"count": 4, "color": 2}
     # Of each of the two images the surest, then of each the second.
     assert [entry["probability"] for entry in chosen["count"]] == [0.8, 0.7, 0.6, 0.5]
     assert [entry["image_id"] for entry in chosen["count"]] == [0, 1, 0, 1]
-    everything = choose_results(rows, wrong=False, limit=100, in_a_row=4)
+    everything = choose_results(rows, wrong=False, limit=100, per_row=4)
     assert sum(map(len, everything.values())) == len(rows)
     assert list(everything) == ["count", "color", "shape"]
     one_image = choose_results([row("a", 1, 0.9, 0), row("a", 1, 0.8, 0), row("a", 2, 0.1, 0)], True, 2, 4)

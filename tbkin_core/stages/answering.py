@@ -158,7 +158,7 @@ class Answerer:
             picture, width, height = load_image(source.path, max_side=_PICTURE_SIDE)
             named = self.regions.of_file(source.path, (width, height))
             # Reading the annotations of a large dataset takes a while: only for what shows something of them.
-            needed = self.task.shows_box or self.config.wants_graph
+            needed = self.task.presentation.answers_are_regions or self.config.wants_graph
             image_id = self.data.image_id_of(source.path) if needed else None
         else:
             named = self.regions.stored(source.image_id)
@@ -174,7 +174,7 @@ class Answerer:
         # Borrowed names do not tell apart what a detector's own would: "black circle" beside "white circle".
         both = [f"{look} {name}".strip() for name, look in zip(called, looks, strict=True)]
         target = None
-        if self.task.shows_box and image_id is not None:
+        if self.task.presentation.answers_are_regions and image_id is not None:
             target = self.data.target_box(self.task, image_id, self.question)
         trace = Trace(
             task=self.task.name,

@@ -21,7 +21,7 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model, save_model
 from tbkin_core.results import FinetuneResult, ReportEntry
 from tbkin_core.runs import ROOT, finish_run, train_together
-from tbkin_core.selection import TRANSFORMS, require_library
+from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, dump_config
 from tbkin_core.support.devices import launch, resolve_devices, torch_device
 from tbkin_core.support.files import write_json, write_text
@@ -112,9 +112,7 @@ def run_name(config: FinetuneConfig) -> str:
     if config.blind:
         parts.append("blind")
     if config.threshold:
-        parts.append(config.selection)
-        if config.selection not in TRANSFORMS:
-            parts.append(f"{config.threshold:g}")
+        parts.append(run_name_part(config.selection, config.threshold))
     return "-".join(parts)
 
 

@@ -33,7 +33,7 @@ from tbkin_core.runs import (
     find_checkpoint,
     finished_runs,
 )
-from tbkin_core.selection import TRANSFORMS, require_library
+from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import (
     FinetuneConfig,
     SelectionConfig,
@@ -375,7 +375,7 @@ def _sweep_refit(
     limit = f", each of at most {minutes:g} minutes" if minutes is not None else ""
     logger.info("%d models to train%s", len(cells), limit)
     for number, (seed, rule, threshold) in enumerate(cells, 1):
-        name = f"{_cell_name(rule, threshold)}-seed-{seed}"
+        name = f"{run_name_part(rule, threshold) if threshold else DENSE[0]}-seed-{seed}"
         cell = _cell(subject.base, rule, threshold, seed, keep.file.parent / "refit" / name)
         source = None if overwrite else _finished_elsewhere(cell, subject.store, contents[seed])
         if source is None:
@@ -389,12 +389,6 @@ def _sweep_refit(
         if rank() == 0 and (known is None or known.trained != modified(source / "model.safetensors")):
             evaluate.use(source, seed)
             keep.add(evaluate(evaluate.model.config.attention_selection()))
-
-
-def _cell_name(rule: str, threshold: float) -> str:
-    if threshold == 0:
-        return DENSE[0]
-    return rule if rule in TRANSFORMS else f"{rule}-{threshold:g}"
 
 
 def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Path) -> FinetuneConfig:

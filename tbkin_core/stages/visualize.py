@@ -17,7 +17,7 @@ from tbkin_core.features.pictures import load_image
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
 from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult, StageResult
 from tbkin_core.runs import ROOT, find_checkpoint
-from tbkin_core.selection import TRANSFORMS
+from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.stages.result_sheet import draw_result_sheet
 from tbkin_core.support.console import progress, shortened
@@ -61,16 +61,15 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     result = AnswersResult(
         out=make_directory(config.out or ROOT / "visualize"),
         title=f"{shortened(model.question)}  ({model.checkpoint})",
-        heading=model.task.heading,
+        heading=model.task.presentation.answer_heading,
         selection=model.selection.name,
-        shows_box=model.task.shows_box,
+        shows_box=model.task.presentation.answers_are_regions,
         several=len(sources) > 1,
         problems=model.problems,
     )
     question = [slug(model.question) or "question"]
     if config.threshold is not None or config.selection is not None:
-        rule, threshold = model.selection.rule, model.selection.threshold
-        question.append(rule if rule in TRANSFORMS else f"{rule}-{threshold:g}")
+        question.append(run_name_part(model.selection.rule, model.selection.threshold))
     taken: set[str] = set()
     for source in progress(sources, "visualize", total=len(sources)) if len(sources) > 1 else sources:
         try:

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tbkin_core.tasks.base import FinetuneTask, Task
 
+
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """How the answers of a task are shown, also where its module is not loaded.
+
+    Attributes:
+        title: Name of the task, as the page has it above the text.
+        answer_heading: Heads the column of answers.
+        aggregate: How attention is summed up by default, one of `tbkin_core.figures.views.AGGREGATES`.
+        answers_are_regions: Answers are "region 3", which figures call by the region's own name, with a box.
+    """
+
+    title: str
+    answer_heading: str = "answer"
+    aggregate: str = "last"
+    answers_are_regions: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A task: its class, as "module:class", and how its answers are shown."""
+
+    kind: str
+    presentation: Presentation
+
+
 TASKS = {
-    "vqa": "tbkin_core.tasks.vqa:VqaTask",
-    "rec": "tbkin_core.tasks.rec:RecTask",
-    "pretrain": "tbkin_core.tasks.pretraining:PretrainTask",
+    "vqa": TaskRow("tbkin_core.tasks.vqa:VqaTask", Presentation("Visual question answering")),
+    "rec": TaskRow(
+        "tbkin_core.tasks.rec:RecTask",
+        Presentation("Referring expression", "region", aggregate="rollout", answers_are_regions=True),
+    ),
+    "pretrain": TaskRow(
+        "tbkin_core.tasks.pretraining:PretrainTask", Presentation("Image and text", "image and text")
+    ),
 }
 FINETUNE_TASKS = tuple(name for name in TASKS if name != "pretrain")
 """What `--task` takes."""
@@ -19,7 +51,7 @@ FINETUNE_TASKS = tuple(name for name in TASKS if name != "pretrain")
 
 def task_named(name: str) -> Task:
     """The task of a name among `TASKS`; loads its module, and with it torch."""
-    module, _, kind = TASKS[name].partition(":")
+    module, _, kind = TASKS[name].kind.partition(":")
     task: Any = getattr(import_module(module), kind)
     return task()
 
@@ -28,3 +60,8 @@ def finetune_task(name: str) -> FinetuneTask:
     """The task of a name among `FINETUNE_TASKS`."""
     task: Any = task_named(name)
     return task
+
+
+def presentation_of(name: str) -> Presentation:
+    """How the answers of a task are shown; of one that is not known, under its own name."""
+    return TASKS[name].presentation if name in TASKS else Presentation(name)

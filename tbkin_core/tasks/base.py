@@ -23,6 +23,7 @@ from tbkin_core.errors import ConfigError
 from tbkin_core.evaluation.attribution import AttentionMeter
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
+from tbkin_core.tasks import Presentation, presentation_of
 from tbkin_core.texts.table import TextTable, encode_texts
 
 if TYPE_CHECKING:
@@ -408,15 +409,16 @@ class Task(ABC):
 
     Attributes:
         name: As `--task` and files have it.
-        heading: What stands above its answers in a table.
-        shows_box: Whether an answer is a region with a box.
         asks: Whether its texts are questions, rather than name something.
     """
 
     name: ClassVar[str]
-    heading: ClassVar[str]
-    shows_box: ClassVar[bool] = False
     asks: ClassVar[bool] = False
+
+    @property
+    def presentation(self) -> Presentation:
+        """How its answers are shown."""
+        return presentation_of(self.name)
 
     @abstractmethod
     def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:

@@ -49,7 +49,6 @@ class PretrainTask(Task):
     """Whether image and text belong together: what a pretrained model can be asked."""
 
     name = "pretrain"
-    heading = "image and text"
 
     def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:
         match = float(output.itm_logits[0].float().softmax(dim=-1)[1])

@@ -72,8 +72,6 @@ class RecTask(FinetuneTask[Expression]):
     """Referring expression comprehension."""
 
     name = "rec"
-    heading = "region"
-    shows_box = True
     head = TbkinForRec
     metric = "Acc@IoU>0.5"
     samples_are = "referring expressions"

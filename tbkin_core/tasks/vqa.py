@@ -76,7 +76,6 @@ class VqaTask(FinetuneTask[Question]):
     """Visual question answering."""
 
     name = "vqa"
-    heading = "answer"
     asks = True
     head = TbkinForVqa
     metric = "VQA accuracy"
