@@ -234,6 +234,25 @@ def test_denied_relations(
 
 
 @pytest.mark.parametrize(
+    ("caption", "said"),
+    [
+        ("a mirror hanging above no sink", {("mirror", "hang above", "sink"), ("sink", "no")}),
+        ("flags hanging on no post", {("flag", "hang on", "post"), ("post", "no")}),
+        ("a girl without a hat or a shirt", {("girl", "without", "shirt")}),
+        ("woman without her arms crossed", {("woman", "without", "arm"), ("arm", "crossed")}),
+        ("reflection of man taking picture", {("man", "have", "reflection"), ("man", "take", "picture")}),
+        ("the skier is dressed in red", {("skier", "red")}),
+        ("woman in blue holding her hand up", {("woman", "blue"), ("woman", "hold", "hand")}),
+    ],
+)
+def test_rules_on_top_of_the_network(parser: CaptionParser, caption: str, said: set[tuple[str, ...]]) -> None:
+    """Absences, denials left unsaid, the caption's own predicates, colours that are worn."""
+    graph = next(parser.parse([caption]))
+    assert_valid(graph)
+    assert facts(graph) == said
+
+
+@pytest.mark.parametrize(
     ("caption", "names"),
     [
         ("a girl smile", ["girl"]),

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/graph_speed.py COCO_STYLE_DIR --captions 40000 --workers 1 2
 
 repeats the captions of DIR, with words exchanged so that hardly any occurs twice, and joins them with drawn
-regions. One JSON object a line: CPU microseconds a caption of the bare `nlp.pipe` of the same parser and of
+regions. One JSON object per line: CPU microseconds per caption of the bare `nlp.pipe` of the same parser and of
 each step of a build (`ratio` is what a build costs over the pipe, shard by shard in turn;
 `ratio_to_tags_and_trees` over the pipe without the network that reads the graphs); then, for each
-number of workers, the wall time of a whole build in a process of its own, captions a second once the
+number of workers, the wall time of a whole build in a process of its own, captions per second once the
 processes have started, and the largest resident memory of all processes together; then the efficiency, by
 wall time (it needs idle processors) and by processor time (what the division itself costs, start included).
 """
@@ -40,7 +40,7 @@ LABELS = ("person", "dog", "cat", "car", "chair", "cup", "bottle", "dining table
 
 
 def repeat_corpus(source: Path, target: Path, count: int) -> None:
-    """Write `count` captions (JSON lines, five an image), made of those in `source`."""
+    """Write `count` captions (JSON lines, five per image), made of those in `source`."""
     base = [caption.text.split() for caption in open_dataset(source).captions()]
     words = sorted({word for text in base for word in text})
     source_of_chance = random.Random(0)
@@ -55,7 +55,7 @@ def repeat_corpus(source: Path, target: Path, count: int) -> None:
 
 
 def drawn_features(path: Path, images: int) -> FeatureStore:
-    """36 labelled regions an image."""
+    """36 labelled regions per image."""
     chance = np.random.default_rng(0)
 
     def regions(image_id: ImageId) -> RegionFeatures:
@@ -69,7 +69,7 @@ def drawn_features(path: Path, images: int) -> FeatureStore:
 
 
 def measure_steps(data: Path, features: FeatureStore, out: Path, shards: int) -> dict[str, Any]:
-    """CPU microseconds a caption of each step, over the first shards after one to warm up."""
+    """CPU microseconds per caption of each step, over the first shards after one to warm up."""
     builder = build._ShardBuilder(build.Recipe(partial(CaptionParser, "builtin")), out)
     writer = GraphStoreWriter(out, {}, shards + 1, alone=True)
     pipeline: Any = builder._parser._nlp  # type: ignore[attr-defined]
@@ -104,7 +104,7 @@ def measure_steps(data: Path, features: FeatureStore, out: Path, shards: int) ->
     return {
         "captions": captions,
         "microseconds": {name: round(1e6 * value / captions, 1) for name, value in seconds.items()},
-        "captions_a_second": round(captions / whole),
+        "captions_per_second": round(captions / whole),
         "ratio": round(whole / seconds["pipe"], 3),
         "ratio_to_tags_and_trees": round(whole / seconds["tags_and_trees"], 3),
     }
@@ -116,13 +116,13 @@ def measure_build(data: Path, features: Path, out: Path, workers: int) -> dict[s
     command += ["--out", str(out), "--workers", str(workers), "--quiet", "--json"]
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    peak, begun, first, shards = 0, 0.0, 0, 0
+    peak, steady_since, first, shards = 0, 0.0, 0, 0
     while process.poll() is None:
         time.sleep(0.1)
         peak = max(peak, resident(process.pid))
         shards = len(list(out.glob("shard-*.safetensors"))) if out.exists() else 0
-        if not begun and shards >= max(workers, 1):
-            begun, first = time.perf_counter(), shards
+        if not steady_since and shards >= max(workers, 1):
+            steady_since, first = time.perf_counter(), shards
         last = time.perf_counter()
     if process.returncode:
         raise SystemExit(process.returncode)
@@ -130,12 +130,14 @@ def measure_build(data: Path, features: Path, out: Path, workers: int) -> dict[s
     captions = json.loads(process.stdout.read())["captions"]
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-    steady = (captions - first * build.SHARD_CAPTIONS) / (last - begun) if begun < last else None
+    steady = (
+        (captions - first * build.SHARD_CAPTIONS) / (last - steady_since) if steady_since < last else None
+    )
     return {
         "workers": workers,
         "captions": captions,
         "seconds": round(time.perf_counter() - start, 1),
-        "captions_a_second": None if steady is None else round(steady),
+        "captions_per_second": None if steady is None else round(steady),
         "cpu_microseconds": round(1e6 * seconds / captions, 1),
         "peak_rss_mib": round(peak / 2**20),
     }
@@ -151,7 +153,7 @@ def resident(pid: int) -> int:
             for task in (place / "task").iterdir():
                 queue += map(int, (task / "children").read_text().split())
         except (OSError, IndexError):
-            continue  # it has ended meanwhile
+            continue  # it has ended in the meantime
     return total
 
 
@@ -178,9 +180,9 @@ def main() -> None:
             rows.append(measure_build(place / "data", place / "features", out, workers))
             print(json.dumps({**rows[-1], "load": os.getloadavg()}), flush=True)
         for row in rows[1:]:
-            if row["captions_a_second"] and rows[0]["captions_a_second"]:
+            if row["captions_per_second"] and rows[0]["captions_per_second"]:
                 scale = max(row["workers"], 1) / max(rows[0]["workers"], 1)
-                efficiency = row["captions_a_second"] / rows[0]["captions_a_second"] / scale
+                efficiency = row["captions_per_second"] / rows[0]["captions_per_second"] / scale
                 by_cpu = rows[0]["cpu_microseconds"] / row["cpu_microseconds"]
                 result = {"efficiency": round(efficiency, 3), "efficiency_cpu": round(by_cpu, 3)}
                 print(json.dumps({"workers": row["workers"], **result}))
