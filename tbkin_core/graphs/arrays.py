@@ -1,8 +1,4 @@
-"""One shard of the graph store: text scene graphs, regions and cross-modal edges of captions, as arrays.
-
-Ragged parts (objects, attributes, relations, edges) lie end to end with an array of offsets each; names are
-numbers into a table that each shard carries.
-"""
+"""One shard of the graph store: text scene graphs, regions and cross-modal edges of captions, as arrays."""
 
 from __future__ import annotations
 
@@ -83,27 +79,16 @@ class GraphShard:
 
 @dataclass(frozen=True, slots=True)
 class RegionAnnotations:
-    """What people annotated about the regions of I images; A attributes and R relations in all.
+    """What people annotated about the regions of the I images of a shard, see `ShardArrays`."""
 
-    Attributes:
-        annotated_offsets: (I+1,) int64.
-        annotated: The regions that are an object of the annotation, int32 numbers within their image.
-        attribute_offsets: (I+1,) int64.
-        attribute_region: (A,) int32 region number within its image.
-        attribute_name: (A,) int32 into the shard's names.
-        relation_offsets: (I+1,) int64.
-        relation_subject, relation_object: (R,) int32 region numbers within their image.
-        relation_name: (R,) int32 into the shard's names.
-    """
-
-    annotated_offsets: NDArray[np.int64]
-    annotated: NDArray[np.int32]
-    attribute_offsets: NDArray[np.int64]
+    annotated_offsets: NDArray[np.int64]  # (I+1,)
+    annotated: NDArray[np.int32]  # regions that are an object of the annotation
+    attribute_offsets: NDArray[np.int64]  # (I+1,)
     attribute_region: NDArray[np.int32]
     attribute_name: NDArray[np.int32]
-    relation_offsets: NDArray[np.int64]
-    relation_subject: NDArray[np.int32]
-    relation_object: NDArray[np.int32]
+    relation_offsets: NDArray[np.int64]  # (I+1,)
+    relation_subject: NDArray[np.int32]  # region
+    relation_object: NDArray[np.int32]  # region
     relation_name: NDArray[np.int32]
 
 
@@ -111,70 +96,44 @@ class RegionAnnotations:
 class ShardArrays:
     """The graphs of N captions and the regions of their I images, as they lie on disk.
 
-    The parts of caption i are those from `..._offsets[i]` to `..._offsets[i + 1]`. Letters: O objects,
-    A attributes, R relations, E cross-modal edges and K regions in all. Token, object and region numbers
-    count within their caption or image.
-
-    Attributes:
-        text_ids, splits: Of the captions, N each.
-        image_ids: Of the images, I.
-        names: What the arrays of names (and `region_label`) number; "" is an unknown label.
-        text, text_offsets: uint8 UTF-8 of the captions, and (N+1,) int64.
-        tokens, token_offsets: Likewise their tokens, with a zero byte between two.
-        image: (N,) int32 into `image_ids`, -1 without an image.
-        object_offsets: (N+1,) int64.
-        object_head: (O,) int32 token.
-        object_span: (O, 2) int32 tokens, from and to before.
-        object_name: (O,) int32.
-        attribute_offsets: (N+1,) int64.
-        attribute_object: (A,) int32 object.
-        attribute_name: (A,) int32.
-        attribute_token_offsets, attribute_tokens: (A+1,) int64 and int32 tokens.
-        relation_offsets: (N+1,) int64.
-        relation_subject, relation_object: (R,) int32 objects.
-        relation_name: (R,) int32.
-        relation_token_offsets, relation_tokens: (R+1,) int64 and int32 tokens.
-        cross_offsets: (N+1,) int64.
-        cross_object, cross_region: (E,) int32.
-        cross_weight: (E,) float32.
-        region_offsets: (I+1,) int64.
-        region_boxes: (K, 4) float32 xyxy pixels.
-        region_label: (K,) int32.
-        annotations: None where nobody annotated any of the regions.
+    Ragged parts lie end to end: those of caption (image, attribute, relation) i are the ones from
+    `..._offsets[i]` to `..._offsets[i + 1]`. There are O objects, A attributes, R relations, E cross-modal
+    edges and K regions in all. Numbers of tokens and objects count within the caption, those of regions
+    within the image; `..._name` and `region_label` are numbers into `names`.
     """
 
-    text_ids: list[int | str]
-    splits: list[str]
-    image_ids: list[ImageId]
-    names: list[str]
-    text: NDArray[np.uint8]
-    text_offsets: NDArray[np.int64]
-    tokens: NDArray[np.uint8]
-    token_offsets: NDArray[np.int64]
-    image: NDArray[np.int32]
-    object_offsets: NDArray[np.int64]
-    object_head: NDArray[np.int32]
-    object_span: NDArray[np.int32]
-    object_name: NDArray[np.int32]
-    attribute_offsets: NDArray[np.int64]
-    attribute_object: NDArray[np.int32]
-    attribute_name: NDArray[np.int32]
-    attribute_token_offsets: NDArray[np.int64]
-    attribute_tokens: NDArray[np.int32]
-    relation_offsets: NDArray[np.int64]
-    relation_subject: NDArray[np.int32]
-    relation_object: NDArray[np.int32]
-    relation_name: NDArray[np.int32]
-    relation_token_offsets: NDArray[np.int64]
-    relation_tokens: NDArray[np.int32]
-    cross_offsets: NDArray[np.int64]
-    cross_object: NDArray[np.int32]
-    cross_region: NDArray[np.int32]
-    cross_weight: NDArray[np.float32]
-    region_offsets: NDArray[np.int64]
-    region_boxes: NDArray[np.float32]
-    region_label: NDArray[np.int32]
-    annotations: RegionAnnotations | None = None
+    text_ids: list[int | str]  # N
+    splits: list[str]  # N
+    image_ids: list[ImageId]  # I
+    names: list[str]  # "" is the label of an unknown region
+    text: NDArray[np.uint8]  # UTF-8 of the captions
+    text_offsets: NDArray[np.int64]  # (N+1,)
+    tokens: NDArray[np.uint8]  # UTF-8 of their tokens, a zero byte between two
+    token_offsets: NDArray[np.int64]  # (N+1,)
+    image: NDArray[np.int32]  # (N,) into image_ids, -1 without an image
+    object_offsets: NDArray[np.int64]  # (N+1,)
+    object_head: NDArray[np.int32]  # (O,) token
+    object_span: NDArray[np.int32]  # (O, 2) first token, and the one after the last
+    object_name: NDArray[np.int32]  # (O,)
+    attribute_offsets: NDArray[np.int64]  # (N+1,)
+    attribute_object: NDArray[np.int32]  # (A,) object
+    attribute_name: NDArray[np.int32]  # (A,)
+    attribute_token_offsets: NDArray[np.int64]  # (A+1,)
+    attribute_tokens: NDArray[np.int32]  # tokens
+    relation_offsets: NDArray[np.int64]  # (N+1,)
+    relation_subject: NDArray[np.int32]  # (R,) object
+    relation_object: NDArray[np.int32]  # (R,) object
+    relation_name: NDArray[np.int32]  # (R,)
+    relation_token_offsets: NDArray[np.int64]  # (R+1,)
+    relation_tokens: NDArray[np.int32]  # tokens
+    cross_offsets: NDArray[np.int64]  # (N+1,)
+    cross_object: NDArray[np.int32]  # (E,) object
+    cross_region: NDArray[np.int32]  # (E,) region
+    cross_weight: NDArray[np.float32]  # (E,) in [0, 1]
+    region_offsets: NDArray[np.int64]  # (I+1,)
+    region_boxes: NDArray[np.float32]  # (K, 4) xyxy pixels
+    region_label: NDArray[np.int32]  # (K,)
+    annotations: RegionAnnotations | None = None  # where people annotated any of the regions
 
     def __len__(self) -> int:
         return len(self.text_ids)
@@ -318,7 +277,9 @@ def pack_shard(shard: GraphShard) -> ShardArrays:
         cross_region=shard.cross.region,
         cross_weight=shard.cross.weight,
         region_offsets=ragged_offsets([len(image.boxes) for image in images]),
-        region_boxes=_joined([np.asarray(image.boxes).reshape(-1, 4) for image in images], np.float32, 4),
+        region_boxes=np.concatenate([np.zeros((0, 4)), *(image.boxes for image in images)]).astype(
+            np.float32
+        ),
         region_label=_ints(_numbers(names, (label for image in images for label in image.labels))),
         annotations=_pack_annotations(images, names),
         names=list(names),  # last: what comes before fills the table
@@ -409,12 +370,6 @@ def _numbers(table: dict[str, int], names: Iterable[str]) -> list[int]:
 
 def _ints(values: Sequence[Any]) -> NDArray[np.int32]:
     return np.array(values, np.int32)
-
-
-def _joined(parts: Sequence[NDArray], dtype: type, columns: int | None = None) -> NDArray:
-    if not parts:
-        return np.zeros((0, columns) if columns else 0, dtype)
-    return np.concatenate(parts).astype(dtype)
 
 
 def _pack(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
