@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tbkin_core.datasets import Dataset, open_dataset
-from tbkin_core.datasets.layout import normalise_split
+from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
 from tbkin_core.evaluation.attribution import AttentionMeter
 from tbkin_core.evaluation.intervals import too_few_images

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tbkin_core.datasets import open_dataset
-from tbkin_core.datasets.layout import normalise_split
+from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError
 from tbkin_core.runs import finish_run, finished_runs
 from tbkin_core.settings import FinetuneConfig, PretrainConfig, TrainingConfig, dump_config

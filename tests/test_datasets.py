@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tbkin_core.datasets import Caption, GoldGraph, ImageRecord, open_dataset
 from tbkin_core.datasets.image_index import trailing_number
-from tbkin_core.datasets.layout import normalise_split, split_in
+from tbkin_core.datasets.splits import normalise_split, split_in
 from tbkin_core.datasets.unpickle import load_plain_pickle, loads_plain
 from tbkin_core.errors import DataError
 
@@ -426,9 +426,9 @@ def test_refs_of_images_that_share_an_id(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["train", "val", "test"]), st.integers(0, 4)), unique=True))
 def test_listed_images_never_merge_across_directories(listed: list[tuple[str, int]]) -> None:
-    from tbkin_core.datasets.formats import ListedImage
     from tbkin_core.datasets.image_index import ImageIndex
     from tbkin_core.datasets.reading import Problems
+    from tbkin_core.datasets.rows import ListedImage
 
     files = [f"{split}/images/{number}.jpg" for split, number in listed]
     images = [ListedImage(number, f"{number}.jpg", split, 9, 9, f"{split}.json") for split, number in listed]

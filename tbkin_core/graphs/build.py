@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.boxes import pairwise_iou, xywh_to_xyxy
 from tbkin_core.datasets import Dataset
-from tbkin_core.datasets.layout import is_graph_export
+from tbkin_core.datasets.formats.own import is_graph_export
 from tbkin_core.datasets.records import BoxAnnotation, Caption, GoldGraph
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.regions import ImageId
