@@ -113,7 +113,7 @@ class AnnotationFiles:
         return image_id if image is None else self.index.key_in(image.listed_in, image_id)
 
     def resolve(self, file: AnnotationFile, image_id: ImageId, row: int | str) -> ImageId | None:
-        """Key of the image that a row of a file means; None, and a problem, if it cannot be told which.
+        """Key of the image that a row of a file means; None, and a problem, if that is not clear.
 
         Args:
             row: Number or id of the row, for the message.

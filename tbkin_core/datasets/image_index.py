@@ -54,7 +54,7 @@ class ImageIndex:
         listed: Images that annotation files list.
         named: Names of images in files that give no ids, each with the directory that the name is relative
             to and the split it is about.
-        problems: Takes note of ids that two files use for different images.
+        problems: Counts ids that two files use for different images.
     """
 
     def __init__(

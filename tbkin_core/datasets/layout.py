@@ -144,7 +144,7 @@ class _Search:
         split = named = split_in(file.path.name)
         if format.stated_split is not None and (stated := format.stated_split(file)):
             split = normalise_split(stated)
-            # A part that was cut out of val keeps val's data_subtype: "minival" tells more.
+            # A part that was cut out of val keeps val's data_subtype: "minival" says more.
             split = named if named and split in named else split
         self._found.files.append(AnnotationFile(file.path, name, split or split_of_path(name), format.name))
 

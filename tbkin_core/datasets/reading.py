@@ -19,7 +19,7 @@ from tbkin_core.errors import DataError
 # A box may pass the border by the rounding of its coordinates; more is worth a word.
 BORDER_TOLERANCE = 1.0
 
-# Longer texts are kept, and told: a caption of this length is mostly a faulty column or a whole page.
+# Longer texts are kept and reported: a caption of this length is mostly a faulty column or a whole page.
 LONG_TEXT_WORDS = 1000
 
 # Line breaks and tabs are blanks like any other; these are no part of a text.
@@ -287,7 +287,7 @@ def as_id(value: Any) -> ImageId | None:
 
 
 def as_text(value: Any) -> str | None:
-    """Text without blanks around it; None where the value is no string. Lone surrogates become "?"."""
+    """Text without surrounding white space; None where the value is no string. Lone surrogates become "?"."""
     if not isinstance(value, str):
         return None
     if not value.isascii():

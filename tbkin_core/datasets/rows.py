@@ -48,7 +48,7 @@ class CaptionRow(NamedTuple):
 
     Attributes:
         number: Of the line or row; "FILE:NUMBER" stands for a `text_id` that the file does not give.
-        text: Not empty, without blanks around it.
+        text: Not empty, without surrounding white space.
         text_id: The publisher's.
         image_id: The publisher's.
         image_name: Of the image's file.

@@ -1,4 +1,4 @@
-"""What every format tells of itself: how its files are recognised, what they hold, how they are read."""
+"""What a format states about itself: how its files are recognised, what they hold, how they are read."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Version:
     """One of the versions in which a publisher's annotations come: "unc" of `refs(unc).p`.
 
     Attributes:
-        name: "" where the file's name tells none.
+        name: "" where the file's name gives none.
         rank: 0 is the version that papers report; unknown ones have the highest.
         split_by_object: Whether one image may be in several splits.
     """
@@ -92,8 +92,8 @@ class Format:
         layout: What `Dataset.layouts` calls it; `name` unless given.
         looked_for: Words for "looked for ..." where a directory holds no dataset.
         suffixes: In lower case; only files with one of these are looked at.
-        names: Files with a (whole, lower-case) name like this count, whatever is in them.
-        beside: A file like this must lie in the same directory; goes before formats that ask for none.
+        names: Files whose whole lower-case name matches count, whatever is in them.
+        beside: A file whose name matches must lie in the same directory; such formats are tried first.
         content: Whether a file's ends look like the format; `Candidate.name` may be asked first.
         content_last: Whether the other formats' `content` is asked first: its own keys are common ones.
         stated_split: Split that the ends of a file state, as the publisher writes it.

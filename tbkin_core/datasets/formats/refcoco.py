@@ -54,7 +54,7 @@ def read_refs(source: Source) -> Content:
 
 
 def _version(file: AnnotationFile) -> Version:
-    """Whose splits a refs file holds: "unc", "umd" or "google"; of another file what its name tells."""
+    """Whose splits a refs file holds: "unc", "umd" or "google"; of another file what its name says."""
     stem = file.path.stem.lower()
     # What papers report comes first.
     usual = (
