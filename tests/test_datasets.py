@@ -18,8 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbkin_core.datasets import Caption, GoldGraph, ImageRecord, open_dataset
-from tbkin_core.datasets.image_index import trailing_number
-from tbkin_core.datasets.layout import normalise_split, split_in
+from tbkin_core.datasets.formats import FORMATS
+from tbkin_core.datasets.formats.base import Holds
+from tbkin_core.datasets.image_index import ImageIndex, trailing_number
+from tbkin_core.datasets.reading import Problems
+from tbkin_core.datasets.rows import ListedImage
+from tbkin_core.datasets.splits import normalise_split, split_in
 from tbkin_core.datasets.unpickle import load_plain_pickle, loads_plain
 from tbkin_core.errors import DataError
 
@@ -160,7 +164,7 @@ def test_bottom_up_features(shared_data: Path) -> None:
     assert dataset.image(58350).width == 640 and dataset.image(58350).path is not None
 
 
-def test_annotations_without_questions_are_told(shared_data: Path) -> None:
+def test_annotations_without_questions_are_reported(shared_data: Path) -> None:
     dataset = open_dataset(shared_data / "vqa2_samples")
     assert dataset.questions() == [] and dataset.problems
 
@@ -223,6 +227,26 @@ def test_files_of_any_name_are_recognised_by_content(tmp_path: Path) -> None:
     assert dataset.questions("minival")[0].answers == ("yes",)
 
 
+def test_common_keys_claim_no_file_of_another_format(tmp_path: Path) -> None:
+    image = {"id": 0, "file_name": "0.jpg"}
+    questions = [{"question_id": 1, "image_id": 0, "question": "is it?"}]
+    write(tmp_path, "asked.json", {"images": [image], "questions": questions})
+    write(tmp_path, "split.json", {"images": [karpathy_image(0, "val", "a dog") | image]})
+    write(tmp_path, "stuff_val2017.json", {"images": [image], "annotations": [{"bbox": [0, 0, 1, 1]}]})
+    write(tmp_path, "regions.tsv", f"http://a/1.jpg\t9\t9\t36\t{'A' * 300}\n")
+    assert open_dataset(tmp_path).layouts == ("karpathy", "vqa", "feature-tables")
+
+
+def test_the_table_of_formats() -> None:
+    names = [row.name for row in FORMATS]
+    assert len(set(names)) == len(names)
+    for row in FORMATS:
+        assert set(row.supersedes) < set(names)
+        assert row.names is not None or row.content is not None
+        assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in row.suffixes)
+        assert row.read is not None or row.holds in (Holds.NOTHING, Holds.FEATURE_TABLES)
+
+
 @pytest.mark.parametrize(
     ("text", "split"),
     [
@@ -255,7 +279,7 @@ def test_test_split_without_answers(tmp_path: Path) -> None:
     assert dataset.problems == []
 
 
-def test_one_refs_file_a_directory(tmp_path: Path) -> None:
+def test_one_refs_file_per_directory(tmp_path: Path) -> None:
     instances = {
         "images": [{"id": 5, "file_name": "5.jpg", "width": 9, "height": 9}],
         "annotations": [{"id": 1, "image_id": 5, "bbox": [0, 0, 5, 5], "category_id": 1}],
@@ -293,9 +317,6 @@ def test_no_trailing_number(stem: str) -> None:
 
 @given(st.lists(st.from_regex(r"(train|val|x)/[ab]?[0-9a-c]{1,2}\.(jpg|PNG)", fullmatch=True), unique=True))
 def test_every_file_has_its_own_key(names: list[str]) -> None:
-    from tbkin_core.datasets.image_index import ImageIndex
-    from tbkin_core.datasets.reading import Problems
-
     index = ImageIndex(names, [], [], Problems())
     assert len(index.keys()) == len(names) and sorted(index.path_of.values()) == sorted(names)
     for key, name in index.path_of.items():
@@ -426,7 +447,6 @@ def test_refs_of_images_that_share_an_id(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["train", "val", "test"]), st.integers(0, 4)), unique=True))
 def test_listed_images_never_merge_across_directories(listed: list[tuple[str, int]]) -> None:
-    from tbkin_core.datasets.formats import ListedImage
     from tbkin_core.datasets.image_index import ImageIndex
     from tbkin_core.datasets.reading import Problems
 
@@ -849,7 +869,7 @@ def test_any_text_in_any_format(tmp_path_factory: pytest.TempPathFactory, text: 
     assert open_dataset(root).captions() == captions
 
 
-def test_odd_texts_are_kept_or_told(tmp_path: Path) -> None:
+def test_odd_texts_are_kept_or_reported(tmp_path: Path) -> None:
     for text in (
         "\U0001f415\u200d\U0001f9ba on a mat",
         "\u05db\u05dc\u05d1 \u05d7\u05d5\u05dd",

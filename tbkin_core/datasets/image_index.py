@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from tbkin_core.datasets.formats import ListedImage
-from tbkin_core.datasets.layout import IMAGE_SUFFIXES, split_in, split_of_path
+from tbkin_core.datasets.layout import IMAGE_SUFFIXES
 from tbkin_core.datasets.reading import Problems
 from tbkin_core.datasets.records import ImageId
+from tbkin_core.datasets.rows import ListedImage
+from tbkin_core.datasets.splits import split_family, split_in, split_of_path
 
 # Keys are stored as 64-bit integers beside the features; a longer run of digits is a name, not a number.
 _LONGEST_NUMBER = 18
@@ -27,18 +28,6 @@ def trailing_number(stem: str) -> int | None:
     """
     match = re.search(r"(?:^|[^0-9A-Za-z])[^\W\d_]*([0-9]+)$", stem)
     return int(match.group(1)) if match and len(match.group(1)) <= _LONGEST_NUMBER else None
-
-
-def split_family(split: str) -> str:
-    """Split of the image files that a split is about: "test-dev" -> "test", "minival" -> "val"."""
-    plain = split.split("-")[0]
-    return {
-        "minival": "val",
-        "nominival": "val",
-        "valminusminival": "val",
-        "testA": "test",
-        "testB": "test",
-    }.get(plain, plain)
 
 
 @dataclass(slots=True)
@@ -65,7 +54,7 @@ class ImageIndex:
         listed: Images that annotation files list.
         named: Names of images in files that give no ids, each with the directory that the name is relative
             to and the split it is about.
-        problems: Takes note of ids that two files use for different images.
+        problems: Counts ids that two files use for different images.
     """
 
     def __init__(

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tbkin_core.datasets.layout import AnnotationFile, encoding_of
 from tbkin_core.datasets.records import ImageId
+from tbkin_core.datasets.rows import ListedImage, Xywh
 from tbkin_core.errors import DataError
-
-Xywh = tuple[float, float, float, float]
 
 # A box may pass the border by the rounding of its coordinates; more is worth a word.
 BORDER_TOLERANCE = 1.0
 
-# Longer texts are kept, and told: a caption of this length is mostly a faulty column or a whole page.
+# Longer texts are kept and reported: a caption of this length is mostly a faulty column or a whole page.
 LONG_TEXT_WORDS = 1000
 
 # Line breaks and tabs are blanks like any other; these are no part of a text.
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
 
 
+@dataclass(frozen=True, slots=True)
+class AnnotationFile:
+    """One file that is not an image.
+
+    Attributes:
+        path: Where it is.
+        name: The same, relative to the dataset directory, for messages.
+        split: Normalised split that the file's content, name or directory gives; None where they give none.
+        format: Name of its `Format`.
+    """
+
+    path: Path
+    name: str
+    split: str | None
+    format: str
+
+    @property
+    def directory(self) -> str:
+        """Its directory, relative to the dataset directory; "" for that itself."""
+        parent = str(PurePosixPath(self.name).parent)
+        return "" if parent == "." else parent
+
+
 class Problems:
-    """Counts what a loader skipped or repaired, one line for each file and kind, with the first example."""
+    """Counts what a loader skipped or repaired, one line per file and kind, with the first example."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], tuple[str, int]] = {}
@@ -50,10 +72,14 @@ class Problems:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An annotation file being read, and where its problems are noted."""
+    """An annotation file being read, where its problems are noted, and the images its ids refer to.
+
+    `listed` gives the images by id where another file lists them (see `Format.listed_by`), and reads it.
+    """
 
     file: AnnotationFile
     problems: Problems
+    listed: Callable[[], Mapping[ImageId, ListedImage]] = dict
 
     def problem(self, subject: str, what: str, count: int = 1) -> None:
         self.problems.add(self.file.name, subject, what, count)
@@ -148,7 +174,7 @@ class Source:
             f"{self.file.path}: cannot be read: {error.strerror}", hint="check the file's permissions"
         )
 
-    def listed(self, content: Any, key: str, required: bool = True) -> list[Any]:
+    def items(self, content: Any, key: str, required: bool = True) -> list[Any]:
         """The list under `key` of a JSON object.
 
         Raises:
@@ -182,6 +208,40 @@ class Source:
                 yield position, item
             else:
                 self.problem(f"{noun} at position {position}", "is no JSON object (skipped)")
+
+
+class UniqueIds:
+    """Admits each id of a file once; those that come again are problems of the source, such as `what`."""
+
+    def __init__(self, source: Source, what: str = "has an id used before (skipped)") -> None:
+        self._source = source
+        self._what = what
+        self._seen: set[int | str] = set()
+
+    def admits(self, number: int | str | None, subject: str) -> bool:
+        """Whether a row may be kept: its id comes for the first time, or it has none."""
+        if number in self._seen:
+            self._source.problem(subject, self._what)
+            return False
+        if number is not None:
+            self._seen.add(number)
+        return True
+
+
+def encoding_of(start: bytes) -> str:
+    """Encoding that a text file's first bytes speak of: UTF-8 but for a mark, or ASCII two or four wide."""
+    for mark, encoding in (
+        (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+        (codecs.BOM_UTF8, "utf-8-sig"),
+    ):
+        if start.startswith(mark):
+            return encoding
+    zeros = "".join("0" if byte == 0 else "x" for byte in start[:4])
+    wide = {"x0x0": "utf-16-le", "0x0x": "utf-16-be", "x000": "utf-32-le", "000x": "utf-32-be"}
+    return wide.get(zeros, "utf-8")
 
 
 def parse_json(
@@ -227,12 +287,17 @@ def as_id(value: Any) -> ImageId | None:
 
 
 def as_text(value: Any) -> str | None:
-    """Text without blanks around it; None where the value is no string. Lone surrogates become "?"."""
+    """Text without surrounding white space; None where the value is no string. Lone surrogates become "?"."""
     if not isinstance(value, str):
         return None
     if not value.isascii():
         value = value.encode("utf-8", errors="replace").decode("utf-8")
     return value.strip()
+
+
+def texts_in(values: Any) -> list[str]:
+    """`as_text` of the strings in a list; others, and empty ones, are left out."""
+    return [text for value in (values if isinstance(values, list) else []) if (text := as_text(value))]
 
 
 def as_pixels(value: Any) -> int | None:

@@ -95,8 +95,8 @@ class GoldRelation(NamedTuple):
 class GoldGraph:
     """The scene graph that people annotated for an image (Visual Genome's `scene_graphs.json`).
 
-    Names, attributes and predicates are as the annotators wrote them ("ON", "parked on"), without blanks
-    around them.
+    Names, attributes and predicates are as the annotators wrote them ("ON", "parked on"), without surrounding
+    white space.
     """
 
     objects: tuple[GoldObject, ...]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from tbkin_core.datasets.layout import is_graph_export
+from tbkin_core.datasets.formats.own import is_graph_export
 from tbkin_core.errors import ConfigError
 from tbkin_core.graphs.store import GraphStore, in_graph_store
 from tbkin_core.graphs.unified import PREDICATES, UnifiedGraph

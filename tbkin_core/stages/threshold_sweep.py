@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tbkin_core.datasets import Dataset, open_dataset
-from tbkin_core.datasets.layout import normalise_split
+from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
 from tbkin_core.evaluation.intervals import too_few_images
 from tbkin_core.evaluation.measuring import DENSE, Evaluation, modified

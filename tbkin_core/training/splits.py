@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.datasets import Dataset, open_dataset
-from tbkin_core.datasets.layout import normalise_split
+from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.regions import ImageId
 from tbkin_core.runs import finished_runs

@@ -1,0 +1,255 @@
+"""The annotation files of a dataset directory: each read once, its rows with the keys of their images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from tbkin_core.datasets.formats import FORMAT_OF
+from tbkin_core.datasets.formats.base import Format, Holds, Version
+from tbkin_core.datasets.image_index import ImageIndex
+from tbkin_core.datasets.layout import scan
+from tbkin_core.datasets.reading import AnnotationFile, Problems, Source
+from tbkin_core.datasets.records import ImageId
+from tbkin_core.datasets.rows import BoxRow, CaptionRow, Content, ListedImage, NamedImage, SceneGraphRow
+
+
+class KeyedCaption(NamedTuple):
+    """A caption with the key of its image (None without an image); `file` is the annotation file's name."""
+
+    text_id: int | str | None
+    key: ImageId | None
+    text: str
+    file: str
+    number: int | str
+    split: str | None
+
+
+def format_of(file: AnnotationFile) -> Format:
+    return FORMAT_OF[file.format]
+
+
+def version_of(file: AnnotationFile) -> Version:
+    version = format_of(file).version
+    return Version("") if version is None else version(file)
+
+
+class AnnotationFiles:
+    """What `layout.scan` finds in a directory, read file by file when first asked for.
+
+    Attributes:
+        layouts: See `Dataset`.
+        problems: What was skipped or repaired so far.
+
+    Raises:
+        DataError: As `scan`; from any method, a file that is needed is malformed as a whole.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._layout = scan(root)
+        self.layouts = self._layout.names()
+        self.problems = Problems()
+        for name, reason in self._layout.unreadable:
+            self.problems.add(name, "", f"cannot be read: {reason} (skipped)")
+        self._contents: dict[str, Content] = {}
+        self._listed: dict[str, Mapping[ImageId, ListedImage]] = {}
+
+    def holding(self, holds: Holds) -> list[AnnotationFile]:
+        """Files of the formats that hold something, in the order of the formats' table."""
+        return [file for file in self._layout.files if holds in format_of(file).holds]
+
+    def read(self, file: AnnotationFile) -> Content:
+        """What a file holds, as its format reads it."""
+        if file.name not in self._contents:
+            form = format_of(file)
+            source = Source(file, self.problems)
+            if form.listed_by is not None:
+                source = Source(file, self.problems, partial(self.images_for, file))
+            self._contents[file.name] = Content() if form.read is None else form.read(source)
+        return self._contents[file.name]
+
+    def forget_captions(self) -> None:
+        """Frees the captions of all files read so far."""
+        for content in self._contents.values():
+            content.captions = ()
+
+    def split_of(self, file: AnnotationFile) -> str:
+        """Split of a file by its name, or else its content; "all" without one."""
+        return file.split or self.read(file).split or "all"
+
+    def lists_for(self, file: AnnotationFile) -> list[AnnotationFile]:
+        """Files that list the images and boxes whose ids a file uses."""
+        listed_by = format_of(file).listed_by
+        return [file] if listed_by is None else listed_by(file, self._layout.files)
+
+    def images_for(self, file: AnnotationFile) -> Mapping[ImageId, ListedImage]:
+        """Listed images by the ids that a file uses; of several lists the first counts."""
+        if file.name not in self._listed:
+            lists = [self.read(each).images for each in self.lists_for(file)]
+            self._listed[file.name] = (
+                lists[0] if len(lists) == 1 else dict(chain(*(images.items() for images in reversed(lists))))
+            )
+        return self._listed[file.name]
+
+    # --- which image is which ------------------------------------------------------------------------
+
+    @cached_property
+    def index(self) -> ImageIndex:
+        """Keys of all images on disk, listed or named."""
+        files = self.holding(Holds.IMAGES)
+        # Files that give splits to the images of others come last: these files' own lists say more.
+        lists = sorted(files, key=lambda file: Holds.IMAGE_SPLITS in format_of(file).holds)
+        listed = [image for file in lists for image in self.read(file).images.values()]
+        named = [image for file in files for image in self.read(file).named]
+        names = dict.fromkeys((image.name, image.directory, image.split) for image in named)
+        return ImageIndex(self._layout.images, listed, names, self.problems)
+
+    def listed_key(self, file: AnnotationFile, image_id: ImageId) -> ImageId:
+        """Key of the image that is listed for a file under an id; the id itself if none is."""
+        image = self.images_for(file).get(image_id)
+        return image_id if image is None else self.index.key_in(image.listed_in, image_id)
+
+    def resolve(self, file: AnnotationFile, image_id: ImageId, row: int | str) -> ImageId | None:
+        """Key of the image that a row of a file means; None, and a problem, if that is not clear.
+
+        Args:
+            row: Number or id of the row, for the message.
+        """
+        key = self.listed_key(file, image_id)
+        if key != image_id:
+            return key
+        found, candidates = self.index.by_id(image_id, file.split, file.directory)
+        if found is not None:
+            return found
+        if candidates:
+            what = f"names image {image_id}, which may be {' or '.join(candidates[:2])} (skipped)"
+        elif self.images_for(file):
+            what = "names an image that is not listed (skipped)"
+        else:
+            return image_id
+        self.problems.add(file.name, f"{format_of(file).noun} {row}", what)
+        return None
+
+    @cached_property
+    def feature_images(self) -> dict[AnnotationFile, tuple[ImageId, NamedImage]]:
+        """Files with the features of one image each: its key, and what the file says of it."""
+        return {
+            file: (self._feature_key(file, image), image)
+            for file in self.holding(Holds.IMAGE_FEATURES)
+            for image in self.read(file).named
+        }
+
+    def _feature_key(self, file: AnnotationFile, image: NamedImage) -> ImageId:
+        key = self.index.by_name(image.name, image.directory, image.split)
+        if key is None and image.name.isdigit():
+            key, _ = self.index.by_id(image.name, image.split)
+        if key is None:
+            key = image.name if not image.split else file.name.removesuffix(file.path.suffix)
+        return key
+
+    @cached_property
+    def assigned_splits(self) -> dict[ImageId, str]:
+        """Image key to the split that goes before all others (that of Karpathy's files)."""
+        splits: dict[ImageId, str] = {}
+        for file in self.holding(Holds.IMAGE_SPLITS):
+            for listed in self.read(file).images.values():
+                splits.setdefault(self.listed_key(file, listed.image_id), listed.split or "all")
+            for image in self.read(file).named:
+                key = self.index.by_name(image.name, image.directory, image.split)
+                if key is None:
+                    self.problems.add(file.name, image.name, "is an image that is not clear (captions kept)")
+                else:
+                    splits.setdefault(key, image.split or "all")
+        return splits
+
+    # --- rows with the keys of their images ----------------------------------------------------------
+
+    @cached_property
+    def scene_graphs(self) -> list[tuple[AnnotationFile, ImageId, SceneGraphRow]]:
+        return [
+            (file, key, row)
+            for file in self.holding(Holds.SCENE_GRAPHS)
+            for row in self.read(file).graphs
+            if (key := self.resolve(file, row.image_id, row.image_id)) is not None
+        ]
+
+    def boxes(self, file: AnnotationFile) -> Iterator[tuple[ImageId, BoxRow]]:
+        for row in self.read(file).boxes:
+            key = self.resolve(file, row.image_id, row.box_id)
+            if key is not None:
+                yield key, row
+        if Holds.SCENE_GRAPHS in format_of(file).holds:
+            yield from (
+                (key, box) for of, key, graph in self.scene_graphs if of == file for box in graph.boxes
+            )
+
+    @cached_property
+    def captions(self) -> list[KeyedCaption]:
+        """Captions but for phrases; of an image that one file claims, none from a later file that yields."""
+        captions: list[KeyedCaption] = []
+        claimed: set[ImageId | None] = set()
+        files = self.holding(Holds.CAPTIONS)
+        for file in sorted(files, key=lambda file: Holds.IMAGE_SPLITS not in format_of(file).holds):
+            form, start = format_of(file), len(captions)
+            for row in self._keyed(file):
+                if form.yields and row.key is not None and row.key in claimed:
+                    what = "is about an image whose captions another file gives (skipped)"
+                    self.problems.add(file.name, f"{form.noun} {_row(row)}", what)
+                else:
+                    captions.append(row)
+            if form.claims:
+                claimed.update(row.key for row in captions[start:])
+        return captions
+
+    @cached_property
+    def phrases(self) -> list[KeyedCaption]:
+        return [row for file in self.holding(Holds.PHRASES) for row in self._keyed(file)]
+
+    def _keyed(self, file: AnnotationFile) -> Iterator[KeyedCaption]:
+        """Captions of a file; those whose image is listed nowhere, or may be several, are left out."""
+        form, rows = format_of(file), self.read(file).captions
+        if form.images_by_row:
+            rows, first = self._first_row(file, iter(rows))
+        feature_key, _ = self.feature_images.get(file, (None, None))
+        for row in rows:
+            key, split = feature_key, row.split or file.split
+            if feature_key is not None:
+                split = None  # where features are kept says nothing about the split
+            elif form.images_by_row:
+                key = None if first is None else self.index.by_row(int(row.number) + first, file.split)
+            elif row.image_id is not None:
+                key = self.resolve(file, row.image_id, _row(row))
+                if key is None:
+                    continue
+            elif row.image_name is not None:
+                key = self.index.by_name(row.image_name, file.directory, split)
+                if key is None and Holds.IMAGE_SPLITS not in form.holds:  # else `assigned_splits` says so
+                    what = "names an image that is not clear (text kept)"
+                    self.problems.add(file.name, f"{form.noun} {_row(row)}", what)
+            yield KeyedCaption(row.text_id, key, row.text, file.name, row.number, split)
+
+    def _first_row(
+        self, file: AnnotationFile, rows: Iterator[CaptionRow]
+    ) -> tuple[Iterator[CaptionRow], int | None]:
+        """The rows, and number of the image of row 0: 0 or 1; None where no images are named by rows."""
+        by_row, split = self.index.by_row, file.split
+        if self.index.highest_row() < 0:
+            return rows, None
+        if by_row(0, split) is not None:
+            return rows, 0
+        # Only the end of the file can tell: three rows that count from 0 have no image 3.
+        read = list(rows)
+        if by_row(int(read[-1].number) + 1 if read else 0, split) is not None:
+            return iter(read), 1
+        if any(by_row(int(row.number), split) is not None for row in read):
+            what = "has images by row number, but neither 0 nor the last: counted from 0"
+            self.problems.add(file.name, "", what)
+            return iter(read), 0
+        return iter(read), None
+
+
+def _row(row: CaptionRow | KeyedCaption) -> int | str:
+    return row.number if row.text_id is None else row.text_id

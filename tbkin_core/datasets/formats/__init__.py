@@ -1,0 +1,45 @@
+"""The dataset formats that tbkin reads: one module each, one row each in `FORMATS`.
+
+The order of the table is that of `Dataset.layouts` and, where nothing else is said, of captions and images.
+"""
+
+from tbkin_core.datasets.formats import (
+    bottom_up,
+    coco,
+    conceptual,
+    feature_tables,
+    flickr,
+    jsonl,
+    karpathy,
+    own,
+    refcoco,
+    sbu,
+    visual_genome,
+    vqa,
+)
+from tbkin_core.datasets.formats.base import Format
+
+FORMATS: tuple[Format, ...] = (
+    own.GRAPH_EXPORT,
+    coco.CAPTIONS,
+    coco.INSTANCES,
+    coco.OTHERS,
+    karpathy.KARPATHY,
+    flickr.FLICKR,
+    jsonl.JSON_LINES,
+    conceptual.CONCEPTUAL,
+    sbu.SBU,
+    vqa.QUESTIONS,
+    vqa.ANNOTATIONS,
+    refcoco.REFS,
+    refcoco.INSTANCES,
+    visual_genome.REGIONS,
+    visual_genome.SCENE_GRAPHS,
+    visual_genome.OBJECTS,
+    visual_genome.ATTRIBUTES,
+    visual_genome.IMAGES,
+    visual_genome.OTHERS,
+    bottom_up.BOTTOM_UP,
+    feature_tables.FEATURE_TABLES,
+)
+FORMAT_OF = {format.name: format for format in FORMATS}

@@ -1,0 +1,143 @@
+"""What a format states about itself: how its files are recognised, what they hold, how they are read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Flag, auto
+from functools import cached_property
+from pathlib import Path
+
+from tbkin_core.datasets.reading import AnnotationFile, Source, encoding_of
+from tbkin_core.datasets.rows import CaptionRow, Content, NamedImage
+
+SNIFF_BYTES = 4096
+
+
+class Holds(Flag):
+    """What a format's files may hold: a file is read when the first of it is asked for."""
+
+    NOTHING = 0
+    IMAGES = auto()  # listed with ids, or known by name
+    IMAGE_SPLITS = auto()  # splits of images that go before all others
+    CAPTIONS = auto()
+    PHRASES = auto()  # captions of parts of an image, by the million, which follow the captions
+    BOXES = auto()
+    SCENE_GRAPHS = auto()
+    QUESTIONS = auto()
+    ANSWERS = auto()
+    EXPRESSIONS = auto()
+    IMAGE_FEATURES = auto()  # region features of one image, named in `Content.named`
+    FEATURE_TABLES = auto()  # region features of many images, read by `tbkin_core.features`
+
+
+class Candidate:
+    """A file that may be of some format.
+
+    Attributes:
+        path: Where it is.
+        name: Its name in lower case.
+        suffix: ".json"; "" without one.
+        beside: Names of all files in its directory, in lower case.
+    """
+
+    def __init__(self, path: Path, beside: Collection[str] = ()) -> None:
+        self.path = path
+        self.name = path.name.lower()
+        self.suffix = os.path.splitext(self.name)[1]  # noqa: PTH122 - 100,000 files in a directory
+        self.beside = beside
+
+    @cached_property
+    def ends(self) -> str:
+        """First and last 4 KB, as text of whatever bytes."""
+        with self.path.open("rb") as stream:
+            ends = stream.read(SNIFF_BYTES)
+            encoding = encoding_of(ends)
+            size = stream.seek(0, os.SEEK_END)
+            if size > SNIFF_BYTES:
+                start = max(SNIFF_BYTES, size - SNIFF_BYTES)
+                stream.seek(start + -start % 4)  # no character of UTF-16 or UTF-32 cut in two
+                ends += stream.read(SNIFF_BYTES)
+        if encoding.startswith("utf-8"):
+            return ends.decode("latin-1").removeprefix("\xef\xbb\xbf")
+        return ends.decode(encoding, errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One of the versions in which a publisher's annotations come: "unc" of `refs(unc).p`.
+
+    Attributes:
+        name: "" where the file's name gives none.
+        rank: 0 is the version that papers report; unknown ones have the highest.
+        split_by_object: Whether one image may be in several splits.
+    """
+
+    name: str
+    rank: int = 0
+    split_by_object: bool = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Format:
+    """One kind of annotation file. A file is of the first format that claims it, by name before by content.
+
+    Attributes:
+        name: "coco-captions".
+        holds: What is in its files; NOTHING for files that are known and not read.
+        read: Reads one file. It leaves out what cannot be used, and counts it as a problem of the source; a
+            file that is not what it should be as a whole is a DataError. None where nothing is read here.
+        layout: What `Dataset.layouts` calls it; `name` unless given.
+        looked_for: Words for "looked for ..." where a directory holds no dataset.
+        suffixes: In lower case; only files with one of these are looked at.
+        names: Files whose whole lower-case name matches count, whatever is in them.
+        beside: A file whose name matches must lie in the same directory; such formats are tried first.
+        content: Whether a file's ends look like the format; `Candidate.name` may be asked first.
+        content_last: Whether the other formats' `content` is asked first: its own keys are common ones.
+        stated_split: Split that the ends of a file state, as the publisher writes it.
+        prefer: Keeps those files of a dataset that do not only repeat others of the same format.
+        supersedes: Names of formats whose files are not read where there is one of this.
+        listed_by: Files that list the images (and boxes) whose ids a file uses; the file itself unless given.
+        version: Version of a file of referring expressions.
+        noun: What a row is called in messages: "annotation" 12.
+        images_by_row: Whether the image of a caption is the file that is named by the caption's number.
+        yields: Captions of an image are skipped where a file before this one claims the image; boxes are
+            read where no format that does not yield has any, or for their attributes.
+        claims: Whether captions of its images count as given, see `yields`.
+        in_stores: Whether its files are also looked for in a store that tbkin wrote.
+    """
+
+    name: str
+    holds: Holds
+    read: Callable[[Source], Content] | None = None
+    layout: str = ""
+    looked_for: str = ""
+    suffixes: frozenset[str] = frozenset({".json"})
+    names: re.Pattern[str] | None = None
+    beside: re.Pattern[str] | None = None
+    content: Callable[[Candidate], bool] | None = None
+    content_last: bool = False
+    stated_split: Callable[[Candidate], str | None] | None = None
+    prefer: Callable[[list[AnnotationFile]], list[AnnotationFile]] | None = None
+    supersedes: tuple[str, ...] = ()
+    listed_by: Callable[[AnnotationFile, Sequence[AnnotationFile]], list[AnnotationFile]] | None = None
+    version: Callable[[AnnotationFile], Version] | None = None
+    noun: str = "line"
+    images_by_row: bool = False
+    yields: bool = False
+    claims: bool = False
+    in_stores: bool = False
+
+    def has_name(self, candidate: Candidate) -> bool:
+        """Whether the file's name alone makes it one of these."""
+        if self.names is None or not self.names.fullmatch(candidate.name):
+            return False
+        return self.beside is None or any(map(self.beside.fullmatch, candidate.beside))
+
+
+def named_images(source: Source, captions: Iterable[CaptionRow]) -> list[NamedImage]:
+    """The images that captions name, each once; names are relative to the file's directory."""
+    names = dict.fromkeys(row.image_name for row in captions if row.image_name is not None)
+    return [NamedImage(name, source.file.directory, source.file.split) for name in names]

@@ -1,0 +1,75 @@
+"""Bottom-up-attention features (Anderson et al. 2018), one npz file per image, perhaps with its captions."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zipfile
+import zlib
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from tbkin_core.datasets.formats.base import Format, Holds
+from tbkin_core.datasets.reading import Source, as_pixels, texts_in
+from tbkin_core.datasets.rows import CaptionRow, Content, NamedImage
+
+_UNREADABLE_NPZ = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+
+
+def read_npz(source: Source) -> Content:
+    """Size and captions; nothing, and a problem, if the file is broken.
+
+    Only the small arrays are read; the features are left to whoever imports them.
+    """
+    path, problems = source.file.path, source.problems
+    where = str(PurePosixPath(source.file.name).parent)  # one line per directory, not one per file
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = set(archive.files)
+            if "x" not in names or not names & {"boxes", "bbox"}:
+                problems.add(
+                    where, path.name, "is no bottom-up-attention file: it lacks x or boxes (skipped)"
+                )
+                return Content()
+            height, width = (
+                _scalar(archive[key]) if key in names else None for key in ("image_h", "image_w")
+            )
+            texts: list[str] = []
+            if "text" in names:
+                try:
+                    stored = np.atleast_1d(archive["text"])
+                except ValueError:  # an array of objects, which only a pickle could restore
+                    problems.add(where, path.name, "has pickled captions (not read)")
+                else:
+                    texts = texts_in(stored.reshape(-1).tolist())
+                    if len(texts) < stored.size:
+                        problems.add(
+                            where, path.name, "has an empty caption (skipped)", stored.size - len(texts)
+                        )
+    except _UNREADABLE_NPZ:
+        problems.add(where, path.name, "cannot be read, perhaps cut short (skipped)")
+        return Content()
+    # The file lies where features are kept, not where the image is.
+    image = NamedImage(path.name.removesuffix(".npz"), "", source.file.split, width, height)
+    captions = [CaptionRow(number, text, image_name=image.name) for number, text in enumerate(texts)]
+    return Content(named=[image], captions=captions)
+
+
+def _scalar(array: np.ndarray) -> int | None:
+    return as_pixels(array.reshape(-1)[0].item()) if array.size else None
+
+
+BOTTOM_UP = Format(
+    name="npz",
+    layout="bottom-up-npz",
+    holds=Holds.IMAGES | Holds.CAPTIONS | Holds.IMAGE_FEATURES,
+    read=read_npz,
+    looked_for="bottom-up-attention npz files",
+    suffixes=frozenset({".npz"}),
+    names=re.compile(r".*\.npz", re.DOTALL),
+    in_stores=True,  # `features/` may hold the files a store was imported from, beside the store
+)

@@ -1,0 +1,142 @@
+"""COCO: captions (Chen et al. 2015) and instances (Lin et al. 2014), each a file with its list of images."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tbkin_core.datasets.formats.base import Candidate, Format, Holds
+from tbkin_core.datasets.reading import Source, UniqueIds, as_box, as_id, as_pixels, as_text
+from tbkin_core.datasets.records import ImageId
+from tbkin_core.datasets.rows import BoxRow, CaptionRow, Content, ListedImage
+
+
+def read_captions(source: Source) -> Content:
+    """Images and captions of a COCO captions file (Chen et al. 2015)."""
+    content = source.json()
+    images = _images(source, content)
+    captions: list[CaptionRow] = []
+    ids = UniqueIds(source)
+    for position, item in source.objects(source.items(content, "annotations", not images), "annotation"):
+        text_id = as_id(item.get("id"))
+        subject = f"annotation {position if text_id is None else text_id}"
+        text = source.sentence(subject, item.get("caption"))
+        image_id = as_id(item.get("image_id"))
+        if "caption" not in item:
+            source.problem(subject, "has no caption (skipped)")
+        elif text is None:
+            source.problem(subject, "has a caption that is no text (skipped)")
+        elif not text:
+            source.problem(subject, "has an empty caption (skipped)")
+        elif image_id is None:
+            source.problem(subject, "has no image_id (skipped)")
+        elif ids.admits(text_id, subject):
+            captions.append(CaptionRow(len(captions), text, text_id, image_id))
+    return Content(images=images, captions=captions)
+
+
+def read_instances(source: Source) -> Content:
+    """Images and boxes of a COCO instances file (Lin et al. 2014), or a RefCOCO `instances.json`."""
+
+    def without_segmentation(item: dict[str, Any]) -> dict[str, Any]:
+        # Nine tenths of the official files are polygons: dropped while parsing, they never pile up in memory.
+        item.pop("segmentation", None)
+        return item
+
+    content = source.json(without_segmentation)
+    images = _images(source, content)
+    categories: dict[ImageId, str] = {}
+    for _, item in source.objects(source.items(content, "categories", required=False), "category"):
+        category_id, name = as_id(item.get("id")), as_text(item.get("name"))
+        if category_id is not None and name:
+            categories[category_id] = name
+    boxes: dict[int | str, BoxRow] = {}
+    for position, item in source.objects(source.items(content, "annotations", not images), "annotation"):
+        box_id = as_id(item.get("id"))
+        subject = f"annotation {position if box_id is None else box_id}"
+        image_id = as_id(item.get("image_id"))
+        if image_id is None:
+            source.problem(subject, "has no image_id (skipped)")
+            continue
+        image = images.get(image_id)
+        size = (image.width, image.height) if image else (None, None)
+        xywh, what = as_box(item.get("bbox"), *size)
+        if what:
+            source.problem(subject, what)
+        if xywh is None:
+            continue
+        category_id = as_id(item.get("category_id"))
+        label = "" if category_id is None else categories.get(category_id, "")
+        if not label:
+            source.problem(subject, "has no known category (kept without a label)")
+        box_id = f"at {position}" if box_id is None else box_id
+        if box_id in boxes:
+            source.problem(subject, "has an id used before (skipped)")
+            continue
+        boxes[box_id] = BoxRow(box_id, image_id, label, xywh)
+    return Content(images=images, boxes=list(boxes.values()))
+
+
+def _images(source: Source, content: Any) -> dict[ImageId, ListedImage]:
+    images: dict[ImageId, ListedImage] = {}
+    for position, item in source.objects(source.items(content, "images", required=False), "image"):
+        image_id = as_id(item.get("id"))
+        if image_id is None:
+            source.problem(f"image at position {position}", "has no id (skipped)")
+        elif image_id in images:
+            source.problem(f"image {image_id}", "is listed twice (first kept)")
+        else:
+            images[image_id] = listed_image(source, image_id, item.get("file_name"), item)
+    return images
+
+
+def listed_image(source: Source, image_id: ImageId, file_name: Any, item: dict[str, Any]) -> ListedImage:
+    """Image of an entry with "width" and "height"; a file name that is no text counts as a problem."""
+    name = as_text(file_name) or None
+    if name is None and file_name is not None:
+        source.problem(f"image {image_id}", "has a file name that is no text (ignored)")
+    width, height = as_pixels(item.get("width")), as_pixels(item.get("height"))
+    return ListedImage(image_id, name, source.file.split, width, height, source.file.name)
+
+
+def _lists_images(file: Candidate) -> bool:
+    return any(key in file.ends for key in ('"file_name"', '"images"', '"annotations"'))
+
+
+def _has_boxes(file: Candidate) -> bool:
+    return _lists_images(file) and ('"bbox"' in file.ends or '"supercategory"' in file.ends)
+
+
+def _has_captions(file: Candidate) -> bool:
+    if '"caption"' in file.ends:
+        return _lists_images(file)
+    # A list of images alone, such as image_info_test2015.json.
+    return file.ends.lstrip().startswith("{") and '"file_name"' in file.ends and not _has_boxes(file)
+
+
+CAPTIONS = Format(
+    name="coco-captions",
+    holds=Holds.IMAGES | Holds.CAPTIONS,
+    read=read_captions,
+    looked_for="COCO captions_*.json",
+    names=re.compile(r"captions([_.-].*)?\.json"),
+    content=_has_captions,
+    content_last=True,
+    noun="annotation",
+    yields=True,
+)
+INSTANCES = Format(
+    name="coco-instances",
+    holds=Holds.IMAGES | Holds.BOXES,
+    read=read_instances,
+    looked_for="COCO instances_*.json",
+    names=re.compile(r"instances([_.-].*)?\.json"),
+    content=_has_boxes,
+    content_last=True,
+    noun="annotation",
+)
+OTHERS = Format(
+    name="coco-others",
+    holds=Holds.NOTHING,
+    names=re.compile(r"(person_keypoints|stuff|panoptic)(_.*|\.json.*)?\.json"),
+)

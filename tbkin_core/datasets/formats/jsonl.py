@@ -1,0 +1,49 @@
+"""JSON lines of an image's file name and a text."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from tbkin_core.datasets.formats.base import Candidate, Format, Holds, named_images
+from tbkin_core.datasets.reading import Source, as_text
+from tbkin_core.datasets.rows import CaptionRow, Content
+
+
+def read_image_texts(source: Source) -> Content:
+    """Texts of the lines `{"image": ..., "text": ...}`, with the line's number."""
+    rows: list[CaptionRow] = []
+    for number, item in source.json_lines():
+        subject = f"line {number}"
+        if not isinstance(item, dict):
+            source.problem(subject, "is no JSON object (skipped)")
+            continue
+        value = item.get("text", item.get("caption"))
+        text = source.sentence(subject, value)
+        if text is None:
+            source.problem(
+                subject, "has no text (skipped)" if value is None else "has a text that is none (skipped)"
+            )
+        elif not text:
+            source.problem(subject, "has an empty text (skipped)")
+        else:
+            image = item.get("image")
+            name = as_text(image) or None
+            if image is not None and name is None:
+                source.problem(subject, "has an image that is no file name (text kept)")
+            rows.append(CaptionRow(number, text, image_name=name if name is None else sys.intern(name)))
+    return Content(named=named_images(source, rows), captions=rows)
+
+
+def _has_texts(file: Candidate) -> bool:
+    return re.search(r'"(text|caption)"\s*:', file.ends) is not None
+
+
+JSON_LINES = Format(
+    name="jsonl",
+    holds=Holds.IMAGES | Holds.CAPTIONS,
+    read=read_image_texts,
+    looked_for="JSON lines of image and text",
+    suffixes=frozenset({".jsonl", ".ndjson"}),
+    content=_has_texts,
+)

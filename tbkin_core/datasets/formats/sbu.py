@@ -1,0 +1,51 @@
+"""SBU captions (Ordonez et al. 2011): a list of captions and one of urls."""
+
+from __future__ import annotations
+
+import re
+
+from tbkin_core.datasets.formats.base import Candidate, Format, Holds
+from tbkin_core.datasets.reading import Source
+from tbkin_core.datasets.rows import CaptionRow, Content
+
+
+def read_sbu(source: Source) -> Content:
+    """Captions with their row numbers, from 0."""
+    content = source.json()
+    captions, urls = source.items(content, "captions"), source.items(content, "image_urls", required=False)
+    if not isinstance(content.get("image_urls"), list):
+        source.problem("", "has no image_urls (captions kept)")
+    elif len(urls) != len(captions):
+        first = min(len(urls), len(captions))
+        source.problem(
+            f"row {first}",
+            f"has no {'url' if len(urls) < len(captions) else 'caption'}: {len(captions)} captions and "
+            f"{len(urls)} urls (captions kept)",
+        )
+    content.clear()  # a million urls
+    rows: list[CaptionRow] = []
+    for row, value in enumerate(captions):
+        text = source.sentence(f"row {row}", value)
+        if text:
+            rows.append(CaptionRow(row, text))
+        elif text is None:
+            source.problem(f"row {row}", "has a caption that is no text (skipped)")
+        else:
+            source.problem(f"row {row}", "has an empty caption (skipped)")
+    return Content(captions=rows)
+
+
+def _has_urls(file: Candidate) -> bool:
+    return '"image_urls"' in file.ends and file.ends.lstrip().startswith("{")
+
+
+SBU = Format(
+    name="sbu",
+    holds=Holds.CAPTIONS,
+    read=read_sbu,
+    looked_for="SBU JSON",
+    names=re.compile(r"sbu[_-]?captions.*\.json"),
+    content=_has_urls,
+    noun="row",
+    images_by_row=True,
+)

@@ -1,0 +1,53 @@
+"""Names of splits: what a file, a directory or an annotation calls them, and their plain forms."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+_SPLIT = re.compile(
+    r"(?<![a-z])(valminusminival|minival|nominival|trainval|train|validation|valid|val|unlabeled"
+    r"|test[-_ ]?(?:dev|standard|std|challenge)|test[ab]?)"
+    r"(?=(?:19|20)\d\d(?!\d)|[^a-z0-9]|$)"
+)
+_SYNONYMS = {
+    "validation": "val",
+    "valid": "val",
+    "testa": "testA",
+    "testb": "testB",
+    "test-standard": "test-std",
+}
+_WHOLE = {
+    "minival": "val",
+    "nominival": "val",
+    "valminusminival": "val",
+    "testA": "test",
+    "testB": "test",
+}
+
+
+def normalise_split(text: str) -> str:
+    """Plain name of a split: "train2014" -> "train", "test-dev2015" -> "test-dev", "testA" stays."""
+    plain = re.sub(r"(?<=[a-z])[-_]?(?:19|20)\d\d$", "", text.strip().lower())
+    plain = re.sub(r"^test[_ ]?(dev|std|standard|challenge)$", r"test-\1", plain)
+    return _SYNONYMS.get(plain, plain)
+
+
+def split_in(text: str) -> str | None:
+    """Split that a file or directory name speaks of: "v2_mscoco_val2014_annotations" -> "val"; else None."""
+    match = _SPLIT.search(text.lower())
+    return normalise_split(match.group(1)) if match else None
+
+
+def split_of_path(name: str) -> str | None:
+    """Split of a relative path by its directories alone, the innermost that names one."""
+    for part in reversed(PurePosixPath(name).parts[:-1]):
+        if (split := split_in(part)) is not None:
+            return split
+    return None
+
+
+def split_family(split: str) -> str:
+    """Split of the image files that a split is about: "test-dev" -> "test", "minival" -> "val"."""
+    plain = split.split("-")[0]
+    return _WHOLE.get(plain, plain)
