@@ -412,17 +412,20 @@ class _Model:
 
     @cached_property
     def _extractor_again(self) -> Any:
-        from tbkin_core.features.extractors import extractor_again
+        from tbkin_core.features.extractors.opening import reopen_extractor
 
-        return extractor_again(self.extractor, self.config.devices)
+        return reopen_extractor(self.extractor, self.config.devices)
 
     def _regions_of(self, path: Path, size: tuple[int, int]) -> tuple[RegionFeatures, list[str], list[str]]:
         """Regions of an image file: made anew as the checkpoint's were, or from a store that holds it."""
         from tbkin_core.datasets.image_index import trailing_number
-        from tbkin_core.features.extract import regions_with
+        from tbkin_core.features.extractors import recorded_extractor
+        from tbkin_core.features.extractors.base import regions_of_file
 
-        if self.extractor.get("extractor") in ("builtin", "detector") and self.config.features is None:
-            regions = regions_with(self._extractor_again, path)
+        row = recorded_extractor(self.extractor)
+        made_anew = row is not None and row.from_image_alone
+        if made_anew and self.config.features is None:
+            regions = regions_of_file(self._extractor_again, path)
             return regions, self.extractor["object_names"], self.extractor["attribute_names"]
         beside = (
             [] if self.config.features else [parent / "features" for parent in path.resolve().parents[:4]]
@@ -434,7 +437,7 @@ class _Model:
                     regions = store[key]
                     if (regions.image_width, regions.image_height) == size:
                         return regions, store.object_names, store.attribute_names
-        if self.config.features and self.extractor.get("extractor") == "builtin":
+        if self.config.features and row is not None and made_anew and not row.needs_torch:
             raise ConfigError(
                 f"{self.config.features}: holds no image {path.stem!r}",
                 hint="leave --features away: this checkpoint's features are made anew for any image",

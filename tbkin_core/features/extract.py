@@ -5,37 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError, TbkinError
-from tbkin_core.features.extractors import (
-    DEFAULT_DETECTOR,
-    MAX_SIDE,
-    AnnotatedRegions,
-    BatchExtractor,
-    BuiltinRegions,
-    PictureExtractor,
-    batch_extractors,
-    extractor_again,
-    run_batches,
-)
-from tbkin_core.features.imported import read_bottom_up_npz
-from tbkin_core.features.pictures import load_image
+from tbkin_core.features.extractors.base import Extractor, run_batches
+from tbkin_core.features.extractors.opening import open_extractor
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, FeatureStoreWriter
-from tbkin_core.features.tables import feature_rows
-from tbkin_core.settings import EXTRACTORS
 from tbkin_core.support.console import progress
 from tbkin_core.support.ranks import share_of_run
 from tbkin_core.support.shards import replaced_store
@@ -44,9 +28,6 @@ from tbkin_core.support.workers import one_thread_a_process, processors, serve_p
 logger = logging.getLogger("tbkin")
 
 Result = TypeVar("Result")
-
-
-_ROWS_LOOKED_AT = 16  # of files to import, for the size of their features
 
 
 @dataclass
@@ -93,13 +74,6 @@ class _Job:
 _Made = Iterator[tuple[_Job, "RegionFeatures | str"]]
 
 
-def choose_extractor(dataset: Dataset, extractor: str) -> str:
-    """Resolve "auto": import where the dataset holds bottom-up-attention files, else builtin."""
-    if extractor == "auto":
-        return "import" if dataset.bottom_up_files() or dataset.feature_tables() else "builtin"
-    return extractor if extractor in EXTRACTORS else "detector"
-
-
 def extract_dataset(
     dataset: Dataset,
     out: Path,
@@ -123,9 +97,9 @@ def extract_dataset(
     Args:
         dataset: Opened dataset.
         out: Directory of the store; an unfinished store of the same settings is gone on with.
-        extractor: "auto", "builtin", "annotations", "import", "detector", or the hub id or directory of a
+        extractor: One of `tbkin_core.features.extractors.EXTRACTOR_NAMES`, or the hub id or directory of a
             detection model.
-        max_regions: Regions an image at most.
+        max_regions: Regions per image at most.
         workers: Processes (where a model works: threads that read images); None takes the number of
             processors, 0 works in this process.
         overwrite: Remove a store that is there.
@@ -146,59 +120,26 @@ def extract_dataset(
             f"overwrite: {world} processes share this run, and one might remove what another has made",
             hint=f"remove {out} first, or choose another place with --out DIR",
         )
-    kind = choose_extractor(dataset, extractor)
-    if extractor == "auto" and backbone is not None:
-        kind = "builtin"  # what could be imported has vectors already
+    opened = open_extractor(dataset, extractor, max_regions, devices, backbone, backbone_side)
     problems: list[str] = []
     skipped = 0
-    made_by: PictureExtractor | list[BatchExtractor] | None = None
-    files: list[tuple[ImageId, Path]] = []
-    if kind == "import":
-        size, described = _importable(dataset)
-        settings: dict[str, Any] = {
-            "extractor": "import",
-            "format": described,
-            "feature_size": size,
-            "max_regions": max_regions,
-            "object_names": [],
-            "attribute_names": [],
-        }
-    else:
-        records = dataset.images()
-        files = [(record.image_id, record.path) for record in records if record.path is not None]
-        if not files:
-            raise DataError(
-                f"{dataset.root}: none of its {len(records)} images is on disk",
-                hint="put the image files into the directory, or import features made elsewhere",
-            )
-        if kind == "detector":
-            model = DEFAULT_DETECTOR if extractor == "detector" else extractor
-            made_by = batch_extractors(model, None, backbone, max_regions, devices, backbone_side)
-        elif kind == "annotations":
-            made_by = annotated = AnnotatedRegions(dataset, max_regions, describe=backbone is None)
-            if annotated.unboxed and rank == 0:
-                skipped = len(annotated.unboxed)
-                problems.append(
-                    f"{skipped} images have no annotated boxes: {_some(annotated.unboxed)} (skipped)"
-                )
-            files = [file for file in files if file[0] in annotated]
-        else:
-            made_by = BuiltinRegions(max_regions)
-        if backbone is not None and not isinstance(made_by, list):
-            made_by = batch_extractors(None, made_by, backbone, max_regions, devices, backbone_side)
-        settings = (made_by[0] if isinstance(made_by, list) else made_by).settings()
+    if opened.omitted and rank == 0:
+        skipped = len(opened.omitted)
+        problems.append(f"{skipped} images {opened.omitted_because}: {_some(opened.omitted)} (skipped)")
     with replaced_store(out, "features") if overwrite else contextlib.nullcontext():
-        writer = FeatureStoreWriter(out, settings, alone=world == 1)
+        writer = FeatureStoreWriter(out, opened.settings(), alone=world == 1)
         known, failed = frozenset(writer.done), frozenset(writer.failed)
         numbers: dict[int, None] = {}
         present = 0
 
-        def sources(told: list[str]) -> Iterable[tuple[ImageId, Any]]:
-            return _rows_to_import(dataset, told) if kind == "import" else files
-
         def jobs() -> Iterator[_Job]:
             nonlocal present
-            for image_id, source in sources(problems if rank == 0 else []):
+            for item in opened.sources():
+                if isinstance(item, str):
+                    if rank == 0:
+                        problems.append(item)
+                    continue
+                image_id, source = item
                 if image_id in known:
                     present += 1
                     made_of = writer.files.get(image_id, "")
@@ -213,22 +154,20 @@ def extract_dataset(
                     if number % world == rank:
                         yield _Job(image_id, source, number)
             if failed and rank == 0:
-                for image_id, source in sources([]):  # what is wrong with the files was said before
-                    if image_id in failed:
-                        yield _Job(image_id, source, None)
+                for item in opened.sources():  # what is wrong with the files was said before
+                    if not isinstance(item, str) and item[0] in failed:
+                        yield _Job(*item, None)
 
         made = 0
         if known:
             logger.info("%d images are in %s already", len(known), out)
         if world > 1:
             logger.info("rank %d of %d", rank, world)
-        total = sum(image_id not in known for image_id, _ in files) // world if files else None
-        if made_by is None:
-            results: _Made = ((job, _import_one(job, max_regions)) for job in jobs())
-        elif isinstance(made_by, list):
-            results = run_batches(made_by, jobs(), _workers(workers, total or 0), batch_size)
+        total = sum(image_id not in known for image_id, _ in opened.files) // world if opened.files else None
+        if isinstance(opened.extractor, Extractor):
+            results: _Made = _run(opened.extractor, jobs(), total or 0, workers)
         else:
-            results = _run(made_by, jobs(), total or 0, workers)
+            results = run_batches(opened.extractor, jobs(), _workers(workers, total or 0), batch_size)
         again = False
         for job, result in progress(results, "regions", total=total, unit="img"):
             if job.number is None and not again:
@@ -268,32 +207,7 @@ def _added(writer: FeatureStoreWriter, regions: RegionFeatures, job: _Job) -> st
     return ""
 
 
-def extract_one(path: Path, settings: dict[str, Any], devices: str = "auto") -> RegionFeatures:
-    """Regions of one image file, as a store's settings say they were made.
-
-    Raises:
-        ConfigError: The store's extractor cannot be run on a new image.
-        MissingDependencyError: Its model cannot be loaded.
-        DataError: The image cannot be read.
-    """
-    return regions_with(extractor_again(settings, devices), path)
-
-
-def regions_with(extractor: BatchExtractor | BuiltinRegions, path: Path) -> RegionFeatures:
-    """Regions of one image file; an extractor that is loaded already serves for several.
-
-    Raises:
-        DataError: The image cannot be read.
-    """
-    if isinstance(extractor, BuiltinRegions):
-        return extractor.extract(path.stem, *load_image(path, max_side=MAX_SIDE))
-    ((_, result),) = run_batches([extractor], [_Job(path.stem, path, None)])
-    if isinstance(result, str):
-        raise DataError(result)
-    return result
-
-
-def _some(image_ids: list[ImageId], count: int = 5) -> str:
+def _some(image_ids: Sequence[ImageId], count: int = 5) -> str:
     shown = ", ".join(str(image_id) for image_id in image_ids[:count])
     return shown if len(image_ids) <= count else f"{shown}, ..."
 
@@ -316,51 +230,7 @@ def _in_order(
         yield done, future.result()
 
 
-def _importable(dataset: Dataset) -> tuple[int, str]:
-    """Size of the features that most of the first rows to import have, and what kind of files they are in."""
-    error: DataError | None = None
-    npz = (partial(read_bottom_up_npz, path, name) for name, path in dataset.bottom_up_files().items())
-    rows = (partial(row.read, 0) for path in dataset.feature_tables() for row in feature_rows(path))
-    for described, readers in (("bottom-up-attention npz", npz), ("bottom-up-attention table", rows)):
-        sizes: Counter[int] = Counter()
-        for read in readers:
-            try:
-                sizes[int(read().features.shape[1])] += 1
-            except DataError as found:
-                error = error or found
-            if sizes.total() == _ROWS_LOOKED_AT:
-                break
-        if sizes:
-            return sizes.most_common(1)[0][0], described
-    if error is None:
-        raise ConfigError(
-            f"{dataset.root}: no features to import (bottom-up-attention .npz, TSV or HDF5 files)",
-            hint="use --extractor builtin",
-        )
-    raise error
-
-
-def _rows_to_import(
-    dataset: Dataset, problems: list[str]
-) -> Iterator[tuple[ImageId, Callable[[ImageId], RegionFeatures]]]:
-    """Every image of the files to import, one at a time; the first file and row of an image counts."""
-    seen: set[ImageId] = set()
-    for image_id, path in dataset.bottom_up_files().items():
-        seen.add(image_id)
-        yield image_id, partial(read_bottom_up_npz, path)
-    for path in dataset.feature_tables():
-        own: set[ImageId] = set()
-        for row in feature_rows(path):
-            key = dataset.key_of(row.name)
-            if key in own:
-                problems.append(f"{row.where}: is a second row of its image (skipped)")
-            elif key not in seen:
-                yield key, row.read
-            own.add(key)
-            seen.add(key)
-
-
-def _run(extractor: PictureExtractor, jobs: Iterator[_Job], total: int, workers: int | None) -> _Made:
+def _run(extractor: Extractor, jobs: Iterator[_Job], total: int, workers: int | None) -> _Made:
     count = _workers(workers, total)
     if count > 1:
         yield from _run_workers(extractor, jobs, count)
@@ -369,7 +239,7 @@ def _run(extractor: PictureExtractor, jobs: Iterator[_Job], total: int, workers:
         yield job, _extract_or_reason(extractor, job)
 
 
-def _run_workers(extractor: PictureExtractor, jobs: Iterator[_Job], count: int) -> _Made:
+def _run_workers(extractor: Extractor, jobs: Iterator[_Job], count: int) -> _Made:
     executor = ProcessPoolExecutor(
         count,
         mp_context=multiprocessing.get_context("spawn"),
@@ -389,10 +259,10 @@ def _run_workers(extractor: PictureExtractor, jobs: Iterator[_Job], count: int) 
         executor.shutdown(cancel_futures=True)
 
 
-_extractor: PictureExtractor | None = None
+_extractor: Extractor | None = None
 
 
-def _start_worker(extractor: PictureExtractor) -> None:
+def _start_worker(extractor: Extractor) -> None:
     global _extractor
     serve_parent()
     _extractor = extractor
@@ -403,36 +273,8 @@ def _worker_extract(job: _Job) -> RegionFeatures | str:
     return _extract_or_reason(_extractor, job)
 
 
-def _extract_or_reason(extractor: PictureExtractor, job: _Job) -> RegionFeatures | str:
+def _extract_or_reason(extractor: Extractor, job: _Job) -> RegionFeatures | str:
     try:
-        image, width, height = load_image(job.source, max_side=MAX_SIDE)
-        return extractor.extract(job.image_id, image, width, height)
+        return extractor.regions(job.image_id, job.source)
     except TbkinError as error:
         return error.message
-
-
-def _import_one(job: _Job, max_regions: int) -> RegionFeatures | str:
-    try:
-        regions = job.source(job.image_id)
-    except DataError as error:
-        return error.message
-    size = np.array([regions.image_width, regions.image_height] * 2, np.float32)
-    boxes = np.clip(np.asarray(regions.boxes, np.float32), 0, size)
-    kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))[:max_regions]
-    if not len(kept):
-        return f"image {job.image_id!r}: none of its boxes lies within its {size[0]:g} x {size[1]:g} pixels"
-
-    def chosen(values: NDArray) -> NDArray:
-        return values[kept] if len(values) else values
-
-    return RegionFeatures(
-        regions.image_id,
-        regions.features[kept],
-        boxes[kept],
-        regions.image_width,
-        regions.image_height,
-        chosen(regions.object_ids),
-        chosen(regions.object_scores),
-        chosen(regions.attribute_ids),
-        chosen(regions.attribute_scores),
-    )
