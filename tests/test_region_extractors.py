@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -22,6 +25,7 @@ from tbkin_core.boxes import non_maximum_suppression, pairwise_iou
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError
 from tbkin_core.features.extract import extract_dataset
+from tbkin_core.features.extractors import EXTRACTORS, ExtractorRow, extractor_help
 from tbkin_core.features.extractors.annotated import AnnotatedRegions
 from tbkin_core.features.extractors.backbone import SAMPLES, Backbone, pooled
 from tbkin_core.features.extractors.base import regions_of_file, run_batches
@@ -56,6 +60,23 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
     """A picture with something to see in it: coarse blocks of colour."""
     blocks = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), np.uint8)
     return np.asarray(Image.fromarray(blocks).resize((width, height), Image.Resampling.BILINEAR))
+
+
+# ---- the table ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", EXTRACTORS.values(), ids=lambda row: row.name)
+def test_every_row_has_a_module_that_opens_it(row: ExtractorRow) -> None:
+    module = importlib.import_module(f"tbkin_core.features.extractors.{row.module}")
+    assert callable(module.open_extractor)
+    assert f"{row.name} {row.words}" in extractor_help()
+    assert load_config(ExtractFeaturesConfig, None, {"extractor": row.name}).extractor == row.name
+
+
+def test_the_table_is_read_without_any_library() -> None:
+    code = "import sys, tbkin_core.features.extractors; print('numpy' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 # ---- the vocabulary -----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class ExtractorRow:
             boxes and vectors from elsewhere.
         from_image_alone: Whether an image file is all that it needs to make the regions of a new image.
         default_model: Hub id of the model that its name stands for; None for one that runs no models.
-        keeps_attributes: Whether its attributes stay where a backbone tells attributes too.
+        keeps_attributes: Whether its attributes stay where a backbone predicts attributes too.
     """
 
     name: str

@@ -5,7 +5,7 @@ box given as fractions of the picture lies at the same fractions of the square, 
 One forward pass per image gives a map of cells; a region's vector is the mean of the map over its box,
 sampled between the cells as RoIAlign does (He et al., ICCV 2017).
 
-Where the model has a text tower beside, as CLIP and SigLIP, it tells attributes too: regions and the names of
+Where the model has a text tower beside, as CLIP and SigLIP, it predicts attributes too: regions and the names of
 attributes meet in the space that the two towers share.
 
 Letters: B images, S side of the square in pixels, h and w cells of the map, D its width, K regions,
@@ -51,11 +51,11 @@ class Backbone:
         side: S; what the model was trained with when None.
         revision: Of the hub's model; the newest when None.
         precision: As for `tbkin_core.features.extractors.models.compute_dtype`.
-        attributes: Whether to tell attributes, where the model can.
+        attributes: Whether to predict attributes, where the model can.
 
     Attributes:
         feature_size: D.
-        attribute_names: What it tells attributes from; empty where it tells none.
+        attribute_names: The attributes that it chooses from; empty where it predicts none.
 
     Raises:
         MissingDependencyError: The model cannot be loaded.
@@ -123,7 +123,7 @@ class Backbone:
             boxes: For each (K, 4) xyxy as fractions of the picture.
 
         Returns:
-            `features` (K, D), and where the model tells attributes `attribute_ids`, `attribute_scores` (K,).
+            `features` (K, D), and where the model predicts attributes `attribute_ids`, `attribute_scores` (K,).
         """
         batch = torch.stack(list(pixels)).to(self._device)
         with computing(self._device, self._dtype):

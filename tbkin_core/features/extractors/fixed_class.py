@@ -2,7 +2,7 @@
 
 DETR and its successors (Carion et al., ECCV 2020: RT-DETR, D-FINE, Deformable DETR, YOLOS, ...) carry one
 state per query through the decoder and read class and box off it; that state is the region's vector. Models
-that are told in words what to look for are in `zero_shot`.
+that are prompted with the names to look for are in `zero_shot`.
 
 Letters: B images, Q queries, C classes, D width, K regions.
 """
@@ -51,14 +51,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a detector says of B images; the best class of each query.
+    """What a detector predicts for B images: the best class of each query.
 
     Attributes:
         scores: (B, Q) probability of that class.
         classes: (B, Q) its number.
         boxes: (B, Q, 4) fractions (cx, cy, w, h) of the picture.
         states: (B, Q, D) the region vectors.
-        attribute_scores, attributes: (B, Q) the best attribute, where the model tells attributes.
+        attribute_scores, attributes: (B, Q) the best attribute, where the model predicts attributes.
     """
 
     scores: torch.Tensor
@@ -101,7 +101,7 @@ class DetectorExtractor:
     Attributes:
         feature_size: D, the width of the decoder.
         object_names: Names of the model's classes, in the order of their numbers, in Visual Genome's words.
-        attribute_names: Attributes that the model tells; most tell none.
+        attribute_names: Attributes that the model predicts; most predict none.
 
     Raises:
         MissingDependencyError: The model cannot be loaded or reached.

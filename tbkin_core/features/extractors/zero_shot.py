@@ -1,4 +1,4 @@
-"""Detectors that are told in words what to look for: OWL-ViT, OWLv2 and Grounding DINO.
+"""Detectors that are prompted with what to look for: OWL-ViT, OWLv2 and Grounding DINO.
 
 They look for the 1,600 object names of Visual Genome. One thing is found under several names, or by several
 patches, so regions that overlap much are one.
@@ -44,7 +44,7 @@ class OwlExtractor(_PromptedExtractor):
     """OWL-ViT (Minderer et al., ECCV 2022) and OWLv2 (Minderer et al., NeurIPS 2023).
 
     Every patch of the image has a box and an embedding in the space of the names' embeddings, which are made
-    once. That embedding is the region's vector. Attributes are told the same way.
+    once. That embedding is the region's vector. Attributes are predicted the same way.
     """
 
     def _measure(self) -> int:
