@@ -5,8 +5,8 @@ box given as fractions of the picture lies at the same fractions of the square, 
 One forward pass per image gives a map of cells; a region's vector is the mean of the map over its box,
 sampled between the cells as RoIAlign does (He et al., ICCV 2017).
 
-Where the model has a text tower beside, as CLIP and SigLIP, it predicts attributes too: regions and the names of
-attributes meet in the space that the two towers share.
+Where the model has a text tower beside, as CLIP and SigLIP, it predicts attributes too: regions and the names
+of attributes meet in the space that the two towers share.
 
 Letters: B images, S side of the square in pixels, h and w cells of the map, D its width, K regions,
 A attributes, J width of the space of pictures and texts.
@@ -123,7 +123,7 @@ class Backbone:
             boxes: For each (K, 4) xyxy as fractions of the picture.
 
         Returns:
-            `features` (K, D), and where the model predicts attributes `attribute_ids`, `attribute_scores` (K,).
+            `features` (K, D), and of a model that predicts attributes `attribute_ids`, `attribute_scores` (K,).
         """
         batch = torch.stack(list(pixels)).to(self._device)
         with computing(self._device, self._dtype):
