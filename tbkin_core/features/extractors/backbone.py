@@ -123,7 +123,7 @@ class Backbone:
             boxes: For each (K, 4) xyxy as fractions of the picture.
 
         Returns:
-            `features` (K, D), and of a model that predicts attributes `attribute_ids`, `attribute_scores` (K,).
+            `features` (K, D), and of models with attributes `attribute_ids`, `attribute_scores` (K,).
         """
         batch = torch.stack(list(pixels)).to(self._device)
         with computing(self._device, self._dtype):
