@@ -14,6 +14,7 @@ import typer.core
 
 from tbkin_cli import options
 from tbkin_cli.output import errors_as_messages, show
+from tbkin_core.features.extractors import extractor_help
 
 
 class _Group(typer.core.TyperGroup):
@@ -64,8 +65,7 @@ def extract_features(
     extractor: Annotated[
         str | None,
         typer.Option(
-            help="auto, builtin (needs no weights), annotations (the dataset's boxes), import (bottom-up"
-            " .npz, TSV, HDF5), detector (one from the hub), or a detection model: hub id or directory.",
+            help=extractor_help(),
             show_default=False,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""Boxes: overlap, conversion. Corners are xyxy; COCO's files have xywh (x, y, width, height)."""
+"""Boxes: overlap, suppression, conversion. Corners are xyxy; COCO's files have xywh (x, y, width, height)."""
 
 from __future__ import annotations
 
@@ -34,6 +34,29 @@ def pairwise_iou(boxes: NDArray, others: NDArray | None = None) -> NDArray[np.fl
     return _iou(first[..., :, None, :], second[..., None, :, :]).astype(np.float32)
 
 
+def non_maximum_suppression(boxes: NDArray, overlap: float, limit: int) -> list[int]:
+    """Greedy non-maximum suppression: of boxes that overlap too much the best is kept.
+
+    Args:
+        boxes: (N, 4) xyxy, best first.
+        overlap: A box is dropped where its intersection over union (float32) with a better one that was kept
+            is above this.
+        limit: Most boxes to keep, at least 1.
+
+    Returns:
+        Positions of the boxes kept, best first.
+    """
+    free = np.ones(len(boxes), bool)
+    kept: list[int] = []
+    for place in range(len(boxes)):
+        if free[place]:
+            kept.append(place)
+            if len(kept) == limit:
+                break
+            free &= pairwise_iou(boxes[place : place + 1], boxes)[0] <= overlap
+    return kept
+
+
 def box_iou_paired(boxes: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
     """Intersection over union of each box with the one at the same place in `others`.
 
@@ -59,13 +82,14 @@ def _iou(first: NDArray, second: NDArray) -> NDArray:
         sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
         sides = np.clip(sides, 0, None)
         intersection = sides[..., 0] * sides[..., 1]
-        union = _area(first) + _area(second) - intersection
+        union = box_area(first) + box_area(second) - intersection
         # `>` is False for NaN, so a box that is not finite overlaps nothing.
         overlaps = (intersection > 0) & np.isfinite(union)
         return np.where(overlaps, intersection / np.where(overlaps, union, 1), 0)
 
 
-def _area(boxes: NDArray) -> NDArray:
+def box_area(boxes: NDArray) -> NDArray:
+    """Areas (...,) of boxes (..., 4) xyxy; 0 where one is inside out."""
     return np.clip(boxes[..., 2:] - boxes[..., :2], 0, None).prod(axis=-1)
 
 

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar, Union
 
 from tbkin_core.errors import ConfigError
+from tbkin_core.features.extractors import EXTRACTOR_NAMES, takes_backbone
 from tbkin_core.selection import TRANSFORMS, check_threshold, usual_threshold
 from tbkin_core.tasks.masking import MaskingConfig
-
-EXTRACTORS = ("auto", "builtin", "annotations", "import", "detector")
-"""Names that `--extractor` takes; anything else is a detection model."""
 
 _DEVICES = re.compile(r"auto|cpu(:[1-9]\d{0,2})?|cuda(:\d+(,\d+)*)?")
 
@@ -77,11 +75,11 @@ class ExtractFeaturesConfig(StageConfig):
         model = "/" in self.extractor or Path(self.extractor).is_dir()
         return [
             *super().problems(),
-            *([] if model else _one_of(self, extractor=EXTRACTORS)),
+            *([] if model else _one_of(self, extractor=EXTRACTOR_NAMES)),
             *_at_least(self, max_regions=1, workers=0, batch_size=1, backbone_side=32),
             *(
                 ["backbone: imported features come with vectors; name another --extractor"]
-                if self.backbone is not None and self.extractor == "import"
+                if self.backbone is not None and not takes_backbone(self.extractor)
                 else []
             ),
             *(

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.features.builtin import BuiltinExtractor
+from tbkin_core.features.extractors.builtin import BuiltinExtractor
 from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import RegionFeatures
 

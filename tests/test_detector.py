@@ -17,8 +17,10 @@ from tiny_models import DETECTORS, NAMES, detr, yolos
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, MissingDependencyError
-from tbkin_core.features.detector import DetectorExtractor, corners
-from tbkin_core.features.extract import extract_dataset, extract_one
+from tbkin_core.features.extract import extract_dataset
+from tbkin_core.features.extractors.base import regions_of_file
+from tbkin_core.features.extractors.fixed_class import DetectorExtractor, corners
+from tbkin_core.features.extractors.opening import reopen_extractor
 from tbkin_core.features.store import FeatureStore
 
 
@@ -120,13 +122,13 @@ def test_a_store_of_a_directory(model: Path, photos: Path, tmp_path: Path) -> No
         )
     again = extract_dataset(dataset, tmp_path / "store", str(model), 6, devices="cpu")
     assert (again.made, again.present) == (0, 5)
-    one = extract_one(photos / "photo_1.png", store.settings, "cpu")
+    one = regions_of_file(reopen_extractor(store.settings, "cpu"), photos / "photo_1.png")
     np.testing.assert_allclose(one.boxes, store[1].boxes, atol=1e-2)
     # Other weights under the same name are another extractor.
     shutil.copytree(model, tmp_path / "model")
     settings = {**store.settings, "model": str(tmp_path / "model"), "weights": "0123"}
     with pytest.raises(ConfigError, match="weights"):
-        extract_one(photos / "photo_1.png", settings, "cpu")
+        regions_of_file(reopen_extractor(settings, "cpu"), photos / "photo_1.png")
 
 
 def test_by_the_command(photos: Path, tmp_path: Path) -> None:

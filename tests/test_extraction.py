@@ -90,8 +90,7 @@ def stopped_after(count: int, error: type[BaseException]) -> Iterator[None]:
         return stopped
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_extract_or_reason", "_import_one"):
-            patch.setattr(extract, name, stopping(getattr(extract, name)))
+        patch.setattr(extract, "_extract_or_reason", stopping(extract._extract_or_reason))
         yield
 
 

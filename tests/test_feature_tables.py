@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import DataError
-from tbkin_core.features.extract import choose_extractor, extract_dataset
+from tbkin_core.features.extract import extract_dataset
+from tbkin_core.features.extractors.opening import choose_extractor
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.features.tables import FeatureRow, feature_rows, table_format
 
@@ -105,7 +106,7 @@ def test_a_store_of_a_table(tmp_path: Path, form: str) -> None:
     write_table(tmp_path / "data" / "val.tsv", form, [7, 42])
     dataset = open_dataset(tmp_path / "data")
     assert dataset.layouts == ("feature-tables",)
-    assert choose_extractor(dataset, "auto") == "import"
+    assert choose_extractor(dataset, "auto").name == "import"
     result = extract_dataset(dataset, tmp_path / "store", max_regions=3)
     assert (result.made, result.present, result.problems) == (2, 0, [])
     store = FeatureStore(tmp_path / "store")

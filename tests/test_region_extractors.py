@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -18,17 +21,20 @@ from command_line import fails, succeeds
 from PIL import Image
 from tiny_models import BACKBONES, PROMPTED, dinov2, resnet, rt_detr, vit
 
-from tbkin_core.boxes import pairwise_iou
+from tbkin_core.boxes import non_maximum_suppression, pairwise_iou
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError
-from tbkin_core.features.backbone import SAMPLES, Backbone, pooled
-from tbkin_core.features.builtin import BuiltinExtractor
-from tbkin_core.features.detector import distinct
-from tbkin_core.features.extract import extract_dataset, extract_one
-from tbkin_core.features.extractors import AnnotatedRegions, run_batches
+from tbkin_core.features.extract import extract_dataset
+from tbkin_core.features.extractors import EXTRACTORS, ExtractorRow, extractor_help
+from tbkin_core.features.extractors.annotated import AnnotatedRegions
+from tbkin_core.features.extractors.backbone import SAMPLES, Backbone, pooled
+from tbkin_core.features.extractors.base import regions_of_file, run_batches
+from tbkin_core.features.extractors.builtin import BuiltinExtractor
+from tbkin_core.features.extractors.detector import open_detector
+from tbkin_core.features.extractors.opening import reopen_extractor
+from tbkin_core.features.extractors.zero_shot import OVERLAP, GroundingExtractor
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore, feature_kind
-from tbkin_core.features.zero_shot import GroundingExtractor, open_detector
 from tbkin_core.names.vocabulary import visual_genome_names
 from tbkin_core.settings import ExtractFeaturesConfig, load_config
 
@@ -54,6 +60,23 @@ def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
     """A picture with something to see in it: coarse blocks of colour."""
     blocks = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), np.uint8)
     return np.asarray(Image.fromarray(blocks).resize((width, height), Image.Resampling.BILINEAR))
+
+
+# ---- the table ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", EXTRACTORS.values(), ids=lambda row: row.name)
+def test_every_row_has_a_module_that_opens_it(row: ExtractorRow) -> None:
+    module = importlib.import_module(f"tbkin_core.features.extractors.{row.module}")
+    assert callable(module.open_extractor)
+    assert f"{row.name} {row.words}" in extractor_help()
+    assert load_config(ExtractFeaturesConfig, None, {"extractor": row.name}).extractor == row.name
+
+
+def test_the_table_is_read_without_any_library() -> None:
+    code = "import sys, tbkin_core.features.extractors; print('numpy' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 # ---- the vocabulary -----------------------------------------------------------------------------
@@ -331,9 +354,12 @@ def test_grounding_dino_reads_every_name_once(models: dict[str, Path]) -> None:
 
 def test_of_overlapping_regions_the_better_is_kept() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [0, 0, 5, 5]], np.float32)
-    assert distinct(boxes, 0.7, 10) == [0, 2, 3]
-    assert distinct(boxes, 0.7, 2) == [0, 2]
-    assert distinct(boxes, None, 3) == [0, 1, 2]
+    assert non_maximum_suppression(boxes, 0.7, 10) == [0, 2, 3]
+    assert non_maximum_suppression(boxes, 0.7, 2) == [0, 2]
+    # At exactly the bound proposals are kept, and regions of a prompted detector dropped.
+    at_bound = np.array([[0, 0, 10, 10], [0, 0, 10, 7]], np.float32)
+    assert non_maximum_suppression(at_bound, 0.7, 2) == [0, 1]
+    assert non_maximum_suppression(at_bound, OVERLAP, 2) == [0]
 
 
 # ---- annotations --------------------------------------------------------------------------------
@@ -396,7 +422,7 @@ def test_annotated_boxes_become_regions(coco: Path, tmp_path: Path) -> None:
         np.asarray(second.features[0], np.float32), proposed.features[place], atol=0.05
     )
     with pytest.raises(ConfigError, match="cannot be made here for a new image"):
-        extract_one(coco / "val2017" / "000000000001.png", store.settings, "cpu")
+        regions_of_file(reopen_extractor(store.settings, "cpu"), coco / "val2017" / "000000000001.png")
     # What was annotated is found in its store all the same; processes change nothing.
     again = extract_dataset(open_dataset(coco), tmp_path / "two", "annotations", workers=2)
     np.testing.assert_array_equal(again.store[1].features, first.features)
@@ -451,19 +477,19 @@ def test_a_backbone_over_boxes_from_anywhere(
         np.testing.assert_allclose(regions.boxes, plain.store[image_id].boxes, atol=1e-3)
         np.testing.assert_array_equal(regions.object_ids, plain.store[image_id].object_ids)
         assert regions.features.shape == (len(regions), 16)
-    if extractor == "annotations":
+    if extractor != "rt-detr":  # colours alone give way to attributes
         clip = str(models["clip"])
         told = extract_dataset(dataset, tmp_path / "clip", name, backbone=clip, devices="cpu").store
         assert len(told.attribute_names) == 400 and told[1].attribute_scores.all()
-    else:
+    if extractor != "annotations":
         path = coco / "val2017" / "000000000001.png"
-        one = extract_one(path, {**store.settings, "store": "somewhere"}, "cpu")
+        one = regions_of_file(reopen_extractor({**store.settings, "store": "somewhere"}, "cpu"), path)
         np.testing.assert_allclose(one.features, store[1].features, atol=5e-3)
         np.testing.assert_allclose(one.boxes, store[1].boxes, atol=1e-2)
         moved = {**store.settings, "backbone": "elsewhere", "revision": "newer"}
         assert feature_kind(moved) == feature_kind(store.settings)
         with pytest.raises(ConfigError, match="its weights are not those"):
-            extract_one(path, {**store.settings, "backbone_weights": "0123"}, "cpu")
+            regions_of_file(reopen_extractor({**store.settings, "backbone_weights": "0123"}, "cpu"), path)
 
 
 class Slow:

@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tbkin_core.datasets import Dataset
-from tbkin_core.errors import ConfigError, DataError, TbkinError
-from tbkin_core.features.extractors import (
-    DEFAULT_DETECTOR,
-    MAX_SIDE,
-    AnnotatedRegions,
-    BatchExtractor,
-    BuiltinRegions,
-    PictureExtractor,
-    batch_extractors,
-    extractor_again,
-    run_batches,
-)
-from tbkin_core.features.imported import read_bottom_up_npz
-from tbkin_core.features.pictures import load_image
+from tbkin_core.errors import DataError, TbkinError
+from tbkin_core.features.extractors.base import Extractor, run_batches
+from tbkin_core.features.extractors.opening import open_extractor
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
-from tbkin_core.features.tables import feature_rows
-from tbkin_core.settings import EXTRACTORS
 from tbkin_core.support.console import progress
 from tbkin_core.support.shards import replaced_store, share_of_store
 from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
-
-_ROWS_LOOKED_AT = 16  # of files to import, for the size of their features
 
 
 @dataclass
@@ -86,13 +67,6 @@ class _Job:
 _Made = Iterator[tuple[_Job, "RegionFeatures | str"]]
 
 
-def choose_extractor(dataset: Dataset, extractor: str) -> str:
-    """Resolve "auto": import where the dataset holds bottom-up-attention files, else builtin."""
-    if extractor == "auto":
-        return "import" if dataset.bottom_up_files() or dataset.feature_tables() else "builtin"
-    return extractor if extractor in EXTRACTORS else "detector"
-
-
 def extract_dataset(
     dataset: Dataset,
     out: Path,
@@ -122,7 +96,7 @@ def extract_dataset(
         workers: Processes (where a model works: threads that read images); None takes the number of
             processors, 0 works in this process.
         overwrite: Remove a store that is there.
-        devices: Where models run, as `tbkin_core.runtime.resolve_devices` has it.
+        devices: Where models run, as `tbkin_core.support.devices.resolve_devices` has it.
         batch_size: Images that a model sees together.
         backbone: Hub id or directory of a vision model whose maps give the vectors.
         backbone_side: Pixels along a side of the square that it sees; its own when None.
@@ -134,68 +108,26 @@ def extract_dataset(
         MissingDependencyError: A model cannot be loaded.
     """
     rank, world = share_of_store(out, overwrite)
-    kind = choose_extractor(dataset, extractor)
-    if extractor == "auto" and backbone is not None:
-        kind = "builtin"  # what could be imported has vectors already
-    problems: list[str] = []
-    skipped = 0
-    made_by: PictureExtractor | list[BatchExtractor] | None = None
-    files: list[tuple[ImageId, Path]] = []
-    if kind == "import":
-        size, described = _importable(dataset)
-        settings: dict[str, Any] = {
-            "extractor": "import",
-            "format": described,
-            "feature_size": size,
-            "max_regions": max_regions,
-            "object_names": [],
-            "attribute_names": [],
-        }
-    else:
-        records = dataset.images()
-        files = [(record.image_id, record.path) for record in records if record.path is not None]
-        if not files:
-            raise DataError(
-                f"{dataset.root}: none of its {len(records)} images is on disk",
-                hint="put the image files into the directory, or import features made elsewhere",
-            )
-        if kind == "detector":
-            model = DEFAULT_DETECTOR if extractor == "detector" else extractor
-            made_by = batch_extractors(model, None, backbone, max_regions, devices, backbone_side)
-        elif kind == "annotations":
-            made_by = annotated = AnnotatedRegions(dataset, max_regions, describe=backbone is None)
-            if annotated.unboxed and rank == 0:
-                skipped = len(annotated.unboxed)
-                problems.append(
-                    f"{skipped} images have no annotated boxes: {_some(annotated.unboxed)} (skipped)"
-                )
-            files = [file for file in files if file[0] in annotated]
-        else:
-            made_by = BuiltinRegions(max_regions)
-        if backbone is not None and not isinstance(made_by, list):
-            made_by = batch_extractors(None, made_by, backbone, max_regions, devices, backbone_side)
-        settings = (made_by[0] if isinstance(made_by, list) else made_by).settings()
+    opened = open_extractor(dataset, extractor, max_regions, devices, backbone, backbone_side)
     with replaced_store(out, FEATURES) if overwrite else contextlib.nullcontext():
-        writer = FeatureStoreWriter(out, settings, alone=world == 1)
-        sources = partial(_rows_to_import, dataset) if kind == "import" else lambda _: files
-        share = _Share(writer, sources, rank, world, problems, skipped)
+        writer = FeatureStoreWriter(out, opened.settings(), alone=world == 1)
+        share = _Share(writer, opened, rank, world)
         if writer.done:
             logger.info("%d images are in %s already", len(writer.done), out)
         if world > 1:
             logger.info("rank %d of %d", rank, world)
+        files = opened.files
         total = sum(image_id not in writer.done for image_id, _ in files) // world if files else None
-        count = _workers(workers, total or 0)
-        if made_by is None:
-            results: _Made = ((job, _import_one(job, max_regions)) for job in share.jobs())
-        elif isinstance(made_by, list):
-            results = run_batches(made_by, share.jobs(), count, batch_size)
+        count = max(min(processors() if workers is None else workers, total or 0), 1)
+        if isinstance(opened.extractor, Extractor):
+            results: _Made = _run(opened.extractor, share.jobs(), count)
         else:
-            results = _run(made_by, share.jobs(), count)
+            results = run_batches(opened.extractor, share.jobs(), count, batch_size)
         extraction = share.fill(progress(results, "regions", total=total, unit="img"))
         if not extraction.missing and not writer.done:
             for empty in out.glob("shard-*.safetensors"):
                 empty.unlink()  # it tells of failures alone
-            shown = f"; the first: {problems[0]}" if problems else ""
+            shown = f"; the first: {extraction.problems[0]}" if extraction.problems else ""
             raise DataError(f"{dataset.root}: none of {extraction.skipped} images could be read{shown}")
         if not extraction.missing:
             writer.finish()
@@ -207,34 +139,29 @@ class _Share:
 
     Args:
         writer: Of the store.
-        sources: Every image of the dataset with what it is made of, in order; notes in the list that it is
-            given what is wrong with the files as a whole.
+        opened: The extractor with its images.
         rank, world: Which of how many processes this one is; the first alone notes what all of them see.
-        problems: Notes so far, which grow.
-        skipped: Images left out so far.
     """
 
-    def __init__(
-        self,
-        writer: FeatureStoreWriter,
-        sources: Callable[[list[str]], Iterable[tuple[ImageId, Any]]],
-        rank: int,
-        world: int,
-        problems: list[str],
-        skipped: int,
-    ) -> None:
-        self._writer = writer
-        self._sources = sources
+    def __init__() -> None:
+        self._writer, self._opened = writer, opened
         self._rank, self._world = rank, world
-        self._problems = problems
-        self._skipped = skipped
-        self._present = 0
+        self._present = self._skipped = 0
+        self._problems: list[str] = []
+        if opened.omitted and rank == 0:
+            self._skipped = len(opened.omitted)
+            reason = f"{opened.omitted_because}: {_some(opened.omitted)}"
+            self._problems.append(f"{self._skipped} images {reason} (skipped)")
         self._known, self._failed = frozenset(writer.done), frozenset(writer.failed)
         self._numbers: dict[int, None] = {}  # shards of all ranks
 
     def jobs(self) -> Iterator[_Job]:
         """The images to make, in the order of their shards; those that failed before come last."""
-        for image_id, source in self._sources(self._problems if self._rank == 0 else []):
+        for item in self._opened.sources():
+            if isinstance(item, str):
+                self._problems += [item] if self._rank == 0 else []
+                continue
+            image_id, source = item
             if image_id in self._known:
                 self._present += 1
                 self._note_another_file(image_id, source)
@@ -244,9 +171,9 @@ class _Share:
                 if number % self._world == self._rank:
                     yield _Job(image_id, source, number)
         if self._failed and self._rank == 0:
-            for image_id, source in self._sources([]):  # what is wrong with the files has been noted
-                if image_id in self._failed:
-                    yield _Job(image_id, source, None)
+            for item in self._opened.sources():
+                if not isinstance(item, str) and item[0] in self._failed:
+                    yield _Job(*item, None)
 
     def _note_another_file(self, image_id: ImageId, source: Any) -> None:
         made_of = self._writer.files.get(image_id, "")
@@ -286,124 +213,23 @@ class _Share:
         return ""
 
 
-def extract_one(path: Path, settings: dict[str, Any], devices: str = "auto") -> RegionFeatures:
-    """Regions of one image file, as a store's settings say they were made.
-
-    Raises:
-        ConfigError: The store's extractor cannot be run on a new image.
-        MissingDependencyError: Its model cannot be loaded.
-        DataError: The image cannot be read.
-    """
-    return regions_with(extractor_again(settings, devices), path)
-
-
-def regions_with(extractor: BatchExtractor | BuiltinRegions, path: Path) -> RegionFeatures:
-    """Regions of one image file; an extractor that is loaded already serves for several.
-
-    Raises:
-        DataError: The image cannot be read.
-    """
-    if isinstance(extractor, BuiltinRegions):
-        return extractor.extract(path.stem, *load_image(path, max_side=MAX_SIDE))
-    ((_, result),) = run_batches([extractor], [_Job(path.stem, path, None)])
-    if isinstance(result, str):
-        raise DataError(result)
-    return result
-
-
-def _some(image_ids: list[ImageId], count: int = 5) -> str:
+def _some(image_ids: Sequence[ImageId], count: int = 5) -> str:
     shown = ", ".join(str(image_id) for image_id in image_ids[:count])
     return shown if len(image_ids) <= count else f"{shown}, ..."
 
 
-def _workers(workers: int | None, total: int) -> int:
-    return max(min(processors() if workers is None else workers, total), 1)
-
-
-def _importable(dataset: Dataset) -> tuple[int, str]:
-    """Size of the features that most of the first rows to import have, and what kind of files they are in."""
-    error: DataError | None = None
-    npz = (partial(read_bottom_up_npz, path, name) for name, path in dataset.bottom_up_files().items())
-    rows = (partial(row.read, 0) for path in dataset.feature_tables() for row in feature_rows(path))
-    for described, readers in (("bottom-up-attention npz", npz), ("bottom-up-attention table", rows)):
-        sizes: Counter[int] = Counter()
-        for read in readers:
-            try:
-                sizes[int(read().features.shape[1])] += 1
-            except DataError as found:
-                error = error or found
-            if sizes.total() == _ROWS_LOOKED_AT:
-                break
-        if sizes:
-            return sizes.most_common(1)[0][0], described
-    if error is None:
-        raise ConfigError(
-            f"{dataset.root}: no features to import (bottom-up-attention .npz, TSV or HDF5 files)",
-            hint="use --extractor builtin",
-        )
-    raise error
-
-
-def _rows_to_import(
-    dataset: Dataset, problems: list[str]
-) -> Iterator[tuple[ImageId, Callable[[ImageId], RegionFeatures]]]:
-    """Every image of the files to import, one at a time; the first file and row of an image counts."""
-    seen: set[ImageId] = set()
-    for image_id, path in dataset.bottom_up_files().items():
-        seen.add(image_id)
-        yield image_id, partial(read_bottom_up_npz, path)
-    for path in dataset.feature_tables():
-        own: set[ImageId] = set()
-        for row in feature_rows(path):
-            key = dataset.key_of(row.name)
-            if key in own:
-                problems.append(f"{row.where}: is a second row of its image (skipped)")
-            elif key not in seen:
-                yield key, row.read
-            own.add(key)
-            seen.add(key)
-
-
-def _run(extractor: PictureExtractor, jobs: Iterator[_Job], count: int) -> _Made:
+def _run(extractor: Extractor, jobs: Iterator[_Job], count: int) -> _Made:
     with WorkerPool(partial(_given, extractor), count, "extract-features") as pool:
         yield from pool.map(_extract_or_reason, jobs, ahead=8)
 
 
-def _given(extractor: PictureExtractor) -> PictureExtractor:
+def _given(extractor: Extractor) -> Extractor:
     """What a process works with: the extractor itself, sent to it once and not with every image."""
     return extractor
 
 
-def _extract_or_reason(extractor: PictureExtractor, job: _Job) -> RegionFeatures | str:
+def _extract_or_reason(extractor: Extractor, job: _Job) -> RegionFeatures | str:
     try:
-        image, width, height = load_image(job.source, max_side=MAX_SIDE)
-        return extractor.extract(job.image_id, image, width, height)
+        return extractor.regions(job.image_id, job.source)
     except TbkinError as error:
         return error.message
-
-
-def _import_one(job: _Job, max_regions: int) -> RegionFeatures | str:
-    try:
-        regions = job.source(job.image_id)
-    except DataError as error:
-        return error.message
-    size = np.array([regions.image_width, regions.image_height] * 2, np.float32)
-    boxes = np.clip(np.asarray(regions.boxes, np.float32), 0, size)
-    kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))[:max_regions]
-    if not len(kept):
-        return f"image {job.image_id!r}: none of its boxes lies within its {size[0]:g} x {size[1]:g} pixels"
-
-    def chosen(values: NDArray) -> NDArray:
-        return values[kept] if len(values) else values
-
-    return RegionFeatures(
-        regions.image_id,
-        regions.features[kept],
-        boxes[kept],
-        regions.image_width,
-        regions.image_height,
-        chosen(regions.object_ids),
-        chosen(regions.object_scores),
-        chosen(regions.attribute_ids),
-        chosen(regions.attribute_scores),
-    )

@@ -19,20 +19,8 @@ MAX_PIXELS = 150_000_000
 
 # Raster formats only: EPS and WMF would run other programs, PDF and the stubs cannot be read at all.
 _FORMATS = (
-    "JPEG",
-    "PNG",
-    "GIF",
-    "WEBP",
-    "BMP",
-    "DIB",
-    "TIFF",
-    "MPO",
-    "PPM",
-    "JPEG2000",
-    "AVIF",
-    "TGA",
-    "ICO",
-)
+    "JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "MPO", "PPM", "JPEG2000", "AVIF", "TGA", "ICO"
+)  # fmt: skip
 
 # EXIF tag 0x0112 to the operation that shows the image upright.
 _TRANSPOSE = {

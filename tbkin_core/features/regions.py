@@ -16,7 +16,7 @@ class RegionFeatures:
 
     Attributes:
         image_id: Key of the image in its dataset.
-        features: (K, D) float16 or float32, one vector a region.
+        features: (K, D) float16 or float32, one vector per region.
         boxes: (K, 4) float32, absolute pixels, xyxy with 0 <= x1 < x2 <= width.
         image_width: Pixels.
         image_height: Pixels.

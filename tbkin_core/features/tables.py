@@ -53,7 +53,7 @@ _COLUMNS = {
     ),
 }
 _OTHER_NAMES = {"img_id": "image_id", "filename": "image_id", "img_h": "image_h", "img_w": "image_w"}
-_LABELS = {
+LABEL_COLUMNS = {
     "object_ids": ("objects_id", np.int32),
     "object_scores": ("objects_conf", np.float32),
     "attribute_ids": ("attrs_id", np.int32),
@@ -177,7 +177,7 @@ def _decode(columns: list[bytes], image_id: ImageId, names: tuple[str, ...]) -> 
     row = dict(zip(names, columns, strict=True))
     width, height, count = (int(float(row[name])) for name in ("image_w", "image_h", "num_boxes"))
     labels: dict[str, Any] = {}
-    for name, (column, dtype) in _LABELS.items():
+    for name, (column, dtype) in LABEL_COLUMNS.items():
         if column in row:
             raw = base64.b64decode(row[column], validate=True)
             wide = name.endswith("_ids") and len(raw) == 8 * count

@@ -17,8 +17,9 @@ from tbkin_core.boxes import xywh_to_xyxy
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.image_index import trailing_number
 from tbkin_core.errors import ConfigError, DataError, TbkinError
-from tbkin_core.features.extract import regions_with
-from tbkin_core.features.extractors import extractor_again
+from tbkin_core.features.extractors import recorded_extractor
+from tbkin_core.features.extractors.base import regions_of_file
+from tbkin_core.features.extractors.opening import reopen_extractor
 from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, batch_of_one, feature_kind
@@ -273,7 +274,7 @@ class _RegionSource:
 
     @cached_property
     def _extractor(self) -> Any:
-        return extractor_again(self.extractor, self.devices)
+        return reopen_extractor(self.extractor, self.devices)
 
     def of_file(self, path: Path, size: tuple[int, int]) -> NamedRegions:
         """Regions of an image file of some width and height.
@@ -281,9 +282,9 @@ class _RegionSource:
         Raises:
             ConfigError: They cannot be made anew, and no store holds the image.
         """
-        kind = self.extractor.get("extractor")
-        if kind in ("builtin", "detector") and self.own is None:
-            regions = regions_with(self._extractor, path)
+        kind, row = self.extractor.get("extractor"), recorded_extractor(self.extractor)
+        if row is not None and row.from_image_alone and self.own is None:
+            regions = regions_of_file(self._extractor, path)
             return NamedRegions(regions, self.extractor["object_names"], self.extractor["attribute_names"])
         beside = [] if self.own else [parent / "features" for parent in path.resolve().parents[:4]]
         for store in self._stores(beside):
@@ -293,7 +294,7 @@ class _RegionSource:
                     regions = store[key]
                     if (regions.image_width, regions.image_height) == size:
                         return NamedRegions(regions, store.object_names, store.attribute_names)
-        if self.own and kind == "builtin":
+        if self.own and row is not None and row.from_image_alone and not row.needs_torch:
             raise ConfigError(
                 f"{self.own}: holds no image {path.stem!r}",
                 hint="omit --features: this checkpoint's features are made anew for any image",

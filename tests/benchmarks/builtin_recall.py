@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.boxes import pairwise_iou
-from tbkin_core.features.builtin import BuiltinExtractor
+from tbkin_core.features.extractors.builtin import BuiltinExtractor
 from tbkin_core.features.pictures import load_image
 
 LARGE_SIDE = 96  # pixels; COCO calls an object large from 96 x 96 on

@@ -24,9 +24,9 @@ from PIL import Image
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.features import extract
-from tbkin_core.features.backbone import BackboneExtractor
-from tbkin_core.features.detector import DetectorExtractor
 from tbkin_core.features.extract import extract_dataset
+from tbkin_core.features.extractors.backbone import BackboneExtractor
+from tbkin_core.features.extractors.fixed_class import DetectorExtractor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tiny_models import dinov2, grounding_dino, owlv2, rt_detr
@@ -81,11 +81,12 @@ def measure(
     """Extract once and say where the time went."""
     lanes: list[list[float]] = []
     marks: list[float] = []
-    make, run = extract.batch_extractors, extract.run_batches
+    make, run = extract.open_extractor, extract.run_batches
 
     def made(*given: Any) -> Any:
-        extractors = make(*given)
-        for one in extractors:
+        opened = make(*given)
+        copies: Any = opened.extractor
+        for one in copies:
             spent: list[float] = []
             lanes.append(spent)
             inner = one._boxes if isinstance(one, BackboneExtractor) else one
@@ -95,13 +96,13 @@ def measure(
                 # OWL is not run through its forward, but through its parts.
                 parts = inner._model.owlv2.vision_model if hasattr(inner._model, "owlv2") else inner._model
                 timed(parts, inner._device, spent)
-        return extractors
+        return opened
 
     def ran(*given: Any) -> Any:
         marks.append(time.perf_counter())
         yield from run(*given)
 
-    extract.batch_extractors, extract.run_batches = made, ran  # type: ignore[assignment]
+    extract.open_extractor, extract.run_batches = made, ran  # type: ignore[assignment]
     try:
         with tempfile.TemporaryDirectory() as place:
             result = extract_dataset(
@@ -110,7 +111,7 @@ def measure(
             )  # fmt: skip
             wall = time.perf_counter() - marks[0]
     finally:
-        extract.batch_extractors, extract.run_batches = make, run  # type: ignore[assignment]
+        extract.open_extractor, extract.run_batches = make, run  # type: ignore[assignment]
     forward = max(sum(spent) for spent in lanes)
     return {
         "model": name,

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/graph_speed.py COCO_STYLE_DIR --captions 40000 --workers 1 2
 
 repeats the captions of DIR, with words exchanged so that hardly any occurs twice, and joins them with drawn
-regions. One JSON object per line: CPU microseconds per caption of the bare `nlp.pipe` of the same parser and of
-each step of a build (`ratio` is what a build costs over the pipe, shard by shard in turn;
+regions. One JSON object per line: CPU microseconds per caption of the bare `nlp.pipe` of the same parser and
+of each step of a build (`ratio` is what a build costs over the pipe, shard by shard in turn;
 `ratio_to_tags_and_trees` over the pipe without the network that reads the graphs); then, for each
 number of workers, the wall time of a whole build in a process of its own, captions per second once the
 processes have started, and the largest resident memory of all processes together; then the efficiency, by

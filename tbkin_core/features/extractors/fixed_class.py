@@ -1,20 +1,16 @@
-"""Regions and region vectors of any object-detection model that transformers loads.
+"""Detection models with a fixed set of classes, and what all detectors share.
 
-DETR and what came of it (Carion et al., ECCV 2020: RT-DETR, D-FINE, Deformable DETR, YOLOS, ...) carry one
-state a query through the decoder and read class and box off it; that state is the region's vector. Models
-that are told in words what to look for are in `zero_shot`.
+DETR and its successors (Carion et al., ECCV 2020: RT-DETR, D-FINE, Deformable DETR, YOLOS, ...) carry one
+state per query through the decoder and read class and box off it; that state is the region's vector. Models
+that are prompted with the names to look for are in `zero_shot`.
 
 Letters: B images, Q queries, C classes, D width, K regions.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +18,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tbkin_core.boxes import pairwise_iou
-from tbkin_core.errors import ConfigError, MissingDependencyError
+from tbkin_core.boxes import non_maximum_suppression
+from tbkin_core.errors import ConfigError
+from tbkin_core.features.extractors.models import (
+    compute_dtype,
+    computing,
+    loading,
+    preparation_digest,
+    weights_digest,
+)
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.names.vocabulary import visual_genome_names
-from tbkin_core.support.console import quiet_transformers
 
 SMALLEST_SIDE = 1.0  # pixels; smaller boxes are made this large
 
@@ -49,14 +51,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a detector says of B images; the best class of each query.
+    """What a detector predicts for B images: the best class of each query.
 
     Attributes:
         scores: (B, Q) probability of that class.
         classes: (B, Q) its number.
         boxes: (B, Q, 4) fractions (cx, cy, w, h) of the picture.
         states: (B, Q, D) the region vectors.
-        attribute_scores, attributes: (B, Q) the best attribute, where the model tells attributes.
+        attribute_scores, attributes: (B, Q) the best attribute, where the model predicts attributes.
     """
 
     scores: torch.Tensor
@@ -91,23 +93,23 @@ class DetectorExtractor:
 
     Args:
         model: Hub id or directory of a model for `AutoModelForObjectDetection`.
-        max_regions: Keep this many queries an image, those of the highest class scores.
+        max_regions: Keep this many queries per image, those of the highest class scores.
         device: Where the model runs.
         revision: Of the hub's model; the newest when None.
         precision: As for `compute_dtype`.
 
     Attributes:
         feature_size: D, the width of the decoder.
-        object_names: Names of the model's classes, as it numbers them, in Visual Genome's words.
-        attribute_names: Attributes that the model tells; most tell none.
+        object_names: Names of the model's classes, in the order of their numbers, in Visual Genome's words.
+        attribute_names: Attributes that the model predicts; most predict none.
 
     Raises:
         MissingDependencyError: The model cannot be loaded or reached.
-        ConfigError: It gives no boxes and states a query.
+        ConfigError: It gives no box and state per query.
     """
 
-    # From this intersection over union up, the lesser of two regions is dropped; None: the model was trained
-    # to find a thing once.
+    # Above this intersection over union the lesser of two regions is dropped; None: the model was trained to
+    # find a thing once.
     overlap: float | None = None
 
     def __init__(
@@ -179,7 +181,9 @@ class DetectorExtractor:
         for place, picture in enumerate(pictures):
             own = {name: values[place] for name, values in arrays.items()}
             boxes = corners(own["boxes"], *self._frame(picture), (picture.width, picture.height))
-            kept = distinct(boxes, self.overlap, self.max_regions)
+            kept = list(range(len(boxes)))
+            if self.overlap is not None:
+                kept = non_maximum_suppression(boxes, self.overlap, self.max_regions)
             labels: dict[str, Any] = {
                 "object_ids": own["classes"][kept].astype(np.int32),
                 "object_scores": np.clip(own["scores"][kept], 0, 1).astype(np.float32),
@@ -223,7 +227,7 @@ class DetectorExtractor:
             states = None if layers is None else layers[:, -1]
         if states is None or states.shape[1] < queries:
             raise ConfigError(
-                f"{self.model_name}: the model gives no state a query to take as region vectors"
+                f"{self.model_name}: the model gives no state per query to take as region vectors"
             )
         # One class more than there are names is "no object", of a softmax; else each class stands alone.
         if logits.shape[-1] == len(self.object_names) + 1:
@@ -235,7 +239,7 @@ class DetectorExtractor:
         return Found(best, classes, boxes, states[:, -queries:].float())
 
     def _measure(self) -> int:
-        """D, by a look at a grey image; also finds out whether the model is of the right kind."""
+        """D, measured on a grey image; also finds out whether the model is of the right kind."""
         picture = self.prepare("", np.full((64, 64, 3), 127, np.uint8), 64, 64)
         try:
             with torch.inference_mode():
@@ -243,7 +247,7 @@ class DetectorExtractor:
                 return int(self._forward(inputs).states.shape[-1])
         except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"{self.model_name}: is no detector that gives a box and a state a query ({error})",
+                f"{self.model_name}: is no detector that gives a box and a state per query ({error})",
                 hint="RT-DETR, D-FINE, DETR, Deformable DETR and YOLOS do",
             ) from error
 
@@ -268,80 +272,3 @@ def corners(
     low = np.clip(np.nan_to_num(centre - half), 0, size - least)
     high = np.clip(np.nan_to_num(centre + half), low + least, size)
     return np.concatenate([low, high], axis=1).astype(np.float32)
-
-
-def distinct(boxes: NDArray[np.float32], overlap: float | None, limit: int) -> list[int]:
-    """Positions of at most `limit` boxes (K, 4), best first, none of which meets an earlier one too much."""
-    if overlap is None:
-        return list(range(min(limit, len(boxes))))
-    free = np.ones(len(boxes), bool)
-    shared = pairwise_iou(boxes)
-    kept: list[int] = []
-    for place in range(len(boxes)):
-        if free[place]:
-            kept.append(place)
-            free &= shared[place] < overlap
-            if len(kept) == limit:
-                break
-    return kept
-
-
-# ---- models -------------------------------------------------------------------------------------
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """Tells two models apart: of the names, shapes and sums of all weights, and of some of each."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(model.state_dict().items()):
-        flat = value.detach().cpu().reshape(-1)
-        some = flat[:: max(len(flat) // 1024, 1)].double().numpy()
-        digest.update(json.dumps([name, tuple(value.shape), round(float(flat.double().sum()), 3)]).encode())
-        digest.update(some.tobytes())
-    return digest.hexdigest()
-
-
-_PREPARATION = (
-    "size", "do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
-    "image_std", "do_pad", "pad_size",
-)  # fmt: skip
-
-
-def preparation_digest(processor: Any) -> str:
-    """Tells apart two ways to prepare a picture, by an image processor's settings."""
-    settings = processor.to_dict()
-    told = {name: settings.get(name) for name in _PREPARATION}
-    return hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
-
-
-def compute_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """What a model computes in: "fp32", "bf16", or "auto" for bf16 on CUDA devices that have it."""
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(False) else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-
-
-@contextlib.contextmanager
-def computing(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """In it a model with float32 weights on `device` computes in `dtype`."""
-    with contextlib.ExitStack() as stack:
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))  # kernels of its own go to the current one
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16))
-        yield
-
-
-@contextlib.contextmanager
-def loading(kind: str, model: str) -> Iterator[None]:
-    """Turns what transformers and the hub raise for a model that cannot be had into one message."""
-    quiet_transformers()
-    try:
-        yield
-    # Damaged files make the libraries below raise anything: SafetensorError, UnpicklingError, AssertionError.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        place = "directory" if Path(model).exists() else "hub id or directory"
-        raise MissingDependencyError(
-            f"{kind} {model!r} cannot be loaded from this {place}: {reason}",
-            hint="--extractor builtin needs no model; a directory with config.json,"
-            " preprocessor_config.json and model.safetensors works without a network",
-        ) from error

@@ -1,4 +1,4 @@
-"""Detectors that are told in words what to look for: OWL-ViT, OWLv2 and Grounding DINO.
+"""Detectors that are prompted with what to look for: OWL-ViT, OWLv2 and Grounding DINO.
 
 They look for the 1,600 object names of Visual Genome. One thing is found under several names, or by several
 patches, so regions that overlap much are one.
@@ -8,47 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
-from tbkin_core.errors import ConfigError
-from tbkin_core.features.detector import DetectorExtractor, Found, Picture, loading
+from tbkin_core.features.extractors.fixed_class import DetectorExtractor, Found, Picture
+from tbkin_core.features.extractors.models import prompt_vectors
 from tbkin_core.names.vocabulary import visual_genome_names
 
-OVERLAP = 0.7
-
-
-def open_detector(
-    model: str,
-    max_regions: int = 36,
-    device: torch.device | str = "cpu",
-    revision: str | None = None,
-    precision: str = "auto",
-) -> DetectorExtractor:
-    """The extractor for a detection model, of fixed classes or prompted.
-
-    Raises:
-        MissingDependencyError: The model cannot be loaded or reached.
-        ConfigError: It is a detector of another kind, or none.
-    """
-    with loading("detector", model):
-        from transformers import AutoConfig
-        from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
-
-        config = AutoConfig.from_pretrained(model, revision=revision or "main")
-        prompted = type(config) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
-    kinds = {
-        "owlvit": OwlExtractor,
-        "owlv2": OwlExtractor,
-        "grounding-dino": GroundingExtractor,
-        "mm-grounding-dino": GroundingExtractor,
-    }
-    if prompted and config.model_type not in kinds:
-        raise ConfigError(
-            f"{model}: is a zero-shot detector of the kind {config.model_type}, which is not supported",
-            hint="OWL-ViT, OWLv2 and Grounding DINO are",
-        )
-    kind = kinds[config.model_type] if prompted else DetectorExtractor
-    return kind(model, max_regions, device, revision, precision)
+# Just below 0.7 as float32: of two regions that overlap by 0.7 the lesser is dropped.
+OVERLAP = float(np.nextafter(np.float32(0.7), np.float32(0)))
 
 
 class _PromptedExtractor(DetectorExtractor):
@@ -76,7 +44,7 @@ class OwlExtractor(_PromptedExtractor):
     """OWL-ViT (Minderer et al., ECCV 2022) and OWLv2 (Minderer et al., NeurIPS 2023).
 
     Every patch of the image has a box and an embedding in the space of the names' embeddings, which are made
-    once. That embedding is the region's vector. Attributes are told the same way.
+    once. That embedding is the region's vector. Attributes are predicted the same way.
     """
 
     def _measure(self) -> int:
@@ -90,18 +58,12 @@ class OwlExtractor(_PromptedExtractor):
     def _embedded(self, prompts: list[str]) -> torch.Tensor:
         towers = getattr(self._model, self._model.base_model_prefix)
         length = self._model.config.text_config.max_position_embeddings
-        parts = []
-        for begin in range(0, len(prompts), 100):
-            tokens = self._tokenizer(
-                prompts[begin : begin + 100],
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            ).to(self._device)
+
+        def projected(tokens: Any) -> torch.Tensor:
             state = towers.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-            parts.append(towers.text_projection(state.pooler_output))
-        return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+            return towers.text_projection(state.pooler_output)
+
+        return prompt_vectors(self._tokenizer, prompts, length, self._device, projected)
 
     def _frame(self, picture: Picture) -> tuple[int, int]:
         # OWLv2 pads to a square at the right and below, OWL-ViT resizes to one.
@@ -128,7 +90,7 @@ class GroundingExtractor(_PromptedExtractor):
     """Grounding DINO (Liu et al., ECCV 2024), also as MM-Grounding-DINO.
 
     It reads at most 256 tokens beside an image, so the names are put in several prompts, each with a pass of
-    its own; what does not depend on the prompt is done once an image, and what does not depend on the image
+    its own; what does not depend on the prompt is done once per image, and what does not depend on the image
     once for all. A name's score is the mean over its tokens, the region's vector the decoder's state.
     """
 
@@ -161,7 +123,7 @@ class GroundingExtractor(_PromptedExtractor):
         return int(self._model.config.d_model)
 
     def _read_once(self) -> None:
-        """Let the image's backbone work once an image, and the text's once a prompt."""
+        """Let the image's backbone work once per image, and the text's once per prompt."""
         from transformers.modeling_outputs import BaseModelOutput
 
         vision, text = self._model.model.backbone, self._model.model.text_backbone

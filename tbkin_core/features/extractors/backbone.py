@@ -2,11 +2,11 @@
 
 The whole picture is resized to a square, as most of these models were trained, though without a crop; so a
 box given as fractions of the picture lies at the same fractions of the square, whatever the picture's shape.
-One forward pass an image gives a map of cells; a region's vector is the mean of the map over its box, sampled
-between the cells as RoIAlign does (He et al., ICCV 2017).
+One forward pass per image gives a map of cells; a region's vector is the mean of the map over its box,
+sampled between the cells as RoIAlign does (He et al., ICCV 2017).
 
-Where the model has a text tower beside, as CLIP and SigLIP, it tells attributes too: regions and the names of
-attributes meet in the space that the two towers share.
+Where the model has a text tower beside, as CLIP and SigLIP, it predicts attributes too: regions and the names
+of attributes meet in the space that the two towers share.
 
 Letters: B images, S side of the square in pixels, h and w cells of the map, D its width, K regions,
 A attributes, J width of the space of pictures and texts.
@@ -25,8 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tbkin_core.errors import ConfigError
-from tbkin_core.features.detector import compute_dtype, computing, loading, weights_digest
-from tbkin_core.features.extractors import BatchExtractor
+from tbkin_core.features.extractors.base import BatchExtractor, PictureExtractor, Request
+from tbkin_core.features.extractors.models import (
+    compute_dtype,
+    computing,
+    loading,
+    prompt_vectors,
+    weights_digest,
+)
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.names.vocabulary import visual_genome_names
 
@@ -44,12 +50,12 @@ class Backbone:
         device: Where it runs.
         side: S; what the model was trained with when None.
         revision: Of the hub's model; the newest when None.
-        precision: As for `tbkin_core.features.detector.compute_dtype`.
-        attributes: Whether to tell attributes, where the model can.
+        precision: As for `tbkin_core.features.extractors.models.compute_dtype`.
+        attributes: Whether to predict attributes, where the model can.
 
     Attributes:
         feature_size: D.
-        attribute_names: What it tells attributes from; empty where it tells none.
+        attribute_names: The attributes that it chooses from; empty where it predicts none.
 
     Raises:
         MissingDependencyError: The model cannot be loaded.
@@ -117,7 +123,7 @@ class Backbone:
             boxes: For each (K, 4) xyxy as fractions of the picture.
 
         Returns:
-            `features` (K, D), and where the model tells attributes `attribute_ids`, `attribute_scores` (K,).
+            `features` (K, D), and of models with attributes `attribute_ids`, `attribute_scores` (K,).
         """
         batch = torch.stack(list(pixels)).to(self._device)
         with computing(self._device, self._dtype):
@@ -173,6 +179,22 @@ class Backbone:
         return int(found["features"].shape[1])
 
 
+class _PicturesAsBatches:
+    """A `PictureExtractor` in the place of a detector, for a backbone to give the vectors."""
+
+    def __init__(self, extractor: PictureExtractor) -> None:
+        self._extractor = extractor
+
+    def settings(self) -> dict[str, Any]:
+        return self._extractor.settings()
+
+    def prepare(self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int) -> RegionFeatures:
+        return self._extractor.extract(image_id, image, width, height)
+
+    def extract(self, pictures: Sequence[RegionFeatures]) -> list[RegionFeatures]:
+        return list(pictures)
+
+
 class BackboneExtractor:
     """The boxes and labels of another extractor with the vectors of a backbone."""
 
@@ -199,6 +221,33 @@ class BackboneExtractor:
             [regions.boxes / size for regions, size in zip(found, sizes, strict=True)],
         )
         return [replace(regions, **fields) for regions, fields in zip(found, described, strict=True)]
+
+
+def backbone_over(
+    boxes: PictureExtractor | Sequence[BatchExtractor], request: Request, keeps_attributes: bool
+) -> list[BatchExtractor]:
+    """The boxes of an open extractor with the vectors of the request's backbone, a copy per device.
+
+    Args:
+        boxes: The extractor; of one that runs models a copy per device.
+        request: What it was opened with.
+        keeps_attributes: Whether its attributes, where it has any, stay under those of the backbone.
+    """
+    if isinstance(boxes, PictureExtractor):
+        boxes = [_PicturesAsBatches(boxes)] * len(request.places)
+    return [
+        BackboneExtractor(
+            copy,
+            Backbone(
+                str(request.backbone),
+                place,
+                request.backbone_side,
+                request.backbone_revision,
+                attributes=not (keeps_attributes and copy.settings()["attribute_names"]),
+            ),
+        )
+        for copy, place in zip(boxes, request.places, strict=True)
+    ]
 
 
 def pooled(cells: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
@@ -276,18 +325,14 @@ def _joint_space(model: Any) -> _JointSpace | None:
 
 def _text_vectors(model: Any, tokenizer: Any, names: Sequence[str]) -> torch.Tensor:
     """Vectors (A, J) of length 1 of the names of attributes."""
-    parts = []
-    for begin in range(0, len(names), 100):
-        tokens = tokenizer(
-            [f"a photo of something {name}" for name in names[begin : begin + 100]],
-            padding="max_length",
-            max_length=model.config.text_config.max_position_embeddings,
-            truncation=True,
-            return_tensors="pt",
-        ).to(model.device)
+
+    def vectors(tokens: Any) -> torch.Tensor:
         found = model.get_text_features(**tokens)
-        parts.append(getattr(found, "pooler_output", found))
-    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+        return getattr(found, "pooler_output", found)
+
+    prompts = [f"a photo of something {name}" for name in names]
+    length = model.config.text_config.max_position_embeddings
+    return prompt_vectors(tokenizer, prompts, length, model.device, vectors)
 
 
 # ---- models -------------------------------------------------------------------------------------

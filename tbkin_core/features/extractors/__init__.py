@@ -1,0 +1,89 @@
+"""The extractors by name. A new one is a module in this package and a row here.
+
+The module has `open_extractor(request: base.Request) -> base.AnyExtractor`, and is imported when its
+extractor is opened. The table itself imports nothing, not even numpy, because `tbkin --help` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractorRow:
+    """What is known of an extractor without opening it.
+
+    Attributes:
+        name: What `--extractor` and the store call it.
+        module: Its module in this package.
+        words: What `--help` says of it.
+        finds_boxes: Whether it finds boxes in images, for a backbone to give their vectors; else it reads
+            boxes and vectors from elsewhere.
+        from_image_alone: Whether an image file is all that it needs to make the regions of a new image.
+        default_model: Hub id of the model that its name stands for; None for one that runs no models.
+        keeps_attributes: Whether its attributes stay where a backbone predicts attributes too.
+    """
+
+    name: str
+    module: str
+    words: str
+    finds_boxes: bool = True
+    from_image_alone: bool = False
+    default_model: str | None = None
+    keeps_attributes: bool = True
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether it runs models, and so has weights that may be missing."""
+        return self.default_model is not None
+
+
+EXTRACTORS = {
+    row.name: row
+    for row in (
+        ExtractorRow(
+            name="builtin",
+            module="builtin",
+            words="needs no weights",
+            from_image_alone=True,
+            keeps_attributes=False,  # it knows colours alone
+        ),
+        ExtractorRow(name="annotations", module="annotated", words="takes the dataset's boxes"),
+        ExtractorRow(
+            name="import",
+            module="imported",
+            words="reads bottom-up .npz, TSV or HDF5 files",
+            finds_boxes=False,
+        ),
+        ExtractorRow(
+            name="detector",
+            module="detector",
+            words="is a model from the hub",
+            from_image_alone=True,
+            default_model="PekingU/rtdetr_v2_r50vd",
+        ),
+    )
+}
+EXTRACTOR_NAMES = ("auto", *EXTRACTORS)
+"""What `--extractor` takes; anything else is a detection model."""
+
+
+def extractor_help() -> str:
+    """What `--help` says of `--extractor`."""
+    rows = ", ".join(f"{row.name} {row.words}" for row in EXTRACTORS.values())
+    return (
+        f"What finds the regions. {rows}, MODEL one of your choice (hub id or directory); auto is import"
+        " where DATA holds such files, else builtin."
+    )
+
+
+def takes_backbone(name: str) -> bool:
+    """Whether a backbone can give the vectors of the extractor of that name."""
+    return name not in EXTRACTORS or EXTRACTORS[name].finds_boxes
+
+
+def recorded_extractor(settings: Mapping[str, Any]) -> ExtractorRow | None:
+    """The row of the extractor that a store's settings name; None for one that is not known here."""
+    return EXTRACTORS.get(str(settings.get("extractor")))
