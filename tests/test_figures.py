@@ -280,6 +280,13 @@ def test_one_key_is_not_told_of_as_many(tmp_path: Path, pages: list[Page]) -> No
     assert "(top 1 key)" in said(pages[0]) and "(top 2 keys)" in said(pages[1])
 
 
+def test_a_column_names_a_transform(tmp_path: Path, pages: list[Page]) -> None:
+    arguments = answer_arguments(regions=2) | {"selection": "entmax15", "threshold": 1}
+    answer_figure(tmp_path / "answer.png", **arguments, column=True)
+    shown = [text.get_text() for text in pages[0].figure.texts]
+    assert "entmax15" in shown and "Sparse attention (entmax15) keeps" in said(pages[0])
+
+
 def test_borrowed_names_are_told_of(tmp_path: Path, pages: list[Page]) -> None:
     for borrowed in (True, False):
         trace_figure(tmp_path / "figure.png", traced(names_annotated=borrowed))

@@ -147,7 +147,7 @@ def ask() -> Iterator[Ask]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_page_and_model_keep_the_same_keys(rule: str, ask: Ask, data: st.DataObject) -> None:
     case = data.draw(cases(rule))

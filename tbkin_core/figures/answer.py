@@ -201,10 +201,7 @@ def _threshold_names(selection: str, threshold: float) -> tuple[str, str]:
     """Heading of the thresholded side, and a short one."""
     rule = rule_of(selection)
     words = rule.in_words(threshold)
-    if rule.is_transform:
-        heading = f"Sparse attention ({words})"
-        return heading, heading.removesuffix(")")
-    return f"Thresholded ({words})", words
+    return f"{'Sparse attention' if rule.is_transform else 'Thresholded'} ({words})", words
 
 
 def _region_name(index: int, label: str) -> str:
