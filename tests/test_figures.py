@@ -21,7 +21,7 @@ from PIL import Image
 from tiny_traces import tiny_graph, tiny_trace
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.figures.answer import answer_figure, trace_figure
+from tbkin_core.figures.answer import Side, answer_figure, trace_figure
 from tbkin_core.figures.canvas import Page, clean_text, figure_style
 from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.curves import training_figure
@@ -64,24 +64,24 @@ def answer_arguments(
         "boxes": boxes,
         "region_labels": [labels[index % len(labels)] for index in range(regions)],
         "words": words,
-        "dense": attention(regions, len(words), 0),
-        "thresholded": attention(regions, len(words), 0.3),
+        "dense": Side(
+            attention(regions, len(words), 0),
+            [("blue", 0.5), ("a very long answer that nobody would ever give to this", 0.2)],
+        ),
+        "thresholded": Side(
+            attention(regions, len(words), 0.3), [("white", 0.99), ("blue", 0.005), ("x", 0.0)]
+        ),
         "threshold": 0.3,
         "selection": "relative",
-        "answers_dense": [("blue", 0.5), ("a very long answer that nobody would ever give to this", 0.2)],
-        "answers_thresholded": [("white", 0.99), ("blue", 0.005), ("x", 0.0)],
-        "chosen": None,
         "kept_fraction": 0.1234,
         "title": text,
     }
     if rec:
-        arguments |= {
-            "chosen": regions - 1,
-            "runner_up": 0,
-            "chosen_dense": 0,
-            "target_box": [0, 0, width / 2, height],
-            "predicted_box": [0, 0, width / 3, height],
-        }
+        arguments["target_box"] = [0, 0, width / 2, height]
+        arguments["dense"] = replace(arguments["dense"], chosen=0)
+        arguments["thresholded"] = replace(
+            arguments["thresholded"], chosen=regions - 1, runner_up=0, box=[0, 0, width / 3, height]
+        )
     return arguments
 
 
@@ -227,7 +227,7 @@ def test_the_picture_keeps_its_colours_where_the_model_looked(tmp_path: Path, pa
     arguments["boxes"] = [[0, 0, 4, 4], [4, 0, 8, 4]]
     words = len(arguments["words"])
     for name, weights in (("dense", [0.4, 0.1]), ("thresholded", [0.4, 0.0])):
-        arguments[name] = AttentionView(np.array(weights), np.ones(words), np.ones((words, 2)))
+        arguments[name] = Side(AttentionView(np.array(weights), np.ones(words), np.ones((words, 2))))
     answer_figure(tmp_path / "answer.png", **arguments)
     dense, thresholded = shown_pictures(pages[0], (4, 8))
     saturation = [np.ptp(picture, axis=-1) for picture in (dense, thresholded)]
@@ -243,7 +243,7 @@ def test_a_picture_whose_regions_weigh_alike_looks_as_it_is(tmp_path: Path, page
     arguments["boxes"] = [[0, 0, 4, 4], [4, 0, 8, 4]]
     words = len(arguments["words"])
     for name in ("dense", "thresholded"):
-        arguments[name] = AttentionView(np.full(2, 0.03), np.ones(words), np.ones((words, 2)), "a test")
+        arguments[name] = Side(AttentionView(np.full(2, 0.03), np.ones(words), np.ones((words, 2)), "a test"))
     answer_figure(tmp_path / "answer.png", **arguments)
     for picture in shown_pictures(pages[0], (4, 8)):
         np.testing.assert_allclose(picture * 255, arguments["image"], atol=1)
@@ -258,7 +258,7 @@ def said(page: Page) -> str:
 def test_regions_that_nothing_attends_to_are_told_of(column: bool, tmp_path: Path, pages: list[Page]) -> None:
     arguments = answer_arguments(regions=2, size=(60, 80))
     words = len(arguments["words"])
-    dropped = AttentionView(np.zeros(2), np.ones(words), np.zeros((words, 2)))
+    dropped = Side(AttentionView(np.zeros(2), np.ones(words), np.zeros((words, 2))))
     answer_figure(tmp_path / "answer.png", **(arguments | {"thresholded": dropped}), column=column)
     assert "all regions dropped" in said(pages[0]) and "no attention on regions" not in said(pages[0])
     # A model that does not see the image has nothing to map and nothing that was dropped.
@@ -278,6 +278,13 @@ def test_one_key_is_not_told_of_as_many(tmp_path: Path, pages: list[Page]) -> No
         arguments = answer_arguments() | {"selection": "topk", "threshold": count}
         answer_figure(tmp_path / "answer.png", **arguments)
     assert "(top 1 key)" in said(pages[0]) and "(top 2 keys)" in said(pages[1])
+
+
+def test_a_column_names_a_transform(tmp_path: Path, pages: list[Page]) -> None:
+    arguments = answer_arguments(regions=2) | {"selection": "entmax15", "threshold": 1}
+    answer_figure(tmp_path / "answer.png", **arguments, column=True)
+    shown = [text.get_text() for text in pages[0].figure.texts]
+    assert "entmax15" in shown and "Sparse attention (entmax15) keeps" in said(pages[0])
 
 
 def test_borrowed_names_are_told_of(tmp_path: Path, pages: list[Page]) -> None:
@@ -398,7 +405,7 @@ def test_what_share_went_to_the_regions_is_said(tmp_path: Path, pages: list[Page
     arguments = answer_arguments(regions=2)
     words = len(arguments["words"])
     for name, weights in (("dense", [0.03, 0.01]), ("thresholded", [0.0, 0.0])):
-        arguments[name] = AttentionView(np.array(weights), np.ones(words), np.ones((words, 2)))
+        arguments[name] = Side(AttentionView(np.array(weights), np.ones(words), np.ones((words, 2))))
     answer_figure(tmp_path / "answer.png", **arguments)
     shown = [text.get_text() for text in pages[0].figure.texts]
     assert [text for text in shown if text.endswith("on regions")] == ["4 % on regions", "0 % on regions"]
@@ -416,7 +423,7 @@ def test_a_label_stands_at_its_box(tmp_path: Path, pages: list[Page]) -> None:
     arguments["boxes"] = [[10, 10, 290, 190], [140, 90, 170, 110]]
     words = len(arguments["words"])
     for name in ("dense", "thresholded"):
-        arguments[name] = AttentionView(np.array([0.5, 0.4]), np.ones(words), np.ones((words, 2)))
+        arguments[name] = Side(AttentionView(np.array([0.5, 0.4]), np.ones(words), np.ones((words, 2))))
     answer_figure(tmp_path / "answer.png", **arguments)
     picture = pages[0].figure.axes[0]
     box = picture.transData.transform([[140, 110], [170, 90]])
@@ -491,10 +498,10 @@ def test_an_empty_contact_sheet_is_explained(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"boxes": np.zeros((5, 4))}, r"boxes must be \(36, 4\), got \(5, 4\)"),
-        ({"dense": attention(36, 5, 0)}, r"dense.word_weights must be \(6,\)"),
-        ({"thresholded": attention(30, 6, 0)}, r"thresholded.region_weights must be \(36,\)"),
+        ({"dense": Side(attention(36, 5, 0))}, r"dense.word_weights must be \(6,\)"),
+        ({"thresholded": Side(attention(30, 6, 0))}, r"thresholded.region_weights must be \(36,\)"),
         ({"image": np.zeros((4, 4, 3))}, "uint8"),
-        ({"chosen": 36}, "not one of the 36 regions"),
+        ({"thresholded": Side(attention(36, 6, 0), chosen=36)}, "not one of the 36 regions"),
         ({"target_box": [1, 2]}, r"box must be \(4,\)"),
     ],
 )
@@ -686,18 +693,17 @@ def test_words_next_to_nothing_look_like_nothing(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Axes, "barh", noted)
     view = AttentionView(np.array([1.0, 0.0]), np.full(3, 1e-7), np.full((3, 2), 0.5))
+    side = Side(view, [("red", 0.9)])
     answer_figure(
         tmp_path / "words.png",
         image=np.full((40, 60, 3), 200, np.uint8),
         boxes=np.array([[0, 0, 30, 40], [30, 0, 60, 40]]),
         region_labels=["red", "blue"],
         words=["what", "color", "?"],
-        dense=view,
-        thresholded=view,
+        dense=side,
+        thresholded=side,
         threshold=0.3,
         selection="relative",
-        answers_dense=[("red", 0.9)],
-        answers_thresholded=[("red", 0.9)],
         kept_fraction=0.5,
         title="what color?",
     )

@@ -15,7 +15,7 @@ from tbkin_core.errors import DataError
 from tbkin_core.figures.answer_layouts import Content, column_layout, page_layout
 from tbkin_core.figures.attention_panels import Outline
 from tbkin_core.figures.canvas import COLORS, check_format, clean_text, figure_style
-from tbkin_core.figures.trace import Trace
+from tbkin_core.figures.trace import Pass, Trace
 from tbkin_core.figures.views import AttentionView, attention_views
 from tbkin_core.selection import rule_of
 
@@ -44,25 +44,21 @@ def trace_figure(
     def scaled(box: ArrayLike | None) -> NDArray[np.float64] | None:
         return None if box is None else np.asarray(box, np.float64) * scale
 
+    def side(view: AttentionView, content: Pass) -> Side:
+        answers = _named_regions(trace, content.answers)
+        return Side(view, answers, content.chosen, content.runner_up, scaled(content.box))
+
     answer_figure(
         path,
         image=trace.image,
         boxes=np.asarray(trace.boxes, np.float64) * scale,
         region_labels=trace.region_labels,
         words=trace.words,
-        dense=dense,
-        thresholded=thresholded,
+        dense=side(dense, trace.dense),
+        thresholded=side(thresholded, trace.thresholded),
         threshold=trace.threshold,
         selection=trace.selection,
-        answers_dense=_named_regions(trace, trace.dense.answers),
-        answers_thresholded=_named_regions(trace, trace.thresholded.answers),
-        chosen=trace.thresholded.chosen,
-        runner_up=trace.thresholded.runner_up,
-        chosen_dense=trace.dense.chosen,
-        runner_up_dense=trace.dense.runner_up,
         target_box=scaled(trace.target_box),
-        predicted_box=scaled(trace.thresholded.box),
-        predicted_box_dense=scaled(trace.dense.box),
         kept_fraction=trace.kept_fraction(),
         title=trace.text,
         note="Regions are named by the annotated boxes that they meet." if trace.names_annotated else "",
@@ -78,6 +74,24 @@ def _named_regions(trace: Trace, answers: Sequence[tuple[str, float]]) -> Sequen
     return [(names.get(answer, answer), value) for answer, value in answers]
 
 
+@dataclass(frozen=True)
+class Side:
+    """One pass, dense or thresholded, as its half of the figure shows it.
+
+    Attributes:
+        view: Where attention went.
+        answers: (answer, probability), best first; of a grounding (region, probability).
+        chosen, runner_up: Of a grounding, the regions with the two highest scores.
+        box: (4,) xyxy of a grounding after box regression.
+    """
+
+    view: AttentionView
+    answers: Sequence[tuple[str, float]] = ()
+    chosen: int | None = None
+    runner_up: int | None = None
+    box: ArrayLike | None = None
+
+
 def answer_figure(
     path: Path,
     *,
@@ -85,50 +99,31 @@ def answer_figure(
     boxes: ArrayLike,
     region_labels: Sequence[str],
     words: Sequence[str],
-    dense: AttentionView,
-    thresholded: AttentionView,
+    dense: Side,
+    thresholded: Side,
     threshold: float,
     selection: str,
-    answers_dense: Sequence[tuple[str, float]] = (),
-    answers_thresholded: Sequence[tuple[str, float]] = (),
-    chosen: int | None = None,
-    runner_up: int | None = None,
-    chosen_dense: int | None = None,
-    runner_up_dense: int | None = None,
     target_box: ArrayLike | None = None,
-    predicted_box: ArrayLike | None = None,
-    predicted_box_dense: ArrayLike | None = None,
     kept_fraction: float,
     title: str,
     note: str = "",
     column: bool = False,
 ) -> None:
-    """Draw one answer (VQA) or one grounding (REC) with the attention behind it.
+    """Draw one answer or one grounding with the attention behind it.
 
     Dense on the left, thresholded on the right, each pair on one scale. The image keeps its own colours where
     the model looked and fades to grey elsewhere; where all weights are alike it looks as it is. For a
-    grounding give `chosen` (and what else is known); the image then shows boxes in place of the most attended
-    regions.
+    grounding (a side with `chosen` or `box`) it shows boxes in place of the most attended regions.
 
     Args:
         path: Ends in .png, .svg or .pdf.
         image: (H, W, 3) uint8; grey (H, W) and RGBA (H, W, 4) are accepted.
         boxes: (K, 4) xyxy in pixels.
         region_labels: K names; may be empty strings.
-        words: T words of the question or expression.
-        dense: Attention at threshold 0.
-        thresholded: Attention at `threshold`.
-        threshold: The threshold, or k for top-k selection.
-        selection: Name of the selection rule.
-        answers_dense: (answer, probability), best first; for REC (region, probability).
-        answers_thresholded: Likewise.
-        chosen: Region chosen with thresholded attention (REC), else None.
-        runner_up: The region with the second highest score.
-        chosen_dense: Region chosen with dense attention.
-        runner_up_dense: The second there.
+        words: W words of the question or expression.
+        dense, thresholded: The two passes.
+        threshold, selection: Threshold and rule of the thresholded one.
         target_box: (4,) xyxy of the true box, if known.
-        predicted_box: (4,) xyxy after box regression, with thresholded attention.
-        predicted_box_dense: Likewise, with dense attention.
         kept_fraction: Share of the attention entries that the threshold kept, in [0, 1].
         title: The question or expression.
         note: Ends the caption.
@@ -137,14 +132,9 @@ def answer_figure(
 
     Raises:
         DataError: Shapes do not fit each other.
-        ConfigError: The format is unknown.
+        ConfigError: The format or the rule is unknown.
     """
     check_format(path)
-    target = _box(target_box)
-    groundings = (
-        _Grounding(chosen_dense, runner_up_dense, _box(predicted_box_dense), target),
-        _Grounding(chosen, runner_up, _box(predicted_box), target),
-    )
     places = _numbers(boxes, "boxes", (len(region_labels), 4))
     regions = [_region_name(index, label) for index, label in enumerate(region_labels)]
     heading, short_heading = _threshold_names(selection, threshold)
@@ -154,16 +144,16 @@ def answer_figure(
         regions=regions,
         words=[clean_text(word) for word in words],
         views=(
-            _checked(dense, "dense", len(words), len(regions)),
-            _checked(thresholded, "thresholded", len(words), len(regions)),
+            _checked(dense.view, "dense", len(words), len(regions)),
+            _checked(thresholded.view, "thresholded", len(words), len(regions)),
         ),
         heading=heading,
         short_heading=short_heading,
-        answers=(list(answers_dense)[:_MAX_ANSWERS], list(answers_thresholded)[:_MAX_ANSWERS]),
-        grounding=any(one.chosen is not None or one.predicted is not None for one in groundings),
+        answers=(list(dense.answers)[:_MAX_ANSWERS], list(thresholded.answers)[:_MAX_ANSWERS]),
+        grounding=any(side.chosen is not None or side.box is not None for side in (dense, thresholded)),
         outlines=(
-            _grounding_outlines(groundings[0], places, regions),
-            _grounding_outlines(groundings[1], places, regions),
+            _grounding_outlines(dense, target_box, places, regions),
+            _grounding_outlines(thresholded, target_box, places, regions),
         ),
         kept_fraction=kept_fraction,
         title=title,
@@ -173,38 +163,33 @@ def answer_figure(
         (column_layout if column else page_layout)(content).save(Path(path))
 
 
-@dataclass(frozen=True)
-class _Grounding:
-    """What one pass grounded: numbers of regions and (4,) boxes, or None."""
-
-    chosen: int | None
-    runner_up: int | None
-    predicted: NDArray[np.float64] | None
-    target: NDArray[np.float64] | None
-
-
-def _grounding_outlines(found: _Grounding, boxes: NDArray[np.float64], labels: list[str]) -> list[Outline]:
+def _grounding_outlines(
+    side: Side, target_box: ArrayLike | None, boxes: NDArray[np.float64], labels: list[str]
+) -> list[Outline]:
     """Boxes of a grounding, the least important first, so that the others are drawn over it."""
+    target, predicted = _box(target_box), _box(side.box)
 
-    def name(start: str, box: NDArray[np.float64], label: str = "") -> str:
-        overlap = "" if found.target is None else f", IoU {_iou(box, found.target):.2f}"
-        return f"{start}{label and f': {label}'}{overlap}"
+    def outline(
+        start: str, color: str, style: Literal["-", "--", "-."], box: NDArray[np.float64], label: str = ""
+    ) -> Outline:
+        overlap = "" if target is None else f", IoU {_iou(box, target):.2f}"
+        return Outline(box, color, style, f"{start}{label and f': {label}'}{overlap}")
 
-    outlines: list[Outline] = []
+    outlines = []
     regions: tuple[tuple[int | None, str, Literal["-", "--"], str], ...] = (
-        (found.runner_up, _RUNNER_UP, "--", "runner-up"),
-        (found.chosen, _CHOSEN, "-", "chosen region"),
+        (side.runner_up, _RUNNER_UP, "--", "runner-up"),
+        (side.chosen, _CHOSEN, "-", "chosen region"),
     )
     for index, color, style, start in regions:
         if index is not None:
             if not 0 <= index < len(boxes):
                 raise DataError(f"{start} {index} is not one of the {len(boxes)} regions")
-            outlines.append(Outline(boxes[index], color, style, name(start, boxes[index], labels[index])))
-    if found.predicted is not None:
-        outlines.append(Outline(found.predicted, _PREDICTED, "-.", name("predicted box", found.predicted)))
+            outlines.append(outline(start, color, style, boxes[index], labels[index]))
+    if predicted is not None:
+        outlines.append(outline("predicted box", _PREDICTED, "-.", predicted))
     # A good prediction covers the target; dots let what is below them through.
-    if found.target is not None and outlines:
-        outlines.append(Outline(found.target, _TARGET, ":", "target"))
+    if target is not None and outlines:
+        outlines.append(Outline(target, _TARGET, ":", "target"))
     return outlines
 
 
@@ -216,10 +201,7 @@ def _threshold_names(selection: str, threshold: float) -> tuple[str, str]:
     """Heading of the thresholded side, and a short one."""
     rule = rule_of(selection)
     words = rule.in_words(threshold)
-    if rule.is_transform:
-        heading = f"Sparse attention ({words})"
-        return heading, heading.removesuffix(")")
-    return f"Thresholded ({words})", words
+    return f"{'Sparse attention' if rule.is_transform else 'Thresholded'} ({words})", words
 
 
 def _region_name(index: int, label: str) -> str:

@@ -62,7 +62,7 @@ def contact_sheet(path: Path, groups: Sequence[SheetGroup], *, title: str = "", 
 
     Args:
         path: Ends in .png, .svg or .pdf.
-        groups: The groups in their order; empty ones are left out.
+        groups: The groups in their order; empty ones are omitted.
         title: Above all.
         caption: Below the title, in smaller letters.
 

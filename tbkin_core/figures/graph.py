@@ -44,7 +44,7 @@ _MAX_RELATIONS = 12
 _MAX_IMAGE_EDGES = 8
 _LEAST_IOU = 0.1  # of an edge that is drawn between regions
 _ATTENDED_SHARE = 0.1  # of the largest weight; what has less was hardly looked at
-_OTHER = "#8c8c8c"  # regions that no object goes by
+_OTHER = "#8c8c8c"  # regions linked with no object
 _OBJECT_FILL, _ATTRIBUTE_FILL, _RELATION_FILL = "#fff4e0", "#eef4fa", "#f2f2f2"
 _INK = "#444444"
 
@@ -85,7 +85,7 @@ def graph_regions(trace: Trace, limit: int) -> list[int]:
 
 
 def regions_agree(trace: Trace) -> bool:
-    """Whether the graph's regions are the model's, so that attention can be told of them."""
+    """Whether the graph's regions are the model's, so that attention to them can be shown."""
     if trace.graph is None or len(trace.graph["regions"]) != len(trace.boxes):
         return False
     boxes = np.array([region["box"] for region in trace.graph["regions"]], np.float64).reshape(-1, 4)

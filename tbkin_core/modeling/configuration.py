@@ -42,7 +42,7 @@ class TbkinConfig(PretrainedConfig):
         num_attribute_classes: Attribute classes likewise (400).
         num_answers: Outputs of the VQA head; `id2label` names them.
         threshold: τ of the selection; 0 is the dense model.
-        selection: "relative", "probability", "score" or "topk" (where τ is the number k).
+        selection: One of `tbkin_core.selection.SELECTIONS`; for "topk" τ is the number k.
         threshold_layers: Layers that select; None means all.
         threshold_scope: "all", "cross-modal", "text-to-image" or "image-to-text".
         straight_through: Give dropped keys the dense softmax's gradient.
