@@ -13,7 +13,7 @@ from typing import Any
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import DataError, TbkinError
 from tbkin_core.features.extractors.base import Extractor, run_batches
-from tbkin_core.features.extractors.opening import open_extractor
+from tbkin_core.features.extractors.opening import OpenExtractor, open_extractor
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
 from tbkin_core.support.console import progress
@@ -143,7 +143,7 @@ class _Share:
         rank, world: Which of how many processes this one is; the first alone notes what all of them see.
     """
 
-    def __init__() -> None:
+    def __init__(self, writer: FeatureStoreWriter, opened: OpenExtractor, rank: int, world: int) -> None:
         self._writer, self._opened = writer, opened
         self._rank, self._world = rank, world
         self._present = self._skipped = 0
