@@ -483,7 +483,7 @@ def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Pat
     """The settings of one run of a sweep."""
     if threshold == 0:
         # As a plain dense run has them, so that one that is there already is known by its settings.
-        plain = FinetuneConfig()
+        plain = FinetuneConfig(task=base.task)
         chosen: dict[str, Any] = {
             name: getattr(plain, name)
             for name in ("selection", "threshold", "threshold_layers", "threshold_scope", "straight_through")
