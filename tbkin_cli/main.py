@@ -20,6 +20,8 @@ from tbkin_cli.options import Command, parameters
 from tbkin_cli.output import errors_as_messages, show
 from tbkin_core import settings
 from tbkin_core.settings import StageConfig, load_config
+from tbkin_core.support.console import setup_logging
+from tbkin_core.support.ranks import rank
 
 
 class _Group(typer.core.TyperGroup):
@@ -121,9 +123,6 @@ STAGES = {
 def _run(name: str, config: str | None, json: bool, quiet: bool, flags: dict[str, Any]) -> None:
     stage = STAGES[name]
     with errors_as_messages():
-        from tbkin_core.support.console import setup_logging
-        from tbkin_core.support.ranks import rank
-
         setup_logging(quiet)
         given = {option: value for option, value in flags.items() if value is not None and value != []}
         chosen = load_config(stage.settings, None if config is None else Path(config), stage.arrange(given))

@@ -45,7 +45,7 @@ _expression_set = partial(
 _checkpoint = partial(option, help="Fine-tuned model.", group=Group.MODEL, unset="the latest")
 _rule = partial(
     option,
-    help="Which keys attention keeps; sparsemax and entmax15 have no threshold.",
+    help="Rule by which attention keeps keys; sparsemax and entmax15 have no threshold.",
     group=Group.SELECTION,
     choices=SELECTIONS,
 )
@@ -290,7 +290,7 @@ class SelectionConfig(StageConfig):
     """1 for sparsemax and entmax15, which are on as soon as they are named."""
     selection: str = _rule("relative")
     threshold_layers: list[int] | None = option(
-        None, "Layers that select, from 0.", Group.SELECTION, unset="all"
+        None, "Layer that selects, from 0.", Group.SELECTION, unset="all"
     )
     threshold_scope: str = option(
         "all", "Which pairs of query and key a selection may drop.", Group.SELECTION, choices=SCOPES
@@ -396,7 +396,7 @@ class ThresholdSweepConfig(StageConfig):
     features: Path | None = _features(None)
     dataset: str | None = _expression_set(None)
     thresholds: str = option(
-        "0:0.9:0.1", "Thresholds; STOP is one of them.", Group.SWEEP, metavar="[START:STOP:STEP|T,T,...]"
+        "0:0.9:0.1", "Thresholds, STOP included.", Group.SWEEP, metavar="[START:STOP:STEP|T,T,...]"
     )
     selection: list[str] = option(
         ["relative"],
@@ -421,7 +421,7 @@ class ThresholdSweepConfig(StageConfig):
     )
     init: str | None = option(
         None,
-        "Weights that every run starts from.",
+        "Weights that each run starts from.",
         Group.SWEEP,
         metavar="MODEL",
         only_with="refit",
@@ -491,9 +491,9 @@ class VisualizeConfig(StageConfig):
         choices=("rollout", "last"),
         unset="last for answers, rollout for expressions",
     )
-    layer: int | None = option(None, "Show this layer alone, from 0.", Group.FIGURE, low=0)
+    layer: int | None = option(None, "Show this layer alone, numbered from 0.", Group.FIGURE, low=0)
     head: int | None = option(
-        None, "Show this head alone, from 0, of --layer or the last one.", Group.FIGURE, low=0
+        None, "Show this head alone, numbered from 0, of --layer or the last layer.", Group.FIGURE, low=0
     )
     top: int = option(5, "Answers shown.", Group.FIGURE, low=1)
     format: list[str] = option(["png"], "Format of the figure.", Group.FIGURE, choices=("png", "svg", "pdf"))
