@@ -1,7 +1,10 @@
 """The options of a subcommand, made from its settings, and how --help shows them."""
 
+# ruff: noqa: RUF009 (`option` makes a dataclass field)
+
 from __future__ import annotations
 
+from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,51 +13,27 @@ import typer
 import typer.core
 
 from tbkin_core.settings import StageConfig, fields_of
-from tbkin_core.settings.base import Field, Group
+from tbkin_core.settings.base import Field, Group, option
 
 _COLUMN = 24
 """Width of the options in --help, beside their texts."""
 
-Config = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        help="YAML file of settings; flags win over it.",
-        metavar="FILE",
-        rich_help_panel=Group.RUN,
-        show_default=False,
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print one JSON object on stdout instead of tables.", rich_help_panel=Group.OUTPUT
-    ),
-]
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet",
-        "-q",
-        help="No progress and no log on stderr; warnings only.",
-        rich_help_panel=Group.OUTPUT,
-    ),
-]
+
+@dataclass(frozen=True)
+class CallOptions:
+    """The options of every subcommand that are no settings."""
+
+    config: Path | None = option(None, "YAML file of settings; flags win over it.", Group.RUN, metavar="FILE")
+    json: bool = option(False, "Print one JSON object on stdout instead of tables.", Group.OUTPUT)
+    quiet: bool = option(
+        False, "No progress and no log on stderr; warnings only.", Group.OUTPUT, flag="--quiet -q"
+    )
 
 
 def parameters(kind: type[StageConfig]) -> list[Parameter]:
     """The parameters of a Typer command for settings of this kind; None or [] where one is not given."""
-    shown = [entry for entry in fields_of(kind).values() if entry.option.group]
-    order = list(Group)
-    shown.sort(key=lambda entry: order.index(Group(entry.option.group or "")))
-    own = (("config", Config, None), ("json", Json, False), ("quiet", Quiet, False))
-    return [
-        *(_parameter(entry, kind) for entry in shown),
-        *(
-            Parameter(name, Parameter.KEYWORD_ONLY, annotation=hint, default=value)
-            for name, hint, value in own
-        ),
-    ]
+    fields = [*fields_of(kind).values(), *fields_of(CallOptions).values()]
+    return [_parameter(entry, kind) for group in Group for entry in fields if entry.option.group == group]
 
 
 def _parameter(entry: Field, kind: type[StageConfig]) -> Parameter:
@@ -65,7 +44,7 @@ def _parameter(entry: Field, kind: type[StageConfig]) -> Parameter:
     if entry.option.argument:
         info: Any = typer.Argument(**text)
     else:
-        info = typer.Option(entry.flag, rich_help_panel=entry.option.group, **text)
+        info = typer.Option(*entry.flag.split(), rich_help_panel=entry.option.group, **text)
     if entry.option.argument and not entry.is_list:
         return Parameter(entry.name, Parameter.KEYWORD_ONLY, annotation=Annotated[hint, info])
     return Parameter(
@@ -74,27 +53,27 @@ def _parameter(entry: Field, kind: type[StageConfig]) -> Parameter:
 
 
 def _metavar(entry: Field) -> str | None:
-    option = entry.option
-    if option.choices:
-        return f"[{'|'.join(filter(None, [*option.choices, option.others]))}]"
-    return option.metavar or {int: "N", float: "X", Path: "PATH", str: "TEXT"}.get(entry.kind)
+    meta = entry.option
+    if meta.choices:
+        return f"[{'|'.join(filter(None, [*meta.choices, meta.others]))}]"
+    return meta.metavar or {int: "N", float: "X", Path: "PATH", str: "TEXT"}.get(entry.kind)
 
 
 def _help(entry: Field, kind: type[StageConfig]) -> str:
     """The help text, and in brackets what the field says by itself."""
-    option = entry.option
-    default = entry.default if entry.default not in (None, []) else option.unset
-    notes = ["required"] if option.required else []
-    if option.only_for:
-        notes.append(f"for --task {' or '.join(option.only_for)}")
-    if option.only_with:
-        notes.append(f"with {fields_of(kind)[option.only_with].flag}")
-    if entry.is_list and not option.argument:
+    meta = entry.option
+    default = entry.default if entry.default not in (None, []) else meta.unset
+    notes = ["required"] if meta.required else []
+    if meta.only_for:
+        notes.append(f"for --task {' or '.join(meta.only_for)}")
+    if meta.only_with:
+        notes.append(f"with {fields_of(kind)[meta.only_with].flag}")
+    if entry.is_list and not meta.argument:
         notes.append("repeatable")
-    if default != "" and entry.kind is not bool and not option.argument:
+    if default != "" and entry.kind is not bool and not meta.argument:
         shown = f"{default:g}" if isinstance(default, float) else str(default)
         notes.append(f"default: {', '.join(default) if isinstance(default, list) else shown}")
-    return f"{option.help}  [{'; '.join(notes)}]" if notes else option.help
+    return f"{meta.help}  [{'; '.join(notes)}]" if notes else meta.help
 
 
 class Command(typer.core.TyperCommand):

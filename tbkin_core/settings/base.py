@@ -59,7 +59,7 @@ class Option:
         only_for: The tasks that have this setting; for the others it keeps its default.
         only_with: Another setting, without which this one keeps its default.
         unset: What None or an empty list stands for, as --help puts it.
-        flag: Its name on the command line, where that is not the field's.
+        flag: Its name on the command line, where that is not the field's; several have spaces between them.
         metavar: Placeholder of the value in --help, where type and choices do not say enough.
         argument: It is an argument of the command line, not an option.
     """

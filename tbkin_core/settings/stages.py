@@ -52,6 +52,8 @@ _rule = partial(
 _threshold = partial(
     option, help="τ of the selection rule, or k of topk; 0 is the dense model.", group=Group.SELECTION
 )
+_vqa = partial(option, only_for=("vqa",))
+_refit = partial(option, group=Group.SWEEP, only_with="refit", unset="the checkpoint's")
 _chance = partial(option, low=0, high=1)
 
 
@@ -332,29 +334,18 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         None, "Split to train on, or several: train+val.", Group.DATA, unset="train"
     )
     """Of val, what is in minival is left out where minival is there to validate on."""
-    blind: bool = option(False, "Hide the image: the question-only baseline.", Group.MODEL, only_for=("vqa",))
-    kl_epochs: int | None = option(
+    blind: bool = _vqa(False, "Hide the image: the question-only baseline.", Group.MODEL)
+    kl_epochs: int | None = _vqa(
         None,
         "Epochs with the KL loss before the BCE loss.",
         low=0,
-        only_for=("vqa",),
         unset="all where every question has one answer, else a third",
     )
-    min_answer_count: int | None = option(
-        None,
-        "Learn the answers given at least this often in training.",
-        Group.DATA,
-        low=1,
-        only_for=("vqa",),
-        unset="chosen from the data",
+    min_answer_count: int | None = _vqa(
+        None, "Learn answers given at least this often.", Group.DATA, low=1, unset="chosen from the data"
     )
-    answers: Path | None = option(
-        None,
-        "JSON list of the answers to learn.",
-        Group.DATA,
-        metavar="FILE",
-        only_for=("vqa",),
-        unset="those of the data",
+    answers: Path | None = _vqa(
+        None, "JSON list of the answers to learn.", Group.DATA, metavar="FILE", unset="those of the data"
     )
     patience: int = option(
         0, "Stop after this many epochs without improvement; 0 never does.", Group.TRAINING, low=0
@@ -410,23 +401,10 @@ class ThresholdSweepConfig(StageConfig):
     refit: bool = option(
         False, "Fine-tune once per threshold, with the settings of the checkpoint.", Group.SWEEP
     )
-    seeds: int = option(
-        1, "Runs per threshold, with the seeds from --seed up.", Group.SWEEP, low=1, only_with="refit"
-    )
-    epochs: int | None = option(
-        None, "Epochs of each run.", Group.SWEEP, low=0, only_with="refit", unset="the checkpoint's"
-    )
-    max_minutes: float | None = option(
-        None, "Minutes per run at most.", Group.SWEEP, low=0, only_with="refit", unset="the checkpoint's"
-    )
-    init: str | None = option(
-        None,
-        "Weights that each run starts from.",
-        Group.SWEEP,
-        metavar="MODEL",
-        only_with="refit",
-        unset="the checkpoint's",
-    )
+    seeds: int = _refit(1, "Runs per threshold, with the seeds from --seed up.", low=1, unset="")
+    epochs: int | None = _refit(None, "Epochs of each run.", low=0)
+    max_minutes: float | None = _refit(None, "Minutes per run at most.", low=0)
+    init: str | None = _refit(None, "Weights that each run starts from.", metavar="MODEL")
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
