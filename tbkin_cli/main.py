@@ -1,20 +1,27 @@
-"""The six subcommands. Each turns options into settings and calls one function of `tbkin_core.stages`."""
+"""The six subcommands. Each turns its options into settings and calls one function of `tbkin_core.stages`."""
 
 from __future__ import annotations
 
 import io
 import logging
+import pkgutil
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import Signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 import typer.core
 
-from tbkin_cli import options
+from tbkin_cli.options import CallOptions, Command, parameters
 from tbkin_cli.output import errors_as_messages, show
-from tbkin_core.features.extractors import extractor_help
+from tbkin_core import settings
+from tbkin_core.settings import StageConfig, load_config
+from tbkin_core.support.console import setup_logging
+from tbkin_core.support.ranks import rank
 
 
 class _Group(typer.core.TyperGroup):
@@ -38,417 +45,107 @@ app = typer.Typer(
 )
 
 
-def _run(
-    stage: str, config_class: str, file: Path | None, as_json: bool, quiet: bool, flags: dict[str, Any]
-) -> None:
+def _with_question(flags: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `visualize` told apart: the last one is the question."""
+    given = flags.get("images", [])
+    traces = bool(given) and all(name.lower().endswith(".npz") for name in given)
+    # A lone argument is an image whose question was forgotten, unless --image-id names the image.
+    if given and not traces and (len(given) > 1 or "image_id" in flags or "results" in flags):
+        return {**flags, "images": given[:-1], "question": given[-1]}
+    return flags
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A subcommand.
+
+    Attributes:
+        settings: What its options are made from.
+        help: Its --help, above the options.
+        example: A call, for the end of its --help.
+        arrange: Settings by name from the options by name.
+        summary_of_last: Ranks end on their own, and the last one, whichever it is, has the summary.
+    """
+
+    settings: type[StageConfig]
+    help: str
+    example: str
+    arrange: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    summary_of_last: bool = False
+
+
+STAGES = {
+    "extract-features": Stage(
+        settings.ExtractFeaturesConfig,
+        "Images to region features, in DATA/features.",
+        "tbkin extract-features coco/",
+    ),
+    "build-graphs": Stage(
+        settings.BuildGraphsConfig,
+        "Captions to unified scene graphs, in DATA/graphs.\n\n"
+        "Started once per rank by torchrun or srun with one DATA and --out, the ranks share the work; the"
+        " last one to end completes the store. After an interruption, the same command goes on; the result"
+        " is the same bytes.",
+        "tbkin build-graphs coco/ --export graphs.jsonl",
+        summary_of_last=True,
+    ),
+    "pretrain": Stage(
+        settings.PretrainConfig,
+        "Pretrain with structural knowledge masking.\n\nThe model lands in runs/pretrain.",
+        "tbkin pretrain coco/ --size small --epochs 20",
+    ),
+    "finetune": Stage(
+        settings.FinetuneConfig,
+        "Fine-tune for questions or referring expressions.\n\n"
+        "The model lands in a directory of its own in runs/finetune.",
+        "tbkin finetune --task vqa --threshold 0.3",
+    ),
+    "threshold-sweep": Stage(
+        settings.ThresholdSweepConfig,
+        "Accuracy, sparsity and speed at every threshold.\n\n"
+        "The checkpoint is evaluated as it is, or with --refit a model is fine-tuned per threshold from the"
+        " same initial weights. Table and figures land in runs/threshold-sweep. After an interruption, the"
+        " same command goes on.",
+        "tbkin threshold-sweep --task vqa --thresholds 0:0.9:0.1",
+    ),
+    "visualize": Stage(
+        settings.VisualizeConfig,
+        "Answer about images; draw what was attended to.\n\n"
+        "Figures land in runs/visualize, dense attention beside thresholded attention, each with a trace"
+        " (.npz) from which it can be drawn again without the model.",
+        'tbkin visualize img.jpg "what color is the dog?"',
+        arrange=_with_question,
+    ),
+}
+"""By name; `tbkin_core.stages` has a function of the same name."""
+
+
+def _run(name: str, flags: dict[str, Any], call: CallOptions) -> None:
+    stage = STAGES[name]
     with errors_as_messages():
-        from tbkin_core import settings as configs
-        from tbkin_core.support.console import setup_logging
-        from tbkin_core.support.ranks import rank
-
-        setup_logging(quiet)
-        settings = configs.load_config(getattr(configs, config_class), file, flags)
-        from tbkin_core import stages
-
-        result = getattr(stages, stage)(settings)
-        # Ranks that share a store end on their own; the last one, whichever it is, has the summary.
-        if rank() == 0 or stage in ("extract_features", "build_graphs"):
-            show(result, as_json, quiet)
+        setup_logging(call.quiet)
+        given = {option: value for option, value in flags.items() if value is not None and value != []}
+        chosen = load_config(stage.settings, call.config, stage.arrange(given))
+        # Only now, and only this one: it loads torch.
+        result = pkgutil.resolve_name(f"tbkin_core.stages:{name.replace('-', '_')}")(chosen)
+        if rank() == 0 or stage.summary_of_last:
+            show(result, call.json, call.quiet)
     logging.shutdown()
 
 
-@app.command("extract-features", epilog="Example: tbkin extract-features coco/")
-def extract_features(
-    data: Annotated[
-        Path, typer.Argument(help="Dataset directory, or a directory of images.", metavar="DATA")
-    ],
-    extractor: Annotated[
-        str | None,
-        typer.Option(
-            help=extractor_help(),
-            show_default=False,
-        ),
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Vision model that gives the region vectors: hub id or directory.", show_default=False
-        ),
-    ] = None,
-    backbone_side: Annotated[
-        int | None,
-        typer.Option(help="Pixels a side of what it sees.  [default: its own]", show_default=False),
-    ] = None,
-    max_regions: Annotated[
-        int | None, typer.Option(help="Regions an image at most.  [default: 36]", show_default=False)
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes.  [default: all processors]", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images a model sees together.  [default: 8]", show_default=False)
-    ] = None,
-    out: options.Out = None,
-    overwrite: options.Overwrite = None,
-    config: options.Config = None,
-    devices: options.Devices = None,
-    seed: options.Seed = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Images to region features, in DATA/features."""
-    _run("extract_features", "ExtractFeaturesConfig", config, json, quiet, _flags(locals()))
+def _add(name: str, stage: Stage) -> None:
+    def command(config: str | None, json: bool | None, quiet: bool | None, **flags: Any) -> None:
+        file = None if config is None else Path(config)
+        _run(name, flags, CallOptions(file, bool(json), bool(quiet)))
+
+    derived = parameters(stage.settings)
+    command.__signature__ = Signature(derived)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in derived}
+    app.command(name, cls=Command, help=stage.help, epilog=f"Example: {stage.example}")(command)
 
 
-@app.command("build-graphs", epilog="Example: tbkin build-graphs coco/ --export graphs.jsonl")
-def build_graphs(
-    data: Annotated[Path, typer.Argument(help="Dataset directory with captions.", metavar="DATA")],
-    parser: Annotated[
-        str | None, typer.Option(help="builtin, or a spaCy pipeline by name or path.", show_default=False)
-    ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="Feature store.  [default: DATA/features]", show_default=False)
-    ] = None,
-    min_similarity: Annotated[
-        float | None,
-        typer.Option(help="Keep cross-modal edges from here up.  [default: 0.5]", show_default=False),
-    ] = None,
-    similarity: Annotated[
-        str | None,
-        typer.Option(
-            help="What weighs these edges: lexical (needs no model), vectors or encoder.", show_default=False
-        ),
-    ] = None,
-    similarity_model: Annotated[
-        str | None,
-        typer.Option(help="Pipeline for vectors, or sentence encoder; name or path.", show_default=False),
-    ] = None,
-    export: Annotated[
-        Path | None, typer.Option(help="Also write every graph as JSON lines.", show_default=False)
-    ] = None,
-    networkx: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write every graph for networkx: FILE.graphml, FILE.json, or a directory.",
-            show_default=False,
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Processes; 0 for none.  [default: all processors above 2,000 captions]", show_default=False
-        ),
-    ] = None,
-    out: options.Out = None,
-    overwrite: options.Overwrite = None,
-    config: options.Config = None,
-    devices: options.Devices = None,
-    seed: options.Seed = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Captions to unified scene graphs, in DATA/graphs.
-
-    Started once a rank by torchrun or srun with one DATA and --out, the ranks share the work; the last one
-    to end completes the store. Interrupted, the same command goes on; the result is the same bytes.
-    """
-    _run("build_graphs", "BuildGraphsConfig", config, json, quiet, _flags(locals()))
-
-
-@app.command("pretrain", epilog="Example: tbkin pretrain coco/ --size small --epochs 20")
-def pretrain(
-    data: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Dataset directories with features and graphs.", metavar="DATA", show_default=False
-        ),
-    ] = None,
-    features: Annotated[
-        list[Path] | None,
-        typer.Option(help="Feature store of each.  [default: DATA/features]", show_default=False),
-    ] = None,
-    graphs: Annotated[
-        list[Path] | None,
-        typer.Option(help="Graph store of each.  [default: DATA/graphs]", show_default=False),
-    ] = None,
-    weights: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="How often an epoch shows the captions of each: 2 twice, 0.5 half of them.  [default: 1]",
-            show_default=False,
-        ),
-    ] = None,
-    size: options.Size = None,
-    init: options.Init = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    learning_rate: options.LearningRate = None,
-    max_minutes: options.MaxMinutes = None,
-    max_text_tokens: options.MaxTextTokens = None,
-    precision: options.Precision = None,
-    tensorboard: options.Tensorboard = None,
-    out: options.Out = None,
-    overwrite: options.Overwrite = None,
-    config: options.Config = None,
-    devices: options.Devices = None,
-    seed: options.Seed = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Pretrain with structural knowledge masking.
-
-    The model lands in runs/pretrain.
-    """
-    _run("pretrain", "PretrainConfig", config, json, quiet, _flags(locals()))
-
-
-@app.command("finetune", epilog="Example: tbkin finetune --task vqa --threshold 0.3")
-def finetune(
-    task: options.Task = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Dataset directory.  [default: found here]", show_default=False)
-    ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="Feature store.  [default: DATA/features]", show_default=False)
-    ] = None,
-    dataset: options.Dataset = None,
-    train_split: Annotated[
-        str | None,
-        typer.Option(help="Split to train on, or several: train+val.  [default: train]", show_default=False),
-    ] = None,
-    threshold: options.Threshold = None,
-    selection: options.SelectionRule = None,
-    threshold_scope: Annotated[
-        str | None, typer.Option(help="all, cross-modal, text-to-image or image-to-text.", show_default=False)
-    ] = None,
-    threshold_layers: Annotated[
-        list[int] | None,
-        typer.Option(help="Layers that select; repeat the option.  [default: all]", show_default=False),
-    ] = None,
-    straight_through: Annotated[
-        bool | None, typer.Option("--straight-through", help="Dropped keys get gradient.", show_default=False)
-    ] = None,
-    threshold_epochs: Annotated[
-        float | None,
-        typer.Option(help="Epochs over which the threshold grows from 0.  [default: 0]", show_default=False),
-    ] = None,
-    blind: Annotated[
-        bool | None,
-        typer.Option("--blind", help="Hide the image: the question-only baseline.", show_default=False),
-    ] = None,
-    answers: Annotated[
-        Path | None,
-        typer.Option(help="JSON list of answers.  [default: those of the data]", show_default=False),
-    ] = None,
-    min_answer_count: Annotated[
-        int | None, typer.Option(help="Learn answers given at least so often.", show_default=False)
-    ] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Stop after so many epochs without improvement.", show_default=False)
-    ] = None,
-    predict: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Split to write predictions of, for an evaluation server; repeat for several.",
-            show_default=False,
-        ),
-    ] = None,
-    size: options.Size = None,
-    init: options.Init = None,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    learning_rate: options.LearningRate = None,
-    max_minutes: options.MaxMinutes = None,
-    max_text_tokens: options.MaxTextTokens = None,
-    precision: options.Precision = None,
-    tensorboard: options.Tensorboard = None,
-    out: options.Out = None,
-    overwrite: options.Overwrite = None,
-    config: options.Config = None,
-    devices: options.Devices = None,
-    seed: options.Seed = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Fine-tune for questions or referring expressions.
-
-    The model lands in a directory of its own in runs/finetune.
-    """
-    _run("finetune", "FinetuneConfig", config, json, quiet, _flags(locals()))
-
-
-@app.command("threshold-sweep", epilog="Example: tbkin threshold-sweep --task vqa --thresholds 0:0.9:0.1")
-def threshold_sweep(
-    task: options.Task = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Fine-tuned model.  [default: the latest]", show_default=False)
-    ] = None,
-    thresholds: Annotated[
-        str | None,
-        typer.Option(
-            help="start:stop:step, or a list with commas.  [default: 0:0.9:0.1]", show_default=False
-        ),
-    ] = None,
-    selection: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="relative, probability, score, topk, sparsemax or entmax15; repeat for several; topk=1,4,16"
-            " has thresholds of its own.",
-            show_default=False,
-        ),
-    ] = None,
-    refit: Annotated[
-        bool | None,
-        typer.Option(
-            "--refit",
-            help="Fine-tune once for every threshold, with the settings of the checkpoint.",
-            show_default=False,
-        ),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(help="With --refit: runs for every threshold.  [default: 1]", show_default=False),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(help="With --refit: of each run.  [default: the checkpoint's]", show_default=False),
-    ] = None,
-    max_minutes: Annotated[
-        float | None, typer.Option(help="With --refit: stop each run after so long.", show_default=False)
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            help="With --refit: weights every run begins from.  [default: the checkpoint's]",
-            show_default=False,
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Dataset directory.  [default: the checkpoint's]", show_default=False)
-    ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="Feature store.  [default: DATA/features]", show_default=False)
-    ] = None,
-    dataset: options.Dataset = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split to evaluate.  [default: val]", show_default=False)
-    ] = None,
-    batch_size: options.BatchSize = None,
-    out: options.Out = None,
-    overwrite: options.Overwrite = None,
-    config: options.Config = None,
-    devices: options.Devices = None,
-    seed: options.Seed = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Accuracy, sparsity and speed at every threshold.
-
-    The checkpoint is evaluated as it is, or with --refit a model is fine-tuned for each threshold from the
-    same initial weights. Table and figures land in runs/threshold-sweep. Interrupted, the same command goes
-    on.
-    """
-    _run("threshold_sweep", "ThresholdSweepConfig", config, json, quiet, _flags(locals()))
-
-
-@app.command("visualize", epilog='Example: tbkin visualize img.jpg "what color is the dog?"')
-def visualize(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Image files, then the question, or the expression for a REC checkpoint. Or traces (.npz)"
-            " alone, to draw them again.",
-            metavar="IMAGE... QUESTION",
-            show_default=False,
-        ),
-    ] = None,
-    image_id: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Image by its id in the feature store, in place of a file; repeat for several.",
-            show_default=False,
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Fine-tuned model.  [default: the latest]", show_default=False)
-    ] = None,
-    threshold: options.Threshold = None,
-    selection: options.SelectionRule = None,
-    aggregate: Annotated[
-        str | None,
-        typer.Option(
-            help="Attention shown: rollout (over all layers) or last (layer, mean of heads).  [default: last"
-            " for answers, rollout for expressions]",
-            show_default=False,
-        ),
-    ] = None,
-    layer: Annotated[
-        int | None, typer.Option(help="Show this layer alone, from 0.", show_default=False)
-    ] = None,
-    head: Annotated[
-        int | None,
-        typer.Option(help="Show this head alone, from 0, of --layer or the last one.", show_default=False),
-    ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="Feature store that holds the image.", show_default=False)
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Dataset of the images.  [default: the checkpoint's]", show_default=False),
-    ] = None,
-    top: Annotated[int | None, typer.Option(help="Answers shown.  [default: 5]", show_default=False)] = None,
-    format: Annotated[
-        list[str] | None,
-        typer.Option(help="png, svg or pdf; repeat for several.  [default: png]", show_default=False),
-    ] = None,
-    column: Annotated[
-        bool | None,
-        typer.Option("--column", help="As wide as one column of a paper, 3.4 inches.", show_default=False),
-    ] = None,
-    graph: Annotated[
-        bool | None,
-        typer.Option("--graph", help="Also draw the scene graph of text and image.", show_default=False),
-    ] = None,
-    html: Annotated[
-        bool | None, typer.Option("--html", help="Also write a page to explore.", show_default=False)
-    ] = None,
-    results: Annotated[
-        Path | None,
-        typer.Option("--from", help="Draw a sheet of results-SPLIT.json of a run.", show_default=False),
-    ] = None,
-    wrong: Annotated[
-        bool | None, typer.Option("--wrong", help="With --from: wrong answers alone.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="With --from: how many.  [default: 20]", show_default=False)
-    ] = None,
-    out: options.Out = None,
-    config: options.Config = None,
-    devices: options.Devices = None,
-    seed: options.Seed = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Answer about images; draw what was attended to.
-
-    Figures land in runs/visualize, dense attention beside thresholded attention, each with a trace (.npz)
-    from which it can be drawn again without the model.
-    """
-    flags = _flags(locals())
-    given = flags.pop("arguments", [])
-    traces = bool(given) and all(name.lower().endswith(".npz") for name in given)
-    # A lone argument is an image whose question was forgotten, unless --image-id names the image.
-    if given and not traces and (len(given) > 1 or image_id or results):
-        flags["question"] = given.pop()
-    _run("visualize", "VisualizeConfig", config, json, quiet, flags | ({"images": given} if given else {}))
-
-
-def _flags(values: dict[str, Any]) -> dict[str, Any]:
-    """The options that are settings of the stage and were given."""
-    own = ("config", "json", "quiet")
-    return {
-        name: value for name, value in values.items() if name not in own and value is not None and value != []
-    }
+for _name, _stage in STAGES.items():
+    _add(_name, _stage)
 
 
 def main() -> None:

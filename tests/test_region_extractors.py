@@ -582,7 +582,7 @@ def test_pictures_of_odd_shapes(models: dict[str, Path], tmp_path: Path) -> None
 def test_settings_that_do_not_go_together() -> None:
     for flags, says in [
         ({"extractor": "import", "backbone": "a/b"}, "come with vectors"),
-        ({"backbone_side": 224}, "only with a backbone"),
+        ({"backbone_side": 224}, "only with --backbone"),
         ({"backbone": "a/b", "backbone_side": 5}, "backbone_side"),
         ({"extractor": "anotations"}, "annotations"),
     ]:

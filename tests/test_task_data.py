@@ -21,8 +21,7 @@ from tbkin_core.evaluation.intervals import bootstrap_interval
 from tbkin_core.evaluation.report import report_entry
 from tbkin_core.features.store import RegionBatch
 from tbkin_core.settings import FinetuneConfig
-from tbkin_core.tasks import finetune_task
-from tbkin_core.tasks.base import ReportRow
+from tbkin_core.tasks.base import ReportRow, finetune_task
 from tbkin_core.tasks.rec import RecSplit, best_region_hits, largest_region_hits, random_region_hits
 from tbkin_core.training.splits import hold_out, task_splits
 

@@ -247,13 +247,13 @@ def test_results_are_looked_for_in_a_run_that_is_given(trained: Path) -> None:
         ("img.jpg what --layer -1", "layer: expected at least 0"),
         ("img.jpg what --aggregate mean", "rollout, last"),
         ("what%color", "'what color' is alone"),
-        ("img.jpg what --aggregate last --head 0", "leave it away beside"),
+        ("img.jpg what --aggregate last --head 0", "omit it beside"),
         ("img.jpg what --format gif", "png, svg, pdf"),
         ("img.jpg what --wrong", "--from results-val.json"),
         ("img.jpg what --from runs/finetune/rec/results-val.json", "give no image"),
         ("trace.npz img.jpg what", "drawn again by themselves"),
         ("trace.npz --threshold 0.5", "a trace has its own"),
-        ("--from runs/finetune/rec/results-val.json --limit 9999", "at most 200"),
+        ("--from runs/finetune/rec/results-val.json --limit 9999", "from 1 to 200"),
     ],
 )
 def test_settings_that_contradict_each_other(trained: Path, arguments: str, says: str) -> None:

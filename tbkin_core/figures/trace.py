@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.support.files import atomic_path
-from tbkin_core.tasks import Presentation, presentation_of
+from tbkin_core.tasks.table import Presentation, presentation_of
 
 _VERSION = 1
 _ARRAYS = ("image", "boxes", "word_ids")

@@ -32,8 +32,7 @@ from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks import task_named
-from tbkin_core.tasks.base import to_device
+from tbkin_core.tasks.base import task_named, to_device
 from tbkin_core.texts.language import looks_foreign
 from tbkin_core.texts.table import encode_texts
 from tbkin_core.texts.tokenizer import words_of

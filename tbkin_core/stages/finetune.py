@@ -26,8 +26,7 @@ from tbkin_core.settings import FinetuneConfig, dump_config
 from tbkin_core.support.devices import launch, resolve_devices, torch_device
 from tbkin_core.support.files import write_json, write_text
 from tbkin_core.support.ranks import rank
-from tbkin_core.tasks import finetune_task
-from tbkin_core.tasks.base import FinetuneObjective, FinetuneTask, Head, InputSource, Split
+from tbkin_core.tasks.base import FinetuneObjective, FinetuneTask, Head, InputSource, Split, finetune_task
 from tbkin_core.training.curves import draw_training_curves
 from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import FinetunePlan, plan_finetuning

@@ -48,8 +48,7 @@ from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
 from tbkin_core.support.files import atomic_path, make_directory, read_json, write_json, write_text
 from tbkin_core.support.ranks import rank, wait_for_ranks
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks import finetune_task
-from tbkin_core.tasks.base import FinetuneTask
+from tbkin_core.tasks.base import FinetuneTask, finetune_task
 from tbkin_core.training.plan import most_minutes
 from tbkin_core.training.splits import find_data, samples_content, task_splits
 from tbkin_core.training.start import feature_place, initial_source, settings_of
@@ -396,8 +395,11 @@ def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Pat
     chosen: dict[str, Any] = {"selection": rule, "threshold": threshold}
     if threshold == 0:
         # As a plain dense run has them, so that one that is there already is known by its settings.
-        shared = {entry.name for entry in fields(StageConfig)}
-        chosen = {entry.name: entry.default for entry in fields(SelectionConfig) if entry.name not in shared}
+        plain = FinetuneConfig(task=base.task)
+        names = {entry.name for entry in fields(SelectionConfig)} - {
+            entry.name for entry in fields(StageConfig)
+        }
+        chosen = {name: getattr(plain, name) for name in names}
     return replace(base, **chosen, seed=seed, out=out, predict=[], overwrite=False)
 
 

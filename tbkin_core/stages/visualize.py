@@ -22,6 +22,7 @@ from tbkin_core.settings import VisualizeConfig
 from tbkin_core.stages.result_sheet import draw_result_sheet
 from tbkin_core.support.console import progress, shortened
 from tbkin_core.support.files import make_directory, slug
+from tbkin_core.tasks.table import FINETUNE_TASKS, TASKS
 
 logger = logging.getLogger("tbkin")
 
@@ -47,7 +48,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         load_image(config.images[0], max_side=64)
     # With the model comes torch.
     from tbkin_core.stages.answering import Answerer, ImageSource
-    from tbkin_core.tasks import FINETUNE_TASKS, TASKS, task_named
+    from tbkin_core.tasks.base import task_named
     from tbkin_core.texts.language import is_question
 
     sources = [

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from tbkin_core.errors import ConfigError
 from tbkin_core.evaluation.attribution import AttentionMeter
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
-from tbkin_core.tasks import Presentation, presentation_of
+from tbkin_core.tasks.table import TASKS, Presentation, presentation_of
 from tbkin_core.texts.table import TextTable, encode_texts
 
 if TYPE_CHECKING:
@@ -579,3 +580,16 @@ class FinetuneTask(Task, Generic[Sample]):
             split: Those with features, one at least.
             predictions: What the model answered to these.
         """
+
+
+def task_named(name: str) -> Task:
+    """The task of a name among `TASKS`; loads its module, and with it torch."""
+    module, _, kind = TASKS[name].kind.partition(":")
+    task: Any = getattr(import_module(module), kind)
+    return task()
+
+
+def finetune_task(name: str) -> FinetuneTask:
+    """The task of a name among `FINETUNE_TASKS`."""
+    task: Any = task_named(name)
+    return task

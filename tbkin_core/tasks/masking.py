@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tbkin_core.settings import MaskingConfig
 from tbkin_core.support.randomness import mix, uniform
 
 # Names of the streams of random numbers; two uses never share one.
@@ -18,46 +19,6 @@ _SIDE, _TEXT_BASE, _TEXT_ANCHOR, _TEXT_WORD, _TEXT_ACTION, _TEXT_REPLACE = range
 _REGION_BASE, _REGION_CROSS, _REGION_NEIGHBOUR, _REGION_ACTION, _REGION_REPLACE = range(20, 25)
 
 KEEP, MASK, REPLACE = 0, 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class MaskingConfig:
-    """Probabilities of masking; the defaults are ROSITA's public configuration.
-
-    Attributes:
-        text_side: Chance that a sample masks its text and not its regions.
-        base: Chance of any word piece or region.
-        mask, replace: Of the masked, the share hidden and the share replaced; the rest is kept as it is.
-        anchor: Chance that a text object is an anchor and masked whole.
-        attribute_factor, attribute_cap: An anchor's attribute word is masked with
-            min(attribute_factor · P(attribute | object), attribute_cap) + extra.
-        relation_factor, relation_cap: Likewise for its relation words, with P(relation, object | subject).
-        extra: See above.
-        cross_modal: Factor on a region's mean cross-modal weight.
-        neighbour: Chance that a masked region hides the regions it overlaps.
-        neighbour_iou: IoU above which regions overlap.
-        text_structure, image_structure, cross_modal_structure: Switches for ablation.
-        interference: Hide from a masked anchor what gives it away within its modality and what has nothing to
-            do with it in the other, see `interference_mask`. ROSITA's code computes such masks and uses none.
-    """
-
-    text_side: float = 0.5
-    base: float = 0.15
-    mask: float = 0.8
-    replace: float = 0.1
-    anchor: float = 0.5
-    attribute_factor: float = 5.0
-    attribute_cap: float = 0.5
-    relation_factor: float = 20.0
-    relation_cap: float = 0.5
-    extra: float = 0.2
-    cross_modal: float = 0.9
-    neighbour: float = 0.3
-    neighbour_iou: float = 0.2
-    text_structure: bool = True
-    image_structure: bool = True
-    cross_modal_structure: bool = True
-    interference: bool = False
 
 
 @dataclass(frozen=True, slots=True)

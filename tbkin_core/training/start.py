@@ -16,7 +16,7 @@ from tbkin_core.runs import finished_runs
 from tbkin_core.settings import FinetuneConfig, TrainingConfig
 from tbkin_core.support.files import read_json
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks import finetune_task
+from tbkin_core.tasks.base import finetune_task
 from tbkin_core.texts.tokenizer import build_tokenizer, extend_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:

@@ -1,0 +1,553 @@
+"""The settings of the six subcommands.
+
+A text below a field says what `--help` has no room for. Fields without a `Group` are for YAML and Python.
+"""
+
+# ruff: noqa: RUF009 (`option` makes a dataclass field)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tbkin_core.errors import ConfigError
+from tbkin_core.features.extractors import EXTRACTOR_NAMES, extractor_help, takes_backbone
+from tbkin_core.selection import (
+    SCOPES,
+    SELECTIONS,
+    TRANSFORMS,
+    Selection,
+    check_growth,
+    check_threshold,
+    usual_threshold,
+)
+from tbkin_core.settings.base import Group, StageConfig, option, wrong_choice
+from tbkin_core.tasks.table import FINETUNE_TASKS
+
+# What several subcommands have.
+_task = partial(
+    option,
+    help="Questions (vqa) or referring expressions (rec).",
+    group=Group.DATA,
+    choices=FINETUNE_TASKS,
+    required=True,
+)
+_features = partial(option, help="Feature store.", group=Group.DATA, unset="DATA/features")
+_expression_set = partial(
+    option,
+    help="Which expressions, where there are several: refcoco, refcoco+, refcocog, refcocog-google, ...",
+    group=Group.DATA,
+    only_for=("rec",),
+)
+_checkpoint = partial(option, help="Fine-tuned model.", group=Group.MODEL, unset="the latest")
+_rule = partial(
+    option,
+    help="Rule by which attention keeps keys; sparsemax and entmax15 have no threshold.",
+    group=Group.SELECTION,
+    choices=SELECTIONS,
+)
+_threshold = partial(
+    option, help="τ of the selection rule, or k of topk; 0 is the dense model.", group=Group.SELECTION
+)
+_vqa = partial(option, only_for=("vqa",))
+_refit = partial(option, group=Group.SWEEP, only_with="refit", unset="the checkpoint's")
+_chance = partial(option, low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractFeaturesConfig(StageConfig):
+    """`tbkin extract-features`."""
+
+    data: Path = option(
+        Path(), "Dataset directory, or a directory of images.", Group.DATA, argument=True, metavar="DATA"
+    )
+    extractor: str = option(
+        "auto",
+        extractor_help(),
+        Group.REGIONS,
+        choices=EXTRACTOR_NAMES,
+        others="MODEL",
+    )
+    backbone: str | None = option(
+        None, "Model (hub id or directory) that makes the region vectors.", Group.REGIONS, metavar="MODEL"
+    )
+    backbone_side: int | None = option(
+        None,
+        "Pixels along a side of the square that the backbone sees.",
+        Group.REGIONS,
+        low=32,
+        high=4096,
+        only_with="backbone",
+        unset="the backbone's own",
+    )
+    max_regions: int = option(36, "Regions per image at most.", Group.REGIONS, low=1)
+    workers: int | None = option(None, "Processes.", Group.RUN, low=0, unset="one per processor")
+    batch_size: int = option(8, "Images that a model sees at once.", Group.RUN, low=1)
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        wrong = wrong_choice(self.extractor, EXTRACTOR_NAMES)
+        if wrong and "/" not in self.extractor and not Path(self.extractor).is_dir():
+            yield f"extractor: {wrong}"
+        if self.backbone is not None and not takes_backbone(self.extractor):
+            yield "backbone: imported features come with vectors; name another --extractor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildGraphsConfig(StageConfig):
+    """`tbkin build-graphs`."""
+
+    data: Path = option(Path(), "Dataset directory with captions.", Group.DATA, argument=True, metavar="DATA")
+    parser: str = option(
+        "builtin",
+        "What parses the captions: tbkin's own parser, or a spaCy pipeline for English by name or path.",
+        Group.GRAPHS,
+        choices=("builtin",),
+        others="PIPELINE",
+    )
+    features: Path | None = _features(None)
+    """Without one, graphs have no regions."""
+    min_similarity: float = _chance(0.5, "Least weight of a cross-modal edge.", Group.GRAPHS)
+    label_iou: float = _chance(
+        0.5, "A region without a label of its own takes that of the annotated box it overlaps this much."
+    )
+    export: Path | None = option(
+        None, "Also write every graph to this file as JSON lines.", Group.OUTPUT, metavar="FILE"
+    )
+    networkx: Path | None = option(
+        None,
+        "Also write every graph for networkx: FILE.graphml, FILE.json, or a directory for one file"
+        " per caption.",
+        Group.OUTPUT,
+    )
+    similarity: str = option(
+        "lexical",
+        "What weighs cross-modal edges; lexical needs no model.",
+        Group.GRAPHS,
+        choices=("lexical", "vectors", "encoder"),
+    )
+    similarity_model: str | None = option(
+        None,
+        "spaCy pipeline for vectors, or sentence encoder for encoder, by name or path.",
+        Group.GRAPHS,
+        metavar="MODEL",
+    )
+    workers: int | None = option(
+        None, "Processes.", Group.RUN, low=0, unset="one per processor above 2,000 captions, else 0"
+    )
+    """0 works in this process."""
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.networkx is not None and self.networkx.suffix.lower() not in ("", ".graphml", ".json"):
+            yield f"networkx: expected a .graphml or .json file, or a directory, got {str(self.networkx)!r}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(StageConfig):
+    """Settings that pretraining and fine-tuning share; None lets tbkin choose from the data."""
+
+    size: str = option(
+        "auto",
+        "Size of the model; auto chooses from the data.",
+        Group.MODEL,
+        choices=("auto", "tiny", "small", "base"),
+    )
+    init: str = option(
+        "auto",
+        "Weights to start from: a checkpoint, a BERT directory or its hub id.",
+        Group.MODEL,
+        choices=("auto", "none"),
+        others="MODEL",
+    )
+    """For fine-tuning, auto is the latest model of the same features: for VQA a REC model, else a pretrained
+    one."""
+    epochs: int | None = option(
+        None, "Passes over the training data.", Group.TRAINING, low=0, unset="chosen from the data"
+    )
+    batch_size: int | None = option(
+        None, "Samples per optimizer step (all devices).", Group.TRAINING, low=1, unset="chosen from the data"
+    )
+    micro_batch_size: int | None = option(
+        None, "Samples that a device takes at once.", low=1, unset="batch_size / devices"
+    )
+    learning_rate: float | None = option(
+        None, "Peak learning rate.", Group.TRAINING, above=0, unset="chosen from the size"
+    )
+    warmup: float = option(
+        0.1, "Share of all steps (below 1) or epochs (from 1) over which the rate rises from 0.", low=0
+    )
+    schedule: str = option(
+        "linear",
+        "After the warmup: linear falls to 0, step multiplies by 0.1 at each of decay_epochs.",
+        choices=("linear", "step", "constant"),
+    )
+    decay_epochs: list[int] = option([], "Epochs at which the schedule step falls.")
+    weight_decay: float = option(0.01, "AdamW's.", low=0)
+    grad_clip: float = option(1.0, "Largest gradient norm; 0 turns clipping off.", low=0)
+    dropout: float | None = option(
+        None, "Dropout everywhere.", low=0, high=1, unset="0 for the size tiny, else 0.1"
+    )
+    precision: str = option(
+        "auto",
+        "Numbers to compute in; auto is bf16 where the device multiplies it itself.",
+        Group.TRAINING,
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    max_minutes: float | None = option(
+        None,
+        "Stop cleanly after this much training time.",
+        Group.TRAINING,
+        low=0,
+        unset="none; 10 for finetune on a CPU without --epochs",
+    )
+    max_text_tokens: int = option(32, "Longer texts are cut; [CLS] and [SEP] count.", Group.TRAINING, low=3)
+    max_regions: int | None = option(
+        None, "Regions per image at most.", low=1, unset="as many as the feature store has"
+    )
+    tensorboard: bool = option(False, "Also log each epoch to OUT/tensorboard.", Group.OUTPUT)
+    save_minutes: float = option(
+        2.0, "A state to resume from is written this often, and after each epoch.", low=0
+    )
+    resume: bool = option(True, "Go on from an interrupted run in `out`.")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskingConfig:
+    """Probabilities of structural knowledge masking; the defaults are ROSITA's public configuration."""
+
+    text_side: float = _chance(0.5, "Chance that a sample masks its text and not its regions.")
+    base: float = _chance(0.15, "Chance of any word piece or region.")
+    mask: float = _chance(0.8, "Of the masked, the share hidden.")
+    replace: float = _chance(0.1, "Of the masked, the share replaced; the rest is kept as it is.")
+    anchor: float = _chance(0.5, "Chance that a text object is an anchor and masked whole.")
+    attribute_factor: float = option(
+        5.0,
+        "An anchor's attribute word is masked with min(attribute_factor · P(attribute | object),"
+        " attribute_cap) + extra.",
+    )
+    attribute_cap: float = _chance(0.5, "See attribute_factor.")
+    relation_factor: float = option(
+        20.0, "Likewise for an anchor's relation words, with P(relation, object | subject)."
+    )
+    relation_cap: float = _chance(0.5, "See relation_factor.")
+    extra: float = _chance(0.2, "See attribute_factor.")
+    cross_modal: float = _chance(0.9, "Factor on a region's mean cross-modal weight.")
+    neighbour: float = _chance(0.3, "Chance that a masked region hides the regions it overlaps.")
+    neighbour_iou: float = _chance(0.2, "IoU above which regions overlap.")
+    text_structure: bool = option(True, "False is an ablation: no masking of anchors.")
+    image_structure: bool = option(True, "False is an ablation: no masking of neighbours.")
+    cross_modal_structure: bool = option(True, "False is an ablation: no cross-modal weights.")
+    interference: bool = option(
+        False,
+        "Hide from a masked anchor what gives it away within its modality and what has nothing to do"
+        " with it in the other.",
+    )
+    """See `tbkin_core.tasks.masking.interference_mask`. ROSITA's code computes such masks and uses none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """`tbkin pretrain`."""
+
+    data: list[Path] = option(
+        [], "Dataset directories with features and graphs.", Group.DATA, argument=True, metavar="DATA..."
+    )
+    features: list[Path] = option([], "Feature store per DATA.", Group.DATA, unset="DATA/features")
+    graphs: list[Path] = option([], "Graph store per DATA.", Group.DATA, unset="DATA/graphs")
+    weights: list[float] = option(
+        [],
+        "Per DATA, how often an epoch shows its captions: 2 is twice, 0.5 another half in every epoch.",
+        Group.DATA,
+        low=0,
+        unset="1",
+    )
+    mismatch: float = _chance(0.5, "Chance that a caption gets another image, for image-text matching.")
+    ot_weight: float = option(0.1, "Weight of the optimal-transport term; 0 turns it off.", low=0)
+    masking: MaskingConfig = option(MaskingConfig(), "Structural knowledge masking.")
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        for name in ("features", "graphs", "weights"):
+            given = len(getattr(self, name))
+            if given not in (0, len(self.data)):
+                yield f"{name}: expected one per dataset, {len(self.data)} in all, got {given}"
+        if math.inf in self.weights:
+            yield "weights: expected finite numbers, got inf"
+        hidden = self.masking.mask + self.masking.replace
+        if hidden > 1 + 1e-9:
+            yield f"masking.mask + masking.replace: expected at most 1, got {hidden:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig(StageConfig):
+    """Threshold-based explicit selection."""
+
+    threshold: float = _threshold(0.0)
+    """1 for sparsemax and entmax15, which are on as soon as they are named."""
+    selection: str = _rule("relative")
+    threshold_layers: list[int] | None = option(
+        None, "Layer that selects, from 0.", Group.SELECTION, unset="all"
+    )
+    threshold_scope: str = option(
+        "all", "Which pairs of query and key a selection may drop.", Group.SELECTION, choices=SCOPES
+    )
+    straight_through: bool = option(
+        False, "Dropped keys get the gradient of the dense softmax.", Group.SELECTION
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.selection in TRANSFORMS and self.threshold == 0:
+            vars(self)["threshold"] = 1.0
+
+    def attention_selection(self) -> Selection:
+        """These settings as the attention takes them.
+
+        Raises:
+            MissingDependencyError: sparsemax or entmax15 without the entmax library.
+        """
+        layers = None if self.threshold_layers is None else tuple(self.threshold_layers)
+        return Selection(self.selection, self.threshold, layers, self.threshold_scope, self.straight_through)
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        fault = check_threshold(self.selection, self.threshold)
+        if fault:
+            yield fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(SelectionConfig, TrainingConfig):
+    """`tbkin finetune`."""
+
+    task: str = _task("")
+    data: Path | None = option(None, "Dataset directory.", Group.DATA, unset="found from earlier stages")
+    features: Path | None = _features(None)
+    dataset: str | None = _expression_set(None)
+    train_split: str | None = option(
+        None, "Split to train on, or several: train+val.", Group.DATA, unset="train"
+    )
+    """Of val, what is in minival is left out where minival is there to validate on."""
+    blind: bool = _vqa(False, "Hide the image: the question-only baseline.", Group.MODEL)
+    kl_epochs: int | None = _vqa(
+        None,
+        "Epochs with the KL loss before the BCE loss.",
+        low=0,
+        unset="all where every question has one answer, else a third",
+    )
+    min_answer_count: int | None = _vqa(
+        None, "Learn answers given at least this often.", Group.DATA, low=1, unset="chosen from the data"
+    )
+    answers: Path | None = _vqa(
+        None, "JSON list of the answers to learn.", Group.DATA, metavar="FILE", unset="those of the data"
+    )
+    patience: int = option(
+        0, "Stop after this many epochs without improvement; 0 never does.", Group.TRAINING, low=0
+    )
+    threshold_epochs: float = option(0.0, "Epochs over which τ grows from 0.", Group.SELECTION, low=0)
+    """Validation and the checkpoint have all of it."""
+    image_dropout: float | None = _chance(
+        None, "Share of questions learnt without any region.", unset="0.2 below 10,000 questions, else 0.1"
+    )
+    """For VQA; other questions each epoch. The model can then do without regions, and is kept as one that
+    does where that is better on validation."""
+    blind_epochs: int | None = option(
+        None,
+        "Epochs that learn from the questions alone before any sees an image.",
+        low=0,
+        unset="an eighth of all where the weights begin at random and 100 answers or more are learnt",
+    )
+    """For VQA."""
+    predict: list[str] = option(
+        [], "Also write OUT/predictions-SPLIT.json, for an evaluation server.", Group.OUTPUT, metavar="SPLIT"
+    )
+    """Also of a run that has finished."""
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if self.threshold_epochs and self.selection in SELECTIONS and (fault := check_growth(self.selection)):
+            yield fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdSweepConfig(StageConfig):
+    """`tbkin threshold-sweep`; what is None comes from the checkpoint."""
+
+    task: str = _task("")
+    checkpoint: Path | None = _checkpoint(None)
+    data: Path | None = option(None, "Dataset directory.", Group.DATA, unset="the checkpoint's")
+    features: Path | None = _features(None)
+    dataset: str | None = _expression_set(None)
+    thresholds: str = option(
+        "0:0.9:0.1", "Thresholds, STOP included.", Group.SWEEP, metavar="[START:STOP:STEP|T,T,...]"
+    )
+    selection: list[str] = option(
+        ["relative"],
+        "Selection rule; topk=1,4,16 has thresholds of its own.",
+        Group.SWEEP,
+        choices=SELECTIONS,
+        others="RULE=T,...",
+    )
+    split: str | None = option(None, "Split to evaluate.", Group.DATA, unset="val")
+    batch_size: int = option(64, "Samples evaluated at once.", Group.RUN, low=1)
+    refit: bool = option(
+        False, "Fine-tune once per threshold, with the settings of the checkpoint.", Group.SWEEP
+    )
+    seeds: int = _refit(1, "Runs per threshold, with the seeds from --seed up.", low=1, unset="")
+    epochs: int | None = _refit(None, "Epochs of each run.", low=0)
+    max_minutes: float | None = _refit(None, "Minutes per run at most.", low=0)
+    init: str | None = _refit(None, "Weights that each run starts from.", metavar="MODEL")
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        try:
+            wanted = self.wanted()
+        except ConfigError as error:
+            yield error.message
+            return
+        named = [entry.partition("=")[0].strip() for entry in self.selection]
+        for name in sorted({name for name in named if named.count(name) > 1}):
+            yield f"selection: {name!r} is named twice"
+        faults = {rule: fault for rule, value in reversed(wanted) if (fault := check_threshold(rule, value))}
+        yield from reversed(faults.values())
+
+    def wanted(self) -> list[tuple[str, float]]:
+        """The (rule, threshold) pairs to measure beside the dense model; a rule without a threshold once.
+
+        Raises:
+            ConfigError: The thresholds cannot be read.
+        """
+        pairs: list[tuple[str, float]] = []
+        for entry in self.selection:
+            rule, given, own = (part.strip() for part in entry.partition("="))
+            if rule in TRANSFORMS:
+                if given:
+                    raise ConfigError(f"selection: {rule!r} has no thresholds, got {entry!r}")
+                pairs.append((rule, 1.0))
+            else:
+                values = parse_thresholds(own if given else self.thresholds)
+                pairs += [(rule, value) for value in values if value != 0] or [(rule, 0.0)]
+        return pairs
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualizeConfig(StageConfig):
+    """`tbkin visualize`."""
+
+    images: list[Path] = option(
+        [],
+        "Image files, then the question, or the expression for a REC checkpoint. Or traces (.npz)"
+        " alone, to draw them again without the model.",
+        Group.DATA,
+        argument=True,
+        metavar="IMAGE... QUESTION",
+    )
+    question: str = option("", "Question, or expression for a REC checkpoint.")
+    image_id: list[str] = option(
+        [], "Image by its id in the feature store, in place of a file.", Group.DATA, metavar="ID"
+    )
+    checkpoint: Path | None = _checkpoint(None)
+    features: Path | None = option(
+        None, "Feature store that holds the images, where they cannot be made anew.", Group.DATA
+    )
+    data: Path | None = option(None, "Dataset of the images.", Group.DATA, unset="the checkpoint's")
+    threshold: float | None = _threshold(None, unset="the checkpoint's")
+    selection: str | None = _rule(None, unset="the checkpoint's")
+    """For the thresholded side. Beside a dense checkpoint: relative with τ = 0.3."""
+    aggregate: str | None = option(
+        None,
+        "Attention shown: over all layers (rollout), or of the last one.",
+        Group.FIGURE,
+        choices=("rollout", "last"),
+        unset="last for answers, rollout for expressions",
+    )
+    layer: int | None = option(None, "Show this layer alone, numbered from 0.", Group.FIGURE, low=0)
+    head: int | None = option(
+        None, "Show this head alone, numbered from 0, of --layer or the last layer.", Group.FIGURE, low=0
+    )
+    top: int = option(5, "Answers shown.", Group.FIGURE, low=1)
+    format: list[str] = option(["png"], "Format of the figure.", Group.FIGURE, choices=("png", "svg", "pdf"))
+    column: bool = option(False, "As wide as one column of a paper, 3.4 inches.", Group.FIGURE)
+    graph: bool = option(False, "Also draw the scene graph of text and image.", Group.FIGURE)
+    html: bool = option(False, "Also write a page to explore words, regions, layers and heads.", Group.FIGURE)
+    results: Path | None = option(
+        None, "Draw a sheet of a run's results-SPLIT.json.", Group.FIGURE, flag="--from", metavar="FILE"
+    )
+    wrong: bool = option(False, "With --from: wrong answers alone.", Group.FIGURE)
+    limit: int = option(20, "With --from: answers drawn at most.", Group.FIGURE, low=1, high=200)
+
+    @property
+    def wants_graph(self) -> bool:
+        """Whether the trace is to hold the scene graph, for which spaCy is loaded."""
+        return self.graph or self.html
+
+    @property
+    def redraws(self) -> bool:
+        """Whether the images are traces."""
+        return bool(self.images) and all(path.suffix.lower() == ".npz" for path in self.images)
+
+    def conflicts(self) -> Iterator[str]:
+        yield from super().conflicts()
+        if not self.format:
+            yield "format: is empty; give png, svg or pdf"
+        if self.aggregate is not None and (self.layer is not None or self.head is not None):
+            yield "aggregate: sums layers and heads up; omit it beside --layer or --head"
+        if self.results is not None:
+            if self.images or self.image_id or self.question:
+                yield "results: --from draws what stands in its file; give no image and no question"
+            if self.wants_graph:
+                yield "results: --from has answers alone; --graph and --html are of one image"
+        elif self.wrong:
+            yield "wrong: chooses among the results of --from results-val.json"
+        elif self.redraws:
+            fixed = ("question", "image_id", "checkpoint", "features", "threshold", "selection")
+            given = [name for name in fixed if getattr(self, name) not in (None, "", [])]
+            if given:
+                yield f"{given[0]}: a trace has its own; for another one give the image again"
+        else:
+            yield from self._question_conflicts()
+        if self.threshold is not None or self.selection is not None:
+            rule = self.selection or "relative"
+            threshold = usual_threshold(rule) if self.threshold is None else self.threshold
+            fault = check_threshold(rule, threshold)
+            if fault:
+                yield fault
+
+    def _question_conflicts(self) -> Iterator[str]:
+        if any(path.suffix.lower() == ".npz" for path in self.images):
+            yield "images: traces (.npz) are drawn again by themselves, without images or a question"
+        if not self.images and not self.image_id:
+            yield "images: none is given; name a file, or --image-id with an id of the feature store"
+        if not self.question.strip() and len(self.images) == 1 and " " in self.images[0].name.strip():
+            yield f"images: {str(self.images[0])!r} is alone; give an image and then the question"
+        elif not self.question.strip():
+            yield 'question: is empty; give one, for example "what color is the dog?"'
+
+
+def parse_thresholds(text: str) -> list[float]:
+    """`0:0.9:0.1` (stop included) or `0,0.1,0.3` to increasing, distinct numbers.
+
+    Raises:
+        ConfigError: It cannot be read, is empty, or is out of order.
+    """
+    usage = f"thresholds: expected start:stop:step or a list such as 0,0.1,0.3, got {text!r}"
+    try:
+        if ":" in text:
+            start, stop, step = (float(part) for part in text.split(":"))
+            if not step > 0 or stop < start or (stop - start) / step > 1000:
+                raise ConfigError(usage, hint="the step must be positive and the stop not below the start")
+            count = int((stop - start) / step + 1e-9) + 1
+            values = [round(start + index * step, 10) for index in range(count)]
+        else:
+            values = [float(part) for part in text.split(",")]
+        if not all(math.isfinite(value) for value in values):
+            raise ConfigError(usage, hint="thresholds must be finite")
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(usage, hint="for example --thresholds 0:0.9:0.1") from error
+    if values != sorted(set(values)):
+        raise ConfigError(f"thresholds: expected increasing, distinct numbers, got {text!r}")
+    return values
