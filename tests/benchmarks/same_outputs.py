@@ -80,7 +80,8 @@ def run(
             print(f"{form}: {line}", file=sys.stderr)
     for path in sorted(workspace.rglob("*")):
         if path.is_file() and ("coco" not in path.parts or _is_made(path)):
-            digests[str(path.relative_to(workspace))] = _digest(_content(path))
+            content = _content(path).replace(str(workspace.resolve()).encode(), b".")
+            digests[str(path.relative_to(workspace))] = _digest(content)
     (workspace / "digests.json").write_text(json.dumps(digests, indent=1) + "\n")
 
 
