@@ -118,15 +118,15 @@ class AnnotationFiles:
         Args:
             row: Number or id of the row, for the message.
         """
-        key = self.listed_key(file, image_id)
-        if key != image_id:
-            return key
+        images = self.images_for(file)
+        if image_id in images:
+            return self.index.key_in(images[image_id].listed_in, image_id)
         found, candidates = self.index.by_id(image_id, file.split, file.directory)
         if found is not None:
             return found
         if candidates:
             what = f"names image {image_id}, which may be {' or '.join(candidates[:2])} (skipped)"
-        elif self.images_for(file):
+        elif images:
             what = "names an image that is not listed (skipped)"
         else:
             return image_id
@@ -197,7 +197,8 @@ class AnnotationFiles:
             for row in self._keyed(file):
                 if form.yields and row.key is not None and row.key in claimed:
                     what = "is about an image whose captions another file gives (skipped)"
-                    self.problems.add(file.name, f"{form.noun} {_row(row)}", what)
+                    number = row.number if row.text_id is None else row.text_id
+                    self.problems.add(file.name, f"{form.noun} {number}", what)
                 else:
                     captions.append(row)
             if form.claims:
@@ -210,46 +211,43 @@ class AnnotationFiles:
 
     def _keyed(self, file: AnnotationFile) -> Iterator[KeyedCaption]:
         """Captions of a file; those whose image is listed nowhere, or may be several, are left out."""
-        form, rows = format_of(file), self.read(file).captions
+        form, rows, directory = format_of(file), self.read(file).captions, file.directory
         if form.images_by_row:
-            rows, first = self._first_row(file, iter(rows))
+            yield from self._keyed_by_row(file, iter(rows))
+            return
         feature_key, _ = self.feature_images.get(file, (None, None))
-        for row in rows:
-            key, split = feature_key, row.split or file.split
+        for number, text, text_id, image_id, image_name, row_split in rows:
+            key, split = feature_key, row_split or file.split
+            row = number if text_id is None else text_id
             if feature_key is not None:
                 split = None  # where features are kept says nothing about the split
-            elif form.images_by_row:
-                key = None if first is None else self.index.by_row(int(row.number) + first, file.split)
-            elif row.image_id is not None:
-                key = self.resolve(file, row.image_id, _row(row))
+            elif image_id is not None:
+                key = self.resolve(file, image_id, row)
                 if key is None:
                     continue
-            elif row.image_name is not None:
-                key = self.index.by_name(row.image_name, file.directory, split)
+            elif image_name is not None:
+                key = self.index.by_name(image_name, directory, split)
                 if key is None and Holds.IMAGE_SPLITS not in form.holds:  # else `assigned_splits` says so
                     what = "names an image that is not clear (text kept)"
-                    self.problems.add(file.name, f"{form.noun} {_row(row)}", what)
-            yield KeyedCaption(row.text_id, key, row.text, file.name, row.number, split)
+                    self.problems.add(file.name, f"{form.noun} {row}", what)
+            yield KeyedCaption(text_id, key, text, file.name, number, split)
 
-    def _first_row(
-        self, file: AnnotationFile, rows: Iterator[CaptionRow]
-    ) -> tuple[Iterator[CaptionRow], int | None]:
-        """The rows, and number of the image of row 0: 0 or 1; None where no images are named by rows."""
+    def _keyed_by_row(self, file: AnnotationFile, rows: Iterator[CaptionRow]) -> Iterator[KeyedCaption]:
+        """Captions whose images, if there are any, are files named by the row's number, from 0 or from 1."""
         by_row, split = self.index.by_row, file.split
-        if self.index.highest_row() < 0:
-            return rows, None
-        if by_row(0, split) is not None:
-            return rows, 0
-        # Only the end of the file can tell: three rows that count from 0 have no image 3.
-        read = list(rows)
-        if by_row(int(read[-1].number) + 1 if read else 0, split) is not None:
-            return iter(read), 1
-        if any(by_row(int(row.number), split) is not None for row in read):
-            what = "has images by row number, but neither 0 nor the last: counted from 0"
-            self.problems.add(file.name, "", what)
-            return iter(read), 0
-        return iter(read), None
-
-
-def _row(row: CaptionRow | KeyedCaption) -> int | str:
-    return row.number if row.text_id is None else row.text_id
+        first: int | None = None
+        if self.index.highest_row() >= 0 and by_row(0, split) is not None:
+            first = 0
+        elif self.index.highest_row() >= 0:
+            # Only the end of the file can tell: three rows that count from 0 have no image 3.
+            read = list(rows)
+            rows = iter(read)
+            if by_row(int(read[-1].number) + 1 if read else 0, split) is not None:
+                first = 1
+            elif any(by_row(int(row.number), split) is not None for row in read):
+                first = 0
+                what = "has images by row number, but neither 0 nor the last: counted from 0"
+                self.problems.add(file.name, "", what)
+        for row in rows:
+            key = None if first is None else by_row(int(row.number) + first, split)
+            yield KeyedCaption(row.text_id, key, row.text, file.name, row.number, split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tbkin_core.datasets.formats.base import Candidate, Format, Holds
+from tbkin_core.datasets.formats.base import Format, Holds
 
 # A row of region features: a name, perhaps some numbers, and a long stretch of base64, bare or within JSON.
 # A line of column names may come first, or a row that was cut short.
@@ -14,11 +14,6 @@ _FEATURES = re.compile(
     r"|[\[{][^\t\r\n]*\"features?\"\s*:\s*\"[A-Za-z0-9+/]{200})"
 )
 
-
-def _has_features(file: Candidate) -> bool:
-    return _FEATURES.search(file.ends) is not None
-
-
 FEATURE_TABLES = Format(
     name="feature-table",
     layout="feature-tables",
@@ -26,5 +21,5 @@ FEATURE_TABLES = Format(
     looked_for="TSV or HDF5 files of region features",
     suffixes=frozenset({".h5", ".hdf5", ".tsv"}),
     names=re.compile(r".*\.(h5|hdf5)", re.DOTALL),
-    content=_has_features,
+    content=lambda file: _FEATURES.search(file.ends) is not None,
 )

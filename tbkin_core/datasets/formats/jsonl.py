@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-from tbkin_core.datasets.formats.base import Candidate, Format, Holds, named_images
+from tbkin_core.datasets.formats.base import Format, Holds, named_images
 from tbkin_core.datasets.reading import Source, as_text
 from tbkin_core.datasets.rows import CaptionRow, Content
 
@@ -35,15 +35,11 @@ def read_image_texts(source: Source) -> Content:
     return Content(named=named_images(source, rows), captions=rows)
 
 
-def _has_texts(file: Candidate) -> bool:
-    return re.search(r'"(text|caption)"\s*:', file.ends) is not None
-
-
 JSON_LINES = Format(
     name="jsonl",
     holds=Holds.IMAGES | Holds.CAPTIONS,
     read=read_image_texts,
     looked_for="JSON lines of image and text",
     suffixes=frozenset({".jsonl", ".ndjson"}),
-    content=_has_texts,
+    content=lambda file: re.search(r'"(text|caption)"\s*:', file.ends) is not None,
 )

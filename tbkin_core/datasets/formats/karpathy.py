@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tbkin_core.datasets.formats.base import Candidate, Format, Holds
+from tbkin_core.datasets.formats.base import Format, Holds
 from tbkin_core.datasets.reading import Source, UniqueIds, as_id, as_text
 from tbkin_core.datasets.records import ImageId
 from tbkin_core.datasets.rows import CaptionRow, Content, ListedImage, NamedImage
@@ -69,17 +69,13 @@ def read_karpathy(source: Source) -> Content:
     return Content(images=images, named=named, captions=captions)
 
 
-def _has_sentences(file: Candidate) -> bool:
-    return all(key in file.ends for key in ('"sentences"', '"raw"', '"filename"'))
-
-
 KARPATHY = Format(
     name="karpathy",
     holds=Holds.IMAGES | Holds.IMAGE_SPLITS | Holds.CAPTIONS,
     read=read_karpathy,
     looked_for="Karpathy's dataset_*.json",
     names=re.compile(r"dataset_(coco|flickr8k|flickr30k)([_.-].*)?\.json"),
-    content=_has_sentences,
+    content=lambda file: all(key in file.ends for key in ('"sentences"', '"raw"', '"filename"')),
     noun="sentence",
     yields=True,
     claims=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tbkin_core.datasets.formats.base import Candidate, Format, Holds
+from tbkin_core.datasets.formats.base import Format, Holds
 from tbkin_core.datasets.reading import Source
 from tbkin_core.datasets.rows import CaptionRow, Content
 
@@ -35,17 +35,13 @@ def read_sbu(source: Source) -> Content:
     return Content(captions=rows)
 
 
-def _has_urls(file: Candidate) -> bool:
-    return '"image_urls"' in file.ends and file.ends.lstrip().startswith("{")
-
-
 SBU = Format(
     name="sbu",
     holds=Holds.CAPTIONS,
     read=read_sbu,
     looked_for="SBU JSON",
     names=re.compile(r"sbu[_-]?captions.*\.json"),
-    content=_has_urls,
+    content=lambda file: '"image_urls"' in file.ends and file.ends.lstrip().startswith("{"),
     noun="row",
     images_by_row=True,
 )

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-from tbkin_core.datasets.formats.base import Candidate, Format, Holds
+from tbkin_core.datasets.formats.base import Format, Holds
 from tbkin_core.datasets.formats.coco import listed_image
 from tbkin_core.datasets.reading import (
     AnnotationFile,
@@ -186,14 +186,6 @@ def _image_data(_: AnnotationFile, files: Sequence[AnnotationFile]) -> list[Anno
     return [file for file in files if file.format == IMAGES.name]
 
 
-def _has_regions(file: Candidate) -> bool:
-    return '"phrase"' in file.ends and '"regions"' in file.ends
-
-
-def _has_relations(file: Candidate) -> bool:
-    return '"subject_id"' in file.ends and '"objects"' in file.ends
-
-
 _genome = partial(Format, layout="visual-genome", prefer=_newest)
 _OF_VERSION_OR_SPLIT = r"([_.]v?\d.*|[_.](train|val|test).*)?(\.json.*)?\.json"
 
@@ -206,7 +198,7 @@ REGIONS = _genome(
     read=read_regions,
     looked_for="Visual Genome",
     names=re.compile(r"region_descriptions.*\.json"),
-    content=_has_regions,
+    content=lambda file: '"phrase"' in file.ends and '"regions"' in file.ends,
     listed_by=_image_data,
     noun="region",
 )
@@ -215,7 +207,7 @@ SCENE_GRAPHS = _genome(
     holds=Holds.BOXES | Holds.SCENE_GRAPHS,
     read=read_scene_graphs,
     names=re.compile(r"scene_graphs.*\.json"),
-    content=_has_relations,
+    content=lambda file: '"subject_id"' in file.ends and '"objects"' in file.ends,
     supersedes=("vg-objects", "vg-attributes"),
     listed_by=_image_data,
     noun="scene graph of",
