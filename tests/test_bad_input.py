@@ -380,7 +380,7 @@ def test_a_question_is_no_path_and_no_markup(shop: Path, tmp_path: Path) -> None
     ("arguments", "says"),
     [
         ("finetune", "task"),
-        ("finetune --task captioning", "vqa or rec"),
+        ("finetune --task captioning", "one of vqa, rec"),
         ("finetune --task vqa --threshold 1.5", "from 0 to 1"),
         ("finetune --task vqa --threshold -0.1", "from 0 to 1"),
         ("finetune --task vqa --threshold nan", "finite"),
