@@ -118,7 +118,8 @@ def main(
     console.print("\nchecks", style="bold")
     zero = largest_difference_at_zero(workspace / vqa["out"])
     console.print(f"  τ = 0 against dense, all four rules: largest difference of a logit {zero:g}")
-    for stage, same in killed_runs(workspace).items():
+    killed = killed_runs(workspace)
+    for stage, same in killed.items():
         console.print(
             f"  {stage} killed (SIGKILL) and started again: weights {'equal' if same else 'DIFFER'}"
         )
@@ -128,6 +129,9 @@ def main(
     page = next(file for file in shown["files"] if file.endswith(".html"))
     for file in (page, sheet["figure"], f"{sweep['out']}/sweep.png"):
         console.print(f"open {workspace / file}", markup=False, soft_wrap=True)
+    if zero or not all(killed.values()):
+        console.print("demo: a promise does not hold here, see the checks above", style="bold")
+        raise typer.Exit(1)
 
 
 def value_of(result: dict[str, Any], split: str, model: str) -> float:

@@ -226,3 +226,33 @@ def test_values_of_every_objective_reach_tensorboard(
     assert {f"step/{name}" for name in ("mlm", "mrfr", "object", "itm")} <= set(found.Tags()["scalars"])
     assert [event.step for event in found.Scalars("step/mlm")] == list(range(steps))
     assert [event.step for event in found.Scalars("epoch/loss_mlm")] == [1, 2]
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(
+    parts: tuple[FeatureStore, GraphStore], tmp_path: Path
+) -> None:
+    """Another number of threads adds the gradients of layer norms in another order."""
+    task = task_over(parts, MaskingConfig())
+    before = torch.get_num_threads()
+    collate, calls = task.collate, 0
+
+    def stopping(rows: Any, epoch: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return collate(rows, epoch)
+
+    try:
+        torch.set_num_threads(2)
+        whole, _ = trained_on(task, tmp_path / "whole")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(task, "collate", stopping)
+            trained_on(task, tmp_path / "cut", save_minutes=0.0)
+        torch.set_num_threads(1)
+        rest, _ = trained_on(task, tmp_path / "cut")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    for (name, one), other in zip(whole.named_parameters(), rest.parameters(), strict=True):
+        assert torch.equal(one, other), name

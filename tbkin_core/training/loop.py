@@ -3,6 +3,10 @@
 A run is a function of its settings and its data: the order of samples depends on (seed, epoch), masks on
 (seed, epoch, sample), dropout on (seed, step, rank). So a run that was killed and started again ends with the
 weights of one that was not, and no random state has to be saved.
+
+On a CPU that takes the same number of threads: PyTorch divides the sums of some gradients (those of layer
+norms) among them, and each number of threads adds in another order. A run that goes on therefore takes the
+number that it began with.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from tbkin_core.errors import MissingDependencyError
@@ -46,6 +47,7 @@ class TrainingResult:
     samples: int
     reason: str
     history: list[dict[str, Any]]
+    computed_on: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
         """As values of a run's results."""
@@ -103,12 +105,13 @@ def train(
     if plan.resume and state.is_dir():
         where = load_state(state, learner, fingerprint)
         logger.info("going on at epoch %d, step %d", where.epoch + 1, where.step)
+    _keep_threads(where, learner)
     join_ranks(devices)
     learner.distribute()
     if plan.epochs == 0:
         if rank() == 0:
             save_best(model)
-        return TrainingResult(0, 0, None, -1, 0.0, 0, "no steps", [])
+        return TrainingResult(0, 0, None, -1, 0.0, 0, "no steps", [], learner.computed_on())
     with _interruptible() as interrupted, _tensorboard(plan, out, where.step) as board:
         run = _Run(learner, where, out, fingerprint, interrupted, board, save_best, on_step)
         reason = run.epochs()
@@ -121,7 +124,19 @@ def train(
         where.samples,
         where.stopped or reason,
         where.history,
+        learner.computed_on(),
     )
+
+
+def _keep_threads(where: Progress, learner: Learner) -> None:
+    """Compute with as many threads as the run began with, and say what its last digits depend on."""
+    if where.threads and where.threads != torch.get_num_threads():
+        logger.info("going on with %d threads, as this run began", where.threads)
+        torch.set_num_threads(where.threads)
+    where.threads = torch.get_num_threads()
+    if rank() == 0:
+        conditions = ", ".join(f"{name} {value}" for name, value in learner.computed_on().items())
+        logger.info("the same command gives the same weights with %s", conditions)
 
 
 @dataclass(slots=True)

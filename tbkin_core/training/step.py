@@ -62,6 +62,16 @@ class Learner:
         self.micro_batch_size = plan.micro_batch_size
         self._wrapped: Any = model
 
+    def computed_on(self) -> dict[str, Any]:
+        """What the last digits of a result depend on, beside settings and data."""
+        precision = "fp32" if self.precision is None else str(self.precision).removeprefix("torch.")
+        values: dict[str, Any] = {"device": self.device.type, "precision": precision}
+        if self.device.type == "cpu":
+            values["threads"] = torch.get_num_threads()
+        else:
+            values["device"] = torch.cuda.get_device_name(self.device)
+        return {**values, "processes": self.world, "torch": torch.__version__}
+
     def distribute(self) -> None:
         """Share gradients with the other ranks, which have joined."""
         if self.world == 1:
