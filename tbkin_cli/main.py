@@ -79,6 +79,7 @@ STAGES = {
         settings.ExtractFeaturesConfig,
         "Images to region features, in DATA/features.",
         "tbkin extract-features coco/",
+        summary_of_last=True,
     ),
     "build-graphs": Stage(
         settings.BuildGraphsConfig,
