@@ -967,7 +967,7 @@ def generate(
         if not 0 <= number < 1_000_000:
             raise ValueError(f"{split} must be 0 to 999999 images, got {number}")
     if not all(96 <= side <= 2048 for side in size):
-        raise ValueError(f"size must be 96 to 2048 pixels a side, got {size[0]}x{size[1]}")
+        raise ValueError(f"size must be 96 to 2048 pixels per side, got {size[0]}x{size[1]}")
     if workers < 1:
         raise ValueError(f"workers must be 1 or more, got {workers}")
     directory = Path(out)

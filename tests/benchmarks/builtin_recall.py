@@ -3,7 +3,7 @@
     python tests/benchmarks/builtin_recall.py COCO_STYLE_DIR --split val2017 --regions 36 100
 
 reads DIR/annotations/instances_SPLIT.json and DIR/SPLIT/; crowd boxes are left out. One JSON object a line:
-recall at IoU 0.5 and 0.7, mean best IoU, CPU milliseconds an image (one process; set OMP_NUM_THREADS=1).
+recall at IoU 0.5 and 0.7, mean best IoU, CPU milliseconds per image (one process; set OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an extraction with a model costs beside the model's forward passes, and images a second.
+"""What an extraction with a model costs beside the model's forward passes, and images per second.
 
     python tests/benchmarks/detector_overhead.py                 # tiny models, on the processor
     python tests/benchmarks/detector_overhead.py --full-size     # RT-DETR v2 R50 and ViT-B/16, random weights

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-REGIONS, SIZE = 36, 128  # numbers a region; a table of 2048 would take 4 GB
+REGIONS, SIZE = 36, 128  # numbers per region; a table of 2048 would take 4 GB
 
 
 def draw_images(place: Path, count: int) -> None:

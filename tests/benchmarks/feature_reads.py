@@ -4,7 +4,7 @@
 
 draws features, writes them as a feature store, compressed npz files, a base64 TSV with an index of its
 lines, a bare array and, where the package is installed (`pip install lmdb`), an LMDB; then reads the same
-random images of each in batches, in turns. Prints a table: milliseconds an image (median over the rounds,
+random images of each in batches, in turns. Prints a table: milliseconds per image (median over the rounds,
 and the fastest round), and bytes an image over those of the bare fp16 vectors.
 """
 
@@ -137,7 +137,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--regions", type=int, default=36)
-    parser.add_argument("--size", type=int, default=2048, help="numbers a region")
+    parser.add_argument("--size", type=int, default=2048, help="numbers per region")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--place", type=Path, default=None, help="directory for the files; a temporary one")

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--regions", type=int, default=36)
-    parser.add_argument("--features", type=int, default=312, help="numbers a region")
+    parser.add_argument("--features", type=int, default=312, help="numbers per region")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--devices", default="cpu")
