@@ -38,19 +38,3 @@ class RegionFeatures:
 
     def __len__(self) -> int:
         return len(self.boxes)
-
-
-def region_geometry(boxes: NDArray, width: float, height: float) -> NDArray[np.float32]:
-    """Geometry given to the model: (x1/W, y1/H, x2/W, y2/H, area/(W·H)).
-
-    Args:
-        boxes: (K, 4) absolute-pixel xyxy.
-        width: Image width in pixels.
-        height: Image height in pixels.
-
-    Returns:
-        (K, 5) float32.
-    """
-    scaled = np.asarray(boxes, np.float32) / np.array([width, height, width, height], np.float32)
-    area = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
-    return np.concatenate([scaled, area[:, None]], axis=1).astype(np.float32)
