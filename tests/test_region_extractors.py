@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from tbkin_core.features.extract import extract_dataset
 from tbkin_core.features.extractors import EXTRACTORS, ExtractorRow, extractor_help
 from tbkin_core.features.extractors.annotated import AnnotatedRegions
 from tbkin_core.features.extractors.backbone import SAMPLES, Backbone, pooled
-from tbkin_core.features.extractors.base import regions_of_file, run_batches
+from tbkin_core.features.extractors.base import Job, regions_of_file, run_batches
 from tbkin_core.features.extractors.builtin import BuiltinExtractor
 from tbkin_core.features.extractors.detector import open_detector
 from tbkin_core.features.extractors.opening import reopen_extractor
@@ -48,12 +47,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, save in {**PROMPTED, **BACKBONES, "rt-detr": rt_detr}.items():
         save(root / name)
     return {place.name: place for place in root.iterdir()}
-
-
-@dataclass(frozen=True)
-class Job:
-    image_id: int
-    source: Path
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import DataError, TbkinError
-from tbkin_core.features.extractors.base import Extractor, run_batches
+from tbkin_core.features.extractors.base import Extractor, Job, Request, run_batches
 from tbkin_core.features.extractors.opening import OpenExtractor, open_extractor
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
@@ -49,22 +49,7 @@ class Extraction:
         return FeatureStore(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One image to be made.
-
-    Attributes:
-        image_id: Its key.
-        source: Its file; of a feature to import, what reads it.
-        number: Its shard; None for one that failed before and takes a place only where it now succeeds.
-    """
-
-    image_id: ImageId
-    source: Any
-    number: int | None
-
-
-_Made = Iterator[tuple[_Job, "RegionFeatures | str"]]
+_Made = Iterator[tuple[Job, "RegionFeatures | str"]]
 
 
 def extract_dataset(
@@ -92,14 +77,11 @@ def extract_dataset(
         out: Directory of the store; an unfinished store of the same settings is gone on with.
         extractor: "auto", "builtin", "annotations", "import", "detector", or the hub id or directory of a
             detection model.
-        max_regions: Regions per image at most.
+        max_regions, devices, backbone, backbone_side: As for `Request`.
         workers: Processes (where a model works: threads that read images); None takes the number of
             processors, 0 works in this process.
         overwrite: Remove a store that is there.
-        devices: Where models run, as `tbkin_core.support.devices.resolve_devices` has it.
         batch_size: Images that a model sees together.
-        backbone: Hub id or directory of a vision model whose maps give the vectors.
-        backbone_side: Pixels along a side of the square that it sees; its own when None.
 
     Raises:
         DataError: Nothing to extract from, no image could be read, or the disk refuses.
@@ -108,7 +90,14 @@ def extract_dataset(
         MissingDependencyError: A model cannot be loaded.
     """
     rank, world = share_of_store(out, overwrite)
-    opened = open_extractor(dataset, extractor, max_regions, devices, backbone, backbone_side)
+    request = Request(
+        dataset=dataset,
+        max_regions=max_regions,
+        devices=devices,
+        backbone=backbone,
+        backbone_side=backbone_side,
+    )
+    opened = open_extractor(extractor, request)
     with replaced_store(out, FEATURES) if overwrite else contextlib.nullcontext():
         writer = FeatureStoreWriter(out, opened.settings(), alone=world == 1)
         share = _Share(writer, opened, rank, world)
@@ -155,7 +144,7 @@ class _Share:
         self._known, self._failed = frozenset(writer.done), frozenset(writer.failed)
         self._numbers: dict[int, None] = {}  # shards of all ranks
 
-    def jobs(self) -> Iterator[_Job]:
+    def jobs(self) -> Iterator[Job]:
         """The images to make, in the order of their shards; those that failed before come last."""
         for item in self._opened.sources():
             if isinstance(item, str):
@@ -169,11 +158,11 @@ class _Share:
                 number = self._writer.place()
                 self._numbers[number] = None
                 if number % self._world == self._rank:
-                    yield _Job(image_id, source, number)
+                    yield Job(image_id, source, number)
         if self._failed and self._rank == 0:
             for item in self._opened.sources():
                 if not isinstance(item, str) and item[0] in self._failed:
-                    yield _Job(*item, None)
+                    yield Job(*item, None)
 
     def _note_another_file(self, image_id: ImageId, source: Any) -> None:
         made_of = self._writer.files.get(image_id, "")
@@ -183,7 +172,7 @@ class _Share:
                 f" now {source.name}; --overwrite makes all features anew"
             )
 
-    def fill(self, results: Iterable[tuple[_Job, RegionFeatures | str]]) -> Extraction:
+    def fill(self, results: Iterable[tuple[Job, RegionFeatures | str]]) -> Extraction:
         """Write the results of the jobs to the store, in their order; a text says why there is none."""
         writer, made, retrying = self._writer, 0, False
         for job, result in results:
@@ -202,7 +191,7 @@ class _Share:
         missing = writer.missing(self._numbers)
         return Extraction(writer.path, made, self._present, self._skipped, self._problems, missing)
 
-    def _added(self, regions: RegionFeatures, job: _Job) -> str:
+    def _added(self, regions: RegionFeatures, job: Job) -> str:
         """Add an image to the store; what is wrong with it, "" if nothing is."""
         try:
             self._writer.add(regions, job.number, job.source.name if isinstance(job.source, Path) else "")
@@ -218,7 +207,7 @@ def _some(image_ids: Sequence[ImageId], count: int = 5) -> str:
     return shown if len(image_ids) <= count else f"{shown}, ..."
 
 
-def _run(extractor: Extractor, jobs: Iterator[_Job], count: int) -> _Made:
+def _run(extractor: Extractor, jobs: Iterator[Job], count: int) -> _Made:
     with WorkerPool(partial(_given, extractor), count, "extract-features") as pool:
         yield from pool.map(_extract_or_reason, jobs, ahead=8)
 
@@ -228,7 +217,7 @@ def _given(extractor: Extractor) -> Extractor:
     return extractor
 
 
-def _extract_or_reason(extractor: Extractor, job: _Job) -> RegionFeatures | str:
+def _extract_or_reason(extractor: Extractor, job: Job) -> RegionFeatures | str:
     try:
         return extractor.regions(job.image_id, job.source)
     except TbkinError as error:

@@ -288,7 +288,7 @@ def _widen(half: NDArray[np.float16], out: NDArray[np.float32]) -> None:
     np.multiply(out, np.float32(2.0**112), out=out)
 
 
-def _as_stored(regions: RegionFeatures) -> dict[str, NDArray]:
+def _as_stored(regions: RegionFeatures) -> dict[str, Any]:
     """The arrays of K regions as a store has them; default labels where the extractor gave none."""
     arrays = {"features": _half(regions.features), "boxes": np.asarray(regions.boxes, np.float32)}
     for name, (default, dtype, _) in _LABELS.items():

@@ -113,26 +113,21 @@ class AnnotatedRegions(PictureExtractor):
             **described,
         }
 
-    def extract(
-        self, image_id: ImageId, image: NDArray[np.uint8], original_width: int, original_height: int
-    ) -> RegionFeatures:
+    def extract(self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int) -> RegionFeatures:
         known = self._known[image_id]
-        boxes, rows = self._within(image_id, known, original_width, original_height)
+        boxes, rows = self._within(image_id, known, width, height)
         object_ids, attribute_ids = known.object_ids[rows], known.attribute_ids[rows]
         labels: dict[str, Any] = {
             "object_ids": object_ids,
             "object_scores": (object_ids >= 0).astype(np.float32),
         }
         if self.attribute_names:
-            labels |= {
-                "attribute_ids": attribute_ids,
-                "attribute_scores": (attribute_ids >= 0).astype(np.float32),
-            }
+            scores = (attribute_ids >= 0).astype(np.float32)
+            labels |= {"attribute_ids": attribute_ids, "attribute_scores": scores}
         if self._builtin is None:
             none = np.zeros((len(boxes), 0), np.float32)
-            return RegionFeatures(image_id, none, boxes, original_width, original_height, **labels)
-        regions = self._builtin.describe(image_id, image, original_width, original_height, boxes)
-        return replace(regions, **labels)
+            return RegionFeatures(image_id, none, boxes, width, height, **labels)
+        return replace(self._builtin.extract(image_id, image, width, height, boxes), **labels)
 
     def _within(
         self, image_id: ImageId, known: _AnnotatedBoxes, width: int, height: int
