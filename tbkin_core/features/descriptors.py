@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.color import rgb2lab
+from skimage.measure import moments_hu
 
 from tbkin_core.boxes import box_area
 
@@ -134,6 +136,12 @@ def _mean_over(values: NDArray, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.einsum("kyxc,kyx->kc", values, mask.astype(np.float32), optimize=True) / count[:, None]
 
 
+def _histograms(codes: NDArray[np.int64], weights: NDArray, bins: int) -> NDArray[Any]:
+    """The weights of each region summed by their codes: two of (K, P, P) to (K, bins)."""
+    keys = np.arange(len(codes))[:, None, None] * bins + codes
+    return np.bincount(keys.ravel(), weights.ravel(), len(codes) * bins).reshape(len(codes), bins)
+
+
 def _colour_block(
     image: NDArray[np.uint8], lab: NDArray[np.float32], patches: _Patches
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -144,11 +152,9 @@ def _colour_block(
     levels = (image.astype(np.int32) * COLOUR_LEVELS) >> 8
     codes = patches.sample((levels[..., 0] * COLOUR_LEVELS + levels[..., 1]) * COLOUR_LEVELS + levels[..., 2])
     table = _colour_table()
-    size = len(table)
-    regions = np.arange(len(codes))[:, None, None] * size
 
     def shares(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        counts = np.bincount((codes + regions)[mask], minlength=len(codes) * size).reshape(len(codes), size)
+        counts = _histograms(codes, mask, len(table))
         return (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.float32) @ table
 
     around = patches.valid & ~patches.mask
@@ -183,7 +189,7 @@ def _shape_block(patches: _Patches) -> NDArray[np.float32]:
     powers_y = np.stack([dy**p for p in range(4)], axis=1)
     moments = np.einsum("kyx,kpx,kqy->kpq", weight, powers_x, powers_y, optimize=True)
     moments = moments / (PATCH**2 * area[:, None, None] ** ((np.add.outer(range(4), range(4))) / 2 + 1))
-    hu = _hu_moments(moments)
+    hu = np.array([moments_hu(own) for own in moments])  # (K, 7)
     log_hu = np.sign(hu) * np.log1p(np.abs(hu) * 1e4) / 4.0
 
     profile, farthest = _radial_profiles(inner, np.stack([centre_x, centre_y], axis=1), scale)
@@ -276,26 +282,6 @@ def _hull_area(
     )
 
 
-def _hu_moments(moments: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The seven invariants of Hu (1962) from normalised central moments (K, 4, 4), (K, 7)."""
-    n20, n02, n11 = moments[:, 2, 0], moments[:, 0, 2], moments[:, 1, 1]
-    n30, n03, n21, n12 = moments[:, 3, 0], moments[:, 0, 3], moments[:, 2, 1], moments[:, 1, 2]
-    a, b = n30 + n12, n21 + n03
-    c, d = n30 - 3 * n12, 3 * n21 - n03
-    return np.stack(
-        [
-            n20 + n02,
-            (n20 - n02) ** 2 + 4 * n11**2,
-            c**2 + d**2,
-            a**2 + b**2,
-            c * a * (a**2 - 3 * b**2) + d * b * (3 * a**2 - b**2),
-            (n20 - n02) * (a**2 - b**2) + 4 * n11 * a * b,
-            d * a * (a**2 - 3 * b**2) - c * b * (3 * a**2 - b**2),
-        ],
-        axis=1,
-    )
-
-
 def _texture_block(lab: NDArray[np.float32], patches: _Patches) -> NDArray[np.float32]:
     """Gradient histograms, local binary patterns and the spectrum of the inside, (K, 131)."""
     light = np.ascontiguousarray(lab[..., 0]) / np.float32(100.0)
@@ -309,10 +295,7 @@ def _texture_block(lab: NDArray[np.float32], patches: _Patches) -> NDArray[np.fl
     size = patches.sample(magnitude)[:, core, core] * patches.valid[:, core, core]
     bins = patches.sample(orientation)[:, core, core]
     cell = np.arange(PATCH) // (PATCH // 4)
-    key = (
-        (np.arange(count)[:, None, None] * 16 + cell[:, None] * 4 + cell[None]) * ORIENTATIONS + bins
-    ).ravel()
-    hog = np.bincount(key, size.ravel(), minlength=count * 16 * ORIENTATIONS).reshape(count, -1)
+    hog = _histograms((cell[:, None] * 4 + cell) * ORIENTATIONS + bins, size, 16 * ORIENTATIONS)
     hog = np.sqrt(hog / (hog.sum(axis=1, keepdims=True) + 1e-3)).astype(np.float32) * 2.0
 
     # The outline must not count as texture: the inside is the mask without its rim.
@@ -329,16 +312,14 @@ def _texture_block(lab: NDArray[np.float32], patches: _Patches) -> NDArray[np.fl
             np.int64
         ) << bit
     codes = patches.sample(_PATTERNS[pattern])[:, core, core]
-    key = (np.arange(count)[:, None, None] * 10 + codes)[inside]
-    binary = np.sqrt(np.bincount(key, minlength=count * 10).reshape(count, 10) / total[:, None])
+    binary = np.sqrt(_histograms(codes, inside, 10) / total[:, None])
     strength = size * inside
     sum_strength = strength.sum(axis=(1, 2))
     double = np.maximum(magnitude, 1e-6)  # of the angle: cos 2a = (gx^2 - gy^2) / m^2
     tilt = np.stack([(grad_x**2 - grad_y**2) / double, 2 * grad_x * grad_y / double], axis=-1)
     tilt = _mean_over(patches.sample(tilt)[:, core, core], inside) * (total / (sum_strength + 1e-3))[:, None]
     along, across = tilt[:, 0], tilt[:, 1]
-    key = (np.arange(count)[:, None, None] * ORIENTATIONS + bins).ravel()
-    turned = np.bincount(key, strength.ravel(), minlength=count * ORIENTATIONS).reshape(count, -1)
+    turned = _histograms(bins, strength, ORIENTATIONS)
     turned = np.sort(turned / (turned.sum(axis=1, keepdims=True) + 1e-3), axis=1)
     density = ((strength > 0.06).sum(axis=(1, 2))) / total
 
@@ -382,11 +363,9 @@ def _spectrum_bins() -> NDArray[np.float32]:
     radius = np.hypot(frequency_y, frequency_x)
     ring = np.digitize(radius, [1.5, 3.5, 7.5])
     wedge = np.minimum(((np.arctan2(frequency_y, frequency_x) / np.pi + 0.5) * 8).astype(int), 7)
-    bins = np.zeros((*radius.shape, 28), np.float32)
-    for index in range(4):
-        bins[..., index] = ring == index
-    for index in range(24):
-        bins[..., 4 + index] = (ring == 1 + index // 8) & (wedge == index % 8)
+    rings = ring[..., None] == np.arange(4)
+    wedges = (ring[..., None] == 1 + np.arange(24) // 8) & (wedge[..., None] == np.arange(24) % 8)
+    bins = np.concatenate([rings, wedges], axis=-1).astype(np.float32)
     bins[0, 0] = 0
     return bins.reshape(-1, 28)
 

@@ -55,7 +55,7 @@ def propose(
     boxes_of: list[NDArray[np.float32]] = []
     logits_of: list[NDArray[np.float32]] = []
     for seg, weights in zip(_segmentations(copy, lab, photo_side), _WEIGHTS, strict=True):
-        rows = _candidates(seg, MAX_CANDIDATES)
+        rows = _candidates(seg)
         boxes = _boxes(seg, rows)
         logits = (_cues(seg, rows, boxes) @ weights[:-1] + weights[-1]).astype(np.float32)
         found.append((seg, rows))
@@ -95,7 +95,7 @@ def masks_of_boxes(
     masks = np.ones((len(boxes), FRAME, FRAME), bool)
     best = np.full(len(boxes), FILLS, np.float32)
     for seg in _segmentations(copy, lab, photo_side):
-        rows = _candidates(seg, MAX_CANDIDATES)
+        rows = _candidates(seg)
         overlap = pairwise_iou(boxes, _boxes(seg, rows) / _size(seg))  # (K, C)
         if overlap.shape[1]:
             found = np.flatnonzero(overlap.max(axis=1) > best)
@@ -186,22 +186,20 @@ def _texture_groups(seg: Segmentation, foreground: NDArray[np.int64]) -> list[in
     touching = adjacent | seg.near
     same = seg.colours[:, None] == seg.colours[None]
     neighbours = bit_rows(adjacent)
-    everything = sum(1 << int(member) for member in foreground)
+    (everything,) = bit_rows((seg.colours >= 0)[None])
     blobs = connected_groups(neighbours, everything)
+    groups = list(blobs)
     # Stripes and dots in the colour of the background, or of the object behind.
-    groups = (
-        blobs
-        + connected_groups(bit_rows(touching & same), everything)
-        + connected_groups(bit_rows(touching), everything)
-    )
-    for part in np.unique(seg.parts[seg.parts > 0]):
-        groups += connected_groups(neighbours, sum(1 << int(i) for i in np.flatnonzero(seg.parts == part)))
+    for joined in (touching & same, touching):
+        groups += connected_groups(bit_rows(joined), everything)
+    for part in bit_rows(seg.parts == np.unique(seg.parts[seg.parts > 0])[:, None]):
+        groups += connected_groups(neighbours, part)
     # Stripes and dots in a colour of their own: two colours of one blob taken together, and what they leave.
     extent = np.bincount(seg.colours[foreground], seg.area[foreground])
-    by_extent = [int(colour) for colour in np.argsort(-extent, kind="stable") if extent[colour] > 0]
-    of_colour = {c: sum(1 << int(i) for i in np.flatnonzero(seg.colours == c)) for c in by_extent}
+    by_extent = np.argsort(-extent, kind="stable")
+    of_colour = bit_rows(seg.colours == by_extent[extent[by_extent] > 0][:, None])
     for blob in blobs:
-        parts = [part for c in by_extent if (part := of_colour[c] & blob)][:8]
+        parts = [part for colour in of_colour if (part := colour & blob)][:8]
         if blob.bit_count() < 3:
             continue
         for i in range(len(parts)):
@@ -213,7 +211,7 @@ def _texture_groups(seg: Segmentation, foreground: NDArray[np.int64]) -> list[in
     return groups
 
 
-def _candidates(seg: Segmentation, limit: int) -> NDArray[np.bool_]:
+def _candidates(seg: Segmentation) -> NDArray[np.bool_]:
     """Sets of segments that may be an object, (C, N), no set twice.
 
     Where every segment is foreground (a photograph's), that is each segment and the merge tree; with a
@@ -224,8 +222,7 @@ def _candidates(seg: Segmentation, limit: int) -> NDArray[np.bool_]:
     groups = [1 << index for index in range(count)] + _merge_tree(seg, foreground)
     if len(foreground) < count:
         groups += _texture_groups(seg, foreground)
-    distinct = list(dict.fromkeys(groups))[:limit]
-    return members_of(distinct, count)
+    return members_of(list(dict.fromkeys(groups))[:MAX_CANDIDATES], count)
 
 
 def _boxes(seg: Segmentation, rows: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+from scipy.sparse.csgraph import connected_components
 from skimage.measure import label as label_components
 from skimage.segmentation import felzenszwalb, watershed
 
@@ -145,6 +146,11 @@ def _foreground(lab: NDArray[np.float32], raw: NDArray[np.float32]) -> NDArray[n
     return sure | (stands_out(raw) & ndimage.binary_dilation(sure, iterations=REACH))
 
 
+def _sums(groups: NDArray[np.integer], values: NDArray, count: int) -> NDArray[np.float64]:
+    """Sums (count, 3) of values (M, 3) by the group (M,) that each belongs to."""
+    return np.stack([np.bincount(groups, values[:, c], count) for c in range(3)], axis=1)
+
+
 def _colour_classes(
     pixels: NDArray[np.float32], limit: int, apart: float, least: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -162,7 +168,7 @@ def _colour_classes(
     bins = np.floor(pixels / 6.0).astype(np.int64) + 32
     keys = (bins[:, 0] * 64 + bins[:, 1]) * 64 + bins[:, 2]
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    means = np.stack([np.bincount(inverse, pixels[:, c]) for c in range(3)], axis=1) / counts[:, None]
+    means = _sums(inverse, pixels, len(counts)) / counts[:, None]
     chosen: list[NDArray] = []
     for index in np.argsort(-counts, kind="stable")[:200]:
         if counts[index] < 0.25 * least * len(pixels):
@@ -178,9 +184,7 @@ def _colour_classes(
     for _ in range(2):  # Lloyd steps over the bins, which are far fewer than the pixels
         nearest = ((means[:, None] - centres[None]) ** 2).sum(axis=-1).argmin(axis=1)
         weight = np.bincount(nearest, counts, minlength=len(centres))
-        total = np.stack(
-            [np.bincount(nearest, means[:, c] * counts, minlength=len(centres)) for c in range(3)], axis=1
-        )
+        total = _sums(nearest, means * counts[:, None], len(centres))
         keep = weight >= least * len(pixels)
         if not keep.any():
             keep = weight == weight.max()
@@ -224,11 +228,8 @@ def _basins(foreground: NDArray[np.bool_]) -> NDArray[np.int32]:
         np.maximum.at(saddle, (before[edge], after[edge]), low[edge])
     saddle = np.maximum(saddle, saddle.T)
     joined = saddle > NECK * np.minimum(height[:, None], height[None])
-    part = np.zeros(count + 1, np.int32)
-    groups = connected_groups(bit_rows(joined), (1 << (count + 1)) - 2)
-    for index, members in enumerate(members_of(groups, count + 1)):
-        part[members] = index + 1
-    return part[basins]
+    _, parts = connected_components(joined[1:, 1:], directed=False)
+    return np.append(0, parts + 1).astype(np.int32)[basins]
 
 
 def _colour_segments(
@@ -282,15 +283,15 @@ def _measured(
     height, width = labels.shape
     flat = labels.ravel()
     area = np.bincount(flat, minlength=count).astype(np.float32)
-    mean = np.stack([np.bincount(flat, lab[..., c].ravel(), minlength=count) for c in range(3)], axis=1)
+    mean = _sums(flat, lab.reshape(-1, 3), count) / area[:, None]
     square = np.bincount(flat, (lab**2).sum(axis=-1).ravel(), minlength=count)
     slices = ndimage.find_objects(labels + 1, max_label=count)
     low = np.array([(s[1].start, s[0].start) for s in slices], np.float32)
     high = np.array([(s[1].stop, s[0].stop) for s in slices], np.float32)
 
-    length = np.zeros(count * count, np.float32)
-    strength = np.zeros(count * count, np.float32)
-    near = np.zeros(count * count, bool)
+    length = np.zeros((count, count), np.float32)
+    strength = np.zeros((count, count), np.float32)
+    near = np.zeros((count, count), bool)
     for axis in (0, 1):
         size = labels.shape[axis]
         before = np.take(labels, np.arange(size - 1), axis=axis).ravel()
@@ -301,8 +302,8 @@ def _measured(
         right = np.take(lab, np.clip(np.arange(1, size) + 1, None, size - 1), axis=axis).reshape(-1, 3)[edge]
         contrast = np.minimum(np.sqrt(((left - right) ** 2).sum(axis=1)), 40.0)
         key = before[edge].astype(np.int64) * count + after[edge]
-        length += np.bincount(key, minlength=count * count)
-        strength += np.bincount(key, contrast, minlength=count * count)
+        length += np.bincount(key, minlength=count * count).reshape(count, count)
+        strength += np.bincount(key, contrast, minlength=count * count).reshape(count, count)
     for step_y, step_x in ((0, 1), (1, 0), (1, 1), (1, -1)):
         for step in range(2, gap + 1, 2):
             dy, dx = step * step_y, step * step_x
@@ -310,12 +311,8 @@ def _measured(
                 continue
             first = labels[: height - dy, max(0, -dx) : width - max(0, dx)]
             second = labels[dy:, max(0, dx) : width - max(0, -dx)]
-            near[(first.astype(np.int64) * count + second).ravel()] = True
-    length_2d, strength_2d = length.reshape(count, count), strength.reshape(count, count)
-    near_2d = near.reshape(count, count)
-    frame = np.bincount(
-        np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]), minlength=count
-    ).astype(np.float32)
+            near[first, second] = True
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return Segmentation(
         labels=labels,
         colours=colours,
@@ -323,12 +320,12 @@ def _measured(
         area=area,
         low=low,
         high=high,
-        lab_mean=(mean / area[:, None]).astype(np.float32),
+        lab_mean=mean.astype(np.float32),
         lab_square=(square / area).astype(np.float32),
-        length=length_2d + length_2d.T,
-        strength=strength_2d + strength_2d.T,
-        frame=frame,
-        near=(near_2d | near_2d.T) & ~np.eye(count, dtype=bool),
+        length=length + length.T,
+        strength=strength + strength.T,
+        frame=np.bincount(border, minlength=count).astype(np.float32),
+        near=(near | near.T) & ~np.eye(count, dtype=bool),
     )
 
 
@@ -355,11 +352,11 @@ def segment_photo(copy: NDArray[np.uint8], side: int) -> Segmentation:
     small = working_copy(copy, side)
     lab = to_lab(small)
     labels = felzenszwalb(small, scale=60, sigma=0.8, min_size=20).astype(np.int32)
-    count = np.bincount(labels.ravel())
-    mean = np.stack([np.bincount(labels.ravel(), lab[..., c].ravel()) for c in range(3)], axis=1)
-    _, classes = _colour_classes((mean / count[:, None]).astype(np.float32), 12, 12.0, 0.004)
-    parts = np.zeros(len(classes), np.int32)
-    return _measured(labels, classes.astype(np.int32), parts, lab, gap=4)
+    nothing = np.zeros(int(labels.max()) + 1, np.int32)
+    seg = _measured(labels, nothing, nothing, lab, gap=4)
+    _, classes = _colour_classes(seg.lab_mean, limit=12, apart=12.0, least=0.004)
+    seg.colours = classes.astype(np.int32)
+    return seg
 
 
 # ---- sets of segments ---------------------------------------------------------------------------
