@@ -26,7 +26,7 @@ from tbkin_core.errors import ConfigError
 from tbkin_core.features.extract import extract_dataset
 from tbkin_core.features.extractors import EXTRACTORS, ExtractorRow, extractor_help
 from tbkin_core.features.extractors.annotated import AnnotatedRegions
-from tbkin_core.features.extractors.backbone import SAMPLES, Backbone, pooled
+from tbkin_core.features.extractors.backbone import SAMPLES, Backbone, roi_tokens
 from tbkin_core.features.extractors.base import Job, regions_of_file, run_batches
 from tbkin_core.features.extractors.builtin import BuiltinExtractor
 from tbkin_core.features.extractors.detector import open_detector
@@ -119,7 +119,7 @@ def test_pooling_against_one_point_after_the_other(shape: tuple[int, int, int]) 
     boxes = np.concatenate([low, high], axis=1).astype(np.float32)
     boxes[0] = [0, 0, shape[2], shape[1]]
     boxes[1] = [0.2, 0.3, 0.2, 0.3]  # without area
-    found = pooled(torch.from_numpy(cells), torch.from_numpy(boxes)).numpy()
+    found = roi_tokens(torch.from_numpy(cells), torch.from_numpy(boxes), 1)[:, 0].numpy()
     np.testing.assert_allclose(found, [naive(cells, box) for box in boxes], atol=1e-5)
 
 
