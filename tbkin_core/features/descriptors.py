@@ -16,6 +16,7 @@ from skimage.color import rgb2lab
 from skimage.measure import moments_hu
 
 from tbkin_core.boxes import box_area
+from tbkin_core.features.regions import Floats, Mask, Pixels
 
 # Typical sRGB colours of each name; the names are words of the Visual Genome attribute vocabulary.
 COLOUR_PROTOTYPES: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -44,13 +45,7 @@ HUES = 12
 GRAYS = 6
 
 
-def described(
-    copy: NDArray[np.uint8],
-    lab: NDArray[np.float32],
-    boxes: NDArray[np.float32],
-    masks: NDArray[np.bool_],
-    size: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def described(copy: Pixels, lab: Floats, boxes: Floats, masks: Mask, size: Floats) -> tuple[Floats, Floats]:
     """Descriptors of boxes, each with a mask on its grid.
 
     Args:
@@ -88,16 +83,16 @@ class _Patches:
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
-    mask: NDArray[np.bool_]
-    valid: NDArray[np.bool_]
-    sides: NDArray[np.float32]
+    mask: Mask
+    valid: Mask
+    sides: Floats
 
     def sample(self, plane: NDArray) -> NDArray:
         """Values of an (H, W) or (H, W, C) array at the grid, (K, P, P) or (K, P, P, C)."""
         return plane[self.rows[:, :, None], self.columns[:, None, :]]
 
 
-def grid(boxes: NDArray[np.float32], height: int, width: int) -> tuple[NDArray, NDArray, NDArray]:
+def grid(boxes: Floats, height: int, width: int) -> tuple[NDArray, NDArray, NDArray]:
     """Pixel rows (K, P), columns (K, P) and validity (K, P, P) of the grids of boxes in pixels."""
     steps = (np.arange(FRAME, dtype=np.float32) - MARGIN + 0.5) / PATCH
     columns = np.floor(boxes[:, :1] + steps * (boxes[:, 2:3] - boxes[:, :1])).astype(np.int64)
@@ -107,7 +102,7 @@ def grid(boxes: NDArray[np.float32], height: int, width: int) -> tuple[NDArray, 
 
 
 @functools.cache
-def _colour_table() -> NDArray[np.float32]:
+def _colour_table() -> Floats:
     """Soft colour codes of COLOUR_LEVELS ** 3 colours: names, hues, grays; (levels ** 3, 12 + 12 + 6)."""
     levels = (np.arange(COLOUR_LEVELS) + 0.5) / COLOUR_LEVELS
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -128,7 +123,7 @@ def _colour_table() -> NDArray[np.float32]:
     return np.concatenate([names, hues, grays], axis=1).astype(np.float32)
 
 
-def _mean_over(values: NDArray, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _mean_over(values: NDArray, mask: Mask) -> Floats:
     """Mean over the mask of each region: (K, P, P[, C]) and (K, P, P) to (K[, C])."""
     count = np.maximum(mask.sum(axis=(1, 2)), 1).astype(np.float32)
     if values.ndim == 3:
@@ -142,9 +137,7 @@ def _histograms(codes: NDArray[np.int64], weights: NDArray, bins: int) -> NDArra
     return np.bincount(keys.ravel(), weights.ravel(), len(codes) * bins).reshape(len(codes), bins)
 
 
-def _colour_block(
-    image: NDArray[np.uint8], lab: NDArray[np.float32], patches: _Patches
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _colour_block(image: Pixels, lab: Floats, patches: _Patches) -> tuple[Floats, Floats]:
     """Colour of the region and of its surroundings, (K, 54), and the shares of the names, (K, 12)."""
     coarse = slice(None, None, 2)  # every other sample is plenty for a mean
     mask, valid = patches.mask[:, coarse, coarse], patches.valid[:, coarse, coarse]
@@ -153,7 +146,7 @@ def _colour_block(
     codes = patches.sample((levels[..., 0] * COLOUR_LEVELS + levels[..., 1]) * COLOUR_LEVELS + levels[..., 2])
     table = _colour_table()
 
-    def shares(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def shares(mask: Mask) -> Floats:
         counts = _histograms(codes, mask, len(table))
         return (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.float32) @ table
 
@@ -169,7 +162,7 @@ def _colour_block(
     return np.concatenate(block, axis=1), inner[:, :names]
 
 
-def _shape_block(patches: _Patches) -> NDArray[np.float32]:
+def _shape_block(patches: _Patches) -> Floats:
     """Silhouette grid, radial profile and its spectrum, Hu moments, and scalar shape measures, (K, 120)."""
     inner = patches.mask[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
     count = len(inner)
@@ -223,8 +216,8 @@ def _shape_block(patches: _Patches) -> NDArray[np.float32]:
 
 
 def _radial_profiles(
-    inner: NDArray[np.bool_], centre: NDArray[np.floating], scale: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.floating]]:
+    inner: Mask, centre: NDArray[np.floating], scale: Floats
+) -> tuple[Floats, NDArray[np.floating]]:
     """Length of the mask along the rays from its centre, and its end on each: two of (K, ANGLES).
 
     Args:
@@ -252,9 +245,7 @@ def _angular_spectrum(profile: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.abs(np.fft.rfft(relative, axis=1))[:, 1:9] / 4.0
 
 
-def _hull_area(
-    inner: NDArray[np.bool_], y: NDArray[np.float32], scale: NDArray[np.float32]
-) -> NDArray[np.floating]:
+def _hull_area(inner: Mask, y: Floats, scale: Floats) -> NDArray[np.floating]:
     """Areas (K,) of the convex hulls of masks, from their reach in 16 directions.
 
     Args:
@@ -282,7 +273,7 @@ def _hull_area(
     )
 
 
-def _texture_block(lab: NDArray[np.float32], patches: _Patches) -> NDArray[np.float32]:
+def _texture_block(lab: Floats, patches: _Patches) -> Floats:
     """Gradient histograms, local binary patterns and the spectrum of the inside, (K, 131)."""
     light = np.ascontiguousarray(lab[..., 0]) / np.float32(100.0)
     grad_y, grad_x = np.gradient(light)
@@ -356,7 +347,7 @@ def _uniform_patterns() -> NDArray[np.int64]:
     return np.where(changes <= 2, bits.sum(axis=1), 9).astype(np.int64)
 
 
-def _spectrum_bins() -> NDArray[np.float32]:
+def _spectrum_bins() -> Floats:
     """Rings and wedges of the half spectrum of a patch, (PATCH * (PATCH // 2 + 1), 4 + 24)."""
     frequency_y = np.fft.fftfreq(PATCH, 1 / PATCH)[:, None]
     frequency_x = np.arange(PATCH // 2 + 1)[None]

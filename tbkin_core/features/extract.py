@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -139,8 +139,8 @@ class _Share:
         self._problems: list[str] = []
         if opened.omitted and rank == 0:
             self._skipped = len(opened.omitted)
-            reason = f"{opened.omitted_because}: {_some(opened.omitted)}"
-            self._problems.append(f"{self._skipped} images {reason} (skipped)")
+            some = ", ".join([*map(str, opened.omitted[:5]), *(["..."] if self._skipped > 5 else [])])
+            self._problems.append(f"{self._skipped} images {opened.omitted_because}: {some} (skipped)")
         self._known, self._failed = frozenset(writer.done), frozenset(writer.failed)
         self._numbers: dict[int, None] = {}  # shards of all ranks
 
@@ -200,11 +200,6 @@ class _Share:
                 raise
             return error.message
         return ""
-
-
-def _some(image_ids: Sequence[ImageId], count: int = 5) -> str:
-    shown = ", ".join(str(image_id) for image_id in image_ids[:count])
-    return shown if len(image_ids) <= count else f"{shown}, ..."
 
 
 def _run(extractor: Extractor, jobs: Iterator[Job], count: int) -> _Made:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from tbkin_core.errors import DataError
+from tbkin_core.features.regions import Pixels
 
 MAX_PIXELS = 150_000_000
 """Largest image that is decoded; below the size that Pillow itself refuses (about 179 megapixels)."""
@@ -37,7 +38,7 @@ _TRANSPOSE = {
 _warnings_lock = threading.Lock()
 
 
-def load_image(path: Path, max_side: int | None = None) -> tuple[NDArray[np.uint8], int, int]:
+def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, int]:
     """Read an image file as 8-bit RGB.
 
     The EXIF orientation is applied; of an animation or a multi-page file the first frame is taken;
@@ -102,7 +103,7 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path, formats=formats)
 
 
-def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[NDArray[np.uint8], int, int]:
+def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[Pixels, int, int]:
     width, height = image.size
     if width < 1 or height < 1:
         raise DataError(f"{path}: the image has no pixels ({width} x {height})")
@@ -155,7 +156,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(values: NDArray) -> NDArray[np.uint8]:
+def _to_8_bit(values: NDArray) -> Pixels:
     """One channel of 16-bit, 32-bit or floating-point values as (H, W) uint8."""
     if values.dtype.kind in "iu":
         top = int(values.max())

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from tbkin_core.boxes import box_area, non_maximum_suppression, pairwise_iou
 from tbkin_core.features.descriptors import FRAME, grid
+from tbkin_core.features.regions import Floats, Mask, Pixels
 from tbkin_core.features.segmentation import (
     Segmentation,
     bit_rows,
@@ -33,8 +34,8 @@ LARGEST_PART = 0.95  # share of the image above which a proposal is the image it
 
 
 def propose(
-    copy: NDArray[np.uint8], lab: NDArray[np.float32], photo_side: int, overlap: float, max_regions: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    copy: Pixels, lab: Floats, photo_side: int, overlap: float, max_regions: int
+) -> tuple[Floats, Floats, Mask]:
     """Regions of an image that may be objects, best first, and the whole image last.
 
     Args:
@@ -51,9 +52,9 @@ def propose(
     whole_mask = np.ones((1, FRAME, FRAME), bool)
     if max_regions == 1:
         return whole, np.ones(1, np.float32), whole_mask
-    found: list[tuple[Segmentation, NDArray[np.bool_]]] = []  # each with its candidates
-    boxes_of: list[NDArray[np.float32]] = []
-    logits_of: list[NDArray[np.float32]] = []
+    found: list[tuple[Segmentation, Mask]] = []  # each with its candidates
+    boxes_of: list[Floats] = []
+    logits_of: list[Floats] = []
     for seg, weights in zip(_segmentations(copy, lab, photo_side), _WEIGHTS, strict=True):
         rows = _candidates(seg)
         boxes = _boxes(seg, rows)
@@ -83,9 +84,7 @@ def propose(
     )
 
 
-def masks_of_boxes(
-    copy: NDArray[np.uint8], lab: NDArray[np.float32], photo_side: int, boxes: NDArray[np.float32]
-) -> NDArray[np.bool_]:
+def masks_of_boxes(copy: Pixels, lab: Floats, photo_side: int, boxes: Floats) -> Mask:
     """Masks (K, P, P) of known boxes: of the proposal that fills a box, else the whole box.
 
     Args:
@@ -107,15 +106,13 @@ def masks_of_boxes(
     return masks
 
 
-def _segmentations(
-    copy: NDArray[np.uint8], lab: NDArray[np.float32], photo_side: int
-) -> Iterator[Segmentation]:
+def _segmentations(copy: Pixels, lab: Floats, photo_side: int) -> Iterator[Segmentation]:
     """The two segmentations in the order of `_WEIGHTS`; the second is slow, and often not asked for."""
     yield segment_drawing(copy, lab)
     yield segment_photo(copy, photo_side)
 
 
-def _size(seg: Segmentation) -> NDArray[np.float32]:
+def _size(seg: Segmentation) -> Floats:
     """Width, height, width, height in pixels."""
     return np.array([seg.labels.shape[1], seg.labels.shape[0]] * 2, np.float32)
 
@@ -139,7 +136,7 @@ def _merge_tree(seg: Segmentation, members: NDArray[np.int64]) -> list[int]:
     groups = [1 << int(member) for member in members]
     merged: list[int] = []
 
-    def similarity(row: int | None) -> NDArray[np.float32]:
+    def similarity(row: int | None) -> Floats:
         rows: Any = slice(None) if row is None else slice(row, row + 1)
         colour = np.sqrt(((lab_mean[rows, None] - lab_mean[None]) ** 2).sum(axis=-1))
         edge = strength[rows] / np.maximum(length[rows], 1)
@@ -211,7 +208,7 @@ def _texture_groups(seg: Segmentation, foreground: NDArray[np.int64]) -> list[in
     return groups
 
 
-def _candidates(seg: Segmentation) -> NDArray[np.bool_]:
+def _candidates(seg: Segmentation) -> Mask:
     """Sets of segments that may be an object, (C, N), no set twice.
 
     Where every segment is foreground (a photograph's), that is each segment and the merge tree; with a
@@ -225,7 +222,7 @@ def _candidates(seg: Segmentation) -> NDArray[np.bool_]:
     return members_of(list(dict.fromkeys(groups))[:MAX_CANDIDATES], count)
 
 
-def _boxes(seg: Segmentation, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _boxes(seg: Segmentation, rows: Mask) -> Floats:
     """Bounding boxes of candidates, (C, 4) xyxy in pixels of the segmentation."""
     far = np.float32(max(seg.labels.shape))
     low = [np.where(rows, seg.low[:, axis], far).min(axis=1) for axis in (0, 1)]
@@ -233,7 +230,7 @@ def _boxes(seg: Segmentation, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.stack(low + high, axis=1).astype(np.float32)
 
 
-def _cues(seg: Segmentation, rows: NDArray[np.bool_], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+def _cues(seg: Segmentation, rows: Mask, boxes: Floats) -> Floats:
     """What speaks for a candidate being a whole object, (C, 16), the columns of _WEIGHTS.
 
     See Alexe et al. 2012 for the cues: contrast with the surroundings, a closed boundary, one colour.
@@ -305,7 +302,7 @@ _WEIGHTS = np.array(
 # fmt: on
 
 
-def _is_explained(seg: Segmentation, rows: NDArray[np.bool_], logits: NDArray[np.float32]) -> bool:
+def _is_explained(seg: Segmentation, rows: Mask, logits: Floats) -> bool:
     """Whether likely objects on a clear background make up the picture, as in a drawing.
 
     The graph-based segmentation would find little more then, and takes as long as all the rest.
@@ -323,7 +320,7 @@ def _is_explained(seg: Segmentation, rows: NDArray[np.bool_], logits: NDArray[np
 # ---- masks --------------------------------------------------------------------------------------
 
 
-def _masks(seg: Segmentation, members: NDArray[np.bool_], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _masks(seg: Segmentation, members: Mask, boxes: Floats) -> Mask:
     """Masks of candidates on their grids, gaps closed and holes filled, (K, P, P)."""
     height, width = seg.labels.shape
     rows, columns, valid = grid(boxes, height, width)

@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 ImageId = int | str
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +31,13 @@ class RegionFeatures:
 
     image_id: ImageId
     features: NDArray[np.floating]
-    boxes: NDArray[np.float32]
+    boxes: Floats
     image_width: int
     image_height: int
     object_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    object_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    object_scores: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
     attribute_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    attribute_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    attribute_scores: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __len__(self) -> int:
         return len(self.boxes)

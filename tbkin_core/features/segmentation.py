@@ -19,6 +19,8 @@ from scipy.sparse.csgraph import connected_components
 from skimage.measure import label as label_components
 from skimage.segmentation import felzenszwalb, watershed
 
+from tbkin_core.features.regions import Floats, Mask, Pixels
+
 REACH = 3  # pixels around a sure foreground pixel within which the raw colour decides
 NECK = 0.7  # width of a neck relative to the narrower part, below which it divides
 MAX_SEGMENTS = 200
@@ -45,18 +47,18 @@ class Segmentation:
     labels: NDArray[np.int32]
     colours: NDArray[np.int32]
     parts: NDArray[np.int32]
-    area: NDArray[np.float32]
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
-    lab_mean: NDArray[np.float32]
-    lab_square: NDArray[np.float32]
-    length: NDArray[np.float32]
-    strength: NDArray[np.float32]
-    frame: NDArray[np.float32]
-    near: NDArray[np.bool_]
+    area: Floats
+    low: Floats
+    high: Floats
+    lab_mean: Floats
+    lab_square: Floats
+    length: Floats
+    strength: Floats
+    frame: Floats
+    near: Mask
 
 
-def working_copy(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def working_copy(image: Pixels, side: int) -> Pixels:
     """The image with its long side at most `side`, and no side under 16 pixels."""
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width))
@@ -66,7 +68,7 @@ def working_copy(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def to_lab(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def to_lab(image: Pixels) -> Floats:
     """CIELAB (D65) of 8-bit sRGB, (H, W, 3) float32; a table and one matrix, much faster than skimage's."""
     xyz = _LINEAR[image] @ _TO_XYZ  # relative to the white point
     root = np.where(xyz > 0.008856, np.cbrt(xyz), xyz * np.float32(7.787) + np.float32(16 / 116))
@@ -74,7 +76,7 @@ def to_lab(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1).astype(np.float32)
 
 
-def _linear_light() -> NDArray[np.float32]:
+def _linear_light() -> Floats:
     """Linear light of the 256 sRGB values (IEC 61966-2-1)."""
     value = np.arange(256) / 255.0
     return np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92).astype(np.float32)
@@ -87,7 +89,7 @@ _TO_XYZ = (
 ).T.astype(np.float32)
 
 
-def _median3(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _median3(image: Pixels) -> Pixels:
     """3 x 3 median of every channel, by a sorting network (Paeth 1990): far faster than a rank filter."""
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     height, width = image.shape[:2]
@@ -102,7 +104,7 @@ def _median3(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return values[4]
 
 
-def _foreground(lab: NDArray[np.float32], raw: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _foreground(lab: Floats, raw: Floats) -> Mask:
     """Pixels that stand out from a background modelled on the image border.
 
     The background is the nearer of a smooth surface (quadratic in x and y, fitted by iteratively
@@ -134,7 +136,7 @@ def _foreground(lab: NDArray[np.float32], raw: NDArray[np.float32]) -> NDArray[n
     surface = terms @ coefficients  # (H, W, 3)
     centres, _ = _colour_classes(border, limit=6, apart=9.0, least=0.12)
 
-    def stands_out(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def stands_out(values: Floats) -> Mask:
         square = ((values - surface) ** 2).sum(axis=-1)
         for centre in centres:
             square = np.minimum(square, ((values - centre) ** 2).sum(axis=-1))
@@ -152,8 +154,8 @@ def _sums(groups: NDArray[np.integer], values: NDArray, count: int) -> NDArray[n
 
 
 def _colour_classes(
-    pixels: NDArray[np.float32], limit: int, apart: float, least: float
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    pixels: Floats, limit: int, apart: float, least: float
+) -> tuple[Floats, NDArray[np.int64]]:
     """The peaks of the colour distribution.
 
     Args:
@@ -193,7 +195,7 @@ def _colour_classes(
     return centres, distance.argmin(axis=1)[inverse]
 
 
-def _fill_from_nearest(values: NDArray[np.int32], unknown: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _fill_from_nearest(values: NDArray[np.int32], unknown: Mask) -> NDArray[np.int32]:
     """Give every unknown pixel the value of the nearest known one."""
     if not unknown.any() or unknown.all():
         return values
@@ -201,7 +203,7 @@ def _fill_from_nearest(values: NDArray[np.int32], unknown: NDArray[np.bool_]) ->
     return values[rows, columns]
 
 
-def _basins(foreground: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _basins(foreground: Mask) -> NDArray[np.int32]:
     """Parts of the foreground that only a narrow neck joins: watershed of the distance to the background.
 
     Two overlapping objects of the same colour have nothing else to tell them apart.
@@ -233,7 +235,7 @@ def _basins(foreground: NDArray[np.bool_]) -> NDArray[np.int32]:
 
 
 def _colour_segments(
-    lab: NDArray[np.float32], raw: NDArray[np.float32], min_area: int, max_segments: int
+    lab: Floats, raw: Floats, min_area: int, max_segments: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """Connected parts of one colour class each, apart from the background.
 
@@ -273,11 +275,7 @@ def _colour_segments(
 
 
 def _measured(
-    labels: NDArray[np.int32],
-    colours: NDArray[np.int32],
-    parts: NDArray[np.int32],
-    lab: NDArray[np.float32],
-    gap: int,
+    labels: NDArray[np.int32], colours: NDArray[np.int32], parts: NDArray[np.int32], lab: Floats, gap: int
 ) -> Segmentation:
     count = len(colours)
     height, width = labels.shape
@@ -329,7 +327,7 @@ def _measured(
     )
 
 
-def segment_drawing(copy: NDArray[np.uint8], lab: NDArray[np.float32]) -> Segmentation:
+def segment_drawing(copy: Pixels, lab: Floats) -> Segmentation:
     """Connected parts of one colour class each, before a background.
 
     Args:
@@ -342,7 +340,7 @@ def segment_drawing(copy: NDArray[np.uint8], lab: NDArray[np.float32]) -> Segmen
     return _measured(labels, colours, parts, smooth, gap=6)
 
 
-def segment_photo(copy: NDArray[np.uint8], side: int) -> Segmentation:
+def segment_photo(copy: Pixels, side: int) -> Segmentation:
     """The graph-based segmentation, all of it foreground.
 
     Args:
@@ -362,12 +360,12 @@ def segment_photo(copy: NDArray[np.uint8], side: int) -> Segmentation:
 # ---- sets of segments ---------------------------------------------------------------------------
 
 
-def bit_rows(matrix: NDArray[np.bool_]) -> list[int]:
+def bit_rows(matrix: Mask) -> list[int]:
     """Rows of a boolean matrix as integers, bit i for column i: sets that Python joins and compares fast."""
     return [int.from_bytes(row.tobytes(), "little") for row in np.packbits(matrix, axis=1, bitorder="little")]
 
 
-def members_of(sets: list[int], count: int) -> NDArray[np.bool_]:
+def members_of(sets: list[int], count: int) -> Mask:
     """Bit sets as rows of a boolean matrix, (sets, count): the reverse of `bit_rows`."""
     size = (count + 7) // 8
     packed = np.frombuffer(b"".join(members.to_bytes(size, "little") for members in sets), np.uint8)

@@ -15,7 +15,7 @@ from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.extractors.base import PictureExtractor, Request
 from tbkin_core.features.extractors.builtin import BuiltinExtractor
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
 from tbkin_core.names.vocabulary import visual_genome_names
 
 MAX_OBJECT_NAMES = 1600  # the sizes of the classic vocabularies
@@ -39,7 +39,7 @@ class _AnnotatedBoxes:
         size: Width and height in pixels of the image that they were drawn on; None where nothing tells.
     """
 
-    boxes: NDArray[np.float32]
+    boxes: Floats
     object_ids: NDArray[np.int32]
     attribute_ids: NDArray[np.int32]
     size: tuple[int, int] | None
@@ -97,23 +97,17 @@ class AnnotatedRegions(PictureExtractor):
         ]
 
     def settings(self) -> dict[str, Any]:
-        described: dict[str, Any] = {"feature_size": 0, "attribute_names": []}
-        if self._builtin is not None:
-            described = {
-                "descriptors": self._builtin.parameters(),
-                "feature_size": self._builtin.feature_size,
-                "attribute_names": self._builtin.attribute_names,
-            }
-        if self.attribute_names:
-            described["attribute_names"] = self.attribute_names
+        builtin = self._builtin
         return {
             "extractor": "annotations",
             "object_names": self.object_names,
             "max_regions": self._max_regions,
-            **described,
+            **({"descriptors": builtin.parameters()} if builtin else {}),
+            "feature_size": builtin.feature_size if builtin else 0,
+            "attribute_names": self.attribute_names or (builtin.attribute_names if builtin else []),
         }
 
-    def extract(self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int) -> RegionFeatures:
+    def extract(self, image_id: ImageId, image: Pixels, width: int, height: int) -> RegionFeatures:
         known = self._known[image_id]
         boxes, rows = self._within(image_id, known, width, height)
         object_ids, attribute_ids = known.object_ids[rows], known.attribute_ids[rows]
@@ -131,7 +125,7 @@ class AnnotatedRegions(PictureExtractor):
 
     def _within(
         self, image_id: ImageId, known: _AnnotatedBoxes, width: int, height: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    ) -> tuple[Floats, NDArray[np.int64]]:
         """The boxes (K, 4) cut to the image, largest first, and their rows; scaled where the image was."""
         boxes = known.boxes
         if known.size is not None and known.size != (width, height):

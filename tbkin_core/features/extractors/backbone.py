@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from tbkin_core.errors import ConfigError
@@ -33,7 +32,7 @@ from tbkin_core.features.extractors.models import (
     prompt_vectors,
     weights_digest,
 )
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
 from tbkin_core.names.vocabulary import visual_genome_names
 
 SAMPLES = 14  # along a side of a box: RoIAlign's usual 7 bins of 2
@@ -107,7 +106,7 @@ class Backbone:
             "feature_size": self.feature_size,
         }
 
-    def prepare(self, image: NDArray[np.uint8]) -> torch.Tensor:
+    def prepare(self, image: Pixels) -> torch.Tensor:
         """An RGB image (H, W, 3) as (3, S, S); thread-safe."""
         preparation = self._preparation
         square = Image.fromarray(image).resize((self.side, self.side), preparation.resample)
@@ -117,9 +116,7 @@ class Backbone:
         )
 
     @torch.inference_mode()
-    def describe(
-        self, pixels: Sequence[torch.Tensor], boxes: Sequence[NDArray[np.float32]]
-    ) -> list[dict[str, Any]]:
+    def describe(self, pixels: Sequence[torch.Tensor], boxes: Sequence[Floats]) -> list[dict[str, Any]]:
         """What `RegionFeatures` has of the regions of each picture but their boxes and objects.
 
         Args:
@@ -196,9 +193,7 @@ class BackboneExtractor:
             own["attribute_names"] = list(self._backbone.attribute_names)
         return own
 
-    def prepare(
-        self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int
-    ) -> tuple[Any, torch.Tensor]:
+    def prepare(self, image_id: ImageId, image: Pixels, width: int, height: int) -> tuple[Any, torch.Tensor]:
         one = self._boxes
         make = one.extract if isinstance(one, PictureExtractor) else one.prepare
         return make(image_id, image, width, height), self._backbone.prepare(image)
@@ -316,8 +311,8 @@ class _Preparation:
     size: Any
     resample: Image.Resampling
     scale: float
-    mean: NDArray[np.float32]
-    deviation: NDArray[np.float32]
+    mean: Floats
+    deviation: Floats
 
 
 def _load(model: str, revision: str | None) -> tuple[_Preparation, Any, Any]:

@@ -17,13 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.pictures import load_image
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import ImageId, Pixels, RegionFeatures
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.ranks import world_size
 
@@ -57,11 +54,7 @@ class Request:
     backbone_revision: str | None = None
 
     def needed_dataset(self) -> Dataset:
-        """The dataset, for an extractor that cannot do without.
-
-        Raises:
-            ConfigError: The request is for images of no dataset.
-        """
+        """The dataset; ConfigError where the request is for images of none."""
         if self.dataset is None:
             raise ConfigError("this extractor works on the images of a dataset alone")
         return self.dataset
@@ -113,7 +106,7 @@ class PictureExtractor(Extractor):
     """Works on one image at a time; can be sent to another process."""
 
     @abstractmethod
-    def extract(self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int) -> RegionFeatures:
+    def extract(self, image_id: ImageId, image: Pixels, width: int, height: int) -> RegionFeatures:
         """The regions of an RGB image (H, W, 3), perhaps reduced, of a file of `width` x `height` pixels."""
 
     def regions(self, image_id: ImageId, source: Path) -> RegionFeatures:
@@ -134,7 +127,7 @@ class BatchExtractor(Protocol):
     def settings(self) -> dict[str, Any]:
         """As `Extractor.settings`."""
 
-    def prepare(self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int) -> Any:
+    def prepare(self, image_id: ImageId, image: Pixels, width: int, height: int) -> Any:
         """An RGB image (H, W, 3) of a file of `width` x `height` pixels, ready for `extract`."""
 
     def extract(self, pictures: Sequence[Any]) -> list[RegionFeatures]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.descriptors import COLOUR_PROTOTYPES, FEATURE_SIZE, described
 from tbkin_core.features.extractors.base import PictureExtractor, Request
 from tbkin_core.features.proposals import masks_of_boxes, propose
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
 from tbkin_core.features.segmentation import to_lab, working_copy
 
 VERSION = 1  # of the features; raise it with any change of their meaning
@@ -83,12 +82,7 @@ class BuiltinExtractor(PictureExtractor):
         }
 
     def extract(
-        self,
-        image_id: ImageId,
-        image: NDArray[np.uint8],
-        width: int,
-        height: int,
-        known: NDArray[np.float32] | None = None,
+        self, image_id: ImageId, image: Pixels, width: int, height: int, known: Floats | None = None
     ) -> RegionFeatures:
         """Propose regions, or take known boxes, and describe them.
 

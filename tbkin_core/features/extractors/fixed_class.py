@@ -27,7 +27,7 @@ from tbkin_core.features.extractors.models import (
     preparation_digest,
     weights_digest,
 )
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
 from tbkin_core.names.vocabulary import visual_genome_names
 
 SMALLEST_SIDE = 1.0  # pixels; smaller boxes are made this large
@@ -138,7 +138,7 @@ class DetectorExtractor:
             "max_regions": self.max_regions,
         }
 
-    def prepare(self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int) -> Picture:
+    def prepare(self, image_id: ImageId, image: Pixels, width: int, height: int) -> Picture:
         """An RGB image (H, W, 3) of a file of `width` x `height` pixels, ready for the model; thread-safe."""
         inputs = self._processor(images=Image.fromarray(image), return_tensors="pt")
         given = {name: inputs[name][0] for name in ("pixel_values", "pixel_mask") if name in inputs}
@@ -242,9 +242,7 @@ class DetectorExtractor:
 # ---- boxes --------------------------------------------------------------------------------------
 
 
-def corners(
-    boxes: NDArray, width: int, height: int, image: tuple[int, int] | None = None
-) -> NDArray[np.float32]:
+def corners(boxes: NDArray, width: int, height: int, image: tuple[int, int] | None = None) -> Floats:
     """Boxes (K, 4) given as fractions (cx, cy, w, h), as xyxy pixels within the image, never without area.
 
     Args:
