@@ -218,12 +218,9 @@ def _shape_block(patches: _Patches) -> Floats:
 def _radial_profiles(
     inner: Mask, centre: NDArray[np.floating], scale: Floats
 ) -> tuple[Floats, NDArray[np.floating]]:
-    """Length of the mask along the rays from its centre, and its end on each: two of (K, ANGLES).
+    """Lengths of masks (K, PATCH, PATCH) along rays from their centres, and the ends: two of (K, ANGLES).
 
-    Args:
-        inner: (K, PATCH, PATCH) masks.
-        centre: (K, 2) xy, in units of `scale` from the middle of the box.
-        scale: (K, 2) sides of the boxes.
+    `centre` (K, 2) xy is in units of `scale` (K, 2), the sides of the boxes, from the middle of the box.
     """
     angle = 2 * np.pi * np.arange(ANGLES) / ANGLES
     direction = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)  # (A, 2)
@@ -246,12 +243,9 @@ def _angular_spectrum(profile: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def _hull_area(inner: Mask, y: Floats, scale: Floats) -> NDArray[np.floating]:
-    """Areas (K,) of the convex hulls of masks, from their reach in 16 directions.
+    """Areas (K,) of the convex hulls of masks (K, PATCH, PATCH), from their reach in 16 directions.
 
-    Args:
-        inner: (K, PATCH, PATCH) masks.
-        y: (K, PATCH) middles of their rows.
-        scale: (K, 2) sides of the boxes.
+    `y` (K, PATCH) are the middles of their rows, `scale` (K, 2) the sides of the boxes.
     """
     first, last = inner.argmax(axis=2), PATCH - inner[:, :, ::-1].argmax(axis=2)
     filled = np.asarray(inner.any(axis=2))

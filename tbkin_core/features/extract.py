@@ -8,13 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import DataError, TbkinError
 from tbkin_core.features.extractors.base import Extractor, Job, Request, run_batches
 from tbkin_core.features.extractors.opening import OpenExtractor, open_extractor
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
 from tbkin_core.support.console import progress
 from tbkin_core.support.shards import replaced_store, share_of_store
@@ -153,7 +152,12 @@ class _Share:
             image_id, source = item
             if image_id in self._known:
                 self._present += 1
-                self._note_another_file(image_id, source)
+                made_of = self._writer.files.get(image_id, "")
+                if made_of and isinstance(source, Path) and source.name != made_of and self._rank == 0:
+                    self._problems.append(
+                        f"image {image_id!r}: its features were made of {made_of}, the file of this id is"
+                        f" now {source.name}; --overwrite makes all features anew"
+                    )
             elif image_id not in self._failed:
                 number = self._writer.place()
                 self._numbers[number] = None
@@ -163,14 +167,6 @@ class _Share:
             for item in self._opened.sources():
                 if not isinstance(item, str) and item[0] in self._failed:
                     yield Job(*item, None)
-
-    def _note_another_file(self, image_id: ImageId, source: Any) -> None:
-        made_of = self._writer.files.get(image_id, "")
-        if made_of and isinstance(source, Path) and source.name != made_of and self._rank == 0:
-            self._problems.append(
-                f"image {image_id!r}: its features were made of {made_of}, the file of this id is"
-                f" now {source.name}; --overwrite makes all features anew"
-            )
 
     def fill(self, results: Iterable[tuple[Job, RegionFeatures | str]]) -> Extraction:
         """Write the results of the jobs to the store, in their order; a text says why there is none."""

@@ -52,36 +52,29 @@ def propose(
     whole_mask = np.ones((1, FRAME, FRAME), bool)
     if max_regions == 1:
         return whole, np.ones(1, np.float32), whole_mask
-    found: list[tuple[Segmentation, Mask]] = []  # each with its candidates
-    boxes_of: list[Floats] = []
-    logits_of: list[Floats] = []
+    found = []  # of each segmentation itself, its candidates, their boxes and logits
     for seg, weights in zip(_segmentations(copy, lab, photo_side), _WEIGHTS, strict=True):
         rows = _candidates(seg)
         boxes = _boxes(seg, rows)
         logits = (_cues(seg, rows, boxes) @ weights[:-1] + weights[-1]).astype(np.float32)
-        found.append((seg, rows))
-        boxes_of.append((boxes / _size(seg)).astype(np.float32))
-        logits_of.append(logits)
+        found.append((seg, rows, (boxes / _size(seg)).astype(np.float32), logits))
         if _is_explained(seg, rows, logits):
             break
-    boxes, logits = np.concatenate(boxes_of), np.concatenate(logits_of)
-    owner = np.concatenate([np.full(len(rows), number) for number, (_, rows) in enumerate(found)])
-    offset = np.concatenate([np.arange(len(rows)) for _, rows in found])
+    boxes, logits = (np.concatenate(parts) for parts in list(zip(*found, strict=True))[2:])
+    owner = np.concatenate([np.full(len(rows), number) for number, (_, rows, _, _) in enumerate(found)])
+    offset = np.concatenate([np.arange(len(rows)) for _, rows, _, _ in found])
     part = np.flatnonzero(box_area(boxes) < LARGEST_PART)  # the whole image comes by itself
     part = part[np.argsort(-logits[part], kind="stable")]
     kept = part[non_maximum_suppression(boxes[part], overlap, max_regions - 1)]
     masks = np.zeros((len(kept), FRAME, FRAME), bool)
-    for number, (seg, rows) in enumerate(found):
+    for number, (seg, rows, _, _) in enumerate(found):
         mine = np.flatnonzero(owner[kept] == number)
         if len(mine):
             masks[mine] = _masks(seg, rows[offset[kept[mine]]], boxes[kept[mine]] * _size(seg))
     scores = 1.0 / (1.0 + np.exp(-logits[kept]))
     least = scores.min() if len(scores) else np.float32(1.0)
-    return (
-        np.concatenate([boxes[kept], whole]),
-        np.append(scores, least).astype(np.float32),
-        np.concatenate([masks, whole_mask]),
-    )
+    scores = np.append(scores, least).astype(np.float32)
+    return np.concatenate([boxes[kept], whole]), scores, np.concatenate([masks, whole_mask])
 
 
 def masks_of_boxes(copy: Pixels, lab: Floats, photo_side: int, boxes: Floats) -> Mask:

@@ -4,7 +4,7 @@
 drawings, charts and synthetic scenes; `segment_photo` is the graph-based segmentation of Felzenszwalb and
 Huttenlocher (2004), made for photographs.
 
-Letters: H, W height and width of the working copy; N segments.
+Letters: H, W height and width of the working copy (`copy`, sRGB (H, W, 3); `lab`, its CIELAB); N segments.
 """
 
 from __future__ import annotations
@@ -76,13 +76,9 @@ def to_lab(image: Pixels) -> Floats:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1).astype(np.float32)
 
 
-def _linear_light() -> Floats:
-    """Linear light of the 256 sRGB values (IEC 61966-2-1)."""
-    value = np.arange(256) / 255.0
-    return np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92).astype(np.float32)
-
-
-_LINEAR = _linear_light()
+# Linear light of the 256 sRGB values (IEC 61966-2-1).
+_VALUES = np.arange(256) / 255.0
+_LINEAR = np.where(_VALUES > 0.04045, ((_VALUES + 0.055) / 1.055) ** 2.4, _VALUES / 12.92).astype(np.float32)
 _TO_XYZ = (
     np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
     / np.array([[0.95047], [1.0], [1.08883]])
@@ -328,12 +324,7 @@ def _measured(
 
 
 def segment_drawing(copy: Pixels, lab: Floats) -> Segmentation:
-    """Connected parts of one colour class each, before a background.
-
-    Args:
-        copy: (H, W, 3) sRGB, the working copy.
-        lab: (H, W, 3) its CIELAB.
-    """
+    """Connected parts of one colour class each, before a background."""
     smooth = to_lab(_median3(_median3(copy)))
     least = max(6, int(2e-4 * copy.shape[0] * copy.shape[1]))
     labels, colours, parts = _colour_segments(smooth, lab, least, MAX_SEGMENTS)
@@ -341,12 +332,7 @@ def segment_drawing(copy: Pixels, lab: Floats) -> Segmentation:
 
 
 def segment_photo(copy: Pixels, side: int) -> Segmentation:
-    """The graph-based segmentation, all of it foreground.
-
-    Args:
-        copy: (H, W, 3) sRGB, the working copy.
-        side: Long side in pixels of the smaller copy that is segmented.
-    """
+    """The graph-based segmentation of a copy with a long side of `side` pixels, all of it foreground."""
     small = working_copy(copy, side)
     lab = to_lab(small)
     labels = felzenszwalb(small, scale=60, sigma=0.8, min_size=20).astype(np.int32)

@@ -86,8 +86,7 @@ class BuiltinExtractor(PictureExtractor):
     ) -> RegionFeatures:
         """Propose regions, or take known boxes, and describe them.
 
-        A known box takes the shape of the proposal that fills it, where one does; else it is described as a
-        whole.
+        A known box takes the shape of the proposal that fills it; without one it is described as a whole.
 
         Args:
             image_id: Key of the image, passed through.

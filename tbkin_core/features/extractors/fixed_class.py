@@ -25,6 +25,7 @@ from tbkin_core.features.extractors.models import (
     computing,
     loading,
     preparation_digest,
+    pretrained,
     weights_digest,
 )
 from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
@@ -186,14 +187,9 @@ class DetectorExtractor:
 
     def _load(self, revision: str | None) -> tuple[Any, Any]:
         """The image processor and the model."""
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+        from transformers import AutoModelForObjectDetection
 
-        return (
-            AutoImageProcessor.from_pretrained(self.model_name, revision=revision or "main"),
-            AutoModelForObjectDetection.from_pretrained(
-                self.model_name, revision=revision or "main", dtype=torch.float32
-            ),
-        )
+        return pretrained(AutoModelForObjectDetection, self.model_name, revision)
 
     def _names(self) -> tuple[str, ...]:
         labels = {int(number): name for number, name in self._model.config.id2label.items()}

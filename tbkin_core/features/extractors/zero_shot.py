@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tbkin_core.features.extractors.fixed_class import DetectorExtractor, Found, Picture
-from tbkin_core.features.extractors.models import prompt_vectors
+from tbkin_core.features.extractors.models import pretrained, prompt_vectors
 from tbkin_core.names.vocabulary import visual_genome_names
 
 # Just below 0.7 as float32: of two regions that overlap by 0.7 the lesser is dropped.
@@ -25,16 +25,10 @@ class _PromptedExtractor(DetectorExtractor):
     overlap = OVERLAP
 
     def _load(self, revision: str | None) -> tuple[Any, Any]:
-        from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
+        from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
 
-        revision = revision or "main"
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(self.model_name, revision=revision)
-        return (
-            AutoImageProcessor.from_pretrained(self.model_name, revision=revision),
-            AutoModelForZeroShotObjectDetection.from_pretrained(
-                self.model_name, revision=revision, dtype=torch.float32
-            ),
-        )
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(self.model_name, revision=revision or "main")
+        return pretrained(AutoModelForZeroShotObjectDetection, self.model_name, revision)
 
     def _names(self) -> tuple[str, ...]:
         return visual_genome_names("objects").names
