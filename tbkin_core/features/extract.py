@@ -36,8 +36,8 @@ class Extraction:
     """
 
     path: Path
-    made: int
-    present: int
+    made: int = 0
+    present: int = 0
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
     missing: int = 0
@@ -134,33 +134,32 @@ class _Share:
     def __init__(self, writer: FeatureStoreWriter, opened: OpenExtractor, rank: int, world: int) -> None:
         self._writer, self._opened = writer, opened
         self._rank, self._world = rank, world
-        self._present = self._skipped = 0
-        self._problems: list[str] = []
+        self._extraction = Extraction(writer.path)
         if opened.omitted and rank == 0:
-            self._skipped = len(opened.omitted)
-            some = ", ".join([*map(str, opened.omitted[:5]), *(["..."] if self._skipped > 5 else [])])
-            self._problems.append(f"{self._skipped} images {opened.omitted_because}: {some} (skipped)")
+            count = self._extraction.skipped = len(opened.omitted)
+            some = ", ".join([*map(str, opened.omitted[:5]), *(["..."] if count > 5 else [])])
+            self._extraction.problems.append(f"{count} images {opened.omitted_because}: {some} (skipped)")
         self._known, self._failed = frozenset(writer.done), frozenset(writer.failed)
-        self._numbers: dict[int, None] = {}  # shards of all ranks
+        self._numbers: set[int] = set()  # shards of all ranks
 
     def jobs(self) -> Iterator[Job]:
         """The images to make, in the order of their shards; those that failed before come last."""
         for item in self._opened.sources():
             if isinstance(item, str):
-                self._problems += [item] if self._rank == 0 else []
+                self._extraction.problems += [item] if self._rank == 0 else []
                 continue
             image_id, source = item
             if image_id in self._known:
-                self._present += 1
+                self._extraction.present += 1
                 made_of = self._writer.files.get(image_id, "")
                 if made_of and isinstance(source, Path) and source.name != made_of and self._rank == 0:
-                    self._problems.append(
+                    self._extraction.problems.append(
                         f"image {image_id!r}: its features were made of {made_of}, the file of this id is"
                         f" now {source.name}; --overwrite makes all features anew"
                     )
             elif image_id not in self._failed:
                 number = self._writer.place()
-                self._numbers[number] = None
+                self._numbers.add(number)
                 if number % self._world == self._rank:
                     yield Job(image_id, source, number)
         if self._failed and self._rank == 0:
@@ -170,22 +169,22 @@ class _Share:
 
     def fill(self, results: Iterable[tuple[Job, RegionFeatures | str]]) -> Extraction:
         """Write the results of the jobs to the store, in their order; a text says why there is none."""
-        writer, made, retrying = self._writer, 0, False
+        writer, extraction, retrying = self._writer, self._extraction, False
         for job, result in results:
             if job.number is None and not retrying:
                 retrying = True
                 writer.turn()
             problem = result if isinstance(result, str) else self._added(result, job)
             if not problem:
-                made += 1
+                extraction.made += 1
                 continue
-            self._problems.append(problem)
-            self._skipped += 1
+            extraction.problems.append(problem)
+            extraction.skipped += 1
             if job.number is not None:
                 writer.skip(job.image_id, job.number)
         writer.flush()
-        missing = writer.missing(self._numbers)
-        return Extraction(writer.path, made, self._present, self._skipped, self._problems, missing)
+        extraction.missing = writer.missing(self._numbers)
+        return extraction
 
     def _added(self, regions: RegionFeatures, job: Job) -> str:
         """Add an image to the store; what is wrong with it, "" if nothing is."""

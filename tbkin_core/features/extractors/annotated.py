@@ -113,7 +113,7 @@ class AnnotatedRegions(PictureExtractor):
 
 
 def _within(known: RegionFeatures, width: int, height: int, most: int) -> tuple[Floats, NDArray[np.int64]]:
-    """The largest boxes (K, 4) cut to the image, largest first, and their rows; scaled where the image was."""
+    """The largest boxes (K, 4) cut to the image, largest first, and their rows; scaled as the image was."""
     boxes, name = known.boxes, f"image {known.image_id!r}"
     drawn = known.image_width, known.image_height
     if drawn == (0, 0) and (boxes[:, 2:] > BEYOND * np.array([width, height])).any():
