@@ -2,7 +2,7 @@
 
 DETR and its successors (Carion et al., ECCV 2020: RT-DETR, D-FINE, Deformable DETR, YOLOS, ...) carry one
 state per query through the decoder and read class and box off it; that state is the region's vector. Models
-that are prompted with the names to look for are in `zero_shot`.
+that are prompted with the names to look for are in `detector`.
 
 Letters: B images, Q queries, C classes, D width, K regions.
 """
