@@ -257,6 +257,9 @@ def test_an_image_in_no_store_gives_the_batch_it_would_give_from_one(tmp_path: P
         found, expected = getattr(single, name), getattr(stored, name)
         assert found.dtype == expected.dtype, name
         np.testing.assert_array_equal(found, expected, err_msg=name)
+    if not labels:
+        assert (stored.object_ids == -1).all() and (stored.attribute_ids == -1).all()
+        assert not stored.object_scores.any() and not stored.attribute_scores.any()
 
 
 def test_features_beyond_half_precision_are_clipped(tmp_path: Path) -> None:
