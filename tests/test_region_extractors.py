@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,11 @@ from tbkin_core.errors import ConfigError
 from tbkin_core.features.extract import extract_dataset
 from tbkin_core.features.extractors import EXTRACTORS, ExtractorRow, extractor_help
 from tbkin_core.features.extractors.annotated import AnnotatedRegions
-from tbkin_core.features.extractors.backbone import SAMPLES, Backbone, pooled
-from tbkin_core.features.extractors.base import regions_of_file, run_batches
+from tbkin_core.features.extractors.backbone import SAMPLES, Backbone, roi_tokens
+from tbkin_core.features.extractors.base import Job, regions_of_file, run_batches
 from tbkin_core.features.extractors.builtin import BuiltinExtractor
-from tbkin_core.features.extractors.detector import open_detector
+from tbkin_core.features.extractors.detector import OVERLAP, GroundingExtractor, open_detector
 from tbkin_core.features.extractors.opening import reopen_extractor
-from tbkin_core.features.extractors.zero_shot import OVERLAP, GroundingExtractor
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore, feature_kind
 from tbkin_core.names.vocabulary import visual_genome_names
@@ -48,12 +46,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, save in {**PROMPTED, **BACKBONES, "rt-detr": rt_detr}.items():
         save(root / name)
     return {place.name: place for place in root.iterdir()}
-
-
-@dataclass(frozen=True)
-class Job:
-    image_id: int
-    source: Path
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -126,7 +118,7 @@ def test_pooling_against_one_point_after_the_other(shape: tuple[int, int, int]) 
     boxes = np.concatenate([low, high], axis=1).astype(np.float32)
     boxes[0] = [0, 0, shape[2], shape[1]]
     boxes[1] = [0.2, 0.3, 0.2, 0.3]  # without area
-    found = pooled(torch.from_numpy(cells), torch.from_numpy(boxes)).numpy()
+    found = roi_tokens(torch.from_numpy(cells), torch.from_numpy(boxes), 1)[:, 0].numpy()
     np.testing.assert_allclose(found, [naive(cells, box) for box in boxes], atol=1e-5)
 
 

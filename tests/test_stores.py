@@ -24,7 +24,7 @@ import tbkin_core.features.store as store_module
 from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import DataError
 from tbkin_core.features.extractors.imported import read_bottom_up_npz
-from tbkin_core.features.regions import RegionFeatures, region_geometry
+from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import (
     FEATURES,
     FeatureStore,
@@ -194,6 +194,14 @@ def test_gathering_ragged_rows_equals_slicing_them(lengths: list[int], data: st.
 # ---- the feature store --------------------------------------------------------------------------
 
 
+def geometry(regions: RegionFeatures) -> NDArray[np.float32]:
+    """(x1/W, y1/H, x2/W, y2/H, area/(W·H)) of the regions of an image, (K, 5)."""
+    width, height = regions.image_width, regions.image_height
+    scaled = np.asarray(regions.boxes, np.float32) / np.array([width, height, width, height], np.float32)
+    area = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
+    return np.concatenate([scaled, area[:, None]], axis=1)
+
+
 @settings(max_examples=30, deadline=None)
 @given(images=COLLECTIONS, shard_images=st.integers(1, 4), data=st.data())
 def test_a_feature_store_gives_back_what_was_written(
@@ -231,7 +239,7 @@ def test_a_feature_store_gives_back_what_was_written(
         np.testing.assert_array_equal(batch.attribute_scores[place, :count], regions.attribute_scores[:count])
         np.testing.assert_allclose(
             batch.geometry[place, :count],
-            region_geometry(regions.boxes, regions.image_width, regions.image_height)[:count],
+            geometry(regions)[:count],
             rtol=1e-6,
         )
         assert tuple(batch.sizes[place]) == (regions.image_width, regions.image_height)
@@ -249,6 +257,9 @@ def test_an_image_in_no_store_gives_the_batch_it_would_give_from_one(tmp_path: P
         found, expected = getattr(single, name), getattr(stored, name)
         assert found.dtype == expected.dtype, name
         np.testing.assert_array_equal(found, expected, err_msg=name)
+    if not labels:
+        assert (stored.object_ids == -1).all() and (stored.attribute_ids == -1).all()
+        assert not stored.object_scores.any() and not stored.attribute_scores.any()
 
 
 def test_features_beyond_half_precision_are_clipped(tmp_path: Path) -> None:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.color import rgb2lab
+from skimage.measure import moments_hu
 
 from tbkin_core.boxes import box_area
+from tbkin_core.features.regions import Floats, Mask, Pixels
 
 # Typical sRGB colours of each name; the names are words of the Visual Genome attribute vocabulary.
 COLOUR_PROTOTYPES: dict[str, tuple[tuple[int, int, int], ...]] = {
@@ -42,13 +45,7 @@ HUES = 12
 GRAYS = 6
 
 
-def described(
-    copy: NDArray[np.uint8],
-    lab: NDArray[np.float32],
-    boxes: NDArray[np.float32],
-    masks: NDArray[np.bool_],
-    size: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def described(copy: Pixels, lab: Floats, boxes: Floats, masks: Mask, size: Floats) -> tuple[Floats, Floats]:
     """Descriptors of boxes, each with a mask on its grid.
 
     Args:
@@ -86,16 +83,16 @@ class _Patches:
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
-    mask: NDArray[np.bool_]
-    valid: NDArray[np.bool_]
-    sides: NDArray[np.float32]
+    mask: Mask
+    valid: Mask
+    sides: Floats
 
     def sample(self, plane: NDArray) -> NDArray:
         """Values of an (H, W) or (H, W, C) array at the grid, (K, P, P) or (K, P, P, C)."""
         return plane[self.rows[:, :, None], self.columns[:, None, :]]
 
 
-def grid(boxes: NDArray[np.float32], height: int, width: int) -> tuple[NDArray, NDArray, NDArray]:
+def grid(boxes: Floats, height: int, width: int) -> tuple[NDArray, NDArray, NDArray]:
     """Pixel rows (K, P), columns (K, P) and validity (K, P, P) of the grids of boxes in pixels."""
     steps = (np.arange(FRAME, dtype=np.float32) - MARGIN + 0.5) / PATCH
     columns = np.floor(boxes[:, :1] + steps * (boxes[:, 2:3] - boxes[:, :1])).astype(np.int64)
@@ -105,7 +102,7 @@ def grid(boxes: NDArray[np.float32], height: int, width: int) -> tuple[NDArray, 
 
 
 @functools.cache
-def _colour_table() -> NDArray[np.float32]:
+def _colour_table() -> Floats:
     """Soft colour codes of COLOUR_LEVELS ** 3 colours: names, hues, grays; (levels ** 3, 12 + 12 + 6)."""
     levels = (np.arange(COLOUR_LEVELS) + 0.5) / COLOUR_LEVELS
     rgb = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -126,7 +123,7 @@ def _colour_table() -> NDArray[np.float32]:
     return np.concatenate([names, hues, grays], axis=1).astype(np.float32)
 
 
-def _mean_over(values: NDArray, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _mean_over(values: NDArray, mask: Mask) -> Floats:
     """Mean over the mask of each region: (K, P, P[, C]) and (K, P, P) to (K[, C])."""
     count = np.maximum(mask.sum(axis=(1, 2)), 1).astype(np.float32)
     if values.ndim == 3:
@@ -134,9 +131,13 @@ def _mean_over(values: NDArray, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.einsum("kyxc,kyx->kc", values, mask.astype(np.float32), optimize=True) / count[:, None]
 
 
-def _colour_block(
-    image: NDArray[np.uint8], lab: NDArray[np.float32], patches: _Patches
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _histograms(codes: NDArray[np.int64], weights: NDArray, bins: int) -> NDArray[Any]:
+    """The weights of each region summed by their codes: two of (K, P, P) to (K, bins)."""
+    keys = np.arange(len(codes))[:, None, None] * bins + codes
+    return np.bincount(keys.ravel(), weights.ravel(), len(codes) * bins).reshape(len(codes), bins)
+
+
+def _colour_block(image: Pixels, lab: Floats, patches: _Patches) -> tuple[Floats, Floats]:
     """Colour of the region and of its surroundings, (K, 54), and the shares of the names, (K, 12)."""
     coarse = slice(None, None, 2)  # every other sample is plenty for a mean
     mask, valid = patches.mask[:, coarse, coarse], patches.valid[:, coarse, coarse]
@@ -144,11 +145,9 @@ def _colour_block(
     levels = (image.astype(np.int32) * COLOUR_LEVELS) >> 8
     codes = patches.sample((levels[..., 0] * COLOUR_LEVELS + levels[..., 1]) * COLOUR_LEVELS + levels[..., 2])
     table = _colour_table()
-    size = len(table)
-    regions = np.arange(len(codes))[:, None, None] * size
 
-    def shares(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-        counts = np.bincount((codes + regions)[mask], minlength=len(codes) * size).reshape(len(codes), size)
+    def shares(mask: Mask) -> Floats:
+        counts = _histograms(codes, mask, len(table))
         return (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.float32) @ table
 
     around = patches.valid & ~patches.mask
@@ -163,7 +162,7 @@ def _colour_block(
     return np.concatenate(block, axis=1), inner[:, :names]
 
 
-def _shape_block(patches: _Patches) -> NDArray[np.float32]:
+def _shape_block(patches: _Patches) -> Floats:
     """Silhouette grid, radial profile and its spectrum, Hu moments, and scalar shape measures, (K, 120)."""
     inner = patches.mask[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
     count = len(inner)
@@ -183,7 +182,7 @@ def _shape_block(patches: _Patches) -> NDArray[np.float32]:
     powers_y = np.stack([dy**p for p in range(4)], axis=1)
     moments = np.einsum("kyx,kpx,kqy->kpq", weight, powers_x, powers_y, optimize=True)
     moments = moments / (PATCH**2 * area[:, None, None] ** ((np.add.outer(range(4), range(4))) / 2 + 1))
-    hu = _hu_moments(moments)
+    hu = np.array([moments_hu(own) for own in moments])  # (K, 7)
     log_hu = np.sign(hu) * np.log1p(np.abs(hu) * 1e4) / 4.0
 
     profile, farthest = _radial_profiles(inner, np.stack([centre_x, centre_y], axis=1), scale)
@@ -217,14 +216,11 @@ def _shape_block(patches: _Patches) -> NDArray[np.float32]:
 
 
 def _radial_profiles(
-    inner: NDArray[np.bool_], centre: NDArray[np.floating], scale: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.floating]]:
-    """Length of the mask along the rays from its centre, and its end on each: two of (K, ANGLES).
+    inner: Mask, centre: NDArray[np.floating], scale: Floats
+) -> tuple[Floats, NDArray[np.floating]]:
+    """Lengths of masks (K, PATCH, PATCH) along rays from their centres, and the ends: two of (K, ANGLES).
 
-    Args:
-        inner: (K, PATCH, PATCH) masks.
-        centre: (K, 2) xy, in units of `scale` from the middle of the box.
-        scale: (K, 2) sides of the boxes.
+    `centre` (K, 2) xy is in units of `scale` (K, 2), the sides of the boxes, from the middle of the box.
     """
     angle = 2 * np.pi * np.arange(ANGLES) / ANGLES
     direction = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)  # (A, 2)
@@ -246,15 +242,10 @@ def _angular_spectrum(profile: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.abs(np.fft.rfft(relative, axis=1))[:, 1:9] / 4.0
 
 
-def _hull_area(
-    inner: NDArray[np.bool_], y: NDArray[np.float32], scale: NDArray[np.float32]
-) -> NDArray[np.floating]:
-    """Areas (K,) of the convex hulls of masks, from their reach in 16 directions.
+def _hull_area(inner: Mask, y: Floats, scale: Floats) -> NDArray[np.floating]:
+    """Areas (K,) of the convex hulls of masks (K, PATCH, PATCH), from their reach in 16 directions.
 
-    Args:
-        inner: (K, PATCH, PATCH) masks.
-        y: (K, PATCH) middles of their rows.
-        scale: (K, 2) sides of the boxes.
+    `y` (K, PATCH) are the middles of their rows, `scale` (K, 2) the sides of the boxes.
     """
     first, last = inner.argmax(axis=2), PATCH - inner[:, :, ::-1].argmax(axis=2)
     filled = np.asarray(inner.any(axis=2))
@@ -276,27 +267,7 @@ def _hull_area(
     )
 
 
-def _hu_moments(moments: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The seven invariants of Hu (1962) from normalised central moments (K, 4, 4), (K, 7)."""
-    n20, n02, n11 = moments[:, 2, 0], moments[:, 0, 2], moments[:, 1, 1]
-    n30, n03, n21, n12 = moments[:, 3, 0], moments[:, 0, 3], moments[:, 2, 1], moments[:, 1, 2]
-    a, b = n30 + n12, n21 + n03
-    c, d = n30 - 3 * n12, 3 * n21 - n03
-    return np.stack(
-        [
-            n20 + n02,
-            (n20 - n02) ** 2 + 4 * n11**2,
-            c**2 + d**2,
-            a**2 + b**2,
-            c * a * (a**2 - 3 * b**2) + d * b * (3 * a**2 - b**2),
-            (n20 - n02) * (a**2 - b**2) + 4 * n11 * a * b,
-            d * a * (a**2 - 3 * b**2) - c * b * (3 * a**2 - b**2),
-        ],
-        axis=1,
-    )
-
-
-def _texture_block(lab: NDArray[np.float32], patches: _Patches) -> NDArray[np.float32]:
+def _texture_block(lab: Floats, patches: _Patches) -> Floats:
     """Gradient histograms, local binary patterns and the spectrum of the inside, (K, 131)."""
     light = np.ascontiguousarray(lab[..., 0]) / np.float32(100.0)
     grad_y, grad_x = np.gradient(light)
@@ -309,10 +280,7 @@ def _texture_block(lab: NDArray[np.float32], patches: _Patches) -> NDArray[np.fl
     size = patches.sample(magnitude)[:, core, core] * patches.valid[:, core, core]
     bins = patches.sample(orientation)[:, core, core]
     cell = np.arange(PATCH) // (PATCH // 4)
-    key = (
-        (np.arange(count)[:, None, None] * 16 + cell[:, None] * 4 + cell[None]) * ORIENTATIONS + bins
-    ).ravel()
-    hog = np.bincount(key, size.ravel(), minlength=count * 16 * ORIENTATIONS).reshape(count, -1)
+    hog = _histograms((cell[:, None] * 4 + cell) * ORIENTATIONS + bins, size, 16 * ORIENTATIONS)
     hog = np.sqrt(hog / (hog.sum(axis=1, keepdims=True) + 1e-3)).astype(np.float32) * 2.0
 
     # The outline must not count as texture: the inside is the mask without its rim.
@@ -329,16 +297,14 @@ def _texture_block(lab: NDArray[np.float32], patches: _Patches) -> NDArray[np.fl
             np.int64
         ) << bit
     codes = patches.sample(_PATTERNS[pattern])[:, core, core]
-    key = (np.arange(count)[:, None, None] * 10 + codes)[inside]
-    binary = np.sqrt(np.bincount(key, minlength=count * 10).reshape(count, 10) / total[:, None])
+    binary = np.sqrt(_histograms(codes, inside, 10) / total[:, None])
     strength = size * inside
     sum_strength = strength.sum(axis=(1, 2))
     double = np.maximum(magnitude, 1e-6)  # of the angle: cos 2a = (gx^2 - gy^2) / m^2
     tilt = np.stack([(grad_x**2 - grad_y**2) / double, 2 * grad_x * grad_y / double], axis=-1)
     tilt = _mean_over(patches.sample(tilt)[:, core, core], inside) * (total / (sum_strength + 1e-3))[:, None]
     along, across = tilt[:, 0], tilt[:, 1]
-    key = (np.arange(count)[:, None, None] * ORIENTATIONS + bins).ravel()
-    turned = np.bincount(key, strength.ravel(), minlength=count * ORIENTATIONS).reshape(count, -1)
+    turned = _histograms(bins, strength, ORIENTATIONS)
     turned = np.sort(turned / (turned.sum(axis=1, keepdims=True) + 1e-3), axis=1)
     density = ((strength > 0.06).sum(axis=(1, 2))) / total
 
@@ -375,18 +341,16 @@ def _uniform_patterns() -> NDArray[np.int64]:
     return np.where(changes <= 2, bits.sum(axis=1), 9).astype(np.int64)
 
 
-def _spectrum_bins() -> NDArray[np.float32]:
+def _spectrum_bins() -> Floats:
     """Rings and wedges of the half spectrum of a patch, (PATCH * (PATCH // 2 + 1), 4 + 24)."""
     frequency_y = np.fft.fftfreq(PATCH, 1 / PATCH)[:, None]
     frequency_x = np.arange(PATCH // 2 + 1)[None]
     radius = np.hypot(frequency_y, frequency_x)
     ring = np.digitize(radius, [1.5, 3.5, 7.5])
     wedge = np.minimum(((np.arctan2(frequency_y, frequency_x) / np.pi + 0.5) * 8).astype(int), 7)
-    bins = np.zeros((*radius.shape, 28), np.float32)
-    for index in range(4):
-        bins[..., index] = ring == index
-    for index in range(24):
-        bins[..., 4 + index] = (ring == 1 + index // 8) & (wedge == index % 8)
+    rings = ring[..., None] == np.arange(4)
+    wedges = (ring[..., None] == 1 + np.arange(24) // 8) & (wedge[..., None] == np.arange(24) % 8)
+    bins = np.concatenate([rings, wedges], axis=-1).astype(np.float32)
     bins[0, 0] = 0
     return bins.reshape(-1, 28)
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import DataError, TbkinError
-from tbkin_core.features.extractors.base import Extractor, run_batches
+from tbkin_core.features.extractors.base import Extractor, Job, Request, run_batches
 from tbkin_core.features.extractors.opening import OpenExtractor, open_extractor
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
 from tbkin_core.support.console import progress
 from tbkin_core.support.shards import replaced_store, share_of_store
@@ -37,8 +36,8 @@ class Extraction:
     """
 
     path: Path
-    made: int
-    present: int
+    made: int = 0
+    present: int = 0
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
     missing: int = 0
@@ -49,22 +48,7 @@ class Extraction:
         return FeatureStore(self.path)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One image to be made.
-
-    Attributes:
-        image_id: Its key.
-        source: Its file; of a feature to import, what reads it.
-        number: Its shard; None for one that failed before and takes a place only where it now succeeds.
-    """
-
-    image_id: ImageId
-    source: Any
-    number: int | None
-
-
-_Made = Iterator[tuple[_Job, "RegionFeatures | str"]]
+_Made = Iterator[tuple[Job, "RegionFeatures | str"]]
 
 
 def extract_dataset(
@@ -92,14 +76,11 @@ def extract_dataset(
         out: Directory of the store; an unfinished store of the same settings is gone on with.
         extractor: "auto", "builtin", "annotations", "import", "detector", or the hub id or directory of a
             detection model.
-        max_regions: Regions per image at most.
+        max_regions, devices, backbone, backbone_side: As for `Request`.
         workers: Processes (where a model works: threads that read images); None takes the number of
             processors, 0 works in this process.
         overwrite: Remove a store that is there.
-        devices: Where models run, as `tbkin_core.support.devices.resolve_devices` has it.
         batch_size: Images that a model sees together.
-        backbone: Hub id or directory of a vision model whose maps give the vectors.
-        backbone_side: Pixels along a side of the square that it sees; its own when None.
 
     Raises:
         DataError: Nothing to extract from, no image could be read, or the disk refuses.
@@ -108,7 +89,14 @@ def extract_dataset(
         MissingDependencyError: A model cannot be loaded.
     """
     rank, world = share_of_store(out, overwrite)
-    opened = open_extractor(dataset, extractor, max_regions, devices, backbone, backbone_side)
+    request = Request(
+        dataset=dataset,
+        max_regions=max_regions,
+        devices=devices,
+        backbone=backbone,
+        backbone_side=backbone_side,
+    )
+    opened = open_extractor(extractor, request)
     with replaced_store(out, FEATURES) if overwrite else contextlib.nullcontext():
         writer = FeatureStoreWriter(out, opened.settings(), alone=world == 1)
         share = _Share(writer, opened, rank, world)
@@ -146,63 +134,59 @@ class _Share:
     def __init__(self, writer: FeatureStoreWriter, opened: OpenExtractor, rank: int, world: int) -> None:
         self._writer, self._opened = writer, opened
         self._rank, self._world = rank, world
-        self._present = self._skipped = 0
-        self._problems: list[str] = []
+        self._extraction = Extraction(writer.path)
         if opened.omitted and rank == 0:
-            self._skipped = len(opened.omitted)
-            reason = f"{opened.omitted_because}: {_some(opened.omitted)}"
-            self._problems.append(f"{self._skipped} images {reason} (skipped)")
+            count = self._extraction.skipped = len(opened.omitted)
+            some = ", ".join([*map(str, opened.omitted[:5]), *(["..."] if count > 5 else [])])
+            self._extraction.problems.append(f"{count} images {opened.omitted_because}: {some} (skipped)")
         self._known, self._failed = frozenset(writer.done), frozenset(writer.failed)
-        self._numbers: dict[int, None] = {}  # shards of all ranks
+        self._numbers: set[int] = set()  # shards of all ranks
 
-    def jobs(self) -> Iterator[_Job]:
+    def jobs(self) -> Iterator[Job]:
         """The images to make, in the order of their shards; those that failed before come last."""
         for item in self._opened.sources():
             if isinstance(item, str):
-                self._problems += [item] if self._rank == 0 else []
+                self._extraction.problems += [item] if self._rank == 0 else []
                 continue
             image_id, source = item
             if image_id in self._known:
-                self._present += 1
-                self._note_another_file(image_id, source)
+                self._extraction.present += 1
+                made_of = self._writer.files.get(image_id, "")
+                if made_of and isinstance(source, Path) and source.name != made_of and self._rank == 0:
+                    self._extraction.problems.append(
+                        f"image {image_id!r}: its features were made of {made_of}, the file of this id is"
+                        f" now {source.name}; --overwrite makes all features anew"
+                    )
             elif image_id not in self._failed:
                 number = self._writer.place()
-                self._numbers[number] = None
+                self._numbers.add(number)
                 if number % self._world == self._rank:
-                    yield _Job(image_id, source, number)
+                    yield Job(image_id, source, number)
         if self._failed and self._rank == 0:
             for item in self._opened.sources():
                 if not isinstance(item, str) and item[0] in self._failed:
-                    yield _Job(*item, None)
+                    yield Job(*item, None)
 
-    def _note_another_file(self, image_id: ImageId, source: Any) -> None:
-        made_of = self._writer.files.get(image_id, "")
-        if made_of and isinstance(source, Path) and source.name != made_of and self._rank == 0:
-            self._problems.append(
-                f"image {image_id!r}: its features were made of {made_of}, the file of this id is"
-                f" now {source.name}; --overwrite makes all features anew"
-            )
-
-    def fill(self, results: Iterable[tuple[_Job, RegionFeatures | str]]) -> Extraction:
+    def fill(self, results: Iterable[tuple[Job, RegionFeatures | str]]) -> Extraction:
         """Write the results of the jobs to the store, in their order; a text says why there is none."""
-        writer, made, retrying = self._writer, 0, False
+        writer, extraction, retrying = self._writer, self._extraction, False
         for job, result in results:
             if job.number is None and not retrying:
                 retrying = True
                 writer.turn()
             problem = result if isinstance(result, str) else self._added(result, job)
             if not problem:
-                made += 1
+                extraction.made += 1
                 continue
-            self._problems.append(problem)
-            self._skipped += 1
+            extraction.problems.append(problem)
+            extraction.skipped += 1
             if job.number is not None:
                 writer.skip(job.image_id, job.number)
         writer.flush()
-        missing = writer.missing(self._numbers)
-        return Extraction(writer.path, made, self._present, self._skipped, self._problems, missing)
+        extraction.missing = writer.missing(self._numbers)
+        return extraction
 
-    def _added(self, regions: RegionFeatures, job: _Job) -> str:
+    def _added(self, regions: RegionFeatures, job: Job) -> str:
         """Add an image to the store; what is wrong with it, "" if nothing is."""
         try:
             self._writer.add(regions, job.number, job.source.name if isinstance(job.source, Path) else "")
@@ -213,12 +197,7 @@ class _Share:
         return ""
 
 
-def _some(image_ids: Sequence[ImageId], count: int = 5) -> str:
-    shown = ", ".join(str(image_id) for image_id in image_ids[:count])
-    return shown if len(image_ids) <= count else f"{shown}, ..."
-
-
-def _run(extractor: Extractor, jobs: Iterator[_Job], count: int) -> _Made:
+def _run(extractor: Extractor, jobs: Iterator[Job], count: int) -> _Made:
     with WorkerPool(partial(_given, extractor), count, "extract-features") as pool:
         yield from pool.map(_extract_or_reason, jobs, ahead=8)
 
@@ -228,7 +207,7 @@ def _given(extractor: Extractor) -> Extractor:
     return extractor
 
 
-def _extract_or_reason(extractor: Extractor, job: _Job) -> RegionFeatures | str:
+def _extract_or_reason(extractor: Extractor, job: Job) -> RegionFeatures | str:
     try:
         return extractor.regions(job.image_id, job.source)
     except TbkinError as error:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from tbkin_core.errors import DataError
+from tbkin_core.features.regions import Pixels
 
 MAX_PIXELS = 150_000_000
 """Largest image that is decoded; below the size that Pillow itself refuses (about 179 megapixels)."""
@@ -37,7 +38,7 @@ _TRANSPOSE = {
 _warnings_lock = threading.Lock()
 
 
-def load_image(path: Path, max_side: int | None = None) -> tuple[NDArray[np.uint8], int, int]:
+def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, int]:
     """Read an image file as 8-bit RGB.
 
     The EXIF orientation is applied; of an animation or a multi-page file the first frame is taken;
@@ -102,13 +103,15 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path, formats=formats)
 
 
-def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[NDArray[np.uint8], int, int]:
+def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[Pixels, int, int]:
     width, height = image.size
     if width < 1 or height < 1:
         raise DataError(f"{path}: the image has no pixels ({width} x {height})")
     if width * height > MAX_PIXELS:
         raise _too_large(path, f"{width:,} x {height:,}, which is {width * height:,} pixels")
-    target = _scaled_size(width, height, max_side)
+    longest = max(width, height)
+    scale = min(1.0, (max_side or longest) / longest)
+    target = max(1, round(width * scale)), max(1, round(height * scale))
     if target != (width, height) and image.format in ("JPEG", "MPO"):
         image.draft(image.mode, target)  # decodes at 1/2, 1/4 or 1/8, never below the target
     image.load()
@@ -134,13 +137,6 @@ def _orientation(image: Image.Image) -> int:
     return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _scaled_size(width: int, height: int, max_side: int | None) -> tuple[int, int]:
-    if max_side is None or max(width, height) <= max_side:
-        return width, height
-    scale = max_side / max(width, height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
@@ -149,13 +145,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("LA").convert("RGBA") if mode == "La" else image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer).convert(
-            "RGB"
-        )
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
 
 
-def _to_8_bit(values: NDArray) -> NDArray[np.uint8]:
+def _to_8_bit(values: NDArray) -> Pixels:
     """One channel of 16-bit, 32-bit or floating-point values as (H, W) uint8."""
     if values.dtype.kind in "iu":
         top = int(values.max())

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from tbkin_core.boxes import box_area, non_maximum_suppression, pairwise_iou
 from tbkin_core.features.descriptors import FRAME, grid
+from tbkin_core.features.regions import Floats, Mask, Pixels
 from tbkin_core.features.segmentation import (
     Segmentation,
     bit_rows,
@@ -33,8 +34,8 @@ LARGEST_PART = 0.95  # share of the image above which a proposal is the image it
 
 
 def propose(
-    copy: NDArray[np.uint8], lab: NDArray[np.float32], photo_side: int, overlap: float, max_regions: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    copy: Pixels, lab: Floats, photo_side: int, overlap: float, max_regions: int
+) -> tuple[Floats, Floats, Mask]:
     """Regions of an image that may be objects, best first, and the whole image last.
 
     Args:
@@ -51,41 +52,32 @@ def propose(
     whole_mask = np.ones((1, FRAME, FRAME), bool)
     if max_regions == 1:
         return whole, np.ones(1, np.float32), whole_mask
-    found: list[tuple[Segmentation, NDArray[np.bool_]]] = []  # each with its candidates
-    boxes_of: list[NDArray[np.float32]] = []
-    logits_of: list[NDArray[np.float32]] = []
+    found = []  # of each segmentation itself, its candidates, their boxes and logits
     for seg, weights in zip(_segmentations(copy, lab, photo_side), _WEIGHTS, strict=True):
-        rows = _candidates(seg, MAX_CANDIDATES)
+        rows = _candidates(seg)
         boxes = _boxes(seg, rows)
         logits = (_cues(seg, rows, boxes) @ weights[:-1] + weights[-1]).astype(np.float32)
-        found.append((seg, rows))
-        boxes_of.append((boxes / _size(seg)).astype(np.float32))
-        logits_of.append(logits)
+        found.append((seg, rows, (boxes / _size(seg)).astype(np.float32), logits))
         if _is_explained(seg, rows, logits):
             break
-    boxes, logits = np.concatenate(boxes_of), np.concatenate(logits_of)
-    owner = np.concatenate([np.full(len(rows), number) for number, (_, rows) in enumerate(found)])
-    offset = np.concatenate([np.arange(len(rows)) for _, rows in found])
+    boxes, logits = (np.concatenate(parts) for parts in list(zip(*found, strict=True))[2:])
+    owner = np.concatenate([np.full(len(rows), number) for number, (_, rows, _, _) in enumerate(found)])
+    offset = np.concatenate([np.arange(len(rows)) for _, rows, _, _ in found])
     part = np.flatnonzero(box_area(boxes) < LARGEST_PART)  # the whole image comes by itself
     part = part[np.argsort(-logits[part], kind="stable")]
     kept = part[non_maximum_suppression(boxes[part], overlap, max_regions - 1)]
     masks = np.zeros((len(kept), FRAME, FRAME), bool)
-    for number, (seg, rows) in enumerate(found):
+    for number, (seg, rows, _, _) in enumerate(found):
         mine = np.flatnonzero(owner[kept] == number)
         if len(mine):
             masks[mine] = _masks(seg, rows[offset[kept[mine]]], boxes[kept[mine]] * _size(seg))
     scores = 1.0 / (1.0 + np.exp(-logits[kept]))
     least = scores.min() if len(scores) else np.float32(1.0)
-    return (
-        np.concatenate([boxes[kept], whole]),
-        np.append(scores, least).astype(np.float32),
-        np.concatenate([masks, whole_mask]),
-    )
+    scores = np.append(scores, least).astype(np.float32)
+    return np.concatenate([boxes[kept], whole]), scores, np.concatenate([masks, whole_mask])
 
 
-def masks_of_boxes(
-    copy: NDArray[np.uint8], lab: NDArray[np.float32], photo_side: int, boxes: NDArray[np.float32]
-) -> NDArray[np.bool_]:
+def masks_of_boxes(copy: Pixels, lab: Floats, photo_side: int, boxes: Floats) -> Mask:
     """Masks (K, P, P) of known boxes: of the proposal that fills a box, else the whole box.
 
     Args:
@@ -95,7 +87,7 @@ def masks_of_boxes(
     masks = np.ones((len(boxes), FRAME, FRAME), bool)
     best = np.full(len(boxes), FILLS, np.float32)
     for seg in _segmentations(copy, lab, photo_side):
-        rows = _candidates(seg, MAX_CANDIDATES)
+        rows = _candidates(seg)
         overlap = pairwise_iou(boxes, _boxes(seg, rows) / _size(seg))  # (K, C)
         if overlap.shape[1]:
             found = np.flatnonzero(overlap.max(axis=1) > best)
@@ -107,15 +99,13 @@ def masks_of_boxes(
     return masks
 
 
-def _segmentations(
-    copy: NDArray[np.uint8], lab: NDArray[np.float32], photo_side: int
-) -> Iterator[Segmentation]:
+def _segmentations(copy: Pixels, lab: Floats, photo_side: int) -> Iterator[Segmentation]:
     """The two segmentations in the order of `_WEIGHTS`; the second is slow, and often not asked for."""
     yield segment_drawing(copy, lab)
     yield segment_photo(copy, photo_side)
 
 
-def _size(seg: Segmentation) -> NDArray[np.float32]:
+def _size(seg: Segmentation) -> Floats:
     """Width, height, width, height in pixels."""
     return np.array([seg.labels.shape[1], seg.labels.shape[0]] * 2, np.float32)
 
@@ -139,7 +129,7 @@ def _merge_tree(seg: Segmentation, members: NDArray[np.int64]) -> list[int]:
     groups = [1 << int(member) for member in members]
     merged: list[int] = []
 
-    def similarity(row: int | None) -> NDArray[np.float32]:
+    def similarity(row: int | None) -> Floats:
         rows: Any = slice(None) if row is None else slice(row, row + 1)
         colour = np.sqrt(((lab_mean[rows, None] - lab_mean[None]) ** 2).sum(axis=-1))
         edge = strength[rows] / np.maximum(length[rows], 1)
@@ -186,22 +176,20 @@ def _texture_groups(seg: Segmentation, foreground: NDArray[np.int64]) -> list[in
     touching = adjacent | seg.near
     same = seg.colours[:, None] == seg.colours[None]
     neighbours = bit_rows(adjacent)
-    everything = sum(1 << int(member) for member in foreground)
+    (everything,) = bit_rows((seg.colours >= 0)[None])
     blobs = connected_groups(neighbours, everything)
+    groups = list(blobs)
     # Stripes and dots in the colour of the background, or of the object behind.
-    groups = (
-        blobs
-        + connected_groups(bit_rows(touching & same), everything)
-        + connected_groups(bit_rows(touching), everything)
-    )
-    for part in np.unique(seg.parts[seg.parts > 0]):
-        groups += connected_groups(neighbours, sum(1 << int(i) for i in np.flatnonzero(seg.parts == part)))
+    for joined in (touching & same, touching):
+        groups += connected_groups(bit_rows(joined), everything)
+    for part in bit_rows(seg.parts == np.unique(seg.parts[seg.parts > 0])[:, None]):
+        groups += connected_groups(neighbours, part)
     # Stripes and dots in a colour of their own: two colours of one blob taken together, and what they leave.
     extent = np.bincount(seg.colours[foreground], seg.area[foreground])
-    by_extent = [int(colour) for colour in np.argsort(-extent, kind="stable") if extent[colour] > 0]
-    of_colour = {c: sum(1 << int(i) for i in np.flatnonzero(seg.colours == c)) for c in by_extent}
+    by_extent = np.argsort(-extent, kind="stable")
+    of_colour = bit_rows(seg.colours == by_extent[extent[by_extent] > 0][:, None])
     for blob in blobs:
-        parts = [part for c in by_extent if (part := of_colour[c] & blob)][:8]
+        parts = [part for colour in of_colour if (part := colour & blob)][:8]
         if blob.bit_count() < 3:
             continue
         for i in range(len(parts)):
@@ -213,7 +201,7 @@ def _texture_groups(seg: Segmentation, foreground: NDArray[np.int64]) -> list[in
     return groups
 
 
-def _candidates(seg: Segmentation, limit: int) -> NDArray[np.bool_]:
+def _candidates(seg: Segmentation) -> Mask:
     """Sets of segments that may be an object, (C, N), no set twice.
 
     Where every segment is foreground (a photograph's), that is each segment and the merge tree; with a
@@ -224,11 +212,10 @@ def _candidates(seg: Segmentation, limit: int) -> NDArray[np.bool_]:
     groups = [1 << index for index in range(count)] + _merge_tree(seg, foreground)
     if len(foreground) < count:
         groups += _texture_groups(seg, foreground)
-    distinct = list(dict.fromkeys(groups))[:limit]
-    return members_of(distinct, count)
+    return members_of(list(dict.fromkeys(groups))[:MAX_CANDIDATES], count)
 
 
-def _boxes(seg: Segmentation, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _boxes(seg: Segmentation, rows: Mask) -> Floats:
     """Bounding boxes of candidates, (C, 4) xyxy in pixels of the segmentation."""
     far = np.float32(max(seg.labels.shape))
     low = [np.where(rows, seg.low[:, axis], far).min(axis=1) for axis in (0, 1)]
@@ -236,7 +223,7 @@ def _boxes(seg: Segmentation, rows: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.stack(low + high, axis=1).astype(np.float32)
 
 
-def _cues(seg: Segmentation, rows: NDArray[np.bool_], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+def _cues(seg: Segmentation, rows: Mask, boxes: Floats) -> Floats:
     """What speaks for a candidate being a whole object, (C, 16), the columns of _WEIGHTS.
 
     See Alexe et al. 2012 for the cues: contrast with the surroundings, a closed boundary, one colour.
@@ -308,7 +295,7 @@ _WEIGHTS = np.array(
 # fmt: on
 
 
-def _is_explained(seg: Segmentation, rows: NDArray[np.bool_], logits: NDArray[np.float32]) -> bool:
+def _is_explained(seg: Segmentation, rows: Mask, logits: Floats) -> bool:
     """Whether likely objects on a clear background make up the picture, as in a drawing.
 
     The graph-based segmentation would find little more then, and takes as long as all the rest.
@@ -326,7 +313,7 @@ def _is_explained(seg: Segmentation, rows: NDArray[np.bool_], logits: NDArray[np
 # ---- masks --------------------------------------------------------------------------------------
 
 
-def _masks(seg: Segmentation, members: NDArray[np.bool_], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _masks(seg: Segmentation, members: Mask, boxes: Floats) -> Mask:
     """Masks of candidates on their grids, gaps closed and holes filled, (K, P, P)."""
     height, width = seg.labels.shape
     rows, columns, valid = grid(boxes, height, width)

@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 ImageId = int | str
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +31,13 @@ class RegionFeatures:
 
     image_id: ImageId
     features: NDArray[np.floating]
-    boxes: NDArray[np.float32]
+    boxes: Floats
     image_width: int
     image_height: int
     object_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    object_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    object_scores: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
     attribute_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
-    attribute_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    attribute_scores: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __len__(self) -> int:
         return len(self.boxes)
-
-
-def region_geometry(boxes: NDArray, width: float, height: float) -> NDArray[np.float32]:
-    """Geometry given to the model: (x1/W, y1/H, x2/W, y2/H, area/(W·H)).
-
-    Args:
-        boxes: (K, 4) absolute-pixel xyxy.
-        width: Image width in pixels.
-        height: Image height in pixels.
-
-    Returns:
-        (K, 5) float32.
-    """
-    scaled = np.asarray(boxes, np.float32) / np.array([width, height, width, height], np.float32)
-    area = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
-    return np.concatenate([scaled, area[:, None]], axis=1).astype(np.float32)

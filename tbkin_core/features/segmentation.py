@@ -4,7 +4,7 @@
 drawings, charts and synthetic scenes; `segment_photo` is the graph-based segmentation of Felzenszwalb and
 Huttenlocher (2004), made for photographs.
 
-Letters: H, W height and width of the working copy; N segments.
+Letters: H, W height and width of the working copy (`copy`, sRGB (H, W, 3); `lab`, its CIELAB); N segments.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+from scipy.sparse.csgraph import connected_components
 from skimage.measure import label as label_components
 from skimage.segmentation import felzenszwalb, watershed
+
+from tbkin_core.features.regions import Floats, Mask, Pixels
 
 REACH = 3  # pixels around a sure foreground pixel within which the raw colour decides
 NECK = 0.7  # width of a neck relative to the narrower part, below which it divides
@@ -44,18 +47,18 @@ class Segmentation:
     labels: NDArray[np.int32]
     colours: NDArray[np.int32]
     parts: NDArray[np.int32]
-    area: NDArray[np.float32]
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
-    lab_mean: NDArray[np.float32]
-    lab_square: NDArray[np.float32]
-    length: NDArray[np.float32]
-    strength: NDArray[np.float32]
-    frame: NDArray[np.float32]
-    near: NDArray[np.bool_]
+    area: Floats
+    low: Floats
+    high: Floats
+    lab_mean: Floats
+    lab_square: Floats
+    length: Floats
+    strength: Floats
+    frame: Floats
+    near: Mask
 
 
-def working_copy(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def working_copy(image: Pixels, side: int) -> Pixels:
     """The image with its long side at most `side`, and no side under 16 pixels."""
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width))
@@ -65,7 +68,7 @@ def working_copy(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def to_lab(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def to_lab(image: Pixels) -> Floats:
     """CIELAB (D65) of 8-bit sRGB, (H, W, 3) float32; a table and one matrix, much faster than skimage's."""
     xyz = _LINEAR[image] @ _TO_XYZ  # relative to the white point
     root = np.where(xyz > 0.008856, np.cbrt(xyz), xyz * np.float32(7.787) + np.float32(16 / 116))
@@ -73,20 +76,16 @@ def to_lab(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1).astype(np.float32)
 
 
-def _linear_light() -> NDArray[np.float32]:
-    """Linear light of the 256 sRGB values (IEC 61966-2-1)."""
-    value = np.arange(256) / 255.0
-    return np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92).astype(np.float32)
-
-
-_LINEAR = _linear_light()
+# Linear light of the 256 sRGB values (IEC 61966-2-1).
+_VALUES = np.arange(256) / 255.0
+_LINEAR = np.where(_VALUES > 0.04045, ((_VALUES + 0.055) / 1.055) ** 2.4, _VALUES / 12.92).astype(np.float32)
 _TO_XYZ = (
     np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
     / np.array([[0.95047], [1.0], [1.08883]])
 ).T.astype(np.float32)
 
 
-def _median3(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _median3(image: Pixels) -> Pixels:
     """3 x 3 median of every channel, by a sorting network (Paeth 1990): far faster than a rank filter."""
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     height, width = image.shape[:2]
@@ -101,7 +100,7 @@ def _median3(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return values[4]
 
 
-def _foreground(lab: NDArray[np.float32], raw: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _foreground(lab: Floats, raw: Floats) -> Mask:
     """Pixels that stand out from a background modelled on the image border.
 
     The background is the nearer of a smooth surface (quadratic in x and y, fitted by iteratively
@@ -133,7 +132,7 @@ def _foreground(lab: NDArray[np.float32], raw: NDArray[np.float32]) -> NDArray[n
     surface = terms @ coefficients  # (H, W, 3)
     centres, _ = _colour_classes(border, limit=6, apart=9.0, least=0.12)
 
-    def stands_out(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    def stands_out(values: Floats) -> Mask:
         square = ((values - surface) ** 2).sum(axis=-1)
         for centre in centres:
             square = np.minimum(square, ((values - centre) ** 2).sum(axis=-1))
@@ -145,9 +144,14 @@ def _foreground(lab: NDArray[np.float32], raw: NDArray[np.float32]) -> NDArray[n
     return sure | (stands_out(raw) & ndimage.binary_dilation(sure, iterations=REACH))
 
 
+def _sums(groups: NDArray[np.integer], values: NDArray, count: int) -> NDArray[np.float64]:
+    """Sums (count, 3) of values (M, 3) by the group (M,) that each belongs to."""
+    return np.stack([np.bincount(groups, values[:, c], count) for c in range(3)], axis=1)
+
+
 def _colour_classes(
-    pixels: NDArray[np.float32], limit: int, apart: float, least: float
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    pixels: Floats, limit: int, apart: float, least: float
+) -> tuple[Floats, NDArray[np.int64]]:
     """The peaks of the colour distribution.
 
     Args:
@@ -162,7 +166,7 @@ def _colour_classes(
     bins = np.floor(pixels / 6.0).astype(np.int64) + 32
     keys = (bins[:, 0] * 64 + bins[:, 1]) * 64 + bins[:, 2]
     _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    means = np.stack([np.bincount(inverse, pixels[:, c]) for c in range(3)], axis=1) / counts[:, None]
+    means = _sums(inverse, pixels, len(counts)) / counts[:, None]
     chosen: list[NDArray] = []
     for index in np.argsort(-counts, kind="stable")[:200]:
         if counts[index] < 0.25 * least * len(pixels):
@@ -178,9 +182,7 @@ def _colour_classes(
     for _ in range(2):  # Lloyd steps over the bins, which are far fewer than the pixels
         nearest = ((means[:, None] - centres[None]) ** 2).sum(axis=-1).argmin(axis=1)
         weight = np.bincount(nearest, counts, minlength=len(centres))
-        total = np.stack(
-            [np.bincount(nearest, means[:, c] * counts, minlength=len(centres)) for c in range(3)], axis=1
-        )
+        total = _sums(nearest, means * counts[:, None], len(centres))
         keep = weight >= least * len(pixels)
         if not keep.any():
             keep = weight == weight.max()
@@ -189,7 +191,7 @@ def _colour_classes(
     return centres, distance.argmin(axis=1)[inverse]
 
 
-def _fill_from_nearest(values: NDArray[np.int32], unknown: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _fill_from_nearest(values: NDArray[np.int32], unknown: Mask) -> NDArray[np.int32]:
     """Give every unknown pixel the value of the nearest known one."""
     if not unknown.any() or unknown.all():
         return values
@@ -197,7 +199,7 @@ def _fill_from_nearest(values: NDArray[np.int32], unknown: NDArray[np.bool_]) ->
     return values[rows, columns]
 
 
-def _basins(foreground: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _basins(foreground: Mask) -> NDArray[np.int32]:
     """Parts of the foreground that only a narrow neck joins: watershed of the distance to the background.
 
     Two overlapping objects of the same colour have nothing else to tell them apart.
@@ -224,15 +226,12 @@ def _basins(foreground: NDArray[np.bool_]) -> NDArray[np.int32]:
         np.maximum.at(saddle, (before[edge], after[edge]), low[edge])
     saddle = np.maximum(saddle, saddle.T)
     joined = saddle > NECK * np.minimum(height[:, None], height[None])
-    part = np.zeros(count + 1, np.int32)
-    groups = connected_groups(bit_rows(joined), (1 << (count + 1)) - 2)
-    for index, members in enumerate(members_of(groups, count + 1)):
-        part[members] = index + 1
-    return part[basins]
+    _, parts = connected_components(joined[1:, 1:], directed=False)
+    return np.append(0, parts + 1).astype(np.int32)[basins]
 
 
 def _colour_segments(
-    lab: NDArray[np.float32], raw: NDArray[np.float32], min_area: int, max_segments: int
+    lab: Floats, raw: Floats, min_area: int, max_segments: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """Connected parts of one colour class each, apart from the background.
 
@@ -272,25 +271,21 @@ def _colour_segments(
 
 
 def _measured(
-    labels: NDArray[np.int32],
-    colours: NDArray[np.int32],
-    parts: NDArray[np.int32],
-    lab: NDArray[np.float32],
-    gap: int,
+    labels: NDArray[np.int32], colours: NDArray[np.int32], parts: NDArray[np.int32], lab: Floats, gap: int
 ) -> Segmentation:
     count = len(colours)
     height, width = labels.shape
     flat = labels.ravel()
     area = np.bincount(flat, minlength=count).astype(np.float32)
-    mean = np.stack([np.bincount(flat, lab[..., c].ravel(), minlength=count) for c in range(3)], axis=1)
+    mean = _sums(flat, lab.reshape(-1, 3), count) / area[:, None]
     square = np.bincount(flat, (lab**2).sum(axis=-1).ravel(), minlength=count)
     slices = ndimage.find_objects(labels + 1, max_label=count)
     low = np.array([(s[1].start, s[0].start) for s in slices], np.float32)
     high = np.array([(s[1].stop, s[0].stop) for s in slices], np.float32)
 
-    length = np.zeros(count * count, np.float32)
-    strength = np.zeros(count * count, np.float32)
-    near = np.zeros(count * count, bool)
+    length = np.zeros((count, count), np.float32)
+    strength = np.zeros((count, count), np.float32)
+    near = np.zeros((count, count), bool)
     for axis in (0, 1):
         size = labels.shape[axis]
         before = np.take(labels, np.arange(size - 1), axis=axis).ravel()
@@ -301,8 +296,8 @@ def _measured(
         right = np.take(lab, np.clip(np.arange(1, size) + 1, None, size - 1), axis=axis).reshape(-1, 3)[edge]
         contrast = np.minimum(np.sqrt(((left - right) ** 2).sum(axis=1)), 40.0)
         key = before[edge].astype(np.int64) * count + after[edge]
-        length += np.bincount(key, minlength=count * count)
-        strength += np.bincount(key, contrast, minlength=count * count)
+        length += np.bincount(key, minlength=count * count).reshape(count, count)
+        strength += np.bincount(key, contrast, minlength=count * count).reshape(count, count)
     for step_y, step_x in ((0, 1), (1, 0), (1, 1), (1, -1)):
         for step in range(2, gap + 1, 2):
             dy, dx = step * step_y, step * step_x
@@ -310,12 +305,8 @@ def _measured(
                 continue
             first = labels[: height - dy, max(0, -dx) : width - max(0, dx)]
             second = labels[dy:, max(0, dx) : width - max(0, -dx)]
-            near[(first.astype(np.int64) * count + second).ravel()] = True
-    length_2d, strength_2d = length.reshape(count, count), strength.reshape(count, count)
-    near_2d = near.reshape(count, count)
-    frame = np.bincount(
-        np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]), minlength=count
-    ).astype(np.float32)
+            near[first, second] = True
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return Segmentation(
         labels=labels,
         colours=colours,
@@ -323,54 +314,44 @@ def _measured(
         area=area,
         low=low,
         high=high,
-        lab_mean=(mean / area[:, None]).astype(np.float32),
+        lab_mean=mean.astype(np.float32),
         lab_square=(square / area).astype(np.float32),
-        length=length_2d + length_2d.T,
-        strength=strength_2d + strength_2d.T,
-        frame=frame,
-        near=(near_2d | near_2d.T) & ~np.eye(count, dtype=bool),
+        length=length + length.T,
+        strength=strength + strength.T,
+        frame=np.bincount(border, minlength=count).astype(np.float32),
+        near=(near | near.T) & ~np.eye(count, dtype=bool),
     )
 
 
-def segment_drawing(copy: NDArray[np.uint8], lab: NDArray[np.float32]) -> Segmentation:
-    """Connected parts of one colour class each, before a background.
-
-    Args:
-        copy: (H, W, 3) sRGB, the working copy.
-        lab: (H, W, 3) its CIELAB.
-    """
+def segment_drawing(copy: Pixels, lab: Floats) -> Segmentation:
+    """Connected parts of one colour class each, before a background."""
     smooth = to_lab(_median3(_median3(copy)))
     least = max(6, int(2e-4 * copy.shape[0] * copy.shape[1]))
     labels, colours, parts = _colour_segments(smooth, lab, least, MAX_SEGMENTS)
     return _measured(labels, colours, parts, smooth, gap=6)
 
 
-def segment_photo(copy: NDArray[np.uint8], side: int) -> Segmentation:
-    """The graph-based segmentation, all of it foreground.
-
-    Args:
-        copy: (H, W, 3) sRGB, the working copy.
-        side: Long side in pixels of the smaller copy that is segmented.
-    """
+def segment_photo(copy: Pixels, side: int) -> Segmentation:
+    """The graph-based segmentation of a copy with a long side of `side` pixels, all of it foreground."""
     small = working_copy(copy, side)
     lab = to_lab(small)
     labels = felzenszwalb(small, scale=60, sigma=0.8, min_size=20).astype(np.int32)
-    count = np.bincount(labels.ravel())
-    mean = np.stack([np.bincount(labels.ravel(), lab[..., c].ravel()) for c in range(3)], axis=1)
-    _, classes = _colour_classes((mean / count[:, None]).astype(np.float32), 12, 12.0, 0.004)
-    parts = np.zeros(len(classes), np.int32)
-    return _measured(labels, classes.astype(np.int32), parts, lab, gap=4)
+    nothing = np.zeros(int(labels.max()) + 1, np.int32)
+    seg = _measured(labels, nothing, nothing, lab, gap=4)
+    _, classes = _colour_classes(seg.lab_mean, limit=12, apart=12.0, least=0.004)
+    seg.colours = classes.astype(np.int32)
+    return seg
 
 
 # ---- sets of segments ---------------------------------------------------------------------------
 
 
-def bit_rows(matrix: NDArray[np.bool_]) -> list[int]:
+def bit_rows(matrix: Mask) -> list[int]:
     """Rows of a boolean matrix as integers, bit i for column i: sets that Python joins and compares fast."""
     return [int.from_bytes(row.tobytes(), "little") for row in np.packbits(matrix, axis=1, bitorder="little")]
 
 
-def members_of(sets: list[int], count: int) -> NDArray[np.bool_]:
+def members_of(sets: list[int], count: int) -> Mask:
     """Bit sets as rows of a boolean matrix, (sets, count): the reverse of `bit_rows`."""
     size = (count + 7) // 8
     packed = np.frombuffer(b"".join(members.to_bytes(size, "little") for members in sets), np.uint8)

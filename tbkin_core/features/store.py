@@ -26,7 +26,6 @@ from tbkin_core.support.shards import (
     Manifest,
     StoreKind,
     StoreWriter,
-    ragged_gather,
     ragged_offsets,
     read_store,
     shard_name,
@@ -37,7 +36,14 @@ FEATURES = StoreKind("features", array="features", command="tbkin extract-featur
 SHARD_IMAGES = 256
 # Settings that name a model, and those that say which weights it has.
 _NAMED_BY_WEIGHTS = (("model", "weights"), ("backbone", "backbone_weights"))
-_REGION_ARRAYS = ("features", "boxes", "object_ids", "object_scores", "attribute_ids", "attribute_scores")
+# What an image without labels has for them, and their types in a store and in a batch.
+_LABELS: dict[str, tuple[float, type, type]] = {
+    "object_ids": (-1, np.int32, np.int64),
+    "object_scores": (0, np.float32, np.float32),
+    "attribute_ids": (-1, np.int32, np.int64),
+    "attribute_scores": (0, np.float32, np.float32),
+}
+_REGION_ARRAYS = ("features", "boxes", *_LABELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class RegionBatch:
     Attributes:
         features: (B, K, D) float32, zero where padded.
         boxes: (B, K, 4) float32 absolute-pixel xyxy.
-        geometry: (B, K, 5) float32, as `region_geometry`.
+        geometry: (B, K, 5) float32 (x1/W, y1/H, x2/W, y2/H, area/(W·H)).
         mask: (B, K) bool, True where there is a region.
         object_ids: (B, K) int64, -1 unknown or padded.
         object_scores: (B, K) float32.
@@ -95,11 +101,11 @@ class FeatureStore:
             ) from error
         self.image_ids: list[ImageId] = []
         self._arrays: list[dict[str, NDArray]] = []
-        counts: list[int] = []
-        for name, (arrays, metadata) in zip(manifest.shards, shards, strict=True):
+        shard_of: list[int] = []
+        for number, (name, (mapped, metadata)) in enumerate(zip(manifest.shards, shards, strict=True)):
             ids: Any = metadata.get("image_ids")
             # Plain arrays: every slice of a memmap pays for being one.
-            arrays = {key: np.asarray(array) for key, array in arrays.items()}
+            arrays = {key: np.asarray(array) for key, array in mapped.items()}
             wrong = _wrong(arrays, ids, self.feature_size)
             if wrong:
                 raise DataError(
@@ -108,14 +114,17 @@ class FeatureStore:
                 )
             self._arrays.append(arrays)
             self.image_ids += ids
-            counts.append(len(ids))
+            shard_of += [number] * len(ids)
         self._rows: dict[ImageId, int] = {image_id: row for row, image_id in enumerate(self.image_ids)}
         if not self.image_ids:
             raise DataError(
                 f"{self.path}: the feature store is empty", hint=f"make features with `{FEATURES.command}`"
             )
-        self._shards = np.repeat(np.arange(len(counts)), counts)
-        self._places = np.arange(len(self.image_ids)) - np.repeat(ragged_offsets(counts)[:-1], counts)
+        # Of each image its shard, its first row there, how many rows it has, and its size.
+        self._shards = np.array(shard_of)
+        self._begins = np.concatenate([arrays["offsets"][:-1] for arrays in self._arrays])
+        self._counts = np.concatenate([np.diff(arrays["offsets"]) for arrays in self._arrays])
+        self._sizes = np.concatenate([arrays["image_sizes"] for arrays in self._arrays])
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -140,20 +149,10 @@ class FeatureStore:
             )
         row = self._rows[image_id]
         arrays = self._arrays[self._shards[row]]
-        place = self._places[row]
-        begin, end = arrays["offsets"][place : place + 2]
-        width, height = arrays["image_sizes"][place]
-        return RegionFeatures(
-            image_id=image_id,
-            features=arrays["features"][begin:end],
-            boxes=arrays["boxes"][begin:end],
-            image_width=int(width),
-            image_height=int(height),
-            object_ids=arrays["object_ids"][begin:end],
-            object_scores=arrays["object_scores"][begin:end],
-            attribute_ids=arrays["attribute_ids"][begin:end],
-            attribute_scores=arrays["attribute_scores"][begin:end],
-        )
+        own = slice(self._begins[row], self._begins[row] + self._counts[row])
+        width, height = map(int, self._sizes[row])
+        regions = {name: arrays[name][own] for name in _REGION_ARRAYS}
+        return RegionFeatures(image_id=image_id, image_width=width, image_height=height, **regions)
 
     def fingerprint(self) -> int:
         """A number that changes with the images of the store and with their regions."""
@@ -164,12 +163,7 @@ class FeatureStore:
 
     def region_counts(self, rows: Sequence[int] | NDArray) -> NDArray[np.int64]:
         """(N,) number of regions of each of some images, by (N,) row numbers."""
-        rows = np.asarray(rows, dtype=np.int64)
-        counts = np.zeros(len(rows), np.int64)
-        for number in np.unique(self._shards[rows]):
-            members = self._shards[rows] == number
-            counts[members] = np.diff(self._arrays[number]["offsets"])[self._places[rows[members]]]
-        return counts
+        return self._counts[np.asarray(rows, np.int64)].astype(np.int64)
 
     def gather(self, rows: Sequence[int] | NDArray, max_regions: int | None = None) -> RegionBatch:
         """Regions of many images at once, without a Python loop over regions.
@@ -179,51 +173,24 @@ class FeatureStore:
             max_regions: Keep at most the first so many of each image.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        shards, places = self._shards[rows], self._places[rows]
-        pieces = []
-        begins, lengths = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-        for number in np.unique(shards):
-            arrays = self._arrays[number]
-            members = np.flatnonzero(shards == number)
-            flat, row, column = ragged_gather(arrays["offsets"], places[members])
-            if max_regions is not None:
-                keep = column < max_regions
-                flat, row, column = flat[keep], row[keep], column[keep]
-            begins[members] = arrays["offsets"][places[members]]
-            lengths[members] = np.bincount(row, minlength=len(members))
-            pieces.append((arrays, members, flat, members[row], column))
-        widest = int(lengths.max(initial=1))
-        shape = (len(rows), widest)
-        features = np.empty((*shape, self.feature_size), np.float32)
+        shards, begins, lengths = self._shards[rows], self._begins[rows], self._counts[rows]
+        if max_regions is not None:
+            lengths = np.minimum(lengths, max_regions)
+        column = np.arange(lengths.max(initial=1))
+        mask = column < lengths[:, None]  # (B, K)
+        features = np.empty((*mask.shape, self.feature_size), np.float32)
         for place, (number, begin, length) in enumerate(zip(shards, begins, lengths, strict=True)):
             _widen(self._arrays[number]["features"][begin : begin + length], features[place, :length])
             features[place, length:] = 0
-        boxes = np.zeros((*shape, 4), np.float32)
-        mask = np.zeros(shape, np.bool_)
-        object_ids = np.full(shape, -1, np.int64)
-        attribute_ids = np.full(shape, -1, np.int64)
-        object_scores = np.zeros(shape, np.float32)
-        attribute_scores = np.zeros(shape, np.float32)
-        sizes = np.ones((len(rows), 2), np.float32)
-        for arrays, members, flat, row, column in pieces:
-            boxes[row, column] = arrays["boxes"][flat]
-            mask[row, column] = True
-            object_ids[row, column] = arrays["object_ids"][flat]
-            attribute_ids[row, column] = arrays["attribute_ids"][flat]
-            object_scores[row, column] = arrays["object_scores"][flat]
-            attribute_scores[row, column] = arrays["attribute_scores"][flat]
-            sizes[members] = arrays["image_sizes"][places[members]]
-        return RegionBatch(
-            features,
-            boxes,
-            batch_geometry(boxes, sizes),
-            mask,
-            object_ids,
-            object_scores,
-            attribute_ids,
-            attribute_scores,
-            sizes,
-        )
+        boxes = np.zeros((*mask.shape, 4), np.float32)
+        labels = {name: np.full(mask.shape, default, dtype) for name, (default, _, dtype) in _LABELS.items()}
+        flat = begins[:, None] + column  # (B, K) rows of the image's shard
+        for number in np.unique(shards):
+            own = mask & (shards == number)[:, None]
+            for name, values in {"boxes": boxes, **labels}.items():
+                values[own] = self._arrays[number][name][flat[own]]
+        sizes = self._sizes[rows].astype(np.float32)
+        return RegionBatch(features, boxes, batch_geometry(boxes, sizes), mask, sizes=sizes, **labels)
 
 
 def _wrong(arrays: Mapping[str, NDArray], ids: Any, feature_size: int) -> str:
@@ -285,7 +252,7 @@ def feature_statistics(
 
 
 def batch_geometry(boxes: NDArray[np.float32], sizes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`region_geometry` for boxes (B, K, 4) and image sizes (B, 2): (B, K, 5) float32."""
+    """Geometry (B, K, 5) float32, as of `RegionBatch`, of boxes (B, K, 4) in images of some sizes (B, 2)."""
     scaled = boxes / np.concatenate([sizes, sizes], axis=1)[:, None, :]  # (B, K, 4)
     area = (scaled[..., 2] - scaled[..., 0]) * (scaled[..., 3] - scaled[..., 1])
     return np.concatenate([scaled, area[..., None]], axis=-1).astype(np.float32)
@@ -294,19 +261,12 @@ def batch_geometry(boxes: NDArray[np.float32], sizes: NDArray[np.float32]) -> ND
 def batch_of_one(regions: RegionFeatures) -> RegionBatch:
     """A batch that holds the regions of one image that is in no store."""
     sizes = np.array([[regions.image_width, regions.image_height]], np.float32)
-    boxes = np.asarray(regions.boxes, np.float32)[None]
-    return RegionBatch(
-        # Through half precision, as from a store: the same image gives the same answer either way.
-        _half(regions.features).astype(np.float32)[None],
-        boxes,
-        batch_geometry(boxes, sizes),
-        np.ones(boxes.shape[:2], np.bool_),
-        _labels(regions, "object_ids", np.int64, -1)[None],
-        _labels(regions, "object_scores", np.float32, 0)[None],
-        _labels(regions, "attribute_ids", np.int64, -1)[None],
-        _labels(regions, "attribute_scores", np.float32, 0)[None],
-        sizes,
-    )
+    # Through half precision, as from a store: the same image gives the same answer either way.
+    stored = _as_stored(regions)
+    boxes = stored["boxes"][None]
+    labels = {name: stored[name][None].astype(dtype) for name, (_, _, dtype) in _LABELS.items()}
+    features, mask = stored["features"][None].astype(np.float32), np.ones(boxes.shape[:2], np.bool_)
+    return RegionBatch(features, boxes, batch_geometry(boxes, sizes), mask, sizes=sizes, **labels)
 
 
 def _half(features: NDArray) -> NDArray[np.float16]:
@@ -328,10 +288,13 @@ def _widen(half: NDArray[np.float16], out: NDArray[np.float32]) -> None:
     np.multiply(out, np.float32(2.0**112), out=out)
 
 
-def _labels(regions: RegionFeatures, name: str, dtype: type, default: float) -> NDArray:
-    """(K,) one of the label arrays, `default` where the extractor gave none."""
-    values = getattr(regions, name)
-    return np.asarray(values, dtype) if len(values) else np.full(len(regions), default, dtype)
+def _as_stored(regions: RegionFeatures) -> dict[str, Any]:
+    """The arrays of K regions as a store has them; default labels where the extractor gave none."""
+    arrays = {"features": _half(regions.features), "boxes": np.asarray(regions.boxes, np.float32)}
+    for name, (default, dtype, _) in _LABELS.items():
+        values = getattr(regions, name)
+        arrays[name] = np.asarray(values if len(values) else np.full(len(regions), default), dtype)
+    return arrays
 
 
 class FeatureStoreWriter:
@@ -357,11 +320,7 @@ class FeatureStoreWriter:
     """
 
     def __init__(
-        self,
-        path: Path,
-        settings: Mapping[str, Any],
-        shard_images: int | None = None,
-        alone: bool = True,
+        self, path: Path, settings: Mapping[str, Any], shard_images: int | None = None, alone: bool = True
     ) -> None:
         self.path = Path(path)
         self._writer = StoreWriter(path, FEATURES, _spelt_as_there(path, settings), alone)
@@ -370,8 +329,7 @@ class FeatureStoreWriter:
         ).hexdigest()
         self._size = int(settings["feature_size"])
         self._shard_images = shard_images or SHARD_IMAGES
-        self._pending: list[RegionFeatures] = []
-        self._pending_files: list[str] = []
+        self._pending: list[tuple[RegionFeatures, str]] = []
         self._skipped: list[ImageId] = []
         self._number: int | None = None
         self._look()
@@ -410,7 +368,7 @@ class FeatureStoreWriter:
             raise DataError(f"{name}: features must be ({count}, {self._size}), got {regions.features.shape}")
         if not (np.isfinite(regions.features).all() and np.isfinite(regions.boxes).all()):
             raise DataError(f"{name}: features or boxes are not finite")
-        for field in ("object_ids", "object_scores", "attribute_ids", "attribute_scores"):
+        for field in _LABELS:
             if len(getattr(regions, field)) not in (0, count):
                 raise DataError(f"{name}: {field} must be ({count},), got {getattr(regions, field).shape}")
         if regions.image_id in self.done:
@@ -419,8 +377,7 @@ class FeatureStoreWriter:
         self.done.add(regions.image_id)
         self.failed.discard(regions.image_id)
         # What waits for its shard takes no more memory than it will take on disk.
-        self._pending.append(replace(regions, features=_half(regions.features)))
-        self._pending_files.append(file)
+        self._pending.append((replace(regions, **_as_stored(regions)), file))
         self._flush_full()
 
     def skip(self, image_id: ImageId, number: int | None = None) -> None:
@@ -443,30 +400,22 @@ class FeatureStoreWriter:
         """Write what has been collected as a shard."""
         if self._number is None:
             return
-        batch, files, skipped, number = self._pending, self._pending_files, self._skipped, self._number
-        self._pending, self._pending_files, self._skipped, self._number = [], [], [], None
+        images = [regions for regions, _ in self._pending]
+        files, skipped, number = [file for _, file in self._pending], self._skipped, self._number
+        self._pending, self._skipped, self._number = [], [], None
         if number == self._filling:
             self._left = 0  # what is written is not added to
-
-        def stacked(name: str, dtype: type, default: float) -> NDArray:
-            none: NDArray = np.zeros(0, dtype)
-            return np.concatenate([none, *(_labels(regions, name, dtype, default) for regions in batch)])
-
+        nothing = _as_stored(
+            RegionFeatures("", np.zeros((0, self._size)), np.zeros((0, 4), np.float32), 0, 0)
+        )
         arrays = {
-            "features": np.concatenate([np.zeros((0, self._size), np.float16), *(r.features for r in batch)]),
-            "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(r.boxes for r in batch)]).astype(
-                np.float32
-            ),
-            "object_ids": stacked("object_ids", np.int32, -1),
-            "object_scores": stacked("object_scores", np.float32, 0),
-            "attribute_ids": stacked("attribute_ids", np.int32, -1),
-            "attribute_scores": stacked("attribute_scores", np.float32, 0),
-            "offsets": ragged_offsets([len(regions) for regions in batch]),
-            "image_sizes": np.array(
-                [[regions.image_width, regions.image_height] for regions in batch], np.int32
-            ).reshape(-1, 2),
+            name: np.concatenate([empty, *(getattr(regions, name) for regions in images)])
+            for name, empty in nothing.items()
         }
-        metadata: dict[str, Any] = {"image_ids": [regions.image_id for regions in batch], "skipped": skipped}
+        arrays["offsets"] = ragged_offsets([len(regions) for regions in images])
+        sizes = [(regions.image_width, regions.image_height) for regions in images]
+        arrays["image_sizes"] = np.array(sizes, np.int32).reshape(-1, 2)
+        metadata: dict[str, Any] = {"image_ids": [regions.image_id for regions in images], "skipped": skipped}
         if any(files):
             metadata["files"] = files
         self._writer.prepare([number])

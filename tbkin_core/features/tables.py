@@ -29,6 +29,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,11 +126,9 @@ def _table_rows(path: Path) -> Iterator[FeatureRow]:
             first = file.readline(MAX_LINE)
             names = _column_names(first)
             begin = file.tell() if names else 0
-            line, looked = first, 1
-            kind = BOTTOM_UP if names else table_format(first)
-            while kind is None and line and looked < _LINES_LOOKED_AT:
-                line, looked = file.readline(MAX_LINE), looked + 1
-                kind = table_format(line)
+            lines = chain([first], iter(partial(file.readline, MAX_LINE), b""))
+            kinds = map(table_format, islice(lines, _LINES_LOOKED_AT))
+            kind = BOTTOM_UP if names else next(filter(None, kinds), None)
             if kind is None:
                 raise DataError(
                     f"{path}: none of its first lines is a row of region features",
@@ -185,30 +184,24 @@ def _decode(columns: list[bytes], image_id: ImageId, names: tuple[str, ...]) -> 
             if len(values) != count:
                 raise ValueError(f"{len(values)} {name} for {count} boxes")
             labels[name] = values
-    return _regions(image_id, _numbers(row["features"]), _numbers(row["boxes"]), count, width, height, labels)
+    vectors, boxes = _numbers(row["features"]), _numbers(row["boxes"])
+    return _regions(image_id, vectors, boxes, count, (width, height), labels)
 
 
 def _regions(
     image_id: ImageId,
-    features: NDArray[Any],
-    boxes: NDArray[Any],
+    features: NDArray,
+    boxes: NDArray,
     count: int,
-    width: int,
-    height: int,
+    size: tuple[int, int],
     labels: dict[str, Any],
 ) -> RegionFeatures:
     if count < 1 or boxes.size != 4 * count or not features.size or features.size % count:
         raise ValueError(f"{boxes.size} numbers of boxes and {features.size} of features for {count} boxes")
-    if width < 1 or height < 1:
-        raise ValueError(f"image size {width}x{height}")
-    return RegionFeatures(
-        image_id,
-        features.reshape(count, -1).astype(np.float32),
-        boxes.reshape(count, 4).astype(np.float32),
-        width,
-        height,
-        **labels,
-    )
+    if min(size) < 1:
+        raise ValueError(f"image size {size[0]}x{size[1]}")
+    vectors, corners = (part.reshape(count, -1).astype(np.float32) for part in (features, boxes))
+    return RegionFeatures(image_id, vectors, corners, *size, **labels)
 
 
 class _VinvlLabels:
@@ -237,10 +230,9 @@ class _VinvlLabels:
             return None
         file = self._files[what]
         if what not in self._starts:
-            starts = self._starts[what] = {}
-            begin = 0
+            self._starts[what], begin = {}, 0
             while line := file.readline(MAX_LINE):
-                starts.setdefault(line.partition(b"\t")[0].strip(), begin)
+                self._starts[what].setdefault(line.partition(b"\t")[0].strip(), begin)
                 begin += len(line)
         if key not in self._starts[what]:
             return None
@@ -250,16 +242,15 @@ class _VinvlLabels:
     def decode(self, columns: list[bytes], image_id: ImageId) -> RegionFeatures:
         """One row; ValueError and its like where it is damaged."""
         key = columns[0].strip()
-        objects: Any = None
-        if columns[1].lstrip()[:1] in (b"{", b"["):
-            content = json.loads(columns[1])
-            if isinstance(content, list) or "objects" in content:
-                objects = content if isinstance(content, list) else content["objects"]
-                features = np.stack([_numbers(item["feature"]) for item in objects])
-            else:
-                features = _numbers(content["features"]).reshape(int(content["num_boxes"]), -1)
+        content = json.loads(columns[1]) if columns[1].lstrip()[:1] in (b"{", b"[") else None
+        objects: Any = content.get("objects") if isinstance(content, dict) else content
+        if objects is not None:
+            features = np.stack([_numbers(item["feature"]) for item in objects])
         else:
-            features = _numbers(columns[2]).reshape(int(columns[1]), -1)
+            text, number = (
+                (columns[2], columns[1]) if content is None else (content["features"], content["num_boxes"])
+            )
+            features = _numbers(text).reshape(int(number), -1)
         if objects is None or "rect" not in objects[0]:
             objects = self._beside("labels", key)
             if isinstance(objects, dict):
@@ -271,13 +262,10 @@ class _VinvlLabels:
             raise ValueError(f"{len(features)} feature vectors and {len(boxes)} boxes in the labels beside")
         features, spatial = _without_place(features)
         sizes = self._beside("hw", key)
-        if sizes:
-            width, height = int(sizes[0]["width"]), int(sizes[0]["height"])
-        else:
-            width, height = _size_of(boxes, spatial)
+        size = (int(sizes[0]["width"]), int(sizes[0]["height"])) if sizes else _size_of(boxes, spatial)
         scores = [item.get("conf") for item in objects]
         labels = {} if None in scores else {"object_scores": np.array(scores, np.float32)}
-        return _regions(image_id, features, boxes, len(features), width, height, labels)
+        return _regions(image_id, features, boxes, len(features), size, labels)
 
 
 def _without_place(features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -326,8 +314,8 @@ def _hdf5_rows(path: Path) -> Iterator[FeatureRow]:
                     vectors = np.asarray(features[place], np.float32)
                     if not len(own) or len(own) != len(vectors):
                         raise DataError(f"{where}: {len(own)} boxes and {len(vectors)} feature vectors")
-                    width, height = _size_of(own, None if spatial is None else np.asarray(spatial[place]))
-                    return RegionFeatures(image_id, vectors, own, width, height)
+                    size = _size_of(own, None if spatial is None else np.asarray(spatial[place]))
+                    return RegionFeatures(image_id, vectors, own, *size)
 
                 yield FeatureRow(name, where, read)
     except (OSError, KeyError, TypeError, ValueError) as error:

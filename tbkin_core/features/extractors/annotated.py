@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.extractors.base import PictureExtractor, Request
 from tbkin_core.features.extractors.builtin import BuiltinExtractor
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
 from tbkin_core.names.vocabulary import visual_genome_names
 
 MAX_OBJECT_NAMES = 1600  # the sizes of the classic vocabularies
@@ -27,22 +27,6 @@ SAME_SHAPE = 0.02  # relative difference of aspect ratios up to which an image w
 def open_extractor(request: Request) -> PictureExtractor:
     """The boxes of the request's dataset; descriptors are left to the backbone where there is one."""
     return AnnotatedRegions(request.needed_dataset(), request.max_regions, describe=request.backbone is None)
-
-
-@dataclass(frozen=True, slots=True)
-class _AnnotatedBoxes:
-    """The annotated boxes of an image.
-
-    Attributes:
-        boxes: (K, 4) xyxy.
-        object_ids, attribute_ids: (K,) numbers of the names, -1 for none.
-        size: Width and height in pixels of the image that they were drawn on; None where nothing tells.
-    """
-
-    boxes: NDArray[np.float32]
-    object_ids: NDArray[np.int32]
-    attribute_ids: NDArray[np.int32]
-    size: tuple[int, int] | None
 
 
 class AnnotatedRegions(PictureExtractor):
@@ -76,7 +60,8 @@ class AnnotatedRegions(PictureExtractor):
         traits = Counter(trait for boxes in annotated.values() for box in boxes for trait in box.attributes)
         self.object_names, object_of = _numbered(labels, objects.match(labels), MAX_OBJECT_NAMES)
         self.attribute_names, attribute_of = _numbered(traits, attributes.match(traits), MAX_ATTRIBUTE_NAMES)
-        self._known: dict[ImageId, _AnnotatedBoxes] = {}
+        # All boxes of each image, of a size of 0 where nothing tells the size that they were drawn on.
+        self._known: dict[ImageId, RegionFeatures] = {}
         for image_id, boxes in annotated.items():
             record = dataset.image(image_id)
             # Of an object's attributes the commonest: a region has room for one.
@@ -84,11 +69,15 @@ class AnnotatedRegions(PictureExtractor):
                 min((attribute_of[name] for name in box.attributes if name in attribute_of), default=-1)
                 for box in boxes
             ]
-            self._known[image_id] = _AnnotatedBoxes(
+            width, height = (record.width, record.height) if record.width and record.height else (0, 0)
+            self._known[image_id] = RegionFeatures(
+                image_id,
+                np.zeros((len(boxes), 0), np.float32),
                 xywh_to_xyxy([box.xywh for box in boxes]),
-                np.array([object_of.get(box.label, -1) for box in boxes], np.int32),
-                np.array(attribute_ids, np.int32),
-                (record.width, record.height) if record.width and record.height else None,
+                width,
+                height,
+                object_ids=np.array([object_of.get(box.label, -1) for box in boxes], np.int32),
+                attribute_ids=np.array(attribute_ids, np.int32),
             )
         self.omitted = [
             record.image_id
@@ -97,68 +86,56 @@ class AnnotatedRegions(PictureExtractor):
         ]
 
     def settings(self) -> dict[str, Any]:
-        described: dict[str, Any] = {"feature_size": 0, "attribute_names": []}
-        if self._builtin is not None:
-            described = {
-                "descriptors": self._builtin.parameters(),
-                "feature_size": self._builtin.feature_size,
-                "attribute_names": self._builtin.attribute_names,
-            }
-        if self.attribute_names:
-            described["attribute_names"] = self.attribute_names
+        builtin = self._builtin
         return {
             "extractor": "annotations",
             "object_names": self.object_names,
             "max_regions": self._max_regions,
-            **described,
+            **({"descriptors": builtin.parameters()} if builtin else {}),
+            "feature_size": builtin.feature_size if builtin else 0,
+            "attribute_names": self.attribute_names or (builtin.attribute_names if builtin else []),
         }
 
-    def extract(
-        self, image_id: ImageId, image: NDArray[np.uint8], original_width: int, original_height: int
-    ) -> RegionFeatures:
+    def extract(self, image_id: ImageId, image: Pixels, width: int, height: int) -> RegionFeatures:
         known = self._known[image_id]
-        boxes, rows = self._within(image_id, known, original_width, original_height)
+        boxes, rows = _within(known, width, height, self._max_regions)
         object_ids, attribute_ids = known.object_ids[rows], known.attribute_ids[rows]
         labels: dict[str, Any] = {
             "object_ids": object_ids,
             "object_scores": (object_ids >= 0).astype(np.float32),
         }
         if self.attribute_names:
-            labels |= {
-                "attribute_ids": attribute_ids,
-                "attribute_scores": (attribute_ids >= 0).astype(np.float32),
-            }
+            scores = (attribute_ids >= 0).astype(np.float32)
+            labels |= {"attribute_ids": attribute_ids, "attribute_scores": scores}
         if self._builtin is None:
-            none = np.zeros((len(boxes), 0), np.float32)
-            return RegionFeatures(image_id, none, boxes, original_width, original_height, **labels)
-        regions = self._builtin.describe(image_id, image, original_width, original_height, boxes)
-        return replace(regions, **labels)
+            return RegionFeatures(image_id, known.features[rows], boxes, width, height, **labels)
+        return replace(self._builtin.extract(image_id, image, width, height, boxes), **labels)
 
-    def _within(
-        self, image_id: ImageId, known: _AnnotatedBoxes, width: int, height: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The boxes (K, 4) cut to the image, largest first, and their rows; scaled where the image was."""
-        boxes = known.boxes
-        if known.size is not None and known.size != (width, height):
-            across, down = width / known.size[0], height / known.size[1]
-            if abs(across / down - 1) > SAME_SHAPE:
-                raise DataError(
-                    f"image {image_id!r}: its boxes were drawn on {known.size[0]} x {known.size[1]} pixels,"
-                    f" the file has {width} x {height}"
-                )
-            boxes = boxes * np.array([across, down] * 2, np.float32)
-        elif known.size is None and (boxes[:, 2:] > BEYOND * np.array([width, height])).any():
+
+def _within(known: RegionFeatures, width: int, height: int, most: int) -> tuple[Floats, NDArray[np.int64]]:
+    """The largest boxes (K, 4) cut to the image, largest first, and their rows; scaled as the image was."""
+    boxes, name = known.boxes, f"image {known.image_id!r}"
+    drawn = known.image_width, known.image_height
+    if drawn == (0, 0) and (boxes[:, 2:] > BEYOND * np.array([width, height])).any():
+        raise DataError(
+            f"{name}: boxes reach far beyond its {width} x {height} pixels, and nothing tells"
+            " the size that they were drawn on (for Visual Genome image_data.json does)"
+        )
+    if drawn not in ((0, 0), (width, height)):
+        across, down = width / drawn[0], height / drawn[1]
+        if abs(across / down - 1) > SAME_SHAPE:
             raise DataError(
-                f"image {image_id!r}: boxes reach far beyond its {width} x {height} pixels, and nothing tells"
-                " the size that they were drawn on (for Visual Genome image_data.json does)"
+                f"{name}: its boxes were drawn on {drawn[0]} x {drawn[1]} pixels,"
+                f" the file has {width} x {height}"
             )
-        boxes = np.clip(np.nan_to_num(boxes), 0, np.array([width, height] * 2, np.float32))
-        sides = boxes[:, 2:] - boxes[:, :2]
-        rows = np.flatnonzero((sides > 0).all(axis=1))
-        if not len(rows):
-            raise DataError(f"image {image_id!r}: no annotated box lies within the picture")
-        rows = rows[np.argsort(-sides[rows].prod(axis=1), kind="stable")][: self._max_regions]
-        return boxes[rows], rows
+        boxes = boxes * np.array([across, down] * 2, np.float32)
+    boxes = np.clip(np.nan_to_num(boxes), 0, np.array([width, height] * 2, np.float32))
+    sides = boxes[:, 2:] - boxes[:, :2]
+    rows = np.flatnonzero((sides > 0).all(axis=1))
+    if not len(rows):
+        raise DataError(f"{name}: no annotated box lies within the picture")
+    rows = rows[np.argsort(-sides[rows].prod(axis=1), kind="stable")][:most]
+    return boxes[rows], rows
 
 
 def _numbered(

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from tbkin_core.errors import ConfigError
@@ -33,12 +32,13 @@ from tbkin_core.features.extractors.models import (
     prompt_vectors,
     weights_digest,
 )
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
 from tbkin_core.names.vocabulary import visual_genome_names
 
 SAMPLES = 14  # along a side of a box: RoIAlign's usual 7 bins of 2
 BINS = 7
 MOST_EXTRA_TOKENS = 16  # before the patches: class, distillation and register tokens
+_Mapping = Callable[[Any], torch.Tensor]
 
 
 class Backbone:
@@ -91,7 +91,10 @@ class Backbone:
         if joint is not None:
             self.attribute_names = visual_genome_names("attributes").names
             with torch.inference_mode():
-                self._joint, self._texts = joint, _text_vectors(self._model, tokenizer, self.attribute_names)
+                (self._states, self._regions), self._texts = (
+                    joint,
+                    _text_vectors(self._model, tokenizer, self.attribute_names),
+                )
 
     def settings(self) -> dict[str, Any]:
         """What the store records of the backbone."""
@@ -103,7 +106,7 @@ class Backbone:
             "feature_size": self.feature_size,
         }
 
-    def prepare(self, image: NDArray[np.uint8]) -> torch.Tensor:
+    def prepare(self, image: Pixels) -> torch.Tensor:
         """An RGB image (H, W, 3) as (3, S, S); thread-safe."""
         preparation = self._preparation
         square = Image.fromarray(image).resize((self.side, self.side), preparation.resample)
@@ -113,9 +116,7 @@ class Backbone:
         )
 
     @torch.inference_mode()
-    def describe(
-        self, pixels: Sequence[torch.Tensor], boxes: Sequence[NDArray[np.float32]]
-    ) -> list[dict[str, Any]]:
+    def describe(self, pixels: Sequence[torch.Tensor], boxes: Sequence[Floats]) -> list[dict[str, Any]]:
         """What `RegionFeatures` has of the regions of each picture but their boxes and objects.
 
         Args:
@@ -132,13 +133,13 @@ class Backbone:
             )
         maps = output.get("feature_maps")
         cells, stride = self._cells(output.last_hidden_state if maps is None else maps[-1])
-        aligned = self._cells(self._joint.states(output))[0] if self.attribute_names else None
+        aligned = self._cells(self._states(output))[0] if self.attribute_names else None
         found = []
         for number, fractions in enumerate(boxes):
             places = torch.from_numpy(fractions).to(self._device) * self.side / stride
-            fields: dict[str, Any] = {"features": pooled(cells[number], places).cpu().numpy()}
+            fields: dict[str, Any] = {"features": roi_tokens(cells[number], places, 1)[:, 0].cpu().numpy()}
             if aligned is not None:
-                regions = self._joint.regions(roi_tokens(aligned[number], places))  # (K, J)
+                regions = self._regions(roi_tokens(aligned[number], places))  # (K, J)
                 likeness = torch.nn.functional.normalize(regions, dim=-1) @ self._texts.T  # (K, A)
                 best = (likeness * self._model.logit_scale.exp()).softmax(-1).max(-1)
                 fields["attribute_ids"] = best.indices.cpu().numpy().astype(np.int32)
@@ -179,26 +180,10 @@ class Backbone:
         return int(found["features"].shape[1])
 
 
-class _PicturesAsBatches:
-    """A `PictureExtractor` in the place of a detector, for a backbone to give the vectors."""
-
-    def __init__(self, extractor: PictureExtractor) -> None:
-        self._extractor = extractor
-
-    def settings(self) -> dict[str, Any]:
-        return self._extractor.settings()
-
-    def prepare(self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int) -> RegionFeatures:
-        return self._extractor.extract(image_id, image, width, height)
-
-    def extract(self, pictures: Sequence[RegionFeatures]) -> list[RegionFeatures]:
-        return list(pictures)
-
-
 class BackboneExtractor:
     """The boxes and labels of another extractor with the vectors of a backbone."""
 
-    def __init__(self, boxes: BatchExtractor, backbone: Backbone) -> None:
+    def __init__(self, boxes: PictureExtractor | BatchExtractor, backbone: Backbone) -> None:
         self._boxes = boxes
         self._backbone = backbone
 
@@ -208,13 +193,15 @@ class BackboneExtractor:
             own["attribute_names"] = list(self._backbone.attribute_names)
         return own
 
-    def prepare(
-        self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int
-    ) -> tuple[Any, torch.Tensor]:
-        return self._boxes.prepare(image_id, image, width, height), self._backbone.prepare(image)
+    def prepare(self, image_id: ImageId, image: Pixels, width: int, height: int) -> tuple[Any, torch.Tensor]:
+        one = self._boxes
+        make = one.extract if isinstance(one, PictureExtractor) else one.prepare
+        return make(image_id, image, width, height), self._backbone.prepare(image)
 
     def extract(self, pictures: Sequence[tuple[Any, torch.Tensor]]) -> list[RegionFeatures]:
-        found = self._boxes.extract([picture for picture, _ in pictures])
+        found = [picture for picture, _ in pictures]
+        if not isinstance(self._boxes, PictureExtractor):
+            found = self._boxes.extract(found)
         sizes = [np.array([regions.image_width, regions.image_height] * 2, np.float32) for regions in found]
         described = self._backbone.describe(
             [pixels for _, pixels in pictures],
@@ -225,7 +212,7 @@ class BackboneExtractor:
 
 def backbone_over(
     boxes: PictureExtractor | Sequence[BatchExtractor], request: Request, keeps_attributes: bool
-) -> list[BatchExtractor]:
+) -> list[BackboneExtractor]:
     """The boxes of an open extractor with the vectors of the request's backbone, a copy per device.
 
     Args:
@@ -234,41 +221,28 @@ def backbone_over(
         keeps_attributes: Whether its attributes, where it has any, stay under those of the backbone.
     """
     if isinstance(boxes, PictureExtractor):
-        boxes = [_PicturesAsBatches(boxes)] * len(request.places)
-    return [
-        BackboneExtractor(
-            copy,
-            Backbone(
-                str(request.backbone),
-                place,
-                request.backbone_side,
-                request.backbone_revision,
-                attributes=not (keeps_attributes and copy.settings()["attribute_names"]),
-            ),
-        )
-        for copy, place in zip(boxes, request.places, strict=True)
-    ]
-
-
-def pooled(cells: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """The mean of a map over boxes, sampled at SAMPLES x SAMPLES points between its cells, (K, D).
-
-    The points of a box form a grid, so their mean weighs rows and columns apart, and all boxes of a map are
-    one matrix product, however many points there are.
-
-    Args:
-        cells: (D, h, w).
-        boxes: (K, 4) xyxy; the first cell reaches from 0 to 1.
-    """
-    return roi_tokens(cells, boxes, 1)[:, 0]
+        copies: Sequence[PictureExtractor | BatchExtractor] = [boxes] * len(request.places)
+    else:
+        copies = boxes
+    made = []
+    for copy, place in zip(copies, request.places, strict=True):
+        own = keeps_attributes and bool(copy.settings()["attribute_names"])
+        side, revision = request.backbone_side, request.backbone_revision
+        backbone = Backbone(str(request.backbone), place, side, revision, attributes=not own)
+        made.append(BackboneExtractor(copy, backbone))
+    return made
 
 
 def roi_tokens(cells: torch.Tensor, boxes: torch.Tensor, bins: int = BINS) -> torch.Tensor:
     """RoIAlign: the means of a map over bins x bins equal parts of boxes, (K, bins·bins, D).
 
+    SAMPLES x SAMPLES points in a box, between the cells, are its samples. They form a grid, so a mean weighs
+    rows and columns apart, and all boxes of a map are one matrix product, however many points there are.
+
     Args:
-        cells, boxes: As for `pooled`.
-        bins: Parts along a side.
+        cells: (D, h, w).
+        boxes: (K, 4) xyxy; the first cell reaches from 0 to 1.
+        bins: Parts along a side; with 1 the mean is over the whole box.
     """
     down = _weights(boxes[:, 1], boxes[:, 3], cells.shape[1], bins)  # (K, bins, h)
     across = _weights(boxes[:, 0], boxes[:, 2], cells.shape[2], bins)  # (K, bins, w)
@@ -289,27 +263,19 @@ def _weights(low: torch.Tensor, high: torch.Tensor, cells: int, bins: int) -> to
 # ---- attributes ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _JointSpace:
-    """How regions get into the space that pictures and texts share.
+def _joint_space(model: Any) -> tuple[_Mapping, _Mapping] | None:
+    """How regions get into the space that pictures and texts share, of models like SigLIP and like CLIP.
 
-    Attributes:
-        states: From the vision tower's output to the states (B, N, D) that are laid out as a map.
-        regions: From the tokens of regions (K, bins·bins, D) to (K, J).
+    Returns:
+        From the vision tower's output to the states (B, N, D) that are laid out as a map, and from the tokens
+        of regions (K, bins·bins, D) to (K, J); None for other models.
     """
-
-    states: Callable[[Any], torch.Tensor]
-    regions: Callable[[torch.Tensor], torch.Tensor]
-
-
-def _joint_space(model: Any) -> _JointSpace | None:
-    """Of models like SigLIP and like CLIP; None for others."""
     vision = getattr(model, "vision_model", None)
     if not hasattr(model, "get_text_features") or not hasattr(model, "logit_scale") or vision is None:
         return None
     if getattr(vision, "head", None) is not None:
         # The head that pools the picture's tokens pools a region's.
-        return _JointSpace(lambda output: output.last_hidden_state, vision.head)
+        return lambda output: output.last_hidden_state, vision.head
     if not hasattr(model, "visual_projection") or not hasattr(vision, "post_layernorm"):
         return None
     last = vision.encoder.layers[-1]
@@ -320,7 +286,7 @@ def _joint_space(model: Any) -> _JointSpace | None:
         state = last.layer_norm1(output.hidden_states[-2].float())
         return vision.post_layernorm(last.self_attn.out_proj(last.self_attn.v_proj(state)))
 
-    return _JointSpace(values, lambda tokens: model.visual_projection(tokens.mean(dim=1)))
+    return values, lambda tokens: model.visual_projection(tokens.mean(dim=1))
 
 
 def _text_vectors(model: Any, tokenizer: Any, names: Sequence[str]) -> torch.Tensor:
@@ -345,8 +311,8 @@ class _Preparation:
     size: Any
     resample: Image.Resampling
     scale: float
-    mean: NDArray[np.float32]
-    deviation: NDArray[np.float32]
+    mean: Floats
+    deviation: Floats
 
 
 def _load(model: str, revision: str | None) -> tuple[_Preparation, Any, Any]:

@@ -15,15 +15,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Protocol
 
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.pictures import load_image
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import ImageId, Pixels, RegionFeatures
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.ranks import world_size
 
@@ -57,11 +54,7 @@ class Request:
     backbone_revision: str | None = None
 
     def needed_dataset(self) -> Dataset:
-        """The dataset, for an extractor that cannot do without.
-
-        Raises:
-            ConfigError: The request is for images of no dataset.
-        """
+        """The dataset; ConfigError where the request is for images of none."""
         if self.dataset is None:
             raise ConfigError("this extractor works on the images of a dataset alone")
         return self.dataset
@@ -113,10 +106,8 @@ class PictureExtractor(Extractor):
     """Works on one image at a time; can be sent to another process."""
 
     @abstractmethod
-    def extract(
-        self, image_id: ImageId, image: NDArray[np.uint8], original_width: int, original_height: int
-    ) -> RegionFeatures:
-        """The regions of an RGB image (H, W, 3), perhaps reduced, of a file of the size given in pixels."""
+    def extract(self, image_id: ImageId, image: Pixels, width: int, height: int) -> RegionFeatures:
+        """The regions of an RGB image (H, W, 3), perhaps reduced, of a file of `width` x `height` pixels."""
 
     def regions(self, image_id: ImageId, source: Path) -> RegionFeatures:
         return self.extract(image_id, *load_image(source, max_side=MAX_SIDE))
@@ -136,7 +127,7 @@ class BatchExtractor(Protocol):
     def settings(self) -> dict[str, Any]:
         """As `Extractor.settings`."""
 
-    def prepare(self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int) -> Any:
+    def prepare(self, image_id: ImageId, image: Pixels, width: int, height: int) -> Any:
         """An RGB image (H, W, 3) of a file of `width` x `height` pixels, ready for `extract`."""
 
     def extract(self, pictures: Sequence[Any]) -> list[RegionFeatures]:
@@ -147,24 +138,25 @@ AnyExtractor = PictureExtractor | FeatureReader | Sequence[BatchExtractor]
 """An extractor that is open; of one that runs models a copy per device."""
 
 
-class Job(Protocol):
-    """One image to be made."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image to be made.
 
-    @property
-    def image_id(self) -> ImageId:
-        """Its key."""
+    Attributes:
+        image_id: Its key.
+        source: Its file; of a feature to import, what reads it.
+        number: Its shard; None for one that goes to no store, or failed before and takes a place only where
+            it now succeeds.
+    """
 
-    @property
-    def source(self) -> Path:
-        """Its file."""
-
-
-AnyJob = TypeVar("AnyJob", bound=Job)
+    image_id: ImageId
+    source: Any
+    number: int | None = None
 
 
 def run_batches(
-    extractors: Sequence[BatchExtractor], jobs: Iterable[AnyJob], workers: int = 1, batch_size: int = 8
-) -> Iterator[tuple[AnyJob, RegionFeatures | str]]:
+    extractors: Sequence[BatchExtractor], jobs: Iterable[Job], workers: int = 1, batch_size: int = 8
+) -> Iterator[tuple[Job, RegionFeatures | str]]:
     """Each job, in their order, with its regions or why there are none.
 
     Threads read and prepare images while the models work on those before; batches go to the models in turn,
@@ -180,7 +172,7 @@ def run_batches(
         ConfigError: A device has too little memory for a batch.
     """
 
-    def prepared(number: int, job: AnyJob) -> Any:
+    def prepared(number: int, job: Job) -> Any:
         try:
             image, width, height = load_image(job.source, max_side=MAX_SIDE)
             return extractors[number].prepare(job.image_id, image, width, height)
@@ -190,7 +182,7 @@ def run_batches(
         except Exception as error:
             return _refused(job, error)
 
-    def extracted(number: int, batch: list[tuple[AnyJob, Any]]) -> list[RegionFeatures | str]:
+    def extracted(number: int, batch: list[tuple[Job, Any]]) -> list[RegionFeatures | str]:
         if not batch:
             return []
         try:
@@ -207,14 +199,14 @@ def run_batches(
                 return [_refused(batch[0][0], error)]
             return [extracted(number, [item])[0] for item in batch]  # one image must not cost the others
 
-    def worked(number: int, batch: list[tuple[AnyJob, Future[Any]]]) -> list[tuple[AnyJob, Any]]:
+    def worked(number: int, batch: list[tuple[Job, Future[Any]]]) -> list[tuple[Job, Any]]:
         items = [(job, future.result()) for job, future in batch]
         found = iter(extracted(number, [item for item in items if not isinstance(item[1], str)]))
         return [(job, item if isinstance(item, str) else next(found)) for job, item in items]
 
     readers = ThreadPoolExecutor(max(workers, 1))
     lanes = [ThreadPoolExecutor(1) for _ in extractors]
-    running: deque[Future[list[tuple[AnyJob, Any]]]] = deque()
+    running: deque[Future[list[tuple[Job, Any]]]] = deque()
     turns, source = itertools.cycle(range(len(extractors))), iter(jobs)
     try:
         while True:
@@ -236,12 +228,6 @@ def _refused(job: Job, error: Exception) -> str:
     return f"{job.source}: the model cannot take this image ({type(error).__name__}: {reason})"
 
 
-@dataclass(frozen=True, slots=True)
-class _ImageFile:
-    image_id: ImageId
-    source: Path
-
-
 def regions_of_file(extractor: Extractor | BatchExtractor, path: Path) -> RegionFeatures:
     """The regions of one image file; an extractor that is open serves for several.
 
@@ -251,7 +237,7 @@ def regions_of_file(extractor: Extractor | BatchExtractor, path: Path) -> Region
     """
     if isinstance(extractor, Extractor):
         return extractor.regions(path.stem, path)
-    ((_, result),) = run_batches([extractor], [_ImageFile(path.stem, path)])
+    ((_, result),) = run_batches([extractor], [Job(path.stem, path)])
     if isinstance(result, str):
         raise DataError(result)
     return result

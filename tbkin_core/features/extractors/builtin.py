@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.descriptors import COLOUR_PROTOTYPES, FEATURE_SIZE, described
 from tbkin_core.features.extractors.base import PictureExtractor, Request
 from tbkin_core.features.proposals import masks_of_boxes, propose
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
 from tbkin_core.features.segmentation import to_lab, working_copy
 
 VERSION = 1  # of the features; raise it with any change of their meaning
@@ -42,11 +41,7 @@ class BuiltinExtractor(PictureExtractor):
     """
 
     def __init__(
-        self,
-        max_regions: int = 36,
-        working_side: int = 256,
-        photo_side: int = 160,
-        overlap: float = 0.7,
+        self, max_regions: int = 36, working_side: int = 256, photo_side: int = 160, overlap: float = 0.7
     ) -> None:
         if max_regions < 1:
             raise ConfigError(
@@ -87,58 +82,26 @@ class BuiltinExtractor(PictureExtractor):
         }
 
     def extract(
-        self, image_id: ImageId, image: NDArray[np.uint8], original_width: int, original_height: int
+        self, image_id: ImageId, image: Pixels, width: int, height: int, known: Floats | None = None
     ) -> RegionFeatures:
-        """Propose regions and describe them.
+        """Propose regions, or take known boxes, and describe them.
+
+        A known box takes the shape of the proposal that fills it; without one it is described as a whole.
 
         Args:
             image_id: Key of the image, passed through.
             image: (H, W, 3) uint8 RGB, at any scale.
-            original_width: Width in pixels that the boxes refer to.
-            original_height: Likewise the height.
+            width, height: In pixels, of the image that the boxes refer to.
+            known: (K, 4) xyxy in pixels of that image, K > 0, each within it and with an area.
 
         Returns:
-            1 to `max_regions` regions, best first, the whole image last. `object_ids` are -1 and
-            `object_scores` the objectness; `attribute_ids` and `attribute_scores` the dominant colour name
-            and its share of the region.
+            1 to `max_regions` regions, best first, the whole image last; or the K known ones in their order.
+            `object_ids` are -1 and `object_scores` the objectness, 1 of known boxes; `attribute_ids` and
+            `attribute_scores` the dominant colour name and its share of the region.
 
         Raises:
             DataError: The array is not an 8-bit RGB image or has no pixels.
         """
-        return self._regions(image_id, image, original_width, original_height, None)
-
-    def describe(
-        self,
-        image_id: ImageId,
-        image: NDArray[np.uint8],
-        original_width: int,
-        original_height: int,
-        boxes: NDArray[np.float32],
-    ) -> RegionFeatures:
-        """Describe regions whose boxes are known, as `extract` describes its own.
-
-        A box takes the shape of the proposal that fills it, where one does; else it is described as a whole.
-
-        Args:
-            image_id, image, original_width, original_height: As for `extract`.
-            boxes: (K, 4) xyxy in pixels of the full image, K > 0, each within the image and with an area.
-
-        Returns:
-            The K regions in the order given; `object_scores` are 1.
-
-        Raises:
-            DataError: As `extract`.
-        """
-        return self._regions(image_id, image, original_width, original_height, boxes)
-
-    def _regions(
-        self,
-        image_id: ImageId,
-        image: NDArray[np.uint8],
-        width: int,
-        height: int,
-        known: NDArray[np.float32] | None,
-    ) -> RegionFeatures:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise DataError(
                 f"image {image_id}: expected a uint8 array (H, W, 3), got {image.dtype} {image.shape}",

@@ -2,7 +2,7 @@
 
 DETR and its successors (Carion et al., ECCV 2020: RT-DETR, D-FINE, Deformable DETR, YOLOS, ...) carry one
 state per query through the decoder and read class and box off it; that state is the region's vector. Models
-that are prompted with the names to look for are in `zero_shot`.
+that are prompted with the names to look for are in `detector`.
 
 Letters: B images, Q queries, C classes, D width, K regions.
 """
@@ -25,9 +25,10 @@ from tbkin_core.features.extractors.models import (
     computing,
     loading,
     preparation_digest,
+    pretrained,
     weights_digest,
 )
-from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
 from tbkin_core.names.vocabulary import visual_genome_names
 
 SMALLEST_SIDE = 1.0  # pixels; smaller boxes are made this large
@@ -68,16 +69,6 @@ class Found:
     attribute_scores: torch.Tensor | None = None
     attributes: torch.Tensor | None = None
 
-    def rows(self, chosen: torch.Tensor) -> Found:
-        """The queries `chosen` (B, N) of each image."""
-
-        def taken(values: torch.Tensor) -> torch.Tensor:
-            if values.ndim == 2:
-                return values.gather(1, chosen)
-            return values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
-
-        return Found(**{name: taken(values) for name, values in self.given().items()})
-
     def given(self) -> dict[str, torch.Tensor]:
         """The fields that are there, by name."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(Found)}
@@ -85,7 +76,9 @@ class Found:
 
     def best(self, count: int) -> Found:
         """The `count` queries of the highest scores, best first."""
-        return self.rows(self.scores.topk(min(count, self.scores.shape[1]), dim=1).indices)
+        chosen = self.scores.topk(min(count, self.scores.shape[1]), dim=1).indices  # (B, count)
+        rows = torch.arange(len(chosen), device=chosen.device)[:, None]
+        return Found(**{name: values[rows, chosen] for name, values in self.given().items()})
 
 
 class DetectorExtractor:
@@ -146,27 +139,22 @@ class DetectorExtractor:
             "max_regions": self.max_regions,
         }
 
-    def prepare(self, image_id: ImageId, image: NDArray[np.uint8], width: int, height: int) -> Picture:
+    def prepare(self, image_id: ImageId, image: Pixels, width: int, height: int) -> Picture:
         """An RGB image (H, W, 3) of a file of `width` x `height` pixels, ready for the model; thread-safe."""
         inputs = self._processor(images=Image.fromarray(image), return_tensors="pt")
-        return Picture(
-            image_id,
-            {name: inputs[name][0] for name in ("pixel_values", "pixel_mask") if name in inputs},
-            width,
-            height,
-        )
+        given = {name: inputs[name][0] for name in ("pixel_values", "pixel_mask") if name in inputs}
+        return Picture(image_id, given, width, height)
 
     def extract(self, pictures: Sequence[Picture]) -> list[RegionFeatures]:
         """Regions of some images, best first. Images of one shape go through the model together."""
-        results: list[RegionFeatures | None] = [None] * len(pictures)
         groups: dict[tuple[int, ...], list[int]] = {}
         for place, picture in enumerate(pictures):
             # Padding to a common shape would let an image's regions depend on its neighbours.
             groups.setdefault(tuple(picture.inputs["pixel_values"].shape), []).append(place)
+        found: dict[int, RegionFeatures] = {}
         for places in groups.values():
-            for place, regions in zip(places, self._together([pictures[at] for at in places]), strict=True):
-                results[place] = regions
-        return [regions for regions in results if regions is not None]
+            found.update(zip(places, self._together([pictures[place] for place in places]), strict=True))
+        return [found[place] for place in range(len(pictures))]
 
     @torch.inference_mode()
     def _together(self, pictures: Sequence[Picture]) -> Iterator[RegionFeatures]:
@@ -199,14 +187,9 @@ class DetectorExtractor:
 
     def _load(self, revision: str | None) -> tuple[Any, Any]:
         """The image processor and the model."""
-        from transformers import AutoImageProcessor, AutoModelForObjectDetection
+        from transformers import AutoModelForObjectDetection
 
-        return (
-            AutoImageProcessor.from_pretrained(self.model_name, revision=revision or "main"),
-            AutoModelForObjectDetection.from_pretrained(
-                self.model_name, revision=revision or "main", dtype=torch.float32
-            ),
-        )
+        return pretrained(AutoModelForObjectDetection, self.model_name, revision)
 
     def _names(self) -> tuple[str, ...]:
         labels = {int(number): name for number, name in self._model.config.id2label.items()}
@@ -255,9 +238,7 @@ class DetectorExtractor:
 # ---- boxes --------------------------------------------------------------------------------------
 
 
-def corners(
-    boxes: NDArray, width: int, height: int, image: tuple[int, int] | None = None
-) -> NDArray[np.float32]:
+def corners(boxes: NDArray, width: int, height: int, image: tuple[int, int] | None = None) -> Floats:
     """Boxes (K, 4) given as fractions (cx, cy, w, h), as xyxy pixels within the image, never without area.
 
     Args:

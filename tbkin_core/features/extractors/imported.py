@@ -79,14 +79,9 @@ class ImportedFeatures(FeatureReader):
             raise DataError(
                 f"image {image_id!r}: none of its boxes lies within its {size[0]:g} x {size[1]:g} pixels"
             )
-
         labels = {name: getattr(found, name) for name in LABEL_COLUMNS}
-        return replace(
-            found,
-            features=found.features[kept],
-            boxes=boxes[kept],
-            **{name: values[kept] for name, values in labels.items() if len(values)},
-        )
+        given = {name: values[kept] for name, values in labels.items() if len(values)}
+        return replace(found, features=found.features[kept], boxes=boxes[kept], **given)
 
 
 def _size_and_format(dataset: Dataset) -> tuple[int, str]:

@@ -71,15 +71,21 @@ def prompt_vectors(
     """
     parts = []
     for begin in range(0, len(prompts), 100):
+        some = list(prompts[begin : begin + 100])
         tokens = tokenizer(
-            list(prompts[begin : begin + 100]),
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_tensors="pt",
+            some, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         parts.append(tower(tokens.to(device)))
     return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def pretrained(kind: Any, model: str, revision: str | None) -> tuple[Any, Any]:
+    """A model's image processor, and itself in float32, loaded by one of the Auto classes."""
+    from transformers import AutoImageProcessor
+
+    revision = revision or "main"
+    processor = AutoImageProcessor.from_pretrained(model, revision=revision)
+    return processor, kind.from_pretrained(model, revision=revision, dtype=torch.float32)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,26 +59,20 @@ class OpenExtractor:
         return self.extractor.rows() if isinstance(self.extractor, FeatureReader) else self.files
 
 
-def open_extractor(
-    dataset: Dataset,
-    name: str,
-    max_regions: int = 36,
-    devices: str = "auto",
-    backbone: str | None = None,
-    backbone_side: int | None = None,
-) -> OpenExtractor:
-    """The extractor of a name that `--extractor` takes, ready for a dataset.
+def open_extractor(name: str, request: Request) -> OpenExtractor:
+    """The extractor of a name that `--extractor` takes, ready for the request's dataset.
 
     Args:
-        dataset, max_regions, devices, backbone, backbone_side: As for `Request`.
         name: "auto", the name of a row, or the hub id or directory of a detection model.
+        request: For which model follows from the name.
 
     Raises:
         DataError: None of the images is on disk, or no feature file can be read.
         ConfigError: The dataset lacks what the extractor needs, or a model is of the wrong kind.
         MissingDependencyError: A model cannot be loaded.
     """
-    row = choose_extractor(dataset, name, backbone)
+    dataset = request.needed_dataset()
+    row = choose_extractor(dataset, name, request.backbone)
     files: list[tuple[ImageId, Path]] = []
     if row.finds_boxes:
         records = dataset.images()
@@ -88,16 +82,12 @@ def open_extractor(
                 f"{dataset.root}: none of its {len(records)} images is on disk",
                 hint="put the image files into the directory, or import features made elsewhere",
             )
-    request = Request(
-        dataset=dataset,
-        max_regions=max_regions,
-        devices=devices,
+    request = replace(
+        request,
         model=_located(row.default_model if name in EXTRACTOR_NAMES else name),
-        backbone=_located(backbone) if row.finds_boxes else None,
-        backbone_side=backbone_side,
+        backbone=_located(request.backbone) if row.finds_boxes else None,
     )
-    boxes = _opened(row, request)
-    extractor = _with_backbone(row, boxes, request)
+    boxes, extractor = _opened(row, request)
     if not isinstance(boxes, Extractor):
         return OpenExtractor(extractor, files)
     omitted = set(boxes.omitted)
@@ -128,7 +118,7 @@ def reopen_extractor(settings: Mapping[str, Any], devices: str) -> Extractor | B
         backbone_side=settings.get("backbone_side"),
         backbone_revision=settings.get("backbone_revision"),
     )
-    opened = _with_backbone(row, _opened(row, request), request)
+    _, opened = _opened(row, request)
     extractor = opened if isinstance(opened, Extractor) else opened[0]
     _check_same_kind(extractor.settings(), settings)
     return extractor
@@ -139,18 +129,14 @@ def _located(model: str | None) -> str | None:
     return str(Path(model).resolve()) if model and Path(model).is_dir() else model
 
 
-def _opened(row: ExtractorRow, request: Request) -> AnyExtractor:
-    module = importlib.import_module(f"{__package__}.{row.module}")
-    opened: AnyExtractor = module.open_extractor(request)
-    return opened
-
-
-def _with_backbone(row: ExtractorRow, boxes: AnyExtractor, request: Request) -> AnyExtractor:
+def _opened(row: ExtractorRow, request: Request) -> tuple[AnyExtractor, AnyExtractor]:
+    """The extractor of a row alone, and with the request's backbone where there is one."""
+    boxes: AnyExtractor = importlib.import_module(f"{__package__}.{row.module}").open_extractor(request)
     if request.backbone is None or isinstance(boxes, FeatureReader):
-        return boxes
+        return boxes, boxes
     from tbkin_core.features.extractors.backbone import backbone_over  # loads torch
 
-    return backbone_over(boxes, request, row.keeps_attributes)
+    return boxes, backbone_over(boxes, request, row.keeps_attributes)
 
 
 def _check_same_kind(own: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
