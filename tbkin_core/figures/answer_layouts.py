@@ -6,16 +6,14 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.figures.attention_panels import (
-    DENSE,
     LEGEND_ROW,
     SCALE_WIDTH,
-    THRESHOLDED,
+    SIDE_COLORS,
     WORD_ROW,
     Outline,
     draw_answers,
@@ -23,11 +21,12 @@ from tbkin_core.figures.attention_panels import (
     draw_legend,
     draw_map,
     draw_note,
+    draw_row_names,
     draw_scale,
     draw_word_bars,
     highest_of,
 )
-from tbkin_core.figures.canvas import Page
+from tbkin_core.figures.canvas import Page, Slot
 from tbkin_core.figures.views import AttentionView
 
 _WIDTH = 7.2
@@ -114,9 +113,7 @@ class Content:
 
     def image_notes(self) -> tuple[str, str]:
         """What is written over the dense and the thresholded image where no region has any weight."""
-        dense, thresholded = (
-            bool(view.region_weights.any()) or not view.region_weights.size for view in self.views
-        )
+        dense, thresholded = (view.region_weights.any() or not len(self.boxes) for view in self.views)
         unread = "no attention on regions"
         return "" if dense else unread, "" if thresholded else "all regions dropped" if dense else unread
 
@@ -159,8 +156,8 @@ class _Shown:
 class _Section:
     """A part of a page over its whole width; its heights add up, `draw` takes the place of its top."""
 
-    heights: tuple[float, ...]
-    draw: Callable[[float], None]
+    heights: tuple[float, ...] = ()
+    draw: Callable[[float], None] = lambda top: None
 
 
 def _stack(page: Page, sections: Sequence[_Section], margin: float) -> Page:
@@ -175,20 +172,10 @@ def _stack(page: Page, sections: Sequence[_Section], margin: float) -> Page:
     return page
 
 
-def _write(
-    page: Page, edge: float, top: float, lines: list[str], row: float, size: float, **style: Any
-) -> None:
-    for number, line in enumerate(lines):
-        page.text(edge, top + row * number, line, size, **style)
-
-
-def _draw_panel(
-    page: Page, slot: tuple[float, float, float, float], content: Content, side: int, highest: float
-) -> None:
+def _draw_panel(page: Page, slot: Slot, content: Content, side: int, highest: float) -> None:
     weights, outlines = content.views[side].region_weights, content.drawn_outlines(side)
-    draw_image(
-        page, slot, content.image, content.boxes, weights, highest, outlines, named=not content.grounding
-    )
+    named = not content.grounding
+    draw_image(page, slot, content.image, content.boxes, weights, highest, outlines, named)
     draw_note(page, slot, content.image_notes()[side])
 
 
@@ -231,8 +218,8 @@ def _title_and_caption(page: Page, content: Content, shown: _Shown) -> _Section:
     title_height = 0.19 * len(title) + 0.03
 
     def draw(top: float) -> None:
-        _write(page, _MARGIN, top, title, 0.19, 10, weight="bold")
-        _write(page, _MARGIN, top + title_height, caption, 0.14, 7.5, color="#444444")
+        page.lines(_MARGIN, top, title, 0.19, size=10, weight="bold")
+        page.lines(_MARGIN, top + title_height, caption, 0.14, color="#444444")
 
     return _Section((title_height, 0.14 * len(caption), 0.1), draw)
 
@@ -272,7 +259,7 @@ def _images(page: Page, content: Content, shown: _Shown) -> _Section:
 def _words_and_maps(page: Page, content: Content, shown: _Shown) -> _Section:
     """One row per word: its weight as bars, then its attention to the regions, dense and thresholded."""
     if not len(shown.words):
-        return _Section((), lambda top: None)
+        return _Section()
     region_names = [page.fit(content.regions[index], 0.85, 7) for index in shown.regions]
     names_height = max((page.measure(name, 7) for name in region_names), default=0.2) * 0.71 + 0.15
     rows_height = WORD_ROW * len(shown.words)
@@ -307,7 +294,7 @@ def _words_and_maps(page: Page, content: Content, shown: _Shown) -> _Section:
 def _answers_side_by_side(page: Page, content: Content) -> _Section:
     rows = max(map(len, content.answers))
     if not rows:
-        return _Section((-0.1,), lambda top: None)
+        return _Section((-0.1,))
     width = (_WIDTH - 2 * _MARGIN - _GAP) / 2
     names = [[page.fit(answer, width * 0.45, 7.5) for answer, _ in given] for given in content.answers]
     label_width = max(page.measure(name, 7.5) for column in names for name in column) + 0.08
@@ -319,8 +306,7 @@ def _answers_side_by_side(page: Page, content: Content) -> _Section:
             if given:
                 bars = (left + label_width, top + _HEADING, width - label_width - 0.4)
                 chances = [probability for _, probability in given]
-                color = (DENSE, THRESHOLDED)[side]
-                draw_answers(page, bars, names[side], chances, color, _ANSWER_ROW, 7.5)
+                draw_answers(page, bars, names[side], chances, SIDE_COLORS[side], _ANSWER_ROW, 7.5)
 
     return _Section((_HEADING + _ANSWER_ROW * rows,), draw)
 
@@ -345,7 +331,7 @@ def column_layout(content: Content) -> Page:
     sections = [
         _Section(
             (0.17 * len(title), 0.05),
-            lambda top: _write(page, _COLUMN_MARGIN, top, title, 0.17, 9, weight="bold"),
+            lambda top: page.lines(_COLUMN_MARGIN, top, title, 0.17, size=9, weight="bold"),
         ),
         _column_images(page, content, shown),
         _Section(
@@ -377,13 +363,12 @@ def _merged(outlines: tuple[list[Outline], list[Outline]]) -> list[Outline]:
     dense, thresholded = ({(one.color, one.style): one for one in own} for own in outlines)
     merged = []
     for key in dict.fromkeys([*dense, *thresholded]):
-        found = [
-            (own[key], name) for own, name in ((dense, "dense"), (thresholded, "thresholded")) if key in own
-        ]
-        if len({one.label for one, _ in found}) == 1 and len(found) == 2:
-            merged.append(found[0][0])
+        sides = (("thresholded", thresholded.get(key)), ("dense", dense.get(key)))
+        found = [(name, one) for name, one in sides if one is not None]
+        if len(found) == 2 and found[0][1].label == found[1][1].label:
+            merged.append(found[1][1])
         else:
-            merged += [replace(one, label=f"{one.label} ({name})") for one, name in reversed(found)]
+            merged += [replace(one, label=f"{one.label} ({name})") for name, one in found]
     return merged
 
 
@@ -409,8 +394,7 @@ def _words_beside_answers(
                 page.text(_LEFTS[1], top, content.answers_heading(side), 8, weight="bold")
                 bars = (_LEFTS[1] + label_width, top + _HEADING, _HALF - label_width - 0.36)
                 chances = [probability for _, probability in given]
-                color = (DENSE, THRESHOLDED)[side]
-                draw_answers(page, bars, labels[side], chances, color, _COLUMN_ANSWER_ROW, 7)
+                draw_answers(page, bars, labels[side], chances, SIDE_COLORS[side], _COLUMN_ANSWER_ROW, 7)
             top += heights[side]
 
     return _Section((max(words_height, sum(heights)), 0.1), draw)
@@ -420,7 +404,7 @@ def _column_maps(
     page: Page, content: Content, shown: _Shown, names: list[str], names_width: float
 ) -> _Section:
     if not len(shown.words) or not len(shown.regions):
-        return _Section((), lambda top: None)
+        return _Section()
     region_names = [page.fit(content.regions[index], 0.7, 7) for index in shown.regions]
     names_height = max(page.measure(name, 7) for name in region_names) + 0.1
     rows_height = WORD_ROW * len(names)
@@ -428,9 +412,7 @@ def _column_maps(
 
     def draw(top: float) -> None:
         rows_top = top + _HEADING
-        for row, name in enumerate(names):
-            middle = rows_top + WORD_ROW * (row + 0.5)
-            page.text(_LEFTS[0] + names_width - 0.06, middle, name, 7, ha="right", va="center")
+        draw_row_names(page, _LEFTS[0] + names_width, rows_top, names, WORD_ROW, 7)
         for side, heading in enumerate(("Map, dense", "Map, thresholded")):
             left = _LEFTS[0] + names_width + side * (width + _COLUMN_GAP)
             page.text(left, top, page.fit(heading, width, 8, bold=True), 8, weight="bold")
@@ -458,7 +440,8 @@ def _column_caption(page: Page, content: Content, shown: _Shown) -> _Section:
         caption += f" {words} of {len(content.words)} words."
     lines = page.wrap(f"{caption} {content.note}" if regions else caption, _INNER, 7, lines=8)
     return _Section(
-        (0.13 * len(lines),), lambda top: _write(page, _COLUMN_MARGIN, top, lines, 0.13, 7, color="#444444")
+        (0.13 * len(lines),),
+        lambda top: page.lines(_COLUMN_MARGIN, top, lines, 0.13, size=7, color="#444444"),
     )
 
 

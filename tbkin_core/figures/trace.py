@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tbkin_core.tasks.table import Presentation, presentation_of
 
 _VERSION = 1
 _ARRAYS = ("image", "boxes", "word_ids")
+_PASSES = ("dense", "thresholded")
 _PASS_ARRAYS = ("scores", "kept", "attention")
 
 
@@ -108,24 +109,13 @@ class Trace:
 
 def save_trace(path: Path, trace: Trace) -> None:
     """Write a trace as one .npz file, whole or not at all."""
-    arrays: dict[str, Any] = {name: getattr(trace, name) for name in _ARRAYS}
-    values = {
-        entry.name: getattr(trace, entry.name)
-        for entry in fields(trace)
-        if entry.name not in (*_ARRAYS, "dense", "thresholded")
-    }
-    for name in ("dense", "thresholded"):
-        content: Pass = getattr(trace, name)
-        arrays |= {
-            f"{name}.{part}": getattr(content, part)
-            for part in _PASS_ARRAYS
-            if getattr(content, part) is not None
-        }
-        values[name] = {
-            entry.name: getattr(content, entry.name)
-            for entry in fields(content)
-            if entry.name not in _PASS_ARRAYS
-        }
+    values = dict(vars(trace))
+    arrays: dict[str, Any] = {name: values.pop(name) for name in _ARRAYS}
+    for name in _PASSES:
+        content = dict(vars(values.pop(name)))
+        parts = {f"{name}.{part}": content.pop(part) for part in _PASS_ARRAYS}
+        arrays |= {part: array for part, array in parts.items() if array is not None}
+        values[name] = content
     arrays["values"] = np.array(json.dumps({"version": _VERSION, **values}, ensure_ascii=False))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -148,7 +138,7 @@ def load_trace(path: Path) -> Trace:
                 **{part: arrays.pop(f"{name}.{part}") for part in _PASS_ARRAYS if f"{name}.{part}" in arrays},
                 **_tupled(values.pop(name)),
             )
-            for name in ("dense", "thresholded")
+            for name in _PASSES
         }
         return Trace(**arrays, **passes, **_tupled(values))
     except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:

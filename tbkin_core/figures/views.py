@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from tbkin_core.errors import ConfigError
 from tbkin_core.figures.trace import Pass, Trace
 
-AGGREGATES = ("rollout", "last")
-
 
 @dataclass(frozen=True)
 class AttentionView:
