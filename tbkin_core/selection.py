@@ -53,11 +53,6 @@ class Rule:
         """Sparse attention in the softmax's place, without a threshold."""
         return not self.symbol
 
-    @property
-    def may_grow(self) -> bool:
-        """Whether the threshold may grow from 0 in training."""
-        return not self.is_transform and not self.whole
-
     def in_words(self, threshold: float) -> str:
         """ "relative, τ = 0.3", "top 4 keys", "entmax15"."""
         words = self.phrase.format(name=self.name, threshold=f"{threshold:g}")
@@ -65,13 +60,7 @@ class Rule:
 
 
 _TABLE = (
-    Rule(
-        "relative",
-        keeps="with at least τ times the weight of its strongest",
-        low=0,
-        high=1,
-        step=0.01,
-    ),
+    Rule("relative", keeps="with at least τ times the weight of its strongest", low=0, high=1, step=0.01),
     Rule("probability", keeps="with a weight of at least τ", low=0, high=1, step=0.005),
     Rule(
         "score",
@@ -97,8 +86,7 @@ _TABLE = (
 )
 RULE_TABLE = {rule.name: rule for rule in _TABLE}
 RULES = tuple(rule.name for rule in _TABLE if not rule.is_transform)
-TRANSFORMS = tuple(rule.name for rule in _TABLE if rule.is_transform)
-"""Sparse attention without a threshold, to compare with: it is on (1) or off (0)."""
+TRANSFORMS = tuple(rule.name for rule in _TABLE if rule.is_transform)  # to compare with
 SELECTIONS = (*RULES, *TRANSFORMS)
 SCOPES = ("all", "cross-modal", "text-to-image", "image-to-text")
 
@@ -126,11 +114,10 @@ class Selection:
     straight_through: bool = False
 
     def __post_init__(self) -> None:
-        problem = check_threshold(self.rule, self.threshold)
-        if problem is None and self.scope not in SCOPES:
-            problem = f"threshold_scope: expected one of {', '.join(SCOPES)}, got {self.scope!r}"
-        if problem is not None:
+        if problem := check_threshold(self.rule, self.threshold):
             raise ConfigError(problem)
+        if self.scope not in SCOPES:
+            raise ConfigError(f"threshold_scope: expected one of {', '.join(SCOPES)}, got {self.scope!r}")
         if self.threshold != 0:
             require_library(self.rule)
 
@@ -161,9 +148,7 @@ def check_threshold(rule: str, threshold: float) -> str | None:
     entry = RULE_TABLE[rule]
     if not math.isfinite(threshold):
         return f"threshold: expected a finite number, got {threshold}"
-    if entry.is_transform:
-        if threshold in (0, 1):
-            return None
+    if entry.is_transform and threshold not in (0, 1):
         return f"threshold: selection {rule!r} has none, omit it; got {threshold:g}"
     if entry.low <= threshold <= entry.high and (not entry.whole or threshold == int(threshold)):
         return None
@@ -179,11 +164,13 @@ def check_threshold(rule: str, threshold: float) -> str | None:
 def check_growth(rule: str) -> str | None:
     """Why the threshold of a rule (one of `SELECTIONS`) cannot grow from 0 in training, or None."""
     entry = rule_of(rule)
-    if entry.may_grow:
-        return None
     if entry.is_transform:
         return f"threshold_epochs: selection {rule!r} has no threshold that could grow"
-    return f"threshold_epochs: {entry.symbol} of {rule} is a number of {entry.unit}s, it cannot grow from 0"
+    if entry.whole:
+        return (
+            f"threshold_epochs: {entry.symbol} of {rule} is a number of {entry.unit}s, it cannot grow from 0"
+        )
+    return None
 
 
 def usual_threshold(rule: str) -> float:
@@ -198,7 +185,7 @@ def run_name_part(rule: str, threshold: float) -> str:
 
 def require_library(rule: str) -> None:
     """MissingDependencyError where a rule needs a library that is not installed."""
-    library = RULE_TABLE[rule].library if rule in RULE_TABLE else ""
+    library = rule in RULE_TABLE and RULE_TABLE[rule].library
     if library and importlib.util.find_spec(library) is None:
         raise MissingDependencyError(
             f"selection: {rule!r} needs the {library} library, which is not installed",

@@ -91,8 +91,7 @@ def cross_edges(
 ) -> CrossEdges:
     """Edges of weight >= `minimum` between text objects and labelled regions ("" has no label)."""
     if not names or not labels:
-        empty = np.zeros(0, np.int32)
-        return CrossEdges(empty, empty, np.zeros(0, np.float32))
+        return CrossEdges(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
     weights = similarity.matrix(names, labels)
     rows, columns = np.nonzero((weights >= minimum) & (weights > 0))
     return CrossEdges(rows.astype(np.int32), columns.astype(np.int32), weights[rows, columns])
@@ -126,7 +125,9 @@ class UnifiedGraph:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as one line of `--export graphs.jsonl`."""
-        graph = self.graph
+        graph, edges, cross = self.graph, self.image_edges, self.cross
+        spatial = zip(edges.pairs.tolist(), edges.iou.tolist(), edges.predicate.tolist(), strict=True)
+        linked = zip(cross.object.tolist(), cross.region.tolist(), cross.weight.tolist(), strict=True)
         return {
             "text_id": self.text_id,
             "image_id": self.image_id,
@@ -154,15 +155,8 @@ class UnifiedGraph:
                 for number, (box, label) in enumerate(zip(self.boxes, self.labels, strict=True))
             ],
             "image_edges": [
-                {
-                    "first": int(first),
-                    "second": int(second),
-                    "iou": round(float(iou), 4),
-                    "predicate": PREDICATES[kind],
-                }
-                for (first, second), iou, kind in zip(
-                    self.image_edges.pairs, self.image_edges.iou, self.image_edges.predicate, strict=True
-                )
+                {"first": first, "second": second, "iou": round(iou, 4), "predicate": PREDICATES[kind]}
+                for (first, second), iou, kind in spatial
             ],
             "region_attributes": [
                 {"region": region, "name": name} for region, name in self.region_attributes
@@ -172,9 +166,7 @@ class UnifiedGraph:
                 for subject, predicate, other in self.region_relations
             ],
             "cross_edges": [
-                {"object": int(item), "region": int(region), "weight": round(float(weight), 4)}
-                for item, region, weight in zip(
-                    self.cross.object, self.cross.region, self.cross.weight, strict=True
-                )
+                {"object": item, "region": region, "weight": round(weight, 4)}
+                for item, region, weight in linked
             ],
         }
