@@ -15,38 +15,22 @@ from tbkin_core.errors import ConfigError, MissingDependencyError
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a rule is named, which thresholds it takes, and how figures, page and help speak of it.
+    """How a rule is named, which thresholds it takes, and how figures, page and help speak of it."""
 
-    Attributes:
-        name: As the settings have it.
-        keeps: Ends the sentence "Each query keeps the keys ...".
-        symbol: Of its threshold; "" for a transform, which has none: it is on (1) or off (0).
-        low, high: Least and largest threshold; a rule without a `low` compares scores, not weights.
-        whole: The threshold is a number of keys, which cannot grow from 0 in training.
-        usual: A threshold to show the rule with where none is given.
-        step: Of the page's slider; None where that depends on the scores.
-        dense_at_zero: As its threshold goes to 0, it keeps ever more like the dense model.
-        axis: Label of the axis of its thresholds.
-        axis_detail: Goes on with the label where there is room; rules alike in both share a plot.
-        phrase: A selection in words, from {name} and {threshold}.
-        unit: What a whole threshold counts, in the singular.
-        library: What has to be installed for it, also the name of the extra that does so.
-    """
-
-    name: str
-    keeps: str = ""
-    symbol: str = "τ"
-    low: float = -math.inf
-    high: float = math.inf
-    whole: bool = False
-    usual: float = 0.3
-    step: float | None = None
-    dense_at_zero: bool = True
-    axis: str = "Threshold τ"
-    axis_detail: str = ""
-    phrase: str = "{name}, τ = {threshold}"
-    unit: str = ""
-    library: str = ""
+    name: str  # as the settings have it
+    keeps: str = ""  # ends the sentence "Each query keeps the keys ..."
+    symbol: str = "τ"  # of its threshold; "" for a transform, which has none: it is on (1) or off (0)
+    low: float = -math.inf  # least threshold; a rule without one compares scores, not weights
+    high: float = math.inf  # largest threshold
+    whole: bool = False  # the threshold is a number of keys, which cannot grow from 0 in training
+    usual: float = 0.3  # a threshold to show the rule with where none is given
+    step: float | None = None  # of the page's slider; None where that depends on the scores
+    dense_at_zero: bool = True  # as its threshold goes to 0, it keeps ever more like the dense model
+    axis: str = "Threshold τ"  # label of the axis of its thresholds
+    axis_detail: str = ""  # goes on with the label where there is room; rules alike in both share a plot
+    phrase: str = "{name}, τ = {threshold}"  # a selection in words, from {name} and {threshold}
+    unit: str = ""  # what a whole threshold counts, in the singular
+    library: str = ""  # what has to be installed for it, also the name of the extra that does so
 
     @property
     def is_transform(self) -> bool:
@@ -95,23 +79,16 @@ SCOPES = ("all", "cross-modal", "text-to-image", "image-to-text")
 class Selection:
     """A selection rule and its threshold; threshold 0 keeps everything, whatever the rule.
 
-    Attributes:
-        rule: One of `SELECTIONS`; the equations stand in `tbkin_core.modeling.attention`.
-        threshold: τ, the number of keys k for "topk", or 1 for one of `TRANSFORMS`.
-        layers: Layers that select; None means all.
-        scope: One of `SCOPES`: which pairs of query and key a selection may drop.
-        straight_through: Give dropped keys the dense softmax's gradient.
-
     Raises:
         ConfigError: Unknown rule or scope, or a threshold outside the rule's range.
         MissingDependencyError: A rule whose library is not installed.
     """
 
-    rule: str = "relative"
-    threshold: float = 0.0
-    layers: tuple[int, ...] | None = None
-    scope: str = "all"
-    straight_through: bool = False
+    rule: str = "relative"  # one of `SELECTIONS`; the equations stand in `tbkin_core.modeling.attention`
+    threshold: float = 0.0  # τ, the number of keys k for "topk", or 1 for one of `TRANSFORMS`
+    layers: tuple[int, ...] | None = None  # layers that select; None means all
+    scope: str = "all"  # one of `SCOPES`: which pairs of query and key a selection may drop
+    straight_through: bool = False  # give dropped keys the dense softmax's gradient
 
     def __post_init__(self) -> None:
         if problem := check_threshold(self.rule, self.threshold):

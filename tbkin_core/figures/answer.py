@@ -76,20 +76,13 @@ def _named_regions(trace: Trace, answers: Sequence[tuple[str, float]]) -> Sequen
 
 @dataclass(frozen=True)
 class Side:
-    """One pass, dense or thresholded, as its half of the figure shows it.
+    """One pass, dense or thresholded, as its half of the figure shows it."""
 
-    Attributes:
-        view: Where attention went.
-        answers: (answer, probability), best first; of a grounding (region, probability).
-        chosen, runner_up: Of a grounding, the regions with the two highest scores.
-        box: (4,) xyxy of a grounding after box regression.
-    """
-
-    view: AttentionView
-    answers: Sequence[tuple[str, float]] = ()
-    chosen: int | None = None
-    runner_up: int | None = None
-    box: ArrayLike | None = None
+    view: AttentionView  # where attention went
+    answers: Sequence[tuple[str, float]] = ()  # (answer or region, probability), best first
+    chosen: int | None = None  # of a grounding, the region with the highest score
+    runner_up: int | None = None  # the one with the second highest
+    box: ArrayLike | None = None  # (4,) xyxy of a grounding after box regression
 
 
 def answer_figure(

@@ -53,36 +53,21 @@ Answers = list[tuple[str, float]]
 
 @dataclass(frozen=True)
 class Content:
-    """What a figure of an answer shows, checked; of each pair the first is dense, the second thresholded.
+    """What a figure of an answer shows, checked; of each pair the first is dense, the second thresholded."""
 
-    Attributes:
-        image: (H, W, 3).
-        boxes: (K, 4) xyxy in pixels of the image.
-        regions: K names, numbered.
-        words: W words.
-        views: Attention on regions and words.
-        heading, short_heading: Of the thresholded side; the dense one is "Dense attention", "Dense".
-        answers: (answer, probability), best first.
-        grounding: Whether the answer is a box; the images then show `outlines`, else what was attended to.
-        outlines: Boxes of the grounding, those drawn first first.
-        kept_fraction: Share of the attention entries kept, in [0, 1].
-        title: The question or expression.
-        note: Ends the caption.
-    """
-
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.float64]
-    regions: list[str]
-    words: list[str]
-    views: tuple[AttentionView, AttentionView]
-    heading: str
-    short_heading: str
-    answers: tuple[Answers, Answers]
-    grounding: bool
-    outlines: tuple[list[Outline], list[Outline]]
-    kept_fraction: float
-    title: str
-    note: str
+    image: NDArray[np.uint8]  # (H, W, 3)
+    boxes: NDArray[np.float64]  # (K, 4) xyxy in pixels of the image
+    regions: list[str]  # K names, numbered
+    words: list[str]  # W
+    views: tuple[AttentionView, AttentionView]  # attention on regions and words
+    heading: str  # of the thresholded side; that of the other is "Dense attention"
+    short_heading: str  # where there is less room; that of the other is "Dense"
+    answers: tuple[Answers, Answers]  # (answer, probability), best first
+    grounding: bool  # whether the answer is a box; the images then show `outlines`, else what was attended to
+    outlines: tuple[list[Outline], list[Outline]]  # boxes of the grounding, those drawn first first
+    kept_fraction: float  # share of the attention entries kept, in [0, 1]
+    title: str  # the question or expression
+    note: str  # ends the caption
 
     def most_attended_words(self, most: int) -> NDArray[np.intp]:
         """In the order of the text."""
@@ -127,20 +112,13 @@ class Content:
 
 @dataclass(frozen=True)
 class _Shown:
-    """The part of a content that a layout has room for; what both layouts measure and draw of it.
+    """The part of a content that a layout has room for; what both layouts measure and draw of it."""
 
-    Attributes:
-        words, regions: Numbers of the words (w,) and regions (k,) shown.
-        maps: (w, k) attention of those words to those regions, dense and thresholded.
-        brightest: Upper end of the scale of the maps.
-        highest: Upper end of the scale of the images.
-    """
-
-    words: NDArray[np.intp]
-    regions: NDArray[np.intp]
-    maps: tuple[NDArray[np.floating], NDArray[np.floating]]
-    brightest: float
-    highest: float
+    words: NDArray[np.intp]  # (w,) numbers of the words shown
+    regions: NDArray[np.intp]  # (k,) numbers of the regions shown
+    maps: tuple[NDArray[np.floating], NDArray[np.floating]]  # (w, k) attention, dense and thresholded
+    brightest: float  # upper end of the scale of the maps
+    highest: float  # upper end of the scale of the images
 
     @classmethod
     def of(cls, content: Content, most_words: int, most_regions: int) -> _Shown:

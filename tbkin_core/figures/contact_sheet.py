@@ -28,25 +28,15 @@ _GIVEN, _RIGHT = COLORS[1], COLORS[2]
 
 @dataclass(frozen=True)
 class SheetItem:
-    """One answer.
+    """One answer."""
 
-    Attributes:
-        image: (H, W, 3) uint8, or None where there is no picture.
-        text: Question or expression.
-        given: What the model answered, in words; empty for a box.
-        right: What would have been right.
-        correct: Whether the answer counts as right.
-        box: (4,) xyxy that the model chose, in pixels of `image`.
-        target: (4,) xyxy of the true box.
-    """
-
-    image: NDArray[np.uint8] | None
-    text: str
-    given: str
-    right: str
-    correct: bool = False
-    box: ArrayLike | None = None
-    target: ArrayLike | None = None
+    image: NDArray[np.uint8] | None  # (H, W, 3) uint8, or None where there is no picture
+    text: str  # question or expression
+    given: str  # what the model answered, in words; empty for a box
+    right: str  # what would have been right
+    correct: bool = False  # whether the answer counts as right
+    box: ArrayLike | None = None  # (4,) xyxy that the model chose, in pixels of `image`
+    target: ArrayLike | None = None  # (4,) xyxy of the true box
 
 
 @dataclass(frozen=True)

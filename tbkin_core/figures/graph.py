@@ -244,9 +244,9 @@ def _draw_image(page: Page, trace: Trace, graph: dict[str, Any], colors: dict[in
     centres = {region: ((x1 + x2) / 2, (y1 + y2) / 2) for region, (x1, y1, x2, y2) in boxes.items()}
     for edge in _image_edges(graph, colors):
         ends = zip(centres[edge["first"]], centres[edge["second"]], strict=True)
-        width_here = 1.5 * edge["iou"]
-        under = [Stroke(linewidth=1.2 + width_here, foreground=_INK), Normal()]
-        axes.plot(*ends, color="white", linewidth=0.5 + width_here, path_effects=under)
+        thickness = 1.5 * edge["iou"]
+        under = [Stroke(linewidth=1.2 + thickness, foreground=_INK), Normal()]
+        axes.plot(*ends, color="white", linewidth=0.5 + thickness, path_effects=under)
     taken: list[tuple[float, float]] = []
     size = (0.21, 0.14)
     # Large boxes first, so that small ones lie over them.
@@ -268,10 +268,7 @@ def _draw_image(page: Page, trace: Trace, graph: dict[str, Any], colors: dict[in
 
 
 def _free_place(
-    box: NDArray[np.float64],
-    size: tuple[float, float],
-    slot: Slot,
-    taken: list[tuple[float, float]],
+    box: NDArray[np.float64], size: tuple[float, float], slot: Slot, taken: list[tuple[float, float]]
 ) -> tuple[float, float]:
     """Left and top for a number at a corner of `box`, or else near it, clear of the numbers in `taken`."""
     x1, y1, x2, y2 = box
@@ -349,11 +346,7 @@ def _draw_objects(page: Page, canvas: Axes, objects: list[_Object]) -> None:
 
 
 def _draw_relations(
-    page: Page,
-    canvas: Axes,
-    relations: list[dict[str, Any]],
-    objects: list[_Object],
-    body: tuple[float, float],
+    page: Page, canvas: Axes, relations: list[Any], objects: list[_Object], body: tuple[float, float]
 ) -> None:
     """Each relation between its subject and its object, with the arrow at the object."""
     wanted = [(objects[item["subject"]].middle + objects[item["object"]].middle) / 2 for item in relations]

@@ -26,25 +26,17 @@ _PASS_ARRAYS = ("scores", "kept", "attention")
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: what it answered and where its attention went.
+    """One forward pass: what it answered, each answer or region with its probability, and its attention."""
 
-    Attributes:
-        scores: (N, H, L, L) float16, qkᵀ/√d before the softmax.
-        kept: (N, H, L, L) bool, the keys that the selection kept; the weights are the softmax over them.
-        attention: (N, H, L, L) float16 weights where they are no softmax (sparsemax, 1.5-entmax), else None.
-        answers: (answer, probability), best first; for REC (region, probability).
-        chosen: Region that a REC model chose, by number, else None.
-        runner_up: The region with the second highest score.
-        box: (x1, y1, x2, y2) pixels of the original image after box regression, or None.
-    """
-
-    scores: NDArray[np.float16]
-    kept: NDArray[np.bool_]
-    attention: NDArray[np.float16] | None = None
-    answers: list[tuple[str, float]] = field(default_factory=list)
-    chosen: int | None = None
-    runner_up: int | None = None
-    box: tuple[float, float, float, float] | None = None
+    scores: NDArray[np.float16]  # (N, H, L, L) qkᵀ/√d before the softmax
+    kept: NDArray[
+        np.bool_
+    ]  # (N, H, L, L) keys that the selection kept; the weights are the softmax over them
+    attention: NDArray[np.float16] | None = None  # (N, H, L, L) weights, of sparsemax and 1.5-entmax alone
+    answers: list[tuple[str, float]] = field(default_factory=list)  # best first
+    chosen: int | None = None  # region that a REC model chose, by number
+    runner_up: int | None = None  # the region with the second highest score
+    box: tuple[float, float, float, float] | None = None  # xyxy pixels of the original, after box regression
 
     def weights(self) -> NDArray[np.float32]:
         """(N, H, L, L) attention; rows sum to 1, dropped keys are exactly 0."""
@@ -57,45 +49,27 @@ class Pass:
 
 @dataclass(frozen=True)
 class Trace:
-    """One image, one text, and a model's dense and thresholded pass over them.
+    """One image, one text, and a model's dense and thresholded pass over them."""
 
-    Attributes:
-        task: Name of the task; `presentation` says what it means for a figure.
-        text: Question or expression.
-        image: (H, W, 3) uint8, perhaps scaled down for display.
-        image_size: Width and height of the original in pixels.
-        boxes: (K, 4) float32 xyxy pixels of the original.
-        region_labels: K names; "" where unknown.
-        words: W words of the text.
-        pieces: T word pieces, special tokens included.
-        word_ids: (T,) word of each piece, -1 for special tokens.
-        selection, threshold, scope, layers: The rule of the thresholded pass.
-        dense, thresholded: The two passes.
-        checkpoint: Name of the model.
-        target_box: (x1, y1, x2, y2) pixels of the true box, where known.
-        names_annotated: Whether `region_labels` are names that people gave, in part or all.
-        graph: The unified scene graph as `UnifiedGraph.to_dict` writes it, or None.
-    """
-
-    task: str
-    text: str
-    image: NDArray[np.uint8]
-    image_size: tuple[int, int]
-    boxes: NDArray[np.float32]
-    region_labels: list[str]
-    words: list[str]
-    pieces: list[str]
-    word_ids: NDArray[np.int64]
-    selection: str
+    task: str  # name of the task; `presentation` says what it means for a figure
+    text: str  # question or expression
+    image: NDArray[np.uint8]  # (H, W, 3) uint8, perhaps scaled down for display
+    image_size: tuple[int, int]  # width and height of the original in pixels
+    boxes: NDArray[np.float32]  # (K, 4) float32 xyxy pixels of the original
+    region_labels: list[str]  # K names; "" where unknown
+    words: list[str]  # W words of the text
+    pieces: list[str]  # T word pieces, special tokens included
+    word_ids: NDArray[np.int64]  # (T,) word of each piece, -1 for special tokens
+    selection: str  # rule of the thresholded pass
     threshold: float
     dense: Pass
     thresholded: Pass
-    scope: str = "all"
-    layers: list[int] | None = None
-    checkpoint: str = ""
-    target_box: tuple[float, float, float, float] | None = None
-    names_annotated: bool = False
-    graph: dict[str, Any] | None = None
+    scope: str = "all"  # of the rule
+    layers: list[int] | None = None  # those that select; None means all
+    checkpoint: str = ""  # name of the model
+    target_box: tuple[float, float, float, float] | None = None  # xyxy, as `boxes`; None where unknown
+    names_annotated: bool = False  # whether `region_labels` are names that people gave, in part or all
+    graph: dict[str, Any] | None = None  # the unified scene graph as `UnifiedGraph.to_dict` writes it
 
     @property
     def presentation(self) -> Presentation:

@@ -21,56 +21,35 @@ from tbkin_core.support.shards import ragged_offsets
 
 @dataclass(frozen=True, slots=True)
 class GraphImage:
-    """What is stored of one image: its regions as the edges number them.
-
-    Attributes:
-        boxes: (K, 4) xyxy pixels.
-        labels: K names, "" unknown.
-        attributes: (region, attribute) as people annotated them.
-        relations: (subject, predicate, object) between regions, as people annotated them.
-        annotated: The regions that are an object of that annotation.
-    """
+    """What is stored of one image: its regions as the edges number them."""
 
     image_id: ImageId
-    boxes: NDArray[np.float32]
-    labels: tuple[str, ...]
-    attributes: tuple[tuple[int, str], ...] = ()
-    relations: tuple[tuple[int, str, int], ...] = ()
-    annotated: tuple[int, ...] = ()
+    boxes: NDArray[np.float32]  # (K, 4) xyxy pixels
+    labels: tuple[str, ...]  # K names, "" unknown
+    attributes: tuple[tuple[int, str], ...] = ()  # (region, attribute) as people annotated them
+    relations: tuple[tuple[int, str, int], ...] = ()  # between regions, likewise
+    annotated: tuple[int, ...] = ()  # the regions that are an object of that annotation
 
 
 @dataclass(frozen=True, slots=True)
 class RaggedEdges:
-    """Cross-modal edges of N captions end to end.
+    """Cross-modal edges of N captions end to end."""
 
-    Attributes:
-        offsets: (N+1,) int64.
-        object: (E,) int32 object number within its caption.
-        region: (E,) int32 region number within the caption's image.
-        weight: (E,) float32.
-    """
-
-    offsets: NDArray[np.int64]
-    object: NDArray[np.int32]
-    region: NDArray[np.int32]
-    weight: NDArray[np.float32]
+    offsets: NDArray[np.int64]  # (N+1,) int64
+    object: NDArray[np.int32]  # (E,) int32 object number within its caption
+    region: NDArray[np.int32]  # (E,) int32 region number within the caption's image
+    weight: NDArray[np.float32]  # (E,) float32
 
 
 @dataclass(frozen=True, slots=True)
 class ShardCaptions:
-    """N captions and their images.
+    """N captions and their images."""
 
-    Attributes:
-        text_ids, texts, splits: N each.
-        image: N numbers into `images`, -1 without one.
-        images: Each image once.
-    """
-
-    text_ids: list[int | str]
+    text_ids: list[int | str]  # N, as are texts and splits
     texts: list[str]
     splits: list[str]
-    image: list[int]
-    images: list[GraphImage]
+    image: list[int]  # N numbers into `images`, -1 without one
+    images: list[GraphImage]  # each image once
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,20 +78,13 @@ class Recipe:
 
 @dataclass
 class Build:
-    """What a build made.
+    """What a build made."""
 
-    Attributes:
-        path: Directory of the store.
-        made, present: Captions of this process's share that were built now, and before.
-        summary: Counts over the whole store; None while shards of other ranks are missing.
-        missing: Shards that other ranks have yet to write.
-    """
-
-    path: Path
-    made: int
-    present: int
-    summary: dict[str, Any] | None
-    missing: int = 0
+    path: Path  # directory of the store
+    made: int  # captions of this process's share that were built now
+    present: int  # those that were built before
+    summary: dict[str, Any] | None  # counts over the whole store; None while shards are missing
+    missing: int = 0  # shards that other ranks have yet to write
 
     @cached_property
     def store(self) -> GraphStore:
@@ -257,19 +250,12 @@ def _most_common(counts: Counter[str]) -> list[list[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """All that the process which builds a shard needs.
-
-    Attributes:
-        number: Of the shard.
-        fingerprint: Of all that it is made from.
-        captions: What it holds.
-        repeated: Which of the texts occur elsewhere too.
-    """
+    """All that the process which builds a shard needs."""
 
     number: int
-    fingerprint: str
+    fingerprint: str  # of all that it is made from
     captions: ShardCaptions
-    repeated: list[bool]
+    repeated: list[bool]  # which of the texts occur elsewhere too
 
 
 class _Corpus:

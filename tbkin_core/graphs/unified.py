@@ -23,17 +23,11 @@ PREDICATES = ("left of", "right of", "above", "below", "inside", "contains", "ov
 
 @dataclass(frozen=True, slots=True)
 class RegionEdges:
-    """Edges between regions of an image.
+    """Edges between regions of an image."""
 
-    Attributes:
-        pairs: (E, 2) int32 region numbers, first < second.
-        iou: (E,) float32 weight.
-        predicate: (E,) int8 into `PREDICATES`, read "first PREDICATE second".
-    """
-
-    pairs: NDArray[np.int32]
-    iou: NDArray[np.float32]
-    predicate: NDArray[np.int8]
+    pairs: NDArray[np.int32]  # (E, 2) int32 region numbers, first < second
+    iou: NDArray[np.float32]  # (E,) float32 weight
+    predicate: NDArray[np.int8]  # (E,) int8 into `PREDICATES`, read "first PREDICATE second"
 
 
 def region_edges(boxes: NDArray, neighbours: int = 3) -> RegionEdges:
@@ -99,29 +93,18 @@ def cross_edges(
 
 @dataclass(frozen=True, slots=True)
 class UnifiedGraph:
-    """Text graph, regions and all edges of one caption and its image.
-
-    Attributes:
-        text_id, image_id, text: The caption; `image_id` None without an image.
-        graph: Its text scene graph.
-        boxes: (K, 4) xyxy pixels.
-        labels: K region labels, "" unknown.
-        image_edges: Between regions.
-        cross: Between text objects and regions.
-        region_attributes: (region, attribute) as people annotated them; empty where nobody did.
-        region_relations: (subject, predicate, object) between regions, likewise.
-    """
+    """Text graph, regions and all edges of one caption and its image."""
 
     text_id: int | str
-    image_id: ImageId | None
-    text: str
-    graph: TextGraph
-    boxes: NDArray[np.float32]
-    labels: tuple[str, ...]
-    image_edges: RegionEdges
-    cross: CrossEdges
-    region_attributes: tuple[tuple[int, str], ...] = ()
-    region_relations: tuple[tuple[int, str, int], ...] = ()
+    image_id: ImageId | None  # None without an image
+    text: str  # the caption
+    graph: TextGraph  # its text scene graph
+    boxes: NDArray[np.float32]  # (K, 4) xyxy pixels
+    labels: tuple[str, ...]  # K region labels, "" unknown
+    image_edges: RegionEdges  # between regions
+    cross: CrossEdges  # between text objects and regions
+    region_attributes: tuple[tuple[int, str], ...] = ()  # as people annotated them; empty where nobody did
+    region_relations: tuple[tuple[int, str, int], ...] = ()  # subject, predicate, object; likewise
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as one line of `--export graphs.jsonl`."""

@@ -49,8 +49,7 @@ def _os_error(error: Exception) -> int:
     while cause is not None:
         if isinstance(cause, OSError):
             return cause.errno or 0
-        found = re.search(r"\(os error (\d+)\)", str(cause))
-        if found:
+        if found := re.search(r"\(os error (\d+)\)", str(cause)):
             return int(found[1])
         cause = cause.__cause__ or cause.__context__
     return 0

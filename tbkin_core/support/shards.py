@@ -39,17 +39,8 @@ MANIFEST = "store.json"
 _ELSEWHERE = "choose another place with --out DIR"
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
 
-_DTYPES = {
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "I16": np.int16,
-    "I32": np.int32,
-    "I64": np.int64,
-    "BOOL": np.bool_,
-}
+_DTYPES = {"BOOL": "bool", "U8": "u1", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
+_DTYPES |= {"F16": "f2", "F32": "f4", "F64": "f8"}  # of safetensors in the words of NumPy
 
 
 def write_shard(path: Path, arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> None:
@@ -121,38 +112,23 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
 
 @dataclass(frozen=True)
 class StoreKind:
-    """What a store holds; the module that knows its arrays declares it.
+    """What a store holds; the module that knows its arrays declares it."""
 
-    Attributes:
-        name: In the manifest and in messages, such as "features".
-        array: An array that every shard of this kind has, and none of another kind.
-        command: What makes such a store, for messages.
-    """
-
-    name: str
-    array: str
-    command: str
+    name: str  # in the manifest and in messages, such as "features"
+    array: str  # an array that every shard of this kind has, and none of another kind
+    command: str  # what makes such a store, for messages
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Content of a store's `store.json`.
+    """Content of a store's `store.json`."""
 
-    Attributes:
-        format_version: `FORMAT_VERSION` of the tbkin that wrote it.
-        kind: Name of its `StoreKind`.
-        complete: Whether all that was to be made is there.
-        settings: What made the content; stores of other settings are not mixed with.
-        shards: Names of its files.
-        extra: What else its kind notes.
-    """
-
-    format_version: int
-    kind: str
-    complete: bool
-    settings: dict[str, Any]
-    shards: list[str]
-    extra: dict[str, Any]
+    format_version: int  # `FORMAT_VERSION` of the tbkin that wrote it
+    kind: str  # name of its `StoreKind`
+    complete: bool  # whether all that was to be made is there
+    settings: dict[str, Any]  # what made the content; stores of other settings are not mixed with
+    shards: list[str]  # names of its files
+    extra: dict[str, Any]  # what else its kind notes
 
     @classmethod
     def read(cls, store: Path) -> Manifest:
@@ -162,9 +138,7 @@ class Manifest:
         types |= {"settings": dict, "shards": list, "extra": dict}
         whole = isinstance(content, dict) and all(isinstance(content.get(key), types[key]) for key in types)
         # A name that leads elsewhere would have other files read, or removed.
-        if not whole or not all(
-            isinstance(name, str) and _SHARD_NAME.fullmatch(name) for name in content["shards"]
-        ):
+        if not whole or not all(_SHARD_NAME.fullmatch(str(name)) for name in content["shards"]):
             raise DataError(
                 f"{store / MANIFEST}: is not the manifest of a store",
                 hint="remove this file and run the stage again: whole shards are used again where possible",
@@ -292,8 +266,7 @@ class StoreWriter:
                 f" expected {kind!r}, version {FORMAT_VERSION}",
                 hint=_ELSEWHERE,
             )
-        there, given = found.settings, self.settings
-        if there != given:
+        if (there := found.settings) != (given := self.settings):
             changed = sorted(key for key in {*there, *given} if there.get(key) != given.get(key))
             raise DataError(
                 f"{path}: holds {kind} made with other settings ({', '.join(changed)}); they are not mixed",
