@@ -44,8 +44,12 @@ def trace_figure(
     def scaled(box: ArrayLike | None) -> NDArray[np.float64] | None:
         return None if box is None else np.asarray(box, np.float64) * scale
 
+    # Answers that are regions, "region 3", are called as in the rest of the figure: "3 red".
+    named = enumerate(trace.region_labels) if trace.presentation.answers_are_regions else ()
+    names = {f"region {index}": region_name(index, label) for index, label in named}
+
     def side(view: AttentionView, content: Pass) -> Side:
-        answers = _named_regions(trace, content.answers)
+        answers = [(names.get(answer, answer), value) for answer, value in content.answers]
         return Side(view, answers, content.chosen, content.runner_up, scaled(content.box))
 
     answer_figure(
@@ -64,14 +68,6 @@ def trace_figure(
         note="Regions are named by the annotated boxes that they meet." if trace.names_annotated else "",
         column=column,
     )
-
-
-def _named_regions(trace: Trace, answers: Sequence[tuple[str, float]]) -> Sequence[tuple[str, float]]:
-    """Answers that are regions, "region 3", as the rest of the figure calls them: "3 red"."""
-    if not trace.presentation.answers_are_regions:
-        return answers
-    names = {f"region {index}": region_name(index, label) for index, label in enumerate(trace.region_labels)}
-    return [(names.get(answer, answer), value) for answer, value in answers]
 
 
 @dataclass(frozen=True)
@@ -129,6 +125,7 @@ def answer_figure(
     """
     check_format(path)
     places = _numbers(boxes, "boxes", (len(region_labels), 4))
+    sides = {"dense": dense, "thresholded": thresholded}
     regions = [region_name(index, label) for index, label in enumerate(region_labels)]
     rule = rule_of(selection)
     rule_words = rule.in_words(threshold)
@@ -137,18 +134,12 @@ def answer_figure(
         boxes=places,
         regions=regions,
         words=[clean_text(word) for word in words],
-        views=(
-            _checked(dense.view, "dense", len(words), len(regions)),
-            _checked(thresholded.view, "thresholded", len(words), len(regions)),
-        ),
+        views=[_checked(side.view, name, len(words), len(regions)) for name, side in sides.items()],
         heading=f"{'Sparse attention' if rule.is_transform else 'Thresholded'} ({rule_words})",
         short_heading=rule_words,
-        answers=(list(dense.answers)[:_MAX_ANSWERS], list(thresholded.answers)[:_MAX_ANSWERS]),
-        grounding=any(side.chosen is not None or side.box is not None for side in (dense, thresholded)),
-        outlines=(
-            _grounding_outlines(dense, target_box, places, regions),
-            _grounding_outlines(thresholded, target_box, places, regions),
-        ),
+        answers=[list(side.answers)[:_MAX_ANSWERS] for side in sides.values()],
+        grounding=any(side.chosen is not None or side.box is not None for side in sides.values()),
+        outlines=[_grounding_outlines(side, target_box, places, regions) for side in sides.values()],
         kept_fraction=kept_fraction,
         title=title,
         note=clean_text(note),

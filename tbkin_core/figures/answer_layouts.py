@@ -48,8 +48,6 @@ _COLUMN_ANSWERS = 3
 _OUTLINED = 3
 _OUTLINED_SHARE = 0.1  # of the largest weight; what has less was hardly looked at
 
-Answers = list[tuple[str, float]]
-
 
 @dataclass(frozen=True)
 class Content:
@@ -59,19 +57,19 @@ class Content:
     boxes: NDArray[np.float64]  # (K, 4) xyxy in pixels of the image
     regions: list[str]  # K names, numbered
     words: list[str]  # W
-    views: tuple[AttentionView, AttentionView]  # attention on regions and words
+    views: list[AttentionView]  # attention on regions and words
     heading: str  # of the thresholded side; that of the other is "Dense attention"
     short_heading: str  # where there is less room; that of the other is "Dense"
-    answers: tuple[Answers, Answers]  # (answer, probability), best first
+    answers: list[list[tuple[str, float]]]  # (answer, probability), best first
     grounding: bool  # whether the answer is a box; the images then show `outlines`, else what was attended to
-    outlines: tuple[list[Outline], list[Outline]]  # boxes of the grounding, those drawn first first
+    outlines: list[list[Outline]]  # boxes of the grounding, those drawn first first
     kept_fraction: float  # share of the attention entries kept, in [0, 1]
     title: str  # the question or expression
     note: str  # ends the caption
 
     def most_attended_words(self, most: int) -> NDArray[np.intp]:
         """In the order of the text."""
-        weights = np.maximum(self.views[0].word_weights, self.views[1].word_weights)
+        weights = np.maximum(*(view.word_weights for view in self.views))
         return np.sort(np.argsort(-weights, kind="stable")[:most])
 
     def most_attended_regions(self, most: int) -> NDArray[np.intp]:
@@ -102,9 +100,6 @@ class Content:
         unread = "no attention on regions"
         return "" if dense else unread, "" if thresholded else "all regions dropped" if dense else unread
 
-    def answers_heading(self, side: int) -> str:
-        return ("Dense", "Thresholded")[side] + (": regions" if self.grounding else ": answers")
-
     def caption_start(self) -> str:
         caption = f"{self.heading} keeps {_percentage(self.kept_fraction)} of the attention entries."
         return caption + (f" Weights: {self.views[0].source}." if self.views[0].source else "")
@@ -116,7 +111,8 @@ class _Shown:
 
     words: NDArray[np.intp]  # (w,) numbers of the words shown
     regions: NDArray[np.intp]  # (k,) numbers of the regions shown
-    maps: tuple[NDArray[np.floating], NDArray[np.floating]]  # (w, k) attention, dense and thresholded
+    weights: list[NDArray[np.floating]]  # (w,) of the words, dense and thresholded
+    maps: list[NDArray[np.floating]]  # (w, k) attention, dense and thresholded
     brightest: float  # upper end of the scale of the maps
     highest: float  # upper end of the scale of the images
 
@@ -124,10 +120,10 @@ class _Shown:
     def of(cls, content: Content, most_words: int, most_regions: int) -> _Shown:
         words = content.most_attended_words(most_words)
         regions = content.most_attended_regions(most_regions)
-        dense, thresholded = (view.word_region[np.ix_(words, regions)] for view in content.views)
-        brightest = highest_of((dense, thresholded))
+        weights = [view.word_weights[words] for view in content.views]
+        maps = [view.word_region[np.ix_(words, regions)] for view in content.views]
         highest = highest_of(view.region_weights for view in content.views)
-        return cls(words, regions, (dense, thresholded), brightest, highest)
+        return cls(words, regions, weights, maps, highest_of(maps), highest)
 
 
 @dataclass(frozen=True)
@@ -155,6 +151,23 @@ def _draw_panel(page: Page, slot: Slot, content: Content, side: int, highest: fl
     named = not content.grounding
     draw_image(page, slot, content.image, content.boxes, weights, highest, outlines, named)
     draw_note(page, slot, content.image_notes()[side])
+
+
+def _answer_panel(
+    page: Page, content: Content, width: float, size: float, row: float, number_width: float
+) -> Callable[[int, float, float], None]:
+    """What draws the answers of a side at a left and a top; both sides alike, to compare their bars."""
+    labels = [[page.fit(answer, width * 0.45, size) for answer, _ in given] for given in content.answers]
+    label_width = max((page.measure(label, size) for own in labels for label in own), default=0.0) + 0.08
+
+    def draw(side: int, left: float, top: float) -> None:
+        heading = ("Dense", "Thresholded")[side] + (": regions" if content.grounding else ": answers")
+        page.text(left, top, heading, 8, weight="bold")
+        bars = (left + label_width, top + _HEADING, width - label_width - number_width)
+        if chances := [probability for _, probability in content.answers[side]]:
+            draw_answers(page, bars, labels[side], chances, SIDE_COLORS[side], row, size)
+
+    return draw
 
 
 # ---- a page -------------------------------------------------------------------------------------
@@ -253,8 +266,7 @@ def _words_and_maps(page: Page, content: Content, shown: _Shown) -> _Section:
     def draw(top: float) -> None:
         rows_top = top + _HEADING + 0.2
         page.text(bars_left, top, "Weight of words", 8, weight="bold")
-        weights = [view.word_weights[shown.words] for view in content.views]
-        draw_word_bars(page, (bars_left, rows_top, bars_width), names, weights, 7.5, edge=_MARGIN)
+        draw_word_bars(page, (bars_left, rows_top, bars_width), names, shown.weights, 7.5, edge=_MARGIN)
         if not len(shown.regions):
             return
         for side, values in enumerate(shown.maps):
@@ -274,17 +286,11 @@ def _answers_side_by_side(page: Page, content: Content) -> _Section:
     if not rows:
         return _Section((-0.1,))
     width = (_WIDTH - 2 * _MARGIN - _GAP) / 2
-    names = [[page.fit(answer, width * 0.45, 7.5) for answer, _ in given] for given in content.answers]
-    label_width = max(page.measure(name, 7.5) for column in names for name in column) + 0.08
+    draw_side = _answer_panel(page, content, width, 7.5, _ANSWER_ROW, 0.4)
 
     def draw(top: float) -> None:
-        for side, given in enumerate(content.answers):
-            left = _MARGIN + side * (width + _GAP)
-            page.text(left, top, content.answers_heading(side), 8, weight="bold")
-            if given:
-                bars = (left + label_width, top + _HEADING, width - label_width - 0.4)
-                chances = [probability for _, probability in given]
-                draw_answers(page, bars, names[side], chances, SIDE_COLORS[side], _ANSWER_ROW, 7.5)
+        for side in (0, 1):
+            draw_side(side, _MARGIN + side * (width + _GAP), top)
 
     return _Section((_HEADING + _ANSWER_ROW * rows,), draw)
 
@@ -299,8 +305,7 @@ _LEFTS = (_COLUMN_MARGIN, _COLUMN_MARGIN + _HALF + _COLUMN_GAP)
 def column_layout(content: Content) -> Page:
     """As `page_layout`, in half the width: images, words beside answers, maps, and the caption last."""
     page = Page(_COLUMN)
-    dense, thresholded = content.answers
-    content = replace(content, answers=(dense[:_COLUMN_ANSWERS], thresholded[:_COLUMN_ANSWERS]))
+    content = replace(content, answers=[given[:_COLUMN_ANSWERS] for given in content.answers])
     shown = _Shown.of(content, _COLUMN_WORDS, _COLUMN_REGIONS)
     names = [page.fit(content.words[index], 0.62, 7) for index in shown.words]
     names_width = max((page.measure(name, 7) for name in names), default=0.0) + 0.08
@@ -336,7 +341,7 @@ def _column_images(page: Page, content: Content, shown: _Shown) -> _Section:
     return _Section((_HEADING, slot_height, 0.05), draw)
 
 
-def _merged(outlines: tuple[list[Outline], list[Outline]]) -> list[Outline]:
+def _merged(outlines: list[list[Outline]]) -> list[Outline]:
     """One legend for both images: an entry that differs between them stands there twice."""
     dense, thresholded = ({(one.color, one.style): one for one in own} for own in outlines)
     merged = []
@@ -353,9 +358,7 @@ def _merged(outlines: tuple[list[Outline], list[Outline]]) -> list[Outline]:
 def _words_beside_answers(
     page: Page, content: Content, shown: _Shown, names: list[str], names_width: float
 ) -> _Section:
-    labels = [[page.fit(answer, _HALF * 0.45, 7) for answer, _ in given] for given in content.answers]
-    # One width for both, so that their bars can be compared.
-    label_width = max((page.measure(label, 7) for group in labels for label in group), default=0.0) + 0.08
+    draw_side = _answer_panel(page, content, _HALF, 7, _COLUMN_ANSWER_ROW, 0.36)
     heights = [
         _HEADING + _COLUMN_ANSWER_ROW * len(given) + 0.06 if given else 0.0 for given in content.answers
     ]
@@ -365,14 +368,10 @@ def _words_beside_answers(
         if names:
             page.text(_LEFTS[0], top, "Weight of words", 8, weight="bold")
             bars = (_LEFTS[0] + names_width, top + _HEADING + 0.16, _HALF - names_width)
-            weights = [view.word_weights[shown.words] for view in content.views]
-            draw_word_bars(page, bars, names, weights, 7, edge=_COLUMN_MARGIN)
+            draw_word_bars(page, bars, names, shown.weights, 7, edge=_COLUMN_MARGIN)
         for side, given in enumerate(content.answers):
             if given:
-                page.text(_LEFTS[1], top, content.answers_heading(side), 8, weight="bold")
-                bars = (_LEFTS[1] + label_width, top + _HEADING, _HALF - label_width - 0.36)
-                chances = [probability for _, probability in given]
-                draw_answers(page, bars, labels[side], chances, SIDE_COLORS[side], _COLUMN_ANSWER_ROW, 7)
+                draw_side(side, _LEFTS[1], top)
             top += heights[side]
 
     return _Section((max(words_height, sum(heights)), 0.1), draw)

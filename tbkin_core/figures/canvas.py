@@ -25,7 +25,7 @@ Slot = tuple[float, float, float, float]
 
 # Okabe and Ito (2008): eight colours that colour-blind readers tell apart, in the order used here.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-FORMATS = (".png", ".svg", ".pdf")
+FORMATS = (".png", ".svg", ".pdf")  # what the name of every figure's file ends in
 DOTS_PER_INCH = 200
 # Tried in this order for what DejaVu Sans, which comes with matplotlib, cannot write.
 _FALLBACK_FONTS = (

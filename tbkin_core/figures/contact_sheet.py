@@ -50,11 +50,7 @@ class SheetGroup:
 def contact_sheet(path: Path, groups: Sequence[SheetGroup], *, title: str = "", caption: str = "") -> None:
     """Draw answers in rows of four, a heading above each group.
 
-    Args:
-        path: Ends in .png, .svg or .pdf.
-        groups: The groups in their order; empty ones are omitted.
-        title: Above all.
-        caption: Below the title, in smaller letters.
+    Groups without items are omitted; the caption stands below the title, in smaller letters.
 
     Raises:
         DataError: There is nothing to draw, or an image is none.

@@ -37,8 +37,7 @@ def training_figure(path: Path, metrics: Sequence[Mapping[str, Any]], *, title: 
 
     Args:
         path: Ends in .png, .svg or .pdf.
-        metrics: Rows in the order of the run, each with "step" and what was measured at it; a row need not
-            have every key.
+        metrics: Rows in the order of the run, each with "step" and some of what was measured at it.
         title: Above the plots.
 
     Raises:

@@ -62,11 +62,8 @@ _INK = "#444444"
 def graph_regions(trace: Trace, limit: int) -> list[int]:
     """Regions of the scene graph worth drawing: the chosen, the linked ones, then the most attended.
 
-    Args:
-        trace: With a graph; without one there are none.
-        limit: At most so many; regions without a link only fill up to half of it.
-
-    Where nothing is linked, regions that hardly were attended to are drawn too, rather than next to none.
+    Regions without a link only fill up to half of the limit. Where nothing is linked, regions that hardly
+    were attended to are drawn too, rather than next to none. Without a graph there are none.
 
     Returns:
         Numbers of regions: the linked ones in the order of the objects they are linked with, then the others.
@@ -102,10 +99,6 @@ def regions_agree(trace: Trace) -> bool:
 
 def graph_figure(path: Path, trace: Trace) -> None:
     """Draw the unified scene graph: regions over and beside the image, the text graph, and links by weight.
-
-    Args:
-        path: Ends in .png, .svg or .pdf.
-        trace: With a graph.
 
     Raises:
         DataError: The trace holds no graph.

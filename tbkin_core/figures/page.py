@@ -38,10 +38,6 @@ _SCRIPTS = ("attention.js", "graph.js", "page.js")
 def write_page(path: Path, trace: Trace) -> None:
     """Write the page of a trace, whole or not at all.
 
-    Args:
-        path: The HTML file.
-        trace: What to show.
-
     Raises:
         DataError: The arrays of the trace do not fit each other.
     """

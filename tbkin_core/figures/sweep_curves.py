@@ -239,16 +239,14 @@ def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> P
     layers = max(table.shape[1] for table in kept)
     # Dark to light with the depth; the end of the scale is too pale for a thin line.
     shades = [colormaps["viridis"](0.85 * layer / max(layers - 1, 1)) for layer in range(layers)]
-    levels = [(row, table) for row, table in zip(rows, kept, strict=True) if _is_level(row)]
+    level_rows = [(row["selection"], table) for row, table in zip(rows, kept, strict=True) if _is_level(row)]
+    levels = [(name, table, COLORS[1 + place % 4]) for place, (name, table) in enumerate(level_rows)]
     names = [row["selection"] for row in rows if not _is_dense(row) and not _is_level(row)]
     plots = [RULE_TABLE[name] for name in dict.fromkeys(names)] or [_NO_RULE]
     # Of many layers the legend names some; the shades tell the rest.
     named = sorted({round(place) for place in np.linspace(0, layers - 1, min(layers, 7))})
     entries: list[_Entry] = [(f"layer {layer}", shades[layer], "-") for layer in named]
-    level_colors = [COLORS[1 + place % 4] for place in range(len(levels))]
-    entries += [
-        (row["selection"], color, _LEVEL_STYLE) for (row, _), color in zip(levels, level_colors, strict=True)
-    ]
+    entries += [(name, color, _LEVEL_STYLE) for name, _, color in levels]
     legend_rows = _legend_rows(page, entries)
     title_lines = page.wrapped_title(title)
     top, left, gap, height, below = 0.4 + 0.18 * len(title_lines), 0.6, 0.14, 1.35, 0.45
@@ -268,7 +266,7 @@ def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> P
             axes = page.axes(left + column * (width + gap), plot_top, width, height)
             shares = np.array([table[column] for _, table in own]).reshape(len(own), -1)  # (rows, layers)
             _draw_layers(axes, rule, thresholds, shares, shades)
-            for (_, table), color in zip(levels, level_colors, strict=True):
+            for _, table, color in levels:
                 level = float(np.mean(table[column]))
                 axes.axhline(level, color=color, linestyle=_LEVEL_STYLE, linewidth=1.0)
             if not np.isfinite(np.concatenate([table[column] for table in kept])).any():

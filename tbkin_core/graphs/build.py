@@ -59,20 +59,15 @@ class Parser(Protocol):
 class Recipe:
     """How graphs are made.
 
-    Attributes:
-        make_parser: Makes the caption parser; called once per process, so it must survive pickling where
-            there are workers.
-        make_similarity: Makes what compares names with labels; likewise.
-        min_similarity: Cross-modal edges are kept from this weight up.
-        label_iou: Unlabelled regions take the label of an annotated box that they overlap this much.
-        needs_torch: Whether parser or similarity compute with torch. spaCy imports it wherever it is
-            installed; without it a worker starts in half the time and takes 180 MB less.
+    Parser and similarity are made once per process, by what must survive pickling where there are workers.
     """
 
     make_parser: Callable[[], Parser]
     make_similarity: Callable[[], Similarity] = make_similarity
-    min_similarity: float = 0.5
-    label_iou: float = 0.5
+    min_similarity: float = 0.5  # least weight of a cross-modal edge
+    label_iou: float = 0.5  # overlap from which an unlabelled region takes an annotated box's label
+    # Whether parser or similarity compute with torch. spaCy imports it wherever it is installed; without it
+    # a worker starts in half the time and takes 180 MB less.
     needs_torch: bool = True
 
 

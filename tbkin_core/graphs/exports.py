@@ -32,11 +32,7 @@ _FILES_LOOKED_INTO = 64
 
 
 def check_jsonl_place(path: Path, store: Path | None = None) -> None:
-    """Refuse to export where something else would be lost.
-
-    Args:
-        path: The file to write.
-        store: Directory of the graph store, whose own files have names that are taken.
+    """Refuse to export where something else would be lost; `store` is the graph store's directory, if known.
 
     Raises:
         ConfigError: A directory, another file than an earlier export, or a file of the store.

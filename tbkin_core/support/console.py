@@ -49,12 +49,7 @@ def progress(
 ) -> Iterator[Item]:
     """`items` behind a tqdm bar on stderr; silent when quiet, on other ranks, or without a terminal.
 
-    Args:
-        items: What to go through.
-        label: What stands before the bar.
-        total: Units in all, where that is known.
-        unit: What is counted.
-        size: Units of an item; None counts each as one.
+    `size` gives the units of an item, where it is not one; `total` are those of all, where that is known.
     """
     from tqdm import tqdm
 

@@ -126,8 +126,7 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
         raise failures.get()
     if any(worker.exitcode == 130 for worker in workers):
         raise KeyboardInterrupt
-    codes = {worker.name: worker.exitcode for worker in workers if worker.exitcode != 0}
-    if codes:
+    if codes := {worker.name: worker.exitcode for worker in workers if worker.exitcode != 0}:
         raise RuntimeError(f"worker processes ended early: {codes}")
 
 

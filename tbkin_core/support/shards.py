@@ -44,13 +44,7 @@ _DTYPES |= {"F16": "f2", "F32": "f4", "F64": "f8"}  # of safetensors in the word
 
 
 def write_shard(path: Path, arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> None:
-    """Write one shard atomically.
-
-    Args:
-        path: `shard-00000.safetensors`.
-        arrays: Name to array of any shape.
-        metadata: JSON-able values, kept in the header.
-    """
+    """Write one shard atomically: arrays of any shape by name, and JSON-able metadata for the header."""
     from safetensors.numpy import save_file
 
     # ASCII: file names that are no UTF-8 give image ids with lone surrogates, which only escapes carry. One
@@ -73,9 +67,7 @@ def _checksum(arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> int
 def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], dict[str, Any]]:
     """Map one shard into memory: its arrays (no copy) and its metadata.
 
-    Args:
-        path: The file.
-        verify: Compare the content with the checksum that it carries; reads the whole file.
+    With `verify` the whole file is read and compared with the checksum that it carries.
 
     Raises:
         DataError: The file is missing, cut short, no safetensors file, or damaged.
@@ -144,10 +136,6 @@ class Manifest:
                 hint="remove this file and run the stage again: whole shards are used again where possible",
             )
         return cls(**{name: content[name] for name in types})
-
-    def write(self, store: Path) -> None:
-        """Write it into the store's directory, atomically."""
-        write_json(store / MANIFEST, vars(self))
 
 
 def store_place(out: Path | None, data: Path, name: str) -> Path:
@@ -291,7 +279,7 @@ class StoreWriter:
         """Write the manifest: readers see these shards, and whether they are all."""
         names = [shard_name(number) for number in sorted(numbers)]
         self.manifest = Manifest(FORMAT_VERSION, self.kind.name, complete, self.settings, names, extra)
-        self.manifest.write(self.path)
+        write_json(self.path / MANIFEST, vars(self.manifest))
 
 
 def read_store(
@@ -299,10 +287,7 @@ def read_store(
 ) -> tuple[Manifest, list[tuple[dict[str, NDArray], dict[str, Any]]]]:
     """The manifest of a store and, mapped into memory, the arrays and metadata of each of its shards.
 
-    Args:
-        path: Directory of the store.
-        kind: What it must hold.
-        verify: Read all shards and compare them with their checksums.
+    With `verify` all shards are read and compared with their checksums.
 
     Raises:
         DataError: No store of this kind and version there, or a damaged one.
