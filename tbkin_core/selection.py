@@ -15,48 +15,27 @@ from tbkin_core.errors import ConfigError, MissingDependencyError
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How a rule is named, which thresholds it takes, and how figures, page and help speak of it.
+    """How a rule is named, which thresholds it takes, and how figures, page and help speak of it."""
 
-    Attributes:
-        name: As the settings have it.
-        keeps: Ends the sentence "Each query keeps the keys ...".
-        symbol: Of its threshold; "" for a transform, which has none: it is on (1) or off (0).
-        low, high: Least and largest threshold; a rule without a `low` compares scores, not weights.
-        whole: The threshold is a number of keys, which cannot grow from 0 in training.
-        usual: A threshold to show the rule with where none is given.
-        step: Of the page's slider; None where that depends on the scores.
-        dense_at_zero: As its threshold goes to 0, it keeps ever more like the dense model.
-        axis: Label of the axis of its thresholds.
-        axis_detail: Goes on with the label where there is room; rules alike in both share a plot.
-        phrase: A selection in words, from {name} and {threshold}.
-        unit: What a whole threshold counts, in the singular.
-        library: What has to be installed for it, also the name of the extra that does so.
-    """
-
-    name: str
-    keeps: str = ""
-    symbol: str = "τ"
-    low: float = -math.inf
-    high: float = math.inf
-    whole: bool = False
-    usual: float = 0.3
-    step: float | None = None
-    dense_at_zero: bool = True
-    axis: str = "Threshold τ"
-    axis_detail: str = ""
-    phrase: str = "{name}, τ = {threshold}"
-    unit: str = ""
-    library: str = ""
+    name: str  # as the settings have it
+    keeps: str = ""  # ends the sentence "Each query keeps the keys ..."
+    symbol: str = "τ"  # of its threshold; "" for a transform, which has none: it is on (1) or off (0)
+    low: float = -math.inf  # least threshold; a rule without one compares scores, not weights
+    high: float = math.inf  # largest threshold
+    whole: bool = False  # the threshold is a number of keys, which cannot grow from 0 in training
+    usual: float = 0.3  # a threshold to show the rule with where none is given
+    step: float | None = None  # of the page's slider; None where that depends on the scores
+    dense_at_zero: bool = True  # as its threshold goes to 0, it keeps ever more like the dense model
+    axis: str = "Threshold τ"  # label of the axis of its thresholds
+    axis_detail: str = ""  # goes on with the label where there is room; rules alike in both share a plot
+    phrase: str = "{name}, τ = {threshold}"  # a selection in words, from {name} and {threshold}
+    unit: str = ""  # what a whole threshold counts, in the singular
+    library: str = ""  # what has to be installed for it, also the name of the extra that does so
 
     @property
     def is_transform(self) -> bool:
         """Sparse attention in the softmax's place, without a threshold."""
         return not self.symbol
-
-    @property
-    def may_grow(self) -> bool:
-        """Whether the threshold may grow from 0 in training."""
-        return not self.is_transform and not self.whole
 
     def in_words(self, threshold: float) -> str:
         """ "relative, τ = 0.3", "top 4 keys", "entmax15"."""
@@ -65,13 +44,7 @@ class Rule:
 
 
 _TABLE = (
-    Rule(
-        "relative",
-        keeps="with at least τ times the weight of its strongest",
-        low=0,
-        high=1,
-        step=0.01,
-    ),
+    Rule("relative", keeps="with at least τ times the weight of its strongest", low=0, high=1, step=0.01),
     Rule("probability", keeps="with a weight of at least τ", low=0, high=1, step=0.005),
     Rule(
         "score",
@@ -97,8 +70,7 @@ _TABLE = (
 )
 RULE_TABLE = {rule.name: rule for rule in _TABLE}
 RULES = tuple(rule.name for rule in _TABLE if not rule.is_transform)
-TRANSFORMS = tuple(rule.name for rule in _TABLE if rule.is_transform)
-"""Sparse attention without a threshold, to compare with: it is on (1) or off (0)."""
+TRANSFORMS = tuple(rule.name for rule in _TABLE if rule.is_transform)  # to compare with
 SELECTIONS = (*RULES, *TRANSFORMS)
 SCOPES = ("all", "cross-modal", "text-to-image", "image-to-text")
 
@@ -107,30 +79,22 @@ SCOPES = ("all", "cross-modal", "text-to-image", "image-to-text")
 class Selection:
     """A selection rule and its threshold; threshold 0 keeps everything, whatever the rule.
 
-    Attributes:
-        rule: One of `SELECTIONS`; the equations stand in `tbkin_core.modeling.attention`.
-        threshold: τ, the number of keys k for "topk", or 1 for one of `TRANSFORMS`.
-        layers: Layers that select; None means all.
-        scope: One of `SCOPES`: which pairs of query and key a selection may drop.
-        straight_through: Give dropped keys the dense softmax's gradient.
-
     Raises:
         ConfigError: Unknown rule or scope, or a threshold outside the rule's range.
         MissingDependencyError: A rule whose library is not installed.
     """
 
-    rule: str = "relative"
-    threshold: float = 0.0
-    layers: tuple[int, ...] | None = None
-    scope: str = "all"
-    straight_through: bool = False
+    rule: str = "relative"  # one of `SELECTIONS`; the equations stand in `tbkin_core.modeling.attention`
+    threshold: float = 0.0  # τ, the number of keys k for "topk", or 1 for one of `TRANSFORMS`
+    layers: tuple[int, ...] | None = None  # layers that select; None means all
+    scope: str = "all"  # one of `SCOPES`: which pairs of query and key a selection may drop
+    straight_through: bool = False  # give dropped keys the dense softmax's gradient
 
     def __post_init__(self) -> None:
-        problem = check_threshold(self.rule, self.threshold)
-        if problem is None and self.scope not in SCOPES:
-            problem = f"threshold_scope: expected one of {', '.join(SCOPES)}, got {self.scope!r}"
-        if problem is not None:
+        if problem := check_threshold(self.rule, self.threshold):
             raise ConfigError(problem)
+        if self.scope not in SCOPES:
+            raise ConfigError(f"threshold_scope: expected one of {', '.join(SCOPES)}, got {self.scope!r}")
         if self.threshold != 0:
             require_library(self.rule)
 
@@ -161,9 +125,7 @@ def check_threshold(rule: str, threshold: float) -> str | None:
     entry = RULE_TABLE[rule]
     if not math.isfinite(threshold):
         return f"threshold: expected a finite number, got {threshold}"
-    if entry.is_transform:
-        if threshold in (0, 1):
-            return None
+    if entry.is_transform and threshold not in (0, 1):
         return f"threshold: selection {rule!r} has none, omit it; got {threshold:g}"
     if entry.low <= threshold <= entry.high and (not entry.whole or threshold == int(threshold)):
         return None
@@ -179,11 +141,13 @@ def check_threshold(rule: str, threshold: float) -> str | None:
 def check_growth(rule: str) -> str | None:
     """Why the threshold of a rule (one of `SELECTIONS`) cannot grow from 0 in training, or None."""
     entry = rule_of(rule)
-    if entry.may_grow:
-        return None
     if entry.is_transform:
         return f"threshold_epochs: selection {rule!r} has no threshold that could grow"
-    return f"threshold_epochs: {entry.symbol} of {rule} is a number of {entry.unit}s, it cannot grow from 0"
+    if entry.whole:
+        return (
+            f"threshold_epochs: {entry.symbol} of {rule} is a number of {entry.unit}s, it cannot grow from 0"
+        )
+    return None
 
 
 def usual_threshold(rule: str) -> float:
@@ -198,7 +162,7 @@ def run_name_part(rule: str, threshold: float) -> str:
 
 def require_library(rule: str) -> None:
     """MissingDependencyError where a rule needs a library that is not installed."""
-    library = RULE_TABLE[rule].library if rule in RULE_TABLE else ""
+    library = rule in RULE_TABLE and RULE_TABLE[rule].library
     if library and importlib.util.find_spec(library) is None:
         raise MissingDependencyError(
             f"selection: {rule!r} needs the {library} library, which is not installed",

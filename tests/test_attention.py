@@ -385,7 +385,7 @@ def test_an_entry_of_the_table_is_whole(rule: str) -> None:
     assert usual != 0 and check_threshold(rule, usual) is None and check_threshold(rule, 0) is None
     assert entry.is_transform or (entry.keeps and entry.axis)
     assert not entry.whole or entry.unit
-    assert (check_growth(rule) is None) == entry.may_grow
+    assert (check_growth(rule) is None) == (not entry.is_transform and not entry.whole)
     assert run_name_part(rule, usual) == (rule if entry.is_transform else f"{rule}-{usual:g}")
     assert Selection(rule, usual).name.startswith(rule) and Selection(rule).name == "dense"
 

@@ -23,7 +23,14 @@ from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore, write_feature_store
-from tbkin_core.graphs.arrays import GraphImage, GraphShard, RaggedEdges, pack_shard, shard_counts
+from tbkin_core.graphs.arrays import (
+    GraphImage,
+    RaggedEdges,
+    ShardArrays,
+    ShardCaptions,
+    pack_shard,
+    shard_counts,
+)
 from tbkin_core.graphs.build import Build, Recipe, build_dataset, choose_workers
 from tbkin_core.graphs.exports import export_jsonl, to_networkx
 from tbkin_core.graphs.joining import PairWeights, borrowed_labels, ragged_cross_edges
@@ -296,7 +303,7 @@ class GraphRecord:
     cross: CrossEdges
 
 
-def shard_of(records: list[GraphRecord], images: list[GraphImage]) -> GraphShard:
+def shard_of(records: list[GraphRecord], images: list[GraphImage]) -> ShardArrays:
     def joined(name: str, dtype: Any) -> NDArray:
         return np.concatenate([np.zeros(0, dtype), *(getattr(record.cross, name) for record in records)])
 
@@ -304,15 +311,14 @@ def shard_of(records: list[GraphRecord], images: list[GraphImage]) -> GraphShard
     cross = RaggedEdges(
         offsets, joined("object", np.int32), joined("region", np.int32), joined("weight", np.float32)
     )
-    return GraphShard(
+    captions = ShardCaptions(
         [record.text_id for record in records],
         [record.text for record in records],
         [record.split for record in records],
         [record.image for record in records],
-        [record.graph for record in records],
-        cross,
         images,
     )
+    return pack_shard(captions, [record.graph for record in records], cross)
 
 
 @st.composite
@@ -353,7 +359,7 @@ def test_a_graph_store_gives_back_what_was_written(
     parts = [data.draw(shards(number)) for number in range(data.draw(st.integers(1, 3)))]
     writer = GraphStoreWriter(path, {"parser": "test"}, len(parts), alone=True)
     for number, (records, images) in enumerate(parts):
-        write_graph_shard(path, number, pack_shard(shard_of(records, images)), "any")
+        write_graph_shard(path, number, shard_of(records, images), "any")
     writer.finish({"captions": 1}, Priors())
     store = GraphStore(path)
     expected = [(record, images) for records, images in parts for record in records]

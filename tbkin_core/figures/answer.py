@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from tbkin_core.boxes import box_iou_paired
 from tbkin_core.errors import DataError
 from tbkin_core.figures.answer_layouts import Content, column_layout, page_layout
-from tbkin_core.figures.attention_panels import Outline
-from tbkin_core.figures.canvas import COLORS, check_format, clean_text, figure_style
+from tbkin_core.figures.attention_panels import LineStyle, Outline
+from tbkin_core.figures.canvas import COLORS, check_format, clean_text, figure_style, region_name
 from tbkin_core.figures.trace import Pass, Trace
 from tbkin_core.figures.views import AttentionView, attention_views
 from tbkin_core.selection import rule_of
@@ -44,8 +44,12 @@ def trace_figure(
     def scaled(box: ArrayLike | None) -> NDArray[np.float64] | None:
         return None if box is None else np.asarray(box, np.float64) * scale
 
+    # Answers that are regions, "region 3", are called as in the rest of the figure: "3 red".
+    named = enumerate(trace.region_labels) if trace.presentation.answers_are_regions else ()
+    names = {f"region {index}": region_name(index, label) for index, label in named}
+
     def side(view: AttentionView, content: Pass) -> Side:
-        answers = _named_regions(trace, content.answers)
+        answers = [(names.get(answer, answer), value) for answer, value in content.answers]
         return Side(view, answers, content.chosen, content.runner_up, scaled(content.box))
 
     answer_figure(
@@ -66,30 +70,15 @@ def trace_figure(
     )
 
 
-def _named_regions(trace: Trace, answers: Sequence[tuple[str, float]]) -> Sequence[tuple[str, float]]:
-    """Answers that are regions, "region 3", as the rest of the figure calls them: "3 red"."""
-    if not trace.presentation.answers_are_regions:
-        return answers
-    names = {f"region {index}": _region_name(index, label) for index, label in enumerate(trace.region_labels)}
-    return [(names.get(answer, answer), value) for answer, value in answers]
-
-
 @dataclass(frozen=True)
 class Side:
-    """One pass, dense or thresholded, as its half of the figure shows it.
+    """One pass, dense or thresholded, as its half of the figure shows it."""
 
-    Attributes:
-        view: Where attention went.
-        answers: (answer, probability), best first; of a grounding (region, probability).
-        chosen, runner_up: Of a grounding, the regions with the two highest scores.
-        box: (4,) xyxy of a grounding after box regression.
-    """
-
-    view: AttentionView
-    answers: Sequence[tuple[str, float]] = ()
-    chosen: int | None = None
-    runner_up: int | None = None
-    box: ArrayLike | None = None
+    view: AttentionView  # where attention went
+    answers: Sequence[tuple[str, float]] = ()  # (answer or region, probability), best first
+    chosen: int | None = None  # of a grounding, the region with the highest score
+    runner_up: int | None = None  # the one with the second highest
+    box: ArrayLike | None = None  # (4,) xyxy of a grounding after box regression
 
 
 def answer_figure(
@@ -136,25 +125,21 @@ def answer_figure(
     """
     check_format(path)
     places = _numbers(boxes, "boxes", (len(region_labels), 4))
-    regions = [_region_name(index, label) for index, label in enumerate(region_labels)]
-    heading, short_heading = _threshold_names(selection, threshold)
+    sides = {"dense": dense, "thresholded": thresholded}
+    regions = [region_name(index, label) for index, label in enumerate(region_labels)]
+    rule = rule_of(selection)
+    rule_words = rule.in_words(threshold)
     content = Content(
         image=_rgb(image),
         boxes=places,
         regions=regions,
         words=[clean_text(word) for word in words],
-        views=(
-            _checked(dense.view, "dense", len(words), len(regions)),
-            _checked(thresholded.view, "thresholded", len(words), len(regions)),
-        ),
-        heading=heading,
-        short_heading=short_heading,
-        answers=(list(dense.answers)[:_MAX_ANSWERS], list(thresholded.answers)[:_MAX_ANSWERS]),
-        grounding=any(side.chosen is not None or side.box is not None for side in (dense, thresholded)),
-        outlines=(
-            _grounding_outlines(dense, target_box, places, regions),
-            _grounding_outlines(thresholded, target_box, places, regions),
-        ),
+        views=[_checked(side.view, name, len(words), len(regions)) for name, side in sides.items()],
+        heading=f"{'Sparse attention' if rule.is_transform else 'Thresholded'} ({rule_words})",
+        short_heading=rule_words,
+        answers=[list(side.answers)[:_MAX_ANSWERS] for side in sides.values()],
+        grounding=any(side.chosen is not None or side.box is not None for side in sides.values()),
+        outlines=[_grounding_outlines(side, target_box, places, regions) for side in sides.values()],
         kept_fraction=kept_fraction,
         title=title,
         note=clean_text(note),
@@ -167,16 +152,16 @@ def _grounding_outlines(
     side: Side, target_box: ArrayLike | None, boxes: NDArray[np.float64], labels: list[str]
 ) -> list[Outline]:
     """Boxes of a grounding, the least important first, so that the others are drawn over it."""
-    target, predicted = _box(target_box), _box(side.box)
+    target, predicted = (
+        None if box is None else _numbers(box, "box", (4,)) for box in (target_box, side.box)
+    )
 
-    def outline(
-        start: str, color: str, style: Literal["-", "--", "-."], box: NDArray[np.float64], label: str = ""
-    ) -> Outline:
-        overlap = "" if target is None else f", IoU {_iou(box, target):.2f}"
-        return Outline(box, color, style, f"{start}{label and f': {label}'}{overlap}")
+    def outline(box: NDArray[np.float64], color: str, style: LineStyle, label: str) -> Outline:
+        overlap = "" if target is None else f", IoU {box_iou_paired([box], [target])[0]:.2f}"
+        return Outline(box, color, style, f"{label}{overlap}")
 
     outlines = []
-    regions: tuple[tuple[int | None, str, Literal["-", "--"], str], ...] = (
+    regions: tuple[tuple[int | None, str, LineStyle, str], ...] = (
         (side.runner_up, _RUNNER_UP, "--", "runner-up"),
         (side.chosen, _CHOSEN, "-", "chosen region"),
     )
@@ -184,28 +169,13 @@ def _grounding_outlines(
         if index is not None:
             if not 0 <= index < len(boxes):
                 raise DataError(f"{start} {index} is not one of the {len(boxes)} regions")
-            outlines.append(outline(start, color, style, boxes[index], labels[index]))
+            outlines.append(outline(boxes[index], color, style, f"{start}: {labels[index]}"))
     if predicted is not None:
-        outlines.append(outline("predicted box", _PREDICTED, "-.", predicted))
+        outlines.append(outline(predicted, _PREDICTED, "-.", "predicted box"))
     # A good prediction covers the target; dots let what is below them through.
     if target is not None and outlines:
         outlines.append(Outline(target, _TARGET, ":", "target"))
     return outlines
-
-
-def _iou(box: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    return float(box_iou_paired(box[None], other[None])[0])
-
-
-def _threshold_names(selection: str, threshold: float) -> tuple[str, str]:
-    """Heading of the thresholded side, and a short one."""
-    rule = rule_of(selection)
-    words = rule.in_words(threshold)
-    return f"{'Sparse attention' if rule.is_transform else 'Thresholded'} ({words})", words
-
-
-def _region_name(index: int, label: str) -> str:
-    return f"{index} {clean_text(label)}".strip()
 
 
 def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -215,10 +185,6 @@ def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if array.ndim != 3 or array.shape[2] not in (3, 4) or 0 in array.shape or array.dtype != np.uint8:
         raise DataError(f"image must be (H, W, 3) uint8, got {array.shape} {array.dtype}")
     return np.ascontiguousarray(array[..., :3])
-
-
-def _box(values: ArrayLike | None) -> NDArray[np.float64] | None:
-    return None if values is None else _numbers(values, "box", (4,))
 
 
 def _numbers(values: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:

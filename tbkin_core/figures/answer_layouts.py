@@ -6,16 +6,14 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.figures.attention_panels import (
-    DENSE,
     LEGEND_ROW,
     SCALE_WIDTH,
-    THRESHOLDED,
+    SIDE_COLORS,
     WORD_ROW,
     Outline,
     draw_answers,
@@ -23,11 +21,12 @@ from tbkin_core.figures.attention_panels import (
     draw_legend,
     draw_map,
     draw_note,
+    draw_row_names,
     draw_scale,
     draw_word_bars,
     highest_of,
 )
-from tbkin_core.figures.canvas import Page
+from tbkin_core.figures.canvas import Page, Slot
 from tbkin_core.figures.views import AttentionView
 
 _WIDTH = 7.2
@@ -49,45 +48,28 @@ _COLUMN_ANSWERS = 3
 _OUTLINED = 3
 _OUTLINED_SHARE = 0.1  # of the largest weight; what has less was hardly looked at
 
-Answers = list[tuple[str, float]]
-
 
 @dataclass(frozen=True)
 class Content:
-    """What a figure of an answer shows, checked; of each pair the first is dense, the second thresholded.
+    """What a figure of an answer shows, checked; of each pair the first is dense, the second thresholded."""
 
-    Attributes:
-        image: (H, W, 3).
-        boxes: (K, 4) xyxy in pixels of the image.
-        regions: K names, numbered.
-        words: W words.
-        views: Attention on regions and words.
-        heading, short_heading: Of the thresholded side; the dense one is "Dense attention", "Dense".
-        answers: (answer, probability), best first.
-        grounding: Whether the answer is a box; the images then show `outlines`, else what was attended to.
-        outlines: Boxes of the grounding, those drawn first first.
-        kept_fraction: Share of the attention entries kept, in [0, 1].
-        title: The question or expression.
-        note: Ends the caption.
-    """
-
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.float64]
-    regions: list[str]
-    words: list[str]
-    views: tuple[AttentionView, AttentionView]
-    heading: str
-    short_heading: str
-    answers: tuple[Answers, Answers]
-    grounding: bool
-    outlines: tuple[list[Outline], list[Outline]]
-    kept_fraction: float
-    title: str
-    note: str
+    image: NDArray[np.uint8]  # (H, W, 3)
+    boxes: NDArray[np.float64]  # (K, 4) xyxy in pixels of the image
+    regions: list[str]  # K names, numbered
+    words: list[str]  # W
+    views: list[AttentionView]  # attention on regions and words
+    heading: str  # of the thresholded side; that of the other is "Dense attention"
+    short_heading: str  # where there is less room; that of the other is "Dense"
+    answers: list[list[tuple[str, float]]]  # (answer, probability), best first
+    grounding: bool  # whether the answer is a box; the images then show `outlines`, else what was attended to
+    outlines: list[list[Outline]]  # boxes of the grounding, those drawn first first
+    kept_fraction: float  # share of the attention entries kept, in [0, 1]
+    title: str  # the question or expression
+    note: str  # ends the caption
 
     def most_attended_words(self, most: int) -> NDArray[np.intp]:
         """In the order of the text."""
-        weights = np.maximum(self.views[0].word_weights, self.views[1].word_weights)
+        weights = np.maximum(*(view.word_weights for view in self.views))
         return np.sort(np.argsort(-weights, kind="stable")[:most])
 
     def most_attended_regions(self, most: int) -> NDArray[np.intp]:
@@ -114,14 +96,9 @@ class Content:
 
     def image_notes(self) -> tuple[str, str]:
         """What is written over the dense and the thresholded image where no region has any weight."""
-        dense, thresholded = (
-            bool(view.region_weights.any()) or not view.region_weights.size for view in self.views
-        )
+        dense, thresholded = (view.region_weights.any() or not len(self.boxes) for view in self.views)
         unread = "no attention on regions"
         return "" if dense else unread, "" if thresholded else "all regions dropped" if dense else unread
-
-    def answers_heading(self, side: int) -> str:
-        return ("Dense", "Thresholded")[side] + (": regions" if self.grounding else ": answers")
 
     def caption_start(self) -> str:
         caption = f"{self.heading} keeps {_percentage(self.kept_fraction)} of the attention entries."
@@ -130,37 +107,31 @@ class Content:
 
 @dataclass(frozen=True)
 class _Shown:
-    """The part of a content that a layout has room for; what both layouts measure and draw of it.
+    """The part of a content that a layout has room for; what both layouts measure and draw of it."""
 
-    Attributes:
-        words, regions: Numbers of the words (w,) and regions (k,) shown.
-        maps: (w, k) attention of those words to those regions, dense and thresholded.
-        brightest: Upper end of the scale of the maps.
-        highest: Upper end of the scale of the images.
-    """
-
-    words: NDArray[np.intp]
-    regions: NDArray[np.intp]
-    maps: tuple[NDArray[np.floating], NDArray[np.floating]]
-    brightest: float
-    highest: float
+    words: NDArray[np.intp]  # (w,) numbers of the words shown
+    regions: NDArray[np.intp]  # (k,) numbers of the regions shown
+    weights: list[NDArray[np.floating]]  # (w,) of the words, dense and thresholded
+    maps: list[NDArray[np.floating]]  # (w, k) attention, dense and thresholded
+    brightest: float  # upper end of the scale of the maps
+    highest: float  # upper end of the scale of the images
 
     @classmethod
     def of(cls, content: Content, most_words: int, most_regions: int) -> _Shown:
         words = content.most_attended_words(most_words)
         regions = content.most_attended_regions(most_regions)
-        dense, thresholded = (view.word_region[np.ix_(words, regions)] for view in content.views)
-        brightest = highest_of((dense, thresholded))
+        weights = [view.word_weights[words] for view in content.views]
+        maps = [view.word_region[np.ix_(words, regions)] for view in content.views]
         highest = highest_of(view.region_weights for view in content.views)
-        return cls(words, regions, (dense, thresholded), brightest, highest)
+        return cls(words, regions, weights, maps, highest_of(maps), highest)
 
 
 @dataclass(frozen=True)
 class _Section:
     """A part of a page over its whole width; its heights add up, `draw` takes the place of its top."""
 
-    heights: tuple[float, ...]
-    draw: Callable[[float], None]
+    heights: tuple[float, ...] = ()
+    draw: Callable[[float], None] = lambda top: None
 
 
 def _stack(page: Page, sections: Sequence[_Section], margin: float) -> Page:
@@ -175,21 +146,28 @@ def _stack(page: Page, sections: Sequence[_Section], margin: float) -> Page:
     return page
 
 
-def _write(
-    page: Page, edge: float, top: float, lines: list[str], row: float, size: float, **style: Any
-) -> None:
-    for number, line in enumerate(lines):
-        page.text(edge, top + row * number, line, size, **style)
-
-
-def _draw_panel(
-    page: Page, slot: tuple[float, float, float, float], content: Content, side: int, highest: float
-) -> None:
+def _draw_panel(page: Page, slot: Slot, content: Content, side: int, highest: float) -> None:
     weights, outlines = content.views[side].region_weights, content.drawn_outlines(side)
-    draw_image(
-        page, slot, content.image, content.boxes, weights, highest, outlines, named=not content.grounding
-    )
+    named = not content.grounding
+    draw_image(page, slot, content.image, content.boxes, weights, highest, outlines, named)
     draw_note(page, slot, content.image_notes()[side])
+
+
+def _answer_panel(
+    page: Page, content: Content, width: float, size: float, row: float, number_width: float
+) -> Callable[[int, float, float], None]:
+    """What draws the answers of a side at a left and a top; both sides alike, to compare their bars."""
+    labels = [[page.fit(answer, width * 0.45, size) for answer, _ in given] for given in content.answers]
+    label_width = max((page.measure(label, size) for own in labels for label in own), default=0.0) + 0.08
+
+    def draw(side: int, left: float, top: float) -> None:
+        heading = ("Dense", "Thresholded")[side] + (": regions" if content.grounding else ": answers")
+        page.text(left, top, heading, 8, weight="bold")
+        bars = (left + label_width, top + _HEADING, width - label_width - number_width)
+        if chances := [probability for _, probability in content.answers[side]]:
+            draw_answers(page, bars, labels[side], chances, SIDE_COLORS[side], row, size)
+
+    return draw
 
 
 # ---- a page -------------------------------------------------------------------------------------
@@ -231,8 +209,8 @@ def _title_and_caption(page: Page, content: Content, shown: _Shown) -> _Section:
     title_height = 0.19 * len(title) + 0.03
 
     def draw(top: float) -> None:
-        _write(page, _MARGIN, top, title, 0.19, 10, weight="bold")
-        _write(page, _MARGIN, top + title_height, caption, 0.14, 7.5, color="#444444")
+        page.lines(_MARGIN, top, title, 0.19, size=10, weight="bold")
+        page.lines(_MARGIN, top + title_height, caption, 0.14, color="#444444")
 
     return _Section((title_height, 0.14 * len(caption), 0.1), draw)
 
@@ -272,7 +250,7 @@ def _images(page: Page, content: Content, shown: _Shown) -> _Section:
 def _words_and_maps(page: Page, content: Content, shown: _Shown) -> _Section:
     """One row per word: its weight as bars, then its attention to the regions, dense and thresholded."""
     if not len(shown.words):
-        return _Section((), lambda top: None)
+        return _Section()
     region_names = [page.fit(content.regions[index], 0.85, 7) for index in shown.regions]
     names_height = max((page.measure(name, 7) for name in region_names), default=0.2) * 0.71 + 0.15
     rows_height = WORD_ROW * len(shown.words)
@@ -288,8 +266,7 @@ def _words_and_maps(page: Page, content: Content, shown: _Shown) -> _Section:
     def draw(top: float) -> None:
         rows_top = top + _HEADING + 0.2
         page.text(bars_left, top, "Weight of words", 8, weight="bold")
-        weights = [view.word_weights[shown.words] for view in content.views]
-        draw_word_bars(page, (bars_left, rows_top, bars_width), names, weights, 7.5, edge=_MARGIN)
+        draw_word_bars(page, (bars_left, rows_top, bars_width), names, shown.weights, 7.5, edge=_MARGIN)
         if not len(shown.regions):
             return
         for side, values in enumerate(shown.maps):
@@ -307,20 +284,13 @@ def _words_and_maps(page: Page, content: Content, shown: _Shown) -> _Section:
 def _answers_side_by_side(page: Page, content: Content) -> _Section:
     rows = max(map(len, content.answers))
     if not rows:
-        return _Section((-0.1,), lambda top: None)
+        return _Section((-0.1,))
     width = (_WIDTH - 2 * _MARGIN - _GAP) / 2
-    names = [[page.fit(answer, width * 0.45, 7.5) for answer, _ in given] for given in content.answers]
-    label_width = max(page.measure(name, 7.5) for column in names for name in column) + 0.08
+    draw_side = _answer_panel(page, content, width, 7.5, _ANSWER_ROW, 0.4)
 
     def draw(top: float) -> None:
-        for side, given in enumerate(content.answers):
-            left = _MARGIN + side * (width + _GAP)
-            page.text(left, top, content.answers_heading(side), 8, weight="bold")
-            if given:
-                bars = (left + label_width, top + _HEADING, width - label_width - 0.4)
-                chances = [probability for _, probability in given]
-                color = (DENSE, THRESHOLDED)[side]
-                draw_answers(page, bars, names[side], chances, color, _ANSWER_ROW, 7.5)
+        for side in (0, 1):
+            draw_side(side, _MARGIN + side * (width + _GAP), top)
 
     return _Section((_HEADING + _ANSWER_ROW * rows,), draw)
 
@@ -335,8 +305,7 @@ _LEFTS = (_COLUMN_MARGIN, _COLUMN_MARGIN + _HALF + _COLUMN_GAP)
 def column_layout(content: Content) -> Page:
     """As `page_layout`, in half the width: images, words beside answers, maps, and the caption last."""
     page = Page(_COLUMN)
-    dense, thresholded = content.answers
-    content = replace(content, answers=(dense[:_COLUMN_ANSWERS], thresholded[:_COLUMN_ANSWERS]))
+    content = replace(content, answers=[given[:_COLUMN_ANSWERS] for given in content.answers])
     shown = _Shown.of(content, _COLUMN_WORDS, _COLUMN_REGIONS)
     names = [page.fit(content.words[index], 0.62, 7) for index in shown.words]
     names_width = max((page.measure(name, 7) for name in names), default=0.0) + 0.08
@@ -345,7 +314,7 @@ def column_layout(content: Content) -> Page:
     sections = [
         _Section(
             (0.17 * len(title), 0.05),
-            lambda top: _write(page, _COLUMN_MARGIN, top, title, 0.17, 9, weight="bold"),
+            lambda top: page.lines(_COLUMN_MARGIN, top, title, 0.17, size=9, weight="bold"),
         ),
         _column_images(page, content, shown),
         _Section(
@@ -372,27 +341,24 @@ def _column_images(page: Page, content: Content, shown: _Shown) -> _Section:
     return _Section((_HEADING, slot_height, 0.05), draw)
 
 
-def _merged(outlines: tuple[list[Outline], list[Outline]]) -> list[Outline]:
+def _merged(outlines: list[list[Outline]]) -> list[Outline]:
     """One legend for both images: an entry that differs between them stands there twice."""
     dense, thresholded = ({(one.color, one.style): one for one in own} for own in outlines)
     merged = []
     for key in dict.fromkeys([*dense, *thresholded]):
-        found = [
-            (own[key], name) for own, name in ((dense, "dense"), (thresholded, "thresholded")) if key in own
-        ]
-        if len({one.label for one, _ in found}) == 1 and len(found) == 2:
-            merged.append(found[0][0])
+        sides = (("thresholded", thresholded.get(key)), ("dense", dense.get(key)))
+        found = [(name, one) for name, one in sides if one is not None]
+        if len(found) == 2 and found[0][1].label == found[1][1].label:
+            merged.append(found[1][1])
         else:
-            merged += [replace(one, label=f"{one.label} ({name})") for one, name in reversed(found)]
+            merged += [replace(one, label=f"{one.label} ({name})") for name, one in found]
     return merged
 
 
 def _words_beside_answers(
     page: Page, content: Content, shown: _Shown, names: list[str], names_width: float
 ) -> _Section:
-    labels = [[page.fit(answer, _HALF * 0.45, 7) for answer, _ in given] for given in content.answers]
-    # One width for both, so that their bars can be compared.
-    label_width = max((page.measure(label, 7) for group in labels for label in group), default=0.0) + 0.08
+    draw_side = _answer_panel(page, content, _HALF, 7, _COLUMN_ANSWER_ROW, 0.36)
     heights = [
         _HEADING + _COLUMN_ANSWER_ROW * len(given) + 0.06 if given else 0.0 for given in content.answers
     ]
@@ -402,15 +368,10 @@ def _words_beside_answers(
         if names:
             page.text(_LEFTS[0], top, "Weight of words", 8, weight="bold")
             bars = (_LEFTS[0] + names_width, top + _HEADING + 0.16, _HALF - names_width)
-            weights = [view.word_weights[shown.words] for view in content.views]
-            draw_word_bars(page, bars, names, weights, 7, edge=_COLUMN_MARGIN)
+            draw_word_bars(page, bars, names, shown.weights, 7, edge=_COLUMN_MARGIN)
         for side, given in enumerate(content.answers):
             if given:
-                page.text(_LEFTS[1], top, content.answers_heading(side), 8, weight="bold")
-                bars = (_LEFTS[1] + label_width, top + _HEADING, _HALF - label_width - 0.36)
-                chances = [probability for _, probability in given]
-                color = (DENSE, THRESHOLDED)[side]
-                draw_answers(page, bars, labels[side], chances, color, _COLUMN_ANSWER_ROW, 7)
+                draw_side(side, _LEFTS[1], top)
             top += heights[side]
 
     return _Section((max(words_height, sum(heights)), 0.1), draw)
@@ -420,7 +381,7 @@ def _column_maps(
     page: Page, content: Content, shown: _Shown, names: list[str], names_width: float
 ) -> _Section:
     if not len(shown.words) or not len(shown.regions):
-        return _Section((), lambda top: None)
+        return _Section()
     region_names = [page.fit(content.regions[index], 0.7, 7) for index in shown.regions]
     names_height = max(page.measure(name, 7) for name in region_names) + 0.1
     rows_height = WORD_ROW * len(names)
@@ -428,9 +389,7 @@ def _column_maps(
 
     def draw(top: float) -> None:
         rows_top = top + _HEADING
-        for row, name in enumerate(names):
-            middle = rows_top + WORD_ROW * (row + 0.5)
-            page.text(_LEFTS[0] + names_width - 0.06, middle, name, 7, ha="right", va="center")
+        draw_row_names(page, _LEFTS[0] + names_width, rows_top, names, WORD_ROW, 7)
         for side, heading in enumerate(("Map, dense", "Map, thresholded")):
             left = _LEFTS[0] + names_width + side * (width + _COLUMN_GAP)
             page.text(left, top, page.fit(heading, width, 8, bold=True), 8, weight="bold")
@@ -458,7 +417,8 @@ def _column_caption(page: Page, content: Content, shown: _Shown) -> _Section:
         caption += f" {words} of {len(content.words)} words."
     lines = page.wrap(f"{caption} {content.note}" if regions else caption, _INNER, 7, lines=8)
     return _Section(
-        (0.13 * len(lines),), lambda top: _write(page, _COLUMN_MARGIN, top, lines, 0.13, 7, color="#444444")
+        (0.13 * len(lines),),
+        lambda top: page.lines(_COLUMN_MARGIN, top, lines, 0.13, size=7, color="#444444"),
     )
 
 

@@ -12,16 +12,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.figures.canvas import COLORS, Page, plain_axes
+from tbkin_core.figures.canvas import COLORS, Page, Slot, draw_box, placed_inside, plain_axes
 
 SCALE_WIDTH = 0.64  # a colour bar with its numbers
 WORD_ROW = 0.17
 LEGEND_ROW = 0.15
-DENSE, THRESHOLDED = COLORS[0], COLORS[1]
+SIDE_COLORS = COLORS[:2]  # of dense and thresholded attention
 
 _LEAST_WORD_SPAN = 0.05
 _COLORMAP = "viridis"
 _DROPPED = "#e6e6e6"
+_ON_IMAGE: dict[str, Any] = {"facecolor": "white", "alpha": 0.85, "linewidth": 0}  # what text stands on
+
+
+LineStyle = Literal["-", "--", "-.", ":"]
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,13 @@ class Outline:
 
     box: NDArray[np.float64]
     color: str
-    style: Literal["-", "--", "-.", ":"]
+    style: LineStyle
     label: str
 
 
 def draw_image(
     page: Page,
-    slot: tuple[float, float, float, float],
+    slot: Slot,
     image: NDArray[np.uint8],
     boxes: NDArray[np.float64],
     weights: NDArray[np.floating],
@@ -45,8 +49,7 @@ def draw_image(
     named: bool,
 ) -> None:
     """The image, faded where it got little attention: a pixel has the highest weight of its regions."""
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import Normal, withStroke
+    from matplotlib.patheffects import withStroke
     from PIL import Image
 
     slot_left, slot_top, slot_width, slot_height = slot
@@ -69,40 +72,28 @@ def draw_image(
     axes = page.axes(left, top, shown_width, shown_height)
     axes.imshow(shown, extent=(0, width, height, 0), aspect="auto", interpolation="none")
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    taken: list[tuple[float, float, float, float]] = []
-    for line in outlines:
-        x1, y1, x2, y2 = line.box
-        patch = Rectangle(
-            (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=line.color, linestyle=line.style, linewidth=1.2
-        )
-        patch.set_path_effects([withStroke(linewidth=2.2, foreground="#000000c0"), Normal()])
-        axes.add_patch(patch)
+    taken: list[Slot] = []
+    inches = np.array([shown_width / width, shown_height / height] * 2)
+    outlined = [line.box * inches + np.array([left, top] * 2) for line in outlines]
+    for line, corners in zip(outlines, outlined, strict=True):
+        halo = withStroke(linewidth=2.2, foreground="#000000c0")
+        draw_box(axes, line.box, halo, edgecolor=line.color, linestyle=line.style, linewidth=1.2)
         if named:
             label = page.fit(line.label, min(1.2, slot_width), 7)
             size = (page.measure(label, 7) + 0.06, 0.15)
-            inches = np.array([shown_width / width, shown_height / height] * 2)
-            outlined = [other.box * inches + np.array([left, top] * 2) for other in outlines]
-            corners = line.box * inches + np.array([left, top] * 2)
             place = _free_place(corners, size, slot, taken, outlined)
             taken.append((*place, *size))
-            page.text(
-                place[0] + size[0] / 2,
-                place[1] + size[1] / 2,
-                label,
-                7,
-                ha="center",
-                va="center",
-                bbox={"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1.2},
-            )
+            middle = (place[0] + size[0] / 2, place[1] + size[1] / 2)
+            page.text(*middle, label, 7, ha="center", va="center", bbox={**_ON_IMAGE, "pad": 1.2})
 
 
-def draw_note(page: Page, slot: tuple[float, float, float, float], note: str) -> None:
+def draw_note(page: Page, slot: Slot, note: str) -> None:
     """A note in the middle of an image, which would else look like one that is there but faded."""
     left, top, width, height = slot
     if note:
-        box = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 2.0}
         middle = (left + width / 2, top + height / 2)
-        page.text(*middle, page.fit(note, width, 7.5), 7.5, ha="center", va="center", bbox=box)
+        shown, box = page.fit(note, width, 7.5), {**_ON_IMAGE, "pad": 2.0}
+        page.text(*middle, shown, 7.5, ha="center", va="center", bbox=box)
 
 
 def draw_legend(page: Page, left: float, top: float, width: float, lines: list[Outline]) -> None:
@@ -110,14 +101,8 @@ def draw_legend(page: Page, left: float, top: float, width: float, lines: list[O
 
     for row, line in enumerate(reversed(lines)):
         middle = top + LEGEND_ROW * (row + 0.5)
-        sample = Line2D(
-            [left / page.width, (left + 0.3) / page.width],
-            [1 - middle / page.height] * 2,
-            color=line.color,
-            linestyle=line.style,
-            linewidth=1.5,
-        )
-        page.figure.add_artist(sample)
+        ends = [left / page.width, (left + 0.3) / page.width], [1 - middle / page.height] * 2
+        page.figure.add_artist(Line2D(*ends, color=line.color, linestyle=line.style, linewidth=1.5))
         page.text(left + 0.36, middle, page.fit(line.label, width - 0.36, 7), 7, va="center")
 
 
@@ -171,10 +156,9 @@ def draw_word_bars(
 
     left, top, width = bars
     count = len(names)
-    for row, name in enumerate(names):
-        page.text(left - 0.06, top + WORD_ROW * (row + 0.5), name, size, ha="right", va="center")
+    draw_row_names(page, left, top, names, WORD_ROW, size)
     axes = page.axes(left, top, width, WORD_ROW * count)
-    for values, color, shift in zip(weights, (DENSE, THRESHOLDED), (-0.19, 0.19), strict=True):
+    for values, color, shift in zip(weights, SIDE_COLORS, (-0.19, 0.19), strict=True):
         axes.barh(np.arange(count) + shift, values, height=0.38, color=color)
     # Words that get next to nothing must look so: the axis never spans less than this share.
     highest = max(highest_of(weights), _LEAST_WORD_SPAN)
@@ -183,45 +167,36 @@ def draw_word_bars(
     axes.xaxis.tick_top()
     axes.tick_params(labelsize=6.5, pad=1)
     axes.spines[["right", "bottom"]].set_visible(False)
-    for row, (name, color) in enumerate((("dense", DENSE), ("thresholded", THRESHOLDED))):
+    for row, (name, color) in enumerate(zip(("dense", "thresholded"), SIDE_COLORS, strict=True)):
         below = top + WORD_ROW * count + 0.06 + 0.14 * row
         page.text(edge, below, "■", 7.5, color=color)
         page.text(edge + 0.12, below, name, 7)
 
 
+def draw_row_names(
+    page: Page, right: float, top: float, names: list[str], row_height: float, size: float
+) -> None:
+    """Names that end a little left of `right`, each in the middle of its row."""
+    for row, name in enumerate(names):
+        page.text(right - 0.06, top + row_height * (row + 0.5), name, size, ha="right", va="center")
+
+
 def draw_map(
-    page: Page,
-    slot: tuple[float, float, float, float],
-    values: NDArray[np.floating],
-    highest: float,
-    region_names: list[str],
-    rotation: int,
+    page: Page, slot: Slot, values: NDArray[np.floating], highest: float, names: list[str], rotation: int
 ) -> None:
     """Attention of words to regions (W, K) in `slot` (left, top, width, height), regions named below."""
     from matplotlib import colormaps
 
     left, top, width, height = slot
     axes = page.axes(left, top, width, height)
-    axes.imshow(
-        np.ma.masked_equal(values, 0),
-        cmap=colormaps[_COLORMAP].with_extremes(bad=_DROPPED),
-        norm=_normalize(highest),
-        aspect="auto",
-        interpolation="none",
-    )
+    colors, norm = colormaps[_COLORMAP].with_extremes(bad=_DROPPED), _normalize(highest)
+    axes.imshow(np.ma.masked_equal(values, 0), colors, norm, aspect="auto", interpolation="none")
     axes.set(xticks=[], yticks=[])
-    column = width / len(region_names)
-    for index, name in enumerate(region_names):
-        page.text(
-            left + column * (index + 0.5) + (0.04 if rotation < 90 else 0.0),
-            top + height + 0.05,
-            name,
-            7,
-            ha="right",
-            rotation=rotation,
-            rotation_mode="anchor",
-            va="center_baseline" if rotation < 90 else "center",
-        )
+    column = width / len(names)
+    shift, align = (0.04, "center_baseline") if rotation < 90 else (0.0, "center")
+    style: dict[str, Any] = {"ha": "right", "va": align, "rotation": rotation, "rotation_mode": "anchor"}
+    for index, name in enumerate(names):
+        page.text(left + column * (index + 0.5) + shift, top + height + 0.05, name, 7, **style)
 
 
 def draw_answers(
@@ -236,18 +211,11 @@ def draw_answers(
     """Horizontal bars at `bars` (left, top, width), their names to the left."""
     left, top, width = bars
     axes = page.axes(left, top, width, row_height * len(names))
-    for row, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
-        page.text(left - 0.06, top + row_height * (row + 0.5), name, size, ha="right", va="center")
+    draw_row_names(page, left, top, names, row_height, size)
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "annotation_clip": False}
+    for row, probability in enumerate(probabilities):
         axes.barh(row, probability, height=0.62, color=color)
-        axes.annotate(
-            _rounded(probability),
-            (probability, row),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-            annotation_clip=False,
-        )
+        axes.annotate(_rounded(probability), (probability, row), xytext=(3, 0), fontsize=7, **style)
     # One scale for both panels, 0 to 1, so that the bars can be compared.
     axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xticks=[], yticks=[])
     plain_axes(axes)
@@ -286,8 +254,8 @@ def _pixels(start: float, end: float, size: int) -> slice:
 def _free_place(
     box: NDArray[np.float64],
     size: tuple[float, float],
-    slot: tuple[float, float, float, float],
-    taken: list[tuple[float, float, float, float]],
+    slot: Slot,
+    taken: list[Slot],
     outlined: list[NDArray[np.float64]],
 ) -> tuple[float, float]:
     """Left and top for a label of `size` at `box`, inside `slot`.
@@ -303,13 +271,7 @@ def _free_place(
     inside = [(x1, y1), (x2 - width, y1), (x1, y2 - height), (x2 - width, y2 - height)]
     near = len(outside) + len(beside) + len(inside)
     steps = [(x1, slot[1] + height * step) for step in range(int(slot[3] / height))]
-    candidates = [
-        (
-            float(np.clip(left, slot[0], max(slot[0], slot[0] + slot[2] - width))),
-            float(np.clip(top, slot[1], max(slot[1], slot[1] + slot[3] - height))),
-        )
-        for left, top in (*outside, *beside, *inside, *steps)
-    ]
+    candidates = [placed_inside(slot, *corner, size) for corner in (*outside, *beside, *inside, *steps)]
 
     def shared(place: tuple[float, float], corners: Sequence[float] | NDArray[np.float64]) -> float:
         wide = min(place[0] + width, corners[2]) - max(place[0], corners[0])
@@ -321,11 +283,10 @@ def _free_place(
     def covered(number: int) -> tuple[float, bool, float]:
         place = candidates[number]
         over_labels = sum(shared(place, corners) for corners in labels)
-        shares = (
-            shared(place, corners) / max((corners[2] - corners[0]) * (corners[3] - corners[1]), 1e-6)
-            for corners in outlined
+        shares = sum(
+            shared(place, own) / max((own[2] - own[0]) * (own[3] - own[1]), 1e-6) for own in outlined
         )
-        return round(over_labels, 6), number >= near, round(sum(shares), 3)
+        return round(over_labels, 6), number >= near, round(shares, 3)
 
     return candidates[min(range(len(candidates)), key=covered)]  # the first of those that cover least
 

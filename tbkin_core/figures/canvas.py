@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.support.files import atomic_path
@@ -15,10 +18,14 @@ from tbkin_core.support.files import atomic_path
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import AbstractPathEffect
+
+Slot = tuple[float, float, float, float]
+"""Left, top, width and height of a place on a page, in inches."""
 
 # Okabe and Ito (2008): eight colours that colour-blind readers tell apart, in the order used here.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-FORMATS = (".png", ".svg", ".pdf")
+FORMATS = (".png", ".svg", ".pdf")  # what the name of every figure's file ends in
 DOTS_PER_INCH = 200
 # Tried in this order for what DejaVu Sans, which comes with matplotlib, cannot write.
 _FALLBACK_FONTS = (
@@ -34,6 +41,7 @@ _FALLBACK_FONTS = (
     "Noto Emoji",
     "Arial Unicode MS",
 )
+_TICKS = {"labelsize": 7, "major.size": 2.5, "major.width": 0.6}
 
 
 @contextlib.contextmanager
@@ -51,18 +59,13 @@ def figure_style() -> Iterator[None]:
         "axes.edgecolor": "#444444",
         "axes.labelsize": 7.5,
         "axes.linewidth": 0.6,
+        **{f"{axis}.{name}": value for axis in ("xtick", "ytick") for name, value in _TICKS.items()},
         "font.family": ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)],
         "font.size": 7.5,
         "legend.fontsize": 7.5,
         "legend.frameon": False,
         "svg.hashsalt": "tbkin",
         "text.parse_math": False,
-        "xtick.labelsize": 7,
-        "xtick.major.size": 2.5,
-        "xtick.major.width": 0.6,
-        "ytick.labelsize": 7,
-        "ytick.major.size": 2.5,
-        "ytick.major.width": 0.6,
     }
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
@@ -87,21 +90,24 @@ def clean_text(text: object) -> str:
     return "".join(kept)
 
 
+def region_name(index: int, label: str) -> str:
+    """ "3 dog"; of a region without a label the number alone."""
+    return f"{index} {clean_text(label)}".strip()
+
+
 class Page:
     """A figure whose parts are placed in inches from its top left corner.
 
     Args:
-        width: Inches.
-        height: Inches; may be changed by `resize` as long as nothing is drawn.
+        width: Inches; the height is set by `resize`, before anything is drawn.
     """
 
-    def __init__(self, width: float, height: float = 4.0) -> None:
+    def __init__(self, width: float) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        self.width = width
-        self.height = height
-        self.figure: Figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
+        self.width, self.height = width, 4.0
+        self.figure: Figure = Figure(figsize=(width, self.height), dpi=DOTS_PER_INCH, facecolor="white")
         self._canvas = FigureCanvasAgg(self.figure)
 
     def resize(self, height: float) -> None:
@@ -110,18 +116,25 @@ class Page:
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         return self.figure.add_axes(
-            (
-                left / self.width,
-                1 - (top + height) / self.height,
-                width / self.width,
-                height / self.height,
-            )
+            (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
         )
 
     def text(self, left: float, top: float, text: str, size: float = 7.5, **options: Any) -> None:
         """Write `text` with its top left corner there, unless `ha` or `va` say otherwise."""
         options = {"va": "top", "ha": "left"} | options
         self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, **options)
+
+    def lines(self, left: float, top: float, lines: Sequence[str], row: float, **options: Any) -> None:
+        """Write `lines` below each other, one every `row` inches; options as for `text`."""
+        for number, line in enumerate(lines):
+            self.text(left, top + row * number, line, **options)
+
+    def title(self, lines: Sequence[str]) -> None:
+        """Write the title of a figure of curves, as `wrapped_title` has it."""
+        self.lines(0.15, 0.12, lines, 0.18, size=9, weight="bold")
+
+    def wrapped_title(self, title: str) -> list[str]:
+        return self.wrap(title, self.width - 0.3, 9, lines=3, bold=True)
 
     def measure(self, text: str, size: float = 7.5, bold: bool = False) -> float:
         """Width of `text` in inches."""
@@ -139,10 +152,8 @@ class Page:
         low, high = 0, len(shown)
         while low < high:
             middle = (low + high + 1) // 2
-            if self.measure(shown[:middle].rstrip() + "…", size, bold) <= width:
-                low = middle
-            else:
-                high = middle - 1
+            fits = self.measure(shown[:middle].rstrip() + "…", size, bold) <= width
+            low, high = (middle, high) if fits else (low, middle - 1)
         return shown[:low].rstrip() + "…"
 
     def wrap(self, text: object, width: float, size: float, lines: int, bold: bool = False) -> list[str]:
@@ -173,3 +184,20 @@ class Page:
 def plain_axes(axes: Axes) -> None:
     """Leave only the left and the bottom line of a plot."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_box(axes: Axes, box: ArrayLike, halo: AbstractPathEffect, **style: Any) -> None:
+    """Outline a box (x1, y1, x2, y2) over a halo that sets it off from the picture."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import Normal
+
+    x1, y1, x2, y2 = np.asarray(box)
+    axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, path_effects=[halo, Normal()], **style))
+
+
+def placed_inside(slot: Slot, left: float, top: float, size: tuple[float, float]) -> tuple[float, float]:
+    """The left and top nearest to those given where something of `size` lies within `slot`."""
+    return (
+        float(np.clip(left, slot[0], max(slot[0], slot[0] + slot[2] - size[0]))),
+        float(np.clip(top, slot[1], max(slot[1], slot[1] + slot[3] - size[1]))),
+    )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tbkin_core.errors import DataError
-from tbkin_core.figures.canvas import COLORS, Page, check_format, figure_style
+from tbkin_core.figures.canvas import COLORS, Page, check_format, draw_box, figure_style
 
 # All in inches.
 _WIDTH = 7.2
@@ -28,25 +28,15 @@ _GIVEN, _RIGHT = COLORS[1], COLORS[2]
 
 @dataclass(frozen=True)
 class SheetItem:
-    """One answer.
+    """One answer."""
 
-    Attributes:
-        image: (H, W, 3) uint8, or None where there is no picture.
-        text: Question or expression.
-        given: What the model answered, in words; empty for a box.
-        right: What would have been right.
-        correct: Whether the answer counts as right.
-        box: (4,) xyxy that the model chose, in pixels of `image`.
-        target: (4,) xyxy of the true box.
-    """
-
-    image: NDArray[np.uint8] | None
-    text: str
-    given: str
-    right: str
-    correct: bool = False
-    box: ArrayLike | None = None
-    target: ArrayLike | None = None
+    image: NDArray[np.uint8] | None  # (H, W, 3) uint8, or None where there is no picture
+    text: str  # question or expression
+    given: str  # what the model answered, in words; empty for a box
+    right: str  # what would have been right
+    correct: bool = False  # whether the answer counts as right
+    box: ArrayLike | None = None  # (4,) xyxy that the model chose, in pixels of `image`
+    target: ArrayLike | None = None  # (4,) xyxy of the true box
 
 
 @dataclass(frozen=True)
@@ -54,17 +44,13 @@ class SheetGroup:
     """Answers under one heading."""
 
     heading: str
-    items: Sequence[SheetItem] = field(default_factory=list)
+    items: Sequence[SheetItem] = ()
 
 
 def contact_sheet(path: Path, groups: Sequence[SheetGroup], *, title: str = "", caption: str = "") -> None:
     """Draw answers in rows of four, a heading above each group.
 
-    Args:
-        path: Ends in .png, .svg or .pdf.
-        groups: The groups in their order; empty ones are omitted.
-        title: Above all.
-        caption: Below the title, in smaller letters.
+    Groups without items are omitted; the caption stands below the title, in smaller letters.
 
     Raises:
         DataError: There is nothing to draw, or an image is none.
@@ -78,18 +64,8 @@ def contact_sheet(path: Path, groups: Sequence[SheetGroup], *, title: str = "", 
         _draw(groups, title, caption).save(Path(path))
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """An item with its lines as they fit."""
-
-    item: SheetItem
-    text: list[str]
-    given: list[str]
-    right: list[str]
-
-    @property
-    def height(self) -> float:
-        return _PICTURE + 0.06 + _LINE * (len(self.text) + len(self.given) + len(self.right))
+_Cell = tuple[SheetItem, list[tuple[str, str]]]
+"""An item, and its lines as they fit, each with its colour."""
 
 
 def _draw(groups: Sequence[SheetGroup], title: str, caption: str) -> Page:
@@ -99,7 +75,7 @@ def _draw(groups: Sequence[SheetGroup], title: str, caption: str) -> Page:
     caption_lines = page.wrap(caption, inner, _SIZE, lines=3)
     rows: list[tuple[str, list[_Cell]]] = []
     for group in groups:
-        cells = [_cell(page, item) for item in group.items]
+        cells = [(item, _lines(page, item)) for item in group.items]
         for begin in range(0, len(cells), COLUMNS):
             rows.append((group.heading if begin == 0 else "", cells[begin : begin + COLUMNS]))
     top = _MARGIN + 0.19 * len(title_lines) + 0.14 * len(caption_lines) + 0.1
@@ -107,48 +83,38 @@ def _draw(groups: Sequence[SheetGroup], title: str, caption: str) -> Page:
     for heading, cells in rows:
         top += 0.26 if heading else 0.0
         tops.append(top)
-        top += max(cell.height for cell in cells) + 0.14
+        top += max(_PICTURE + 0.06 + _LINE * len(lines) for _, lines in cells) + 0.14
     page.resize(top + _MARGIN - 0.1)
-    for number, line in enumerate(title_lines):
-        page.text(_MARGIN, _MARGIN + 0.19 * number, line, 10, weight="bold")
+    page.lines(_MARGIN, _MARGIN, title_lines, 0.19, size=10, weight="bold")
     below = _MARGIN + 0.19 * len(title_lines) + 0.03
-    for number, line in enumerate(caption_lines):
-        page.text(_MARGIN, below + 0.14 * number, line, _SIZE, color="#444444")
+    page.lines(_MARGIN, below, caption_lines, 0.14, size=_SIZE, color="#444444")
     for (heading, cells), row_top in zip(rows, tops, strict=True):
         if heading:
             page.text(_MARGIN, row_top - 0.21, page.fit(heading, inner, 8.5, bold=True), 8.5, weight="bold")
-        for column, cell in enumerate(cells):
-            _draw_cell(page, _MARGIN + column * (_CELL + _GAP), row_top, cell)
+        for column, (item, lines) in enumerate(cells):
+            left = _MARGIN + column * (_CELL + _GAP)
+            if item.image is None:
+                middle = (left + _CELL / 2, row_top + _PICTURE / 2)
+                page.text(*middle, "no picture", _SIZE, ha="center", va="center")
+            else:
+                _draw_picture(page, left, row_top, item, item.image)
+            for number, (line, color) in enumerate(lines):
+                page.text(left, row_top + _PICTURE + 0.06 + _LINE * number, line, _SIZE, color=color)
     return page
 
 
-def _cell(page: Page, item: SheetItem) -> _Cell:
-    mark = "✓" if item.correct else "✗"
-    given = page.wrap(f"{mark} {item.given}", _CELL, _SIZE, _ANSWER_LINES) if item.given else []
-    right = page.wrap(f"✓ {item.right}", _CELL, _SIZE, _ANSWER_LINES) if item.right else []
-    return _Cell(item, page.wrap(item.text, _CELL, _SIZE, _TEXT_LINES), given, right)
+def _lines(page: Page, item: SheetItem) -> list[tuple[str, str]]:
+    mark, color = ("✓", _RIGHT) if item.correct else ("✗", _GIVEN)
+    parts = [(item.text, "black", _TEXT_LINES)]
+    parts += [(f"{mark} {item.given}", color, _ANSWER_LINES)] * bool(item.given)
+    parts += [(f"✓ {item.right}", _RIGHT, _ANSWER_LINES)] * bool(item.right)
+    return [(line, color) for text, color, most in parts for line in page.wrap(text, _CELL, _SIZE, most)]
 
 
-def _draw_cell(page: Page, left: float, top: float, cell: _Cell) -> None:
-    item = cell.item
-    if item.image is None:
-        page.text(left + _CELL / 2, top + _PICTURE / 2, "no picture", _SIZE, ha="center", va="center")
-    else:
-        _draw_picture(page, left, top, item)
-    below = top + _PICTURE + 0.06
-    given = _RIGHT if item.correct else _GIVEN
-    colors = ["black"] * len(cell.text) + [given] * len(cell.given) + [_RIGHT] * len(cell.right)
-    lines = zip([*cell.text, *cell.given, *cell.right], colors, strict=True)
-    for number, (line, color) in enumerate(lines):
-        page.text(left, below + _LINE * number, line, _SIZE, color=color)
+def _draw_picture(page: Page, left: float, top: float, item: SheetItem, image: NDArray[np.uint8]) -> None:
+    from matplotlib.patheffects import withStroke
 
-
-def _draw_picture(page: Page, left: float, top: float, item: SheetItem) -> None:
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import Normal, withStroke
-
-    image = item.image
-    if image is None or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise DataError("a picture of a contact sheet must be (H, W, 3) uint8")
     height, width = image.shape[:2]
     scale = min(_CELL / width, _PICTURE / height)
@@ -157,11 +123,7 @@ def _draw_picture(page: Page, left: float, top: float, item: SheetItem) -> None:
     axes.imshow(image, extent=(0, width, height, 0), aspect="auto", interpolation="antialiased")
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     for box, color, style in ((item.target, _RIGHT, ":"), (item.box, _GIVEN, "-")):
-        if box is None:
-            continue
-        x1, y1, x2, y2 = np.nan_to_num(np.asarray(box, np.float64))
-        patch = Rectangle(
-            (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linestyle=style, linewidth=1.3
-        )
-        patch.set_path_effects([withStroke(linewidth=2.3, foreground="#ffffffc0"), Normal()])
-        axes.add_patch(patch)
+        if box is not None:
+            corners = np.nan_to_num(np.asarray(box, np.float64))
+            halo = withStroke(linewidth=2.3, foreground="#ffffffc0")
+            draw_box(axes, corners, halo, edgecolor=color, linestyle=style, linewidth=1.3)

@@ -26,46 +26,34 @@ _NOT_DRAWN = frozenset({"step", "epoch", "lr", "learning_rate", "seconds", "time
 }
 
 
-def training_figure(
-    path: Path,
-    metrics: Sequence[Mapping[str, Any]],
-    *,
-    loss_keys: Sequence[str] | None = None,
-    metric_keys: Sequence[str] | None = None,
-    title: str = "",
-) -> None:
+def training_figure(path: Path, metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
     """Draw losses above and validation metrics below, over the same steps.
+
+    Losses have "loss" in their key; of the others, those with "accuracy" in it, or that start with "val" or
+    "eval", are metrics.
 
     A loss of the validation data ("val_mlm_loss") has the colour of that of training ("loss_mlm") and is
     dashed. Many noisy values are drawn thin, with their running median over them.
 
     Args:
         path: Ends in .png, .svg or .pdf.
-        metrics: Rows in the order of the run, each with "step" and what was measured at it; a row need not
-            have every key.
-        loss_keys: Keys of the upper plot; by default those with "loss" in the name.
-        metric_keys: Keys of the lower plot; by default those with "accuracy" in the name, or that start
-            with "val" or "eval", and are no losses.
+        metrics: Rows in the order of the run, each with "step" and some of what was measured at it.
         title: Above the plots.
 
     Raises:
-        DataError: No row has a step and one of the keys.
+        DataError: No row has a step and a loss or metric.
         ConfigError: The format is unknown.
     """
     check_format(path)
     names = list(dict.fromkeys(key for row in metrics for key in row if key not in _NOT_DRAWN))
-    losses = [name for name in names if "loss" in name] if loss_keys is None else list(loss_keys)
-    if metric_keys is None:
-        metric_keys = [
-            name
-            for name in names
-            if name not in losses and ("accuracy" in name or name.startswith(("val", "eval")))
-        ]
-    percent = all("accuracy" in name for name in metric_keys)
+    losses = [name for name in names if "loss" in name]
+    others = [name for name in names if "loss" not in name]
+    others = [name for name in others if "accuracy" in name or name.startswith(("val", "eval"))]
+    percent = all("accuracy" in name for name in others)
     plots = [
-        (label, [_Line(_label(name), name.startswith("val"), *series) for name, series in found])
-        for label, keys in (("Loss", losses), (f"Validation{' (%)' * percent}", metric_keys))
-        if (found := [(name, series) for name in keys if (series := _series(metrics, name))[0].size])
+        (label, lines)
+        for label, keys in (("Loss", losses), (f"Validation{' (%)' * percent}", others))
+        if (lines := [line for key in keys if (line := _line(metrics, key)).steps.size])
     ]
     if not plots:
         raise DataError(
@@ -97,7 +85,7 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     page = Page(_WIDTH)
-    title_lines = page.wrap(title, _WIDTH - 0.3, 9, lines=3, bold=True)
+    title_lines = page.wrapped_title(title)
     # Above each plot there is room for the common factor of its scale ("1e−5").
     top = 0.25 + 0.18 * len(title_lines)
     # The legend stands beside the plots: it never hides a line. What differs in data alone shares an entry.
@@ -108,8 +96,7 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
     left, gap = 0.65, 0.25
     width = _WIDTH - left - legend_width - 0.15
     page.resize(top + (_PLOT_HEIGHT + gap) * len(plots) - gap + 0.5)
-    for index, words in enumerate(title_lines):
-        page.text(0.15, 0.12 + 0.18 * index, words, 9, weight="bold")
+    page.title(title_lines)
     first = min(float(line.steps.min()) for _, lines in plots for line in lines)
     last = max(float(line.steps.max()) for _, lines in plots for line in lines)
     margin = 0.02 * (last - first) or 2.0
@@ -122,7 +109,7 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
         for line in lines:
             if line.label in colors:
                 style = "--" if line.validation and both[index] else "-"
-                _draw_line(axes, line.steps, line.values, colors[line.label], style)
+                _draw_line(axes, line, colors[line.label], style)
         entries = [("■", color, name) for name, color in colors.items()]
         entries += [("—", "#444444", "training"), ("╌", "#444444", "validation")] * both[index]
         for number, (mark, color, name) in enumerate(entries):
@@ -144,11 +131,10 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
     return page
 
 
-def _draw_line(
-    axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], color: str, style: str
-) -> None:
+def _draw_line(axes: Axes, line: _Line, color: str, style: str) -> None:
     from scipy.ndimage import median_filter
 
+    steps, values = line.steps, line.values
     if len(values) > 60:
         axes.plot(steps, values, color=color, linewidth=0.5, alpha=0.35)
         smooth = median_filter(values, size=2 * (len(values) // 60) + 3, mode="reflect")
@@ -158,19 +144,16 @@ def _draw_line(
         axes.plot(steps, values, color=color, marker=marker, markersize=3, linewidth=1.4, linestyle=style)
 
 
-def _series(
-    metrics: Sequence[Mapping[str, Any]], key: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(steps, values) of the rows that have both as finite numbers, by step."""
-    points = [
-        (float(row["step"]), float(row[key]))
+def _line(metrics: Sequence[Mapping[str, Any]], key: str) -> _Line:
+    """The rows that have a step and the key as finite numbers, by step."""
+    # A resumed run measures some steps again: the last value counts.
+    points = {
+        float(row["step"]): float(row[key])
         for row in metrics
         if all(
             isinstance(row.get(name), (int, float, np.number)) and math.isfinite(float(row[name]))
             for name in ("step", key)
         )
-    ]
-    # A resumed run measures some steps again: the last value counts.
-    ordered = sorted(dict(points).items())
-    array = np.array(ordered, np.float64).reshape(-1, 2)
-    return array[:, 0], array[:, 1]
+    }
+    steps, values = np.array(sorted(points.items()), np.float64).reshape(-1, 2).T
+    return _Line(_label(key), key.startswith("val"), steps, values)

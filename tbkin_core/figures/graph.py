@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
-from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style
+from tbkin_core.figures.canvas import (
+    COLORS,
+    Page,
+    Slot,
+    check_format,
+    draw_box,
+    figure_style,
+    placed_inside,
+    region_name,
+)
 from tbkin_core.figures.trace import Trace
 
 if TYPE_CHECKING:
@@ -52,11 +62,8 @@ _INK = "#444444"
 def graph_regions(trace: Trace, limit: int) -> list[int]:
     """Regions of the scene graph worth drawing: the chosen, the linked ones, then the most attended.
 
-    Args:
-        trace: With a graph; without one there are none.
-        limit: At most so many; regions without a link only fill up to half of it.
-
-    Where nothing is linked, regions that hardly were attended to are drawn too, rather than next to none.
+    Regions without a link only fill up to half of the limit. Where nothing is linked, regions that hardly
+    were attended to are drawn too, rather than next to none. Without a graph there are none.
 
     Returns:
         Numbers of regions: the linked ones in the order of the objects they are linked with, then the others.
@@ -64,10 +71,8 @@ def graph_regions(trace: Trace, limit: int) -> list[int]:
     if trace.graph is None:
         return []
     count = len(trace.graph["regions"])
-    strongest: dict[int, tuple[float, int]] = {}  # of each linked region: weight and object
-    for edge in trace.graph["cross_edges"]:
-        found = (float(edge["weight"]), int(edge["object"]))
-        strongest[edge["region"]] = max(strongest.get(edge["region"], (0.0, 0)), found)
+    edges = sorted(trace.graph["cross_edges"], key=lambda edge: (edge["weight"], edge["object"]))
+    strongest = {edge["region"]: (edge["weight"], edge["object"]) for edge in edges}
     wanted = sorted(strongest, key=lambda region: (-strongest[region][0], region))
     others: list[int] = list(range(count))
     if regions_agree(trace):
@@ -95,10 +100,6 @@ def regions_agree(trace: Trace) -> bool:
 def graph_figure(path: Path, trace: Trace) -> None:
     """Draw the unified scene graph: regions over and beside the image, the text graph, and links by weight.
 
-    Args:
-        path: Ends in .png, .svg or .pdf.
-        trace: With a graph.
-
     Raises:
         DataError: The trace holds no graph.
         ConfigError: The format is unknown.
@@ -114,10 +115,10 @@ def graph_figure(path: Path, trace: Trace) -> None:
 
 @dataclass(frozen=True)
 class _Object:
-    """A text object as it is drawn: its number in the graph, its middle on the page, its attributes."""
+    """A text object as it is drawn: its middle on the page, its colour and its attributes."""
 
-    number: int
     middle: float
+    color: str
     name: str
     attributes: list[str]
 
@@ -142,9 +143,9 @@ def _draw(trace: Trace, graph: dict[str, Any]) -> Page:
         if max(item["subject"], item["object"]) < len(heights) and item["predicate"]
     ][:_MAX_RELATIONS]
 
-    image = trace.image if trace.image.ndim == 3 else np.repeat(trace.image[..., None], 3, axis=2)
-    scale = min(_IMAGE_WIDTH / max(image.shape[1], 1), _IMAGE_HEIGHT / max(image.shape[0], 1))
-    image_size = (max(image.shape[1] * scale, 0.1), max(image.shape[0] * scale, 0.1))
+    height, width = trace.image.shape[:2]
+    scale = min(_IMAGE_WIDTH / max(width, 1), _IMAGE_HEIGHT / max(height, 1))
+    image_size = (max(width * scale, 0.1), max(height * scale, 0.1))
     body = max(
         image_size[1], _THUMBNAIL_ROW * len(regions), sum(heights), _RELATION_ROW * len(relations), 0.6
     )
@@ -152,10 +153,8 @@ def _draw(trace: Trace, graph: dict[str, Any]) -> Page:
     body_top = caption_top + 0.14 * len(caption) + 0.1 + _HEADING
     page.resize(body_top + body + _MARGIN)
 
-    for row, line in enumerate(title):
-        page.text(_MARGIN, _MARGIN + 0.19 * row, line, 10, fontweight="bold")
-    for row, line in enumerate(caption):
-        page.text(_MARGIN, caption_top + 0.14 * row, line, color=_INK)
+    page.lines(_MARGIN, _MARGIN, title, 0.19, size=10, fontweight="bold")
+    page.lines(_MARGIN, caption_top, caption, 0.14, color=_INK)
     headings = ((_MARGIN, "Image"), (_REGIONS, "Regions"), (_OBJECTS, "Objects"), (_RELATIONS, "Relations"))
     for left, heading in headings:
         page.text(left, body_top - _HEADING, heading, 8, fontweight="bold")
@@ -168,57 +167,45 @@ def _draw(trace: Trace, graph: dict[str, Any]) -> Page:
 
     colors = _region_colors(graph, regions)
     image_left = _MARGIN + (_IMAGE_WIDTH - image_size[0]) / 2
-    _draw_image(page, trace, graph, regions, colors, (image_left, body_top, *image_size))
-    ends = _draw_regions(page, image, trace.image_size, graph, regions, colors, (body_top, body))
+    _draw_image(page, trace, graph, colors, (image_left, body_top, *image_size))
+    ends = _draw_regions(page, trace, graph, colors, (body_top, body))
     top = body_top + (body - sum(heights)) / 2
     objects: list[_Object] = []
     for number, (height, names) in enumerate(zip(heights, attributes, strict=True)):
-        objects.append(_Object(number, top + _OBJECT / 2, graph["objects"][number]["name"], names))
+        name = graph["objects"][number]["name"]
+        objects.append(_Object(top + _OBJECT / 2, _object_color(number), name, names))
         top += height
     _draw_cross_edges(canvas, graph, ends, objects)
     _draw_objects(page, canvas, objects)
     _draw_relations(page, canvas, relations, objects, (body_top, body))
-    if not objects:
-        page.text(_OBJECTS, body_top + body / 2, "none found", 7.5, style="italic", va="center", color=_INK)
-    if not regions:
-        page.text(_REGIONS, body_top + body / 2, "none", 7.5, style="italic", va="center", color=_INK)
+    for left, found, note in ((_OBJECTS, objects, "none found"), (_REGIONS, regions, "none")):
+        if not found:
+            page.text(left, body_top + body / 2, note, style="italic", va="center", color=_INK)
     return page
 
 
 def _caption(graph: dict[str, Any], regions: list[int]) -> str:
-    parts = []
-    total = len(graph["regions"])
+    caption = "No region's label fits an object or its attributes, so nothing links image and text."
     if graph["cross_edges"]:
-        parts.append(
-            "Links between regions and objects are as wide as their names are alike (weight, 0 to 1; by"
-            " colour alone, half)."
-        )
-    else:
-        parts.append("No region's label fits an object or its attributes, so nothing links image and text.")
-    if len(regions) < total:
-        parts.append(
-            f"Shown: {len(regions)} of {total} regions, those {'linked, ' * bool(graph['cross_edges'])}chosen"
-            " or most attended."
-        )
+        caption = "Links between regions and objects are as wide as their names are alike"
+        caption += " (weight, 0 to 1; by colour alone, half)."
+    if len(regions) < len(graph["regions"]):
+        caption += f" Shown: {len(regions)} of {len(graph['regions'])} regions, those"
+        caption += f" {'linked, ' * bool(graph['cross_edges'])}chosen or most attended."
     if len(graph["objects"]) > _MAX_OBJECTS:
-        parts.append(f"{_MAX_OBJECTS} of {len(graph['objects'])} objects are shown.")
+        caption += f" {_MAX_OBJECTS} of {len(graph['objects'])} objects are shown."
     if len(graph["relations"]) > _MAX_RELATIONS:
-        parts.append(f"At most {_MAX_RELATIONS} of {len(graph['relations'])} relations are shown.")
+        caption += f" At most {_MAX_RELATIONS} of {len(graph['relations'])} relations are shown."
     if _image_edges(graph, regions):
-        parts.append(f"White lines join regions that overlap (IoU at least {_LEAST_IOU:g}).")
-    return " ".join(parts)
+        caption += f" White lines join regions that overlap (IoU at least {_LEAST_IOU:g})."
+    return caption
 
 
 def _region_colors(graph: dict[str, Any], regions: list[int]) -> dict[int, str]:
     """The colour of the object that a region is linked with most; grey without one."""
-    best: dict[int, tuple[float, int]] = {}
-    for edge in graph["cross_edges"]:
-        found = (float(edge["weight"]), -int(edge["object"]))
-        best[edge["region"]] = max(best.get(edge["region"], (0.0, 0)), found)
-    return {
-        region: _object_color(-best[region][1]) if region in best and best[region][0] > 0 else _OTHER
-        for region in regions
-    }
+    edges = sorted(graph["cross_edges"], key=lambda edge: (edge["weight"], -edge["object"]))
+    colors = {edge["region"]: _object_color(edge["object"]) for edge in edges if edge["weight"] > 0}
+    return {region: colors.get(region, _OTHER) for region in regions}
 
 
 def _object_color(number: int) -> str:
@@ -226,7 +213,7 @@ def _object_color(number: int) -> str:
     return COLORS[number % 6]
 
 
-def _image_edges(graph: dict[str, Any], regions: list[int]) -> list[dict[str, Any]]:
+def _image_edges(graph: dict[str, Any], regions: Collection[int]) -> list[dict[str, Any]]:
     """Edges between drawn regions that overlap well, the highest IoU first."""
     edges = [
         edge
@@ -236,80 +223,45 @@ def _image_edges(graph: dict[str, Any], regions: list[int]) -> list[dict[str, An
     return sorted(edges, key=lambda edge: -edge["iou"])[:_MAX_IMAGE_EDGES]
 
 
-def _draw_image(
-    page: Page,
-    trace: Trace,
-    graph: dict[str, Any],
-    regions: list[int],
-    colors: dict[int, str],
-    slot: tuple[float, float, float, float],
-) -> None:
+def _draw_image(page: Page, trace: Trace, graph: dict[str, Any], colors: dict[int, str], slot: Slot) -> None:
     """The image, the boxes of the drawn regions with their numbers, and lines between those that overlap."""
-    from matplotlib.patches import Rectangle
     from matplotlib.patheffects import Normal, Stroke
 
     left, top, width, height = slot
     axes = page.axes(*slot)
     original_width, original_height = trace.image_size
-    axes.imshow(trace.image, extent=(0, original_width, original_height, 0), aspect="auto", cmap="gray")
+    axes.imshow(trace.image, extent=(0, original_width, original_height, 0), aspect="auto")
     axes.set(xlim=(0, original_width), ylim=(original_height, 0), xticks=[], yticks=[])
-    halo = [Stroke(linewidth=2.6, foreground="white"), Normal()]
-    boxes = {region: np.array(graph["regions"][region]["box"], np.float64) for region in regions}
+    halo = Stroke(linewidth=2.6, foreground="white")
+    boxes = {region: np.array(graph["regions"][region]["box"], np.float64) for region in colors}
     centres = {region: ((x1 + x2) / 2, (y1 + y2) / 2) for region, (x1, y1, x2, y2) in boxes.items()}
-    for edge in _image_edges(graph, regions):
-        first, second = centres[edge["first"]], centres[edge["second"]]
-        axes.plot(
-            (first[0], second[0]),
-            (first[1], second[1]),
-            color="white",
-            linewidth=0.5 + 1.5 * edge["iou"],
-            path_effects=[Stroke(linewidth=1.2 + 1.5 * edge["iou"], foreground=_INK), Normal()],
-        )
+    for edge in _image_edges(graph, colors):
+        ends = zip(centres[edge["first"]], centres[edge["second"]], strict=True)
+        thickness = 1.5 * edge["iou"]
+        under = [Stroke(linewidth=1.2 + thickness, foreground=_INK), Normal()]
+        axes.plot(*ends, color="white", linewidth=0.5 + thickness, path_effects=under)
     taken: list[tuple[float, float]] = []
     size = (0.21, 0.14)
     # Large boxes first, so that small ones lie over them.
-    for region in sorted(regions, key=lambda one: -float(np.prod(boxes[one][2:] - boxes[one][:2]))):
-        x1, y1, x2, y2 = boxes[region]
-        axes.add_patch(
-            Rectangle(
-                (x1, y1),
-                x2 - x1,
-                y2 - y1,
-                fill=False,
-                edgecolor=colors[region],
-                linewidth=1.3,
-                path_effects=halo,
-            )
-        )
-        corners = np.array([x1, y1, x2, y2]) * np.tile([width / original_width, height / original_height], 2)
+    for region in sorted(colors, key=lambda one: -float(np.prod(boxes[one][2:] - boxes[one][:2]))):
+        color = colors[region]
+        draw_box(axes, boxes[region], halo, edgecolor=color, linewidth=1.3)
+        corners = boxes[region] * np.array([width / original_width, height / original_height] * 2)
         corners += np.array([left, top, left, top])
         place = _free_place(corners, size, slot, taken)
         taken.append(place)
         middle = (place[0] + size[0] / 2, place[1] + size[1] / 2)
         if (np.array(middle) < corners[:2]).any() or (np.array(middle) > corners[2:]).any():
             # The number had to go elsewhere: a line leads to its box.
-            axes.plot(
-                (centres[region][0], (middle[0] - left) * original_width / width),
-                (centres[region][1], (middle[1] - top) * original_height / height),
-                color=colors[region],
-                linewidth=0.8,
-            )
-        page.text(
-            *middle,
-            str(region),
-            6.5,
-            ha="center",
-            va="center_baseline",
-            color="white",
-            bbox={"boxstyle": "square,pad=0.15", "facecolor": "#000000", "edgecolor": colors[region]},
-        )
+            xs = (centres[region][0], (middle[0] - left) * original_width / width)
+            ys = (centres[region][1], (middle[1] - top) * original_height / height)
+            axes.plot(xs, ys, color=color, linewidth=0.8)
+        box = {"boxstyle": "square,pad=0.15", "facecolor": "#000000", "edgecolor": color}
+        page.text(*middle, str(region), 6.5, ha="center", va="center_baseline", color="white", bbox=box)
 
 
 def _free_place(
-    box: NDArray[np.float64],
-    size: tuple[float, float],
-    slot: tuple[float, float, float, float],
-    taken: list[tuple[float, float]],
+    box: NDArray[np.float64], size: tuple[float, float], slot: Slot, taken: list[tuple[float, float]]
 ) -> tuple[float, float]:
     """Left and top for a number at a corner of `box`, or else near it, clear of the numbers in `taken`."""
     x1, y1, x2, y2 = box
@@ -319,13 +271,7 @@ def _free_place(
         for row in sorted(range(-8, 9), key=abs)
         for column in sorted(range(-4, 5), key=abs)
     ]
-    inside = [
-        (
-            float(np.clip(x, slot[0], max(slot[0], slot[0] + slot[2] - size[0]))),
-            float(np.clip(y, slot[1], max(slot[1], slot[1] + slot[3] - size[1]))),
-        )
-        for x, y in (*corners, *around)
-    ]
+    inside = [placed_inside(slot, *corner, size) for corner in (*corners, *around)]
 
     def free(place: tuple[float, float]) -> bool:
         return all(
@@ -336,21 +282,15 @@ def _free_place(
 
 
 def _draw_regions(
-    page: Page,
-    image: NDArray[np.uint8],
-    image_size: tuple[int, int],
-    graph: dict[str, Any],
-    regions: list[int],
-    colors: dict[int, str],
-    body: tuple[float, float],
+    page: Page, trace: Trace, graph: dict[str, Any], colors: dict[int, str], body: tuple[float, float]
 ) -> dict[int, tuple[float, float]]:
     """Thumbnails with their names; for each where its links begin."""
     ends = {}
-    top = body[0] + (body[1] - _THUMBNAIL_ROW * len(regions)) / 2
-    scale = image.shape[1] / image_size[0]
-    for row, region in enumerate(regions):
+    top = body[0] + (body[1] - _THUMBNAIL_ROW * len(colors)) / 2
+    scale = trace.image.shape[1] / trace.image_size[0]
+    for row, (region, color) in enumerate(colors.items()):
         item = graph["regions"][region]
-        cut = _crop(image, np.array(item["box"], np.float64) * scale)
+        cut = _crop(trace.image, np.array(item["box"], np.float64) * scale)
         middle = top + _THUMBNAIL_ROW * (row + 0.5)
         # The whole region, in the shape it has.
         fit = _THUMBNAIL / max(cut.shape[:2])
@@ -358,10 +298,8 @@ def _draw_regions(
         axes = page.axes(_REGIONS + (_THUMBNAIL - width) / 2, middle - height / 2, width, height)
         axes.imshow(cut, aspect="auto")
         axes.set(xticks=[], yticks=[])
-        for spine in axes.spines.values():
-            spine.set(edgecolor=colors[region], linewidth=1.2)
-        room = _EDGES - _REGIONS - _THUMBNAIL - 0.1
-        name = page.fit(f"{region} {clean_text(item['label'])}".strip(), room, 7)
+        axes.spines[:].set(edgecolor=color, linewidth=1.2)
+        name = page.fit(region_name(region, item["label"]), _EDGES - _REGIONS - _THUMBNAIL - 0.1, 7)
         page.text(_REGIONS + _THUMBNAIL + 0.06, middle, name, 7, va="center")
         ends[region] = (_REGIONS + _THUMBNAIL + 0.12 + page.measure(name, 7), middle)
     return ends
@@ -384,43 +322,29 @@ def _draw_cross_edges(
         if edge["region"] in ends and edge["object"] < len(objects):
             weight = float(np.clip(edge["weight"], 0, 1))
             item = objects[edge["object"]]
-            _curve(
-                canvas,
-                ends[edge["region"]],
-                (_OBJECTS, item.middle),
-                color=_object_color(item.number),
-                linewidth=0.4 + 2.6 * weight,
-                alpha=0.3 + 0.7 * weight,
-            )
+            style = {"color": item.color, "linewidth": 0.4 + 2.6 * weight, "alpha": 0.3 + 0.7 * weight}
+            _curve(canvas, ends[edge["region"]], (_OBJECTS, item.middle), **style)
 
 
 def _draw_objects(page: Page, canvas: Axes, objects: list[_Object]) -> None:
     for item in objects:
-        color = _object_color(item.number)
-        _node(page, canvas, item.name, _OBJECTS, item.middle, _OBJECT_WIDTH, _OBJECT, _OBJECT_FILL, color)
+        size = (_OBJECT_WIDTH, _OBJECT)
+        _node(page, canvas, item.name, (_OBJECTS, item.middle), size, _OBJECT_FILL, item.color)
         for place, name in enumerate(item.attributes):
             middle = item.middle + _OBJECT / 2 + 0.02 + _ATTRIBUTE * (place + 0.5)
-            canvas.plot(
-                (_OBJECTS + 0.08, _OBJECTS + 0.08, _OBJECTS + 0.16),
-                (item.middle + _OBJECT / 2, middle, middle),
-                color=_INK,
-                linewidth=0.6,
-            )
-            left, width = _OBJECTS + 0.16, _OBJECT_WIDTH - 0.16
-            _node(page, canvas, name, left, middle, width, _ATTRIBUTE - 0.03, _ATTRIBUTE_FILL, "#b8c8d8")
+            xs = (_OBJECTS + 0.08, _OBJECTS + 0.08, _OBJECTS + 0.16)
+            canvas.plot(xs, (item.middle + _OBJECT / 2, middle, middle), color=_INK, linewidth=0.6)
+            size = (_OBJECT_WIDTH - 0.16, _ATTRIBUTE - 0.03)
+            _node(page, canvas, name, (_OBJECTS + 0.16, middle), size, _ATTRIBUTE_FILL, "#b8c8d8")
 
 
 def _draw_relations(
-    page: Page,
-    canvas: Axes,
-    relations: list[dict[str, Any]],
-    objects: list[_Object],
-    body: tuple[float, float],
+    page: Page, canvas: Axes, relations: list[Any], objects: list[_Object], body: tuple[float, float]
 ) -> None:
     """Each relation between its subject and its object, with the arrow at the object."""
     wanted = [(objects[item["subject"]].middle + objects[item["object"]].middle) / 2 for item in relations]
     lowest = body[0] + _RELATION_ROW / 2
-    places: list[float] = [0.0] * len(relations)
+    places = [0.0] * len(relations)
     for number in sorted(range(len(relations)), key=wanted.__getitem__):
         places[number] = max(wanted[number], lowest)
         lowest = places[number] + _RELATION_ROW
@@ -431,49 +355,29 @@ def _draw_relations(
         subject, other = objects[item["subject"]].middle, objects[item["object"]].middle
         _curve(canvas, (side, subject), (_RELATIONS, middle), color=_INK, linewidth=0.8)
         _curve(canvas, (_RELATIONS, middle), (side + 0.05, other), color=_INK, linewidth=0.8)
-        canvas.fill(
-            (side + 0.01, side + 0.09, side + 0.09), (other, other - 0.035, other + 0.035), color=_INK
-        )
-        _node(
-            page,
-            canvas,
-            item["predicate"],
-            _RELATIONS,
-            middle,
-            _RELATION_WIDTH,
-            _OBJECT,
-            _RELATION_FILL,
-            _INK,
-        )
+        tip = (side + 0.01, side + 0.09, side + 0.09), (other, other - 0.035, other + 0.035)
+        canvas.fill(*tip, color=_INK)
+        size = (_RELATION_WIDTH, _OBJECT)
+        _node(page, canvas, item["predicate"], (_RELATIONS, middle), size, _RELATION_FILL, _INK)
 
 
 def _node(
     page: Page,
     canvas: Axes,
     name: str,
-    left: float,
-    middle: float,
-    width: float,
-    height: float,
+    place: tuple[float, float],
+    size: tuple[float, float],
     fill: str,
     edge: str,
 ) -> None:
+    """A name in a round box; `place` is the middle of its left side."""
     from matplotlib.patches import FancyBboxPatch
 
-    canvas.add_patch(
-        FancyBboxPatch(
-            (left, middle - height / 2),
-            width,
-            height,
-            boxstyle="round,pad=0,rounding_size=0.05",
-            facecolor=fill,
-            edgecolor=edge,
-            linewidth=0.9,
-            zorder=3,
-        )
-    )
-    shown = page.fit(name, width - 0.1, 7)
-    page.text(left + 0.05, middle, shown, 7, va="center_baseline")
+    (left, middle), (width, height) = place, size
+    style: dict[str, Any] = {"facecolor": fill, "edgecolor": edge, "linewidth": 0.9, "zorder": 3}
+    corner, shape = (left, middle - height / 2), "round,pad=0,rounding_size=0.05"
+    canvas.add_patch(FancyBboxPatch(corner, width, height, boxstyle=shape, **style))
+    page.text(left + 0.05, middle, page.fit(name, width - 0.1, 7), 7, va="center_baseline")
 
 
 def _curve(canvas: Axes, start: tuple[float, float], end: tuple[float, float], **options: Any) -> None:

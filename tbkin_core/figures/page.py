@@ -38,10 +38,6 @@ _SCRIPTS = ("attention.js", "graph.js", "page.js")
 def write_page(path: Path, trace: Trace) -> None:
     """Write the page of a trace, whole or not at all.
 
-    Args:
-        path: The HTML file.
-        trace: What to show.
-
     Raises:
         DataError: The arrays of the trace do not fit each other.
     """
@@ -116,26 +112,19 @@ def _values(trace: Trace) -> dict[str, Any]:
 
 def _kept_counts(trace: Trace) -> dict[str, list[int]]:
     """Entries that the thresholded pass kept and the dense pass has, by direction and in "all"."""
-    kept, valid = trace.thresholded.kept, trace.dense.kept
     ends = {"text": slice(0, len(trace.pieces)), "image": slice(len(trace.pieces), None)}
-    places = {
-        f"{query}-to-{key}": (slice(None), slice(None), ends[query], ends[key])
-        for query in ends
-        for key in ends
+    places: dict[str, Any] = {
+        f"{query}-to-{key}": (..., ends[query], ends[key]) for query in ends for key in ends
     }
-    return {
-        name: [int(kept[place].sum()), int(valid[place].sum())]
-        for name, place in {**places, "all": (...,)}.items()
-    }
+    places["all"] = ...
+    passes = (trace.thresholded, trace.dense)
+    return {name: [int(one.kept[place].sum()) for one in passes] for name, place in places.items()}
 
 
 def _grounding(trace: Trace, content: Pass) -> list[tuple[str, str, tuple[float, ...], str]]:
     """Kind, name, box and, where the target is known, IoU of what a pass grounded; the target first."""
     if content.chosen is None:
         return []
-    boxes: list[tuple[str, str, tuple[float, ...], str]] = []
-    if trace.target_box is not None:
-        boxes.append(("target", "target", trace.target_box, ""))
     found: list[tuple[str, str, Any]] = []
     for kind, region in (("chosen", content.chosen), ("runner-up", content.runner_up)):
         if region is not None:
@@ -143,39 +132,28 @@ def _grounding(trace: Trace, content: Pass) -> list[tuple[str, str, tuple[float,
             found.append((kind, f"{kind}: {label}", trace.boxes[region].tolist()))
     if content.box is not None:
         found.append(("predicted", "refined box", content.box))
-    for kind, name, box in found:
-        overlap = ""
-        if trace.target_box is not None:
-            pair = [np.asarray(one, np.float64)[None] for one in (box, trace.target_box)]
-            overlap = f"IoU {float(box_iou_paired(*pair)[0]):.2f}"
-        boxes.append((kind, name, tuple(float(side) for side in box), overlap))
-    return boxes
+    if trace.target_box is None:
+        return [(kind, name, tuple(map(float, box)), "") for kind, name, box in found]
+    overlaps = [f"IoU {box_iou_paired([box], [trace.target_box])[0]:.2f}" for _, _, box in found]
+    return [("target", "target", trace.target_box, "")] + [
+        (kind, name, tuple(map(float, box)), overlap)
+        for (kind, name, box), overlap in zip(found, overlaps, strict=True)
+    ]
 
 
 def _grounding_rows(trace: Trace) -> list[dict[str, Any]]:
     """Rows of the table of boxes: one per kind, a cell for each pass."""
-    names = {
-        "chosen": "chosen region",
-        "runner-up": "runner-up",
-        "predicted": "refined box",
-        "target": "target",
-    }
-    sides = [
-        {kind: (name, box, overlap) for kind, name, box, overlap in _grounding(trace, content)}
-        for content in (trace.dense, trace.thresholded)
-    ]
-
-    def cell(side: dict[str, tuple[str, tuple[float, ...], str]], kind: str) -> str:
-        if kind not in side:
-            return "–"
-        name, box, overlap = side[kind]
-        corners = ", ".join(f"{edge:.0f}" for edge in box)
-        shown = name.split(": ", 1)[1] if kind in ("chosen", "runner-up") else f"({corners})"
-        return f"{shown}; {overlap}" if overlap else shown
-
+    sides: list[dict[str, str]] = []
+    for content in (trace.dense, trace.thresholded):
+        sides.append({})
+        for kind, name, box, overlap in _grounding(trace, content):
+            corners = ", ".join(f"{edge:.0f}" for edge in box)
+            shown = name.split(": ", 1)[1] if kind in ("chosen", "runner-up") else f"({corners})"
+            sides[-1][kind] = f"{shown}; {overlap}" if overlap else shown
+    names = {"chosen": "chosen region", "runner-up": "runner-up", "predicted": "refined box"}
     return [
-        {"kind": kind, "name": name, "cells": [cell(side, kind) for side in sides]}
-        for kind, name in names.items()
+        {"kind": kind, "name": name, "cells": [side.get(kind, "–") for side in sides]}
+        for kind, name in {**names, "target": "target"}.items()
         if any(kind in side for side in sides)
     ]
 

@@ -16,20 +16,22 @@ from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, fi
 from tbkin_core.selection import RULE_TABLE, Rule
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 _WIDTH = 7.2
 _PLOT_HEIGHT = 2.6
 _LEVEL_STYLE = "-."
+_GREY = "#555555"
 _NO_RULE = Rule("")  # where only the dense model was measured
+_BAND = "95 % interval"
+
+_Entry = tuple[str, Any, Any]
+"""Name, colour and style of line of an entry of the legend; `_BAND` is an area."""
 
 
 def sweep_figure(
-    path: Path,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    title: str = "",
-    accuracy_name: str = "Accuracy (%)",
+    path: Path, rows: Sequence[Mapping[str, Any]], *, title: str = "", accuracy_name: str = "Accuracy (%)"
 ) -> None:
     """Draw a threshold sweep: accuracy with its interval (left axis), attention kept (right axis, dashed).
 
@@ -58,23 +60,19 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
     levels = [row for row in rows if _is_level(row)]
     groups = _plots([RULE_TABLE[name] for name in selections])
 
-    title_lines = page.wrap(title, _WIDTH - 0.3, 9, lines=3, bold=True)
+    title_lines = page.wrapped_title(title)
     top = 0.15 + 0.18 * len(title_lines)
     left, right, gap, below = 0.6, 0.6, 0.25, 0.42
     width = (_WIDTH - left - right - gap * (len(groups) - 1)) / len(groups)
-    entries = [
+    entries: list[_Entry] = [
         (name, colors[name], _LEVEL_STYLE if RULE_TABLE[name].is_transform else "-") for name in selections
     ]
-    if dense:
-        entries.append(("dense", "#555555", ":"))
-    entries.append(("attention kept", "#555555", "--"))
-    with_band = any(math.isfinite(row["accuracy_low"]) for row in rows)
-    legend_rows = _legend_rows(
-        page, [*(name for name, _, _ in entries), "95 % interval" if with_band else ""]
-    )
+    entries += [("dense", _GREY, ":")] * bool(dense)
+    entries.append(("attention kept", _GREY, "--"))
+    entries += [(_BAND, _GREY, "")] * any(math.isfinite(row["accuracy_low"]) for row in rows)
+    legend_rows = _legend_rows(page, entries)
     page.resize(top + _PLOT_HEIGHT + below + 0.17 * len(legend_rows) + 0.1)
-    for index, line in enumerate(title_lines):
-        page.text(0.15, 0.12 + 0.18 * index, line, 9, weight="bold")
+    page.title(title_lines)
 
     limits = _accuracy_limits(rows)
     for index, group in enumerate(groups):
@@ -83,10 +81,9 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
         _draw_plot(axes, kept_axes, group, rows, dense, colors)
         for row in levels:
             color = colors[row["selection"]]
+            kept = 100 * row["kept_fraction"]
             axes.axhline(row["accuracy"], color=color, linestyle=_LEVEL_STYLE, linewidth=1.2, zorder=1)
-            kept_axes.axhline(
-                100 * row["kept_fraction"], color=color, linestyle="--", linewidth=0.8, zorder=1
-            )
+            kept_axes.axhline(kept, color=color, linestyle="--", linewidth=0.8, zorder=1)
         shown = group[0] if group else _NO_RULE
         axes.set_xlabel(shown.axis + shown.axis_detail)
         axes.set(ylim=limits)
@@ -102,7 +99,7 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
             kept_axes.set_ylabel("Attention kept (%)")
         else:
             kept_axes.tick_params(labelright=False, right=False)
-    _draw_legend(page, top + _PLOT_HEIGHT + below, legend_rows, entries, with_band)
+    _draw_legend(page, top + _PLOT_HEIGHT + below, legend_rows)
     return page
 
 
@@ -114,12 +111,8 @@ def _draw_plot(
     dense: list[dict[str, Any]],
     colors: Mapping[str, str],
 ) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     if dense:
-        mean = dense[0]["accuracy"]
-        axes.axhline(mean, color="#555555", linestyle=":", linewidth=1.2, zorder=1)
-    names = [rule.name for rule in group]
+        axes.axhline(dense[0]["accuracy"], color=_GREY, linestyle=":", linewidth=1.2, zorder=1)
     for rule in group:
         own = [row for row in rows if row["selection"] == rule.name and not _is_dense(row)]
         # The line of a rule that does not tend to the dense model at 0 starts at the first real threshold.
@@ -138,15 +131,22 @@ def _draw_plot(
             # One point shows neither a band nor a dashed line.
             axes.vlines(threshold, low, high, color=color, alpha=0.4, linewidth=2, zorder=2)
             kept_axes.plot(threshold, 100 * kept, color=color, marker="_", markersize=9)
-    if len({row["threshold"] for row in rows if row["selection"] in names}) < 2:
-        # A scale fitted to one threshold would show digits without meaning.
-        middle = next((row["threshold"] for row in rows if row["selection"] in names), 0.0)
-        axes.set_xlim(*((-0.05, 1.05) if 0 <= middle <= 1 else (middle - 1, middle + 1)))
+    names = [rule.name for rule in group]
+    thresholds = [row["threshold"] for row in rows if row["selection"] in names]
+    _scale_thresholds(axes, thresholds, 6, any(rule.whole for rule in group))
     if not group and dense:
-        kept_axes.plot([0], [100 * dense[0]["kept_fraction"]], color="#555555", marker="_", markersize=9)
-    axes.xaxis.set_major_locator(
-        MaxNLocator(6, steps=[1, 2, 5, 10], integer=any(rule.whole for rule in group))
-    )
+        kept_axes.plot([0], [100 * dense[0]["kept_fraction"]], color=_GREY, marker="_", markersize=9)
+
+
+def _scale_thresholds(axes: Axes, thresholds: list[float], most: int, whole: bool) -> None:
+    """At most so many ticks on the axis of the thresholds, at round values."""
+    from matplotlib.ticker import MaxNLocator
+
+    if len(set(thresholds)) < 2:
+        # A scale fitted to one threshold would show digits without meaning.
+        middle = thresholds[0] if thresholds else 0.0
+        axes.set_xlim(*((-0.05, 1.05) if 0 <= middle <= 1 else (middle - 1, middle + 1)))
+    axes.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10], integer=whole))
 
 
 def _plots(rules: list[Rule]) -> list[list[Rule]]:
@@ -169,18 +169,17 @@ def _accuracy_limits(rows: list[dict[str, Any]]) -> tuple[float, float]:
     return max(low - margin, min(-0.5, low)), min(high + margin, max(100.5, high))
 
 
-def _legend_rows(page: Page, names: list[str]) -> list[list[str]]:
-    """`names` in as few lines as the page allows."""
-    rows: list[list[str]] = [[]]
+def _legend_rows(page: Page, entries: list[_Entry]) -> list[list[_Entry]]:
+    """`entries` in as few lines as the page allows."""
+    rows: list[list[_Entry]] = [[]]
     used = 0.0
-    for name in names:
-        needed = _entry_width(page, name)
-        if name and rows[-1] and used + needed > _WIDTH - 0.3:
+    for entry in entries:
+        needed = _entry_width(page, entry[0])
+        if rows[-1] and used + needed > _WIDTH - 0.3:
             rows.append([])
             used = 0.0
-        if name:
-            rows[-1].append(name)
-            used += needed
+        rows[-1].append(entry)
+        used += needed
     return rows
 
 
@@ -188,35 +187,22 @@ def _entry_width(page: Page, name: str) -> float:
     return 0.47 + page.measure(name, 7.5)
 
 
-def _draw_legend(
-    page: Page,
-    top: float,
-    rows: list[list[str]],
-    entries: list[tuple[str, str, Any]],
-    with_band: bool,
-) -> None:
+def _draw_legend(page: Page, top: float, rows: list[list[_Entry]]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
 
-    styles = {name: (color, style) for name, color, style in entries}
-    for index, names in enumerate(rows):
-        left = (page.width - sum(_entry_width(page, name) for name in names) + 0.17) / 2
+    for index, entries in enumerate(rows):
+        left = (page.width - sum(_entry_width(page, name) for name, _, _ in entries) + 0.17) / 2
         middle = top + 0.17 * (index + 0.5)
-        for name in names:
+        for name, color, style in entries:
             ends = [left / page.width, (left + 0.25) / page.width]
             height = 1 - middle / page.height
-            if name in styles:
-                color, style = styles[name]
-                page.figure.add_artist(
-                    Line2D(ends, [height, height], color=color, linestyle=style, linewidth=1.4)
-                )
-            elif with_band:
+            sample: Artist = Line2D(ends, [height, height], color=color, linestyle=style, linewidth=1.4)
+            if name == _BAND:
                 size = (ends[1] - ends[0], 0.09 / page.height)
-                page.figure.add_artist(
-                    Rectangle(
-                        (ends[0], height - size[1] / 2), *size, color="#555555", alpha=0.25, linewidth=0
-                    )
-                )
+                corner = (ends[0], height - size[1] / 2)
+                sample = Rectangle(corner, *size, color=color, alpha=0.25, linewidth=0)
+            page.figure.add_artist(sample)
             page.text(left + 0.3, middle, name, 7.5, va="center")
             left += _entry_width(page, name)
 
@@ -253,38 +239,35 @@ def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> P
     layers = max(table.shape[1] for table in kept)
     # Dark to light with the depth; the end of the scale is too pale for a thin line.
     shades = [colormaps["viridis"](0.85 * layer / max(layers - 1, 1)) for layer in range(layers)]
-    levels = [index for index, row in enumerate(rows) if _is_level(row)]
+    level_rows = [(row["selection"], table) for row, table in zip(rows, kept, strict=True) if _is_level(row)]
+    levels = [(name, table, COLORS[1 + place % 4]) for place, (name, table) in enumerate(level_rows)]
     names = [row["selection"] for row in rows if not _is_dense(row) and not _is_level(row)]
     plots = [RULE_TABLE[name] for name in dict.fromkeys(names)] or [_NO_RULE]
     # Of many layers the legend names some; the shades tell the rest.
     named = sorted({round(place) for place in np.linspace(0, layers - 1, min(layers, 7))})
-    entries: list[tuple[str, Any, Any]] = [(f"layer {layer}", shades[layer], "-") for layer in named]
-    entries += [
-        (rows[index]["selection"], COLORS[1 + place % 4], _LEVEL_STYLE) for place, index in enumerate(levels)
-    ]
-    legend_rows = _legend_rows(page, [name for name, _, _ in entries])
-    title_lines = page.wrap(title, _WIDTH - 0.3, 9, lines=3, bold=True)
+    entries: list[_Entry] = [(f"layer {layer}", shades[layer], "-") for layer in named]
+    entries += [(name, color, _LEVEL_STYLE) for name, _, color in levels]
+    legend_rows = _legend_rows(page, entries)
+    title_lines = page.wrapped_title(title)
     top, left, gap, height, below = 0.4 + 0.18 * len(title_lines), 0.6, 0.14, 1.35, 0.45
     width = (_WIDTH - left - 0.15 - gap * 3) / 4
     page.resize(top + len(plots) * (height + below) + 0.17 * len(legend_rows) + 0.12)
-    for index, line in enumerate(title_lines):
-        page.text(0.15, 0.12 + 0.18 * index, line, 9, weight="bold")
+    page.title(title_lines)
     for number, rule in enumerate(plots):
         own = [
-            index
-            for index, row in enumerate(rows)
+            (row["threshold"], table)
+            for row, table in zip(rows, kept, strict=True)
             if (rule.dense_at_zero if _is_dense(row) else row["selection"] == rule.name)
         ]
-        own.sort(key=lambda index: rows[index]["threshold"])
-        thresholds = [rows[index]["threshold"] for index in own]
+        own.sort(key=lambda one: one[0])
+        thresholds = [threshold for threshold, _ in own]
         for column, direction in enumerate(DIRECTIONS):
             plot_top = top + number * (height + below)
             axes = page.axes(left + column * (width + gap), plot_top, width, height)
-            shares = np.array([kept[index][column] for index in own]).reshape(len(own), -1)  # (rows, layers)
+            shares = np.array([table[column] for _, table in own]).reshape(len(own), -1)  # (rows, layers)
             _draw_layers(axes, rule, thresholds, shares, shades)
-            for place, index in enumerate(levels):
-                color = COLORS[1 + place % 4]
-                level = float(np.mean(kept[index][column]))
+            for _, table, color in levels:
+                level = float(np.mean(table[column]))
                 axes.axhline(level, color=color, linestyle=_LEVEL_STYLE, linewidth=1.0)
             if not np.isfinite(np.concatenate([table[column] for table in kept])).any():
                 axes.text(0.5, 0.5, "no such pairs", transform=axes.transAxes, ha="center", color="#777777")
@@ -296,7 +279,7 @@ def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> P
                 middle = left + column * (width + gap) + width / 2
                 heading = direction.replace("-to-", " → ")
                 page.text(middle, plot_top - 0.08, heading, 8, ha="center", va="bottom")
-    _draw_legend(page, top + len(plots) * (height + below), legend_rows, entries, False)
+    _draw_legend(page, top + len(plots) * (height + below), legend_rows)
     return page
 
 
@@ -304,17 +287,12 @@ def _draw_layers(
     axes: Axes, rule: Rule, thresholds: list[float], shares: NDArray[np.float64], shades: Sequence[Any]
 ) -> None:
     """Percent kept (rows, layers) over the thresholds of a rule, a line for each layer."""
-    from matplotlib.ticker import MaxNLocator
-
     marker = "o" if len(shares) <= 12 else ""
     for layer in range(shares.shape[1]):
         style = {"color": shades[layer], "marker": marker, "markersize": 2, "linewidth": 1.2}
         axes.plot(thresholds, shares[:, layer], **style)
     axes.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100])
-    if len(set(thresholds)) < 2:
-        middle = thresholds[0] if thresholds else 0.0
-        axes.set_xlim(*((-0.05, 1.05) if 0 <= middle <= 1 else (middle - 1, middle + 1)))
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=rule.whole))
+    _scale_thresholds(axes, thresholds, 5, rule.whole)
     axes.grid(axis="y", color="#e0e0e0", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.set_xlabel(rule.axis)

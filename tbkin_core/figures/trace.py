@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +20,23 @@ from tbkin_core.tasks.table import Presentation, presentation_of
 
 _VERSION = 1
 _ARRAYS = ("image", "boxes", "word_ids")
+_PASSES = ("dense", "thresholded")
 _PASS_ARRAYS = ("scores", "kept", "attention")
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: what it answered and where its attention went.
+    """One forward pass: what it answered, each answer or region with its probability, and its attention."""
 
-    Attributes:
-        scores: (N, H, L, L) float16, qkᵀ/√d before the softmax.
-        kept: (N, H, L, L) bool, the keys that the selection kept; the weights are the softmax over them.
-        attention: (N, H, L, L) float16 weights where they are no softmax (sparsemax, 1.5-entmax), else None.
-        answers: (answer, probability), best first; for REC (region, probability).
-        chosen: Region that a REC model chose, by number, else None.
-        runner_up: The region with the second highest score.
-        box: (x1, y1, x2, y2) pixels of the original image after box regression, or None.
-    """
-
-    scores: NDArray[np.float16]
-    kept: NDArray[np.bool_]
-    attention: NDArray[np.float16] | None = None
-    answers: list[tuple[str, float]] = field(default_factory=list)
-    chosen: int | None = None
-    runner_up: int | None = None
-    box: tuple[float, float, float, float] | None = None
+    scores: NDArray[np.float16]  # (N, H, L, L) qkᵀ/√d before the softmax
+    kept: NDArray[
+        np.bool_
+    ]  # (N, H, L, L) keys that the selection kept; the weights are the softmax over them
+    attention: NDArray[np.float16] | None = None  # (N, H, L, L) weights, of sparsemax and 1.5-entmax alone
+    answers: list[tuple[str, float]] = field(default_factory=list)  # best first
+    chosen: int | None = None  # region that a REC model chose, by number
+    runner_up: int | None = None  # the region with the second highest score
+    box: tuple[float, float, float, float] | None = None  # xyxy pixels of the original, after box regression
 
     def weights(self) -> NDArray[np.float32]:
         """(N, H, L, L) attention; rows sum to 1, dropped keys are exactly 0."""
@@ -56,45 +49,27 @@ class Pass:
 
 @dataclass(frozen=True)
 class Trace:
-    """One image, one text, and a model's dense and thresholded pass over them.
+    """One image, one text, and a model's dense and thresholded pass over them."""
 
-    Attributes:
-        task: Name of the task; `presentation` says what it means for a figure.
-        text: Question or expression.
-        image: (H, W, 3) uint8, perhaps scaled down for display.
-        image_size: Width and height of the original in pixels.
-        boxes: (K, 4) float32 xyxy pixels of the original.
-        region_labels: K names; "" where unknown.
-        words: W words of the text.
-        pieces: T word pieces, special tokens included.
-        word_ids: (T,) word of each piece, -1 for special tokens.
-        selection, threshold, scope, layers: The rule of the thresholded pass.
-        dense, thresholded: The two passes.
-        checkpoint: Name of the model.
-        target_box: (x1, y1, x2, y2) pixels of the true box, where known.
-        names_annotated: Whether `region_labels` are names that people gave, in part or all.
-        graph: The unified scene graph as `UnifiedGraph.to_dict` writes it, or None.
-    """
-
-    task: str
-    text: str
-    image: NDArray[np.uint8]
-    image_size: tuple[int, int]
-    boxes: NDArray[np.float32]
-    region_labels: list[str]
-    words: list[str]
-    pieces: list[str]
-    word_ids: NDArray[np.int64]
-    selection: str
+    task: str  # name of the task; `presentation` says what it means for a figure
+    text: str  # question or expression
+    image: NDArray[np.uint8]  # (H, W, 3) uint8, perhaps scaled down for display
+    image_size: tuple[int, int]  # width and height of the original in pixels
+    boxes: NDArray[np.float32]  # (K, 4) float32 xyxy pixels of the original
+    region_labels: list[str]  # K names; "" where unknown
+    words: list[str]  # W words of the text
+    pieces: list[str]  # T word pieces, special tokens included
+    word_ids: NDArray[np.int64]  # (T,) word of each piece, -1 for special tokens
+    selection: str  # rule of the thresholded pass
     threshold: float
     dense: Pass
     thresholded: Pass
-    scope: str = "all"
-    layers: list[int] | None = None
-    checkpoint: str = ""
-    target_box: tuple[float, float, float, float] | None = None
-    names_annotated: bool = False
-    graph: dict[str, Any] | None = None
+    scope: str = "all"  # of the rule
+    layers: list[int] | None = None  # those that select; None means all
+    checkpoint: str = ""  # name of the model
+    target_box: tuple[float, float, float, float] | None = None  # xyxy, as `boxes`; None where unknown
+    names_annotated: bool = False  # whether `region_labels` are names that people gave, in part or all
+    graph: dict[str, Any] | None = None  # the unified scene graph as `UnifiedGraph.to_dict` writes it
 
     @property
     def presentation(self) -> Presentation:
@@ -108,24 +83,13 @@ class Trace:
 
 def save_trace(path: Path, trace: Trace) -> None:
     """Write a trace as one .npz file, whole or not at all."""
-    arrays: dict[str, Any] = {name: getattr(trace, name) for name in _ARRAYS}
-    values = {
-        entry.name: getattr(trace, entry.name)
-        for entry in fields(trace)
-        if entry.name not in (*_ARRAYS, "dense", "thresholded")
-    }
-    for name in ("dense", "thresholded"):
-        content: Pass = getattr(trace, name)
-        arrays |= {
-            f"{name}.{part}": getattr(content, part)
-            for part in _PASS_ARRAYS
-            if getattr(content, part) is not None
-        }
-        values[name] = {
-            entry.name: getattr(content, entry.name)
-            for entry in fields(content)
-            if entry.name not in _PASS_ARRAYS
-        }
+    values = dict(vars(trace))
+    arrays: dict[str, Any] = {name: values.pop(name) for name in _ARRAYS}
+    for name in _PASSES:
+        content = dict(vars(values.pop(name)))
+        parts = {f"{name}.{part}": content.pop(part) for part in _PASS_ARRAYS}
+        arrays |= {part: array for part, array in parts.items() if array is not None}
+        values[name] = content
     arrays["values"] = np.array(json.dumps({"version": _VERSION, **values}, ensure_ascii=False))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
@@ -148,7 +112,7 @@ def load_trace(path: Path) -> Trace:
                 **{part: arrays.pop(f"{name}.{part}") for part in _PASS_ARRAYS if f"{name}.{part}" in arrays},
                 **_tupled(values.pop(name)),
             )
-            for name in ("dense", "thresholded")
+            for name in _PASSES
         }
         return Trace(**arrays, **passes, **_tupled(values))
     except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -10,24 +10,15 @@ from numpy.typing import NDArray
 from tbkin_core.errors import ConfigError
 from tbkin_core.figures.trace import Pass, Trace
 
-AGGREGATES = ("rollout", "last")
-
 
 @dataclass(frozen=True)
 class AttentionView:
-    """Attention of one forward pass, summed up over layers and heads.
+    """Attention of one forward pass, summed up over layers and heads."""
 
-    Attributes:
-        region_weights: (K,) weight of each region, 0 and up; 0 = dropped.
-        word_weights: (W,) weight of each word.
-        word_region: (W, K) attention from words to regions; 0 = dropped.
-        source: How the weights were summed up, for the caption; may be empty.
-    """
-
-    region_weights: NDArray[np.floating]
-    word_weights: NDArray[np.floating]
-    word_region: NDArray[np.floating]
-    source: str = ""
+    region_weights: NDArray[np.floating]  # (K,) weight of each region, 0 and up; 0 = dropped
+    word_weights: NDArray[np.floating]  # (W,) weight of each word
+    word_region: NDArray[np.floating]  # (W, K) attention from words to regions; 0 = dropped
+    source: str = ""  # how the weights were summed up, for the caption; may be empty
 
 
 def check_choice(layers: int, heads: int, layer: int | None, head: int | None) -> None:

@@ -21,60 +21,35 @@ from tbkin_core.support.shards import ragged_offsets
 
 @dataclass(frozen=True, slots=True)
 class GraphImage:
-    """What is stored of one image: its regions as the edges number them.
-
-    Attributes:
-        boxes: (K, 4) xyxy pixels.
-        labels: K names, "" unknown.
-        attributes: (region, attribute) as people annotated them.
-        relations: (subject, predicate, object) between regions, as people annotated them.
-        annotated: The regions that are an object of that annotation.
-    """
+    """What is stored of one image: its regions as the edges number them."""
 
     image_id: ImageId
-    boxes: NDArray[np.float32]
-    labels: tuple[str, ...]
-    attributes: tuple[tuple[int, str], ...] = ()
-    relations: tuple[tuple[int, str, int], ...] = ()
-    annotated: tuple[int, ...] = ()
+    boxes: NDArray[np.float32]  # (K, 4) xyxy pixels
+    labels: tuple[str, ...]  # K names, "" unknown
+    attributes: tuple[tuple[int, str], ...] = ()  # (region, attribute) as people annotated them
+    relations: tuple[tuple[int, str, int], ...] = ()  # between regions, likewise
+    annotated: tuple[int, ...] = ()  # the regions that are an object of that annotation
 
 
 @dataclass(frozen=True, slots=True)
 class RaggedEdges:
-    """Cross-modal edges of N captions end to end.
+    """Cross-modal edges of N captions end to end."""
 
-    Attributes:
-        offsets: (N+1,) int64.
-        object: (E,) int32 object number within its caption.
-        region: (E,) int32 region number within the caption's image.
-        weight: (E,) float32.
-    """
-
-    offsets: NDArray[np.int64]
-    object: NDArray[np.int32]
-    region: NDArray[np.int32]
-    weight: NDArray[np.float32]
+    offsets: NDArray[np.int64]  # (N+1,) int64
+    object: NDArray[np.int32]  # (E,) int32 object number within its caption
+    region: NDArray[np.int32]  # (E,) int32 region number within the caption's image
+    weight: NDArray[np.float32]  # (E,) float32
 
 
 @dataclass(frozen=True, slots=True)
-class GraphShard:
-    """N captions with their graphs, and their images.
+class ShardCaptions:
+    """N captions and their images."""
 
-    Attributes:
-        text_ids, texts, splits: N each.
-        image: N numbers into `images`, -1 without one.
-        graphs: N text scene graphs.
-        cross: Their cross-modal edges.
-        images: Each image once.
-    """
-
-    text_ids: Sequence[int | str]
-    texts: Sequence[str]
-    splits: Sequence[str]
-    image: Sequence[int]
-    graphs: Sequence[TextGraph]
-    cross: RaggedEdges
-    images: Sequence[GraphImage]
+    text_ids: list[int | str]  # N, as are texts and splits
+    texts: list[str]
+    splits: list[str]
+    image: list[int]  # N numbers into `images`, -1 without one
+    images: list[GraphImage]  # each image once
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +198,7 @@ class ShardArrays:
         described, related = _part(known.attribute_offsets, image), _part(known.relation_offsets, image)
         attributes = [self.names[name] for name in known.attribute_name[described]]
         predicates = [self.names[name] for name in known.relation_name[related]]
-        subjects, objects = (
-            column[related].tolist() for column in (known.relation_subject, known.relation_object)
-        )
+        subjects, objects = known.relation_subject[related].tolist(), known.relation_object[related].tolist()
         return replace(
             found,
             attributes=tuple(zip(known.attribute_region[described].tolist(), attributes, strict=True)),
@@ -239,48 +212,46 @@ _ARRAYS = tuple(field.name for field in fields(ShardArrays) if field.name not in
 _ANNOTATION_ARRAYS = tuple(field.name for field in fields(RegionAnnotations))
 
 
-def pack_shard(shard: GraphShard) -> ShardArrays:
-    """Captions with their graphs and images as arrays."""
+def pack_shard(captions: ShardCaptions, graphs: Sequence[TextGraph], cross: RaggedEdges) -> ShardArrays:
+    """Captions and their images, with their text graphs and cross-modal edges, as arrays."""
     names: dict[str, int] = {}
-    graphs, images = shard.graphs, shard.images
+    images = captions.images
     objects = [item for graph in graphs for item in graph.objects]
     attributes = [item for graph in graphs for item in graph.attributes]
     relations = [item for graph in graphs for item in graph.relations]
-    text, text_offsets = _pack(shard.texts)
+    text, text_offsets = _pack(captions.texts)
     tokens, token_offsets = _pack([_join_tokens(graph.tokens) for graph in graphs])
     return ShardArrays(
-        text_ids=list(shard.text_ids),
-        splits=list(shard.splits),
+        text_ids=captions.text_ids,
+        splits=captions.splits,
         image_ids=[image.image_id for image in images],
         text=text,
         text_offsets=text_offsets,
         tokens=tokens,
         token_offsets=token_offsets,
-        image=_ints(shard.image),
+        image=_ints(captions.image),
         object_offsets=ragged_offsets([len(graph.objects) for graph in graphs]),
         object_head=_ints([item.head for item in objects]),
         object_span=_ints([end for item in objects for end in item.span]).reshape(-1, 2),
-        object_name=_ints(_numbers(names, (item.name for item in objects))),
+        object_name=_ints(number_names(names, (item.name for item in objects))),
         attribute_offsets=ragged_offsets([len(graph.attributes) for graph in graphs]),
         attribute_object=_ints([item.object for item in attributes]),
-        attribute_name=_ints(_numbers(names, (item.name for item in attributes))),
+        attribute_name=_ints(number_names(names, (item.name for item in attributes))),
         attribute_token_offsets=ragged_offsets([len(item.tokens) for item in attributes]),
         attribute_tokens=_ints([token for item in attributes for token in item.tokens]),
         relation_offsets=ragged_offsets([len(graph.relations) for graph in graphs]),
         relation_subject=_ints([item.subject for item in relations]),
         relation_object=_ints([item.object for item in relations]),
-        relation_name=_ints(_numbers(names, (item.predicate for item in relations))),
+        relation_name=_ints(number_names(names, (item.predicate for item in relations))),
         relation_token_offsets=ragged_offsets([len(item.tokens) for item in relations]),
         relation_tokens=_ints([token for item in relations for token in item.tokens]),
-        cross_offsets=shard.cross.offsets,
-        cross_object=shard.cross.object,
-        cross_region=shard.cross.region,
-        cross_weight=shard.cross.weight,
+        cross_offsets=cross.offsets,
+        cross_object=cross.object,
+        cross_region=cross.region,
+        cross_weight=cross.weight,
         region_offsets=ragged_offsets([len(image.boxes) for image in images]),
-        region_boxes=np.concatenate([np.zeros((0, 4)), *(image.boxes for image in images)]).astype(
-            np.float32
-        ),
-        region_label=_ints(_numbers(names, (label for image in images for label in image.labels))),
+        region_boxes=np.concatenate([np.zeros((0, 4)), *(one.boxes for one in images)]).astype(np.float32),
+        region_label=_ints(number_names(names, (label for image in images for label in image.labels))),
         annotations=_pack_annotations(images, names),
         names=list(names),  # last: what comes before fills the table
     )
@@ -296,11 +267,11 @@ def _pack_annotations(images: Sequence[GraphImage], names: dict[str, int]) -> Re
         annotated=_ints([region for image in images for region in image.annotated]),
         attribute_offsets=ragged_offsets([len(image.attributes) for image in images]),
         attribute_region=_ints([region for region, _ in described]),
-        attribute_name=_ints(_numbers(names, (name for _, name in described))),
+        attribute_name=_ints(number_names(names, (name for _, name in described))),
         relation_offsets=ragged_offsets([len(image.relations) for image in images]),
         relation_subject=_ints([subject for subject, _, _ in related]),
         relation_object=_ints([other for _, _, other in related]),
-        relation_name=_ints(_numbers(names, (name for _, name, _ in related))),
+        relation_name=_ints(number_names(names, (name for _, name, _ in related))),
     )
 
 
@@ -363,7 +334,7 @@ def _join_tokens(tokens: Sequence[str]) -> str:
     return joined
 
 
-def _numbers(table: dict[str, int], names: Iterable[str]) -> list[int]:
+def number_names(table: dict[str, int], names: Iterable[str]) -> list[int]:
     """Place of each name in the table, which grows by the new ones."""
     return [table.setdefault(name, len(table)) for name in names]
 

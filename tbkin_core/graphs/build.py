@@ -28,7 +28,7 @@ from tbkin_core.datasets.records import Caption
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore
-from tbkin_core.graphs.arrays import GraphImage, GraphShard, image_counts, pack_shard, shard_counts
+from tbkin_core.graphs.arrays import ShardCaptions, image_counts, pack_shard, shard_counts
 from tbkin_core.graphs.joining import DatasetRegions, PairWeights, ragged_cross_edges
 from tbkin_core.graphs.priors import Priors
 from tbkin_core.graphs.store import GRAPHS, GraphStore, GraphStoreWriter, write_graph_shard
@@ -59,39 +59,27 @@ class Parser(Protocol):
 class Recipe:
     """How graphs are made.
 
-    Attributes:
-        make_parser: Makes the caption parser; called once per process, so it must survive pickling where
-            there are workers.
-        make_similarity: Makes what compares names with labels; likewise.
-        min_similarity: Cross-modal edges are kept from this weight up.
-        label_iou: Unlabelled regions take the label of an annotated box that they overlap this much.
-        needs_torch: Whether parser or similarity compute with torch. spaCy imports it wherever it is
-            installed; without it a worker starts in half the time and takes 180 MB less.
+    Parser and similarity are made once per process, by what must survive pickling where there are workers.
     """
 
     make_parser: Callable[[], Parser]
     make_similarity: Callable[[], Similarity] = make_similarity
-    min_similarity: float = 0.5
-    label_iou: float = 0.5
+    min_similarity: float = 0.5  # least weight of a cross-modal edge
+    label_iou: float = 0.5  # overlap from which an unlabelled region takes an annotated box's label
+    # Whether parser or similarity compute with torch. spaCy imports it wherever it is installed; without it
+    # a worker starts in half the time and takes 180 MB less.
     needs_torch: bool = True
 
 
 @dataclass
 class Build:
-    """What a build made.
+    """What a build made."""
 
-    Attributes:
-        path: Directory of the store.
-        made, present: Captions of this process's share that were built now, and before.
-        summary: Counts over the whole store; None while shards of other ranks are missing.
-        missing: Shards that other ranks have yet to write.
-    """
-
-    path: Path
-    made: int
-    present: int
-    summary: dict[str, Any] | None
-    missing: int = 0
+    path: Path  # directory of the store
+    made: int  # captions of this process's share that were built now
+    present: int  # those that were built before
+    summary: dict[str, Any] | None  # counts over the whole store; None while shards are missing
+    missing: int = 0  # shards that other ranks have yet to write
 
     @cached_property
     def store(self) -> GraphStore:
@@ -197,18 +185,17 @@ def build_dataset(
             results = pool.map(_ShardBuilder.build, corpus.jobs(todo), ahead=2)
             for _ in progress(results, "graphs", total=len(todo), unit="shard"):
                 pass
-    others = (number for number in range(count) if number not in own)
+    others = set(range(count)) - set(own)
     missing = sum(not writer.has(number, corpus.fingerprint(number)) for number in others)
     return Build(out, made, present, None if missing else _finished(writer), missing)
 
 
 def _finished(writer: GraphStoreWriter) -> dict[str, Any]:
     """The summary of a store all of whose shards are there; it is complete from now on."""
-    known = writer.summary()
-    if known is not None:
-        return known
-    priors, summary = _count(writer)
-    writer.finish(summary, priors)
+    summary = writer.summary()
+    if summary is None:
+        priors, summary = _count(writer)
+        writer.finish(summary, priors)
     return summary
 
 
@@ -241,15 +228,16 @@ def _count(writer: GraphStoreWriter) -> tuple[Priors, dict[str, Any]]:
         "captions_with_regions": with_regions,
         "anchored": anchored,
         **{f"{name}_per_caption": counts.total() / max(captions, 1) for name, counts in common.items()},
-        "most_common": {
-            name: [
-                list(entry)
-                for entry in heapq.nsmallest(10, counts.items(), key=lambda item: (-item[1], item[0]))
-            ]
-            for name, counts in common.items()
-        },
+        "most_common": {name: _most_common(counts) for name, counts in common.items()},
     }
     return priors, summary
+
+
+def _most_common(counts: Counter[str]) -> list[list[Any]]:
+    """The ten largest; of equal ones, those first in the alphabet."""
+    return [
+        list(entry) for entry in heapq.nsmallest(10, counts.items(), key=lambda item: (-item[1], item[0]))
+    ]
 
 
 # ---- the corpus as jobs -------------------------------------------------------------------------
@@ -257,25 +245,12 @@ def _count(writer: GraphStoreWriter) -> tuple[Priors, dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """All that the process which builds a shard needs.
-
-    Attributes:
-        number: Of the shard.
-        fingerprint: Of all that it is made from.
-        text_ids, texts, splits: N each.
-        image: N numbers into `images`, -1 without one.
-        images: Each image once.
-        repeated: Which of the texts occur elsewhere too.
-    """
+    """All that the process which builds a shard needs."""
 
     number: int
-    fingerprint: str
-    text_ids: list[int | str]
-    texts: list[str]
-    splits: list[str]
-    image: list[int]
-    images: list[GraphImage]
-    repeated: list[bool]
+    fingerprint: str  # of all that it is made from
+    captions: ShardCaptions
+    repeated: list[bool]  # which of the texts occur elsewhere too
 
 
 class _Corpus:
@@ -294,11 +269,8 @@ class _Corpus:
 
     def fingerprint(self, number: int) -> str:
         """Digest of the settings, of a shard's records and of the regions that they are joined with."""
-        if number not in self._fingerprints:
-            self._fingerprints[number] = self._digest(number)
-        return self._fingerprints[number]
-
-    def _digest(self, number: int) -> str:
+        if number in self._fingerprints:
+            return self._fingerprints[number]
         part = self.part(number)
         rows = [(text.text_id, text.image_id, text.text, text.split) for text in part]
         digest = hashlib.blake2b(self._settings.encode(), digest_size=16)
@@ -308,35 +280,32 @@ class _Corpus:
             digest.update(np.ascontiguousarray(image.boxes).data)
             described = (image.labels, image.attributes, image.relations, image.annotated)
             digest.update(repr(described).encode("utf-8", "backslashreplace"))
-        return digest.hexdigest()
+        return self._fingerprints.setdefault(number, digest.hexdigest())
 
     def find_repeated(self) -> None:
         """Learn which texts occur more than once; only those are worth remembering."""
-        hashes = np.fromiter((hash(text.text) for text in self._texts), np.int64, len(self._texts))
-        hashes.sort()
+        hashes = np.sort(_hashes(self._texts))
         self._repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
     def jobs(self, numbers: Iterable[int]) -> Iterator[_Job]:
         """What it takes to build some shards."""
         for number in numbers:
             part = self.part(number)
-            places: dict[ImageId, int] = {}
-            images: list[GraphImage] = []
-            for text in part:
-                if text.image_id is not None and text.image_id not in places:
-                    places[text.image_id] = len(images)
-                    images.append(self._regions[text.image_id])
-            hashes = np.fromiter((hash(text.text) for text in part), np.int64, len(part))
-            yield _Job(
-                number,
-                self.fingerprint(number),
+            image_ids = dict.fromkeys(text.image_id for text in part if text.image_id is not None)
+            places = {image_id: place for place, image_id in enumerate(image_ids)}
+            captions = ShardCaptions(
                 [text.text_id for text in part],
                 [text.text for text in part],
                 [text.split for text in part],
                 [-1 if text.image_id is None else places[text.image_id] for text in part],
-                images,
-                np.isin(hashes, self._repeated).tolist(),
+                [self._regions[image_id] for image_id in image_ids],
             )
+            repeated = np.isin(_hashes(part), self._repeated).tolist()
+            yield _Job(number, self.fingerprint(number), captions, repeated)
+
+
+def _hashes(texts: Sequence[Caption]) -> NDArray[np.int64]:
+    return np.fromiter((hash(text.text) for text in texts), np.int64, len(texts))
 
 
 # ---- building one shard -------------------------------------------------------------------------
@@ -366,10 +335,10 @@ class _ShardBuilder:
 
     def build(self, job: _Job) -> None:
         """Write the shard."""
-        graphs = self._graphs(job.texts, job.repeated)
-        cross = ragged_cross_edges(graphs, job.image, job.images, self._weights)
-        shard = GraphShard(job.text_ids, job.texts, job.splits, job.image, graphs, cross, job.images)
-        write_graph_shard(self._out, job.number, pack_shard(shard), job.fingerprint)
+        captions = job.captions
+        graphs = self._graphs(captions.texts, job.repeated)
+        cross = ragged_cross_edges(graphs, captions.image, captions.images, self._weights)
+        write_graph_shard(self._out, job.number, pack_shard(captions, graphs, cross), job.fingerprint)
 
     def _graphs(self, texts: Sequence[str], repeated: Sequence[bool]) -> list[TextGraph]:
         found: dict[str, TextGraph] = {}

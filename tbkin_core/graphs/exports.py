@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from tbkin_core.datasets.formats.own import is_graph_export
 from tbkin_core.errors import ConfigError
@@ -32,11 +32,7 @@ _FILES_LOOKED_INTO = 64
 
 
 def check_jsonl_place(path: Path, store: Path | None = None) -> None:
-    """Refuse to export where something else would be lost.
-
-    Args:
-        path: The file to write.
-        store: Directory of the graph store, whose own files have names that are taken.
+    """Refuse to export where something else would be lost; `store` is the graph store's directory, if known.
 
     Raises:
         ConfigError: A directory, another file than an earlier export, or a file of the store.
@@ -149,9 +145,8 @@ def export_networkx(
     if not path.suffix:
         return _write_directory(graphs, path, chosen)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        return (
-            _write_graphml_of_all(graphs, file) if chosen == "graphml" else _write_json_of_all(graphs, file)
-        )
+        write_all = _write_graphml_of_all if chosen == "graphml" else _write_json_of_all
+        return write_all(graphs, file)
 
 
 def check_networkx_place(path: Path, store: Path | None = None, format: str | None = None) -> str:
@@ -219,12 +214,11 @@ def _is_own_directory(path: Path) -> bool:
 def _write_directory(graphs: Iterable[UnifiedGraph], path: Path, format: str) -> int:
     count = 0
     with atomic_directory(path) as temporary:
-        for graph in graphs:
+        for count, graph in enumerate(graphs, start=1):
             # The row keeps names apart that differ in what a file name cannot hold.
             name = _NOT_IN_NAMES.sub("_", str(graph.text_id))[:80]
-            with (temporary / f"{count:08d}-{name}.{format}").open("wb") as file:
+            with (temporary / f"{count - 1:08d}-{name}.{format}").open("wb") as file:
                 _write_one(to_networkx(graph), file, format)
-            count += 1
     return count
 
 
@@ -240,10 +234,9 @@ def _write_one(graph: networkx.DiGraph, file: IO[bytes], format: str) -> None:
 def _write_json_of_all(graphs: Iterable[UnifiedGraph], file: IO[bytes]) -> int:
     count = 0
     file.write(b"[")
-    for graph in graphs:
-        file.write(b",\n" if count else b"\n")
+    for count, graph in enumerate(graphs, start=1):
+        file.write(b",\n" if count > 1 else b"\n")
         file.write(_node_link(to_networkx(graph)))
-        count += 1
     file.write(b"\n]\n")
     return count
 
@@ -253,18 +246,13 @@ def _write_graphml_of_all(graphs: Iterable[UnifiedGraph], file: IO[bytes]) -> in
 
     count = 0
     whole = networkx.DiGraph()
-    for count, part in enumerate(_parts(graphs), start=1):
-        row = str(count - 1)
+    for count, graph in enumerate(graphs, start=1):
+        row, part = str(count - 1), _clean(to_networkx(graph), _NOT_XML)
         whole.add_node(row, kind="caption", name=part.graph["text"], **part.graph)
         whole.add_nodes_from((f"{row}:{vertex}", data) for vertex, data in part.nodes(data=True))
         whole.add_edges_from((f"{row}:{a}", f"{row}:{b}", data) for a, b, data in part.edges(data=True))
     networkx.write_graphml_xml(whole, file)
     return count
-
-
-def _parts(graphs: Iterable[UnifiedGraph]) -> Iterator[networkx.DiGraph]:
-    for graph in graphs:
-        yield _clean(to_networkx(graph), _NOT_XML)
 
 
 def _node_link(graph: networkx.DiGraph) -> bytes:
@@ -277,11 +265,5 @@ def _node_link(graph: networkx.DiGraph) -> bytes:
 def _clean(graph: networkx.DiGraph, unwanted: re.Pattern[str]) -> networkx.DiGraph:
     """The graph itself, its texts without what the format cannot hold."""
     for data in (graph.graph, *graph.nodes.values(), *graph.edges.values()):
-        _clean_values(data, unwanted)
+        data.update({key: unwanted.sub("�", value) for key, value in data.items() if isinstance(value, str)})
     return graph
-
-
-def _clean_values(data: dict[str, Any], unwanted: re.Pattern[str]) -> None:
-    for key, value in data.items():
-        if isinstance(value, str):
-            data[key] = unwanted.sub("�", value)

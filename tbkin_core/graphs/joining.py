@@ -13,7 +13,7 @@ from tbkin_core.datasets import Dataset
 from tbkin_core.datasets.records import BoxAnnotation, GoldGraph
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore
-from tbkin_core.graphs.arrays import GraphImage, RaggedEdges
+from tbkin_core.graphs.arrays import GraphImage, RaggedEdges, number_names
 from tbkin_core.names.lexicon import lemmatize_predicate
 from tbkin_core.names.similarity import Similarity
 from tbkin_core.parsing.text_graph import TextGraph
@@ -46,13 +46,11 @@ class DatasetRegions:
         if image_id not in self._features:
             return GraphImage(image_id, np.zeros((0, 4), np.float32), ())
         regions = self._features[image_id]
-        if self._features.object_names:
-            names = self._features.object_names
+        if names := self._features.object_names:
             labels = tuple(names[number] if 0 <= number < len(names) else "" for number in regions.object_ids)
         else:
-            labels = borrowed_labels(
-                regions.boxes, corners, [box.label for box in annotated], self._label_iou
-            )
+            given = [box.label for box in annotated]
+            labels = borrowed_labels(regions.boxes, corners, given, self._label_iou)
         return GraphImage(image_id, regions.boxes, labels)
 
 
@@ -131,19 +129,15 @@ class PairWeights:
         """(P,) weights of the pairs (names[rows], labels[columns]); 0 below the minimum and for "" names."""
         if len(self._keys) > REMEMBERED_PAIRS:
             self._forget()
-        own_names, name_places = _distinct(names)
-        own_labels, label_places = _distinct(labels)
-        name_ids = np.array([self._names.setdefault(name, len(self._names)) for name in own_names], np.int64)
-        label_ids = np.array(
-            [self._labels.setdefault(label, len(self._labels)) for label in own_labels], np.int64
-        )
-        keys = (name_ids[name_places] << 32)[rows] | label_ids[label_places][columns]
+        name_ids = np.array(number_names(self._names, names), np.int64)
+        label_ids = np.array(number_names(self._labels, labels), np.int64)
+        keys = (name_ids << 32)[rows] | label_ids[columns]
         wanted = np.unique(keys)
         unknown = wanted[~np.isin(wanted, self._keys, assume_unique=True)]
         if len(unknown):
-            name_of = dict(zip(name_ids.tolist(), own_names, strict=True))
-            label_of = dict(zip(label_ids.tolist(), own_labels, strict=True))
-            self._similarity.prepare({*own_names, *own_labels})
+            name_of = dict(zip(name_ids.tolist(), names, strict=True))
+            label_of = dict(zip(label_ids.tolist(), labels, strict=True))
+            self._similarity.prepare({*names, *labels})
             values = np.zeros(len(unknown), np.float32)
             bounds = np.flatnonzero(np.diff(unknown >> 32, prepend=-1))
             for begin, end in zip(bounds, [*bounds[1:], len(unknown)], strict=True):
@@ -157,13 +151,6 @@ class PairWeights:
             order = np.argsort(keys_all, kind="stable")
             self._keys, self._values = keys_all[order], np.concatenate([self._values, values])[order]
         return self._values[np.searchsorted(self._keys, keys)]
-
-
-def _distinct(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The distinct names, and for each name its place among them."""
-    table: dict[str, int] = {}
-    places = np.array([table.setdefault(name, len(table)) for name in names], np.int64)
-    return list(table), places
 
 
 def ragged_cross_edges(

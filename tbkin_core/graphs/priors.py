@@ -44,15 +44,12 @@ class Priors:
 
     def save(self, path: Path) -> None:
         """Write as JSON, sorted, so that equal counts give equal files."""
-        write_json(
-            path,
-            {
-                "objects": dict(sorted(self.objects.items())),
-                "attributes": [[*key, count] for key, count in sorted(self.attributes.items())],
-                "relations": [[*key, count] for key, count in sorted(self.relations.items())],
-            },
-            indent=None,
-        )
+        content = {
+            "objects": dict(sorted(self.objects.items())),
+            "attributes": [[*key, count] for key, count in sorted(self.attributes.items())],
+            "relations": [[*key, count] for key, count in sorted(self.relations.items())],
+        }
+        write_json(path, content, indent=None)
 
     @classmethod
     def load(cls, path: Path) -> Priors:
@@ -65,10 +62,8 @@ class Priors:
         priors = cls()
         try:
             priors.objects.update(content["objects"])
-            priors.attributes.update({(name, attribute): n for name, attribute, n in content["attributes"]})
-            priors.relations.update(
-                {(first, how, second): n for first, how, second, n in content["relations"]}
-            )
+            priors.attributes.update({(name, own): count for name, own, count in content["attributes"]})
+            priors.relations.update({(one, how, other): n for one, how, other, n in content["relations"]})
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: is not a file of priors ({error!r})") from error
         return priors

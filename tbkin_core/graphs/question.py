@@ -54,6 +54,7 @@ def unified_graph(
             place = (owner, int(region))
             weights[place] = max(weights.get(place, 0.0), float(weight) * (1.0 if nameless else _LOOK_WEIGHT))
     pairs = np.array(sorted(weights), np.int32).reshape(-1, 2)
+    weight = np.array([weights[place] for place in sorted(weights)], np.float32)
     return UnifiedGraph(
         text_id=0,
         image_id=image_id,
@@ -62,7 +63,5 @@ def unified_graph(
         boxes=np.asarray(boxes, np.float32),
         labels=tuple(labels),
         image_edges=region_edges(boxes),
-        cross=CrossEdges(
-            pairs[:, 0], pairs[:, 1], np.array([weights[place] for place in sorted(weights)], np.float32)
-        ),
+        cross=CrossEdges(pairs[:, 0], pairs[:, 1], weight),
     ).to_dict()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tbkin_core.errors import DataError
-from tbkin_core.graphs.arrays import ShardArrays
+from tbkin_core.graphs.arrays import GraphImage, ShardArrays
 from tbkin_core.graphs.priors import Priors
 from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, region_edges
 from tbkin_core.support.files import remove_leftovers
@@ -34,6 +34,7 @@ from tbkin_core.support.shards import (
 GRAPHS = StoreKind("graphs", array="text", command="tbkin build-graphs DATA")
 PRIORS = "priors.json"
 _FILES = frozenset({MANIFEST, PRIORS, "config.yaml"})
+_NO_REGIONS = GraphImage("", np.zeros((0, 4), np.float32), ())
 
 
 def in_graph_store(path: Path, store: Path) -> bool:
@@ -92,19 +93,18 @@ class GraphStore:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         shard, place = self.shards[number], row - int(self._starts[number])
         image = int(shard.image[place])
-        regions = shard.image_regions(image) if image >= 0 else None
-        boxes = np.zeros((0, 4), np.float32) if regions is None else regions.boxes
+        regions = shard.image_regions(image) if image >= 0 else _NO_REGIONS
         edges = slice(*shard.cross_offsets[place : place + 2])
         return UnifiedGraph(
             text_id=shard.text_ids[place],
-            image_id=None if regions is None else regions.image_id,
+            image_id=regions.image_id if image >= 0 else None,
             text=shard.caption(place),
             graph=shard.text_graph(place),
-            boxes=boxes,
-            labels=() if regions is None else regions.labels,
-            image_edges=region_edges(boxes),
-            region_attributes=() if regions is None else regions.attributes,
-            region_relations=() if regions is None else regions.relations,
+            boxes=regions.boxes,
+            labels=regions.labels,
+            image_edges=region_edges(regions.boxes),
+            region_attributes=regions.attributes,
+            region_relations=regions.relations,
             cross=CrossEdges(shard.cross_object[edges], shard.cross_region[edges], shard.cross_weight[edges]),
         )
 
@@ -115,11 +115,7 @@ class GraphStore:
 def write_graph_shard(store: Path, number: int, shard: ShardArrays, fingerprint: str) -> None:
     """Write a shard of a store that a `GraphStoreWriter` has begun; any process may.
 
-    Args:
-        store: Directory of the store.
-        number: Of the shard.
-        shard: Its content.
-        fingerprint: Of all that it is made from.
+    The `fingerprint` is of all that the shard is made from.
     """
     arrays, metadata = shard.to_file()
     write_shard(store / shard_name(number), arrays, {**metadata, "fingerprint": fingerprint})

@@ -23,17 +23,11 @@ PREDICATES = ("left of", "right of", "above", "below", "inside", "contains", "ov
 
 @dataclass(frozen=True, slots=True)
 class RegionEdges:
-    """Edges between regions of an image.
+    """Edges between regions of an image."""
 
-    Attributes:
-        pairs: (E, 2) int32 region numbers, first < second.
-        iou: (E,) float32 weight.
-        predicate: (E,) int8 into `PREDICATES`, read "first PREDICATE second".
-    """
-
-    pairs: NDArray[np.int32]
-    iou: NDArray[np.float32]
-    predicate: NDArray[np.int8]
+    pairs: NDArray[np.int32]  # (E, 2) int32 region numbers, first < second
+    iou: NDArray[np.float32]  # (E,) float32 weight
+    predicate: NDArray[np.int8]  # (E,) int8 into `PREDICATES`, read "first PREDICATE second"
 
 
 def region_edges(boxes: NDArray, neighbours: int = 3) -> RegionEdges:
@@ -91,8 +85,7 @@ def cross_edges(
 ) -> CrossEdges:
     """Edges of weight >= `minimum` between text objects and labelled regions ("" has no label)."""
     if not names or not labels:
-        empty = np.zeros(0, np.int32)
-        return CrossEdges(empty, empty, np.zeros(0, np.float32))
+        return CrossEdges(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32))
     weights = similarity.matrix(names, labels)
     rows, columns = np.nonzero((weights >= minimum) & (weights > 0))
     return CrossEdges(rows.astype(np.int32), columns.astype(np.int32), weights[rows, columns])
@@ -100,33 +93,24 @@ def cross_edges(
 
 @dataclass(frozen=True, slots=True)
 class UnifiedGraph:
-    """Text graph, regions and all edges of one caption and its image.
-
-    Attributes:
-        text_id, image_id, text: The caption; `image_id` None without an image.
-        graph: Its text scene graph.
-        boxes: (K, 4) xyxy pixels.
-        labels: K region labels, "" unknown.
-        image_edges: Between regions.
-        cross: Between text objects and regions.
-        region_attributes: (region, attribute) as people annotated them; empty where nobody did.
-        region_relations: (subject, predicate, object) between regions, likewise.
-    """
+    """Text graph, regions and all edges of one caption and its image."""
 
     text_id: int | str
-    image_id: ImageId | None
-    text: str
-    graph: TextGraph
-    boxes: NDArray[np.float32]
-    labels: tuple[str, ...]
-    image_edges: RegionEdges
-    cross: CrossEdges
-    region_attributes: tuple[tuple[int, str], ...] = ()
-    region_relations: tuple[tuple[int, str, int], ...] = ()
+    image_id: ImageId | None  # None without an image
+    text: str  # the caption
+    graph: TextGraph  # its text scene graph
+    boxes: NDArray[np.float32]  # (K, 4) xyxy pixels
+    labels: tuple[str, ...]  # K region labels, "" unknown
+    image_edges: RegionEdges  # between regions
+    cross: CrossEdges  # between text objects and regions
+    region_attributes: tuple[tuple[int, str], ...] = ()  # as people annotated them; empty where nobody did
+    region_relations: tuple[tuple[int, str, int], ...] = ()  # subject, predicate, object; likewise
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as one line of `--export graphs.jsonl`."""
-        graph = self.graph
+        graph, edges, cross = self.graph, self.image_edges, self.cross
+        spatial = zip(edges.pairs.tolist(), edges.iou.tolist(), edges.predicate.tolist(), strict=True)
+        linked = zip(cross.object.tolist(), cross.region.tolist(), cross.weight.tolist(), strict=True)
         return {
             "text_id": self.text_id,
             "image_id": self.image_id,
@@ -154,15 +138,8 @@ class UnifiedGraph:
                 for number, (box, label) in enumerate(zip(self.boxes, self.labels, strict=True))
             ],
             "image_edges": [
-                {
-                    "first": int(first),
-                    "second": int(second),
-                    "iou": round(float(iou), 4),
-                    "predicate": PREDICATES[kind],
-                }
-                for (first, second), iou, kind in zip(
-                    self.image_edges.pairs, self.image_edges.iou, self.image_edges.predicate, strict=True
-                )
+                {"first": first, "second": second, "iou": round(iou, 4), "predicate": PREDICATES[kind]}
+                for (first, second), iou, kind in spatial
             ],
             "region_attributes": [
                 {"region": region, "name": name} for region, name in self.region_attributes
@@ -172,9 +149,7 @@ class UnifiedGraph:
                 for subject, predicate, other in self.region_relations
             ],
             "cross_edges": [
-                {"object": int(item), "region": int(region), "weight": round(float(weight), 4)}
-                for item, region, weight in zip(
-                    self.cross.object, self.cross.region, self.cross.weight, strict=True
-                )
+                {"object": item, "region": region, "weight": round(weight, 4)}
+                for item, region, weight in linked
             ],
         }

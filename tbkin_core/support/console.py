@@ -17,21 +17,15 @@ logger = logging.getLogger("tbkin")
 def setup_logging(quiet: bool = False) -> None:
     """Send the log of tbkin to stderr: one line per message, warnings marked."""
 
-    class Formatter(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-            return f"tbkin: {mark}{record.getMessage()}"
-
-    class Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             from tqdm import tqdm
 
+            mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
             # Through tqdm, so that a line does not run into an open progress bar.
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write(f"tbkin: {mark}{record.getMessage()}", file=sys.stderr)
 
-    handler = Handler()
-    handler.setFormatter(Formatter())
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [Handler()]
     logger.propagate = False
     logger.setLevel(logging.WARNING if quiet or rank() > 0 else logging.INFO)
 
@@ -55,12 +49,7 @@ def progress(
 ) -> Iterator[Item]:
     """`items` behind a tqdm bar on stderr; silent when quiet, on other ranks, or without a terminal.
 
-    Args:
-        items: What to go through.
-        label: What stands before the bar.
-        total: Units in all, where that is known.
-        unit: What is counted.
-        size: Units of an item; None counts each as one.
+    `size` gives the units of an item, where it is not one; `total` are those of all, where that is known.
     """
     from tqdm import tqdm
 

@@ -96,12 +96,9 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when a worker loads torch
     context = torch.multiprocessing.get_context("spawn")
     failures = context.SimpleQueue()
+    common = (devices.count, port, logger.level, failures, function, *arguments)
     workers = [
-        context.Process(
-            target=_ranked,
-            args=(function, devices, local_rank, port, logger.level, failures, arguments),
-            name=f"rank {local_rank}",
-        )
+        context.Process(target=_ranked, args=(local_rank, *common), name=f"rank {local_rank}")
         for local_rank in range(devices.count)
     ]
     for worker in workers:
@@ -129,8 +126,7 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
         raise failures.get()
     if any(worker.exitcode == 130 for worker in workers):
         raise KeyboardInterrupt
-    codes = {worker.name: worker.exitcode for worker in workers if worker.exitcode != 0}
-    if codes:
+    if codes := {worker.name: worker.exitcode for worker in workers if worker.exitcode != 0}:
         raise RuntimeError(f"worker processes ended early: {codes}")
 
 
@@ -151,22 +147,17 @@ def join_ranks(devices: Devices) -> None:
 
 
 def _ranked(
-    function: Callable[..., None],
-    devices: Devices,
-    local_rank: int,
+    rank: int,
+    count: int,
     port: int,
     level: int,
     failures: Any,
-    arguments: tuple[Any, ...],
+    function: Callable[..., None],
+    *arguments: Any,
 ) -> None:
-    os.environ.update(
-        RANK=str(local_rank),
-        LOCAL_RANK=str(local_rank),
-        WORLD_SIZE=str(devices.count),
-        LOCAL_WORLD_SIZE=str(devices.count),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    os.environ.update(dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)))
+    os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count)))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     setup_logging(quiet=level >= logging.WARNING)
     try:
         function(*arguments)

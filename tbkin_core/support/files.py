@@ -49,8 +49,7 @@ def _os_error(error: Exception) -> int:
     while cause is not None:
         if isinstance(cause, OSError):
             return cause.errno or 0
-        found = re.search(r"\(os error (\d+)\)", str(cause))
-        if found:
+        if found := re.search(r"\(os error (\d+)\)", str(cause)):
             return int(found[1])
         cause = cause.__cause__ or cause.__context__
     return 0
@@ -69,10 +68,8 @@ def make_directory(path: Path) -> Path:
 def check_file_place(path: Path, setting: str, is_own: Callable[[bytes], bool]) -> None:
     """Refuse to write a result where something else would be lost, before the work for it begins.
 
-    Args:
-        path: The file to write.
-        setting: What names it, for messages.
-        is_own: Whether the first 4 KB are of an earlier result of this kind.
+    `is_own` says whether the first 4 KB are of an earlier result of this kind; `setting` is what messages
+    call the file.
 
     Raises:
         ConfigError: A directory, or another file.
@@ -183,9 +180,7 @@ def read_json(path: Path) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
 

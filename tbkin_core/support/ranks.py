@@ -41,9 +41,8 @@ def share_of_run() -> tuple[int, int]:
     Raises:
         ConfigError: They are no numbers, or the rank is not below the size.
     """
-    environment = os.environ
     for rank_name, size_name in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-        given = {name: environment[name] for name in (rank_name, size_name) if environment.get(name)}
+        given = {name: os.environ[name] for name in (rank_name, size_name) if os.environ.get(name)}
         # SLURM numbers the process of a batch script too, which shares its work with nobody.
         if size_name not in given:
             continue

@@ -39,27 +39,12 @@ MANIFEST = "store.json"
 _ELSEWHERE = "choose another place with --out DIR"
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
 
-_DTYPES = {
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "I16": np.int16,
-    "I32": np.int32,
-    "I64": np.int64,
-    "BOOL": np.bool_,
-}
+_DTYPES = {"BOOL": "bool", "U8": "u1", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
+_DTYPES |= {"F16": "f2", "F32": "f4", "F64": "f8"}  # of safetensors in the words of NumPy
 
 
 def write_shard(path: Path, arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> None:
-    """Write one shard atomically.
-
-    Args:
-        path: `shard-00000.safetensors`.
-        arrays: Name to array of any shape.
-        metadata: JSON-able values, kept in the header.
-    """
+    """Write one shard atomically: arrays of any shape by name, and JSON-able metadata for the header."""
     from safetensors.numpy import save_file
 
     # ASCII: file names that are no UTF-8 give image ids with lone surrogates, which only escapes carry. One
@@ -82,9 +67,7 @@ def _checksum(arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> int
 def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], dict[str, Any]]:
     """Map one shard into memory: its arrays (no copy) and its metadata.
 
-    Args:
-        path: The file.
-        verify: Compare the content with the checksum that it carries; reads the whole file.
+    With `verify` the whole file is read and compared with the checksum that it carries.
 
     Raises:
         DataError: The file is missing, cut short, no safetensors file, or damaged.
@@ -121,38 +104,23 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
 
 @dataclass(frozen=True)
 class StoreKind:
-    """What a store holds; the module that knows its arrays declares it.
+    """What a store holds; the module that knows its arrays declares it."""
 
-    Attributes:
-        name: In the manifest and in messages, such as "features".
-        array: An array that every shard of this kind has, and none of another kind.
-        command: What makes such a store, for messages.
-    """
-
-    name: str
-    array: str
-    command: str
+    name: str  # in the manifest and in messages, such as "features"
+    array: str  # an array that every shard of this kind has, and none of another kind
+    command: str  # what makes such a store, for messages
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Content of a store's `store.json`.
+    """Content of a store's `store.json`."""
 
-    Attributes:
-        format_version: `FORMAT_VERSION` of the tbkin that wrote it.
-        kind: Name of its `StoreKind`.
-        complete: Whether all that was to be made is there.
-        settings: What made the content; stores of other settings are not mixed with.
-        shards: Names of its files.
-        extra: What else its kind notes.
-    """
-
-    format_version: int
-    kind: str
-    complete: bool
-    settings: dict[str, Any]
-    shards: list[str]
-    extra: dict[str, Any]
+    format_version: int  # `FORMAT_VERSION` of the tbkin that wrote it
+    kind: str  # name of its `StoreKind`
+    complete: bool  # whether all that was to be made is there
+    settings: dict[str, Any]  # what made the content; stores of other settings are not mixed with
+    shards: list[str]  # names of its files
+    extra: dict[str, Any]  # what else its kind notes
 
     @classmethod
     def read(cls, store: Path) -> Manifest:
@@ -162,18 +130,12 @@ class Manifest:
         types |= {"settings": dict, "shards": list, "extra": dict}
         whole = isinstance(content, dict) and all(isinstance(content.get(key), types[key]) for key in types)
         # A name that leads elsewhere would have other files read, or removed.
-        if not whole or not all(
-            isinstance(name, str) and _SHARD_NAME.fullmatch(name) for name in content["shards"]
-        ):
+        if not whole or not all(_SHARD_NAME.fullmatch(str(name)) for name in content["shards"]):
             raise DataError(
                 f"{store / MANIFEST}: is not the manifest of a store",
                 hint="remove this file and run the stage again: whole shards are used again where possible",
             )
         return cls(**{name: content[name] for name in types})
-
-    def write(self, store: Path) -> None:
-        """Write it into the store's directory, atomically."""
-        write_json(store / MANIFEST, vars(self))
 
 
 def store_place(out: Path | None, data: Path, name: str) -> Path:
@@ -292,8 +254,7 @@ class StoreWriter:
                 f" expected {kind!r}, version {FORMAT_VERSION}",
                 hint=_ELSEWHERE,
             )
-        there, given = found.settings, self.settings
-        if there != given:
+        if (there := found.settings) != (given := self.settings):
             changed = sorted(key for key in {*there, *given} if there.get(key) != given.get(key))
             raise DataError(
                 f"{path}: holds {kind} made with other settings ({', '.join(changed)}); they are not mixed",
@@ -318,7 +279,7 @@ class StoreWriter:
         """Write the manifest: readers see these shards, and whether they are all."""
         names = [shard_name(number) for number in sorted(numbers)]
         self.manifest = Manifest(FORMAT_VERSION, self.kind.name, complete, self.settings, names, extra)
-        self.manifest.write(self.path)
+        write_json(self.path / MANIFEST, vars(self.manifest))
 
 
 def read_store(
@@ -326,10 +287,7 @@ def read_store(
 ) -> tuple[Manifest, list[tuple[dict[str, NDArray], dict[str, Any]]]]:
     """The manifest of a store and, mapped into memory, the arrays and metadata of each of its shards.
 
-    Args:
-        path: Directory of the store.
-        kind: What it must hold.
-        verify: Read all shards and compare them with their checksums.
+    With `verify` all shards are read and compared with their checksums.
 
     Raises:
         DataError: No store of this kind and version there, or a damaged one.

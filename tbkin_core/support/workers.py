@@ -71,7 +71,7 @@ class WorkerPool(Generic[Tool]):
         if self._executor is None:
             return question(self._tool)
         with self._deaths_as_errors():
-            first, *_ = [self._executor.submit(_ask, question) for _ in range(self._count)]
+            first, *_ = [self._executor.submit(_with_tool, question) for _ in range(self._count)]
             return first.result()
 
     def map(
@@ -93,7 +93,7 @@ class WorkerPool(Generic[Tool]):
         waiting: deque[tuple[Job, Future[Result]]] = deque()
         with self._deaths_as_errors():
             for job in jobs:
-                waiting.append((job, self._executor.submit(_work, work, job)))
+                waiting.append((job, self._executor.submit(_with_tool, work, job)))
                 if len(waiting) >= ahead * self._count:
                     done, future = waiting.popleft()
                     yield done, future.result()
@@ -120,11 +120,9 @@ def _one_thread_per_process() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in names:
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 # ---- in a worker --------------------------------------------------------------------------------
@@ -152,13 +150,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _ask(question: Callable[[Any], Result]) -> Result:
+def _with_tool(work: Callable[..., Result], *jobs: Any) -> Result:
     if isinstance(_tool, TbkinError):
         raise _tool
-    return question(_tool)
-
-
-def _work(work: Callable[[Any, Job], Result], job: Job) -> Result:
-    if isinstance(_tool, TbkinError):
-        raise _tool
-    return work(_tool, job)
+    return work(_tool, *jobs)

@@ -12,7 +12,7 @@ class Presentation:
     Attributes:
         title: Name of the task, as the page has it above the text.
         answer_heading: Heads the column of answers.
-        aggregate: How attention is summed up by default, one of `tbkin_core.figures.views.AGGREGATES`.
+        aggregate: How attention is summed up by default, "rollout" (all layers) or "last" (layer).
         answers_are_regions: Answers are "region 3", which figures call by the region's own name, with a box.
     """
 
