@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from tbkin_core.datasets.records import ImageId
 from tbkin_core.datasets.rows import ListedImage, Xywh
@@ -101,7 +101,7 @@ class Source:
         try:
             data = self.file.path.read_bytes()
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise unreadable(self.file.path, error) from error
         encoding = encoding_of(data[:4])
         try:
             return data.decode(encoding)
@@ -129,7 +129,7 @@ class Source:
                     if not line.isspace():
                         yield number, line.rstrip("\r\n")
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise unreadable(self.file.path, error) from error
 
     def json_lines(self) -> Iterator[tuple[int, Any]]:
         """Line number (from 1) and parsed content of each line; a malformed one is counted and left out.
@@ -169,11 +169,6 @@ class Source:
             self.problem(subject, f"has more than {LONG_TEXT_WORDS} words (kept)")
         return text
 
-    def _unreadable(self, error: OSError) -> DataError:
-        return DataError(
-            f"{self.file.path}: cannot be read: {error.strerror}", hint="check the file's permissions"
-        )
-
     def items(self, content: Any, key: str, required: bool = True) -> list[Any]:
         """The list under `key` of a JSON object.
 
@@ -181,51 +176,57 @@ class Source:
             DataError: `content` is no object, the key is absent though required, or holds no list.
         """
         if not isinstance(content, dict):
-            raise DataError(
-                f"{self.file.path}: expected a JSON object with {key!r}, got {type_name(content)}",
-                hint="compare the file with the publisher's original",
-            )
+            raise malformed(self.file.path, f"expected a JSON object with {key!r}, got {type_name(content)}")
         if key not in content:
             if not required:
                 return []
             found = ", ".join(repr(str(name)[:40]) for name in list(content)[:6]) or "nothing"
-            raise DataError(
-                f"{self.file.path}: expected a list under {key!r}, found {found}",
-                hint="compare the file with the publisher's original",
-            )
+            raise malformed(self.file.path, f"expected a list under {key!r}, found {found}")
         items = content[key]
         if not isinstance(items, list):
-            raise DataError(
-                f"{self.file.path}: {key!r} must be a list, got {type_name(items)}",
-                hint="compare the file with the publisher's original",
-            )
+            raise malformed(self.file.path, f"{key!r} must be a list, got {type_name(items)}")
         return items
 
-    def objects(self, items: Any, noun: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Position and value of the items that are JSON objects; others are counted as problems."""
+    def objects(self, items: Any, noun: str, *id_keys: str) -> Iterator[Row]:
+        """The items that are JSON objects; others are counted as problems.
+
+        Args:
+            noun: What an item is called in messages.
+            id_keys: Where an item's id may be; the first key that it has counts.
+        """
         for position, item in enumerate(items if isinstance(items, list) else ()):
             if isinstance(item, dict):
-                yield position, item
+                row_id = as_id(next((item[key] for key in id_keys if key in item), None))
+                yield Row(position, row_id, f"{noun} {position if row_id is None else row_id}", item)
             else:
                 self.problem(f"{noun} at position {position}", "is no JSON object (skipped)")
 
-
-class UniqueIds:
-    """Admits each id of a file once; those that come again are problems of the source, such as `what`."""
-
-    def __init__(self, source: Source, what: str = "has an id used before (skipped)") -> None:
-        self._source = source
-        self._what = what
-        self._seen: set[int | str] = set()
-
-    def admits(self, number: int | str | None, subject: str) -> bool:
-        """Whether a row may be kept: its id comes for the first time, or it has none."""
-        if number in self._seen:
-            self._source.problem(subject, self._what)
+    def admits(self, seen: set[ImageId], row_id: ImageId | None, subject: str, name: str = "an id") -> bool:
+        """Whether a row may be kept: it has no id, or one that is not among those seen, which it joins."""
+        if row_id in seen:
+            self.problem(subject, f"has {name} used before (skipped)")
             return False
-        if number is not None:
-            self._seen.add(number)
+        if row_id is not None:
+            seen.add(row_id)
         return True
+
+
+class Row(NamedTuple):
+    """An object in a list of an annotation file; `subject` is what messages call it: "annotation 12"."""
+
+    position: int
+    row_id: ImageId | None
+    subject: str
+    item: dict[str, Any]
+
+
+def malformed(path: Path, what: str) -> DataError:
+    """The error of a file that is not what its format says."""
+    return DataError(f"{path}: {what}", hint="compare the file with the publisher's original")
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read: {error.strerror}", hint="check the file's permissions")
 
 
 def encoding_of(start: bytes) -> str:
@@ -261,10 +262,7 @@ def parse_json(
             hint="the file may be cut short: download or write it again",
         ) from error
     except (ValueError, RecursionError) as error:  # an endless integer, a nesting of thousands of levels
-        raise DataError(
-            f"{path}: malformed JSON at or below line {first_line}: {error}",
-            hint="compare the file with the publisher's original",
-        ) from error
+        raise malformed(path, f"malformed JSON at or below line {first_line}: {error}") from error
     finally:
         if collecting:
             gc.enable()

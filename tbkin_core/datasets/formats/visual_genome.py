@@ -14,17 +14,16 @@ from tbkin_core.datasets.formats.coco import listed_image
 from tbkin_core.datasets.reading import (
     AnnotationFile,
     Source,
-    UniqueIds,
     as_box,
     as_id,
     as_pixels,
     as_text,
+    malformed,
     texts_in,
     type_name,
 )
 from tbkin_core.datasets.records import ImageId
 from tbkin_core.datasets.rows import BoxRow, CaptionRow, Content, ListedImage, SceneGraphRow
-from tbkin_core.errors import DataError
 
 
 def read_images(source: Source) -> Content:
@@ -47,15 +46,15 @@ def read_images(source: Source) -> Content:
 def read_regions(source: Source) -> Content:
     """Phrases of `region_descriptions.json` as captions."""
     rows: list[CaptionRow] = []
-    ids = UniqueIds(source)
+    seen: set[ImageId] = set()
     for image_id, entry in _entries(source):
-        for position, item in source.objects(entry.get("regions"), f"image {image_id}: region"):
-            region_id = as_id(item.get("region_id", item.get("id")))
-            subject = f"image {image_id}: region {position if region_id is None else region_id}"
+        for _, region_id, subject, item in source.objects(
+            entry.get("regions"), f"image {image_id}: region", "region_id", "id"
+        ):
             text = source.sentence(subject, item.get("phrase"))
             if not text:
                 source.problem(subject, "has no phrase (skipped)")
-            elif ids.admits(region_id, subject):
+            elif source.admits(seen, region_id, subject):
                 rows.append(CaptionRow(len(rows), text, region_id, image_id))
     return Content(captions=rows)
 
@@ -117,11 +116,10 @@ def _boxes(source: Source, image_id: ImageId, entry: dict[str, Any], list_key: s
     image = source.listed().get(image_id)
     width = as_pixels(entry.get("width")) or (image.width if image else None)
     height = as_pixels(entry.get("height")) or (image.height if image else None)
-    ids = UniqueIds(source)
-    for position, item in source.objects(entry.get(list_key), f"image {image_id}: object"):
-        object_id = as_id(item.get("object_id", item.get("id")))
-        subject = f"image {image_id}: object {position if object_id is None else object_id}"
-        if not ids.admits(object_id, subject):
+    seen: set[ImageId] = set()
+    objects = source.objects(entry.get(list_key), f"image {image_id}: object", "object_id", "id")
+    for position, object_id, subject, item in objects:
+        if not source.admits(seen, object_id, subject):
             continue
         object_id = f"at {position}" if object_id is None else object_id
         xywh, what = as_box([item.get(key) for key in "xywh"], width, height)
@@ -149,19 +147,12 @@ def _entries(source: Source) -> Iterator[tuple[ImageId, dict[str, Any]]]:
 
     content = source.json(compact)
     if not isinstance(content, list):
-        raise DataError(
-            f"{source.file.path}: expected a list of images, got {type_name(content)}",
-            hint="compare the file with the publisher's original",
-        )
-    for position, entry in source.objects(content, "image"):
-        image_id = as_id(entry.get("image_id", entry.get("id")))
-        if image_id is None:
+        raise malformed(source.file.path, f"expected a list of images, got {type_name(content)}")
+    for position, image_id, _, entry in source.objects(content, "image", "image_id", "id"):
+        regions = entry.get("regions")
+        if image_id is None and isinstance(regions, list) and regions and isinstance(regions[0], dict):
             # Version 1 puts the image's id into its regions only.
-            regions = entry.get("regions")
-            first = (
-                regions[0] if isinstance(regions, list) and regions and isinstance(regions[0], dict) else {}
-            )
-            image_id = as_id(first.get("image_id", first.get("image")))
+            image_id = as_id(regions[0].get("image_id", regions[0].get("image")))
         if image_id is None:
             source.problem(f"image at position {position}", "has no image_id (skipped)")
         else:

@@ -7,7 +7,8 @@ import sys
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.reading import AnnotationFile, Source, UniqueIds, as_id, as_text
+from tbkin_core.datasets.reading import AnnotationFile, Source, as_id, as_text
+from tbkin_core.datasets.records import ImageId
 from tbkin_core.datasets.rows import AnswerRow, Content, QuestionRow
 from tbkin_core.datasets.splits import normalise_split
 
@@ -19,18 +20,18 @@ def read_questions(source: Source) -> Content:
     content = _with_key(source.json(), "questions")
     key = "questions" if not isinstance(content, dict) or "questions" in content else "annotations"
     rows: list[QuestionRow] = []
-    ids = UniqueIds(source, "has a question_id used before (skipped)")
-    for position, item in source.objects(source.items(content, key), "question"):
-        question_id, image_id = as_id(item.get("question_id")), as_id(item.get("image_id"))
-        subject = f"question {position if question_id is None else question_id}"
-        text = source.sentence(subject, item.get("question"))
+    seen: set[ImageId] = set()
+    for position, question_id, subject, item in source.objects(
+        source.items(content, key), "question", "question_id"
+    ):
+        image_id, text = as_id(item.get("image_id")), source.sentence(subject, item.get("question"))
         if question_id is None:
             source.problem(f"question at position {position}", "has no question_id (skipped)")
         elif image_id is None:
             source.problem(subject, "has no image_id (skipped)")
         elif not text:
             source.problem(subject, "has no text (skipped)")
-        elif ids.admits(question_id, subject):
+        elif source.admits(seen, question_id, subject, "a question_id"):
             answered = any(key in item for key in ("answers", _MULTIPLE_CHOICE, "answer"))
             inline = _answers(source, subject, item) if answered else None
             rows.append(QuestionRow(question_id, image_id, text, inline))
@@ -46,8 +47,8 @@ def read_answers(source: Source) -> Content:
 
     content = _with_key(source.json(answer_text), "annotations")
     rows: dict[int | str, AnswerRow] = {}
-    for position, item in source.objects(source.items(content, "annotations"), "annotation"):
-        question_id = as_id(item.get("question_id"))
+    listed = source.items(content, "annotations")
+    for position, question_id, _, item in source.objects(listed, "annotation", "question_id"):
         if question_id is None:
             source.problem(f"annotation at position {position}", "has no question_id (skipped)")
         elif question_id in rows:
