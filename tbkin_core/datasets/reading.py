@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import ListedImage, Xywh
+from tbkin_core.datasets.records import ImageId, ListedImage, Xywh
 from tbkin_core.errors import DataError
 
 # A box may pass the border by the rounding of its coordinates; more is worth a word.

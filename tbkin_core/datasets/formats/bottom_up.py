@@ -12,7 +12,7 @@ import numpy as np
 
 from tbkin_core.datasets.formats.base import Format, Holds
 from tbkin_core.datasets.reading import Source, as_pixels, texts_in
-from tbkin_core.datasets.rows import CaptionRow, Content, NamedImage
+from tbkin_core.datasets.records import CaptionRow, Content, NamedImage
 
 _UNREADABLE_NPZ = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, MemoryError),

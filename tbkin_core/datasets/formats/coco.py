@@ -7,8 +7,7 @@ from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
 from tbkin_core.datasets.reading import Source, as_box, as_id, as_pixels, as_text
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import BoxRow, CaptionRow, Content, ListedImage
+from tbkin_core.datasets.records import BoxRow, CaptionRow, Content, ImageId, ListedImage
 
 
 def read_captions(source: Source) -> Content:

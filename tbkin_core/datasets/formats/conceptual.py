@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
 from tbkin_core.datasets.reading import AnnotationFile, Source
-from tbkin_core.datasets.rows import CaptionRow, Content
+from tbkin_core.datasets.records import CaptionRow, Content
 from tbkin_core.errors import DataError
 
 # Either column first.

@@ -7,7 +7,7 @@ import sys
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds, named_images
 from tbkin_core.datasets.reading import AnnotationFile, Source
-from tbkin_core.datasets.rows import CaptionRow, Content
+from tbkin_core.datasets.records import CaptionRow, Content
 from tbkin_core.errors import DataError
 
 # Lines as the token files and tables have them.

@@ -7,7 +7,7 @@ import sys
 
 from tbkin_core.datasets.formats.base import Format, Holds, named_images
 from tbkin_core.datasets.reading import Source, as_text
-from tbkin_core.datasets.rows import CaptionRow, Content
+from tbkin_core.datasets.records import CaptionRow, Content
 
 
 def read_image_texts(source: Source) -> Content:

@@ -7,8 +7,7 @@ from typing import Any
 
 from tbkin_core.datasets.formats.base import Format, Holds
 from tbkin_core.datasets.reading import Source, as_id, as_text
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import CaptionRow, Content, ListedImage, NamedImage
+from tbkin_core.datasets.records import CaptionRow, Content, ImageId, ListedImage, NamedImage
 from tbkin_core.datasets.splits import normalise_split
 
 

@@ -9,8 +9,7 @@ from dataclasses import replace
 from tbkin_core.datasets.formats import coco
 from tbkin_core.datasets.formats.base import Format, Holds, Version
 from tbkin_core.datasets.reading import AnnotationFile, Source, as_id, as_text, type_name
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import Content, RefRow
+from tbkin_core.datasets.records import Content, ImageId, RefRow
 from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.datasets.unpickle import load_plain_pickle
 from tbkin_core.errors import DataError

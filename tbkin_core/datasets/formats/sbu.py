@@ -6,7 +6,7 @@ import re
 
 from tbkin_core.datasets.formats.base import Format, Holds
 from tbkin_core.datasets.reading import Source
-from tbkin_core.datasets.rows import CaptionRow, Content
+from tbkin_core.datasets.records import CaptionRow, Content
 
 
 def read_sbu(source: Source) -> Content:

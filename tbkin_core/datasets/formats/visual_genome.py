@@ -22,8 +22,15 @@ from tbkin_core.datasets.reading import (
     texts_in,
     type_name,
 )
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import BoxRow, CaptionRow, Content, ListedImage, SceneGraphRow
+from tbkin_core.datasets.records import (
+    BoxRow,
+    CaptionRow,
+    Content,
+    GoldRelation,
+    ImageId,
+    ListedImage,
+    SceneGraphRow,
+)
 
 
 def read_images(source: Source) -> Content:
@@ -76,8 +83,8 @@ def read_scene_graphs(source: Source) -> Content:
             source.problem(f"image {image_id}", "has a second scene graph (skipped)")
             continue
         boxes = _boxes(source, image_id, entry, "objects")
-        known = {box.box_id for box in boxes}
-        relations: list[tuple[int | str, str, int | str]] = []
+        place = {box.box_id: position for position, box in enumerate(boxes)}
+        relations: list[GoldRelation] = []
         listed = entry.get("relationships")
         if listed is not None and not isinstance(listed, list):
             source.problem(f"image {image_id}", "has relationships that are no list (left out)")
@@ -94,12 +101,12 @@ def read_scene_graphs(source: Source) -> Content:
                 source.problem(subject, "has an id used before (skipped)")
             elif not item.predicate:
                 source.problem(subject, "has no predicate (skipped)")
-            elif item.subject_id not in known or item.object_id not in known:
+            elif item.subject_id not in place or item.object_id not in place:
                 source.problem(subject, "relates an object that is not among the image's (skipped)")
             else:
                 if relation_id is not None:
                     seen.add(relation_id)
-                relations.append((item.subject_id, item.predicate, item.object_id))
+                relations.append(GoldRelation(place[item.subject_id], item.predicate, place[item.object_id]))
         rows[image_id] = SceneGraphRow(image_id, boxes, relations)
     return Content(graphs=list(rows.values()))
 

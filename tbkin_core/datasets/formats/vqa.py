@@ -8,8 +8,7 @@ from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
 from tbkin_core.datasets.reading import AnnotationFile, Source, as_id, as_text
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import AnswerRow, Content, QuestionRow
+from tbkin_core.datasets.records import AnswerRow, Content, ImageId, QuestionRow
 from tbkin_core.datasets.splits import normalise_split
 
 _MULTIPLE_CHOICE = "multiple_choice_answer"
