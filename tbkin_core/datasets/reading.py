@@ -27,19 +27,12 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFile:
-    """One file that is not an image.
-
-    Attributes:
-        path: Where it is.
-        name: The same, relative to the dataset directory, for messages.
-        split: Normalised split that the file's content, name or directory gives; None where they give none.
-        format: Name of its `Format`.
-    """
+    """One file that is not an image."""
 
     path: Path
-    name: str
-    split: str | None
-    format: str
+    name: str  # the path relative to the dataset directory, for messages
+    split: str | None  # normalised, from the file's content, name or directory; None where they give none
+    format: str  # name of its `Format`
 
     @property
     def directory(self) -> str:
@@ -299,9 +292,11 @@ def texts_in(values: Any) -> list[str]:
 
 def as_pixels(value: Any) -> int | None:
     """Width or height in pixels, above 0; None where the value is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 1:
-        return None
-    return int(value)
+    return int(value) if _is_number(value) and math.isfinite(value) and value >= 1 else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def as_box(value: Any, width: int | None, height: int | None) -> tuple[Xywh | None, str]:
@@ -309,20 +304,17 @@ def as_box(value: Any, width: int | None, height: int | None) -> tuple[Xywh | No
 
     Args:
         value: x, y, width, height in pixels (COCO order).
-        width: Of the image, or None.
-        height: Of the image, or None.
+        width, height: Of the image in pixels, or None.
 
     Returns:
         The box and "" or what was repaired; None and why it cannot be used.
     """
-    if not isinstance(value, list | tuple) or len(value) != 4:
-        return None, "has no box of four numbers (skipped)"
-    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in value):
+    if not isinstance(value, list | tuple) or len(value) != 4 or not all(map(_is_number, value)):
         return None, "has no box of four numbers (skipped)"
     try:
-        x, y, w, h = (float(number) for number in value)
+        x, y, w, h = map(float, value)
     except OverflowError:
-        return None, "has a box that is not finite (skipped)"
+        x = y = w = h = math.inf
     if not all(map(math.isfinite, (x, y, w, h))):
         return None, "has a box that is not finite (skipped)"
     if w <= 0 or h <= 0:
