@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -194,7 +194,7 @@ class RefRow:
 class Content:
     """What one annotation file holds."""
 
-    images: Mapping[ImageId, ListedImage] = field(default_factory=dict)  # by id
+    images: dict[ImageId, ListedImage] = field(default_factory=dict)  # by id
     named: list[NamedImage] = field(default_factory=list)  # each once
     captions: Iterable[CaptionRow] = ()  # an iterator where a file holds millions: then it is read once
     boxes: list[BoxRow] = field(default_factory=list)

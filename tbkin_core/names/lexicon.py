@@ -88,12 +88,10 @@ def lemmatize_verb(word: str, exceptions: dict[str, str] | None = None) -> str:
         return word
     if word.endswith("ing") and len(word) > 4:
         return _verb_stem(word[:-3]) or word
-    if word.endswith("ied"):
+    if word.endswith(("ied", "ies")):
         return word[:-3] + "y"
     if word.endswith("ed") and not word.endswith("eed"):
         return _verb_stem(word[:-2]) or word
-    if word.endswith("ies"):
-        return word[:-3] + "y"
     if word.endswith(("sses", "shes", "ches", "xes", "zzes", "oes")):
         return word[:-2]
     if word.endswith("s") and not word.endswith(_SINGULAR_S):

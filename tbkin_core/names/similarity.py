@@ -72,19 +72,17 @@ def make_similarity(kind: str = "lexical", model: str | None = None) -> Similari
         MissingDependencyError: The model is not on this machine and cannot be downloaded.
         DataError: The model's directory cannot be read.
     """
-    if kind not in SIMILARITIES:
-        raise ConfigError(
-            f"similarity: expected {', '.join(SIMILARITIES)}, got {kind!r}", hint="lexical needs no download"
-        )
-    if kind == "lexical":
-        if model:
-            raise ConfigError(
-                f"similarity: lexical takes no model, got {model!r}",
-                hint="choose --similarity vectors or --similarity encoder for a model",
-            )
-        return LexicalSimilarity()
-    chosen = model or DEFAULT_MODELS[kind]
-    return VectorSimilarity(chosen) if kind == "vectors" else EncoderSimilarity(chosen)
+    if kind == "vectors":
+        return VectorSimilarity(model or DEFAULT_MODELS[kind])
+    if kind == "encoder":
+        return EncoderSimilarity(model or DEFAULT_MODELS[kind])
+    if kind != "lexical":
+        what = f"similarity: expected {', '.join(SIMILARITIES)}, got {kind!r}"
+        raise ConfigError(what, hint="lexical needs no download")
+    if model:
+        what = f"similarity: lexical takes no model, got {model!r}"
+        raise ConfigError(what, hint="choose --similarity vectors or --similarity encoder for a model")
+    return LexicalSimilarity()
 
 
 class Similarity(ABC):
@@ -359,10 +357,10 @@ class _Cosine(Similarity):
         self._need(sorted(tidied - self._vectors.keys()))
 
     def _need(self, texts: Sequence[str]) -> None:
-        if len(self._vectors) + len(texts) > TEXTS_KEPT:
-            self._vectors.clear()
         if not texts:
             return
+        if len(self._vectors) + len(texts) > TEXTS_KEPT:
+            self._vectors.clear()
         vectors = np.asarray(self._embed(texts), np.float64)  # (N, D)
         norm = np.linalg.norm(vectors, axis=1, keepdims=True)
         # A name of unknown words has no direction and is similar to nothing but itself.
@@ -372,9 +370,8 @@ class _Cosine(Similarity):
 
     def _cosine(self, names: Sequence[str], labels: Sequence[str]) -> NDArray[np.float64]:
         texts = dict.fromkeys([*names, *labels])
-        if any(text not in self._vectors for text in texts):
+        for _ in range(2):  # the second time what clearing threw out
             self._need([text for text in texts if text not in self._vectors])
-            self._need([text for text in texts if text not in self._vectors])  # what clearing threw out
         first = np.stack([self._vectors[name] for name in names])
         second = np.stack([self._vectors[label] for label in labels])
         return first @ second.T
@@ -401,10 +398,7 @@ class VectorSimilarity(_Cosine):
 
         try:
             # Names need the tokenizer and the vectors only.
-            self._nlp = spacy.load(
-                pipeline,
-                exclude=[*_UNNEEDED],
-            )
+            self._nlp = spacy.load(pipeline, exclude=list(_UNNEEDED))
         except (OSError, ImportError, ValueError) as error:
             raise MissingDependencyError(
                 f"similarity vectors: spaCy pipeline {pipeline!r} cannot be loaded ({_first_line(error)})",
@@ -492,9 +486,8 @@ class EncoderSimilarity(_Cosine):
                 batch = places[begin : begin + ENCODER_BATCH]
                 # Batches of one length and a fixed size: a vector is the same whatever else is in its batch.
                 # Without padding the attention mask is all ones, and the mean over it the plain mean.
-                rows = [encoded[place] for place in batch] + [encoded[batch[0]]] * (
-                    ENCODER_BATCH - len(batch)
-                )
+                filled = batch + batch[:1] * (ENCODER_BATCH - len(batch))
+                rows = [encoded[place] for place in filled]
                 input_ids = torch.tensor(rows, dtype=torch.long, device=self._device)  # (B, L)
                 with torch.inference_mode():
                     output = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))

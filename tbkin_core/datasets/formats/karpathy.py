@@ -43,11 +43,10 @@ def read_karpathy(source: Source) -> Content:
         seen_names.add(name)
         if number is not None:
             seen.add(number)
-        split = as_text(item.get("split"))
+        split = normalise_split(as_text(item.get("split")) or "")
         if not split:
             source.problem(subject, "has no split (counted as train)")
-        split = normalise_split(split) if split else "train"
-        split = "train" if split == "restval" else split
+        split = "train" if split in ("", "restval") else split
         before = len(captions)
         for _, text_id, place, sentence in source.objects(
             item.get("sentences"), f"{subject}: sentence", "sentid"

@@ -22,22 +22,14 @@ from tbkin_core.datasets.reading import (
     texts_in,
     type_name,
 )
-from tbkin_core.datasets.records import (
-    BoxRow,
-    CaptionRow,
-    Content,
-    GoldRelation,
-    ImageId,
-    ListedImage,
-    SceneGraphRow,
-)
+from tbkin_core.datasets.records import BoxRow, CaptionRow, Content, GoldRelation, ImageId, SceneGraphRow
 
 
 def read_images(source: Source) -> Content:
     """Images of `image_data.json`, versions 1 to 1.4."""
-    rows: dict[ImageId, ListedImage] = {}
+    content = Content()
     for image_id, item in _entries(source):
-        if image_id in rows:
+        if image_id in content.images:
             source.problem(f"image {image_id}", "is listed twice (first kept)")
             continue
         url = as_text(item.get("url"))
@@ -46,8 +38,8 @@ def read_images(source: Source) -> Content:
             name = "/".join(urlparse(url).path.strip("/").split("/")[-2:]) if url else None
         except ValueError:
             name = None
-        rows[image_id] = listed_image(source, image_id, item.get("file_name", name), item)
-    return Content(images=rows)
+        content.images[image_id] = listed_image(source, image_id, item.get("file_name", name), item)
+    return content
 
 
 def read_regions(source: Source) -> Content:
@@ -55,9 +47,8 @@ def read_regions(source: Source) -> Content:
     rows: list[CaptionRow] = []
     seen: set[ImageId] = set()
     for image_id, entry in _entries(source):
-        for _, region_id, subject, item in source.objects(
-            entry.get("regions"), f"image {image_id}: region", "region_id", "id"
-        ):
+        listed = source.objects(entry.get("regions"), f"image {image_id}: region", "region_id", "id")
+        for _, region_id, subject, item in listed:
             text = source.sentence(subject, item.get("phrase"))
             if not text:
                 source.problem(subject, "has no phrase (skipped)")
@@ -95,18 +86,18 @@ def read_scene_graphs(source: Source) -> Content:
                 subject = f"image {image_id}: relationship at position {position}"
                 source.problem(subject, "lacks subject_id, predicate or object_id (skipped)")
                 continue
-            relation_id = item.relation_id
+            relation_id, subject_id, predicate, object_id = item
             subject = f"image {image_id}: relationship {position if relation_id is None else relation_id}"
-            if relation_id is not None and relation_id in seen:
+            if relation_id in seen:
                 source.problem(subject, "has an id used before (skipped)")
-            elif not item.predicate:
+            elif not predicate:
                 source.problem(subject, "has no predicate (skipped)")
-            elif item.subject_id not in place or item.object_id not in place:
+            elif subject_id not in place or object_id not in place:
                 source.problem(subject, "relates an object that is not among the image's (skipped)")
             else:
                 if relation_id is not None:
                     seen.add(relation_id)
-                relations.append(GoldRelation(place[item.subject_id], item.predicate, place[item.object_id]))
+                relations.append(GoldRelation(place[subject_id], predicate, place[object_id]))
         rows[image_id] = SceneGraphRow(image_id, boxes, relations)
     return Content(graphs=list(rows.values()))
 
