@@ -181,13 +181,11 @@ class AnnotationFiles:
 
     def boxes(self, file: AnnotationFile) -> Iterator[tuple[ImageId, BoxRow]]:
         for row in self.read(file).boxes:
-            key = self.resolve(file, row.image_id, row.box_id)
-            if key is not None:
+            if (key := self.resolve(file, row.image_id, row.box_id)) is not None:
                 yield key, row
         if Holds.SCENE_GRAPHS in format_of(file).holds:
-            yield from (
-                (key, box) for of, key, graph in self.scene_graphs if of == file for box in graph.boxes
-            )
+            rows = [(key, row) for of, key, row in self.scene_graphs if of == file]
+            yield from ((key, box) for key, row in rows for box in row.boxes)
 
     @cached_property
     def captions(self) -> list[KeyedCaption]:

@@ -360,8 +360,7 @@ class Dataset:
                     self._files.problems.add(file.name, subject, "is in another file too (skipped)")
                     continue
                 seen.add(row.question_id)
-                key = self._files.resolve(of_split, row.image_id, row.question_id)
-                if key is not None:
+                if (key := self._files.resolve(of_split, row.image_id, row.question_id)) is not None:
                     rows.append((key, row))
         return rows
 

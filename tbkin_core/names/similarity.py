@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,9 +134,8 @@ class Similarity(ABC):
             # Captions of any length stay in bounded memory; what is frequent comes back at once.
             self._pairs.clear()
             self._kept = 0
-        missing = {
-            name: [label for label in distinct if label not in self._pairs.get(name, {})] for name in names
-        }
+        known = {name: self._pairs.setdefault(name, {}) for name in names}
+        missing = {name: [label for label in distinct if label not in row] for name, row in known.items()}
         new_names = [name for name, found in missing.items() if found and _tidy(name)]
         new_labels = [label for label in distinct if any(label in missing[name] for name in new_names)]
         known_labels = [label for label in new_labels if _tidy(label)]
@@ -149,8 +148,7 @@ class Similarity(ABC):
             row_of = {name: row for row, name in enumerate(tidied_names)}
             column_of = {label: column for column, label in enumerate(tidied_labels)}
         for name, found in missing.items():
-            row = self._pairs.setdefault(name, {})
-            tidied = _tidy(name)
+            row, tidied = known[name], _tidy(name)
             for label in found:
                 column = columns.get(label)
                 if not tidied or column is None:
@@ -246,8 +244,7 @@ class SynonymTable:
             self._spaced[spaced.replace(" ", "")] = spaced
 
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
+class Meaning(NamedTuple):
     """`senses` of a name, the things these are `kinds` of, and the `broad` words that cover them."""
 
     senses: frozenset[str]
@@ -255,8 +252,7 @@ class Meaning:
     broad: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(NamedTuple):
     """Meaning of a name as a whole and of what is left of it without its first words."""
 
     whole: Meaning

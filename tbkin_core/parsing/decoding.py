@@ -61,9 +61,6 @@ def decode_graphs(
     """The N text scene graphs of a batch.
 
     Args:
-        network: What made the choices.
-        batch: N parsed texts.
-        choices: The network's.
         tokens: The tokens of each text.
         tags: Penn tag of a token of the batch.
         factual: Words relations, attributes and objects as FACTUAL's annotators do; without it the graphs
@@ -138,8 +135,7 @@ class _Decoder:
             if name == NO_RELATION:
                 key = ("", "")
             elif name[1] == "@":
-                reading = readings.get(name[2:])
-                if reading is None:
+                if (reading := readings.get(name[2:])) is None:
                     continue
                 words = plain_sides(reading[0]) if factual is None else factual.predicate(reading[0])
                 key = (name[0], words)
@@ -207,8 +203,7 @@ class _Draft:
         role, noun = decoder.role, decoder.sentences.noun
         start = last = head
         if role[head] == SAME:
-            before = self._antecedent()
-            if before is None:
+            if (before := self._antecedent()) is None:
                 return
             name = self.objects[self.index[before]].name
         else:
@@ -380,5 +375,4 @@ def _compounds(network: GraphNetwork, batch: ParsedBatch) -> Array:
     participle = np.append(vocabulary.tagged({"VBG", "VBN"})[batch.tags], False)[following[:count]]
     root = batch.heads == np.arange(count)
     second = np.append(noun & ~compound & (~root | participle), False)
-    found: Array = compound & (batch.heads == following) & second[following]
-    return found
+    return compound & (batch.heads == following) & second[following]

@@ -136,8 +136,7 @@ class Vocabulary:
             self.text.append(word)
             self.noun.append(lemmatize_noun(word))
             self.verb.append(lemmatize_verb(word))
-        row = self._row
-        return [row[word] for word in words]
+        return [self._row[word] for word in words]
 
     def batch(
         self, parses: Iterable[tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[int]]]
@@ -228,8 +227,7 @@ class GraphNetwork:
                 self._inputs = np.concatenate([self._inputs, np.zeros_like(self._inputs)])
             self._inputs[begin:count] = self.word_inputs(vocabulary.text[begin:])
             self._ready = (vocabulary.generation, count)
-        found: Array = self._inputs[rows]
-        return found
+        return self._inputs[rows]
 
     def __call__(self, batch: ParsedBatch) -> Choices:
         """The choices for a batch; a text's depend on no other text of the batch.

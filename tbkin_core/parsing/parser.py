@@ -100,21 +100,19 @@ class CaptionParser:
         space count as one space, runs of more than 64 other characters are cut. A text that occurs several
         times in a batch is parsed once.
         """
-        for batch in _batched(texts, max(1, batch_size)):
+        waiting = iter(texts)
+        while batch := list(itertools.islice(waiting, max(1, batch_size))):
             if len(self._nlp.vocab.strings) > self._most_strings:
                 self._load()  # spaCy never forgets a word; a large corpus would fill the memory
             cleaned = [_clean(text) for text in batch]
             graphs: dict[str, TextGraph] = {"": TextGraph(())}
             distinct = [text for text in dict.fromkeys(cleaned) if text]
-            docs = self._nlp.pipe(self._tokenize(distinct), batch_size=min(batch_size, PIPE_TEXTS))
+            whole = map(self._nlp.make_doc, distinct)
+            cut = (doc[:MAX_TOKENS].as_doc() if len(doc) > MAX_TOKENS else doc for doc in whole)
+            docs = self._nlp.pipe(cut, batch_size=min(batch_size, PIPE_TEXTS))
             graphs.update(zip(distinct, (doc._.scene_graph for doc in docs), strict=True))
             for text in cleaned:
                 yield graphs[text]
-
-    def _tokenize(self, texts: Iterable[str]) -> Iterator[Any]:
-        for text in texts:
-            doc = self._nlp.make_doc(text)
-            yield doc[:MAX_TOKENS].as_doc() if len(doc) > MAX_TOKENS else doc
 
 
 def _digest(wording: str) -> str:
@@ -123,12 +121,6 @@ def _digest(wording: str) -> str:
     for name in ("scene_graph.npz", "wording.json", "lemmas.json"):
         digest.update(parser_file(name).read_bytes())
     return digest.hexdigest()
-
-
-def _batched(texts: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
-    iterator = iter(texts)
-    while batch := tuple(itertools.islice(iterator, size)):
-        yield batch
 
 
 def _clean(text: str) -> str:

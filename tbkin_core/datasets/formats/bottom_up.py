@@ -34,9 +34,8 @@ def read_npz(source: Source) -> Content:
                 what = "is no bottom-up-attention file: it lacks x or boxes (skipped)"
                 problems.add(where, path.name, what)
                 return Content()
-            height, width = (
-                _scalar(archive[key]) if key in names else None for key in ("image_h", "image_w")
-            )
+            sizes = (archive[key] if key in names else np.empty(0) for key in ("image_h", "image_w"))
+            height, width = map(_scalar, sizes)
             stored: list[object] = []
             try:
                 stored = archive["text"].reshape(-1).tolist() if "text" in names else []

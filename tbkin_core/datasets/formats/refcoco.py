@@ -42,11 +42,11 @@ def read_refs(source: Source) -> Content:
                 source.problem(subject, "has a sentence without sent_id or text (skipped)")
             elif source.admits(seen_sentences, sent_id, sentence_subject, "a sent_id"):
                 sentences.append((sent_id, text))
-        if not sentences:
-            source.problem(subject, "has no sentences (skipped)")
-            continue
         split = normalise_split(as_text(item.get("split")) or "all")
-        rows.append(RefRow(ref_id, box_id, image_id, split, tuple(sentences)))
+        if sentences:
+            rows.append(RefRow(ref_id, box_id, image_id, split, tuple(sentences)))
+        else:
+            source.problem(subject, "has no sentences (skipped)")
     return Content(refs=rows)
 
 

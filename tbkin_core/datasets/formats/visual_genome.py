@@ -159,16 +159,14 @@ def _entries(source: Source) -> Iterator[tuple[ImageId, dict[str, Any]]]:
 
 def _newest(files: list[AnnotationFile]) -> list[AnnotationFile]:
     """Of the versions 1, 1.2 and 1.4 of each split's file one; the name without a version is the newest."""
-    best: dict[str | None, AnnotationFile] = {}
-    for file in sorted(files, key=lambda file: _version_rank(file.name), reverse=True):
-        best[file.split] = file
+
+    def rank(file: AnnotationFile) -> tuple[bool, tuple[int, ...], str]:
+        version = re.search(r"_v(\d+(?:_\d+)*)", file.name)
+        newest_first = tuple(-int(part) for part in version.group(1).split("_")) if version else ()
+        return version is not None, newest_first, file.name
+
+    best = {file.split: file for file in sorted(files, key=rank, reverse=True)}
     return sorted(best.values(), key=lambda file: file.name)
-
-
-def _version_rank(name: str) -> tuple[bool, tuple[int, ...], str]:
-    version = re.search(r"_v(\d+(?:_\d+)*)", name)
-    newest_first = tuple(-int(part) for part in version.group(1).split("_")) if version else ()
-    return version is not None, newest_first, name
 
 
 def _image_data(_: AnnotationFile, files: Sequence[AnnotationFile]) -> list[AnnotationFile]:
