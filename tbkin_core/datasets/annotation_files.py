@@ -73,7 +73,7 @@ class AnnotationFiles:
             form = format_of(file)
             listed = dict if form.listed_by is None else partial(self.images_for, file)
             source = Source(file, self.problems, listed)
-            self._contents[file.name] = Content() if form.read is None else form.read(source)
+            self._contents[file.name] = form.read(source) if form.read else Content()
         return self._contents[file.name]
 
     def forget_captions(self) -> None:

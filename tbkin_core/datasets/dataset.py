@@ -54,7 +54,8 @@ class Dataset:
             "coco-captions", "vqa", ...; "images" last, for image files on disk.
 
     Raises:
-        DataError: From any method: a file that is needed is malformed as a whole (file, line, column).
+        DataError: From any method: a file that is needed is malformed as a whole (file, line, column), or
+            there is no image or set of expressions of the name that is asked for.
     """
 
     def __init__(self, root: Path) -> None:
@@ -94,15 +95,9 @@ class Dataset:
         ]
 
     def image(self, image_id: ImageId) -> records.ImageRecord:
-        """The image of a key, or of a file name.
-
-        Raises:
-            DataError: The dataset has no such image.
-        """
-        record = self._records.get(image_id)
-        if record is None:
-            key, _ = self._files.index.by_id(image_id, None)
-            record = None if key is None else self._records.get(key)
+        """The image of a key, or of a file name."""
+        key = image_id if image_id in self._records else self._files.index.by_id(image_id, None)[0]
+        record = None if key is None else self._records.get(key)
         if record is None:
             example = next(iter(self._records), None)
             raise DataError(
@@ -168,7 +163,7 @@ class Dataset:
         `width` and `height` of an expression are 0 where no annotation file gives the image's size.
 
         Raises:
-            DataError: No set of this name; the boxes' `instances.json` is absent.
+            DataError: The boxes' `instances.json` is absent.
         """
         wanted = None if split is None else normalise_split(split)
         rows = (row for each in self._named_sets(name) for row in self._expressions_of_set(each))
@@ -186,20 +181,12 @@ class Dataset:
         return tuple(sorted(found, key=lambda name: (name.split("-")[0] not in _EXPRESSION_SETS, name)))
 
     def expression_splits(self, name: str | None = None) -> tuple[str, ...]:
-        """Splits of one set of referring expressions, or of all usual versions.
-
-        Raises:
-            DataError: No set of this name.
-        """
+        """Splits of one set of referring expressions, or of all usual versions."""
         files = [file for each in self._named_sets(name) for file in self._refs_files[each]]
         return tuple(dict.fromkeys(row.split for file in files for row in self._files.read(file).refs))
 
     def expression_set(self, name: str) -> str:
-        """The name of a set, by any of its names: "RefCOCOg_umd" is "refcocog" where both versions are there.
-
-        Raises:
-            DataError: No set of this name.
-        """
+        """Name of a set, by any of its names: "RefCOCOg_umd" is "refcocog" where both versions are there."""
         return self._named_sets(name)[0]
 
     def is_split_by_object(self, name: str) -> bool:

@@ -37,7 +37,7 @@ class _Listing:
     image: ListedImage
     path: str | None
     splits: list[str] = field(default_factory=list)
-    listed_in: list[str] = field(default_factory=list)
+    listed_in: set[str] = field(default_factory=set)
 
 
 class ImageIndex:
@@ -51,7 +51,6 @@ class ImageIndex:
 
     Args:
         files: Image files, relative to the dataset directory.
-        listed: Images that annotation files list.
         named: Names of images in files that give no ids, each with the directory that the name is relative
             to and the split it is about.
         problems: Counts ids that two files use for different images.
@@ -148,11 +147,8 @@ class ImageIndex:
         """
         paths = self._of_row(row)
         if split is not None:
-            paths = [
-                path
-                for path in paths
-                if (found := split_of_path(path)) is None or split_family(found) == split_family(split)
-            ]
+            family = split_family(split)
+            paths = [path for path in paths if split_family(split_of_path(path) or split) == family]
             paths = _of_split(paths, split) or paths
         return self._key_of_path[paths[0]] if len(paths) == 1 else None
 
@@ -209,10 +205,9 @@ class ImageIndex:
                     width=known.width or image.width,
                     height=known.height or image.height,
                 )
+            listing.listed_in.add(image.listed_in)
             if image.split is not None and image.split not in listing.splits:
                 listing.splits.append(image.split)
-            if image.listed_in not in listing.listed_in:
-                listing.listed_in.append(image.listed_in)
         for image_id, group in groups.items():
             for listing in group:
                 key: ImageId = image_id
@@ -235,9 +230,8 @@ class ImageIndex:
 
     def _key_of_same_id(self, listing: _Listing, groups: dict[ImageId, list[_Listing]]) -> ImageId:
         """Path without extension; for a file that is not on disk, the one it would have by its split."""
-        if listing.path is not None:
-            path = listing.path
-        else:
+        path = listing.path
+        if path is None:
             name = _plain(listing.image.file_name or str(listing.image.image_id))
             directory = listing.image.split or posixpath.dirname(listing.image.listed_in)
             path = posixpath.join("" if split_of_path(name) else directory, name)
@@ -342,11 +336,9 @@ def _plain(name: str) -> str:
 def _of_split(paths: list[str], split: str) -> list[str]:
     """The paths whose directories, or else whose name, speak of the split."""
     family = split_family(split)
+    splits = [split_of_path(path) or split_in(PurePosixPath(path).stem) for path in paths]
     return [
-        path
-        for path in paths
-        if (found := split_of_path(path) or split_in(PurePosixPath(path).stem)) is not None
-        and split_family(found) == family
+        path for path, found in zip(paths, splits, strict=True) if found and split_family(found) == family
     ]
 
 

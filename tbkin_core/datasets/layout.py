@@ -140,10 +140,8 @@ def _of_content(file: Candidate) -> Format | None:
 
 def _without_repeats(files: list[AnnotationFile]) -> list[AnnotationFile]:
     """The files in order, without those that repeat what a better file beside them says."""
-    kept: list[AnnotationFile] = []
     superseded = {name for file in files for name in FORMAT_OF[file.format].supersedes}
-    for format in FORMATS:
-        if format.name not in superseded:
-            of_format = [file for file in files if file.format == format.name]
-            kept += format.prefer(sorted(of_format, key=lambda file: file.name))
-    return kept
+    files = sorted(files, key=lambda file: file.name)
+    wanted = (format for format in FORMATS if format.name not in superseded)
+    kept = (form.prefer([file for file in files if file.format == form.name]) for form in wanted)
+    return [file for of_format in kept for file in of_format]

@@ -67,6 +67,9 @@ class Source:
     """An annotation file being read, where its problems are noted, and the images its ids refer to.
 
     `listed` gives the images by id where another file lists them (see `Format.listed_by`), and reads it.
+
+    Raises:
+        DataError: From every method that reads: the file cannot be read.
     """
 
     file: AnnotationFile
@@ -77,19 +80,11 @@ class Source:
         self.problems.add(self.file.name, subject, what, count)
 
     def json(self, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-        """Parsed content.
-
-        Raises:
-            DataError: Unreadable or malformed; names file, line and column.
-        """
+        """Parsed content; the DataError of a malformed one names file, line and column."""
         return parse_json(self.text(), self.file.path, object_hook=object_hook)
 
     def text(self) -> str:
-        """Content as UTF-8 (UTF-16 or UTF-32 where it is that); other bytes become U+FFFD, and are counted.
-
-        Raises:
-            DataError: The file cannot be read.
-        """
+        """Content as UTF-8 (UTF-16 or UTF-32 where it is that); other bytes become U+FFFD and are counted."""
         try:
             data = self.file.path.read_bytes()
         except OSError as error:
@@ -109,9 +104,6 @@ class Source:
         """Number (from 1) and text of each line that is not blank, one at a time.
 
         Encodings as in `text`; bytes that are not of the encoding become U+FFFD, which `sentence` counts.
-
-        Raises:
-            DataError: The file cannot be read.
         """
         try:
             with self.file.path.open("rb") as stream:
@@ -127,7 +119,7 @@ class Source:
         """Line number (from 1) and parsed content of each line; a malformed one is counted and left out.
 
         Raises:
-            DataError: Unreadable, or no line that is JSON; names file, line and column of the first fault.
+            DataError: No line is JSON; names file, line and column of the first fault.
         """
         first_fault: DataError | None = None
         found = False

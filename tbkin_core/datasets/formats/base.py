@@ -35,20 +35,13 @@ class Holds(Flag):
 
 
 class Candidate:
-    """A file that may be of some format.
-
-    Attributes:
-        path: Where it is.
-        name: Its name in lower case.
-        suffix: ".json"; "" without one.
-        beside: Names of all files in its directory, in lower case.
-    """
+    """A file that may be of some format; `name` and `suffix` (".json", "" without one) are in lower case."""
 
     def __init__(self, path: Path, beside: Collection[str] = ()) -> None:
         self.path = path
         self.name = path.name.lower()
         self.suffix = os.path.splitext(self.name)[1]  # noqa: PTH122 - 100,000 files in a directory
-        self.beside = beside
+        self.beside = beside  # names of all files in its directory, in lower case
 
     @cached_property
     def ends(self) -> str:

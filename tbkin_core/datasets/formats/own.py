@@ -31,12 +31,9 @@ def own_directory(prefix: str, names: Collection[str]) -> str | None:
     """
     if MANIFEST in names:
         return "store"
-    if "config.yaml" in names:
-        above = PurePosixPath(prefix).parts
-        checkpoint = any(name.endswith(".safetensors") or name.startswith("checkpoint") for name in names)
-        if checkpoint or {"features", "graphs", "runs"} & set(above):
-            return "run"
-    return None
+    checkpoint = any(name.endswith(".safetensors") or name.startswith("checkpoint") for name in names)
+    in_own_place = {"features", "graphs", "runs"} & set(PurePosixPath(prefix).parts)
+    return "run" if "config.yaml" in names and (checkpoint or in_own_place) else None
 
 
 GRAPH_EXPORT = Format(
