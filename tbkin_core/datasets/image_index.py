@@ -336,10 +336,8 @@ def _plain(name: str) -> str:
 def _of_split(paths: list[str], split: str) -> list[str]:
     """The paths whose directories, or else whose name, speak of the split."""
     family = split_family(split)
-    splits = [split_of_path(path) or split_in(PurePosixPath(path).stem) for path in paths]
-    return [
-        path for path, found in zip(paths, splits, strict=True) if found and split_family(found) == family
-    ]
+    splits = {path: split_of_path(path) or split_in(PurePosixPath(path).stem) for path in paths}
+    return [path for path, found in splits.items() if found and split_family(found) == family]
 
 
 def _contradict(first: ListedImage, second: ListedImage) -> bool:

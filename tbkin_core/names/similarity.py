@@ -423,7 +423,6 @@ class EncoderSimilarity(_Cosine):
 
     Args:
         model: Directory or hub id of any encoder that transformers' AutoModel and AutoTokenizer load.
-        device: Where it runs; names are few, so the CPU does.
 
     Raises:
         MissingDependencyError: A hub id that cannot be fetched.
@@ -431,8 +430,7 @@ class EncoderSimilarity(_Cosine):
         ConfigError: A model that makes no states of its text alone (CLIP and the like).
     """
 
-    def __init__(self, model: str, device: str = "cpu") -> None:
-        import torch
+    def __init__(self, model: str) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         local = Path(model).is_dir()
@@ -452,11 +450,10 @@ class EncoderSimilarity(_Cosine):
             ) from error
         if encoder.config.is_encoder_decoder:
             encoder = encoder.get_encoder()
-        self._model = encoder.float().to(device).eval()
-        self._device = torch.device(device)
+        self._model = encoder.float().eval()  # on the CPU: names are few
         digest = hashlib.sha256()
         for parameter_name, parameter in self._model.state_dict().items():
-            summary = parameter.detach().cpu().double()
+            summary = parameter.detach().double()
             digest.update(f"{parameter_name} {tuple(summary.shape)} {float(summary.sum()):.6g}".encode())
         self.name = f"encoder-{_base_name(model)}-{digest.hexdigest()[:8]}"
         try:
@@ -484,10 +481,10 @@ class EncoderSimilarity(_Cosine):
                 # Without padding the attention mask is all ones, and the mean over it the plain mean.
                 filled = batch + batch[:1] * (ENCODER_BATCH - len(batch))
                 rows = [encoded[place] for place in filled]
-                input_ids = torch.tensor(rows, dtype=torch.long, device=self._device)  # (B, L)
+                input_ids = torch.tensor(rows, dtype=torch.long)  # (B, L)
                 with torch.inference_mode():
                     output = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
-                result[batch] = output.last_hidden_state.mean(1)[: len(batch)].cpu().numpy()  # (B, D)
+                result[batch] = output.last_hidden_state.mean(1)[: len(batch)].numpy()  # (B, D)
         return result
 
 

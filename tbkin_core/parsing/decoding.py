@@ -346,15 +346,10 @@ def _own_words(
     said = {word for predicate, _ in readings.values() for word in predicate.split()}
     if set(best[1].split()) <= said:
         return best, None
-    for same_direction in (True, False):
-        kept = {
-            key: share
-            for key, share in mass.items()
-            if (key[1] in tokens or key[1] in UNSAID) and (key[0] == best[0]) is same_direction
-        }
-        if kept:
-            likeliest = max(kept, key=kept.__getitem__)
-            return likeliest, tokens.get(likeliest[1])
+    own = [key for key in mass if key[1] in tokens or key[1] in UNSAID]
+    if own:  # the same direction first
+        likeliest = max(own, key=lambda key: (key[0] == best[0], mass[key]))
+        return likeliest, tokens.get(likeliest[1])
     for name in ("preposition", "verb preposition", "verb"):
         if name in readings:
             return (best[0], plain_sides(readings[name].predicate)), readings[name].tokens

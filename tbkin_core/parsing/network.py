@@ -237,16 +237,13 @@ class GraphNetwork:
         """
         if batch.generation != self.vocabulary.generation:
             raise ValueError("the words of this batch have been forgotten: make the batch anew")
-        states = self.states(batch)
-        arrays = self._arrays
-        weights = self._weights
+        states, arrays, weights = self.states(batch), self._arrays, self._weights
         hidden = np.maximum(_product(states, weights["role.0"]) + arrays["role.0.bias"], 0)
         role = (_product(hidden, weights["role.1"]) + arrays["role.1.bias"]).argmax(axis=1)
         # Everything about the token by itself in one product.
         single = _product(states, weights["single"]) + arrays["single.bias"]  # (T, 1 + forms + arc)
         forms = len(self.forms)
-        prefix = single[:, 0] > 0
-        form = single[:, 1 : 1 + forms].argmax(axis=1)
+        prefix, form = single[:, 0] > 0, single[:, 1 : 1 + forms].argmax(axis=1)
         objects = np.flatnonzero(self.objects[role])
         text = np.repeat(np.arange(len(batch.offsets) - 1), np.diff(batch.offsets))
         attributes = self._attributes(states, single[:, 1 + forms :], objects, text, batch.offsets)
@@ -300,9 +297,8 @@ class GraphNetwork:
         return np.stack([token[found], objects[which[found]]], axis=1)
 
     def _relations(self, states: Array, pairs: Array, apart: Array) -> Array:
-        arrays = self._arrays
+        arrays, weights = self._arrays, self._weights
         first, second = pairs[:, 0], pairs[:, 1]
-        weights = self._weights
         ends, place = np.unique(pairs, return_inverse=True)
         place = place.reshape(pairs.shape)
         hidden = _product(states[ends], weights["relation.first"])[place[:, 0]]

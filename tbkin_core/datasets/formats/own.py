@@ -31,9 +31,10 @@ def own_directory(prefix: str, names: Collection[str]) -> str | None:
     """
     if MANIFEST in names:
         return "store"
+    if "config.yaml" not in names:
+        return None
     checkpoint = any(name.endswith(".safetensors") or name.startswith("checkpoint") for name in names)
-    in_own_place = {"features", "graphs", "runs"} & set(PurePosixPath(prefix).parts)
-    return "run" if "config.yaml" in names and (checkpoint or in_own_place) else None
+    return "run" if checkpoint or {"features", "graphs", "runs"} & set(PurePosixPath(prefix).parts) else None
 
 
 GRAPH_EXPORT = Format(
