@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbkin_core.datasets import Caption, GoldGraph, ImageRecord, open_dataset
+from tbkin_core.datasets import open_dataset
 from tbkin_core.datasets.formats import FORMATS
 from tbkin_core.datasets.formats.base import Holds
 from tbkin_core.datasets.image_index import ImageIndex, trailing_number
 from tbkin_core.datasets.reading import Problems
-from tbkin_core.datasets.rows import ListedImage
+from tbkin_core.datasets.records import Caption, GoldGraph, ImageRecord, ListedImage
 from tbkin_core.datasets.splits import normalise_split, split_in
 from tbkin_core.datasets.unpickle import load_plain_pickle, loads_plain
 from tbkin_core.errors import DataError

@@ -25,7 +25,6 @@ from tbkin_core.parsing.network import (
     Vocabulary,
     new_shipped_network,
     read_network,
-    shipped_network,
 )
 from tbkin_core.parsing.parser import MAX_TOKENS, CaptionParser
 from tbkin_core.parsing.sentences import Sentences
@@ -394,6 +393,9 @@ CAPTIONS = [
     "a woman with a hat , a bag and an umbrella stands in front of a bus",
     "boats",
 ]
+
+
+shipped_network = cache(new_shipped_network)
 
 
 @cache

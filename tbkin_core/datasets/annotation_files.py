@@ -11,10 +11,17 @@ from typing import NamedTuple
 from tbkin_core.datasets.formats import FORMAT_OF
 from tbkin_core.datasets.formats.base import Format, Holds, Version
 from tbkin_core.datasets.image_index import ImageIndex
-from tbkin_core.datasets.layout import scan
+from tbkin_core.datasets.layout import Layout
 from tbkin_core.datasets.reading import AnnotationFile, Problems, Source
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import BoxRow, CaptionRow, Content, ListedImage, NamedImage, SceneGraphRow
+from tbkin_core.datasets.records import (
+    BoxRow,
+    CaptionRow,
+    Content,
+    ImageId,
+    ListedImage,
+    NamedImage,
+    SceneGraphRow,
+)
 
 
 class KeyedCaption(NamedTuple):
@@ -33,23 +40,22 @@ def format_of(file: AnnotationFile) -> Format:
 
 
 def version_of(file: AnnotationFile) -> Version:
-    version = format_of(file).version
-    return Version("") if version is None else version(file)
+    return format_of(file).version(file)
 
 
 class AnnotationFiles:
-    """What `layout.scan` finds in a directory, read file by file when first asked for.
+    """What `Layout` finds in a directory, read file by file when first asked for.
 
     Attributes:
         layouts: See `Dataset`.
         problems: What was skipped or repaired so far.
 
     Raises:
-        DataError: As `scan`; from any method, a file that is needed is malformed as a whole.
+        DataError: As `Layout`; from any method, a file that is needed is malformed as a whole.
     """
 
     def __init__(self, root: Path) -> None:
-        self._layout = scan(root)
+        self._layout = Layout(root)
         self.layouts = self._layout.names()
         self.problems = Problems()
         for name, reason in self._layout.unreadable:
@@ -65,10 +71,9 @@ class AnnotationFiles:
         """What a file holds, as its format reads it."""
         if file.name not in self._contents:
             form = format_of(file)
-            source = Source(file, self.problems)
-            if form.listed_by is not None:
-                source = Source(file, self.problems, partial(self.images_for, file))
-            self._contents[file.name] = Content() if form.read is None else form.read(source)
+            listed = dict if form.listed_by is None else partial(self.images_for, file)
+            source = Source(file, self.problems, listed)
+            self._contents[file.name] = form.read(source) if form.read else Content()
         return self._contents[file.name]
 
     def forget_captions(self) -> None:
@@ -88,10 +93,9 @@ class AnnotationFiles:
     def images_for(self, file: AnnotationFile) -> Mapping[ImageId, ListedImage]:
         """Listed images by the ids that a file uses; of several lists the first counts."""
         if file.name not in self._listed:
-            lists = [self.read(each).images for each in self.lists_for(file)]
-            self._listed[file.name] = (
-                lists[0] if len(lists) == 1 else dict(chain(*(images.items() for images in reversed(lists))))
-            )
+            lists = [self.read(each).images for each in reversed(self.lists_for(file))]
+            all_of_them = chain.from_iterable(images.items() for images in lists)
+            self._listed[file.name] = lists[0] if len(lists) == 1 else dict(all_of_them)
         return self._listed[file.name]
 
     # --- which image is which ------------------------------------------------------------------------
@@ -146,9 +150,8 @@ class AnnotationFiles:
         key = self.index.by_name(image.name, image.directory, image.split)
         if key is None and image.name.isdigit():
             key, _ = self.index.by_id(image.name, image.split)
-        if key is None:
-            key = image.name if not image.split else file.name.removesuffix(file.path.suffix)
-        return key
+        named = image.name if not image.split else file.name.removesuffix(file.path.suffix)
+        return named if key is None else key
 
     @cached_property
     def assigned_splits(self) -> dict[ImageId, str]:
@@ -178,13 +181,11 @@ class AnnotationFiles:
 
     def boxes(self, file: AnnotationFile) -> Iterator[tuple[ImageId, BoxRow]]:
         for row in self.read(file).boxes:
-            key = self.resolve(file, row.image_id, row.box_id)
-            if key is not None:
+            if (key := self.resolve(file, row.image_id, row.box_id)) is not None:
                 yield key, row
         if Holds.SCENE_GRAPHS in format_of(file).holds:
-            yield from (
-                (key, box) for of, key, graph in self.scene_graphs if of == file for box in graph.boxes
-            )
+            rows = [(key, row) for of, key, row in self.scene_graphs if of == file]
+            yield from ((key, box) for key, row in rows for box in row.boxes)
 
     @cached_property
     def captions(self) -> list[KeyedCaption]:
@@ -236,9 +237,9 @@ class AnnotationFiles:
         """Captions whose images, if there are any, are files named by the row's number, from 0 or from 1."""
         by_row, split = self.index.by_row, file.split
         first: int | None = None
-        if self.index.highest_row() >= 0 and by_row(0, split) is not None:
+        if by_row(0, split) is not None:
             first = 0
-        elif self.index.highest_row() >= 0:
+        elif self.index.has_rows:
             # Only the end of the file can tell: three rows that count from 0 have no image 3.
             read = list(rows)
             rows = iter(read)

@@ -12,22 +12,12 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from tbkin_core.datasets import records
 from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of, version_of
 from tbkin_core.datasets.formats.base import Holds
 from tbkin_core.datasets.image_index import trailing_number
 from tbkin_core.datasets.reading import AnnotationFile, as_box
-from tbkin_core.datasets.records import (
-    BoxAnnotation,
-    Caption,
-    Expression,
-    GoldGraph,
-    GoldObject,
-    GoldRelation,
-    ImageId,
-    ImageRecord,
-    Question,
-)
-from tbkin_core.datasets.rows import AnswerRow, BoxRow, QuestionRow
+from tbkin_core.datasets.records import AnswerRow, BoxRow, ImageId, QuestionRow
 from tbkin_core.datasets.splits import normalise_split, split_of_path
 from tbkin_core.errors import DataError
 
@@ -64,7 +54,8 @@ class Dataset:
             "coco-captions", "vqa", ...; "images" last, for image files on disk.
 
     Raises:
-        DataError: From any method: a file that is needed is malformed as a whole (file, line, column).
+        DataError: From any method: a file that is needed is malformed as a whole (file, line, column), or
+            there is no image or set of expressions of the name that is asked for.
     """
 
     def __init__(self, root: Path) -> None:
@@ -74,9 +65,9 @@ class Dataset:
         asked = {file.split for file in self._files.holding(Holds.QUESTIONS)}
         for file in self._files.holding(Holds.ANSWERS):
             if None not in asked and file.split not in asked:
-                self._problem(file, "", "answers questions that no file here asks (not used)")
-        self._questions: dict[str, list[Question]] = {}
-        self._expressions: dict[str, list[Expression]] = {}
+                self._files.problems.add(file.name, "", "answers questions that no file here asks (not used)")
+        self._questions: dict[str, list[records.Question]] = {}
+        self._expressions: dict[str, list[records.Expression]] = {}
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.root)!r}, layouts={self.layouts})"
@@ -86,36 +77,27 @@ class Dataset:
         """What was skipped or repaired so far, counted by file and kind; grows as files are read."""
         return self._files.problems.lines()
 
-    def _problem(self, file: AnnotationFile, subject: str, what: str) -> None:
-        self._files.problems.add(file.name, subject, what)
-
     # --- images --------------------------------------------------------------------------------------
 
-    def images(self, split: str | None = None) -> list[ImageRecord]:
+    def images(self, split: str | None = None) -> list[records.ImageRecord]:
         """All images, on disk or only named by annotations.
 
         An image that is listed in several splits counts as held out: it is in "train" only if in no other.
         """
-        records = self._records.values()
+        images = list(self._records.values())
         if split is None:
-            return list(records)
-        split = normalise_split(split)
+            return images
+        split, splits = normalise_split(split), self._image_splits
         return [
-            record
-            for record in records
-            if record.split == split or (split != "train" and split in self._image_splits[record.image_id])
+            image
+            for image in images
+            if image.split == split or (split != "train" and split in splits[image.image_id])
         ]
 
-    def image(self, image_id: ImageId) -> ImageRecord:
-        """The image of a key, or of a file name.
-
-        Raises:
-            DataError: The dataset has no such image.
-        """
-        record = self._records.get(image_id)
-        if record is None:
-            key, _ = self._files.index.by_id(image_id, None)
-            record = None if key is None else self._records.get(key)
+    def image(self, image_id: ImageId) -> records.ImageRecord:
+        """The image of a key, or of a file name."""
+        key = image_id if image_id in self._records else self._files.index.by_id(image_id, None)[0]
+        record = None if key is None else self._records.get(key)
         if record is None:
             example = next(iter(self._records), None)
             raise DataError(
@@ -129,9 +111,8 @@ class Dataset:
         files: dict[ImageId, Path] = {}
         for file, (key, _) in self._files.feature_images.items():
             if key in files:
-                directory = str(PurePosixPath(file.name).parent)
                 what = "is a second file of its image (skipped)"
-                self._files.problems.add(directory, file.path.name, what)
+                self._files.problems.add(str(PurePosixPath(file.name).parent), file.path.name, what)
             else:
                 files[key] = file.path
         return files
@@ -147,13 +128,13 @@ class Dataset:
             key, _ = self._files.index.by_id(int(name) if name.isdecimal() and len(name) < 19 else name, None)
         if key is None:
             stem = PurePosixPath(name).stem if PurePosixPath(name).suffix else name
-            key = trailing_number(stem)
-            key = stem if key is None else key
+            number = trailing_number(stem)
+            key = stem if number is None else number
         return key
 
     # --- texts ---------------------------------------------------------------------------------------
 
-    def captions(self, split: str | None = None) -> list[Caption]:
+    def captions(self, split: str | None = None) -> list[records.Caption]:
         """Captions, file by file in the order of the formats' table (Karpathy's files, which also give the
         splits of images, go first), then phrases of parts of images (Visual Genome's regions).
 
@@ -164,40 +145,29 @@ class Dataset:
         images that it lists, and of several Flickr files the first. A caption of Conceptual Captions or SBU
         has an image where a file is named by the number of its row.
         """
-        if split is None:
-            return list(self._captions)
-        split = normalise_split(split)
-        return [caption for caption in self._captions if caption.split == split]
+        wanted = None if split is None else normalise_split(split)
+        return [caption for caption in self._captions if wanted in (None, caption.split)]
 
-    def caption_splits(self) -> tuple[str, ...]:
-        """Splits that have captions."""
-        return tuple(dict.fromkeys(caption.split for caption in self._captions))
-
-    def questions(self, split: str | None = None) -> list[Question]:
+    def questions(self, split: str | None = None) -> list[records.Question]:
         """VQA questions with their answers; only the files of the split are read."""
-        if split is not None:
-            return list(self._questions_of_split(normalise_split(split)))
-        return [question for name in self.question_splits() for question in self._questions_of_split(name)]
+        splits = self.question_splits() if split is None else (normalise_split(split),)
+        return [question for each in splits for question in self._questions_of_split(each)]
 
     def question_splits(self) -> tuple[str, ...]:
         """Splits that have questions."""
-        return tuple(
-            dict.fromkeys(self._files.split_of(file) for file in self._files.holding(Holds.QUESTIONS))
-        )
+        return tuple(dict.fromkeys(map(self._files.split_of, self._files.holding(Holds.QUESTIONS))))
 
-    def expressions(self, split: str | None = None, name: str | None = None) -> list[Expression]:
+    def expressions(self, split: str | None = None, name: str | None = None) -> list[records.Expression]:
         """Referring expressions, of one of `expression_sets(every_version=True)`, or of all usual versions.
 
         `width` and `height` of an expression are 0 where no annotation file gives the image's size.
 
         Raises:
-            DataError: No set of this name; the boxes' `instances.json` is absent.
+            DataError: The boxes' `instances.json` is absent.
         """
-        rows = [row for each in self._named_sets(name) for row in self._expressions_of_set(each)]
-        if split is None:
-            return rows
-        split = normalise_split(split)
-        return [row for row in rows if row.split == split]
+        wanted = None if split is None else normalise_split(split)
+        rows = (row for each in self._named_sets(name) for row in self._expressions_of_set(each))
+        return [row for row in rows if wanted in (None, row.split)]
 
     def expression_sets(self, every_version: bool = False) -> tuple[str, ...]:
         """Sets of referring expressions: "refcoco", "refcoco+", "refcocog", or another directory's name.
@@ -206,24 +176,17 @@ class Dataset:
         of RefCOCO and RefCOCO+, "umd" of RefCOCOg (no image in two splits). `every_version` also lists the
         others, as "refcocog-google" (split by object: one image may be in train and in val).
         """
-        found = [name for name in self._refs_files if every_version or name in self._usual_sets]
+        usual = {file.path.parent.name.lower() for file in self._files.holding(Holds.EXPRESSIONS)}
+        found = [name for name in self._refs_files if every_version or name in usual]
         return tuple(sorted(found, key=lambda name: (name.split("-")[0] not in _EXPRESSION_SETS, name)))
 
     def expression_splits(self, name: str | None = None) -> tuple[str, ...]:
-        """Splits of one set of referring expressions, or of all usual versions.
-
-        Raises:
-            DataError: No set of this name.
-        """
+        """Splits of one set of referring expressions, or of all usual versions."""
         files = [file for each in self._named_sets(name) for file in self._refs_files[each]]
         return tuple(dict.fromkeys(row.split for file in files for row in self._files.read(file).refs))
 
     def expression_set(self, name: str) -> str:
-        """The name of a set, by any of its names: "RefCOCOg_umd" is "refcocog" where both versions are there.
-
-        Raises:
-            DataError: No set of this name.
-        """
+        """Name of a set, by any of its names: "RefCOCOg_umd" is "refcocog" where both versions are there."""
         return self._named_sets(name)[0]
 
     def is_split_by_object(self, name: str) -> bool:
@@ -233,14 +196,14 @@ class Dataset:
 
     # --- boxes ---------------------------------------------------------------------------------------
 
-    def boxes(self, split: str | None = None) -> dict[ImageId, list[BoxAnnotation]]:
+    def boxes(self, split: str | None = None) -> dict[ImageId, list[records.BoxAnnotation]]:
         """Labelled boxes by image: COCO instances if there are any, else Visual Genome objects.
 
         A COCO box takes the attributes of the Visual Genome object of the same label and place, if there is
         one. The label is "" where the publisher gives none.
         """
         wanted = None if split is None else normalise_split(split)
-        boxes: dict[ImageId, list[BoxAnnotation]] = {}
+        boxes: dict[ImageId, list[records.BoxAnnotation]] = {}
         for box_split, box in self._boxes:
             box_split = self._files.assigned_splits.get(box.image_id, box_split)
             if wanted is None or wanted == (box_split or self._records[box.image_id].split):
@@ -248,21 +211,14 @@ class Dataset:
         return boxes
 
     @cached_property
-    def _boxes(self) -> list[tuple[str | None, BoxAnnotation]]:
-        rows, attributes = self._own_boxes, {}
-        if rows:
-            attributes = {
-                _place(key, row): row.attributes for _, key, row in self._other_boxes if row.attributes
-            }
-        return [
-            (
-                file.split,
-                BoxAnnotation(
-                    key, row.label, row.xywh, row.attributes or attributes.get(_place(key, row), ())
-                ),
-            )
-            for file, key, row in rows or self._other_boxes
-        ]
+    def _boxes(self) -> list[tuple[str | None, records.BoxAnnotation]]:
+        own, others = self._own_boxes, self._other_boxes
+        attributes = {_place(key, row): row.attributes for _, key, row in others if own and row.attributes}
+        boxes = []
+        for file, key, row in own or others:
+            found = row.attributes or attributes.get(_place(key, row), ())
+            boxes.append((file.split, records.BoxAnnotation(key, row.label, row.xywh, found)))
+        return boxes
 
     def _box_files(self, yields: bool) -> list[AnnotationFile]:
         return [file for file in self._files.holding(Holds.BOXES) if format_of(file).yields is yields]
@@ -288,24 +244,18 @@ class Dataset:
         """Whether there are annotated scene graphs."""
         return bool(self._files.holding(Holds.SCENE_GRAPHS))
 
-    def gold_graphs(self, split: str | None = None) -> dict[ImageId, GoldGraph]:
+    def gold_graphs(self, split: str | None = None) -> dict[ImageId, records.GoldGraph]:
         """Annotated scene graph of each image, from Visual Genome's `scene_graphs.json` where there is one.
 
         Objects without a usable box, and the relations with them, are left out and counted as problems.
         """
         wanted = None if split is None else normalise_split(split)
-        graphs: dict[ImageId, GoldGraph] = {}
+        graphs: dict[ImageId, records.GoldGraph] = {}
         for file, key, row in self._files.scene_graphs:
             if key in graphs or (wanted is not None and wanted != (file.split or self._records[key].split)):
                 continue
-            place = {box.box_id: position for position, box in enumerate(row.boxes)}
-            graphs[key] = GoldGraph(
-                tuple(GoldObject(box.label, box.xywh, box.attributes) for box in row.boxes),
-                tuple(
-                    GoldRelation(place[subject], predicate, place[object_])
-                    for subject, predicate, object_ in row.relations
-                ),
-            )
+            objects = (records.GoldObject(box.label, box.xywh, box.attributes) for box in row.boxes)
+            graphs[key] = records.GoldGraph(tuple(objects), tuple(row.relations))
         return graphs
 
     # --- records of images ---------------------------------------------------------------------------
@@ -313,9 +263,8 @@ class Dataset:
     @cached_property
     def _image_splits(self) -> dict[ImageId, list[str]]:
         """Splits in which annotations list an image; those that give it no split of its own aside."""
-        splits: dict[ImageId, list[str]] = defaultdict(list)
-        for key, names in self._files.index.splits_of.items():
-            splits[key].extend(names)
+        listed = self._files.index.splits_of
+        splits: dict[ImageId, list[str]] = defaultdict(list, {key: [*listed[key]] for key in listed})
         mentioned: dict[ImageId, dict[str, None]] = defaultdict(dict)
         for key, name in self._mentions():
             mentioned[key].update({} if name is None else {name: None})
@@ -328,7 +277,7 @@ class Dataset:
 
     def _mentions(self) -> Iterator[tuple[ImageId, str | None]]:
         """Images that annotations speak of, each with the split of the annotation."""
-        for file in self._usual_refs:
+        for file in (file for name in sorted(self.expression_sets()) for file in self._refs_files[name]):
             for ref in self._files.read(file).refs:
                 key = self._files.listed_key(file, ref.image_id)
                 if ref.split != "all" and key in self._files.index.listed:
@@ -349,10 +298,10 @@ class Dataset:
         return any(not self._files.images_for(file) for file in files)
 
     @cached_property
-    def _records(self) -> dict[ImageId, ImageRecord]:
+    def _records(self) -> dict[ImageId, records.ImageRecord]:
         index, splits = self._files.index, self._image_splits
         sizes = {key: (image.width, image.height) for key, image in self._files.feature_images.values()}
-        records: dict[ImageId, ImageRecord] = {}
+        found: dict[ImageId, records.ImageRecord] = {}
         for key in dict.fromkeys([*index.keys(), *splits]):
             listed, path = index.listed.get(key), index.path_of.get(key)
             width, height = (listed.width, listed.height) if listed else (None, None)
@@ -361,15 +310,15 @@ class Dataset:
             names = splits[key]
             split = next((name for name in names if name != "train"), next(iter(names), None))
             split = split or (split_of_path(path) if path else None) or "all"
-            records[key] = ImageRecord(key, self.root / path if path else None, split, width, height)
-        return records
+            found[key] = records.ImageRecord(key, self.root / path if path else None, split, width, height)
+        return found
 
     # --- records from rows ---------------------------------------------------------------------------
 
     @cached_property
-    def _captions(self) -> list[Caption]:
-        records = self._records  # what it needs of the rows below is read by now
-        captions: list[Caption] = []
+    def _captions(self) -> list[records.Caption]:
+        images = self._records  # what it needs of the rows below is read by now
+        captions: list[records.Caption] = []
         owner: dict[int | str, tuple[ImageId | None, str]] = {}
         for rows in (self._files.captions, self._files.phrases):
             rows.reverse()
@@ -378,8 +327,9 @@ class Dataset:
                 if text_id is not None and owner.setdefault(text_id, (key, text)) != (key, text):
                     text_id = None  # another file's caption has it
                 if split is None:
-                    split = records[key].split if key is not None else "all"
-                captions.append(Caption(f"{file}:{number}" if text_id is None else text_id, key, text, split))
+                    split = images[key].split if key is not None else "all"
+                text_id = f"{file}:{number}" if text_id is None else text_id
+                captions.append(records.Caption(text_id, key, text, split))
         self._files.forget_captions()
         return captions
 
@@ -393,25 +343,35 @@ class Dataset:
             of_split = replace(file, split=split)
             for row in self._files.read(file).questions:
                 if row.question_id in seen:
-                    self._problem(file, f"question {row.question_id}", "is in another file too (skipped)")
+                    subject = f"question {row.question_id}"
+                    self._files.problems.add(file.name, subject, "is in another file too (skipped)")
                     continue
                 seen.add(row.question_id)
-                key = self._files.resolve(of_split, row.image_id, row.question_id)
-                if key is not None:
+                if (key := self._files.resolve(of_split, row.image_id, row.question_id)) is not None:
                     rows.append((key, row))
         return rows
 
-    def _questions_of_split(self, split: str) -> list[Question]:
-        if split not in self._questions:
-            keyed = self._keyed_questions(split)
-            files = [
-                file for file in self._files.holding(Holds.ANSWERS) if self._files.split_of(file) == split
-            ]
-            answers = self._answers_in(files, {row.question_id for _, row in keyed})
-            self._questions[split] = [
-                self._question(key, row, split, answers.get(row.question_id), files) for key, row in keyed
-            ]
-        return self._questions[split]
+    def _questions_of_split(self, split: str) -> list[records.Question]:
+        if split in self._questions:
+            return self._questions[split]
+        keyed = self._keyed_questions(split)
+        files = [file for file in self._files.holding(Holds.ANSWERS) if self._files.split_of(file) == split]
+        answers = self._answers_in(files, {row.question_id for _, row in keyed})
+        questions = self._questions[split] = []
+        for key, row in keyed:
+            question_id, what = row.question_id, ""
+            answer = answers.get(question_id) or row.answers
+            if answer is None:
+                what = "has no annotation (kept without answers)" if files else ""
+                answer = AnswerRow(())
+            elif _other_image(answer.image_id, row.image_id):
+                what = "is annotated for another image than it asks about (answers kept)"
+            if what:
+                name = files[0].name if files else "questions"
+                self._files.problems.add(name, f"question {question_id}", what)
+            answered = (answer.answers, answer.question_type, answer.answer_type)
+            questions.append(records.Question(question_id, key, row.question, split, *answered))
+        return questions
 
     def _answers_in(
         self, files: Iterable[AnnotationFile], known: set[int | str]
@@ -425,58 +385,24 @@ class Dataset:
                 question_id = annotated_id if annotated_id in known else written.get(str(annotated_id))
                 if question_id is None:
                     subject = f"question {annotated_id}"
-                    self._problem(file, subject, "is in no questions file (skipped)")
+                    self._files.problems.add(file.name, subject, "is in no questions file (skipped)")
                 else:
                     answers.setdefault(question_id, row)
         return answers
-
-    def _question(
-        self,
-        key: ImageId,
-        row: QuestionRow,
-        split: str,
-        annotated: AnswerRow | None,
-        files: list[AnnotationFile],
-    ) -> Question:
-        answer, subject = annotated or row.answers, f"question {row.question_id}"
-        if answer is None:
-            if files:
-                self._problem(files[0], subject, "has no annotation (kept without answers)")
-            answer = AnswerRow(())
-        elif _other_image(answer.image_id, row.image_id):
-            what = "is annotated for another image than it asks about (answers kept)"
-            self._files.problems.add(files[0].name if files else "questions", subject, what)
-        return Question(
-            row.question_id,
-            key,
-            row.question,
-            split,
-            answer.answers,
-            answer.question_type,
-            answer.answer_type,
-        )
 
     @cached_property
     def _refs_files(self) -> dict[str, list[AnnotationFile]]:
         """Files of each set of expressions, whatever its version; those of a directory by rank."""
         files: dict[str, list[AnnotationFile]] = {}
         seen: set[Path] = set()
-        found = self._files.holding(Holds.EXPRESSIONS)
-        for file in sorted(found, key=lambda file: (file.path.parent, version_of(file).rank, file.name)):
+        found = [(file, version_of(file)) for file in self._files.holding(Holds.EXPRESSIONS)]
+        for file, version in sorted(found, key=lambda row: (row[0].path.parent, row[1].rank, row[0].name)):
             name = file.path.parent.name.lower()
             if file.path.parent in seen:
-                name = f"{name}-{version_of(file).name or file.path.name.lower()}"
+                name = f"{name}-{version.name or file.path.name.lower()}"
             seen.add(file.path.parent)
             files.setdefault(name, []).append(file)
         return files
-
-    @cached_property
-    def _usual_sets(self) -> set[str]:
-        return {file.path.parent.name.lower() for file in self._files.holding(Holds.EXPRESSIONS)}
-
-    @cached_property
-    def _usual_refs(self) -> list[AnnotationFile]:
-        return [file for name in sorted(self._usual_sets) for file in self._refs_files[name]]
 
     def _named_sets(self, name: str | None) -> tuple[str, ...]:
         if name is None:
@@ -492,13 +418,13 @@ class Dataset:
             hint="RefCOCO expects a directory refcoco/ with refs(unc).p and instances.json",
         )
 
-    def _expressions_of_set(self, name: str) -> list[Expression]:
+    def _expressions_of_set(self, name: str) -> list[records.Expression]:
         if name not in self._expressions:
             files = self._refs_files[name]
             self._expressions[name] = [row for file in files for row in self._expressions_of_file(file)]
         return self._expressions[name]
 
-    def _expressions_of_file(self, file: AnnotationFile) -> Iterator[Expression]:
+    def _expressions_of_file(self, file: AnnotationFile) -> Iterator[records.Expression]:
         lists = self._files.lists_for(file)
         if not lists:
             raise DataError(
@@ -508,13 +434,11 @@ class Dataset:
         images = self._files.images_for(file)
         boxes = {box.box_id: box for each in reversed(lists) for box in self._files.read(each).boxes}
         for ref in self._files.read(file).refs:
-            subject = f"ref {ref.ref_id}"
             box, image = boxes.get(ref.box_id), images.get(ref.image_id)
-            if box is None or box.image_id != ref.image_id:
-                self._problem(file, subject, "has no usable annotation in instances.json (skipped)")
-                continue
-            if image is None:
-                self._problem(file, subject, "has no image in instances.json (skipped)")
+            if box is None or box.image_id != ref.image_id or image is None:
+                lacks = "image" if box and box.image_id == ref.image_id else "usable annotation"
+                what = f"has no {lacks} in instances.json (skipped)"
+                self._files.problems.add(file.name, f"ref {ref.ref_id}", what)
                 continue
             key = self._files.index.key_in(image.listed_in, ref.image_id)
             xywh, width, height = box.xywh, image.width, image.height
@@ -523,7 +447,7 @@ class Dataset:
                 width, height = record.width or 0, record.height or 0
                 xywh = as_box(xywh, record.width, record.height)[0] or xywh
             for sent_id, text in ref.sentences:
-                yield Expression(sent_id, ref.ref_id, key, text, ref.split, xywh, width, height)
+                yield records.Expression(sent_id, ref.ref_id, key, text, ref.split, xywh, width, height)
 
 
 def _other_image(first: ImageId | None, second: ImageId | None) -> bool:

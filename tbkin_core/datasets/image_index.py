@@ -11,12 +11,12 @@ from pathlib import PurePosixPath
 
 from tbkin_core.datasets.layout import IMAGE_SUFFIXES
 from tbkin_core.datasets.reading import Problems
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import ListedImage
+from tbkin_core.datasets.records import ImageId, ListedImage
 from tbkin_core.datasets.splits import split_family, split_in, split_of_path
 
 # Keys are stored as 64-bit integers beside the features; a longer run of digits is a name, not a number.
 _LONGEST_NUMBER = 18
+# COCO's own names have the id in twelve digits.
 _COCO_NAME = re.compile(r"(?:^|[^0-9])[0-9]{12}\.[A-Za-z]+$")
 
 
@@ -37,7 +37,7 @@ class _Listing:
     image: ListedImage
     path: str | None
     splits: list[str] = field(default_factory=list)
-    listed_in: list[str] = field(default_factory=list)
+    listed_in: set[str] = field(default_factory=set)
 
 
 class ImageIndex:
@@ -51,7 +51,6 @@ class ImageIndex:
 
     Args:
         files: Image files, relative to the dataset directory.
-        listed: Images that annotation files list.
         named: Names of images in files that give no ids, each with the directory that the name is relative
             to and the split it is about.
         problems: Counts ids that two files use for different images.
@@ -80,11 +79,7 @@ class ImageIndex:
         for file in self.files:
             self._add_path(file)
         self._claim_listed(listed, problems)
-        missing = dict.fromkeys(
-            path
-            for name, directory, split in named
-            if (path := self._missing_path(name, directory, split)) is not None
-        )
+        missing = dict.fromkeys(filter(None, (self._missing_path(*image) for image in named)))
         for path in missing:
             self._add_path(path)
         self._name_the_rest([*self.files, *missing])
@@ -111,8 +106,7 @@ class ImageIndex:
         Returns:
             The key; or None and the files it may be, none or several.
         """
-        if image_id in self._same_id:
-            keys = self._same_id[image_id]
+        if keys := self._same_id.get(image_id):
             of_split = self._keys_of_split(keys, split)
             return (of_split[0], []) if len(of_split) == 1 else (None, [str(key) for key in keys])
         if image_id in self.listed:
@@ -141,8 +135,8 @@ class ImageIndex:
         if path is not None:
             return self._key_of_path[path]
         basename = PurePosixPath(name).name
-        if basename in self._same_name:
-            keys = self._keys_of_split(self._same_name[basename], split)
+        if same := self._same_name.get(basename):
+            keys = self._keys_of_split(same, split)
             return keys[0] if len(keys) == 1 else None
         return self._listed_by_name.get(basename)
 
@@ -151,33 +145,22 @@ class ImageIndex:
 
         Files that annotations list are not numbered by the rows of another file.
         """
-        paths = [
-            path
-            for path in self._by_number.get(row, [])
-            if PurePosixPath(path).stem.isdecimal() and self._key_of_path[path] not in self.listed
-        ]
+        paths = self._of_row(row)
         if split is not None:
-            paths = [
-                path
-                for path in paths
-                if (found := split_of_path(path)) is None or split_family(found) == split_family(split)
-            ]
+            family = split_family(split)
+            paths = [path for path in paths if split_family(split_of_path(path) or split) == family]
             paths = _of_split(paths, split) or paths
         return self._key_of_path[paths[0]] if len(paths) == 1 else None
 
-    def highest_row(self) -> int:
-        """Largest number that `by_row` may find a file for; -1 without any."""
-        return max(
-            (
-                number
-                for number, paths in self._by_number.items()
-                if any(
-                    PurePosixPath(path).stem.isdecimal() and self._key_of_path[path] not in self.listed
-                    for path in paths
-                )
-            ),
-            default=-1,
-        )
+    @property
+    def has_rows(self) -> bool:
+        """Whether `by_row` may find a file for any number."""
+        return any(map(self._of_row, self._by_number))
+
+    def _of_row(self, row: int) -> list[str]:
+        """Files whose whole stem is a number, those that annotations list aside."""
+        paths = [path for path in self._by_number.get(row, []) if PurePosixPath(path).stem.isdecimal()]
+        return [path for path in paths if self._key_of_path[path] not in self.listed]
 
     def _keys_of_split(self, keys: list[ImageId], split: str | None) -> list[ImageId]:
         if split is None:
@@ -210,12 +193,9 @@ class ImageIndex:
                     claimed.add(path)
                 if len(group) > 1:
                     first = group[0]
-                    problems.add(
-                        image.listed_in,
-                        f"image {image.image_id}",
-                        f"is {path or image.file_name} here and {first.path or first.image.file_name} in "
-                        f"{first.image.listed_in} (kept apart)",
-                    )
+                    other = f"{first.path or first.image.file_name} in {first.image.listed_in}"
+                    what = f"is {path or image.file_name} here and {other} (kept apart)"
+                    problems.add(image.listed_in, f"image {image.image_id}", what)
             else:
                 known = listing.image
                 listing.image = replace(
@@ -225,10 +205,9 @@ class ImageIndex:
                     width=known.width or image.width,
                     height=known.height or image.height,
                 )
+            listing.listed_in.add(image.listed_in)
             if image.split is not None and image.split not in listing.splits:
                 listing.splits.append(image.split)
-            if image.listed_in not in listing.listed_in:
-                listing.listed_in.append(image.listed_in)
         for image_id, group in groups.items():
             for listing in group:
                 key: ImageId = image_id
@@ -251,9 +230,8 @@ class ImageIndex:
 
     def _key_of_same_id(self, listing: _Listing, groups: dict[ImageId, list[_Listing]]) -> ImageId:
         """Path without extension; for a file that is not on disk, the one it would have by its split."""
-        if listing.path is not None:
-            path = listing.path
-        else:
+        path = listing.path
+        if path is None:
             name = _plain(listing.image.file_name or str(listing.image.image_id))
             directory = listing.image.split or posixpath.dirname(listing.image.listed_in)
             path = posixpath.join("" if split_of_path(name) else directory, name)
@@ -265,13 +243,12 @@ class ImageIndex:
     def _same_image(self, listing: _Listing, image: ListedImage) -> bool:
         """Whether two annotation files mean the same image by an id: unless names, files or sizes differ."""
         known = listing.image
-        if (known.file_name, known.split) == (image.file_name, image.split) and posixpath.dirname(
-            known.listed_in
-        ) == posixpath.dirname(image.listed_in):
+        directories = {posixpath.dirname(each.listed_in) for each in (known, image)}
+        if (known.file_name, known.split) == (image.file_name, image.split) and len(directories) == 1:
             return True
         if _contradict(known, image):
             return False
-        if _of_coco(known) and _of_coco(image):
+        if all(_COCO_NAME.search(each.file_name or "") for each in (known, image)):
             return True  # COCO's ids mean the same image in every release and split
         sizes = [(each.width, each.height) for each in (known, image)]
         if known.split != image.split and sizes[0] != sizes[1] and None not in sizes[0] + sizes[1]:
@@ -287,10 +264,8 @@ class ImageIndex:
         number: int | None = image.image_id if isinstance(image.image_id, int) else None
         if image.file_name:
             name = _plain(image.file_name)
-            directory = posixpath.dirname(image.listed_in)
-            for candidate in _relative_to(directory, name):
-                if candidate in self._known:
-                    return [candidate]
+            if (path := self._relative_to(posixpath.dirname(image.listed_in), name)) is not None:
+                return [path]
             paths = self._by_basename.get(PurePosixPath(name).name, [])
             paths = [path for path in paths if path.endswith("/" + name)] or paths
             if trailing_number(PurePosixPath(name).stem) != number:
@@ -304,13 +279,17 @@ class ImageIndex:
 
     def _find(self, name: str, directory: str, split: str | None) -> str | None:
         plain = _plain(name)
-        for candidate in _relative_to(directory, plain):
-            if candidate in self._known:
-                return candidate
+        if (path := self._relative_to(directory, plain)) is not None:
+            return path
         same = self._of_name(plain)
         if len(same) > 1 and split is not None:
             same = _of_split(same, split)
         return same[0] if len(same) == 1 else None
+
+    def _relative_to(self, directory: str, plain: str) -> str | None:
+        """The likeliest path that a name may stand for in a file that lies in the directory."""
+        candidates = (posixpath.join(directory, plain), posixpath.join(directory, "images", plain), plain)
+        return next((path for path in map(posixpath.normpath, candidates) if path in self._known), None)
 
     def _of_name(self, plain: str) -> list[str]:
         """Files of a name, in whatever directory; an extension may be left out."""
@@ -338,14 +317,10 @@ class ImageIndex:
                 continue
             pure = PurePosixPath(path)
             number = trailing_number(pure.stem)
-            relative = str(pure.with_suffix(""))
-            key: ImageId
-            if number is not None:
-                unique = len(self._by_number[number]) == 1
-                unique = unique and number not in self.listed and number not in self._same_id
-                key = number if unique else relative
-            else:
-                key = pure.stem if len(self._by_stem[pure.stem]) == 1 else relative
+            key: ImageId = pure.stem if number is None else number
+            same = self._by_stem[pure.stem] if number is None else self._by_number[number]
+            if len(same) > 1 or (number is not None and (number in self.listed or number in self._same_id)):
+                key = str(pure.with_suffix(""))
             if key in taken:  # a.jpg beside a.png
                 key = path
             taken.add(key)
@@ -361,30 +336,13 @@ def _plain(name: str) -> str:
 def _of_split(paths: list[str], split: str) -> list[str]:
     """The paths whose directories, or else whose name, speak of the split."""
     family = split_family(split)
-    return [
-        path
-        for path in paths
-        if (found := split_of_path(path) or split_in(PurePosixPath(path).stem)) is not None
-        and split_family(found) == family
-    ]
-
-
-def _relative_to(directory: str, plain: str) -> list[str]:
-    """Paths that a name may stand for, the likeliest first, in a file that lies in the directory."""
-    candidates = (posixpath.join(directory, plain), posixpath.join(directory, "images", plain), plain)
-    return [posixpath.normpath(candidate) for candidate in candidates]
-
-
-def _of_coco(image: ListedImage) -> bool:
-    """Whether a name is one of COCO's own, with the id in twelve digits."""
-    return image.file_name is not None and _COCO_NAME.search(image.file_name) is not None
+    splits = {path: split_of_path(path) or split_in(PurePosixPath(path).stem) for path in paths}
+    return [path for path, found in splits.items() if found and split_family(found) == family]
 
 
 def _contradict(first: ListedImage, second: ListedImage) -> bool:
-    if not first.file_name or not second.file_name:
-        return False
-    one, two = PurePosixPath(first.file_name), PurePosixPath(second.file_name)
-    if one.name == two.name:
+    one, two = (PurePosixPath(image.file_name or "") for image in (first, second))
+    if not first.file_name or not second.file_name or one.name == two.name:
         return False
     number = trailing_number(one.stem)
     return number is None or number != trailing_number(two.stem)

@@ -1,13 +1,12 @@
 """What lies in a dataset directory: finds the files, names their format, and their split.
 
-scan(Path("coco")).files[0]   # AnnotationFile(..., "annotations/captions_val.json", "val", "coco-captions")
+Layout(Path("coco")).files[0]   # AnnotationFile(..., "annotations/captions_val.json", "val", "coco-captions")
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tbkin_core.datasets.formats import FORMAT_OF, FORMATS
@@ -25,69 +24,47 @@ _BY_NAME = sorted(FORMATS, key=lambda format: format.beside is None)
 _BY_CONTENT = sorted(FORMATS, key=lambda format: format.content_last)
 
 
-@dataclass(slots=True)
 class Layout:
-    """Files of a dataset directory.
+    """Files of a directory, searched breadth first, `MAX_DEPTH` levels deep, without what tbkin wrote there.
 
     Attributes:
         files: Files of all formats but those that only repeat another, in the order of `FORMATS`, then of
             their names.
         images: Paths of image files relative to the directory, "/" between parts.
         unreadable: Directories and files that could not be looked into, with the reason.
+
+    Raises:
+        DataError: The directory cannot be listed, is empty, is itself a store or run of tbkin, or holds
+            nothing that is recognised.
     """
 
-    files: list[AnnotationFile] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.files: list[AnnotationFile] = []
+        self.images: list[str] = []
+        self.unreadable: list[tuple[str, str]] = []
+        self._other: Counter[str] = Counter()  # files of no format, by suffix
+        self._pending: list[tuple[Path, str, int]] = [(root, "", 0)]  # path, prefix of its files, depth
+        self._seen: set[tuple[int, int]] = set()
+        while self._pending:
+            self._look_into(*self._pending.pop(0))
+        if not self.files and not self.images:
+            counts = ", ".join(f"{count} {suffix}" for suffix, count in self._other.most_common(5))
+            unreadable = "".join(f"; {name}: {reason}" for name, reason in self.unreadable[:3])
+            raise DataError(
+                f"{root}: no dataset recognised; looked for {LOOKED_FOR}; "
+                f"found {counts or 'no files'}{unreadable}",
+                hint="give the directory that holds the annotation files or images; it is searched "
+                f"{MAX_DEPTH} levels deep",
+            )
+        self.images.sort()
+        self.files = _without_repeats(self.files)
 
     def names(self) -> tuple[str, ...]:
         """Layouts found, in the order of `FORMATS`; "images" where image files are on disk."""
         found = {file.format for file in self.files}
         names = dict.fromkeys(format.layout or format.name for format in FORMATS if format.name in found)
         return (*names, "images") if self.images else tuple(names)
-
-
-def scan(root: Path) -> Layout:
-    """Search a directory, at most `MAX_DEPTH` levels deep, without what tbkin itself wrote there.
-
-    Raises:
-        DataError: The directory cannot be listed, is empty, is itself a store or run of tbkin, or holds
-            nothing that is recognised.
-    """
-    return _Search(root).layout()
-
-
-def named_like_annotations(path: Path) -> bool:
-    """Whether a JSON file of this name counts as an annotation file, whatever is in it."""
-    return path.name.lower().endswith(".json") and _of_name(Candidate(path)) is not None
-
-
-class _Search:
-    """One walk through a dataset directory, breadth first."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._found = Layout()
-        self._other: Counter[str] = Counter()  # files of no format, by suffix
-        self._pending: list[tuple[Path, str, int]] = [(root, "", 0)]  # path, prefix of its files, depth
-        self._seen: set[tuple[int, int]] = set()
-
-    def layout(self) -> Layout:
-        while self._pending:
-            self._look_into(*self._pending.pop(0))
-        found = self._found
-        if not found.files and not found.images:
-            counts = ", ".join(f"{count} {suffix}" for suffix, count in self._other.most_common(5))
-            unreadable = "".join(f"; {name}: {reason}" for name, reason in found.unreadable[:3])
-            raise DataError(
-                f"{self._root}: no dataset recognised; looked for {LOOKED_FOR}; "
-                f"found {counts or 'no files'}{unreadable}",
-                hint="give the directory that holds the annotation files or images; it is searched "
-                f"{MAX_DEPTH} levels deep",
-            )
-        found.images.sort()
-        found.files = _without_repeats(found.files)
-        return found
 
     def _look_into(self, directory: Path, prefix: str, depth: int) -> None:
         try:
@@ -100,11 +77,9 @@ class _Search:
                 listed = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
         except OSError as error:
             if depth == 0:
-                raise DataError(
-                    f"{self._root}: cannot be listed: {error.strerror}",
-                    hint="check the directory's permissions",
-                ) from error
-            self._found.unreadable.append((prefix.rstrip("/"), error.strerror or str(error)))
+                what = f"{self._root}: cannot be listed: {error.strerror}"
+                raise DataError(what, hint="check the directory's permissions") from error
+            self.unreadable.append((prefix.rstrip("/"), error.strerror or str(error)))
             return
         listed = [entry for entry in listed if not entry.name.startswith(".") and entry.name != "__MACOSX"]
         names = {entry.name for entry in listed}
@@ -123,30 +98,34 @@ class _Search:
                 if entry.is_dir() and not own and depth < MAX_DEPTH:
                     self._pending.append((directory / entry.name, name + "/", depth + 1))
                 if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - 100,000 files
-                    if not own:
-                        # A directory, a broken symlink, a socket, too: reading it fails, with its name.
-                        self._found.images.append(name)
+                    # A directory, a broken symlink, a socket, too: reading it fails, with its name.
+                    self.images += [] if own else [name]
                 elif entry.is_file():
                     self._look_at(Candidate(directory / entry.name, beside), name, own)
             except OSError as error:
-                self._found.unreadable.append((name, error.strerror or str(error)))
+                self.unreadable.append((name, error.strerror or str(error)))
 
     def _look_at(self, file: Candidate, name: str, own: str | None) -> None:
         if own:
             format = _of_name(file)
             if own == "store" and format is not None and format.in_stores:
-                self._found.files.append(AnnotationFile(file.path, name, None, format.name))
+                self.files.append(AnnotationFile(file.path, name, None, format.name))
             return
         format = _of_name(file) or _of_content(file)
         if format is None or format.holds is Holds.NOTHING:
             self._other[file.suffix or file.path.name] += 1
             return
         split = named = split_in(file.path.name)
-        if format.stated_split is not None and (stated := format.stated_split(file)):
+        if stated := format.stated_split(file):
             split = normalise_split(stated)
             # A part that was cut out of val keeps val's data_subtype: "minival" says more.
             split = named if named and split in named else split
-        self._found.files.append(AnnotationFile(file.path, name, split or split_of_path(name), format.name))
+        self.files.append(AnnotationFile(file.path, name, split or split_of_path(name), format.name))
+
+
+def named_like_annotations(path: Path) -> bool:
+    """Whether a JSON file of this name counts as an annotation file, whatever is in it."""
+    return path.name.lower().endswith(".json") and _of_name(Candidate(path)) is not None
 
 
 def _of_name(file: Candidate) -> Format | None:
@@ -155,24 +134,14 @@ def _of_name(file: Candidate) -> Format | None:
 
 def _of_content(file: Candidate) -> Format | None:
     """Raises OSError where the file cannot be read."""
-    return next(
-        (
-            each
-            for each in _BY_CONTENT
-            if file.suffix in each.suffixes and each.content is not None and each.content(file)
-        ),
-        None,
-    )
+    likely = (each for each in _BY_CONTENT if file.suffix in each.suffixes)
+    return next((each for each in likely if each.content is not None and each.content(file)), None)
 
 
 def _without_repeats(files: list[AnnotationFile]) -> list[AnnotationFile]:
     """The files in order, without those that repeat what a better file beside them says."""
-    kept: list[AnnotationFile] = []
     superseded = {name for file in files for name in FORMAT_OF[file.format].supersedes}
-    for format in FORMATS:
-        if format.name not in superseded:
-            of_format = sorted(
-                (file for file in files if file.format == format.name), key=lambda file: file.name
-            )
-            kept += format.prefer(of_format) if format.prefer else of_format
-    return kept
+    files = sorted(files, key=lambda file: file.name)
+    wanted = (format for format in FORMATS if format.name not in superseded)
+    kept = (form.prefer([file for file in files if file.format == form.name]) for form in wanted)
+    return [file for of_format in kept for file in of_format]

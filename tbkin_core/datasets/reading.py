@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import ListedImage, Xywh
+from tbkin_core.datasets.records import ImageId, ListedImage, Xywh
 from tbkin_core.errors import DataError
 
 # A box may pass the border by the rounding of its coordinates; more is worth a word.
@@ -28,19 +27,12 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFile:
-    """One file that is not an image.
-
-    Attributes:
-        path: Where it is.
-        name: The same, relative to the dataset directory, for messages.
-        split: Normalised split that the file's content, name or directory gives; None where they give none.
-        format: Name of its `Format`.
-    """
+    """One file that is not an image."""
 
     path: Path
-    name: str
-    split: str | None
-    format: str
+    name: str  # the path relative to the dataset directory, for messages
+    split: str | None  # normalised, from the file's content, name or directory; None where they give none
+    format: str  # name of its `Format`
 
     @property
     def directory(self) -> str:
@@ -75,6 +67,9 @@ class Source:
     """An annotation file being read, where its problems are noted, and the images its ids refer to.
 
     `listed` gives the images by id where another file lists them (see `Format.listed_by`), and reads it.
+
+    Raises:
+        DataError: From every method that reads: the file cannot be read.
     """
 
     file: AnnotationFile
@@ -85,23 +80,15 @@ class Source:
         self.problems.add(self.file.name, subject, what, count)
 
     def json(self, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-        """Parsed content.
-
-        Raises:
-            DataError: Unreadable or malformed; names file, line and column.
-        """
+        """Parsed content; the DataError of a malformed one names file, line and column."""
         return parse_json(self.text(), self.file.path, object_hook=object_hook)
 
     def text(self) -> str:
-        """Content as UTF-8 (UTF-16 or UTF-32 where it is that); other bytes become U+FFFD, and are counted.
-
-        Raises:
-            DataError: The file cannot be read.
-        """
+        """Content as UTF-8 (UTF-16 or UTF-32 where it is that); other bytes become U+FFFD and are counted."""
         try:
             data = self.file.path.read_bytes()
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise unreadable(self.file.path, error) from error
         encoding = encoding_of(data[:4])
         try:
             return data.decode(encoding)
@@ -117,9 +104,6 @@ class Source:
         """Number (from 1) and text of each line that is not blank, one at a time.
 
         Encodings as in `text`; bytes that are not of the encoding become U+FFFD, which `sentence` counts.
-
-        Raises:
-            DataError: The file cannot be read.
         """
         try:
             with self.file.path.open("rb") as stream:
@@ -129,13 +113,13 @@ class Source:
                     if not line.isspace():
                         yield number, line.rstrip("\r\n")
         except OSError as error:
-            raise self._unreadable(error) from error
+            raise unreadable(self.file.path, error) from error
 
     def json_lines(self) -> Iterator[tuple[int, Any]]:
         """Line number (from 1) and parsed content of each line; a malformed one is counted and left out.
 
         Raises:
-            DataError: Unreadable, or no line that is JSON; names file, line and column of the first fault.
+            DataError: No line is JSON; names file, line and column of the first fault.
         """
         first_fault: DataError | None = None
         found = False
@@ -169,11 +153,6 @@ class Source:
             self.problem(subject, f"has more than {LONG_TEXT_WORDS} words (kept)")
         return text
 
-    def _unreadable(self, error: OSError) -> DataError:
-        return DataError(
-            f"{self.file.path}: cannot be read: {error.strerror}", hint="check the file's permissions"
-        )
-
     def items(self, content: Any, key: str, required: bool = True) -> list[Any]:
         """The list under `key` of a JSON object.
 
@@ -181,51 +160,57 @@ class Source:
             DataError: `content` is no object, the key is absent though required, or holds no list.
         """
         if not isinstance(content, dict):
-            raise DataError(
-                f"{self.file.path}: expected a JSON object with {key!r}, got {type_name(content)}",
-                hint="compare the file with the publisher's original",
-            )
+            raise malformed(self.file.path, f"expected a JSON object with {key!r}, got {type_name(content)}")
         if key not in content:
             if not required:
                 return []
             found = ", ".join(repr(str(name)[:40]) for name in list(content)[:6]) or "nothing"
-            raise DataError(
-                f"{self.file.path}: expected a list under {key!r}, found {found}",
-                hint="compare the file with the publisher's original",
-            )
+            raise malformed(self.file.path, f"expected a list under {key!r}, found {found}")
         items = content[key]
         if not isinstance(items, list):
-            raise DataError(
-                f"{self.file.path}: {key!r} must be a list, got {type_name(items)}",
-                hint="compare the file with the publisher's original",
-            )
+            raise malformed(self.file.path, f"{key!r} must be a list, got {type_name(items)}")
         return items
 
-    def objects(self, items: Any, noun: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Position and value of the items that are JSON objects; others are counted as problems."""
+    def objects(self, items: Any, noun: str, *id_keys: str) -> Iterator[Row]:
+        """The items that are JSON objects; others are counted as problems.
+
+        Args:
+            noun: What an item is called in messages.
+            id_keys: Where an item's id may be; the first key that it has counts.
+        """
         for position, item in enumerate(items if isinstance(items, list) else ()):
             if isinstance(item, dict):
-                yield position, item
+                row_id = as_id(next((item[key] for key in id_keys if key in item), None))
+                yield Row(position, row_id, f"{noun} {position if row_id is None else row_id}", item)
             else:
                 self.problem(f"{noun} at position {position}", "is no JSON object (skipped)")
 
-
-class UniqueIds:
-    """Admits each id of a file once; those that come again are problems of the source, such as `what`."""
-
-    def __init__(self, source: Source, what: str = "has an id used before (skipped)") -> None:
-        self._source = source
-        self._what = what
-        self._seen: set[int | str] = set()
-
-    def admits(self, number: int | str | None, subject: str) -> bool:
-        """Whether a row may be kept: its id comes for the first time, or it has none."""
-        if number in self._seen:
-            self._source.problem(subject, self._what)
+    def admits(self, seen: set[ImageId], row_id: ImageId | None, subject: str, name: str = "an id") -> bool:
+        """Whether a row may be kept: it has no id, or one that is not among those seen, which it joins."""
+        if row_id in seen:
+            self.problem(subject, f"has {name} used before (skipped)")
             return False
-        if number is not None:
-            self._seen.add(number)
+        if row_id is not None:
+            seen.add(row_id)
         return True
+
+
+class Row(NamedTuple):
+    """An object in a list of an annotation file; `subject` is what messages call it: "annotation 12"."""
+
+    position: int
+    row_id: ImageId | None
+    subject: str
+    item: dict[str, Any]
+
+
+def malformed(path: Path, what: str) -> DataError:
+    """The error of a file that is not what its format says."""
+    return DataError(f"{path}: {what}", hint="compare the file with the publisher's original")
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read: {error.strerror}", hint="check the file's permissions")
 
 
 def encoding_of(start: bytes) -> str:
@@ -261,10 +246,7 @@ def parse_json(
             hint="the file may be cut short: download or write it again",
         ) from error
     except (ValueError, RecursionError) as error:  # an endless integer, a nesting of thousands of levels
-        raise DataError(
-            f"{path}: malformed JSON at or below line {first_line}: {error}",
-            hint="compare the file with the publisher's original",
-        ) from error
+        raise malformed(path, f"malformed JSON at or below line {first_line}: {error}") from error
     finally:
         if collecting:
             gc.enable()
@@ -302,9 +284,11 @@ def texts_in(values: Any) -> list[str]:
 
 def as_pixels(value: Any) -> int | None:
     """Width or height in pixels, above 0; None where the value is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 1:
-        return None
-    return int(value)
+    return int(value) if _is_number(value) and math.isfinite(value) and value >= 1 else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def as_box(value: Any, width: int | None, height: int | None) -> tuple[Xywh | None, str]:
@@ -312,20 +296,17 @@ def as_box(value: Any, width: int | None, height: int | None) -> tuple[Xywh | No
 
     Args:
         value: x, y, width, height in pixels (COCO order).
-        width: Of the image, or None.
-        height: Of the image, or None.
+        width, height: Of the image in pixels, or None.
 
     Returns:
         The box and "" or what was repaired; None and why it cannot be used.
     """
-    if not isinstance(value, list | tuple) or len(value) != 4:
-        return None, "has no box of four numbers (skipped)"
-    if any(isinstance(number, bool) or not isinstance(number, int | float) for number in value):
+    if not isinstance(value, list | tuple) or len(value) != 4 or not all(map(_is_number, value)):
         return None, "has no box of four numbers (skipped)"
     try:
-        x, y, w, h = (float(number) for number in value)
+        x, y, w, h = map(float, value)
     except OverflowError:
-        return None, "has a box that is not finite (skipped)"
+        x = y = w = h = math.inf
     if not all(map(math.isfinite, (x, y, w, h))):
         return None, "has a box that is not finite (skipped)"
     if w <= 0 or h <= 0:

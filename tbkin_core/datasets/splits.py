@@ -17,13 +17,7 @@ _SYNONYMS = {
     "testb": "testB",
     "test-standard": "test-std",
 }
-_WHOLE = {
-    "minival": "val",
-    "nominival": "val",
-    "valminusminival": "val",
-    "testA": "test",
-    "testB": "test",
-}
+_WHOLE = {"minival": "val", "nominival": "val", "valminusminival": "val", "testA": "test", "testB": "test"}
 
 
 def normalise_split(text: str) -> str:
@@ -41,10 +35,7 @@ def split_in(text: str) -> str | None:
 
 def split_of_path(name: str) -> str | None:
     """Split of a relative path by its directories alone, the innermost that names one."""
-    for part in reversed(PurePosixPath(name).parts[:-1]):
-        if (split := split_in(part)) is not None:
-            return split
-    return None
+    return next(filter(None, map(split_in, reversed(PurePosixPath(name).parts[:-1]))), None)
 
 
 def split_family(split: str) -> str:

@@ -8,6 +8,7 @@ import pickletools
 from pathlib import Path
 from typing import Any
 
+from tbkin_core.datasets.reading import unreadable
 from tbkin_core.errors import DataError
 
 # The RefCOCO family's refs files are the only pickles tbkin reads: plain lists of dicts of strings and
@@ -22,40 +23,34 @@ _PLAIN_OPCODES = """
     """.split()  # noqa: SIM905 - readable as a block
 MAX_PICKLE_BYTES = 1 << 30
 
-_HINT = "take the file from the publisher; tbkin reads only pickles of lists, dicts, strings and numbers"
-
 
 def load_plain_pickle(path: Path) -> Any:
+    """`loads_plain` of a file.
+
+    Raises:
+        DataError: The file cannot be read, or is longer than `MAX_PICKLE_BYTES`; else as `loads_plain`.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_PICKLE_BYTES:
+            raise _refused(f"{path}: pickle of {size} bytes, at most {MAX_PICKLE_BYTES} are read")
+        return loads_plain(path.read_bytes(), str(path))
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def loads_plain(data: bytes, name: str = "pickle") -> Any:
     """Object of a pickle made of plain containers, strings, bytes, numbers, None and booleans.
 
     Byte strings of Python 2 become str (UTF-8, else Latin-1).
 
     Args:
-        path: A pickle file of any protocol, at most `MAX_PICKLE_BYTES` long.
+        data: A pickle of any protocol.
+        name: Stands for the file in messages.
 
     Raises:
-        DataError: The file cannot be read, is no whole pickle, or asks for anything else than plain
-            objects; a class or function it asks for is named, and never imported.
-    """
-    try:
-        size = path.stat().st_size
-        if size > MAX_PICKLE_BYTES:
-            raise DataError(
-                f"{path}: pickle of {size} bytes, at most {MAX_PICKLE_BYTES} are read", hint=_HINT
-            )
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror}", hint="check the file's permissions"
-        ) from error
-    return loads_plain(data, str(path))
-
-
-def loads_plain(data: bytes, name: str = "pickle") -> Any:
-    """Like `load_plain_pickle`, of bytes; `name` stands for the file in messages.
-
-    Raises:
-        DataError: See `load_plain_pickle`.
+        DataError: It is no whole pickle, or asks for anything else than plain objects; a class or function
+            it asks for is named, and never imported.
     """
     _refuse_other_opcodes(data, name)
     try:
@@ -64,9 +59,12 @@ def loads_plain(data: bytes, name: str = "pickle") -> Any:
         except UnicodeDecodeError:
             return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
     except Exception as error:  # a broken pickle raises almost anything: KeyError, IndexError, ...
-        raise DataError(
-            f"{name}: not a readable pickle: {type(error).__name__}: {error}", hint=_HINT
-        ) from error
+        raise _refused(f"{name}: not a readable pickle: {type(error).__name__}: {error}") from error
+
+
+def _refused(what: str) -> DataError:
+    hint = "take the file from the publisher; tbkin reads only pickles of lists, dicts, strings and numbers"
+    return DataError(what, hint=hint)
 
 
 def _refuse_other_opcodes(data: bytes, name: str) -> None:
@@ -79,23 +77,18 @@ def _refuse_other_opcodes(data: bytes, name: str) -> None:
                 if opcode.name == "STACK_GLOBAL":
                     argument = ".".join(strings[-2:])
                 wanted = str(argument).replace(" ", ".") if argument is not None else ""
-                raise DataError(
-                    f"{name}: refused: pickle opcode {opcode.name} {wanted}".rstrip()
-                    + f" at byte {position}",
-                    hint=_HINT,
-                )
+                what = f"{name}: refused: pickle opcode {opcode.name} {wanted}".rstrip()
+                raise _refused(f"{what} at byte {position}")
             if isinstance(argument, str):
                 strings.append(argument)
                 del strings[:-2]
             # The unpickler makes a memo as long as the largest index: a few bytes must not ask for gigabytes.
             if "PUT" in opcode.name and isinstance(argument, int) and not 0 <= argument <= len(data):
-                raise DataError(
-                    f"{name}: not a readable pickle: memo index {argument} at byte {position}", hint=_HINT
-                )
+                raise _refused(f"{name}: not a readable pickle: memo index {argument} at byte {position}")
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{name}: not a readable pickle near byte {position}: {error}", hint=_HINT) from error
+        raise _refused(f"{name}: not a readable pickle near byte {position}: {error}") from error
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -17,8 +17,7 @@ def parser_file(name: str) -> Path:
 @cache
 def shipped_lemmas() -> dict[str, dict[str, str]]:
     """Forms of "nouns" and "verbs" whose lemma the suffix rules miss, from `resources/parser/lemmas.json`."""
-    tables: dict[str, dict[str, str]] = json.loads(parser_file("lemmas.json").read_text(encoding="utf-8"))
-    return tables
+    return json.loads(parser_file("lemmas.json").read_text(encoding="utf-8"))
 
 
 _SINGULAR_S = ("ss", "us", "is")
@@ -26,9 +25,8 @@ _SINGULAR_S = ("ss", "us", "is")
 
 def lemmatize_noun(word: str, exceptions: dict[str, str] | None = None) -> str:
     """Singular of an English noun in lower case, from a table of exceptions and suffix rules."""
-    if exceptions is None:
-        exceptions = shipped_lemmas()["nouns"]
-    if (known := exceptions.get(word)) is not None:
+    known = (shipped_lemmas()["nouns"] if exceptions is None else exceptions).get(word)
+    if known is not None:
         return known
     if len(word) < 4 or not word.endswith("s") or word.endswith(_SINGULAR_S):
         return word
@@ -80,20 +78,17 @@ _UNSTRESSED_END = re.compile(r"[aeiou][^aeiou]+(?:en|er|on|or|el|it|et|ow|in|al|
 
 def lemmatize_verb(word: str, exceptions: dict[str, str] | None = None) -> str:
     """Base form of an English verb form in lower case, from a table of exceptions and suffix rules."""
-    if exceptions is None:
-        exceptions = shipped_lemmas()["verbs"]
-    if (known := exceptions.get(word)) is not None:
+    known = (shipped_lemmas()["verbs"] if exceptions is None else exceptions).get(word)
+    if known is not None:
         return known
     if len(word) < 4:
         return word
     if word.endswith("ing") and len(word) > 4:
         return _verb_stem(word[:-3]) or word
-    if word.endswith("ied"):
+    if word.endswith(("ied", "ies")):
         return word[:-3] + "y"
     if word.endswith("ed") and not word.endswith("eed"):
         return _verb_stem(word[:-2]) or word
-    if word.endswith("ies"):
-        return word[:-3] + "y"
     if word.endswith(("sses", "shes", "ches", "xes", "zzes", "oes")):
         return word[:-2]
     if word.endswith("s") and not word.endswith(_SINGULAR_S):
@@ -107,9 +102,8 @@ def _verb_stem(stem: str) -> str:
         return ""
     if _DOUBLED.search(stem) and not stem.endswith(("ll", "zz")):
         return stem[:-1]
-    if stem.endswith(("v", "c", "u", "dg", "rg", "ng", "rs", "ns", "z")) and not stem.endswith(
-        ("ong", "zz", "ing", "ang")
-    ):
+    soft = stem.endswith(("v", "c", "u", "dg", "rg", "ng", "rs", "ns", "z"))
+    if soft and not stem.endswith(("ong", "zz", "ing", "ang")):
         return stem + "e"
     if len(stem) >= 2 and stem[-1] == "l" and stem[-2] in "tbdgkpc":  # handle, tumble, cuddle
         return stem + "e"

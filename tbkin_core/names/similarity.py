@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,19 +72,17 @@ def make_similarity(kind: str = "lexical", model: str | None = None) -> Similari
         MissingDependencyError: The model is not on this machine and cannot be downloaded.
         DataError: The model's directory cannot be read.
     """
-    if kind not in SIMILARITIES:
-        raise ConfigError(
-            f"similarity: expected {', '.join(SIMILARITIES)}, got {kind!r}", hint="lexical needs no download"
-        )
-    if kind == "lexical":
-        if model:
-            raise ConfigError(
-                f"similarity: lexical takes no model, got {model!r}",
-                hint="choose --similarity vectors or --similarity encoder for a model",
-            )
-        return LexicalSimilarity()
-    chosen = model or DEFAULT_MODELS[kind]
-    return VectorSimilarity(chosen) if kind == "vectors" else EncoderSimilarity(chosen)
+    if kind == "vectors":
+        return VectorSimilarity(model or DEFAULT_MODELS[kind])
+    if kind == "encoder":
+        return EncoderSimilarity(model or DEFAULT_MODELS[kind])
+    if kind != "lexical":
+        what = f"similarity: expected {', '.join(SIMILARITIES)}, got {kind!r}"
+        raise ConfigError(what, hint="lexical needs no download")
+    if model:
+        what = f"similarity: lexical takes no model, got {model!r}"
+        raise ConfigError(what, hint="choose --similarity vectors or --similarity encoder for a model")
+    return LexicalSimilarity()
 
 
 class Similarity(ABC):
@@ -136,9 +134,8 @@ class Similarity(ABC):
             # Captions of any length stay in bounded memory; what is frequent comes back at once.
             self._pairs.clear()
             self._kept = 0
-        missing = {
-            name: [label for label in distinct if label not in self._pairs.get(name, {})] for name in names
-        }
+        known = {name: self._pairs.setdefault(name, {}) for name in names}
+        missing = {name: [label for label in distinct if label not in row] for name, row in known.items()}
         new_names = [name for name, found in missing.items() if found and _tidy(name)]
         new_labels = [label for label in distinct if any(label in missing[name] for name in new_names)]
         known_labels = [label for label in new_labels if _tidy(label)]
@@ -151,8 +148,7 @@ class Similarity(ABC):
             row_of = {name: row for row, name in enumerate(tidied_names)}
             column_of = {label: column for column, label in enumerate(tidied_labels)}
         for name, found in missing.items():
-            row = self._pairs.setdefault(name, {})
-            tidied = _tidy(name)
+            row, tidied = known[name], _tidy(name)
             for label in found:
                 column = columns.get(label)
                 if not tidied or column is None:
@@ -248,8 +244,7 @@ class SynonymTable:
             self._spaced[spaced.replace(" ", "")] = spaced
 
 
-@dataclass(frozen=True, slots=True)
-class Meaning:
+class Meaning(NamedTuple):
     """`senses` of a name, the things these are `kinds` of, and the `broad` words that cover them."""
 
     senses: frozenset[str]
@@ -257,8 +252,7 @@ class Meaning:
     broad: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
+class Profile(NamedTuple):
     """Meaning of a name as a whole and of what is left of it without its first words."""
 
     whole: Meaning
@@ -359,10 +353,10 @@ class _Cosine(Similarity):
         self._need(sorted(tidied - self._vectors.keys()))
 
     def _need(self, texts: Sequence[str]) -> None:
-        if len(self._vectors) + len(texts) > TEXTS_KEPT:
-            self._vectors.clear()
         if not texts:
             return
+        if len(self._vectors) + len(texts) > TEXTS_KEPT:
+            self._vectors.clear()
         vectors = np.asarray(self._embed(texts), np.float64)  # (N, D)
         norm = np.linalg.norm(vectors, axis=1, keepdims=True)
         # A name of unknown words has no direction and is similar to nothing but itself.
@@ -372,9 +366,8 @@ class _Cosine(Similarity):
 
     def _cosine(self, names: Sequence[str], labels: Sequence[str]) -> NDArray[np.float64]:
         texts = dict.fromkeys([*names, *labels])
-        if any(text not in self._vectors for text in texts):
+        for _ in range(2):  # the second time what clearing threw out
             self._need([text for text in texts if text not in self._vectors])
-            self._need([text for text in texts if text not in self._vectors])  # what clearing threw out
         first = np.stack([self._vectors[name] for name in names])
         second = np.stack([self._vectors[label] for label in labels])
         return first @ second.T
@@ -401,10 +394,7 @@ class VectorSimilarity(_Cosine):
 
         try:
             # Names need the tokenizer and the vectors only.
-            self._nlp = spacy.load(
-                pipeline,
-                exclude=[*_UNNEEDED],
-            )
+            self._nlp = spacy.load(pipeline, exclude=list(_UNNEEDED))
         except (OSError, ImportError, ValueError) as error:
             raise MissingDependencyError(
                 f"similarity vectors: spaCy pipeline {pipeline!r} cannot be loaded ({_first_line(error)})",
@@ -433,7 +423,6 @@ class EncoderSimilarity(_Cosine):
 
     Args:
         model: Directory or hub id of any encoder that transformers' AutoModel and AutoTokenizer load.
-        device: Where it runs; names are few, so the CPU does.
 
     Raises:
         MissingDependencyError: A hub id that cannot be fetched.
@@ -441,8 +430,7 @@ class EncoderSimilarity(_Cosine):
         ConfigError: A model that makes no states of its text alone (CLIP and the like).
     """
 
-    def __init__(self, model: str, device: str = "cpu") -> None:
-        import torch
+    def __init__(self, model: str) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         local = Path(model).is_dir()
@@ -462,11 +450,10 @@ class EncoderSimilarity(_Cosine):
             ) from error
         if encoder.config.is_encoder_decoder:
             encoder = encoder.get_encoder()
-        self._model = encoder.float().to(device).eval()
-        self._device = torch.device(device)
+        self._model = encoder.float().eval()  # on the CPU: names are few
         digest = hashlib.sha256()
         for parameter_name, parameter in self._model.state_dict().items():
-            summary = parameter.detach().cpu().double()
+            summary = parameter.detach().double()
             digest.update(f"{parameter_name} {tuple(summary.shape)} {float(summary.sum()):.6g}".encode())
         self.name = f"encoder-{_base_name(model)}-{digest.hexdigest()[:8]}"
         try:
@@ -492,13 +479,12 @@ class EncoderSimilarity(_Cosine):
                 batch = places[begin : begin + ENCODER_BATCH]
                 # Batches of one length and a fixed size: a vector is the same whatever else is in its batch.
                 # Without padding the attention mask is all ones, and the mean over it the plain mean.
-                rows = [encoded[place] for place in batch] + [encoded[batch[0]]] * (
-                    ENCODER_BATCH - len(batch)
-                )
-                input_ids = torch.tensor(rows, dtype=torch.long, device=self._device)  # (B, L)
+                filled = batch + batch[:1] * (ENCODER_BATCH - len(batch))
+                rows = [encoded[place] for place in filled]
+                input_ids = torch.tensor(rows, dtype=torch.long)  # (B, L)
                 with torch.inference_mode():
                     output = self._model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
-                result[batch] = output.last_hidden_state.mean(1)[: len(batch)].cpu().numpy()  # (B, D)
+                result[batch] = output.last_hidden_state.mean(1)[: len(batch)].numpy()  # (B, D)
         return result
 
 

@@ -18,15 +18,10 @@ def tidy(name: str) -> str:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Names in their order, and what else they are called.
-
-    Attributes:
-        names: The names.
-        spellings: Each spelling of a name to that name.
-    """
+    """Names in their order, and what else they are called."""
 
     names: tuple[str, ...]
-    spellings: dict[str, str]
+    spellings: dict[str, str]  # each spelling of a name to that name
 
     def match(self, names: Iterable[str]) -> tuple[str, ...]:
         """Each name as this vocabulary has it; one that it does not have stays as it is, tidied.

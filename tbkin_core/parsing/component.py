@@ -20,6 +20,7 @@ import srsly
 from spacy.attrs import DEP, HEAD, IS_SPACE, LOWER, ORTH, TAG
 from spacy.language import Language
 from spacy.tokens import Doc
+from spacy.util import minibatch
 from spacy.vocab import Vocab
 
 from tbkin_core.errors import ConfigError
@@ -71,8 +72,7 @@ class SceneGraphComponent:
 
     def pipe(self, stream: Iterable[Doc], batch_size: int = BATCH) -> Iterator[Doc]:
         """Like spaCy's own components: many documents at a time."""
-        iterator = iter(stream)
-        while docs := list(itertools.islice(iterator, batch_size)):
+        for docs in minibatch(stream, batch_size):
             for doc, graph in zip(docs, self.graphs(docs), strict=True):
                 doc._.scene_graph = graph
             yield from docs
@@ -87,12 +87,11 @@ class SceneGraphComponent:
         """
         if not docs:
             return []
-        for doc in docs[:1]:
-            if len(doc) and not (doc.has_annotation("TAG") and doc.has_annotation("DEP")):
-                raise ConfigError(
-                    "scene_graph: the documents have no tags or no dependency tree",
-                    hint="add it after a tagger and a parser",
-                )
+        if len(docs[0]) and not (docs[0].has_annotation("TAG") and docs[0].has_annotation("DEP")):
+            raise ConfigError(
+                "scene_graph: the documents have no tags or no dependency tree",
+                hint="add it after a tagger and a parser",
+            )
         parts = [_without_spaces(doc.to_array(_COLUMNS).reshape(-1, len(_COLUMNS))) for doc in docs]
         rows = np.concatenate(parts)
         offsets = np.cumsum([0, *map(len, parts)])
@@ -100,16 +99,12 @@ class SceneGraphComponent:
         tags, words = rows[:, 1].tolist(), rows[:, 4].tolist()
         text = {number: self._strings[number] for number in {*tags, *words}}
         tokens = [text[number] for number in words]
-        return list(
-            decode_graphs(
-                self._network,
-                batch,
-                self._network(batch),
-                [tokens[begin:end] for begin, end in itertools.pairwise(offsets.tolist())],
-                lambda token: text[tags[token]],
-                self._factual,
-            )
+        texts = [tokens[begin:end] for begin, end in itertools.pairwise(offsets.tolist())]
+        choices = self._network(batch)
+        graphs = decode_graphs(
+            self._network, batch, choices, texts, lambda token: text[tags[token]], self._factual
         )
+        return list(graphs)
 
     def _batch(self, rows: Array, offsets: Array) -> ParsedBatch:
         """Documents end to end as the network numbers them; `rows` (T, 6) is how spaCy does."""

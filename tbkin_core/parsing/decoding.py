@@ -12,12 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from tbkin_core.names.lexicon import plain_sides
-from tbkin_core.parsing.negation import (
-    absence_of,
-    denial_before,
-    denial_of_relation,
-    relates_something_absent,
-)
+from tbkin_core.parsing import negation
 from tbkin_core.parsing.network import (
     JOINED,
     NO_OBJECT,
@@ -66,9 +61,6 @@ def decode_graphs(
     """The N text scene graphs of a batch.
 
     Args:
-        network: What made the choices.
-        batch: N parsed texts.
-        choices: The network's.
         tokens: The tokens of each text.
         tags: Penn tag of a token of the batch.
         factual: Words relations, attributes and objects as FACTUAL's annotators do; without it the graphs
@@ -143,8 +135,7 @@ class _Decoder:
             if name == NO_RELATION:
                 key = ("", "")
             elif name[1] == "@":
-                reading = readings.get(name[2:])
-                if reading is None:
+                if (reading := readings.get(name[2:])) is None:
                     continue
                 words = plain_sides(reading[0]) if factual is None else factual.predicate(reading[0])
                 key = (name[0], words)
@@ -185,12 +176,9 @@ class _Decoder:
     ) -> tuple[int, ...]:
         """Tokens that speak of a predicate which no reading gives; none where the objects touch."""
         wanted = set(predicate.split())
-        found = tuple(
-            token
-            for token in range(first + 1, second)
-            if self.sentences.text[token] in wanted or self.sentences.verb[token] in wanted
-        )
-        if found:
+        text, verb = self.sentences.text, self.sentences.verb
+        between = range(first + 1, second)
+        if found := tuple(token for token in between if text[token] in wanted or verb[token] in wanted):
             return found
         for name in ("preposition", "verb"):
             if name in readings and first < readings[name][1][0] < second:
@@ -199,19 +187,13 @@ class _Decoder:
 
 
 class _Draft:
-    """The graph of one text while it is put together.
-
-    Attributes:
-        objects: Those found so far.
-        index: Head of an object (a token of the batch) -> its number.
-        attributes: (object, name) -> tokens of the text.
-        relations: (subject, predicate, object) -> tokens of the text.
-    """
+    """The graph of one text while it is put together."""
 
     def __init__(self, decoder: _Decoder, begin: int, end: int) -> None:
         self._decoder, self._begin, self._end = decoder, begin, end
         self.objects: list[TextObject] = []
-        self.index: dict[int, int] = {}
+        self.index: dict[int, int] = {}  # head of an object (a token of the batch) -> its number
+        # (object, name) and (subject, predicate, object) -> tokens of the text
         self.attributes: dict[tuple[int, str], tuple[int, ...]] = {}
         self.relations: dict[tuple[int, str, int], tuple[int, ...]] = {}
 
@@ -221,8 +203,7 @@ class _Draft:
         role, noun = decoder.role, decoder.sentences.noun
         start = last = head
         if role[head] == SAME:
-            before = self._antecedent()
-            if before is None:
+            if (before := self._antecedent()) is None:
                 return
             name = self.objects[self.index[before]].name
         else:
@@ -273,7 +254,7 @@ class _Draft:
                 start -= 1
                 name = f"{text[start]} {name}"
         where = tuple(range(start - begin, token + 1 - begin))
-        denial = denial_before(decoder.sentences, start, begin) if own_words else None
+        denial = negation.denial_before(decoder.sentences, start, begin) if own_words else None
         if denial is not None and text[denial] != "without":
             name, where = f"not {name}", (denial - begin, *where)
         self.attributes.setdefault((self.index[head], name), where)
@@ -282,7 +263,7 @@ class _Draft:
         """The attribute "no" of objects that the text says are not there."""
         for number in self.index.values():
             start = self._begin + self.objects[number].span[0]
-            absence = absence_of(self._decoder.sentences, start, self._begin)
+            absence = negation.absence_of(self._decoder.sentences, start, self._begin)
             if absence is not None:
                 self.attributes.setdefault((number, "no"), (absence - self._begin,))
 
@@ -301,10 +282,10 @@ class _Draft:
         forward, predicate, where = found
         subject, other = (first, second) if forward else (second, first)
         if decoder.factual is None and where:
-            if relates_something_absent(decoder.sentences, where, self.index, begin):
+            if negation.relates_something_absent(decoder.sentences, where, self.index, begin):
                 return
             starts = [begin + self.objects[self.index[head]].span[0] for head in (first, second)]
-            denial = denial_of_relation(decoder.sentences, where, starts, begin)
+            denial = negation.denial_of_relation(decoder.sentences, where, starts, begin)
             if denial is not None:
                 predicate, where = f"not {predicate}", (denial, *where)
         self.relations.setdefault(
@@ -319,9 +300,10 @@ class _Draft:
             if name not in COLORS or predicate not in WORN:
                 continue
             key = (subject, predicate, other)
-            if any(other in (one, two) for one, said, two in self.relations if (one, said, two) != key):
-                continue
-            if any(item == other for item, _ in self.attributes):
+            elsewhere = any(
+                other in (one, two) for one, said, two in self.relations if (one, said, two) != key
+            )
+            if elsewhere or any(item == other for item, _ in self.attributes):
                 continue
             self.attributes.setdefault((subject, name), (self.objects[other].head,))
             del self.relations[key]
@@ -342,17 +324,9 @@ class _Draft:
 
     def graph(self, tokens: Sequence[str]) -> TextGraph:
         """The finished graph; attributes and relations in order."""
-        return TextGraph(
-            tuple(tokens),
-            tuple(self.objects),
-            tuple(
-                TextAttribute(item, name, where) for (item, name), where in sorted(self.attributes.items())
-            ),
-            tuple(
-                TextRelation(subject, predicate, other, where)
-                for (subject, predicate, other), where in sorted(self.relations.items())
-            ),
-        )
+        attributes = (TextAttribute(*key, where) for key, where in sorted(self.attributes.items()))
+        relations = (TextRelation(*key, where) for key, where in sorted(self.relations.items()))
+        return TextGraph(tuple(tokens), tuple(self.objects), tuple(attributes), tuple(relations))
 
 
 def _own_words(
@@ -372,15 +346,10 @@ def _own_words(
     said = {word for predicate, _ in readings.values() for word in predicate.split()}
     if set(best[1].split()) <= said:
         return best, None
-    for same_direction in (True, False):
-        kept = {
-            key: share
-            for key, share in mass.items()
-            if (key[1] in tokens or key[1] in UNSAID) and (key[0] == best[0]) is same_direction
-        }
-        if kept:
-            likeliest = max(kept, key=kept.__getitem__)
-            return likeliest, tokens.get(likeliest[1])
+    own = [key for key in mass if key[1] in tokens or key[1] in UNSAID]
+    if own:  # the same direction first
+        likeliest = max(own, key=lambda key: (key[0] == best[0], mass[key]))
+        return likeliest, tokens.get(likeliest[1])
     for name in ("preposition", "verb preposition", "verb"):
         if name in readings:
             return (best[0], plain_sides(readings[name].predicate)), readings[name].tokens
@@ -401,5 +370,4 @@ def _compounds(network: GraphNetwork, batch: ParsedBatch) -> Array:
     participle = np.append(vocabulary.tagged({"VBG", "VBN"})[batch.tags], False)[following[:count]]
     root = batch.heads == np.arange(count)
     second = np.append(noun & ~compound & (~root | participle), False)
-    found: Array = compound & (batch.heads == following) & second[following]
-    return found
+    return compound & (batch.heads == following) & second[following]

@@ -8,7 +8,7 @@ attributes (o, a) and relations (s, p, o), over singular words; synonyms do not 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +55,7 @@ def parse_factual_graph(text: str) -> Tuples:
             if predicate == "is":
                 tuples.add((subject, last))
             else:
-                tuples.add((last,))
-                tuples.add((subject, predicate, last))
+                tuples |= {(last,), (subject, predicate, last)}
     return frozenset(tuples)
 
 
@@ -105,14 +104,10 @@ def read_factual(path: Path) -> list[tuple[str, str]]:
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows: Iterable[dict[str, str]] = list(csv.DictReader(file))
+            return [(row["caption"], row["scene_graph"]) for row in csv.DictReader(file)]
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror}", hint="expected FACTUAL's train.csv or dev.csv"
-        ) from error
-    try:
-        return [(row["caption"], row["scene_graph"]) for row in rows]
+        what, hint = f"cannot be read: {error.strerror}", "expected FACTUAL's train.csv or dev.csv"
+        raise DataError(f"{path}: {what}", hint=hint) from error
     except KeyError as error:
-        raise DataError(
-            f"{path}: no column {error}", hint="expected the columns caption, scene_graph"
-        ) from error
+        hint = "expected the columns caption, scene_graph"
+        raise DataError(f"{path}: no column {error}", hint=hint) from error

@@ -34,11 +34,7 @@ def relates_something_absent(
 ) -> bool:
     """Whether a predicate is of what is not there: "a bus, no sticker on it", "a dog instead of a cat".
 
-    Args:
-        sentences: The batch.
-        predicate: Its tokens.
-        heads: Heads of the text's objects.
-        begin: Where the text begins.
+    `predicate` are its tokens, `heads` those of the text's objects.
     """
     token = min(predicate)
     if token > begin and sentences.text[token - 1 : token + 1] == ["instead", "of"]:
@@ -53,10 +49,8 @@ def denial_of_relation(
     """The word that denies a relation: its own ("is not really holding") or of what it ties ("not the bat").
 
     Args:
-        sentences: The batch.
         predicate: Tokens of the predicate.
         noun_phrases: Where the names of the two objects start.
-        begin: Where the text begins.
     """
     text = sentences.text
     first, last = min(predicate), max(predicate)
@@ -71,8 +65,7 @@ def denial_of_relation(
     if "without" in (text[token] for token in predicate):
         starts = []
     for start in starts:
-        found = denial_before(sentences, start, begin)
-        if found is not None:
+        if (found := denial_before(sentences, start, begin)) is not None:
             return found
     for start in noun_phrases:
         token = _before_noun_phrase(sentences, start, begin)

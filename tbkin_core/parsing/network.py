@@ -17,7 +17,6 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -51,15 +50,11 @@ AFFIX_BUCKETS = 2048
 
 def word_buckets(word: str) -> tuple[int, int, int, int]:
     """Rows of a lower-case word in the tables of hashed words (two) and of affixes (two)."""
-    code = crc32(word.encode("utf-8", "replace"))
-    suffix = crc32(word[-3:].encode("utf-8", "replace"))
-    prefix = crc32(("^" + word[:3]).encode("utf-8", "replace"))
-    return (
-        code % WORD_BUCKETS,
-        (code >> 16) * 31 % WORD_BUCKETS,
-        suffix % AFFIX_BUCKETS,
-        prefix % AFFIX_BUCKETS,
+    code, suffix, prefix = (
+        crc32(part.encode("utf-8", "replace")) for part in (word, word[-3:], "^" + word[:3])
     )
+    words = code % WORD_BUCKETS, (code >> 16) * 31 % WORD_BUCKETS
+    return *words, suffix % AFFIX_BUCKETS, prefix % AFFIX_BUCKETS
 
 
 def object_roles(roles: Sequence[str]) -> Array:
@@ -69,43 +64,26 @@ def object_roles(roles: Sequence[str]) -> Array:
 
 @dataclass(frozen=True)
 class ParsedBatch:
-    """N parsed texts as numbers, T tokens end to end.
+    """N parsed texts as numbers, T tokens end to end."""
 
-    Attributes:
-        words: (T,) int64 rows of a `Vocabulary`.
-        tags, labels: (T,) int64 numbers of the tags and dependency labels, 0 for unknown ones.
-        heads: (T,) int64 position in the batch of each token's head; a root is its own.
-        offsets: (N+1,) int64 where each text begins.
-        generation: `Vocabulary.generation` when the rows were given out.
-    """
-
-    words: Array
-    tags: Array
-    labels: Array
-    heads: Array
-    offsets: Array
-    generation: int
+    words: Array  # (T,) int64 rows of a `Vocabulary`
+    tags: Array  # (T,) int64 numbers of the tags, 0 for unknown ones
+    labels: Array  # (T,) int64 numbers of the dependency labels, likewise
+    heads: Array  # (T,) int64 position in the batch of each token's head; a root is its own
+    offsets: Array  # (N+1,) int64 where each text begins
+    generation: int  # `Vocabulary.generation` when the rows were given out
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the network makes of a batch; token numbers are positions in the batch.
+    """What the network makes of a batch; token numbers are positions in the batch."""
 
-    Attributes:
-        role: (T,) int64 into `GraphNetwork.roles`.
-        prefix: (T,) bool, whether a token belongs to the attribute that follows it ("light" in "light blue").
-        form: (T,) int64 into `GraphNetwork.forms`: in which form a token is an attribute.
-        attributes: (A, 2) int64 pairs (token, head of an object).
-        pairs: (P, 2) int64 pairs of heads of objects of one text, first < second.
-        relations: (P, C) float32 probabilities of `GraphNetwork.outcomes`.
-    """
-
-    role: Array
-    prefix: Array
-    form: Array
-    attributes: Array
-    pairs: Array
-    relations: Array
+    role: Array  # (T,) int64 into `GraphNetwork.roles`
+    prefix: Array  # (T,) bool, whether a token is part of the attribute after it ("light" in "light blue")
+    form: Array  # (T,) int64 into `GraphNetwork.forms`: in which form a token is an attribute
+    attributes: Array  # (A, 2) int64 pairs (token, head of an object)
+    pairs: Array  # (P, 2) int64 pairs of heads of objects of one text, first < second
+    relations: Array  # (P, C) float32 probabilities of `GraphNetwork.outcomes`
 
 
 class Vocabulary:
@@ -158,34 +136,24 @@ class Vocabulary:
             self.text.append(word)
             self.noun.append(lemmatize_noun(word))
             self.verb.append(lemmatize_verb(word))
-        row = self._row
-        return [row[word] for word in words]
+        return [self._row[word] for word in words]
 
     def batch(
         self, parses: Iterable[tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[int]]]
     ) -> ParsedBatch:
         """Texts as (tokens, tags, labels, heads), heads counted from the text's beginning."""
         words: list[str] = []
-        tags: list[int] = []
-        labels: list[int] = []
-        heads: list[int] = []
+        numbers: list[tuple[int, int, int]] = []  # tag, label, head of each token
         offsets = [0]
-        for tokens, own_tags, own_labels, own_heads in parses:
-            begin = offsets[-1]
+        for tokens, tags, labels, heads in parses:
             words += [token.lower() for token in tokens]
-            tags += [self.tag(tag) for tag in own_tags]
-            labels += [self.label(label) for label in own_labels]
-            heads += [begin + head for head in own_heads]
+            places = (offsets[-1] + head for head in heads)
+            numbers += zip(map(self.tag, tags), map(self.label, labels), places, strict=True)
             offsets.append(len(words))
-        rows = self.rows(words)
-        return ParsedBatch(
-            np.array(rows, np.int64),
-            np.array(tags, np.int64),
-            np.array(labels, np.int64),
-            np.array(heads, np.int64),
-            np.array(offsets, np.int64),
-            self.generation,
-        )
+        rows = np.array(self.rows(words), np.int64)
+        all_tags, all_labels, all_heads = np.array(numbers, np.int64).reshape(-1, 3).T
+        begins = np.array(offsets, np.int64)
+        return ParsedBatch(rows, all_tags, all_labels, all_heads, begins, self.generation)
 
 
 class GraphNetwork:
@@ -227,7 +195,9 @@ class GraphNetwork:
             )
         }  # fmt: skip
         # One product for what a token gives to its neighbours, itself and those it heads.
-        self._layer_weights = [_weights(arrays, name) for name in layer_names(arrays)]
+        self._layer_weights: list[Weights] = []
+        while (layer := f"layer{len(self._layer_weights)}") + ".weight" in arrays:
+            self._layer_weights.append(_weights(arrays, layer))
         self._inputs = np.zeros((1024, self.width), np.float32)
         self._ready = (0, 0)  # generation of the vocabulary, how many of its words have their inputs
 
@@ -257,8 +227,7 @@ class GraphNetwork:
                 self._inputs = np.concatenate([self._inputs, np.zeros_like(self._inputs)])
             self._inputs[begin:count] = self.word_inputs(vocabulary.text[begin:])
             self._ready = (vocabulary.generation, count)
-        found: Array = self._inputs[rows]
-        return found
+        return self._inputs[rows]
 
     def __call__(self, batch: ParsedBatch) -> Choices:
         """The choices for a batch; a text's depend on no other text of the batch.
@@ -268,16 +237,13 @@ class GraphNetwork:
         """
         if batch.generation != self.vocabulary.generation:
             raise ValueError("the words of this batch have been forgotten: make the batch anew")
-        states = self.states(batch)
-        arrays = self._arrays
-        weights = self._weights
+        states, arrays, weights = self.states(batch), self._arrays, self._weights
         hidden = np.maximum(_product(states, weights["role.0"]) + arrays["role.0.bias"], 0)
         role = (_product(hidden, weights["role.1"]) + arrays["role.1.bias"]).argmax(axis=1)
         # Everything about the token by itself in one product.
         single = _product(states, weights["single"]) + arrays["single.bias"]  # (T, 1 + forms + arc)
         forms = len(self.forms)
-        prefix = single[:, 0] > 0
-        form = single[:, 1 : 1 + forms].argmax(axis=1)
+        prefix, form = single[:, 0] > 0, single[:, 1 : 1 + forms].argmax(axis=1)
         objects = np.flatnonzero(self.objects[role])
         text = np.repeat(np.arange(len(batch.offsets) - 1), np.diff(batch.offsets))
         attributes = self._attributes(states, single[:, 1 + forms :], objects, text, batch.offsets)
@@ -331,9 +297,8 @@ class GraphNetwork:
         return np.stack([token[found], objects[which[found]]], axis=1)
 
     def _relations(self, states: Array, pairs: Array, apart: Array) -> Array:
-        arrays = self._arrays
+        arrays, weights = self._arrays, self._weights
         first, second = pairs[:, 0], pairs[:, 1]
-        weights = self._weights
         ends, place = np.unique(pairs, return_inverse=True)
         place = place.reshape(pairs.shape)
         hidden = _product(states[ends], weights["relation.first"])[place[:, 0]]
@@ -347,14 +312,6 @@ class GraphNetwork:
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=1, keepdims=True)
         return scores
-
-
-def layer_names(arrays: Mapping[str, Array]) -> list[str]:
-    """The names of the layers, in order."""
-    found: list[str] = []
-    while f"layer{len(found)}.weight" in arrays:
-        found.append(f"layer{len(found)}")
-    return found
 
 
 def _weights(arrays: Mapping[str, Array], name: str) -> Weights:
@@ -442,11 +399,8 @@ def write_network(path: Path, arrays: Mapping[str, Array], names: Mapping[str, S
         owner, _, kind = name.rpartition(".")
         if values.ndim == 2 and (kind == "weight" or len(values) > 100):
             # Of a large table a few numbers may be cut, so that the others keep their precision.
-            largest = (
-                np.abs(values).max(axis=0)
-                if kind == "weight"
-                else np.quantile(np.abs(values), 0.9999, axis=0)
-            )
+            sizes = np.abs(values)
+            largest = sizes.max(axis=0) if kind == "weight" else np.quantile(sizes, 0.9999, axis=0)
             scale = np.maximum(largest, 1e-6).astype(np.float32) / WEIGHT_LEVELS
             packed[name] = np.clip(np.rint(values / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
             packed[f"{owner}.scale"] = scale
@@ -480,9 +434,3 @@ def read_network(path: Path) -> GraphNetwork:
 def new_shipped_network() -> GraphNetwork:
     """A new network with the shipped weights, for its caller alone."""
     return read_network(parser_file("scene_graph.npz"))
-
-
-@cache
-def shipped_network() -> GraphNetwork:
-    """The shipped network, one per process: not for several threads at once."""
-    return new_shipped_network()

@@ -55,7 +55,7 @@ class CaptionParser:
 
     def _load(self) -> None:
         """Load the pipeline, with `scene_graph` as its last component."""
-        self._nlp: Any = _load_pipeline(self._pipeline)
+        self._nlp = self.pipeline(self._pipeline)
         for name in list(self._nlp.component_names):
             if self._nlp.get_pipe_meta(name).factory == "scene_graph":  # its wording may be another one
                 self._nlp.remove_pipe(name)
@@ -65,7 +65,33 @@ class CaptionParser:
     @staticmethod
     def pipeline(name: str = "builtin") -> Any:
         """The spaCy pipeline of that name, without the component `scene_graph`."""
-        return _load_pipeline(name)
+        import spacy  # takes a second: only who parses waits for it
+
+        unneeded = ["ner", "attribute_ruler", "lemmatizer", "senter"]
+        if name == "builtin":
+            directory = parser_file("")
+            try:
+                return spacy.load(directory, exclude=unneeded)
+            except OSError as error:
+                raise MissingDependencyError(
+                    f"the built-in caption parser cannot be loaded from {directory}: {error}",
+                    hint="re-install tbkin, or train it again with examples/shipped_models/train_parser.py",
+                ) from error
+        try:
+            nlp = spacy.load(name, exclude=unneeded)
+        except (OSError, ImportError, ValueError, KeyError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            hint = "use `--parser builtin`, or install the pipeline: python -m spacy download "
+            raise MissingDependencyError(
+                f"caption parser {name!r} cannot be loaded: {reason}", hint=hint + Path(name).name
+            ) from error
+        if not {"tagger", "parser"} <= set(nlp.pipe_names) or nlp.lang != "en":
+            raise MissingDependencyError(
+                f"caption parser {name!r} must be an English pipeline with a tagger and a parser, "
+                f"got language {nlp.lang!r}, components {nlp.pipe_names}",
+                hint="use `--parser builtin`, or a spaCy English pipeline such as en_core_web_sm",
+            )
+        return nlp
 
     def parse(self, texts: Iterable[str], batch_size: int = 1024) -> Iterator[TextGraph]:
         """One graph per text, in order; a text without words gives an empty graph.
@@ -74,21 +100,19 @@ class CaptionParser:
         space count as one space, runs of more than 64 other characters are cut. A text that occurs several
         times in a batch is parsed once.
         """
-        for batch in _batched(texts, max(1, batch_size)):
+        waiting = iter(texts)
+        while batch := list(itertools.islice(waiting, max(1, batch_size))):
             if len(self._nlp.vocab.strings) > self._most_strings:
                 self._load()  # spaCy never forgets a word; a large corpus would fill the memory
             cleaned = [_clean(text) for text in batch]
             graphs: dict[str, TextGraph] = {"": TextGraph(())}
             distinct = [text for text in dict.fromkeys(cleaned) if text]
-            docs = self._nlp.pipe(self._tokenize(distinct), batch_size=min(batch_size, PIPE_TEXTS))
+            whole = map(self._nlp.make_doc, distinct)
+            cut = (doc[:MAX_TOKENS].as_doc() if len(doc) > MAX_TOKENS else doc for doc in whole)
+            docs = self._nlp.pipe(cut, batch_size=min(batch_size, PIPE_TEXTS))
             graphs.update(zip(distinct, (doc._.scene_graph for doc in docs), strict=True))
             for text in cleaned:
                 yield graphs[text]
-
-    def _tokenize(self, texts: Iterable[str]) -> Iterator[Any]:
-        for text in texts:
-            doc = self._nlp.make_doc(text)
-            yield doc[:MAX_TOKENS].as_doc() if len(doc) > MAX_TOKENS else doc
 
 
 def _digest(wording: str) -> str:
@@ -99,46 +123,9 @@ def _digest(wording: str) -> str:
     return digest.hexdigest()
 
 
-def _batched(texts: Iterable[str], size: int) -> Iterator[tuple[str, ...]]:
-    iterator = iter(texts)
-    while batch := tuple(itertools.islice(iterator, size)):
-        yield batch
-
-
 def _clean(text: str) -> str:
     # Lone surrogates cannot enter spaCy's string store.
     text = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
     text = _WITHOUT.sub("without", text.translate(_DIRECTION_MARKS))
     # spaCy's tokeniser takes time quadratic in the length of a run without spaces (a line of emoji).
     return _LONG_RUN.sub(r"\1 ", " ".join(text.split()))
-
-
-def _load_pipeline(pipeline: str) -> Any:
-    import spacy  # takes a second: only who parses waits for it
-
-    unneeded = ["ner", "attribute_ruler", "lemmatizer", "senter"]
-    if pipeline == "builtin":
-        directory = parser_file("")
-        try:
-            return spacy.load(directory, exclude=unneeded)
-        except OSError as error:
-            raise MissingDependencyError(
-                f"the built-in caption parser cannot be loaded from {directory}: {error}",
-                hint="re-install tbkin, or train it again with examples/shipped_models/train_parser.py",
-            ) from error
-    hint = "use `--parser builtin`, or install the pipeline: python -m spacy download " + Path(pipeline).name
-    try:
-        nlp = spacy.load(pipeline, exclude=unneeded)
-    except (OSError, ImportError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MissingDependencyError(
-            f"caption parser {pipeline!r} cannot be loaded: {reason}", hint=hint
-        ) from error
-    missing = {"tagger", "parser"} - set(nlp.pipe_names)
-    if missing or nlp.lang != "en":
-        raise MissingDependencyError(
-            f"caption parser {pipeline!r} must be an English pipeline with a tagger and a parser, "
-            f"got language {nlp.lang!r}, components {nlp.pipe_names}",
-            hint="use `--parser builtin`, or a spaCy English pipeline such as en_core_web_sm",
-        )
-    return nlp

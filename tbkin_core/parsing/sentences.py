@@ -150,8 +150,7 @@ def _last_before(marked: Array, offsets: Array, inclusive_end: bool = False) -> 
         found = latest[np.repeat(offsets[1:], lengths) - 1]
     else:
         found = np.concatenate([[-1], latest[:-1]])[: len(marked)]
-    result: list[int] = np.where(found >= begin, found, -1).tolist()
-    return result
+    return np.where(found >= begin, found, -1).tolist()
 
 
 def _first_after(marked: Array, offsets: Array) -> list[int]:
@@ -161,5 +160,4 @@ def _first_after(marked: Array, offsets: Array) -> list[int]:
     earliest = np.minimum.accumulate(places[::-1])[::-1] if count else places
     found = np.concatenate([earliest[1:], [count]])[:count]
     end = np.repeat(offsets[1:], np.diff(offsets))
-    result: list[int] = np.where(found < end, found, -1).tolist()
-    return result
+    return np.where(found < end, found, -1).tolist()

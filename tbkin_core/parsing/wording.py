@@ -14,13 +14,9 @@ WORDINGS = ("caption", "factual")
 
 @dataclass(frozen=True)
 class FactualWording:
-    """The wording of FACTUAL's annotators.
+    """The wording of FACTUAL's annotators."""
 
-    Attributes:
-        replaced: Predicates and prepositions that they replace -> what they write instead.
-    """
-
-    replaced: Mapping[str, str]
+    replaced: Mapping[str, str]  # predicates and prepositions that they replace -> what they write instead
 
     def predicate(self, words: str) -> str:
         """A predicate as they word it, sides plain: "sit below" is "sit under"."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from tbkin_core.datasets.reading import AnnotationFile, Source, encoding_of
-from tbkin_core.datasets.rows import CaptionRow, Content, NamedImage
+from tbkin_core.datasets.records import CaptionRow, Content, NamedImage
 
 SNIFF_BYTES = 4096
 
@@ -34,20 +35,13 @@ class Holds(Flag):
 
 
 class Candidate:
-    """A file that may be of some format.
-
-    Attributes:
-        path: Where it is.
-        name: Its name in lower case.
-        suffix: ".json"; "" without one.
-        beside: Names of all files in its directory, in lower case.
-    """
+    """A file that may be of some format; `name` and `suffix` (".json", "" without one) are in lower case."""
 
     def __init__(self, path: Path, beside: Collection[str] = ()) -> None:
         self.path = path
         self.name = path.name.lower()
         self.suffix = os.path.splitext(self.name)[1]  # noqa: PTH122 - 100,000 files in a directory
-        self.beside = beside
+        self.beside = beside  # names of all files in its directory, in lower case
 
     @cached_property
     def ends(self) -> str:
@@ -65,19 +59,12 @@ class Candidate:
         return ends.decode(encoding, errors="replace")
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One of the versions in which a publisher's annotations come: "unc" of `refs(unc).p`.
+class Version(NamedTuple):
+    """One of the versions in which a publisher's annotations come: "unc" of `refs(unc).p`."""
 
-    Attributes:
-        name: "" where the file's name gives none.
-        rank: 0 is the version that papers report; unknown ones have the highest.
-        split_by_object: Whether one image may be in several splits.
-    """
-
-    name: str
-    rank: int = 0
-    split_by_object: bool = False
+    name: str = ""  # where the file's name gives none
+    rank: int = 0  # 0 is the version that papers report; unknown ones have the highest
+    split_by_object: bool = False  # whether one image may be in several splits
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -119,11 +106,11 @@ class Format:
     beside: re.Pattern[str] | None = None
     content: Callable[[Candidate], bool] | None = None
     content_last: bool = False
-    stated_split: Callable[[Candidate], str | None] | None = None
-    prefer: Callable[[list[AnnotationFile]], list[AnnotationFile]] | None = None
+    stated_split: Callable[[Candidate], str | None] = lambda _: None
+    prefer: Callable[[list[AnnotationFile]], list[AnnotationFile]] = list
     supersedes: tuple[str, ...] = ()
     listed_by: Callable[[AnnotationFile, Sequence[AnnotationFile]], list[AnnotationFile]] | None = None
-    version: Callable[[AnnotationFile], Version] | None = None
+    version: Callable[[AnnotationFile], Version] = lambda _: Version()
     noun: str = "line"
     images_by_row: bool = False
     yields: bool = False

@@ -12,7 +12,7 @@ import numpy as np
 
 from tbkin_core.datasets.formats.base import Format, Holds
 from tbkin_core.datasets.reading import Source, as_pixels, texts_in
-from tbkin_core.datasets.rows import CaptionRow, Content, NamedImage
+from tbkin_core.datasets.records import CaptionRow, Content, NamedImage
 
 _UNREADABLE_NPZ = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, MemoryError),
@@ -31,25 +31,19 @@ def read_npz(source: Source) -> Content:
         with np.load(path, allow_pickle=False) as archive:
             names = set(archive.files)
             if "x" not in names or not names & {"boxes", "bbox"}:
-                problems.add(
-                    where, path.name, "is no bottom-up-attention file: it lacks x or boxes (skipped)"
-                )
+                what = "is no bottom-up-attention file: it lacks x or boxes (skipped)"
+                problems.add(where, path.name, what)
                 return Content()
-            height, width = (
-                _scalar(archive[key]) if key in names else None for key in ("image_h", "image_w")
-            )
-            texts: list[str] = []
-            if "text" in names:
-                try:
-                    stored = np.atleast_1d(archive["text"])
-                except ValueError:  # an array of objects, which only a pickle could restore
-                    problems.add(where, path.name, "has pickled captions (not read)")
-                else:
-                    texts = texts_in(stored.reshape(-1).tolist())
-                    if len(texts) < stored.size:
-                        problems.add(
-                            where, path.name, "has an empty caption (skipped)", stored.size - len(texts)
-                        )
+            sizes = (archive[key] if key in names else np.empty(0) for key in ("image_h", "image_w"))
+            height, width = map(_scalar, sizes)
+            stored: list[object] = []
+            try:
+                stored = archive["text"].reshape(-1).tolist() if "text" in names else []
+            except ValueError:  # an array of objects, which only a pickle could restore
+                problems.add(where, path.name, "has pickled captions (not read)")
+            texts = texts_in(stored)
+            if len(texts) < len(stored):
+                problems.add(where, path.name, "has an empty caption (skipped)", len(stored) - len(texts))
     except _UNREADABLE_NPZ:
         problems.add(where, path.name, "cannot be read, perhaps cut short (skipped)")
         return Content()

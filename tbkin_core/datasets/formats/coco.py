@@ -6,9 +6,8 @@ import re
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.reading import Source, UniqueIds, as_box, as_id, as_pixels, as_text
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import BoxRow, CaptionRow, Content, ListedImage
+from tbkin_core.datasets.reading import Source, as_box, as_id, as_pixels, as_text
+from tbkin_core.datasets.records import BoxRow, CaptionRow, Content, ImageId, ListedImage
 
 
 def read_captions(source: Source) -> Content:
@@ -16,10 +15,9 @@ def read_captions(source: Source) -> Content:
     content = source.json()
     images = _images(source, content)
     captions: list[CaptionRow] = []
-    ids = UniqueIds(source)
-    for position, item in source.objects(source.items(content, "annotations", not images), "annotation"):
-        text_id = as_id(item.get("id"))
-        subject = f"annotation {position if text_id is None else text_id}"
+    seen: set[ImageId] = set()
+    annotations = source.items(content, "annotations", required=not images)
+    for _, text_id, subject, item in source.objects(annotations, "annotation", "id"):
         text = source.sentence(subject, item.get("caption"))
         image_id = as_id(item.get("image_id"))
         if "caption" not in item:
@@ -30,7 +28,7 @@ def read_captions(source: Source) -> Content:
             source.problem(subject, "has an empty caption (skipped)")
         elif image_id is None:
             source.problem(subject, "has no image_id (skipped)")
-        elif ids.admits(text_id, subject):
+        elif source.admits(seen, text_id, subject):
             captions.append(CaptionRow(len(captions), text, text_id, image_id))
     return Content(images=images, captions=captions)
 
@@ -46,14 +44,13 @@ def read_instances(source: Source) -> Content:
     content = source.json(without_segmentation)
     images = _images(source, content)
     categories: dict[ImageId, str] = {}
-    for _, item in source.objects(source.items(content, "categories", required=False), "category"):
-        category_id, name = as_id(item.get("id")), as_text(item.get("name"))
-        if category_id is not None and name:
+    listed = source.items(content, "categories", required=False)
+    for _, category_id, _, item in source.objects(listed, "category", "id"):
+        if category_id is not None and (name := as_text(item.get("name"))):
             categories[category_id] = name
     boxes: dict[int | str, BoxRow] = {}
-    for position, item in source.objects(source.items(content, "annotations", not images), "annotation"):
-        box_id = as_id(item.get("id"))
-        subject = f"annotation {position if box_id is None else box_id}"
+    annotations = source.items(content, "annotations", required=not images)
+    for position, box_id, subject, item in source.objects(annotations, "annotation", "id"):
         image_id = as_id(item.get("image_id"))
         if image_id is None:
             source.problem(subject, "has no image_id (skipped)")
@@ -79,12 +76,12 @@ def read_instances(source: Source) -> Content:
 
 def _images(source: Source, content: Any) -> dict[ImageId, ListedImage]:
     images: dict[ImageId, ListedImage] = {}
-    for position, item in source.objects(source.items(content, "images", required=False), "image"):
-        image_id = as_id(item.get("id"))
+    listed = source.items(content, "images", required=False)
+    for position, image_id, subject, item in source.objects(listed, "image", "id"):
         if image_id is None:
             source.problem(f"image at position {position}", "has no id (skipped)")
         elif image_id in images:
-            source.problem(f"image {image_id}", "is listed twice (first kept)")
+            source.problem(subject, "is listed twice (first kept)")
         else:
             images[image_id] = listed_image(source, image_id, item.get("file_name"), item)
     return images

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
 from tbkin_core.datasets.reading import AnnotationFile, Source
-from tbkin_core.datasets.rows import CaptionRow, Content
+from tbkin_core.datasets.records import CaptionRow, Content
 from tbkin_core.errors import DataError
 
 # Either column first.
@@ -17,16 +17,11 @@ _CAPTION_AND_URL = re.compile(
 _URL = re.compile(r"\s*(?:https?|ftp)://\S+\s*$", re.IGNORECASE)
 
 
-def read_conceptual(source: Source) -> Content:
-    """Captions of the lines `caption<TAB>url`, with their row numbers."""
-    return Content(captions=_captions(source))
-
-
-def _captions(source: Source) -> Iterator[CaptionRow]:
+def read_captions(source: Source) -> Iterator[CaptionRow]:
     """Row number (from 0, blank lines and a header aside) and caption of each line, one at a time.
 
-    Conceptual Captions 3M (Sharma et al. 2018), also with further
-    columns (image labels), and 12M (Changpinyo et al. 2021), which puts the url first.
+    Lines are `caption<TAB>url` in Conceptual Captions 3M (Sharma et al. 2018), perhaps with further columns
+    (image labels); 12M (Changpinyo et al. 2021) puts the url first.
 
     Raises:
         DataError: Unreadable, or no line has the form.
@@ -70,7 +65,7 @@ CONCEPTUAL = Format(
     name="conceptual",
     layout="conceptual-captions",
     holds=Holds.CAPTIONS,
-    read=read_conceptual,
+    read=lambda source: Content(captions=read_captions(source)),
     looked_for="Conceptual Captions TSV",
     suffixes=frozenset({".tsv"}),
     content=_has_captions_and_urls,

@@ -7,7 +7,7 @@ import sys
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds, named_images
 from tbkin_core.datasets.reading import AnnotationFile, Source
-from tbkin_core.datasets.rows import CaptionRow, Content
+from tbkin_core.datasets.records import CaptionRow, Content
 from tbkin_core.errors import DataError
 
 # Lines as the token files and tables have them.
@@ -32,25 +32,21 @@ def read_flickr(source: Source) -> Content:
     separator: str | None = None
     fault = 0
     for number, line in source.lines():
-        header = _TABLE_HEADER.match(line) if not rows and not fault and separator is None else None
-        if header:
+        if not rows and not fault and separator is None and (header := _TABLE_HEADER.match(line)):
             separator = header.group(1)
             continue
+        subject = f"line {number}"
         name, mark, text = _table_row(line, separator) if separator else _token_row(line)
         if not name or text is None:
             fault = fault or number
-            source.problem(f"line {number}", "is no image name and caption (skipped)")
-            continue
-        if mark and f"{name}#{mark}" in seen:
-            source.problem(f"line {number}", "numbers a caption as one before (skipped)")
-            continue
-        caption = source.sentence(f"line {number}", text)
-        if not caption:
-            source.problem(f"line {number}", "has an empty caption (skipped)")
-            continue
-        if mark:
+            source.problem(subject, "is no image name and caption (skipped)")
+        elif mark and f"{name}#{mark}" in seen:
+            source.problem(subject, "numbers a caption as one before (skipped)")
+        elif not (caption := source.sentence(subject, text)):
+            source.problem(subject, "has an empty caption (skipped)")
+        else:
             seen.add(f"{name}#{mark}")
-        rows.append(CaptionRow(number, caption, image_name=sys.intern(name)))
+            rows.append(CaptionRow(number, caption, image_name=sys.intern(name)))
     if fault and not rows:
         raise DataError(
             f"{source.file.path}: no line is an image name and a caption, from line {fault} on",

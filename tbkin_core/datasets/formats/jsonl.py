@@ -7,7 +7,7 @@ import sys
 
 from tbkin_core.datasets.formats.base import Format, Holds, named_images
 from tbkin_core.datasets.reading import Source, as_text
-from tbkin_core.datasets.rows import CaptionRow, Content
+from tbkin_core.datasets.records import CaptionRow, Content
 
 
 def read_image_texts(source: Source) -> Content:
@@ -21,9 +21,7 @@ def read_image_texts(source: Source) -> Content:
         value = item.get("text", item.get("caption"))
         text = source.sentence(subject, value)
         if text is None:
-            source.problem(
-                subject, "has no text (skipped)" if value is None else "has a text that is none (skipped)"
-            )
+            source.problem(subject, f"has {'no text' if value is None else 'a text that is none'} (skipped)")
         elif not text:
             source.problem(subject, "has an empty text (skipped)")
         else:

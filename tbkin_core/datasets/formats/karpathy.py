@@ -6,9 +6,8 @@ import re
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Format, Holds
-from tbkin_core.datasets.reading import Source, UniqueIds, as_id, as_text
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import CaptionRow, Content, ListedImage, NamedImage
+from tbkin_core.datasets.reading import Source, as_id, as_text
+from tbkin_core.datasets.records import CaptionRow, Content, ImageId, ListedImage, NamedImage
 from tbkin_core.datasets.splits import normalise_split
 
 
@@ -28,8 +27,8 @@ def read_karpathy(source: Source) -> Content:
     content = source.json(without_tokens)
     seen: set[ImageId] = set()
     seen_names: set[str] = set()
-    sentence_ids = UniqueIds(source, "has a sentid used before (skipped)")
-    for position, item in source.objects(source.items(content, "images"), "image"):
+    seen_sentences: set[ImageId] = set()
+    for position, _, _, item in source.objects(source.items(content, "images"), "image"):
         image_id, name = as_id(item.get("cocoid")), as_text(item.get("filename"))
         number = as_id(item.get("imgid")) if image_id is None else image_id
         subject = f"image {position if number is None else number}"
@@ -44,19 +43,19 @@ def read_karpathy(source: Source) -> Content:
         seen_names.add(name)
         if number is not None:
             seen.add(number)
-        split = as_text(item.get("split"))
+        split = normalise_split(as_text(item.get("split")) or "")
         if not split:
             source.problem(subject, "has no split (counted as train)")
-        split = normalise_split(split) if split else "train"
-        split = "train" if split == "restval" else split
+        split = "train" if split in ("", "restval") else split
         before = len(captions)
-        for place, sentence in source.objects(item.get("sentences"), f"{subject}: sentence"):
-            text_id = as_id(sentence.get("sentid"))
-            sentence_subject = f"{subject}: sentence {place}" if text_id is None else f"sentence {text_id}"
+        for _, text_id, place, sentence in source.objects(
+            item.get("sentences"), f"{subject}: sentence", "sentid"
+        ):
+            sentence_subject = place if text_id is None else f"sentence {text_id}"
             text = source.sentence(sentence_subject, sentence.get("raw"))
             if not text:
                 source.problem(sentence_subject, "has no text (skipped)")
-            elif sentence_ids.admits(text_id, sentence_subject):
+            elif source.admits(seen_sentences, text_id, sentence_subject, "a sentid"):
                 image_name = name if image_id is None else None
                 number = f"{len(images) + len(named)}:{len(captions) - before}"
                 captions.append(CaptionRow(number, text, text_id, image_id, image_name, split))

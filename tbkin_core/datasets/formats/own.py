@@ -31,12 +31,10 @@ def own_directory(prefix: str, names: Collection[str]) -> str | None:
     """
     if MANIFEST in names:
         return "store"
-    if "config.yaml" in names:
-        above = PurePosixPath(prefix).parts
-        checkpoint = any(name.endswith(".safetensors") or name.startswith("checkpoint") for name in names)
-        if checkpoint or {"features", "graphs", "runs"} & set(above):
-            return "run"
-    return None
+    if "config.yaml" not in names:
+        return None
+    checkpoint = any(name.endswith(".safetensors") or name.startswith("checkpoint") for name in names)
+    return "run" if checkpoint or {"features", "graphs", "runs"} & set(PurePosixPath(prefix).parts) else None
 
 
 GRAPH_EXPORT = Format(

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from tbkin_core.datasets.formats import coco
 from tbkin_core.datasets.formats.base import Format, Holds, Version
-from tbkin_core.datasets.reading import AnnotationFile, Source, UniqueIds, as_id, as_text, type_name
-from tbkin_core.datasets.rows import Content, RefRow
+from tbkin_core.datasets.reading import AnnotationFile, Source, as_id, as_text, type_name
+from tbkin_core.datasets.records import Content, ImageId, RefRow
 from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.datasets.unpickle import load_plain_pickle
 from tbkin_core.errors import DataError
@@ -24,32 +24,29 @@ def read_refs(source: Source) -> Content:
             hint="the RefCOCO family's refs(unc).p, refs(umd).p and refs(google).p are lists of dicts",
         )
     rows: list[RefRow] = []
-    ref_ids = UniqueIds(source, "has a ref_id used before (skipped)")
-    sentence_ids = UniqueIds(source, "has a sent_id used before (skipped)")
-    for position, item in source.objects(content, "ref"):
-        ref_id, box_id, image_id = (as_id(item.get(key)) for key in ("ref_id", "ann_id", "image_id"))
-        subject = f"ref {position if ref_id is None else ref_id}"
+    seen: set[ImageId] = set()
+    seen_sentences: set[ImageId] = set()
+    for _, ref_id, subject, item in source.objects(content, "ref", "ref_id"):
+        box_id, image_id = as_id(item.get("ann_id")), as_id(item.get("image_id"))
         if not isinstance(ref_id, int) or box_id is None or image_id is None:
             source.problem(subject, "lacks ref_id, ann_id or image_id (skipped)")
             continue
-        if not ref_ids.admits(ref_id, subject):
+        if not source.admits(seen, ref_id, subject, "a ref_id"):
             continue
         sentences = []
-        for _, sentence in source.objects(item.get("sentences"), f"sentence of {subject}"):
-            sent_id = as_id(sentence.get("sent_id"))
+        listed = item.get("sentences")
+        for _, sent_id, _, sentence in source.objects(listed, f"sentence of {subject}", "sent_id"):
             sentence_subject = subject if sent_id is None else f"sentence {sent_id}"
             text = source.sentence(sentence_subject, as_text(sentence.get("sent")) or sentence.get("raw"))
             if not isinstance(sent_id, int) or not text:
                 source.problem(subject, "has a sentence without sent_id or text (skipped)")
-            elif sentence_ids.admits(sent_id, f"sentence {sent_id}"):
+            elif source.admits(seen_sentences, sent_id, sentence_subject, "a sent_id"):
                 sentences.append((sent_id, text))
-        if not sentences:
+        split = normalise_split(as_text(item.get("split")) or "all")
+        if sentences:
+            rows.append(RefRow(ref_id, box_id, image_id, split, tuple(sentences)))
+        else:
             source.problem(subject, "has no sentences (skipped)")
-            continue
-        split = as_text(item.get("split"))
-        rows.append(
-            RefRow(ref_id, box_id, image_id, normalise_split(split) if split else "all", tuple(sentences))
-        )
     return Content(refs=rows)
 
 
@@ -57,12 +54,10 @@ def _version(file: AnnotationFile) -> Version:
     """Whose splits a refs file holds: "unc", "umd" or "google"; of another file what its name says."""
     stem = file.path.stem.lower()
     # What papers report comes first.
-    usual = (
-        ("umd", "google", "unc") if "refcocog" in file.path.parent.name.lower() else ("unc", "umd", "google")
-    )
-    name = next((who for who in ("unc", "umd", "google") if who in stem), None)
-    if name is None:
-        name = stem.removeprefix("refs").strip("()_-.")
+    order = "umd google unc" if "refcocog" in file.path.parent.name.lower() else "unc umd google"
+    usual = order.split()
+    named = (who for who in ("unc", "umd", "google") if who in stem)
+    name = next(named, stem.removeprefix("refs").strip("()_-."))
     rank = usual.index(name) if name in usual else len(usual)
     return Version(name, rank, split_by_object=name == "google")
 

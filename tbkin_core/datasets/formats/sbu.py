@@ -6,7 +6,7 @@ import re
 
 from tbkin_core.datasets.formats.base import Format, Holds
 from tbkin_core.datasets.reading import Source
-from tbkin_core.datasets.rows import CaptionRow, Content
+from tbkin_core.datasets.records import CaptionRow, Content
 
 
 def read_sbu(source: Source) -> Content:
@@ -16,22 +16,18 @@ def read_sbu(source: Source) -> Content:
     if not isinstance(content.get("image_urls"), list):
         source.problem("", "has no image_urls (captions kept)")
     elif len(urls) != len(captions):
-        first = min(len(urls), len(captions))
-        source.problem(
-            f"row {first}",
-            f"has no {'url' if len(urls) < len(captions) else 'caption'}: {len(captions)} captions and "
-            f"{len(urls)} urls (captions kept)",
-        )
+        lacks = "url" if len(urls) < len(captions) else "caption"
+        what = f"has no {lacks}: {len(captions)} captions and {len(urls)} urls (captions kept)"
+        source.problem(f"row {min(len(urls), len(captions))}", what)
     content.clear()  # a million urls
     rows: list[CaptionRow] = []
     for row, value in enumerate(captions):
         text = source.sentence(f"row {row}", value)
         if text:
             rows.append(CaptionRow(row, text))
-        elif text is None:
-            source.problem(f"row {row}", "has a caption that is no text (skipped)")
         else:
-            source.problem(f"row {row}", "has an empty caption (skipped)")
+            has = "a caption that is no text" if text is None else "an empty caption"
+            source.problem(f"row {row}", f"has {has} (skipped)")
     return Content(captions=rows)
 
 

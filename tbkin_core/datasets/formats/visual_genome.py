@@ -14,24 +14,22 @@ from tbkin_core.datasets.formats.coco import listed_image
 from tbkin_core.datasets.reading import (
     AnnotationFile,
     Source,
-    UniqueIds,
     as_box,
     as_id,
     as_pixels,
     as_text,
+    malformed,
     texts_in,
     type_name,
 )
-from tbkin_core.datasets.records import ImageId
-from tbkin_core.datasets.rows import BoxRow, CaptionRow, Content, ListedImage, SceneGraphRow
-from tbkin_core.errors import DataError
+from tbkin_core.datasets.records import BoxRow, CaptionRow, Content, GoldRelation, ImageId, SceneGraphRow
 
 
 def read_images(source: Source) -> Content:
     """Images of `image_data.json`, versions 1 to 1.4."""
-    rows: dict[ImageId, ListedImage] = {}
+    content = Content()
     for image_id, item in _entries(source):
-        if image_id in rows:
+        if image_id in content.images:
             source.problem(f"image {image_id}", "is listed twice (first kept)")
             continue
         url = as_text(item.get("url"))
@@ -40,22 +38,21 @@ def read_images(source: Source) -> Content:
             name = "/".join(urlparse(url).path.strip("/").split("/")[-2:]) if url else None
         except ValueError:
             name = None
-        rows[image_id] = listed_image(source, image_id, item.get("file_name", name), item)
-    return Content(images=rows)
+        content.images[image_id] = listed_image(source, image_id, item.get("file_name", name), item)
+    return content
 
 
 def read_regions(source: Source) -> Content:
     """Phrases of `region_descriptions.json` as captions."""
     rows: list[CaptionRow] = []
-    ids = UniqueIds(source)
+    seen: set[ImageId] = set()
     for image_id, entry in _entries(source):
-        for position, item in source.objects(entry.get("regions"), f"image {image_id}: region"):
-            region_id = as_id(item.get("region_id", item.get("id")))
-            subject = f"image {image_id}: region {position if region_id is None else region_id}"
+        listed = source.objects(entry.get("regions"), f"image {image_id}: region", "region_id", "id")
+        for _, region_id, subject, item in listed:
             text = source.sentence(subject, item.get("phrase"))
             if not text:
                 source.problem(subject, "has no phrase (skipped)")
-            elif ids.admits(region_id, subject):
+            elif source.admits(seen, region_id, subject):
                 rows.append(CaptionRow(len(rows), text, region_id, image_id))
     return Content(captions=rows)
 
@@ -77,8 +74,8 @@ def read_scene_graphs(source: Source) -> Content:
             source.problem(f"image {image_id}", "has a second scene graph (skipped)")
             continue
         boxes = _boxes(source, image_id, entry, "objects")
-        known = {box.box_id for box in boxes}
-        relations: list[tuple[int | str, str, int | str]] = []
+        place = {box.box_id: position for position, box in enumerate(boxes)}
+        relations: list[GoldRelation] = []
         listed = entry.get("relationships")
         if listed is not None and not isinstance(listed, list):
             source.problem(f"image {image_id}", "has relationships that are no list (left out)")
@@ -89,18 +86,18 @@ def read_scene_graphs(source: Source) -> Content:
                 subject = f"image {image_id}: relationship at position {position}"
                 source.problem(subject, "lacks subject_id, predicate or object_id (skipped)")
                 continue
-            relation_id = item.relation_id
+            relation_id, subject_id, predicate, object_id = item
             subject = f"image {image_id}: relationship {position if relation_id is None else relation_id}"
-            if relation_id is not None and relation_id in seen:
+            if relation_id in seen:
                 source.problem(subject, "has an id used before (skipped)")
-            elif not item.predicate:
+            elif not predicate:
                 source.problem(subject, "has no predicate (skipped)")
-            elif item.subject_id not in known or item.object_id not in known:
+            elif subject_id not in place or object_id not in place:
                 source.problem(subject, "relates an object that is not among the image's (skipped)")
             else:
                 if relation_id is not None:
                     seen.add(relation_id)
-                relations.append((item.subject_id, item.predicate, item.object_id))
+                relations.append(GoldRelation(place[subject_id], predicate, place[object_id]))
         rows[image_id] = SceneGraphRow(image_id, boxes, relations)
     return Content(graphs=list(rows.values()))
 
@@ -117,11 +114,10 @@ def _boxes(source: Source, image_id: ImageId, entry: dict[str, Any], list_key: s
     image = source.listed().get(image_id)
     width = as_pixels(entry.get("width")) or (image.width if image else None)
     height = as_pixels(entry.get("height")) or (image.height if image else None)
-    ids = UniqueIds(source)
-    for position, item in source.objects(entry.get(list_key), f"image {image_id}: object"):
-        object_id = as_id(item.get("object_id", item.get("id")))
-        subject = f"image {image_id}: object {position if object_id is None else object_id}"
-        if not ids.admits(object_id, subject):
+    seen: set[ImageId] = set()
+    objects = source.objects(entry.get(list_key), f"image {image_id}: object", "object_id", "id")
+    for position, object_id, subject, item in objects:
+        if not source.admits(seen, object_id, subject):
             continue
         object_id = f"at {position}" if object_id is None else object_id
         xywh, what = as_box([item.get(key) for key in "xywh"], width, height)
@@ -149,19 +145,12 @@ def _entries(source: Source) -> Iterator[tuple[ImageId, dict[str, Any]]]:
 
     content = source.json(compact)
     if not isinstance(content, list):
-        raise DataError(
-            f"{source.file.path}: expected a list of images, got {type_name(content)}",
-            hint="compare the file with the publisher's original",
-        )
-    for position, entry in source.objects(content, "image"):
-        image_id = as_id(entry.get("image_id", entry.get("id")))
-        if image_id is None:
+        raise malformed(source.file.path, f"expected a list of images, got {type_name(content)}")
+    for position, image_id, _, entry in source.objects(content, "image", "image_id", "id"):
+        regions = entry.get("regions")
+        if image_id is None and isinstance(regions, list) and regions and isinstance(regions[0], dict):
             # Version 1 puts the image's id into its regions only.
-            regions = entry.get("regions")
-            first = (
-                regions[0] if isinstance(regions, list) and regions and isinstance(regions[0], dict) else {}
-            )
-            image_id = as_id(first.get("image_id", first.get("image")))
+            image_id = as_id(regions[0].get("image_id", regions[0].get("image")))
         if image_id is None:
             source.problem(f"image at position {position}", "has no image_id (skipped)")
         else:
@@ -170,16 +159,14 @@ def _entries(source: Source) -> Iterator[tuple[ImageId, dict[str, Any]]]:
 
 def _newest(files: list[AnnotationFile]) -> list[AnnotationFile]:
     """Of the versions 1, 1.2 and 1.4 of each split's file one; the name without a version is the newest."""
-    best: dict[str | None, AnnotationFile] = {}
-    for file in sorted(files, key=lambda file: _version_rank(file.name), reverse=True):
-        best[file.split] = file
+
+    def rank(file: AnnotationFile) -> tuple[bool, tuple[int, ...], str]:
+        version = re.search(r"_v(\d+(?:_\d+)*)", file.name)
+        newest_first = tuple(-int(part) for part in version.group(1).split("_")) if version else ()
+        return version is not None, newest_first, file.name
+
+    best = {file.split: file for file in sorted(files, key=rank, reverse=True)}
     return sorted(best.values(), key=lambda file: file.name)
-
-
-def _version_rank(name: str) -> tuple[bool, tuple[int, ...], str]:
-    version = re.search(r"_v(\d+(?:_\d+)*)", name)
-    newest_first = tuple(-int(part) for part in version.group(1).split("_")) if version else ()
-    return version is not None, newest_first, name
 
 
 def _image_data(_: AnnotationFile, files: Sequence[AnnotationFile]) -> list[AnnotationFile]:

@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.reading import AnnotationFile, Source, UniqueIds, as_id, as_text
-from tbkin_core.datasets.rows import AnswerRow, Content, QuestionRow
+from tbkin_core.datasets.reading import AnnotationFile, Source, as_id, as_text
+from tbkin_core.datasets.records import AnswerRow, Content, ImageId, QuestionRow
 from tbkin_core.datasets.splits import normalise_split
 
 _MULTIPLE_CHOICE = "multiple_choice_answer"
@@ -19,18 +19,17 @@ def read_questions(source: Source) -> Content:
     content = _with_key(source.json(), "questions")
     key = "questions" if not isinstance(content, dict) or "questions" in content else "annotations"
     rows: list[QuestionRow] = []
-    ids = UniqueIds(source, "has a question_id used before (skipped)")
-    for position, item in source.objects(source.items(content, key), "question"):
-        question_id, image_id = as_id(item.get("question_id")), as_id(item.get("image_id"))
-        subject = f"question {position if question_id is None else question_id}"
-        text = source.sentence(subject, item.get("question"))
+    seen: set[ImageId] = set()
+    listed = source.items(content, key)
+    for position, question_id, subject, item in source.objects(listed, "question", "question_id"):
+        image_id, text = as_id(item.get("image_id")), source.sentence(subject, item.get("question"))
         if question_id is None:
             source.problem(f"question at position {position}", "has no question_id (skipped)")
         elif image_id is None:
             source.problem(subject, "has no image_id (skipped)")
         elif not text:
             source.problem(subject, "has no text (skipped)")
-        elif ids.admits(question_id, subject):
+        elif source.admits(seen, question_id, subject, "a question_id"):
             answered = any(key in item for key in ("answers", _MULTIPLE_CHOICE, "answer"))
             inline = _answers(source, subject, item) if answered else None
             rows.append(QuestionRow(question_id, image_id, text, inline))
@@ -46,8 +45,8 @@ def read_answers(source: Source) -> Content:
 
     content = _with_key(source.json(answer_text), "annotations")
     rows: dict[int | str, AnswerRow] = {}
-    for position, item in source.objects(source.items(content, "annotations"), "annotation"):
-        question_id = as_id(item.get("question_id"))
+    listed = source.items(content, "annotations")
+    for position, question_id, _, item in source.objects(listed, "annotation", "question_id"):
         if question_id is None:
             source.problem(f"annotation at position {position}", "has no question_id (skipped)")
         elif question_id in rows:
@@ -69,10 +68,7 @@ def _answers(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
     answers = []
     for answer in listed:
         value = answer.get("answer") if isinstance(answer, dict) else answer
-        if isinstance(value, int | float):
-            value = str(value)
-        text = as_text(value)
-        if text:
+        if text := as_text(str(value) if isinstance(value, int | float) else value):
             answers.append(sys.intern(text))
         else:
             source.problem(subject, "has an answer without text (left out)")
@@ -85,12 +81,8 @@ def _stated_split(content: Any) -> str | None:
     return normalise_split(stated) if stated else None
 
 
-def _asks(file: Candidate) -> bool:
-    return '"question_id"' in file.ends and ('"question"' in file.ends or '"questions"' in file.ends)
-
-
-def _answers_only(file: Candidate) -> bool:
-    return '"question_id"' in file.ends and ('"answers"' in file.ends or f'"{_MULTIPLE_CHOICE}"' in file.ends)
+def _has_question_ids_and(file: Candidate, *keys: str) -> bool:
+    return '"question_id"' in file.ends and any(f'"{key}"' in file.ends for key in keys)
 
 
 def _split_at_ends(file: Candidate) -> str | None:
@@ -111,7 +103,7 @@ QUESTIONS = Format(
     holds=Holds.QUESTIONS,
     read=read_questions,
     looked_for="VQA questions and annotations",
-    content=_asks,
+    content=lambda file: _has_question_ids_and(file, "question", "questions"),
     stated_split=_split_at_ends,
     prefer=_without_multiple_choice,
     noun="question",
@@ -121,7 +113,7 @@ ANNOTATIONS = Format(
     layout="vqa",
     holds=Holds.ANSWERS,
     read=read_answers,
-    content=_answers_only,
+    content=lambda file: _has_question_ids_and(file, "answers", _MULTIPLE_CHOICE),
     stated_split=_split_at_ends,
     noun="question",
 )
