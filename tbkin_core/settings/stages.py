@@ -64,13 +64,7 @@ class ExtractFeaturesConfig(StageConfig):
     data: Path = option(
         Path(), "Dataset directory, or a directory of images.", Group.DATA, argument=True, metavar="DATA"
     )
-    extractor: str = option(
-        "auto",
-        extractor_help(),
-        Group.REGIONS,
-        choices=EXTRACTOR_NAMES,
-        others="MODEL",
-    )
+    extractor: str = option("auto", extractor_help(), Group.REGIONS, choices=EXTRACTOR_NAMES, others="MODEL")
     backbone: str | None = option(
         None, "Model (hub id or directory) that makes the region vectors.", Group.REGIONS, metavar="MODEL"
     )

@@ -32,13 +32,7 @@ from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import FinetunePlan, plan_finetuning
 from tbkin_core.training.run import TrainingResult, growing_threshold, train
 from tbkin_core.training.splits import TaskSplits, find_data, samples_content, task_splits
-from tbkin_core.training.start import (
-    Start,
-    check_feature_kind,
-    feature_place,
-    initial_source,
-    starting_point,
-)
+from tbkin_core.training.start import Start, check_feature_kind, feature_place, initial_source, starting_point
 
 logger = logging.getLogger("tbkin")
 

@@ -25,14 +25,7 @@ from tbkin_core.evaluation.sweep import Measurement, Samples, conclude, summaris
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
 from tbkin_core.results import SweepResult
-from tbkin_core.runs import (
-    NO_RESULT,
-    ROOT,
-    RUN_FILE,
-    SWEEP_FILE,
-    find_checkpoint,
-    finished_runs,
-)
+from tbkin_core.runs import NO_RESULT, ROOT, RUN_FILE, SWEEP_FILE, find_checkpoint, finished_runs
 from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import (
     FinetuneConfig,
