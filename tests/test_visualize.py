@@ -250,6 +250,7 @@ def test_results_are_looked_for_in_a_run_that_is_given(trained: Path) -> None:
         ("img.jpg what --aggregate last --head 0", "omit it beside"),
         ("img.jpg what --format gif", "png, svg, pdf"),
         ("img.jpg what --wrong", "--from results-val.json"),
+        ("img.jpg what --limit 3", "limit: only with --from"),
         ("img.jpg what --from runs/finetune/rec/results-val.json", "give no image"),
         ("trace.npz img.jpg what", "drawn again by themselves"),
         ("trace.npz --threshold 0.5", "a trace has its own"),

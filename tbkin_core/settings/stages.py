@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.features.extractors import EXTRACTOR_NAMES, extractor_help, takes_backbone
@@ -19,7 +20,6 @@ from tbkin_core.selection import (
     SCOPES,
     SELECTIONS,
     TRANSFORMS,
-    Selection,
     check_growth,
     check_threshold,
     usual_threshold,
@@ -284,7 +284,7 @@ class SelectionConfig(StageConfig):
     """1 for sparsemax and entmax15, which are on as soon as they are named."""
     selection: str = _rule("relative")
     threshold_layers: list[int] | None = option(
-        None, "Layer that selects, from 0.", Group.SELECTION, unset="all"
+        None, "Layer that selects, from 0.", Group.SELECTION, low=0, unset="all"
     )
     threshold_scope: str = option(
         "all", "Which pairs of query and key a selection may drop.", Group.SELECTION, choices=SCOPES
@@ -298,19 +298,13 @@ class SelectionConfig(StageConfig):
         if self.selection in TRANSFORMS and self.threshold == 0:
             vars(self)["threshold"] = 1.0
 
-    def attention_selection(self) -> Selection:
-        """These settings as the attention takes them.
-
-        Raises:
-            MissingDependencyError: sparsemax or entmax15 without the entmax library.
-        """
-        layers = None if self.threshold_layers is None else tuple(self.threshold_layers)
-        return Selection(self.selection, self.threshold, layers, self.threshold_scope, self.straight_through)
+    def selection_values(self) -> dict[str, Any]:
+        """The settings that this class adds, as the model's configuration keeps them."""
+        return {name: getattr(self, name) for name in SelectionConfig.__annotations__}
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        fault = check_threshold(self.selection, self.threshold)
-        if fault:
+        if fault := check_threshold(self.selection, self.threshold):
             yield fault
 
 
@@ -472,7 +466,7 @@ class VisualizeConfig(StageConfig):
         None, "Draw a sheet of a run's results-SPLIT.json.", Group.FIGURE, flag="--from", metavar="FILE"
     )
     wrong: bool = option(False, "With --from: wrong answers alone.", Group.FIGURE)
-    limit: int = option(20, "With --from: answers drawn at most.", Group.FIGURE, low=1, high=200)
+    limit: int = option(20, "Answers drawn at most.", Group.FIGURE, low=1, high=200, only_with="results")
 
     @property
     def wants_graph(self) -> bool:
@@ -499,16 +493,14 @@ class VisualizeConfig(StageConfig):
             yield "wrong: chooses among the results of --from results-val.json"
         elif self.redraws:
             fixed = ("question", "image_id", "checkpoint", "features", "threshold", "selection")
-            given = [name for name in fixed if getattr(self, name) not in (None, "", [])]
-            if given:
+            if given := [name for name in fixed if getattr(self, name) not in (None, "", [])]:
                 yield f"{given[0]}: a trace has its own; for another one give the image again"
         else:
             yield from self._question_conflicts()
         if self.threshold is not None or self.selection is not None:
             rule = self.selection or "relative"
             threshold = usual_threshold(rule) if self.threshold is None else self.threshold
-            fault = check_threshold(rule, threshold)
-            if fault:
+            if fault := check_threshold(rule, threshold):
                 yield fault
 
     def _question_conflicts(self) -> Iterator[str]:

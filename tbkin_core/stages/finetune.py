@@ -144,7 +144,7 @@ def finetune_run(job: FinetuneJob) -> None:
         ready.plan,
         start,
         [(ready.store, ready.parts["train"].inputs.rows)],
-        **_selection_values(config),
+        **config.selection_values(),
         **ready.head.values,
     )
     if ready.head.note:
@@ -249,12 +249,6 @@ def _without_features(splits: TaskSplits, store: FeatureStore, data: Path) -> li
         if lacking:
             notes.append(f"{name}: {lacking} of {len(items)} samples skipped, their images have no features")
     return notes
-
-
-def _selection_values(config: FinetuneConfig) -> dict[str, Any]:
-    """The selection rule as the model's configuration keeps it."""
-    names = ("threshold", "selection", "threshold_layers", "threshold_scope", "straight_through")
-    return {name: getattr(config, name) for name in names}
 
 
 # ---- predictions --------------------------------------------------------------------------------

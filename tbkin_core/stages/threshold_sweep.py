@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,7 @@ from tbkin_core.modeling.checkpoint import load_model_config, task_of
 from tbkin_core.results import SweepResult
 from tbkin_core.runs import NO_RESULT, ROOT, RUN_FILE, SWEEP_FILE, find_checkpoint, finished_runs
 from tbkin_core.selection import require_library, run_name_part
-from tbkin_core.settings import (
-    FinetuneConfig,
-    SelectionConfig,
-    StageConfig,
-    ThresholdSweepConfig,
-    config_values,
-    dump_config,
-    load_config,
-)
+from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, config_values, dump_config, load_config
 from tbkin_core.stages.finetune import finetune
 from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
 from tbkin_core.support.files import atomic_path, make_directory, read_json, write_json, write_text
@@ -388,11 +380,7 @@ def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Pat
     chosen: dict[str, Any] = {"selection": rule, "threshold": threshold}
     if threshold == 0:
         # As a plain dense run has them, so that one that is there already is known by its settings.
-        plain = FinetuneConfig(task=base.task)
-        names = {entry.name for entry in fields(SelectionConfig)} - {
-            entry.name for entry in fields(StageConfig)
-        }
-        chosen = {name: getattr(plain, name) for name in names}
+        chosen = FinetuneConfig(task=base.task).selection_values()
     return replace(base, **chosen, seed=seed, out=out, predict=[], overwrite=False)
 
 

@@ -47,14 +47,11 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         # Reading an image is quick, and it is what people mistype; the model takes seconds to load.
         load_image(config.images[0], max_side=64)
     # With the model comes torch.
-    from tbkin_core.stages.answering import Answerer, ImageSource
+    from tbkin_core.stages.answering import Answerer
     from tbkin_core.tasks.base import task_named
     from tbkin_core.texts.language import is_question
 
-    sources = [
-        *map(ImageSource, config.images),
-        *(ImageSource(None, image_id) for image_id in config.image_id),
-    ]
+    sources: list[Path | str] = [*config.images, *config.image_id]
     # Of a VQA and a REC model, a question goes to the first and an expression to the second.
     asks = is_question(config.question)
     wanted = next((name for name in FINETUNE_TASKS if task_named(name).asks == asks), None)
@@ -80,7 +77,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
                 raise
             result.problems.append(f"left out: {error.message}")
             continue
-        stem = source.path.stem if source.path is not None else slug(source.image_id) or "image"
+        stem = source.stem if isinstance(source, Path) else slug(source) or "image"
         base = result.out / _free_name("-".join([stem, *question]), taken)
         file = base.with_name(f"{base.name}.npz")
         save_trace(file, trace)
