@@ -15,9 +15,9 @@ from tbkin_core.graphs.store import GraphStore
 from tbkin_core.modeling import TbkinForPreTraining
 from tbkin_core.modeling.checkpoint import save_model
 from tbkin_core.results import PretrainResult
-from tbkin_core.runs import ROOT, Run, finish_run, train_together
+from tbkin_core.runs import ROOT, finish_run, train_together
 from tbkin_core.settings import PretrainConfig, dump_config
-from tbkin_core.support.devices import Devices, launch, resolve_devices
+from tbkin_core.support.devices import resolve_devices
 from tbkin_core.support.files import write_text
 from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
@@ -48,11 +48,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         if not (source.graphs / MANIFEST).exists():
             hint = f"make them with `tbkin build-graphs {source.data}`"
             raise DataError(f"{source.graphs}: holds no graphs", hint=hint)
-
-    def start(run: Run, devices: Devices) -> None:
-        launch(pretrain_run, devices, config, run.path)
-
-    out, results = train_together(config, "pretrain", ROOT / "pretrain", start)
+    out, results = train_together(config, "pretrain", ROOT / "pretrain", pretrain_run)
     files = draw_training_curves(out, f"Pretraining: {out}")
     return PretrainResult(out=out, results=results, problems=results["problems"], files=files)
 
@@ -134,17 +130,15 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
     devices = resolve_devices(config.devices)
     result = train(objective, model, plan, out, devices, lambda best: save_model(best, start.tokenizer, out))
     if rank() == 0:
-        finish_run(
-            out,
-            {
-                "captions": count,
-                "parameters": model.num_parameters(),
-                "initialised_from": start.source,
-                **result.summary(),
-                "validation": result.validation(),
-                "problems": [*notes, *result.notes(plan)],
-            },
-        )
+        results = {
+            "captions": count,
+            "parameters": model.num_parameters(),
+            "initialised_from": start.source,
+            **result.summary(),
+            "validation": result.validation(),
+            "problems": [*notes, *result.notes(plan)],
+        }
+        finish_run(out, results)
 
 
 def _captions(source: _Source, seed: int) -> _Captions:
