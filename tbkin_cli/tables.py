@@ -7,19 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tbkin_core.results import (
-    Answer,
-    AnswersResult,
-    BuildGraphsResult,
-    ExtractFeaturesResult,
-    FinetuneResult,
-    ImageAnswer,
-    PretrainResult,
-    RedrawnResult,
-    ResultSheet,
-    StageResult,
-    SweepResult,
-)
+from tbkin_core import results
 from tbkin_core.selection import Selection
 from tbkin_core.support.console import shortened
 
@@ -38,22 +26,19 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-def tables_of(result: StageResult) -> list[Table]:
+def tables_of(result: results.StageResult) -> list[Table]:
     """What a person wants to see of a result."""
-    for kind, lay_out in _TABLES.items():
-        if isinstance(result, kind):
-            return lay_out(result)
-    return []
+    return _TABLES[type(result)](result)
 
 
-def notes_of(result: StageResult) -> list[str]:
+def notes_of(result: results.StageResult) -> list[str]:
     """What stands below the tables."""
-    if isinstance(result, SweepResult) and result.conclusion.text:
+    if isinstance(result, results.SweepResult) and result.conclusion.text:
         return [result.conclusion.text, *result.problems]
     return result.problems
 
 
-def _extract_features(result: ExtractFeaturesResult) -> list[Table]:
+def _extract_features(result: results.ExtractFeaturesResult) -> list[Table]:
     if result.missing:
         columns = ["made now", "skipped", "shards of others missing"]
         row = [str(result.made), str(result.skipped), str(result.missing)]
@@ -63,7 +48,7 @@ def _extract_features(result: ExtractFeaturesResult) -> list[Table]:
     return [Table(f"Features in {result.out}", columns, [[result.extractor, *map(str, counts)]])]
 
 
-def _build_graphs(result: BuildGraphsResult) -> list[Table]:
+def _build_graphs(result: results.BuildGraphsResult) -> list[Table]:
     if result.missing:
         columns = ["made now", "present", "shards of others missing"]
         row = [str(result.made), str(result.present), str(result.missing)]
@@ -80,7 +65,7 @@ def _build_graphs(result: BuildGraphsResult) -> list[Table]:
     ]
 
 
-def _pretrain(result: PretrainResult) -> list[Table]:
+def _pretrain(result: results.PretrainResult) -> list[Table]:
     rows = [
         [
             name.removeprefix("val_").replace("_", " "),
@@ -92,7 +77,7 @@ def _pretrain(result: PretrainResult) -> list[Table]:
     return [Table(title, ["validation", "value"], rows)]
 
 
-def _finetune(result: FinetuneResult) -> list[Table]:
+def _finetune(result: results.FinetuneResult) -> list[Table]:
     rows = [
         [
             entry.split,
@@ -112,7 +97,7 @@ def _finetune(result: FinetuneResult) -> list[Table]:
     return tables
 
 
-def _threshold_sweep(result: SweepResult) -> list[Table]:
+def _threshold_sweep(result: results.SweepResult) -> list[Table]:
     rows = result.rows
     types = list(rows[0].get("answer_types", {})) if rows else []
     types = types if len(types) <= _MOST_SWEPT_TYPES else []
@@ -146,7 +131,7 @@ def _sweep_row(row: dict[str, Any], types: Sequence[str]) -> list[str]:
     ]
 
 
-def _answers(result: AnswersResult) -> list[Table]:
+def _answers(result: results.AnswersResult) -> list[Table]:
     sides = ["dense", result.selection]
     if result.several:
         rows = [[*_best(image), *([_corners(image)] if result.shows_box else [])] for image in result.images]
@@ -169,7 +154,7 @@ def _answers(result: AnswersResult) -> list[Table]:
     return tables
 
 
-def _redrawn(result: RedrawnResult) -> list[Table]:
+def _redrawn(result: results.RedrawnResult) -> list[Table]:
     rows = []
     for image in result.images:
         trace, *best = _best(image)
@@ -177,22 +162,22 @@ def _redrawn(result: RedrawnResult) -> list[Table]:
     return [Table("Drawn again", ["trace", "text", "dense", "thresholded", "checkpoint"], rows)]
 
 
-def _result_sheet(result: ResultSheet) -> list[Table]:
+def _result_sheet(result: results.ResultSheet) -> list[Table]:
     rows = [[kind or "all", *map(str, counts)] for kind, counts in result.counts.items()]
     return [Table(result.title, ["type", "wrong", "of", "shown"], rows)]
 
 
-def _best(image: ImageAnswer) -> list[str]:
+def _best(image: results.ImageAnswer) -> list[str]:
     """The image, and the best answer of either side."""
     sides = (image.dense[0], image.thresholded[0])
     return [image.image, *(f"{_named(answer)} ({percent(answer.probability)})" for answer in sides)]
 
 
-def _corners(image: ImageAnswer) -> str:
+def _corners(image: results.ImageAnswer) -> str:
     return ", ".join(f"{side:.0f}" for side in image.box or ())
 
 
-def _named(answer: Answer) -> str:
+def _named(answer: results.Answer) -> str:
     """A region with its label: "region 3 (red)"."""
     return f"{answer.name} ({answer.label})" if answer.label else answer.name
 
@@ -204,13 +189,13 @@ def percent(fraction: float) -> str:
     return "> 99.9 %" if 0.9995 <= fraction < 1 else f"{100 * fraction:.1f} %"
 
 
-_TABLES: dict[type[StageResult], Callable[[Any], list[Table]]] = {
-    ExtractFeaturesResult: _extract_features,
-    BuildGraphsResult: _build_graphs,
-    PretrainResult: _pretrain,
-    FinetuneResult: _finetune,
-    SweepResult: _threshold_sweep,
-    AnswersResult: _answers,
-    RedrawnResult: _redrawn,
-    ResultSheet: _result_sheet,
+_TABLES: dict[type[results.StageResult], Callable[[Any], list[Table]]] = {
+    results.ExtractFeaturesResult: _extract_features,
+    results.BuildGraphsResult: _build_graphs,
+    results.PretrainResult: _pretrain,
+    results.FinetuneResult: _finetune,
+    results.SweepResult: _threshold_sweep,
+    results.AnswersResult: _answers,
+    results.RedrawnResult: _redrawn,
+    results.ResultSheet: _result_sheet,
 }

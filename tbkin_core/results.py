@@ -123,8 +123,7 @@ class TrainingRunResult(StageResult):
     @property
     def best_epoch(self) -> int:
         """The epoch whose weights were kept, from 1; -1 without any."""
-        epoch: int = self.results["best_epoch"]
-        return epoch
+        return self.results["best_epoch"]
 
     @property
     def values(self) -> dict[str, Any]:
@@ -138,8 +137,7 @@ class PretrainResult(TrainingRunResult):
     @property
     def validation(self) -> dict[str, float]:
         """Losses and accuracies in percent ("val_mlm_accuracy") of the best epoch."""
-        validation: dict[str, float] = self.results["validation"]
-        return validation
+        return self.results["validation"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -166,8 +164,7 @@ class FinetuneResult(TrainingRunResult):
     @property
     def accuracy(self) -> dict[str, float]:
         """The model's accuracy in percent by split."""
-        accuracy: dict[str, float] = self.results["accuracy"]
-        return accuracy
+        return self.results["accuracy"]
 
     @property
     def by_type(self) -> dict[str, float]:

@@ -22,9 +22,14 @@ RUN_FILE = "run.json"
 SWEEP_FILE = "sweep.json"
 ROOT = Path("runs")
 # Settings that do not change what a run computes.
-NO_RESULT = (
+_NO_RESULT = (
     "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
 )  # fmt: skip
+
+
+def run_settings(config: StageConfig) -> dict[str, Any]:
+    """The settings that a run's results follow from."""
+    return {name: value for name, value in config_values(config).items() if name not in _NO_RESULT}
 
 
 def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict[str, Any] | None]:
@@ -39,7 +44,7 @@ def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict
     Raises:
         DataError: --out names a run of other settings, or cannot be written to.
     """
-    settings = {name: value for name, value in config_values(config).items() if name not in NO_RESULT}
+    settings = run_settings(config)
     number = 1
     while True:
         path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
@@ -94,7 +99,7 @@ def train_together(
 
     Args:
         config: Settings.
-        stage: Its name.
+        stage: Name of the stage.
         default: Directory without --out.
         train: Trains in a directory, called in one process per device, and leaves results: `finish_run`.
     """

@@ -25,13 +25,21 @@ from tbkin_core.evaluation.sweep import Measurement, Samples, conclude, summaris
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
 from tbkin_core.results import SweepResult
-from tbkin_core.runs import NO_RESULT, ROOT, RUN_FILE, SWEEP_FILE, find_checkpoint, finished_runs
+from tbkin_core.runs import (
+    ROOT,
+    RUN_FILE,
+    SWEEP_FILE,
+    find_checkpoint,
+    finished_runs,
+    rank_zero_first,
+    run_settings,
+)
 from tbkin_core.selection import require_library, run_name_part
-from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, config_values, dump_config, load_config
+from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
 from tbkin_core.stages.finetune import finetune
 from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
 from tbkin_core.support.files import atomic_path, make_directory, read_json, write_json, write_text
-from tbkin_core.support.ranks import rank, wait_for_ranks
+from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import FinetuneTask, finetune_task
 from tbkin_core.training.plan import most_minutes
@@ -100,12 +108,8 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
         # Before a place is taken: a checkpoint that does not fit its features leaves no trace.
         evaluate.use(subject.checkpoint, subject.base.seed)
     join_ranks(devices)
-    if rank() > 0:
-        wait_for_ranks()
-    out, done = _place(config, ROOT / "threshold-sweep" / f"{name}-{split}", identity)
-    if rank() == 0:
-        wait_for_ranks()
-    wait_for_ranks()
+    with rank_zero_first():
+        out, done = _place(config, ROOT / "threshold-sweep" / f"{name}-{split}", identity)
     keep = _Keeper(out / SWEEP_FILE, identity, done)
     if config.refit:
         with keep.forgotten_if_empty():
@@ -124,12 +128,12 @@ def _samples(config: ThresholdSweepConfig, subject: _Subject, split: str) -> _Sw
     for seed in seeds:
         if subject.divided:
             divided = task_splits(task, dataset, base.dataset, base.train_split, seed)
-            splits, names = divided.samples, [name for name in divided.samples if name != "train"]
+            splits, names = divided.samples, list(divided.samples)
             notes += divided.notes
         else:
             names = task.split_names(dataset, base.dataset)
             splits = {split: task.split_samples(dataset, split, base.dataset)} if split in names else {}
-            names = [name for name in names if name != "train"]
+        names = [name for name in names if name != "train"]
         if split not in names:
             raise ConfigError(f"split: expected one of {', '.join(names)}, got {split!r}")
         items[seed], skipped = _evaluable(splits[split], subject, split)
@@ -144,15 +148,12 @@ def _identity(
     config: ThresholdSweepConfig, subject: _Subject, split: str, samples: _SweptSamples
 ) -> dict[str, Any]:
     """What tells one sweep from another, in its sweep.json."""
-    base, checkpoint = subject.base, subject.checkpoint
-    trained = None
-    if checkpoint is not None and not config.refit:
-        trained = modified(checkpoint / "model.safetensors")
+    base, checkpoint = subject.base, None if config.refit else subject.checkpoint
     return {
         "refit": config.refit,
-        "checkpoint": None if config.refit else str(checkpoint),
-        "trained": trained,
-        "settings": _settings(replace(base, seed=0)) if config.refit else None,
+        "checkpoint": checkpoint and str(checkpoint),
+        "trained": checkpoint and modified(checkpoint / "model.safetensors"),
+        "settings": run_settings(replace(base, seed=0)) if config.refit else None,
         "init": modified(Path(base.init) / "model.safetensors") if config.refit else None,
         "data": str(subject.data),
         "dataset": base.dataset,
@@ -172,15 +173,14 @@ def _checkpoint_subject(config: ThresholdSweepConfig) -> _Subject:
     _check_task(checkpoint, task_of(checkpoint), config.task)
     trained = settings_of(checkpoint)
     data = config.data or (Path(trained["data"]) if trained.get("data") else find_data(task))
-    features = config.features or (
-        Path(trained["features"]) if trained.get("features") and not config.data else None
-    )
+    own_features = trained.get("features") if config.data is None else None
+    features = config.features or (Path(own_features) if own_features else None)
     own = bool(trained.get("data")) and data.resolve() == Path(trained["data"]).resolve()
     base = FinetuneConfig(
         task=config.task,
         data=data,
         features=features,
-        dataset=config.dataset or trained.get("dataset") if own else config.dataset,
+        dataset=config.dataset or (trained.get("dataset") if own else None),
         train_split=trained.get("train_split"),
         blind=not load_model_config(checkpoint).use_regions,
         seed=int(trained.get("seed", 0)),
@@ -249,14 +249,8 @@ def _evaluable(items: Sequence[Any], subject: _Subject, split: str) -> tuple[lis
             hint=f"run `tbkin extract-features {subject.dataset.root}` with these images in place",
         )
     lacking = len(labelled) - len(found)
-    if not lacking:
-        return found, []
-    return found, [f"{split}: {lacking} of {len(labelled)} samples skipped, their images have no features"]
-
-
-def _settings(config: FinetuneConfig) -> dict[str, Any]:
-    """What a run computes from."""
-    return {name: value for name, value in config_values(config).items() if name not in NO_RESULT}
+    note = f"{split}: {lacking} of {len(labelled)} samples skipped, their images have no features"
+    return found, [note] if lacking else []
 
 
 def _place(
@@ -271,11 +265,8 @@ def _place(
     while True:
         path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
         file = path / SWEEP_FILE
-        if not file.exists():
-            if not path.is_dir() or not any(path.iterdir()):
-                return make_directory(path), []
-            changed = None
-        else:
+        what, hint = "something else than a sweep", "choose another place with --out DIR"
+        if file.exists():
             content = read_json(file)
             kept = content.get("identity") if isinstance(content, dict) else None
             kept = kept if isinstance(kept, dict) and "measurements" in content else {}
@@ -286,15 +277,12 @@ def _place(
                 return make_directory(path), []
             if not changed:
                 return make_directory(path), [Measurement(**entry) for entry in content["measurements"]]
+            what = f"a sweep of something else ({', '.join(changed)})"
+            hint = "use --overwrite to replace it, or another --out DIR"
+        elif not path.is_dir() or not any(path.iterdir()):
+            return make_directory(path), []
         if config.out is not None:
-            raise DataError(
-                f"{path}: holds something else than a sweep"
-                if changed is None
-                else f"{path}: holds a sweep of something else ({', '.join(changed)})",
-                hint="choose another place with --out DIR"
-                if changed is None
-                else "use --overwrite to replace it, or another --out DIR",
-            )
+            raise DataError(f"{path}: holds {what}", hint=hint)
         number += 1
 
 
@@ -356,7 +344,7 @@ def _sweep_refit(
     """Train and measure each cell of the sweep; `contents` are the seeds, each with its `samples_content`."""
     cells = [(seed, rule, threshold) for seed in contents for rule, threshold in wanted]
     minutes = most_minutes(subject.base)
-    limit = f", each of at most {minutes:g} minutes" if minutes is not None else ""
+    limit = "" if minutes is None else f", each of at most {minutes:g} minutes"
     logger.info("%d models to train%s", len(cells), limit)
     for number, (seed, rule, threshold) in enumerate(cells, 1):
         name = f"{run_name_part(rule, threshold) if threshold else DENSE[0]}-seed-{seed}"
@@ -391,7 +379,7 @@ def _finished_elsewhere(cell: FinetuneConfig, store: FeatureStore, content: int)
         results = run["results"]
         # What a run learns in its minutes depends on what else the machine does: that is trained again.
         whole = results.get("reason") != "minutes" and results.get("content") == content
-        if whole and run["settings"] == _settings(cell) and inputs <= run["started"]:
+        if whole and run["settings"] == run_settings(cell) and inputs <= run["started"]:
             return path
     return None
 
@@ -409,7 +397,7 @@ def _finish(
     notes: list[str],
 ) -> SweepResult:
     """Work the rows out, and write table and figures; other ranks than 0 have none."""
-    out, checkpoint = keep.file.parent, subject.checkpoint
+    out, checkpoint, base = keep.file.parent, subject.checkpoint, subject.base
     result = SweepResult(
         out=out,
         identity=keep.identity,
@@ -427,7 +415,6 @@ def _finish(
         logger.warning(conclusion.text)
     keep.write({"conclusion": conclusion.text, "best": conclusion.best, "rows": rows})
     _write_csv(out / "sweep.csv", rows)
-    base = subject.base
     used = replace(config, checkpoint=checkpoint, split=split, data=subject.data, features=base.features)
     write_text(out / "config.yaml", dump_config(replace(used, dataset=base.dataset)))
     headline = f"{config.task} on {split}, {'fine-tuned for each threshold' if config.refit else checkpoint}"
