@@ -66,28 +66,20 @@ def _build_graphs(result: results.BuildGraphsResult) -> list[Table]:
 
 
 def _pretrain(result: results.PretrainResult) -> list[Table]:
-    rows = [
-        [
-            name.removeprefix("val_").replace("_", " "),
-            f"{value:.1f} %" if name.endswith("accuracy") else f"{value:.3f}",
-        ]
-        for name, value in result.validation.items()
-    ]
+    rows = []
+    for name, value in result.validation.items():
+        shown = f"{value:.1f} %" if name.endswith("accuracy") else f"{value:.3f}"
+        rows.append([name.removeprefix("val_").replace("_", " "), shown])
     title = f"Pretrained model in {result.out}, best epoch {result.best_epoch}"
     return [Table(title, ["validation", "value"], rows)]
 
 
 def _finetune(result: results.FinetuneResult) -> list[Table]:
-    rows = [
-        [
-            entry.split,
-            entry.model,
-            f"{entry.accuracy:.2f} %",
-            "" if entry.accuracy_low is None else f"{entry.accuracy_low:.2f} to {entry.accuracy_high:.2f}",
-            str(entry.n),
-        ]
-        for entry in sorted(result.report, key=lambda entry: (entry.split, entry.order))
-    ]
+    rows = []
+    for entry in sorted(result.report, key=lambda entry: (entry.split, entry.order)):
+        low, high = entry.accuracy_low, entry.accuracy_high
+        interval = "" if low is None else f"{low:.2f} to {high:.2f}"
+        rows.append([entry.split, entry.model, f"{entry.accuracy:.2f} %", interval, str(entry.n)])
     columns = ["split", "model", "accuracy", "95 % interval", "n"]
     tables = [Table(f"{result.metric}, model in {result.out}", columns, rows)]
     if len(result.by_type) > 1:
@@ -102,17 +94,15 @@ def _threshold_sweep(result: results.SweepResult) -> list[Table]:
     types = list(rows[0].get("answer_types", {})) if rows else []
     types = types if len(types) <= _MOST_SWEPT_TYPES else []
     seeds = ["± seeds"] if rows and "accuracy_by_seed" in rows[0] else []
+    counted = f"({result.samples} samples, {result.images} images)"
+    columns = ["selection", "accuracy", "95 % interval", *seeds, "against dense", "p", *types]
     return [
         Table(
-            f"{result.metric} on {result.split} ({result.samples} samples, {result.images} images),"
-            f" {result.title}",
-            [
-                "selection", "accuracy", "95 % interval", *seeds, "against dense", "p", *types, "kept",
-                "entropy", "samples/s",
-            ],
+            f"{result.metric} on {result.split} {counted}, {result.title}",
+            [*columns, "kept", "entropy", "samples/s"],
             [_sweep_row(row, types) for row in rows],
         )
-    ]  # fmt: skip
+    ]
 
 
 def _sweep_row(row: dict[str, Any], types: Sequence[str]) -> list[str]:
@@ -134,31 +124,32 @@ def _sweep_row(row: dict[str, Any], types: Sequence[str]) -> list[str]:
 def _answers(result: results.AnswersResult) -> list[Table]:
     sides = ["dense", result.selection]
     if result.several:
-        rows = [[*_best(image), *([_corners(image)] if result.shows_box else [])] for image in result.images]
-        return [Table(result.title, ["image", *sides, *(["box"] if result.shows_box else [])], rows)]
+        rows = [[image.image, *_best(image)] for image in result.images]
+        if not result.shows_box:
+            return [Table(result.title, ["image", *sides], rows)]
+        boxes = [", ".join(f"{side:.0f}" for side in image.box or ()) for image in result.images]
+        rows = [[*row, box] for row, box in zip(rows, boxes, strict=True)]
+        return [Table(result.title, ["image", *sides, "box"], rows)]
     (image,) = result.images
     dense, sparse = ({answer.name: answer for answer in side} for side in (image.dense, image.thresholded))
-    rows = [
-        [
-            _named(dense.get(name) or sparse[name]),
-            *(percent(side[name].probability) if name in side else "" for side in (dense, sparse)),
-        ]
-        for name in dict.fromkeys([*dense, *sparse])
-    ]
+    rows = []
+    for name in dict.fromkeys([*dense, *sparse]):
+        cells = (percent(side[name].probability) if name in side else "" for side in (dense, sparse))
+        rows.append([_named(dense.get(name) or sparse[name]), *cells])
     tables = [Table(result.title, [result.heading, *sides], rows)]
     if image.box is not None:
-        columns, cells = ["x1", "y1", "x2", "y2"], [f"{side:.0f}" for side in image.box]
+        columns, corners = ["x1", "y1", "x2", "y2"], [f"{side:.0f}" for side in image.box]
         if image.iou is not None:
-            columns, cells = [*columns, "IoU with the target"], [*cells, f"{image.iou:.2f}"]
-        tables.append(Table("box (x1, y1, x2, y2) in pixels", columns, [cells]))
+            columns, corners = [*columns, "IoU with the target"], [*corners, f"{image.iou:.2f}"]
+        tables.append(Table("box (x1, y1, x2, y2) in pixels", columns, [corners]))
     return tables
 
 
 def _redrawn(result: results.RedrawnResult) -> list[Table]:
-    rows = []
-    for image in result.images:
-        trace, *best = _best(image)
-        rows.append([trace, shortened(image.question, 40), *best, image.checkpoint])
+    rows = [
+        [image.image, shortened(image.question, 40), *_best(image), image.checkpoint]
+        for image in result.images
+    ]
     return [Table("Drawn again", ["trace", "text", "dense", "thresholded", "checkpoint"], rows)]
 
 
@@ -168,13 +159,9 @@ def _result_sheet(result: results.ResultSheet) -> list[Table]:
 
 
 def _best(image: results.ImageAnswer) -> list[str]:
-    """The image, and the best answer of either side."""
+    """The best answer of either side."""
     sides = (image.dense[0], image.thresholded[0])
-    return [image.image, *(f"{_named(answer)} ({percent(answer.probability)})" for answer in sides)]
-
-
-def _corners(image: results.ImageAnswer) -> str:
-    return ", ".join(f"{side:.0f}" for side in image.box or ())
+    return [f"{_named(answer)} ({percent(answer.probability)})" for answer in sides]
 
 
 def _named(answer: results.Answer) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,7 @@ class ReportEntry:
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ReportEntry:
         """From its values in run.json."""
-        names = ("split", "model", "accuracy", "n", "order", "accuracy_low", "accuracy_high")
-        return cls(**{name: values[name] for name in names if name in values})
+        return cls(**{entry.name: values[entry.name] for entry in fields(cls) if entry.name in values})
 
     def values(self) -> dict[str, Any]:
         """As run.json has it."""

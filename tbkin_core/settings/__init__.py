@@ -15,19 +15,7 @@ from tbkin_core.settings.stages import (
 )
 
 __all__ = [
-    "BuildGraphsConfig",
-    "ExtractFeaturesConfig",
-    "FinetuneConfig",
-    "MaskingConfig",
-    "PretrainConfig",
-    "SelectionConfig",
-    "StageConfig",
-    "ThresholdSweepConfig",
-    "TrainingConfig",
-    "VisualizeConfig",
-    "config_values",
-    "dump_config",
-    "fields_of",
-    "load_config",
-    "parse_thresholds",
-]
+    "BuildGraphsConfig", "ExtractFeaturesConfig", "FinetuneConfig", "MaskingConfig", "PretrainConfig",
+    "SelectionConfig", "StageConfig", "ThresholdSweepConfig", "TrainingConfig", "VisualizeConfig",
+    "config_values", "dump_config", "fields_of", "load_config", "parse_thresholds",
+]  # fmt: skip

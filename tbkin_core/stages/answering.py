@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,8 +41,7 @@ from tbkin_core.training.start import check_feature_kind, settings_of
 _PICTURE_SIDE = 800  # pixels; more than a figure shows
 
 
-@dataclass(frozen=True, slots=True)
-class NamedRegions:
+class NamedRegions(NamedTuple):
     """Regions of an image, and the names that its store has for objects and attributes; empty where none."""
 
     regions: RegionFeatures
@@ -137,21 +136,19 @@ class Answerer:
         """
         if isinstance(source, Path):
             picture, width, height = load_image(source, max_side=_PICTURE_SIDE)
-            named = self.regions.of_file(source, (width, height))
-            regions = named.regions
+            regions, object_names, attribute_names = self.regions.of_file(source, (width, height))
             # Reading the annotations of a large dataset takes a while: only for what shows something of them.
             needed = self.task.presentation.answers_are_regions or self.config.wants_graph
             image_id = self.data.image_id_of(source) if needed else None
         else:
-            named = self.regions.stored(source)
-            regions = named.regions
+            regions, object_names, attribute_names = self.regions.stored(source)
             image_id, width, height = regions.image_id, regions.image_width, regions.image_height
             picture = self._picture(image_id, width, height)
         boxes = np.asarray(regions.boxes[: self.model.config.max_regions], np.float32)
         passes = self._passes(regions, boxes, (width, height))
-        looks = _names(named.attribute_names, regions.attribute_ids, len(boxes))
-        own = _names(named.object_names, regions.object_ids, len(boxes))
-        has_names = bool(named.object_names)
+        looks = _names(attribute_names, regions.attribute_ids, len(boxes))
+        own = _names(object_names, regions.object_ids, len(boxes))
+        has_names = bool(object_names)
         called = own if has_names else self.data.borrowed_names(image_id, boxes)
         labels = [name or look for name, look in zip(called, looks, strict=True)]
         # Borrowed names do not tell apart what a detector's own would: "black circle" beside "white circle".
@@ -215,8 +212,7 @@ class Answerer:
                     torch.cat([getattr(record, name) for record in output.attentions]).cpu()
                     for name in ("scores", "kept", "weights")
                 )
-                is_softmax = self.selection.rule not in TRANSFORMS
-                attention = None if is_softmax else weights.half().numpy()
+                attention = weights.half().numpy() if self.selection.rule in TRANSFORMS else None
                 passes.append(Pass(scores.half().numpy(), kept.numpy(), attention, **asdict(shown)))
         return passes
 
@@ -237,7 +233,7 @@ class _RegionSource:
 
     def __init__(self, config: VisualizeConfig, extractor: dict[str, Any], data: Path | None) -> None:
         self.extractor, self.devices, self.own, self.data = extractor, config.devices, config.features, data
-        self._opened: dict[Path, FeatureStore] = {}
+        self._opened = cache(FeatureStore)
 
     @cached_property
     def _extractor(self) -> Any:
@@ -302,9 +298,7 @@ class _RegionSource:
         for place in dict.fromkeys(places):
             if place != self.own and not (place / MANIFEST).exists():
                 continue
-            if place not in self._opened:
-                self._opened[place] = FeatureStore(place)
-            store = self._opened[place]
+            store = self._opened(place)
             if feature_kind(store.settings) == feature_kind(self.extractor):
                 yield store
             elif place == self.own:
