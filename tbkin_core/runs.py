@@ -66,11 +66,9 @@ def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict
         if config.out is not None:
             kept = found.get("settings") or {}
             changed = sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key))
-            other = f"with other settings ({', '.join(changed)})" if found.get("stage") == stage else ""
-            raise DataError(
-                f"{path}: holds a run of {found.get('stage')} {other}".rstrip(),
-                hint="use --overwrite to replace it, or another --out DIR",
-            )
+            other = f" with other settings ({', '.join(changed)})" if found.get("stage") == stage else ""
+            hint = "use --overwrite to replace it, or another --out DIR"
+            raise DataError(f"{path}: holds a run of {found.get('stage')}{other}", hint=hint)
         number += 1
     make_directory(path)
     write_text(path / "config.yaml", dump_config(config))
@@ -95,13 +93,8 @@ def train_together(
 ) -> tuple[Path, dict[str, Any]]:
     """Train in the directory of a run unless it has finished there already; its place and its results.
 
-    Where several processes were started from outside (torchrun), rank 0 is the first to open the directory.
-
-    Args:
-        config: Settings.
-        stage: Name of the stage.
-        default: Directory without --out.
-        train: Trains in a directory, called in one process per device, and leaves results: `finish_run`.
+    `train` is called in one process per device, and leaves results in the directory (`finish_run`). Where
+    several processes were started from outside (torchrun), rank 0 is the first to open the directory.
     """
     devices = resolve_devices(config.devices)
     join_ranks(devices)
@@ -140,9 +133,7 @@ def _has_more_time(config: StageConfig, results: dict[str, Any]) -> bool:
     if results.get("reason") != "minutes":
         return False
     minutes = getattr(config, "max_minutes", None)
-    if minutes is None:
-        return not results.get("minutes_chosen")
-    return 60 * minutes > results["seconds"]
+    return not results.get("minutes_chosen") if minutes is None else 60 * minutes > results["seconds"]
 
 
 def _set_aside(path: Path) -> None:
@@ -164,10 +155,10 @@ def finish_run(path: Path, results: dict[str, Any]) -> None:
     shutil.rmtree(_replaced(path), ignore_errors=True)
 
 
-def finished_runs(stage: str, root: Path = ROOT) -> list[tuple[Path, dict[str, Any]]]:
-    """Finished runs of a stage below `root`, the latest first; those of threshold sweeps are left out."""
+def finished_runs(stage: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Finished runs of a stage, the latest first; those of threshold sweeps are left out."""
     found = []
-    for file in sorted(root.glob(f"**/{RUN_FILE}")) if root.is_dir() else []:
+    for file in sorted(ROOT.glob(f"**/{RUN_FILE}")) if ROOT.is_dir() else []:
         content = None if _is_aside(file.parent) else _read_run(file.parent)
         if content is not None and content.get("stage") == stage and content.get("status") == "finished":
             found.append((file.parent, content))
@@ -179,21 +170,17 @@ def _is_aside(path: Path) -> bool:
     return path.name.startswith(".") or (path.parent.parent / SWEEP_FILE).exists()
 
 
-def find_checkpoint(tasks: Sequence[str], include_blind: bool = False, prefer: str | None = None) -> Path:
+def find_checkpoint(tasks: Sequence[str], prefer: str | None = None) -> Path:
     """The latest checkpoint made for one of the tasks ("pretrain", "vqa", "rec"), fine-tuned ones first.
 
-    Args:
-        tasks: Tasks that will do.
-        include_blind: Take question-only models too.
-        prefer: Task whose checkpoints come before those of the others, however old.
+    Those of the task `prefer` come before all others, however old; question-only models are left out.
 
     Raises:
         CheckpointError: There is none; the message names the command that makes one.
     """
     finetuned = finished_runs("finetune")
     for path, content in sorted(finetuned, key=lambda entry: entry[1]["settings"].get("task") != prefer):
-        settings = content["settings"]
-        if settings.get("task") in tasks and (include_blind or not settings.get("blind")):
+        if content["settings"].get("task") in tasks and not content["settings"].get("blind"):
             return path
     if "pretrain" in tasks and (pretrained := finished_runs("pretrain")):
         return pretrained[0][0]

@@ -52,10 +52,6 @@ class NamedRegions(NamedTuple):
 class Answerer:
     """A checkpoint with all that it takes to answer one question about images.
 
-    Args:
-        config: Settings.
-        checkpoint: Directory of the model.
-
     Attributes:
         task: What the checkpoint was trained for.
         question: Question or expression, white space made plain.

@@ -238,15 +238,10 @@ def _without_features(splits: TaskSplits, store: FeatureStore, data: Path) -> li
 
 
 def write_predictions(config: FinetuneConfig, out: Path, split: str) -> tuple[Path, list[str]]:
-    """Write what a finished run answers to a split, for an evaluation server.
+    """Write what a finished run answers to a split (of `FinetuneTask.check_split`), for an evaluation server.
 
     VQA: `[{"question_id", "answer"}]`, every question of the split. REC: `[{"sent_id", "ref_id", "image_id",
     "box"}]` with the box as (x1, y1, x2, y2) pixels.
-
-    Args:
-        config: Settings.
-        out: Directory of the run.
-        split: As `FinetuneTask.check_split` gives it.
 
     Returns:
         The file's path, and notes on samples without features.

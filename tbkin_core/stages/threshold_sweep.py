@@ -72,15 +72,6 @@ class _Subject:
     notes: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class _SweptSamples:
-    """What a sweep evaluates, by seed: samples, and `samples_content` of what is learnt from."""
-
-    items: dict[int, list[Any]]
-    contents: dict[int, int]
-    notes: list[str]
-
-
 def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
     """Evaluate a fine-tuned checkpoint at every threshold, or fine-tune one for each.
 
@@ -97,11 +88,9 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
     split = normalise_split(config.split or "val")
     devices = resolve_devices(config.devices)
     subject = _refit_subject(config) if config.refit else _checkpoint_subject(config)
-    samples = _samples(config, subject, split)
-    identity = _identity(config, subject, split, samples)
-    evaluate = Evaluation(
-        subject.task, samples.items, subject.store, torch_device(devices), config.batch_size
-    )
+    items, contents, notes = _samples(config, subject, split)
+    identity = _identity(config, subject, split, contents)
+    evaluate = Evaluation(subject.task, items, subject.store, torch_device(devices), config.batch_size)
     name = f"{config.task}-refit"
     if subject.checkpoint is not None and not config.refit:
         name = subject.checkpoint.name
@@ -113,14 +102,20 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
     keep = _Keeper(out / SWEEP_FILE, identity, done)
     if config.refit:
         with keep.forgotten_if_empty():
-            _sweep_refit(subject, wanted, samples.contents, evaluate, keep, config.overwrite)
+            _sweep_refit(subject, wanted, contents, evaluate, keep, config.overwrite)
     else:
         _sweep_checkpoint(wanted, subject.base.seed, evaluate, keep)
-    return _finish(config, subject, wanted, evaluate.samples, keep, split, samples.notes)
+    return _finish(config, subject, wanted, evaluate.samples, keep, split, notes)
 
 
-def _samples(config: ThresholdSweepConfig, subject: _Subject, split: str) -> _SweptSamples:
-    """The samples of the split that can be scored; each seed of a refit may hold other ones out."""
+def _samples(
+    config: ThresholdSweepConfig, subject: _Subject, split: str
+) -> tuple[dict[int, list[Any]], dict[int, int], list[str]]:
+    """The samples of the split that can be scored; each seed of a refit may hold other ones out.
+
+    Returns:
+        By seed: the samples, and `samples_content` of what is learnt from; and notes.
+    """
     base, dataset, task = subject.base, subject.dataset, subject.task
     seeds = [config.seed + number for number in range(config.seeds)] if config.refit else [base.seed]
     notes = list(subject.notes)
@@ -141,11 +136,11 @@ def _samples(config: ThresholdSweepConfig, subject: _Subject, split: str) -> _Sw
         notes += [*skipped, *too_few_images(split, [item.image_id for item in items[seed]])]
     if base.blind and not config.refit:
         notes.append(f"{subject.checkpoint} sees no image: only attention from text to text is thresholded")
-    return _SweptSamples(items, contents, list(dict.fromkeys(notes)))
+    return items, contents, list(dict.fromkeys(notes))
 
 
 def _identity(
-    config: ThresholdSweepConfig, subject: _Subject, split: str, samples: _SweptSamples
+    config: ThresholdSweepConfig, subject: _Subject, split: str, contents: Mapping[int, int]
 ) -> dict[str, Any]:
     """What tells one sweep from another, in its sweep.json."""
     base, checkpoint = subject.base, None if config.refit else subject.checkpoint
@@ -159,7 +154,7 @@ def _identity(
         "dataset": base.dataset,
         "features": subject.store.fingerprint(),
         "split": split,
-        "content": next(iter(samples.contents.values())),
+        "content": next(iter(contents.values())),
     }
 
 
