@@ -156,11 +156,6 @@ class FinetuneResult(TrainingRunResult):
     answered: list[Path] = field(default_factory=list)
 
     @property
-    def task(self) -> str:
-        """Name of the task."""
-        return str(self.results["task"])
-
-    @property
     def accuracy(self) -> dict[str, float]:
         """The model's accuracy in percent by split."""
         return self.results["accuracy"]

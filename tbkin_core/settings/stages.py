@@ -171,9 +171,7 @@ class TrainingConfig(StageConfig):
     decay_epochs: list[int] = option([], "Epochs at which the schedule step falls.")
     weight_decay: float = option(0.01, "AdamW's.", low=0)
     grad_clip: float = option(1.0, "Largest gradient norm; 0 turns clipping off.", low=0)
-    dropout: float | None = option(
-        None, "Dropout everywhere.", low=0, high=1, unset="0 for the size tiny, else 0.1"
-    )
+    dropout: float | None = _chance(None, "Dropout everywhere.", unset="0 for the size tiny, else 0.1")
     precision: str = _training(
         "auto",
         "Numbers to compute in; auto is bf16 where the device multiplies it itself.",
