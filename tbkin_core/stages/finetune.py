@@ -127,14 +127,9 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     """
     ready = _prepare(config, out)
     objective, start = ready.objective, ready.start
-    model = build_model(
-        ready.task.head,
-        ready.plan,
-        start,
-        [(ready.store, ready.parts["train"].inputs.rows)],
-        **config.selection_values(),
-        **ready.head.values,
-    )
+    rows = [(ready.store, ready.parts["train"].inputs.rows)]
+    values = {**config.selection_values(), **ready.head.values}
+    model = build_model(ready.task.head, ready.plan, start, rows, **values)
     if ready.head.note:
         logger.info("%s", ready.head.note)
     samples = f"{len(objective.lengths())} samples, weights from {start.source}"
@@ -267,6 +262,5 @@ def write_predictions(config: FinetuneConfig, out: Path, split: str) -> tuple[Pa
     path = out / f"predictions-{split}.json"
     write_json(path, rows, indent=None)
     lacking = len(samples) - len(known)
-    return path, [] if not lacking else [
-        f"predictions of {split}: {lacking} of {len(samples)} have no features, they {rest}"
-    ]
+    note = f"predictions of {split}: {lacking} of {len(samples)} have no features, they {rest}"
+    return path, [note] if lacking else []

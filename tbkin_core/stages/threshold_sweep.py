@@ -25,15 +25,7 @@ from tbkin_core.evaluation.sweep import Measurement, Samples, conclude, summaris
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
 from tbkin_core.results import SweepResult
-from tbkin_core.runs import (
-    ROOT,
-    RUN_FILE,
-    SWEEP_FILE,
-    find_checkpoint,
-    finished_runs,
-    rank_zero_first,
-    run_settings,
-)
+from tbkin_core.runs import ROOT, SWEEP_FILE, find_checkpoint, finished_runs, rank_zero_first, run_settings
 from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
 from tbkin_core.stages.finetune import finetune
@@ -197,12 +189,12 @@ def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
     if checkpoint is None:
         base = FinetuneConfig(task=config.task)
     else:
-        if not (checkpoint / RUN_FILE).is_file():
+        stored = settings_of(checkpoint)
+        if not stored:
             raise CheckpointError(
-                f"{checkpoint}: holds no {RUN_FILE}, so the settings it was trained with are not known",
+                f"{checkpoint}: holds no run.json, so the settings it was trained with are not known",
                 hint="name the directory of a `tbkin finetune` run, or sweep it without --refit",
             )
-        stored = settings_of(checkpoint)
         _check_task(checkpoint, stored.get("task", "no task"), config.task)
         base = load_config(FinetuneConfig, None, stored)
         notes.append(f"every run has the settings of {checkpoint}")
