@@ -150,7 +150,3 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     app()
-
-
-if __name__ == "__main__":
-    main()
