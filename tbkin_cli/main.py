@@ -16,7 +16,7 @@ from typing import Any
 import typer
 import typer.core
 
-from tbkin_cli.options import CallOptions, Command, parameters
+from tbkin_cli.options import Command, parameters
 from tbkin_cli.output import errors_as_messages, show
 from tbkin_core import settings
 from tbkin_core.settings import StageConfig, load_config
@@ -121,23 +121,18 @@ STAGES = {
 """By name; `tbkin_core.stages` has a function of the same name."""
 
 
-def _run(name: str, flags: dict[str, Any], call: CallOptions) -> None:
-    stage = STAGES[name]
-    with errors_as_messages():
-        setup_logging(call.quiet)
-        given = {option: value for option, value in flags.items() if value is not None and value != []}
-        chosen = load_config(stage.settings, call.config, stage.arrange(given))
-        # Only now, and only this one: it loads torch.
-        result = pkgutil.resolve_name(f"tbkin_core.stages:{name.replace('-', '_')}")(chosen)
-        if rank() == 0 or stage.summary_of_last:
-            show(result, call.json, call.quiet)
-    logging.shutdown()
-
-
 def _add(name: str, stage: Stage) -> None:
     def command(config: str | None, json: bool | None, quiet: bool | None, **flags: Any) -> None:
-        file = None if config is None else Path(config)
-        _run(name, flags, CallOptions(file, bool(json), bool(quiet)))
+        with errors_as_messages():
+            setup_logging(bool(quiet))
+            given = {option: value for option, value in flags.items() if value is not None and value != []}
+            file = None if config is None else Path(config)
+            chosen = load_config(stage.settings, file, stage.arrange(given))
+            # Only now, and only this one: it loads torch.
+            result = pkgutil.resolve_name(f"tbkin_core.stages:{name.replace('-', '_')}")(chosen)
+            if rank() == 0 or stage.summary_of_last:
+                show(result, bool(json))
+        logging.shutdown()
 
     derived = parameters(stage.settings)
     command.__signature__ = Signature(derived)  # type: ignore[attr-defined]
@@ -156,7 +151,3 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     app()
-
-
-if __name__ == "__main__":
-    main()

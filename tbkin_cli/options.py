@@ -45,11 +45,10 @@ def _parameter(entry: Field, kind: type[StageConfig]) -> Parameter:
         info: Any = typer.Argument(**text)
     else:
         info = typer.Option(*entry.flag.split(), rich_help_panel=entry.option.group, **text)
-    if entry.option.argument and not entry.is_list:
-        return Parameter(entry.name, Parameter.KEYWORD_ONLY, annotation=Annotated[hint, info])
-    return Parameter(
-        entry.name, Parameter.KEYWORD_ONLY, annotation=Annotated[hint | None, info], default=None
-    )
+    needed = entry.option.argument and not entry.is_list
+    annotation: Any = Annotated[hint if needed else hint | None, info]
+    default = Parameter.empty if needed else None
+    return Parameter(entry.name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
 def _metavar(entry: Field) -> str | None:

@@ -19,7 +19,7 @@ _SHOWN_PROBLEMS = 10
 _NUMBER = re.compile(r"[+-]?(\d|nan$|inf$)|[<>] \d")
 
 
-def show(result: StageResult, as_json: bool, quiet: bool) -> None:
+def show(result: StageResult, as_json: bool) -> None:
     """Print a stage's result: tables, or one JSON object."""
     if as_json:
         print(json.dumps(result.values, ensure_ascii=False, default=str))
@@ -40,19 +40,16 @@ def show(result: StageResult, as_json: bool, quiet: bool) -> None:
             numeric = all(_NUMBER.match(row[number]) for row in table.rows if row[number])
             shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in table.rows:
-            shown.add_row(*map(_plain, row))
+            shown.add_row(*(cell.replace("[", "\\[") for cell in row))
         console.print(shown)
         console.print()
     notes = notes_of(result)
-    for note in notes[:_SHOWN_PROBLEMS]:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    lines = [f"note: {note}" for note in notes[:_SHOWN_PROBLEMS]]
     if len(notes) > _SHOWN_PROBLEMS:
-        rest = len(notes) - _SHOWN_PROBLEMS
-        console.print(f"note: and {rest} more (--json lists them all)", markup=False)
-    for file in result.files:
-        console.print(f"wrote {file}", markup=False, soft_wrap=True)
-    for hint in result.hints:
-        console.print(f"next: {hint}", markup=False, soft_wrap=True)
+        lines.append(f"note: and {len(notes) - _SHOWN_PROBLEMS} more (--json lists them all)")
+    lines += [f"wrote {file}" for file in result.files] + [f"next: {hint}" for hint in result.hints]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -78,7 +75,3 @@ def errors_as_messages() -> Iterator[None]:
     except OSError as error:
         print(f"tbkin: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
         raise typer.Exit(FAILURE) from None
-
-
-def _plain(cell: str) -> str:
-    return cell.replace("[", "\\[")

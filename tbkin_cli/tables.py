@@ -7,19 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tbkin_core.results import (
-    Answer,
-    AnswersResult,
-    BuildGraphsResult,
-    ExtractFeaturesResult,
-    FinetuneResult,
-    ImageAnswer,
-    PretrainResult,
-    RedrawnResult,
-    ResultSheet,
-    StageResult,
-    SweepResult,
-)
+from tbkin_core import results
 from tbkin_core.selection import Selection
 from tbkin_core.support.console import shortened
 
@@ -38,22 +26,19 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-def tables_of(result: StageResult) -> list[Table]:
+def tables_of(result: results.StageResult) -> list[Table]:
     """What a person wants to see of a result."""
-    for kind, lay_out in _TABLES.items():
-        if isinstance(result, kind):
-            return lay_out(result)
-    return []
+    return _TABLES[type(result)](result)
 
 
-def notes_of(result: StageResult) -> list[str]:
+def notes_of(result: results.StageResult) -> list[str]:
     """What stands below the tables."""
-    if isinstance(result, SweepResult) and result.conclusion.text:
+    if isinstance(result, results.SweepResult) and result.conclusion.text:
         return [result.conclusion.text, *result.problems]
     return result.problems
 
 
-def _extract_features(result: ExtractFeaturesResult) -> list[Table]:
+def _extract_features(result: results.ExtractFeaturesResult) -> list[Table]:
     if result.missing:
         columns = ["made now", "skipped", "shards of others missing"]
         row = [str(result.made), str(result.skipped), str(result.missing)]
@@ -63,7 +48,7 @@ def _extract_features(result: ExtractFeaturesResult) -> list[Table]:
     return [Table(f"Features in {result.out}", columns, [[result.extractor, *map(str, counts)]])]
 
 
-def _build_graphs(result: BuildGraphsResult) -> list[Table]:
+def _build_graphs(result: results.BuildGraphsResult) -> list[Table]:
     if result.missing:
         columns = ["made now", "present", "shards of others missing"]
         row = [str(result.made), str(result.present), str(result.missing)]
@@ -80,29 +65,21 @@ def _build_graphs(result: BuildGraphsResult) -> list[Table]:
     ]
 
 
-def _pretrain(result: PretrainResult) -> list[Table]:
-    rows = [
-        [
-            name.removeprefix("val_").replace("_", " "),
-            f"{value:.1f} %" if name.endswith("accuracy") else f"{value:.3f}",
-        ]
-        for name, value in result.validation.items()
-    ]
+def _pretrain(result: results.PretrainResult) -> list[Table]:
+    rows = []
+    for name, value in result.validation.items():
+        shown = f"{value:.1f} %" if name.endswith("accuracy") else f"{value:.3f}"
+        rows.append([name.removeprefix("val_").replace("_", " "), shown])
     title = f"Pretrained model in {result.out}, best epoch {result.best_epoch}"
     return [Table(title, ["validation", "value"], rows)]
 
 
-def _finetune(result: FinetuneResult) -> list[Table]:
-    rows = [
-        [
-            entry.split,
-            entry.model,
-            f"{entry.accuracy:.2f} %",
-            "" if entry.accuracy_low is None else f"{entry.accuracy_low:.2f} to {entry.accuracy_high:.2f}",
-            str(entry.n),
-        ]
-        for entry in sorted(result.report, key=lambda entry: (entry.split, entry.order))
-    ]
+def _finetune(result: results.FinetuneResult) -> list[Table]:
+    rows = []
+    for entry in sorted(result.report, key=lambda entry: (entry.split, entry.order)):
+        low, high = entry.accuracy_low, entry.accuracy_high
+        interval = "" if low is None else f"{low:.2f} to {high:.2f}"
+        rows.append([entry.split, entry.model, f"{entry.accuracy:.2f} %", interval, str(entry.n)])
     columns = ["split", "model", "accuracy", "95 % interval", "n"]
     tables = [Table(f"{result.metric}, model in {result.out}", columns, rows)]
     if len(result.by_type) > 1:
@@ -112,22 +89,20 @@ def _finetune(result: FinetuneResult) -> list[Table]:
     return tables
 
 
-def _threshold_sweep(result: SweepResult) -> list[Table]:
+def _threshold_sweep(result: results.SweepResult) -> list[Table]:
     rows = result.rows
     types = list(rows[0].get("answer_types", {})) if rows else []
     types = types if len(types) <= _MOST_SWEPT_TYPES else []
     seeds = ["± seeds"] if rows and "accuracy_by_seed" in rows[0] else []
+    counted = f"({result.samples} samples, {result.images} images)"
+    columns = ["selection", "accuracy", "95 % interval", *seeds, "against dense", "p", *types]
     return [
         Table(
-            f"{result.metric} on {result.split} ({result.samples} samples, {result.images} images),"
-            f" {result.title}",
-            [
-                "selection", "accuracy", "95 % interval", *seeds, "against dense", "p", *types, "kept",
-                "entropy", "samples/s",
-            ],
+            f"{result.metric} on {result.split} {counted}, {result.title}",
+            [*columns, "kept", "entropy", "samples/s"],
             [_sweep_row(row, types) for row in rows],
         )
-    ]  # fmt: skip
+    ]
 
 
 def _sweep_row(row: dict[str, Any], types: Sequence[str]) -> list[str]:
@@ -146,53 +121,50 @@ def _sweep_row(row: dict[str, Any], types: Sequence[str]) -> list[str]:
     ]
 
 
-def _answers(result: AnswersResult) -> list[Table]:
+def _answers(result: results.AnswersResult) -> list[Table]:
     sides = ["dense", result.selection]
     if result.several:
-        rows = [[*_best(image), *([_corners(image)] if result.shows_box else [])] for image in result.images]
-        return [Table(result.title, ["image", *sides, *(["box"] if result.shows_box else [])], rows)]
+        rows = [[image.image, *_best(image)] for image in result.images]
+        if not result.shows_box:
+            return [Table(result.title, ["image", *sides], rows)]
+        boxes = [", ".join(f"{side:.0f}" for side in image.box or ()) for image in result.images]
+        rows = [[*row, box] for row, box in zip(rows, boxes, strict=True)]
+        return [Table(result.title, ["image", *sides, "box"], rows)]
     (image,) = result.images
     dense, sparse = ({answer.name: answer for answer in side} for side in (image.dense, image.thresholded))
-    rows = [
-        [
-            _named(dense.get(name) or sparse[name]),
-            *(percent(side[name].probability) if name in side else "" for side in (dense, sparse)),
-        ]
-        for name in dict.fromkeys([*dense, *sparse])
-    ]
+    rows = []
+    for name in dict.fromkeys([*dense, *sparse]):
+        cells = (percent(side[name].probability) if name in side else "" for side in (dense, sparse))
+        rows.append([_named(dense.get(name) or sparse[name]), *cells])
     tables = [Table(result.title, [result.heading, *sides], rows)]
     if image.box is not None:
-        columns, cells = ["x1", "y1", "x2", "y2"], [f"{side:.0f}" for side in image.box]
+        columns, corners = ["x1", "y1", "x2", "y2"], [f"{side:.0f}" for side in image.box]
         if image.iou is not None:
-            columns, cells = [*columns, "IoU with the target"], [*cells, f"{image.iou:.2f}"]
-        tables.append(Table("box (x1, y1, x2, y2) in pixels", columns, [cells]))
+            columns, corners = [*columns, "IoU with the target"], [*corners, f"{image.iou:.2f}"]
+        tables.append(Table("box (x1, y1, x2, y2) in pixels", columns, [corners]))
     return tables
 
 
-def _redrawn(result: RedrawnResult) -> list[Table]:
-    rows = []
-    for image in result.images:
-        trace, *best = _best(image)
-        rows.append([trace, shortened(image.question, 40), *best, image.checkpoint])
+def _redrawn(result: results.RedrawnResult) -> list[Table]:
+    rows = [
+        [image.image, shortened(image.question, 40), *_best(image), image.checkpoint]
+        for image in result.images
+    ]
     return [Table("Drawn again", ["trace", "text", "dense", "thresholded", "checkpoint"], rows)]
 
 
-def _result_sheet(result: ResultSheet) -> list[Table]:
+def _result_sheet(result: results.ResultSheet) -> list[Table]:
     rows = [[kind or "all", *map(str, counts)] for kind, counts in result.counts.items()]
     return [Table(result.title, ["type", "wrong", "of", "shown"], rows)]
 
 
-def _best(image: ImageAnswer) -> list[str]:
-    """The image, and the best answer of either side."""
+def _best(image: results.ImageAnswer) -> list[str]:
+    """The best answer of either side."""
     sides = (image.dense[0], image.thresholded[0])
-    return [image.image, *(f"{_named(answer)} ({percent(answer.probability)})" for answer in sides)]
+    return [f"{_named(answer)} ({percent(answer.probability)})" for answer in sides]
 
 
-def _corners(image: ImageAnswer) -> str:
-    return ", ".join(f"{side:.0f}" for side in image.box or ())
-
-
-def _named(answer: Answer) -> str:
+def _named(answer: results.Answer) -> str:
     """A region with its label: "region 3 (red)"."""
     return f"{answer.name} ({answer.label})" if answer.label else answer.name
 
@@ -204,13 +176,13 @@ def percent(fraction: float) -> str:
     return "> 99.9 %" if 0.9995 <= fraction < 1 else f"{100 * fraction:.1f} %"
 
 
-_TABLES: dict[type[StageResult], Callable[[Any], list[Table]]] = {
-    ExtractFeaturesResult: _extract_features,
-    BuildGraphsResult: _build_graphs,
-    PretrainResult: _pretrain,
-    FinetuneResult: _finetune,
-    SweepResult: _threshold_sweep,
-    AnswersResult: _answers,
-    RedrawnResult: _redrawn,
-    ResultSheet: _result_sheet,
+_TABLES: dict[type[results.StageResult], Callable[[Any], list[Table]]] = {
+    results.ExtractFeaturesResult: _extract_features,
+    results.BuildGraphsResult: _build_graphs,
+    results.PretrainResult: _pretrain,
+    results.FinetuneResult: _finetune,
+    results.SweepResult: _threshold_sweep,
+    results.AnswersResult: _answers,
+    results.RedrawnResult: _redrawn,
+    results.ResultSheet: _result_sheet,
 }

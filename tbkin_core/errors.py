@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class TbkinError(Exception):
     """Base of all errors that tbkin raises on purpose.
@@ -21,7 +23,7 @@ class TbkinError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # An exception with keyword arguments would not survive the way back from a worker process.
-        return (_rebuild, (type(self), self.message, self.hint))
+        return partial(type(self), self.message, hint=self.hint), ()
 
 
 class ConfigError(TbkinError):
@@ -38,7 +40,3 @@ class CheckpointError(TbkinError):
 
 class MissingDependencyError(TbkinError):
     """An optional package or model is needed and not installed."""
-
-
-def _rebuild(kind: type[TbkinError], message: str, hint: str | None) -> TbkinError:
-    return kind(message, hint=hint)

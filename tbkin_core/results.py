@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,7 @@ class ReportEntry:
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ReportEntry:
         """From its values in run.json."""
-        names = ("split", "model", "accuracy", "n", "order", "accuracy_low", "accuracy_high")
-        return cls(**{name: values[name] for name in names if name in values})
+        return cls(**{entry.name: values[entry.name] for entry in fields(cls) if entry.name in values})
 
     def values(self) -> dict[str, Any]:
         """As run.json has it."""
@@ -123,8 +122,7 @@ class TrainingRunResult(StageResult):
     @property
     def best_epoch(self) -> int:
         """The epoch whose weights were kept, from 1; -1 without any."""
-        epoch: int = self.results["best_epoch"]
-        return epoch
+        return self.results["best_epoch"]
 
     @property
     def values(self) -> dict[str, Any]:
@@ -138,8 +136,7 @@ class PretrainResult(TrainingRunResult):
     @property
     def validation(self) -> dict[str, float]:
         """Losses and accuracies in percent ("val_mlm_accuracy") of the best epoch."""
-        validation: dict[str, float] = self.results["validation"]
-        return validation
+        return self.results["validation"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,15 +156,9 @@ class FinetuneResult(TrainingRunResult):
     answered: list[Path] = field(default_factory=list)
 
     @property
-    def task(self) -> str:
-        """Name of the task."""
-        return str(self.results["task"])
-
-    @property
     def accuracy(self) -> dict[str, float]:
         """The model's accuracy in percent by split."""
-        accuracy: dict[str, float] = self.results["accuracy"]
-        return accuracy
+        return self.results["accuracy"]
 
     @property
     def by_type(self) -> dict[str, float]:

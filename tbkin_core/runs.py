@@ -3,49 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tbkin_core.errors import CheckpointError, DataError, TbkinError
 from tbkin_core.settings import StageConfig, config_values, dump_config
-from tbkin_core.support.devices import Devices, join_ranks, resolve_devices
+from tbkin_core.support.devices import join_ranks, launch, resolve_devices
 from tbkin_core.support.files import make_directory, read_json, write_errors, write_json, write_text
 from tbkin_core.support.ranks import rank, wait_for_ranks
 
-logger = logging.getLogger("tbkin")
+Config = TypeVar("Config", bound=StageConfig)
 
 RUN_FILE = "run.json"
 SWEEP_FILE = "sweep.json"
 ROOT = Path("runs")
 # Settings that do not change what a run computes.
-NO_RESULT = (
+_NO_RESULT = (
     "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run directory; `results` is None until the run has finished."""
-
-    path: Path
-    results: dict[str, Any] | None
+def run_settings(config: StageConfig) -> dict[str, Any]:
+    """The settings that a run's results follow from."""
+    return {name: value for name, value in config_values(config).items() if name not in _NO_RESULT}
 
 
-def open_run(config: StageConfig, stage: str, default: Path) -> Run:
+def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict[str, Any] | None]:
     """The directory for a run: a new one, an interrupted one of the same settings, or a finished one.
 
     Without --out, runs of other settings are left alone and a number is appended to the name. What
     --overwrite replaces is kept until the new run has finished.
 
+    Returns:
+        The directory, and the results of a run that has finished there.
+
     Raises:
         DataError: --out names a run of other settings, or cannot be written to.
     """
-    settings = {name: value for name, value in config_values(config).items() if name not in NO_RESULT}
+    settings = run_settings(config)
     number = 1
     while True:
         path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
@@ -61,56 +60,54 @@ def open_run(config: StageConfig, stage: str, default: Path) -> Run:
             break
         if same:
             if found.get("status") == "finished" and not _has_more_time(config, found["results"]):
-                return Run(path, found["results"])
+                return path, found["results"]
             _tidy(path)
-            return Run(path, None)
+            return path, None
         if config.out is not None:
             kept = found.get("settings") or {}
             changed = sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key))
-            other = f"with other settings ({', '.join(changed)})" if found.get("stage") == stage else ""
-            raise DataError(
-                f"{path}: holds a run of {found.get('stage')} {other}".rstrip(),
-                hint="use --overwrite to replace it, or another --out DIR",
-            )
+            other = f" with other settings ({', '.join(changed)})" if found.get("stage") == stage else ""
+            hint = "use --overwrite to replace it, or another --out DIR"
+            raise DataError(f"{path}: holds a run of {found.get('stage')}{other}", hint=hint)
         number += 1
     make_directory(path)
     write_text(path / "config.yaml", dump_config(config))
-    write_json(
-        path / RUN_FILE, {"stage": stage, "status": "running", "settings": settings, "started": time.time()}
-    )
-    return Run(path, None)
+    content = {"stage": stage, "status": "running", "settings": settings, "started": time.time()}
+    write_json(path / RUN_FILE, content)
+    return path, None
 
 
-def train_together(
-    config: StageConfig, stage: str, default: Path, train: Callable[[Run, Devices], None]
-) -> tuple[Path, dict[str, Any]]:
-    """Train in the directory of a run unless it has finished there already; its place and its results.
-
-    Where several processes were started from outside (torchrun), rank 0 is the first to open the directory.
-
-    Args:
-        config: Settings.
-        stage: Its name.
-        default: Directory without --out.
-        train: Trains on all devices and leaves results, see `finish_run`.
-    """
-    devices = resolve_devices(config.devices)
-    join_ranks(devices)
+@contextlib.contextmanager
+def rank_zero_first() -> Iterator[None]:
+    """Rank 0 is the first to go through the block, the others follow it, and all leave together."""
     if rank() > 0:
         wait_for_ranks()
-        config = replace(config, overwrite=False)
-    run = open_run(config, stage, default)
+    yield
     if rank() == 0:
         wait_for_ranks()
     wait_for_ranks()
-    if run.results is None:
-        with _forgotten_if_empty(run.path):
-            train(run, devices)
+
+
+def train_together(
+    config: Config, stage: str, default: Path, train: Callable[[Config, Path], None]
+) -> tuple[Path, dict[str, Any]]:
+    """Train in the directory of a run unless it has finished there already; its place and its results.
+
+    `train` is called in one process per device, and leaves results in the directory (`finish_run`). Where
+    several processes were started from outside (torchrun), rank 0 is the first to open the directory.
+    """
+    devices = resolve_devices(config.devices)
+    join_ranks(devices)
+    with rank_zero_first():
+        path, found = open_run(config if rank() == 0 else replace(config, overwrite=False), stage, default)
+    if found is None:
+        with _forgotten_if_empty(path):
+            launch(train, devices, config, path)
             wait_for_ranks()
-    results: dict[str, Any] = read_json(run.path / RUN_FILE)["results"]
-    if run.results is not None:
+    results: dict[str, Any] = read_json(path / RUN_FILE)["results"]
+    if found is not None:
         results["problems"].insert(0, "this run had finished already; --overwrite trains it again")
-    return run.path, results
+    return path, results
 
 
 @contextlib.contextmanager
@@ -136,9 +133,7 @@ def _has_more_time(config: StageConfig, results: dict[str, Any]) -> bool:
     if results.get("reason") != "minutes":
         return False
     minutes = getattr(config, "max_minutes", None)
-    if minutes is None:
-        return not results.get("minutes_chosen")
-    return 60 * minutes > results["seconds"]
+    return not results.get("minutes_chosen") if minutes is None else 60 * minutes > results["seconds"]
 
 
 def _set_aside(path: Path) -> None:
@@ -153,18 +148,17 @@ def _set_aside(path: Path) -> None:
 def finish_run(path: Path, results: dict[str, Any]) -> None:
     """Mark a run finished; its state is removed, unless more time would let it go on."""
     content = read_json(path / RUN_FILE)
-    write_json(
-        path / RUN_FILE, {**content, "status": "finished", "finished": time.time(), "results": results}
-    )
+    content |= {"status": "finished", "finished": time.time(), "results": results}
+    write_json(path / RUN_FILE, content)
     if results.get("reason") != "minutes":
         shutil.rmtree(path / "state", ignore_errors=True)
     shutil.rmtree(_replaced(path), ignore_errors=True)
 
 
-def finished_runs(stage: str, root: Path = ROOT) -> list[tuple[Path, dict[str, Any]]]:
-    """Finished runs of a stage below `root`, the latest first; those of threshold sweeps are left out."""
+def finished_runs(stage: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Finished runs of a stage, the latest first; those of threshold sweeps are left out."""
     found = []
-    for file in sorted(root.glob(f"**/{RUN_FILE}")) if root.is_dir() else []:
+    for file in sorted(ROOT.glob(f"**/{RUN_FILE}")) if ROOT.is_dir() else []:
         content = None if _is_aside(file.parent) else _read_run(file.parent)
         if content is not None and content.get("stage") == stage and content.get("status") == "finished":
             found.append((file.parent, content))
@@ -176,32 +170,24 @@ def _is_aside(path: Path) -> bool:
     return path.name.startswith(".") or (path.parent.parent / SWEEP_FILE).exists()
 
 
-def find_checkpoint(tasks: Sequence[str], include_blind: bool = False, prefer: str | None = None) -> Path:
+def find_checkpoint(tasks: Sequence[str], prefer: str | None = None) -> Path:
     """The latest checkpoint made for one of the tasks ("pretrain", "vqa", "rec"), fine-tuned ones first.
 
-    Args:
-        tasks: Tasks that will do.
-        include_blind: Take question-only models too.
-        prefer: Task whose checkpoints come before those of the others, however old.
+    Those of the task `prefer` come before all others, however old; question-only models are left out.
 
     Raises:
         CheckpointError: There is none; the message names the command that makes one.
     """
     finetuned = finished_runs("finetune")
     for path, content in sorted(finetuned, key=lambda entry: entry[1]["settings"].get("task") != prefer):
-        settings = content["settings"]
-        if settings.get("task") in tasks and (include_blind or not settings.get("blind")):
+        if content["settings"].get("task") in tasks and not content["settings"].get("blind"):
             return path
-    if "pretrain" in tasks:
-        for path, _ in finished_runs("pretrain"):
-            return path
-    wanted = [task for task in tasks if task != "pretrain"]
-    raise CheckpointError(
-        f"no finished checkpoint for {' or '.join(tasks)} below {ROOT}/",
-        hint=f"make one with `tbkin finetune --task {wanted[0]}`, or name one with --checkpoint DIR"
-        if wanted
-        else "make one with `tbkin pretrain DATA`",
-    )
+    if "pretrain" in tasks and (pretrained := finished_runs("pretrain")):
+        return pretrained[0][0]
+    hint = "make one with `tbkin pretrain DATA`"
+    if wanted := [task for task in tasks if task != "pretrain"]:
+        hint = f"make one with `tbkin finetune --task {wanted[0]}`, or name one with --checkpoint DIR"
+    raise CheckpointError(f"no finished checkpoint for {' or '.join(tasks)} below {ROOT}/", hint=hint)
 
 
 def _tidy(path: Path) -> None:
@@ -218,8 +204,6 @@ def _tidy(path: Path) -> None:
 
 
 def _read_run(path: Path) -> dict[str, Any] | None:
-    if not (path / RUN_FILE).is_file():
-        return None
     try:
         content = read_json(path / RUN_FILE)
     except DataError:

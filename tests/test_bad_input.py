@@ -388,6 +388,7 @@ def test_a_question_is_no_path_and_no_markup(shop: Path, tmp_path: Path) -> None
         ("finetune --task vqa --threshold 2.5 --selection topk", "whole number"),
         ("finetune --task vqa --selection relativ", "relative"),
         ("finetune --task vqa --threshold 0.3 --threshold-layers 7", "threshold_layers"),
+        ("finetune --task vqa --threshold-layers -1", "threshold_layers: expected at least 0, got -1"),
         ("finetune --task vqa --threshold-scope text", "threshold_scope"),
         ("finetune --task vqa --devices cuda:7", "cuda:7"),
         ("finetune --task vqa --devices gpu", "gpu"),

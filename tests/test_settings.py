@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from tbkin_cli import main
 from tbkin_core.errors import ConfigError
+from tbkin_core.modeling import TbkinConfig
 from tbkin_core.selection import SELECTIONS, Selection, check_threshold
 from tbkin_core.settings import (
     BuildGraphsConfig,
@@ -268,6 +269,11 @@ def test_in_python_settings_are_checked_as_on_the_command_line() -> None:
         (FinetuneConfig, {}, "task: is missing, for example --task vqa"),
         (ThresholdSweepConfig, {"task": "vqa", "seeds": 2}, "seeds: only with --refit"),
         (ExtractFeaturesConfig, {"backbone_side": 64}, "backbone_side: only with --backbone"),
+        (
+            VisualizeConfig,
+            {"images": ["a.jpg"], "question": "what color?", "limit": 7},
+            "limit: only with --from",
+        ),
     ],
 )
 def test_a_setting_of_another_task_or_mode_is_refused(
@@ -291,10 +297,11 @@ def test_the_selection_settings_become_the_selection_of_the_attention(
         message_of(FinetuneConfig, None, {"task": "vqa", **values})
         return
     config = FinetuneConfig(task="vqa", **values, straight_through=straight, threshold_scope="cross-modal")
+    model = TbkinConfig(**config.selection_values())
     if rule in ("sparsemax", "entmax15"):
         threshold = 1.0
     wanted = Selection(rule, threshold, None if layers is None else tuple(layers), "cross-modal", straight)
-    assert config.attention_selection() == wanted
+    assert model.attention_selection() == wanted
 
 
 def test_files_of_earlier_versions_compare_equal() -> None:

@@ -385,11 +385,11 @@ def test_refit_trains_a_model_for_each_threshold_and_seed(
     trainings: list[Path] = []
     real = finetune_module.finetune_run
 
-    def spy(job: Any) -> None:
-        trainings.append(job.out)
+    def spy(config: Any, out: Path) -> None:
+        trainings.append(out)
         if len(trainings) == 3:
             raise KeyboardInterrupt
-        real(job)
+        real(config, out)
 
     monkeypatch.setattr(finetune_module, "finetune_run", spy)
     line = (*REFIT, "--seeds", "2", "--out", "refit")
@@ -423,7 +423,7 @@ def test_refit_takes_what_is_trained_already_and_is_nobodys_latest_model(
     latest = find_checkpoint(["vqa"])
     trainings: list[Path] = []
     real = finetune_module.finetune_run
-    monkeypatch.setattr(finetune_module, "finetune_run", lambda job: (trainings.append(job.out), real(job)))
+    monkeypatch.setattr(finetune_module, "finetune_run", lambda *run: (trainings.append(run[1]), real(*run)))
     config = ThresholdSweepConfig(
         task="vqa", refit=True, thresholds="0.3", selection=["relative", "entmax15"], devices="cpu"
     )

@@ -21,13 +21,13 @@ from tbkin_core.datasets import open_dataset
 from tbkin_core.figures.trace import load_trace
 from tbkin_core.graphs.question import unified_graph
 from tbkin_core.results import AnswersResult
-from tbkin_core.stages.result_sheet import choose_results
 from tbkin_core.texts.language import is_question, looks_foreign
 
 # In `tbkin_core.stages` the name of a stage is its function.
 visualize_module = importlib.import_module("tbkin_core.stages.visualize")
 
 VQA, REC = "runs/finetune/vqa-relative-0.3", "runs/finetune/rec"
+choose_results = visualize_module.choose_results
 QUESTION = "what color is the star?"
 
 
@@ -250,6 +250,7 @@ def test_results_are_looked_for_in_a_run_that_is_given(trained: Path) -> None:
         ("img.jpg what --aggregate last --head 0", "omit it beside"),
         ("img.jpg what --format gif", "png, svg, pdf"),
         ("img.jpg what --wrong", "--from results-val.json"),
+        ("img.jpg what --limit 3", "limit: only with --from"),
         ("img.jpg what --from runs/finetune/rec/results-val.json", "give no image"),
         ("trace.npz img.jpg what", "drawn again by themselves"),
         ("trace.npz --threshold 0.5", "a trace has its own"),
@@ -328,7 +329,7 @@ def test_a_model_that_does_not_see_the_image_says_so(trained: Path, tmp_path: Pa
 
 def test_tables_name_regions_and_never_round_to_certainty() -> None:
     trace = tiny_trace("the large dog", task="rec")
-    image = visualize_module.image_answer(trace, trace.dense, "img.jpg", REC, [], Path("img.npz"))
+    image = visualize_module.image_answer(trace, trace.dense, "img.jpg", [], Path("img.npz"))
     result = AnswersResult(
         out=Path(), title="", heading="region", selection="τ", shows_box=True, several=False, images=[image]
     )

@@ -1,12 +1,6 @@
 """Every setting, once: what it is, what it may be, and what its help says."""
 
-from tbkin_core.settings.base import (
-    StageConfig,
-    config_values,
-    dump_config,
-    fields_of,
-    load_config,
-)
+from tbkin_core.settings.base import StageConfig, config_values, dump_config, fields_of, load_config
 from tbkin_core.settings.stages import (
     BuildGraphsConfig,
     ExtractFeaturesConfig,
@@ -21,19 +15,7 @@ from tbkin_core.settings.stages import (
 )
 
 __all__ = [
-    "BuildGraphsConfig",
-    "ExtractFeaturesConfig",
-    "FinetuneConfig",
-    "MaskingConfig",
-    "PretrainConfig",
-    "SelectionConfig",
-    "StageConfig",
-    "ThresholdSweepConfig",
-    "TrainingConfig",
-    "VisualizeConfig",
-    "config_values",
-    "dump_config",
-    "fields_of",
-    "load_config",
-    "parse_thresholds",
-]
+    "BuildGraphsConfig", "ExtractFeaturesConfig", "FinetuneConfig", "MaskingConfig", "PretrainConfig",
+    "SelectionConfig", "StageConfig", "ThresholdSweepConfig", "TrainingConfig", "VisualizeConfig",
+    "config_values", "dump_config", "fields_of", "load_config", "parse_thresholds",
+]  # fmt: skip

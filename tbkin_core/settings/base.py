@@ -178,16 +178,10 @@ def fields_of(kind: type[Any]) -> dict[str, Field]:
         optional = isinstance(hint, types.UnionType)
         inner = typing.get_args(hint)[0] if optional else hint
         is_list = typing.get_origin(inner) is list
-        found[entry.name] = Field(
-            name=entry.name,
-            kind=typing.get_args(inner)[0] if is_list else inner,
-            is_list=is_list,
-            optional=optional,
-            option=entry.metadata["option"],
-            default=entry.default
-            if entry.default_factory is dataclasses.MISSING
-            else entry.default_factory(),
-        )
+        one = typing.get_args(inner)[0] if is_list else inner
+        factory = entry.default_factory
+        default = entry.default if factory is dataclasses.MISSING else factory()
+        found[entry.name] = Field(entry.name, one, is_list, optional, entry.metadata["option"], default)
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.features.extractors import EXTRACTOR_NAMES, extractor_help, takes_backbone
@@ -19,7 +20,6 @@ from tbkin_core.selection import (
     SCOPES,
     SELECTIONS,
     TRANSFORMS,
-    Selection,
     check_growth,
     check_threshold,
     usual_threshold,
@@ -27,33 +27,37 @@ from tbkin_core.selection import (
 from tbkin_core.settings.base import Group, StageConfig, option, wrong_choice
 from tbkin_core.tasks.table import FINETUNE_TASKS
 
+# A setting under each heading of --help.
+_data = partial(option, group=Group.DATA)
+_regions = partial(option, group=Group.REGIONS)
+_graphs = partial(option, group=Group.GRAPHS)
+_model = partial(option, group=Group.MODEL)
+_selection = partial(option, group=Group.SELECTION)
+_training = partial(option, group=Group.TRAINING)
+_sweep = partial(option, group=Group.SWEEP)
+_figure = partial(option, group=Group.FIGURE)
+_run = partial(option, group=Group.RUN)
+_output = partial(option, group=Group.OUTPUT)
+
 # What several subcommands have.
 _task = partial(
-    option,
-    help="Questions (vqa) or referring expressions (rec).",
-    group=Group.DATA,
-    choices=FINETUNE_TASKS,
-    required=True,
+    _data, help="Questions (vqa) or referring expressions (rec).", choices=FINETUNE_TASKS, required=True
 )
-_features = partial(option, help="Feature store.", group=Group.DATA, unset="DATA/features")
+_features = partial(_data, help="Feature store.", unset="DATA/features")
 _expression_set = partial(
-    option,
+    _data,
     help="Which expressions, where there are several: refcoco, refcoco+, refcocog, refcocog-google, ...",
-    group=Group.DATA,
     only_for=("rec",),
 )
-_checkpoint = partial(option, help="Fine-tuned model.", group=Group.MODEL, unset="the latest")
+_checkpoint = partial(_model, help="Fine-tuned model.", unset="the latest")
 _rule = partial(
-    option,
+    _selection,
     help="Rule by which attention keeps keys; sparsemax and entmax15 have no threshold.",
-    group=Group.SELECTION,
     choices=SELECTIONS,
 )
-_threshold = partial(
-    option, help="τ of the selection rule, or k of topk; 0 is the dense model.", group=Group.SELECTION
-)
+_threshold = partial(_selection, help="τ of the selection rule, or k of topk; 0 is the dense model.")
 _vqa = partial(option, only_for=("vqa",))
-_refit = partial(option, group=Group.SWEEP, only_with="refit", unset="the checkpoint's")
+_refit = partial(_sweep, only_with="refit", unset="the checkpoint's")
 _chance = partial(option, low=0, high=1)
 
 
@@ -61,31 +65,22 @@ _chance = partial(option, low=0, high=1)
 class ExtractFeaturesConfig(StageConfig):
     """`tbkin extract-features`."""
 
-    data: Path = option(
-        Path(), "Dataset directory, or a directory of images.", Group.DATA, argument=True, metavar="DATA"
+    data: Path = _data(Path(), "Dataset directory, or a directory of images.", argument=True, metavar="DATA")
+    extractor: str = _regions("auto", extractor_help(), choices=EXTRACTOR_NAMES, others="MODEL")
+    backbone: str | None = _regions(
+        None, "Model (hub id or directory) that makes the region vectors.", metavar="MODEL"
     )
-    extractor: str = option(
-        "auto",
-        extractor_help(),
-        Group.REGIONS,
-        choices=EXTRACTOR_NAMES,
-        others="MODEL",
-    )
-    backbone: str | None = option(
-        None, "Model (hub id or directory) that makes the region vectors.", Group.REGIONS, metavar="MODEL"
-    )
-    backbone_side: int | None = option(
+    backbone_side: int | None = _regions(
         None,
         "Pixels along a side of the square that the backbone sees.",
-        Group.REGIONS,
         low=32,
         high=4096,
         only_with="backbone",
         unset="the backbone's own",
     )
-    max_regions: int = option(36, "Regions per image at most.", Group.REGIONS, low=1)
-    workers: int | None = option(None, "Processes.", Group.RUN, low=0, unset="one per processor")
-    batch_size: int = option(8, "Images that a model sees at once.", Group.RUN, low=1)
+    max_regions: int = _regions(36, "Regions per image at most.", low=1)
+    workers: int | None = _run(None, "Processes.", low=0, unset="one per processor")
+    batch_size: int = _run(8, "Images that a model sees at once.", low=1)
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
@@ -100,11 +95,10 @@ class ExtractFeaturesConfig(StageConfig):
 class BuildGraphsConfig(StageConfig):
     """`tbkin build-graphs`."""
 
-    data: Path = option(Path(), "Dataset directory with captions.", Group.DATA, argument=True, metavar="DATA")
-    parser: str = option(
+    data: Path = _data(Path(), "Dataset directory with captions.", argument=True, metavar="DATA")
+    parser: str = _graphs(
         "builtin",
         "What parses the captions: tbkin's own parser, or a spaCy pipeline for English by name or path.",
-        Group.GRAPHS,
         choices=("builtin",),
         others="PIPELINE",
     )
@@ -114,29 +108,22 @@ class BuildGraphsConfig(StageConfig):
     label_iou: float = _chance(
         0.5, "A region without a label of its own takes that of the annotated box it overlaps this much."
     )
-    export: Path | None = option(
-        None, "Also write every graph to this file as JSON lines.", Group.OUTPUT, metavar="FILE"
-    )
-    networkx: Path | None = option(
+    export: Path | None = _output(None, "Also write every graph to this file as JSON lines.", metavar="FILE")
+    networkx: Path | None = _output(
         None,
         "Also write every graph for networkx: FILE.graphml, FILE.json, or a directory for one file"
         " per caption.",
-        Group.OUTPUT,
     )
-    similarity: str = option(
+    similarity: str = _graphs(
         "lexical",
         "What weighs cross-modal edges; lexical needs no model.",
-        Group.GRAPHS,
         choices=("lexical", "vectors", "encoder"),
     )
-    similarity_model: str | None = option(
-        None,
-        "spaCy pipeline for vectors, or sentence encoder for encoder, by name or path.",
-        Group.GRAPHS,
-        metavar="MODEL",
+    similarity_model: str | None = _graphs(
+        None, "spaCy pipeline for vectors, or sentence encoder for encoder, by name or path.", metavar="MODEL"
     )
-    workers: int | None = option(
-        None, "Processes.", Group.RUN, low=0, unset="one per processor above 2,000 captions, else 0"
+    workers: int | None = _run(
+        None, "Processes.", low=0, unset="one per processor above 2,000 captions, else 0"
     )
     """0 works in this process."""
 
@@ -150,32 +137,28 @@ class BuildGraphsConfig(StageConfig):
 class TrainingConfig(StageConfig):
     """Settings that pretraining and fine-tuning share; None lets tbkin choose from the data."""
 
-    size: str = option(
-        "auto",
-        "Size of the model; auto chooses from the data.",
-        Group.MODEL,
-        choices=("auto", "tiny", "small", "base"),
+    size: str = _model(
+        "auto", "Size of the model; auto chooses from the data.", choices=("auto", "tiny", "small", "base")
     )
-    init: str = option(
+    init: str = _model(
         "auto",
         "Weights to start from: a checkpoint, a BERT directory or its hub id.",
-        Group.MODEL,
         choices=("auto", "none"),
         others="MODEL",
     )
     """For fine-tuning, auto is the latest model of the same features: for VQA a REC model, else a pretrained
     one."""
-    epochs: int | None = option(
-        None, "Passes over the training data.", Group.TRAINING, low=0, unset="chosen from the data"
+    epochs: int | None = _training(
+        None, "Passes over the training data.", low=0, unset="chosen from the data"
     )
-    batch_size: int | None = option(
-        None, "Samples per optimizer step (all devices).", Group.TRAINING, low=1, unset="chosen from the data"
+    batch_size: int | None = _training(
+        None, "Samples per optimizer step (all devices).", low=1, unset="chosen from the data"
     )
     micro_batch_size: int | None = option(
         None, "Samples that a device takes at once.", low=1, unset="batch_size / devices"
     )
-    learning_rate: float | None = option(
-        None, "Peak learning rate.", Group.TRAINING, above=0, unset="chosen from the size"
+    learning_rate: float | None = _training(
+        None, "Peak learning rate.", above=0, unset="chosen from the size"
     )
     warmup: float = option(
         0.1, "Share of all steps (below 1) or epochs (from 1) over which the rate rises from 0.", low=0
@@ -188,27 +171,23 @@ class TrainingConfig(StageConfig):
     decay_epochs: list[int] = option([], "Epochs at which the schedule step falls.")
     weight_decay: float = option(0.01, "AdamW's.", low=0)
     grad_clip: float = option(1.0, "Largest gradient norm; 0 turns clipping off.", low=0)
-    dropout: float | None = option(
-        None, "Dropout everywhere.", low=0, high=1, unset="0 for the size tiny, else 0.1"
-    )
-    precision: str = option(
+    dropout: float | None = _chance(None, "Dropout everywhere.", unset="0 for the size tiny, else 0.1")
+    precision: str = _training(
         "auto",
         "Numbers to compute in; auto is bf16 where the device multiplies it itself.",
-        Group.TRAINING,
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    max_minutes: float | None = option(
+    max_minutes: float | None = _training(
         None,
         "Stop cleanly after this much training time.",
-        Group.TRAINING,
         low=0,
         unset="none; 10 for finetune on a CPU without --epochs",
     )
-    max_text_tokens: int = option(32, "Longer texts are cut; [CLS] and [SEP] count.", Group.TRAINING, low=3)
+    max_text_tokens: int = _training(32, "Longer texts are cut; [CLS] and [SEP] count.", low=3)
     max_regions: int | None = option(
         None, "Regions per image at most.", low=1, unset="as many as the feature store has"
     )
-    tensorboard: bool = option(False, "Also log each epoch to OUT/tensorboard.", Group.OUTPUT)
+    tensorboard: bool = _output(False, "Also log each epoch to OUT/tensorboard.")
     save_minutes: float = option(
         2.0, "A state to resume from is written this often, and after each epoch.", low=0
     )
@@ -253,15 +232,14 @@ class MaskingConfig:
 class PretrainConfig(TrainingConfig):
     """`tbkin pretrain`."""
 
-    data: list[Path] = option(
-        [], "Dataset directories with features and graphs.", Group.DATA, argument=True, metavar="DATA..."
+    data: list[Path] = _data(
+        [], "Dataset directories with features and graphs.", argument=True, metavar="DATA..."
     )
-    features: list[Path] = option([], "Feature store per DATA.", Group.DATA, unset="DATA/features")
-    graphs: list[Path] = option([], "Graph store per DATA.", Group.DATA, unset="DATA/graphs")
-    weights: list[float] = option(
+    features: list[Path] = _data([], "Feature store per DATA.", unset="DATA/features")
+    graphs: list[Path] = _data([], "Graph store per DATA.", unset="DATA/graphs")
+    weights: list[float] = _data(
         [],
         "Per DATA, how often an epoch shows its captions: 2 is twice, 0.5 another half in every epoch.",
-        Group.DATA,
         low=0,
         unset="1",
     )
@@ -289,34 +267,24 @@ class SelectionConfig(StageConfig):
     threshold: float = _threshold(0.0)
     """1 for sparsemax and entmax15, which are on as soon as they are named."""
     selection: str = _rule("relative")
-    threshold_layers: list[int] | None = option(
-        None, "Layer that selects, from 0.", Group.SELECTION, unset="all"
+    threshold_layers: list[int] | None = _selection(None, "Layer that selects, from 0.", low=0, unset="all")
+    threshold_scope: str = _selection(
+        "all", "Which pairs of query and key a selection may drop.", choices=SCOPES
     )
-    threshold_scope: str = option(
-        "all", "Which pairs of query and key a selection may drop.", Group.SELECTION, choices=SCOPES
-    )
-    straight_through: bool = option(
-        False, "Dropped keys get the gradient of the dense softmax.", Group.SELECTION
-    )
+    straight_through: bool = _selection(False, "Dropped keys get the gradient of the dense softmax.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.selection in TRANSFORMS and self.threshold == 0:
             vars(self)["threshold"] = 1.0
 
-    def attention_selection(self) -> Selection:
-        """These settings as the attention takes them.
-
-        Raises:
-            MissingDependencyError: sparsemax or entmax15 without the entmax library.
-        """
-        layers = None if self.threshold_layers is None else tuple(self.threshold_layers)
-        return Selection(self.selection, self.threshold, layers, self.threshold_scope, self.straight_through)
+    def selection_values(self) -> dict[str, Any]:
+        """The settings that this class adds, as the model's configuration keeps them."""
+        return {name: getattr(self, name) for name in SelectionConfig.__annotations__}
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        fault = check_threshold(self.selection, self.threshold)
-        if fault:
+        if fault := check_threshold(self.selection, self.threshold):
             yield fault
 
 
@@ -325,12 +293,10 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     """`tbkin finetune`."""
 
     task: str = _task("")
-    data: Path | None = option(None, "Dataset directory.", Group.DATA, unset="found from earlier stages")
+    data: Path | None = _data(None, "Dataset directory.", unset="found from earlier stages")
     features: Path | None = _features(None)
     dataset: str | None = _expression_set(None)
-    train_split: str | None = option(
-        None, "Split to train on, or several: train+val.", Group.DATA, unset="train"
-    )
+    train_split: str | None = _data(None, "Split to train on, or several: train+val.", unset="train")
     """Of val, what is in minival is left out where minival is there to validate on."""
     blind: bool = _vqa(False, "Hide the image: the question-only baseline.", Group.MODEL)
     kl_epochs: int | None = _vqa(
@@ -345,10 +311,8 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     answers: Path | None = _vqa(
         None, "JSON list of the answers to learn.", Group.DATA, metavar="FILE", unset="those of the data"
     )
-    patience: int = option(
-        0, "Stop after this many epochs without improvement; 0 never does.", Group.TRAINING, low=0
-    )
-    threshold_epochs: float = option(0.0, "Epochs over which τ grows from 0.", Group.SELECTION, low=0)
+    patience: int = _training(0, "Stop after this many epochs without improvement; 0 never does.", low=0)
+    threshold_epochs: float = _selection(0.0, "Epochs over which τ grows from 0.", low=0)
     """Validation and the checkpoint have all of it."""
     image_dropout: float | None = _chance(
         None, "Share of questions learnt without any region.", unset="0.2 below 10,000 questions, else 0.1"
@@ -362,8 +326,8 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         unset="an eighth of all where the weights begin at random and 100 answers or more are learnt",
     )
     """For VQA."""
-    predict: list[str] = option(
-        [], "Also write OUT/predictions-SPLIT.json, for an evaluation server.", Group.OUTPUT, metavar="SPLIT"
+    predict: list[str] = _output(
+        [], "Also write OUT/predictions-SPLIT.json, for an evaluation server.", metavar="SPLIT"
     )
     """Also of a run that has finished."""
 
@@ -379,24 +343,19 @@ class ThresholdSweepConfig(StageConfig):
 
     task: str = _task("")
     checkpoint: Path | None = _checkpoint(None)
-    data: Path | None = option(None, "Dataset directory.", Group.DATA, unset="the checkpoint's")
+    data: Path | None = _data(None, "Dataset directory.", unset="the checkpoint's")
     features: Path | None = _features(None)
     dataset: str | None = _expression_set(None)
-    thresholds: str = option(
-        "0:0.9:0.1", "Thresholds, STOP included.", Group.SWEEP, metavar="[START:STOP:STEP|T,T,...]"
-    )
-    selection: list[str] = option(
+    thresholds: str = _sweep("0:0.9:0.1", "Thresholds, STOP included.", metavar="[START:STOP:STEP|T,T,...]")
+    selection: list[str] = _sweep(
         ["relative"],
         "Selection rule; topk=1,4,16 has thresholds of its own.",
-        Group.SWEEP,
         choices=SELECTIONS,
         others="RULE=T,...",
     )
-    split: str | None = option(None, "Split to evaluate.", Group.DATA, unset="val")
-    batch_size: int = option(64, "Samples evaluated at once.", Group.RUN, low=1)
-    refit: bool = option(
-        False, "Fine-tune once per threshold, with the settings of the checkpoint.", Group.SWEEP
-    )
+    split: str | None = _data(None, "Split to evaluate.", unset="val")
+    batch_size: int = _run(64, "Samples evaluated at once.", low=1)
+    refit: bool = _sweep(False, "Fine-tune once per threshold, with the settings of the checkpoint.")
     seeds: int = _refit(1, "Runs per threshold, with the seeds from --seed up.", low=1, unset="")
     epochs: int | None = _refit(None, "Epochs of each run.", low=0)
     max_minutes: float | None = _refit(None, "Minutes per run at most.", low=0)
@@ -438,47 +397,43 @@ class ThresholdSweepConfig(StageConfig):
 class VisualizeConfig(StageConfig):
     """`tbkin visualize`."""
 
-    images: list[Path] = option(
+    images: list[Path] = _data(
         [],
         "Image files, then the question, or the expression for a REC checkpoint. Or traces (.npz)"
         " alone, to draw them again without the model.",
-        Group.DATA,
         argument=True,
         metavar="IMAGE... QUESTION",
     )
     question: str = option("", "Question, or expression for a REC checkpoint.")
-    image_id: list[str] = option(
-        [], "Image by its id in the feature store, in place of a file.", Group.DATA, metavar="ID"
-    )
+    image_id: list[str] = _data([], "Image by its id in the feature store, in place of a file.", metavar="ID")
     checkpoint: Path | None = _checkpoint(None)
-    features: Path | None = option(
-        None, "Feature store that holds the images, where they cannot be made anew.", Group.DATA
+    features: Path | None = _data(
+        None, "Feature store that holds the images, where they cannot be made anew."
     )
-    data: Path | None = option(None, "Dataset of the images.", Group.DATA, unset="the checkpoint's")
+    data: Path | None = _data(None, "Dataset of the images.", unset="the checkpoint's")
     threshold: float | None = _threshold(None, unset="the checkpoint's")
     selection: str | None = _rule(None, unset="the checkpoint's")
     """For the thresholded side. Beside a dense checkpoint: relative with τ = 0.3."""
-    aggregate: str | None = option(
+    aggregate: str | None = _figure(
         None,
         "Attention shown: over all layers (rollout), or of the last one.",
-        Group.FIGURE,
         choices=("rollout", "last"),
         unset="last for answers, rollout for expressions",
     )
-    layer: int | None = option(None, "Show this layer alone, numbered from 0.", Group.FIGURE, low=0)
-    head: int | None = option(
-        None, "Show this head alone, numbered from 0, of --layer or the last layer.", Group.FIGURE, low=0
+    layer: int | None = _figure(None, "Show this layer alone, numbered from 0.", low=0)
+    head: int | None = _figure(
+        None, "Show this head alone, numbered from 0, of --layer or the last layer.", low=0
     )
-    top: int = option(5, "Answers shown.", Group.FIGURE, low=1)
-    format: list[str] = option(["png"], "Format of the figure.", Group.FIGURE, choices=("png", "svg", "pdf"))
-    column: bool = option(False, "As wide as one column of a paper, 3.4 inches.", Group.FIGURE)
-    graph: bool = option(False, "Also draw the scene graph of text and image.", Group.FIGURE)
-    html: bool = option(False, "Also write a page to explore words, regions, layers and heads.", Group.FIGURE)
-    results: Path | None = option(
-        None, "Draw a sheet of a run's results-SPLIT.json.", Group.FIGURE, flag="--from", metavar="FILE"
+    top: int = _figure(5, "Answers shown.", low=1)
+    format: list[str] = _figure(["png"], "Format of the figure.", choices=("png", "svg", "pdf"))
+    column: bool = _figure(False, "As wide as one column of a paper, 3.4 inches.")
+    graph: bool = _figure(False, "Also draw the scene graph of text and image.")
+    html: bool = _figure(False, "Also write a page to explore words, regions, layers and heads.")
+    results: Path | None = _figure(
+        None, "Draw a sheet of a run's results-SPLIT.json.", flag="--from", metavar="FILE"
     )
-    wrong: bool = option(False, "With --from: wrong answers alone.", Group.FIGURE)
-    limit: int = option(20, "With --from: answers drawn at most.", Group.FIGURE, low=1, high=200)
+    wrong: bool = _figure(False, "With --from: wrong answers alone.")
+    limit: int = _figure(20, "Answers drawn at most.", low=1, high=200, only_with="results")
 
     @property
     def wants_graph(self) -> bool:
@@ -505,16 +460,14 @@ class VisualizeConfig(StageConfig):
             yield "wrong: chooses among the results of --from results-val.json"
         elif self.redraws:
             fixed = ("question", "image_id", "checkpoint", "features", "threshold", "selection")
-            given = [name for name in fixed if getattr(self, name) not in (None, "", [])]
-            if given:
+            if given := [name for name in fixed if getattr(self, name) not in (None, "", [])]:
                 yield f"{given[0]}: a trace has its own; for another one give the image again"
         else:
             yield from self._question_conflicts()
         if self.threshold is not None or self.selection is not None:
             rule = self.selection or "relative"
             threshold = usual_threshold(rule) if self.threshold is None else self.threshold
-            fault = check_threshold(rule, threshold)
-            if fault:
+            if fault := check_threshold(rule, threshold):
                 yield fault
 
     def _question_conflicts(self) -> Iterator[str]:

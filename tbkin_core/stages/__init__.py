@@ -24,14 +24,7 @@ if TYPE_CHECKING:
     from tbkin_core.stages.threshold_sweep import threshold_sweep
     from tbkin_core.stages.visualize import visualize
 
-__all__ = [
-    "build_graphs",
-    "extract_features",
-    "finetune",
-    "pretrain",
-    "threshold_sweep",
-    "visualize",
-]
+__all__ = ["build_graphs", "extract_features", "finetune", "pretrain", "threshold_sweep", "visualize"]
 
 
 class _Stages(ModuleType):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks.base import task_named, to_device
+from tbkin_core.tasks.base import Task, task_named, to_device
 from tbkin_core.texts.language import looks_foreign
 from tbkin_core.texts.table import encode_texts
 from tbkin_core.texts.tokenizer import words_of
@@ -41,40 +41,16 @@ from tbkin_core.training.start import check_feature_kind, settings_of
 _PICTURE_SIDE = 800  # pixels; more than a figure shows
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """An image to answer about: its file, or its id in a feature store."""
-
-    path: Path | None
-    image_id: str = ""
-
-    def __str__(self) -> str:
-        return self.image_id if self.path is None else str(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class NamedRegions:
+class NamedRegions(NamedTuple):
     """Regions of an image, and the names that its store has for objects and attributes; empty where none."""
 
     regions: RegionFeatures
     object_names: Sequence[str]
     attribute_names: Sequence[str]
 
-    def objects(self, count: int) -> list[str]:
-        """Object names of the first regions, "" where unknown."""
-        return [_name(number, self.object_names, self.regions.object_ids) for number in range(count)]
-
-    def attributes(self, count: int) -> list[str]:
-        """Attribute names likewise."""
-        return [_name(number, self.attribute_names, self.regions.attribute_ids) for number in range(count)]
-
 
 class Answerer:
     """A checkpoint with all that it takes to answer one question about images.
-
-    Args:
-        config: Settings.
-        checkpoint: Directory of the model.
 
     Attributes:
         task: What the checkpoint was trained for.
@@ -148,27 +124,27 @@ class Answerer:
         ]
         return list(dict.fromkeys(unknown))
 
-    def trace(self, source: ImageSource) -> Trace:
-        """Both passes over one image.
+    def trace(self, source: Path | str) -> Trace:
+        """Both passes over one image, given by its file or by its id in a feature store.
 
         Raises:
             TbkinError: The image cannot be read, or there are no regions for it.
         """
-        if source.path is not None:
-            picture, width, height = load_image(source.path, max_side=_PICTURE_SIDE)
-            named = self.regions.of_file(source.path, (width, height))
+        if isinstance(source, Path):
+            picture, width, height = load_image(source, max_side=_PICTURE_SIDE)
+            regions, object_names, attribute_names = self.regions.of_file(source, (width, height))
             # Reading the annotations of a large dataset takes a while: only for what shows something of them.
             needed = self.task.presentation.answers_are_regions or self.config.wants_graph
-            image_id = self.data.image_id_of(source.path) if needed else None
+            image_id = self.data.image_id_of(source) if needed else None
         else:
-            named = self.regions.stored(source.image_id)
-            image_id = named.regions.image_id
-            width, height = named.regions.image_width, named.regions.image_height
+            regions, object_names, attribute_names = self.regions.stored(source)
+            image_id, width, height = regions.image_id, regions.image_width, regions.image_height
             picture = self._picture(image_id, width, height)
-        boxes = np.asarray(named.regions.boxes[: self.model.config.max_regions], np.float32)
-        passes = self._passes(named.regions, boxes, (width, height))
-        looks, own = named.attributes(len(boxes)), named.objects(len(boxes))
-        has_names = bool(named.object_names)
+        boxes = np.asarray(regions.boxes[: self.model.config.max_regions], np.float32)
+        passes = self._passes(regions, boxes, (width, height))
+        looks = _names(attribute_names, regions.attribute_ids, len(boxes))
+        own = _names(object_names, regions.object_ids, len(boxes))
+        has_names = bool(object_names)
         called = own if has_names else self.data.borrowed_names(image_id, boxes)
         labels = [name or look for name, look in zip(called, looks, strict=True)]
         # Borrowed names do not tell apart what a detector's own would: "black circle" beside "white circle".
@@ -214,43 +190,27 @@ class Answerer:
         """The dense pass and the thresholded one."""
         most = self.model.config.max_regions
         batch = batch_of_one(regions)
-        inputs = to_device(
-            {
-                "input_ids": self.input_ids,
-                "attention_mask": self.attention_mask,
-                "region_features": batch.features[:, :most],
-                "region_geometry": batch.geometry[:, :most],
-                "region_mask": batch.mask[:, :most],
-            },
-            self.device,
-        )
+        inputs = {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "region_features": batch.features[:, :most],
+            "region_geometry": batch.geometry[:, :most],
+            "region_mask": batch.mask[:, :most],
+        }
+        inputs = to_device(inputs, self.device)
         passes = []
         with torch.inference_mode():
             for selection in (Selection(self.selection.rule, 0.0), self.selection):
                 self.model.tbkin.selection = selection
                 output = self.model(**inputs, output_attentions=True)
                 shown = self.task.shown(self.model, output, boxes, size, self.config.top)
-                passes.append(
-                    Pass(
-                        **self._attention(output.attentions),
-                        answers=shown.answers,
-                        chosen=shown.chosen,
-                        runner_up=shown.runner_up,
-                        box=shown.box,
-                    )
+                scores, kept, weights = (
+                    torch.cat([getattr(record, name) for record in output.attentions]).cpu()
+                    for name in ("scores", "kept", "weights")
                 )
+                attention = weights.half().numpy() if self.selection.rule in TRANSFORMS else None
+                passes.append(Pass(scores.half().numpy(), kept.numpy(), attention, **asdict(shown)))
         return passes
-
-    def _attention(self, records: Sequence[Any]) -> dict[str, Any]:
-        """The attention of a batch of one, as a trace keeps it."""
-        attention: dict[str, Any] = {
-            "scores": torch.cat([record.scores for record in records]).half().cpu().numpy(),
-            "kept": torch.cat([record.kept for record in records]).cpu().numpy(),
-        }
-        if self.selection.rule in TRANSFORMS:
-            weights = torch.cat([record.weights for record in records])
-            attention["attention"] = weights.half().cpu().numpy()
-        return attention
 
     def _picture(self, image_id: ImageId, width: int, height: int) -> NDArray[np.uint8]:
         """The picture of an image of a store; plain white where no file of it is found."""
@@ -269,7 +229,7 @@ class _RegionSource:
 
     def __init__(self, config: VisualizeConfig, extractor: dict[str, Any], data: Path | None) -> None:
         self.extractor, self.devices, self.own, self.data = extractor, config.devices, config.features, data
-        self._opened: dict[Path, FeatureStore] = {}
+        self._opened = cache(FeatureStore)
 
     @cached_property
     def _extractor(self) -> Any:
@@ -282,7 +242,8 @@ class _RegionSource:
             ConfigError: They cannot be made anew, and no store holds the image.
         """
         kind, row = self.extractor.get("extractor"), recorded_extractor(self.extractor)
-        if row is not None and row.from_image_alone and self.own is None:
+        made_anew = row is not None and row.from_image_alone
+        if made_anew and self.own is None:
             regions = regions_of_file(self._extractor, path)
             return NamedRegions(regions, self.extractor["object_names"], self.extractor["attribute_names"])
         beside = [] if self.own else [parent / "features" for parent in path.resolve().parents[:4]]
@@ -293,7 +254,7 @@ class _RegionSource:
                     regions = store[key]
                     if (regions.image_width, regions.image_height) == size:
                         return NamedRegions(regions, store.object_names, store.attribute_names)
-        if self.own and row is not None and row.from_image_alone and not row.needs_torch:
+        if self.own and row and made_anew and not row.needs_torch:
             raise ConfigError(
                 f"{self.own}: holds no image {path.stem!r}",
                 hint="omit --features: this checkpoint's features are made anew for any image",
@@ -333,9 +294,7 @@ class _RegionSource:
         for place in dict.fromkeys(places):
             if place != self.own and not (place / MANIFEST).exists():
                 continue
-            if place not in self._opened:
-                self._opened[place] = FeatureStore(place)
-            store = self._opened[place]
+            store = self._opened(place)
             if feature_kind(store.settings) == feature_kind(self.extractor):
                 yield store
             elif place == self.own:
@@ -383,14 +342,13 @@ class _DatasetOfImages:
         picture, *size = load_image(record.path, max_side=_PICTURE_SIDE)
         return picture if size == [width, height] else None
 
-    def target_box(self, task: Any, image_id: ImageId, text: str) -> tuple[float, float, float, float] | None:
+    def target_box(
+        self, task: Task, image_id: ImageId, text: str
+    ) -> tuple[float, float, float, float] | None:
         """The true box, where the dataset has this text of this image."""
         if self._dataset is None:
             return None
-        box: tuple[float, float, float, float] | None = task.target_box(
-            self._dataset, image_id, text, self._settings.get("dataset")
-        )
-        return box
+        return task.target_box(self._dataset, image_id, text, self._settings.get("dataset"))
 
     def borrowed_names(self, image_id: ImageId | None, boxes: NDArray[np.float32]) -> Sequence[str]:
         """Names of the annotated boxes that regions meet, as `build-graphs` gives them; "" where none is met.
@@ -402,5 +360,7 @@ class _DatasetOfImages:
         return borrowed_labels(boxes, corners, [box.label for box in annotated], 0.5)
 
 
-def _name(number: int, names: Sequence[str], ids: Any) -> str:
-    return names[int(ids[number])] if number < len(ids) and 0 <= ids[number] < len(names) else ""
+def _names(names: Sequence[str], ids: NDArray, count: int) -> list[str]:
+    """Names of the first regions, "" where unknown."""
+    known = [names[number] if 0 <= number < len(names) else "" for number in map(int, ids[:count])]
+    return known + [""] * (count - len(known))

@@ -34,20 +34,14 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
     place = config.features or config.data / "features"
     features = FeatureStore(place) if config.features or (place / MANIFEST).exists() else None
     problems = _feature_notes(dataset, config.data, place, features)
-    build = build_dataset(
-        dataset,
-        out,
-        features,
-        Recipe(
-            partial(CaptionParser, config.parser),
-            partial(make_similarity, config.similarity, config.similarity_model),
-            config.min_similarity,
-            config.label_iou,
-            needs_torch=config.parser != "builtin" or config.similarity == "encoder",
-        ),
-        config.workers,
-        config.overwrite,
+    recipe = Recipe(
+        partial(CaptionParser, config.parser),
+        partial(make_similarity, config.similarity, config.similarity_model),
+        config.min_similarity,
+        config.label_iou,
+        needs_torch=config.parser != "builtin" or config.similarity == "encoder",
     )
+    build = build_dataset(dataset, out, features, recipe, config.workers, config.overwrite)
     if features is not None and not features.object_names and not dataset.boxes():
         problems.append(
             "the regions have no labels (features without object names, no annotated boxes):"
@@ -83,8 +77,8 @@ def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path)
                 hint="name it graphs.jsonl or graphs.graphml, or put it elsewhere",
             )
     if config.export is not None and config.networkx is not None:
-        one, other = os.path.realpath(config.export), os.path.realpath(config.networkx)
-        if one == other or os.path.dirname(one) == other:  # noqa: PTH120
+        one, other = (Path(os.path.realpath(path)) for path in (config.export, config.networkx))
+        if other in (one, one.parent):
             raise ConfigError(
                 f"networkx: {config.networkx} is also where --export goes", hint="name two places"
             )

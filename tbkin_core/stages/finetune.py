@@ -23,7 +23,7 @@ from tbkin_core.results import FinetuneResult, ReportEntry
 from tbkin_core.runs import ROOT, finish_run, train_together
 from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, dump_config
-from tbkin_core.support.devices import launch, resolve_devices, torch_device
+from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.files import write_json, write_text
 from tbkin_core.support.ranks import rank
 from tbkin_core.tasks.base import FinetuneObjective, FinetuneTask, Head, InputSource, Split, finetune_task
@@ -32,24 +32,9 @@ from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import FinetunePlan, plan_finetuning
 from tbkin_core.training.run import TrainingResult, growing_threshold, train
 from tbkin_core.training.splits import TaskSplits, find_data, samples_content, task_splits
-from tbkin_core.training.start import (
-    Start,
-    check_feature_kind,
-    feature_place,
-    initial_source,
-    starting_point,
-)
+from tbkin_core.training.start import Start, check_feature_kind, feature_place, initial_source, starting_point
 
 logger = logging.getLogger("tbkin")
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneJob:
-    """Settings with the dataset and the directory that were found for them."""
-
-    config: FinetuneConfig
-    data: Path
-    out: Path
 
 
 def finetune(config: FinetuneConfig) -> FinetuneResult:
@@ -67,12 +52,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     # Named now, so that the same command begins anew where a newer model to begin from has been made.
     store = FeatureStore(feature_place(config.features, data))
     config = replace(config, data=data, init=initial_source(config, store))
-    out, results = train_together(
-        config,
-        "finetune",
-        ROOT / "finetune" / run_name(config),
-        lambda run, devices: launch(finetune_run, devices, FinetuneJob(config, data, run.path)),
-    )
+    out, results = train_together(config, "finetune", ROOT / "finetune" / run_name(config), finetune_run)
     problems: list[str] = results["problems"]
     entries = [ReportEntry.read(entry) for entry in results["report"]]
     if task.question_only and not config.blind:
@@ -85,7 +65,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             )
     files = []
     for split in predicted if rank() == 0 else ():
-        file, notes = write_predictions(FinetuneJob(config, data, out), split)
+        file, notes = write_predictions(config, out, split)
         files.append(file)
         problems += notes
     # Of a run that an earlier version made there are none.
@@ -105,14 +85,15 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
 
 def run_name(config: FinetuneConfig) -> str:
     """The name of a run's directory, from the settings that people tell runs apart by."""
-    parts = [config.task]
-    if config.dataset:
-        parts.append(config.dataset)
-    if config.blind:
-        parts.append("blind")
-    if config.threshold:
-        parts.append(run_name_part(config.selection, config.threshold))
-    return "-".join(parts)
+    rule = run_name_part(config.selection, config.threshold) if config.threshold else ""
+    return "-".join(filter(None, (config.task, config.dataset, "blind" * config.blind, rule)))
+
+
+def _opened(config: FinetuneConfig) -> tuple[FinetuneTask, Path, Dataset, FeatureStore]:
+    """The task, and the data that it is learnt from."""
+    task = finetune_task(config.task)
+    data = config.data or find_data(task)
+    return task, data, open_dataset(data), FeatureStore(feature_place(config.features, data))
 
 
 # ---- one process of a run -----------------------------------------------------------------------
@@ -123,6 +104,7 @@ class _Prepared:
     """All that training and its report need."""
 
     task: FinetuneTask
+    data: Path
     dataset: Dataset
     store: FeatureStore
     splits: TaskSplits
@@ -135,24 +117,19 @@ class _Prepared:
     notes: list[str]
 
 
-def finetune_run(job: FinetuneJob) -> None:
-    """Fine-tune as the settings say, leave the best checkpoint in the job's directory, and report.
+def finetune_run(config: FinetuneConfig, out: Path) -> None:
+    """Fine-tune as the settings say, leave the best checkpoint in `out`, and report.
 
     Each process of a run calls this; rank 0 writes the results into `run.json`.
 
     Raises:
         TbkinError: Data, features and initial weights do not fit each other; training failed.
     """
-    ready = _prepare(job)
-    config, out, objective, start = job.config, job.out, ready.objective, ready.start
-    model = build_model(
-        ready.task.head,
-        ready.plan,
-        start,
-        [(ready.store, ready.parts["train"].inputs.rows)],
-        **_selection_values(config),
-        **ready.head.values,
-    )
+    ready = _prepare(config, out)
+    objective, start = ready.objective, ready.start
+    rows = [(ready.store, ready.parts["train"].inputs.rows)]
+    values = {**config.selection_values(), **ready.head.values}
+    model = build_model(ready.task.head, ready.plan, start, rows, **values)
     if ready.head.note:
         logger.info("%s", ready.head.note)
     samples = f"{len(objective.lengths())} samples, weights from {start.source}"
@@ -165,17 +142,14 @@ def finetune_run(job: FinetuneJob) -> None:
     grow = growing_threshold(model, config.threshold_epochs)
     result = train(objective, model, ready.plan, out, resolve_devices(config.devices), keep, grow)
     if rank() == 0:
-        _report(job, ready, result)
+        _report(config, out, ready, result)
 
 
-def _prepare(job: FinetuneJob) -> _Prepared:
+def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     """Read the data, choose weights and plan, and make the inputs; nothing is trained yet."""
-    config = job.config
-    task = finetune_task(config.task)
-    dataset = open_dataset(job.data)
-    store = FeatureStore(feature_place(config.features, job.data))
+    task, data, dataset, store = _opened(config)
     splits = task_splits(task, dataset, config.dataset, config.train_split, config.seed)
-    notes = [*splits.notes, *_without_features(splits, store, job.data)]
+    notes = [*splits.notes, *_without_features(splits, store, data)]
     training = [item for item in splits.samples["train"] if item.image_id in store]
     head = task.build_head(training, config)
     texts = [task.text(item) for item in training]
@@ -183,11 +157,11 @@ def _prepare(job: FinetuneJob) -> _Prepared:
     if start.weights_are_random and not config.blind:
         notes.append(
             f"weights begin at random, so all is learnt from these {len(training)} samples; `tbkin pretrain"
-            f" {job.data}`, a model fine-tuned for the other task or --init bert-base-uncased give a start"
+            f" {data}`, a model fine-tuned for the other task or --init bert-base-uncased give a start"
         )
     plan = plan_finetuning(config, len(training), start, store, task, head)
     if rank() == 0:
-        write_text(job.out / "config.yaml", dump_config(plan.settings(config, start.source)))
+        write_text(out / "config.yaml", dump_config(plan.settings(config, start.source)))
     source = InputSource(store, start.tokenizer, plan.max_text_tokens, plan.max_regions)
     parts = {
         name: task.build_split(items, source, config.blind) for name, items in splits.samples.items() if items
@@ -196,13 +170,13 @@ def _prepare(job: FinetuneJob) -> _Prepared:
     notes += objective.notes
     if cut := parts["train"].inputs.table.cut:
         notes.append(f"train: {cut} texts were cut to {plan.max_text_tokens} tokens")
-    return _Prepared(task, dataset, store, splits, training, head, start, plan, parts, objective, notes)
+    return _Prepared(task, data, dataset, store, splits, training, head, start, plan, parts, objective, notes)
 
 
-def _report(job: FinetuneJob, ready: _Prepared, result: TrainingResult) -> None:
+def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: TrainingResult) -> None:
     """Evaluate the checkpoint that was kept, and finish the run."""
-    config, task, plan = job.config, ready.task, ready.plan
-    best, _ = load_model(job.out, task.name)
+    task, plan = ready.task, ready.plan
+    best, _ = load_model(out, task.name)
     device = torch_device(resolve_devices(config.devices))
     report = report_splits(
         task,
@@ -213,33 +187,31 @@ def _report(job: FinetuneJob, ready: _Prepared, result: TrainingResult) -> None:
         plan.batch_size,
         blind=config.blind,
         image_dropout=plan.image_dropout,
-        out=job.out,
-        data=job.data,
+        out=out,
+        data=ready.data,
     )
     notes = [*ready.notes, *report.notes]
     if not best.config.use_regions and not config.blind:
         notes.append("on validation the regions brought nothing: the model that is kept ignores the image")
     if unknown := int(np.sum(ready.parts["train"].inputs.table.unknown)):
         notes.append(f"train: {unknown} texts hold no known word")
-    finish_run(
-        job.out,
-        {
-            "task": task.name,
-            "data": str(job.data),
-            "content": samples_content(ready.splits.samples),
-            "samples": len(ready.objective.lengths()),
-            "parameters": best.num_parameters(),
-            "initialised_from": ready.start.source,
-            # Without this, the same command given again would go on.
-            "minutes_chosen": plan.chosen("max_minutes"),
-            **result.summary(),
-            "accuracy": report.accuracy,
-            "report": [entry.values() for entry in report.entries],
-            **ready.objective.values,
-            **report.values,
-            "problems": [*notes, *result.notes(plan), *ready.dataset.problems],
-        },
-    )
+    results = {
+        "task": task.name,
+        "data": str(ready.data),
+        "content": samples_content(ready.splits.samples),
+        "samples": len(ready.objective.lengths()),
+        "parameters": best.num_parameters(),
+        "initialised_from": ready.start.source,
+        # Without this, the same command given again would go on.
+        "minutes_chosen": plan.chosen("max_minutes"),
+        **result.summary(),
+        "accuracy": report.accuracy,
+        "report": [entry.values() for entry in report.entries],
+        **ready.objective.values,
+        **report.values,
+        "problems": [*notes, *result.notes(plan), *ready.dataset.problems],
+    }
+    finish_run(out, results)
 
 
 def _without_features(splits: TaskSplits, store: FeatureStore, data: Path) -> list[str]:
@@ -257,24 +229,14 @@ def _without_features(splits: TaskSplits, store: FeatureStore, data: Path) -> li
     return notes
 
 
-def _selection_values(config: FinetuneConfig) -> dict[str, Any]:
-    """The selection rule as the model's configuration keeps it."""
-    names = ("threshold", "selection", "threshold_layers", "threshold_scope", "straight_through")
-    return {name: getattr(config, name) for name in names}
-
-
 # ---- predictions --------------------------------------------------------------------------------
 
 
-def write_predictions(job: FinetuneJob, split: str) -> tuple[Path, list[str]]:
-    """Write what a finished run answers to a split, for an evaluation server.
+def write_predictions(config: FinetuneConfig, out: Path, split: str) -> tuple[Path, list[str]]:
+    """Write what a finished run answers to a split (of `FinetuneTask.check_split`), for an evaluation server.
 
     VQA: `[{"question_id", "answer"}]`, every question of the split. REC: `[{"sent_id", "ref_id", "image_id",
     "box"}]` with the box as (x1, y1, x2, y2) pixels.
-
-    Args:
-        job: Settings, and the directory of the run.
-        split: As `FinetuneTask.check_split` gives it.
 
     Returns:
         The file's path, and notes on samples without features.
@@ -282,27 +244,23 @@ def write_predictions(job: FinetuneJob, split: str) -> tuple[Path, list[str]]:
     Raises:
         TbkinError: As `finetune_run`; no image of the split has features.
     """
-    config, out = job.config, job.out
-    task: FinetuneTask = finetune_task(config.task)
-    dataset: Dataset = open_dataset(job.data)
-    store = FeatureStore(feature_place(config.features, job.data))
+    task, data, dataset, store = _opened(config)
     model, tokenizer = load_model(out, task.name)
     check_feature_kind(model.config.extractor, store, out)
     device = torch_device(resolve_devices(config.devices))
     model.to(device)
-    samples: Sequence[Any] = task.split_samples(dataset, split, config.dataset)
+    samples = task.split_samples(dataset, split, config.dataset)
     source = InputSource(store, tokenizer, model.config.max_text_tokens, model.config.max_regions)
     known = task.build_split(samples, source, blind=not model.config.use_regions)
     if not len(known):
         raise DataError(
             f"predict: {store.path} has features of no image of {split}",
-            hint=f"run `tbkin extract-features {job.data}` with these images in place",
+            hint=f"run `tbkin extract-features {data}` with these images in place",
         )
     predictions = task.predict(model, known.inputs, device, config.batch_size or 64)
     rows, rest = task.prediction_rows(model, samples, known, predictions)
     path = out / f"predictions-{split}.json"
     write_json(path, rows, indent=None)
     lacking = len(samples) - len(known)
-    if not lacking:
-        return path, []
-    return path, [f"predictions of {split}: {lacking} of {len(samples)} have no features, they {rest}"]
+    note = f"predictions of {split}: {lacking} of {len(samples)} have no features, they {rest}"
+    return path, [note] if lacking else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from tbkin_core.graphs.store import GraphStore
 from tbkin_core.modeling import TbkinForPreTraining
 from tbkin_core.modeling.checkpoint import save_model
 from tbkin_core.results import PretrainResult
-from tbkin_core.runs import ROOT, Run, finish_run, train_together
+from tbkin_core.runs import ROOT, finish_run, train_together
 from tbkin_core.settings import PretrainConfig, dump_config
-from tbkin_core.support.devices import Devices, launch, resolve_devices
+from tbkin_core.support.devices import resolve_devices
 from tbkin_core.support.files import write_text
 from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
@@ -42,34 +42,21 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             "data: name at least one dataset directory", hint="for example `tbkin pretrain coco/`"
         )
     resolve_devices(config.devices)
-    for source in _sources(config):
-        open_dataset(source.data)
-        feature_place(source.features, source.data)
-        if not (source.graphs / MANIFEST).exists():
-            hint = f"make them with `tbkin build-graphs {source.data}`"
-            raise DataError(f"{source.graphs}: holds no graphs", hint=hint)
-
-    def start(run: Run, devices: Devices) -> None:
-        launch(pretrain_run, devices, config, run.path)
-
-    out, results = train_together(config, "pretrain", ROOT / "pretrain", start)
+    for data, features, graphs in _sources(config):
+        open_dataset(data)
+        feature_place(features, data)
+        if not (graphs / MANIFEST).exists():
+            raise DataError(f"{graphs}: holds no graphs", hint=f"make them with `tbkin build-graphs {data}`")
+    out, results = train_together(config, "pretrain", ROOT / "pretrain", pretrain_run)
     files = draw_training_curves(out, f"Pretraining: {out}")
     return PretrainResult(out=out, results=results, problems=results["problems"], files=files)
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A dataset with its stores."""
-
-    data: Path
-    features: Path
-    graphs: Path
-
-
-def _sources(config: PretrainConfig) -> list[_Source]:
+def _sources(config: PretrainConfig) -> Iterable[tuple[Path, Path, Path]]:
+    """Datasets, each with its feature store and its graph store."""
     features = config.features or [data / "features" for data in config.data]
     graphs = config.graphs or [data / "graphs" for data in config.data]
-    return [_Source(*places) for places in zip(config.data, features, graphs, strict=True)]
+    return zip(config.data, features, graphs, strict=True)
 
 
 @dataclass(slots=True)
@@ -95,12 +82,12 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         TbkinError: Features or graphs do not fit each other or the initial weights; training failed.
     """
     parts: list[_Captions] = []
-    for source in _sources(config):
-        parts.append(_captions(source, config.seed))
+    for places in _sources(config):
+        parts.append(_captions(*places, config.seed))
         first, last = parts[0].features, parts[-1].features
         if feature_kind(first.settings) != feature_kind(last.settings):
             raise DataError(
-                f"{source.features}: features of another kind than {first.path}; they are not mixed",
+                f"{last.path}: features of another kind than {first.path}; they are not mixed",
                 hint="extract the features of all datasets with the same extractor",
             )
     notes = [note for part in parts for note in part.notes]
@@ -134,45 +121,41 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
     devices = resolve_devices(config.devices)
     result = train(objective, model, plan, out, devices, lambda best: save_model(best, start.tokenizer, out))
     if rank() == 0:
-        finish_run(
-            out,
-            {
-                "captions": count,
-                "parameters": model.num_parameters(),
-                "initialised_from": start.source,
-                **result.summary(),
-                "validation": result.validation(),
-                "problems": [*notes, *result.notes(plan)],
-            },
-        )
+        results = {
+            "captions": count,
+            "parameters": model.num_parameters(),
+            "initialised_from": start.source,
+            **result.summary(),
+            "validation": result.validation(),
+            "problems": [*notes, *result.notes(plan)],
+        }
+        finish_run(out, results)
 
 
-def _captions(source: _Source, seed: int) -> _Captions:
+def _captions(data: Path, feature_dir: Path, graph_dir: Path, seed: int) -> _Captions:
     """The captions of a dataset, those of train apart from those of val; test splits are left alone."""
-    features, graphs = FeatureStore(source.features), GraphStore(source.graphs)
+    features, graphs = FeatureStore(feature_dir), GraphStore(graph_dir)
     if graphs.settings["features"] != features.settings:
         raise DataError(
-            f"{source.graphs}: was built over other regions than those of {source.features}",
-            hint=f"run `tbkin build-graphs {source.data} --overwrite`",
+            f"{graph_dir}: was built over other regions than those of {feature_dir}",
+            hint=f"run `tbkin build-graphs {data} --overwrite`",
         )
     splits = graphs.splits()
     spare = sorted(split for split in splits if not split.startswith("test"))
     trained = ["train"] if "train" in splits else [s for s in spare if s not in ("val", "minival")] or spare
     if not trained:
-        raise DataError(
-            f"{source.graphs}: only test splits ({', '.join(sorted(splits))}); nothing to train on"
-        )
-    dataset = open_dataset(source.data)
+        raise DataError(f"{graph_dir}: only test splits ({', '.join(sorted(splits))}); nothing to train on")
+    dataset = open_dataset(data)
     training, left_out = _without_evaluated(load_captions(graphs, trained, features), dataset)
     notes = []
     if left_out:
         notes.append(
-            f"{source.data}: {left_out} captions left out, their images are in a val or test split of"
+            f"{data}: {left_out} captions left out, their images are in a val or test split of"
             " referring expressions"
         )
     if not len(training):
         raise DataError(
-            f"{source.graphs}: no caption is left to train on",
+            f"{graph_dir}: no caption is left to train on",
             hint="all of its images are in val or test splits of referring expressions",
         )
     validation = CaptionTable()

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,13 @@ from tbkin_core.evaluation.sweep import Measurement, Samples, conclude, summaris
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
 from tbkin_core.results import SweepResult
-from tbkin_core.runs import (
-    NO_RESULT,
-    ROOT,
-    RUN_FILE,
-    SWEEP_FILE,
-    find_checkpoint,
-    finished_runs,
-)
+from tbkin_core.runs import ROOT, SWEEP_FILE, find_checkpoint, finished_runs, rank_zero_first, run_settings
 from tbkin_core.selection import require_library, run_name_part
-from tbkin_core.settings import (
-    FinetuneConfig,
-    SelectionConfig,
-    StageConfig,
-    ThresholdSweepConfig,
-    config_values,
-    dump_config,
-    load_config,
-)
+from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
 from tbkin_core.stages.finetune import finetune
 from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
 from tbkin_core.support.files import atomic_path, make_directory, read_json, write_json, write_text
-from tbkin_core.support.ranks import rank, wait_for_ranks
+from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import FinetuneTask, finetune_task
 from tbkin_core.training.plan import most_minutes
@@ -79,15 +64,6 @@ class _Subject:
     notes: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class _SweptSamples:
-    """What a sweep evaluates, by seed: samples, and `samples_content` of what is learnt from."""
-
-    items: dict[int, list[Any]]
-    contents: dict[int, int]
-    notes: list[str]
-
-
 def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
     """Evaluate a fine-tuned checkpoint at every threshold, or fine-tune one for each.
 
@@ -104,34 +80,34 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
     split = normalise_split(config.split or "val")
     devices = resolve_devices(config.devices)
     subject = _refit_subject(config) if config.refit else _checkpoint_subject(config)
-    samples = _samples(config, subject, split)
-    identity = _identity(config, subject, split, samples)
-    evaluate = Evaluation(
-        subject.task, samples.items, subject.store, torch_device(devices), config.batch_size
-    )
+    items, contents, notes = _samples(config, subject, split)
+    identity = _identity(config, subject, split, contents)
+    evaluate = Evaluation(subject.task, items, subject.store, torch_device(devices), config.batch_size)
     name = f"{config.task}-refit"
     if subject.checkpoint is not None and not config.refit:
         name = subject.checkpoint.name
         # Before a place is taken: a checkpoint that does not fit its features leaves no trace.
         evaluate.use(subject.checkpoint, subject.base.seed)
     join_ranks(devices)
-    if rank() > 0:
-        wait_for_ranks()
-    out, done = _place(config, ROOT / "threshold-sweep" / f"{name}-{split}", identity)
-    if rank() == 0:
-        wait_for_ranks()
-    wait_for_ranks()
+    with rank_zero_first():
+        out, done = _place(config, ROOT / "threshold-sweep" / f"{name}-{split}", identity)
     keep = _Keeper(out / SWEEP_FILE, identity, done)
     if config.refit:
         with keep.forgotten_if_empty():
-            _sweep_refit(subject, wanted, samples.contents, evaluate, keep, config.overwrite)
+            _sweep_refit(subject, wanted, contents, evaluate, keep, config.overwrite)
     else:
         _sweep_checkpoint(wanted, subject.base.seed, evaluate, keep)
-    return _finish(config, subject, wanted, evaluate.samples, keep, split, samples.notes)
+    return _finish(config, subject, wanted, evaluate.samples, keep, split, notes)
 
 
-def _samples(config: ThresholdSweepConfig, subject: _Subject, split: str) -> _SweptSamples:
-    """The samples of the split that can be scored; each seed of a refit may hold other ones out."""
+def _samples(
+    config: ThresholdSweepConfig, subject: _Subject, split: str
+) -> tuple[dict[int, list[Any]], dict[int, int], list[str]]:
+    """The samples of the split that can be scored; each seed of a refit may hold other ones out.
+
+    Returns:
+        By seed: the samples, and `samples_content` of what is learnt from; and notes.
+    """
     base, dataset, task = subject.base, subject.dataset, subject.task
     seeds = [config.seed + number for number in range(config.seeds)] if config.refit else [base.seed]
     notes = list(subject.notes)
@@ -139,12 +115,12 @@ def _samples(config: ThresholdSweepConfig, subject: _Subject, split: str) -> _Sw
     for seed in seeds:
         if subject.divided:
             divided = task_splits(task, dataset, base.dataset, base.train_split, seed)
-            splits, names = divided.samples, [name for name in divided.samples if name != "train"]
+            splits, names = divided.samples, list(divided.samples)
             notes += divided.notes
         else:
             names = task.split_names(dataset, base.dataset)
             splits = {split: task.split_samples(dataset, split, base.dataset)} if split in names else {}
-            names = [name for name in names if name != "train"]
+        names = [name for name in names if name != "train"]
         if split not in names:
             raise ConfigError(f"split: expected one of {', '.join(names)}, got {split!r}")
         items[seed], skipped = _evaluable(splits[split], subject, split)
@@ -152,28 +128,25 @@ def _samples(config: ThresholdSweepConfig, subject: _Subject, split: str) -> _Sw
         notes += [*skipped, *too_few_images(split, [item.image_id for item in items[seed]])]
     if base.blind and not config.refit:
         notes.append(f"{subject.checkpoint} sees no image: only attention from text to text is thresholded")
-    return _SweptSamples(items, contents, list(dict.fromkeys(notes)))
+    return items, contents, list(dict.fromkeys(notes))
 
 
 def _identity(
-    config: ThresholdSweepConfig, subject: _Subject, split: str, samples: _SweptSamples
+    config: ThresholdSweepConfig, subject: _Subject, split: str, contents: Mapping[int, int]
 ) -> dict[str, Any]:
     """What tells one sweep from another, in its sweep.json."""
-    base, checkpoint = subject.base, subject.checkpoint
-    trained = None
-    if checkpoint is not None and not config.refit:
-        trained = modified(checkpoint / "model.safetensors")
+    base, checkpoint = subject.base, None if config.refit else subject.checkpoint
     return {
         "refit": config.refit,
-        "checkpoint": None if config.refit else str(checkpoint),
-        "trained": trained,
-        "settings": _settings(replace(base, seed=0)) if config.refit else None,
+        "checkpoint": checkpoint and str(checkpoint),
+        "trained": checkpoint and modified(checkpoint / "model.safetensors"),
+        "settings": run_settings(replace(base, seed=0)) if config.refit else None,
         "init": modified(Path(base.init) / "model.safetensors") if config.refit else None,
         "data": str(subject.data),
         "dataset": base.dataset,
         "features": subject.store.fingerprint(),
         "split": split,
-        "content": next(iter(samples.contents.values())),
+        "content": next(iter(contents.values())),
     }
 
 
@@ -187,15 +160,14 @@ def _checkpoint_subject(config: ThresholdSweepConfig) -> _Subject:
     _check_task(checkpoint, task_of(checkpoint), config.task)
     trained = settings_of(checkpoint)
     data = config.data or (Path(trained["data"]) if trained.get("data") else find_data(task))
-    features = config.features or (
-        Path(trained["features"]) if trained.get("features") and not config.data else None
-    )
+    own_features = trained.get("features") if config.data is None else None
+    features = config.features or (Path(own_features) if own_features else None)
     own = bool(trained.get("data")) and data.resolve() == Path(trained["data"]).resolve()
     base = FinetuneConfig(
         task=config.task,
         data=data,
         features=features,
-        dataset=config.dataset or trained.get("dataset") if own else config.dataset,
+        dataset=config.dataset or (trained.get("dataset") if own else None),
         train_split=trained.get("train_split"),
         blind=not load_model_config(checkpoint).use_regions,
         seed=int(trained.get("seed", 0)),
@@ -217,12 +189,12 @@ def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
     if checkpoint is None:
         base = FinetuneConfig(task=config.task)
     else:
-        if not (checkpoint / RUN_FILE).is_file():
+        stored = settings_of(checkpoint)
+        if not stored:
             raise CheckpointError(
-                f"{checkpoint}: holds no {RUN_FILE}, so the settings it was trained with are not known",
+                f"{checkpoint}: holds no run.json, so the settings it was trained with are not known",
                 hint="name the directory of a `tbkin finetune` run, or sweep it without --refit",
             )
-        stored = settings_of(checkpoint)
         _check_task(checkpoint, stored.get("task", "no task"), config.task)
         base = load_config(FinetuneConfig, None, stored)
         notes.append(f"every run has the settings of {checkpoint}")
@@ -264,14 +236,8 @@ def _evaluable(items: Sequence[Any], subject: _Subject, split: str) -> tuple[lis
             hint=f"run `tbkin extract-features {subject.dataset.root}` with these images in place",
         )
     lacking = len(labelled) - len(found)
-    if not lacking:
-        return found, []
-    return found, [f"{split}: {lacking} of {len(labelled)} samples skipped, their images have no features"]
-
-
-def _settings(config: FinetuneConfig) -> dict[str, Any]:
-    """What a run computes from."""
-    return {name: value for name, value in config_values(config).items() if name not in NO_RESULT}
+    note = f"{split}: {lacking} of {len(labelled)} samples skipped, their images have no features"
+    return found, [note] if lacking else []
 
 
 def _place(
@@ -286,11 +252,8 @@ def _place(
     while True:
         path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
         file = path / SWEEP_FILE
-        if not file.exists():
-            if not path.is_dir() or not any(path.iterdir()):
-                return make_directory(path), []
-            changed = None
-        else:
+        what, hint = "something else than a sweep", "choose another place with --out DIR"
+        if file.exists():
             content = read_json(file)
             kept = content.get("identity") if isinstance(content, dict) else None
             kept = kept if isinstance(kept, dict) and "measurements" in content else {}
@@ -301,15 +264,12 @@ def _place(
                 return make_directory(path), []
             if not changed:
                 return make_directory(path), [Measurement(**entry) for entry in content["measurements"]]
+            what = f"a sweep of something else ({', '.join(changed)})"
+            hint = "use --overwrite to replace it, or another --out DIR"
+        elif not path.is_dir() or not any(path.iterdir()):
+            return make_directory(path), []
         if config.out is not None:
-            raise DataError(
-                f"{path}: holds something else than a sweep"
-                if changed is None
-                else f"{path}: holds a sweep of something else ({', '.join(changed)})",
-                hint="choose another place with --out DIR"
-                if changed is None
-                else "use --overwrite to replace it, or another --out DIR",
-            )
+            raise DataError(f"{path}: holds {what}", hint=hint)
         number += 1
 
 
@@ -371,7 +331,7 @@ def _sweep_refit(
     """Train and measure each cell of the sweep; `contents` are the seeds, each with its `samples_content`."""
     cells = [(seed, rule, threshold) for seed in contents for rule, threshold in wanted]
     minutes = most_minutes(subject.base)
-    limit = f", each of at most {minutes:g} minutes" if minutes is not None else ""
+    limit = "" if minutes is None else f", each of at most {minutes:g} minutes"
     logger.info("%d models to train%s", len(cells), limit)
     for number, (seed, rule, threshold) in enumerate(cells, 1):
         name = f"{run_name_part(rule, threshold) if threshold else DENSE[0]}-seed-{seed}"
@@ -395,11 +355,7 @@ def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Pat
     chosen: dict[str, Any] = {"selection": rule, "threshold": threshold}
     if threshold == 0:
         # As a plain dense run has them, so that one that is there already is known by its settings.
-        plain = FinetuneConfig(task=base.task)
-        names = {entry.name for entry in fields(SelectionConfig)} - {
-            entry.name for entry in fields(StageConfig)
-        }
-        chosen = {name: getattr(plain, name) for name in names}
+        chosen = FinetuneConfig(task=base.task).selection_values()
     return replace(base, **chosen, seed=seed, out=out, predict=[], overwrite=False)
 
 
@@ -410,7 +366,7 @@ def _finished_elsewhere(cell: FinetuneConfig, store: FeatureStore, content: int)
         results = run["results"]
         # What a run learns in its minutes depends on what else the machine does: that is trained again.
         whole = results.get("reason") != "minutes" and results.get("content") == content
-        if whole and run["settings"] == _settings(cell) and inputs <= run["started"]:
+        if whole and run["settings"] == run_settings(cell) and inputs <= run["started"]:
             return path
     return None
 
@@ -428,7 +384,7 @@ def _finish(
     notes: list[str],
 ) -> SweepResult:
     """Work the rows out, and write table and figures; other ranks than 0 have none."""
-    out, checkpoint = keep.file.parent, subject.checkpoint
+    out, checkpoint, base = keep.file.parent, subject.checkpoint, subject.base
     result = SweepResult(
         out=out,
         identity=keep.identity,
@@ -446,7 +402,6 @@ def _finish(
         logger.warning(conclusion.text)
     keep.write({"conclusion": conclusion.text, "best": conclusion.best, "rows": rows})
     _write_csv(out / "sweep.csv", rows)
-    base = subject.base
     used = replace(config, checkpoint=checkpoint, split=split, data=subject.data, features=base.features)
     write_text(out / "config.yaml", dump_config(replace(used, dataset=base.dataset)))
     headline = f"{config.task} on {split}, {'fine-tuned for each threshold' if config.refit else checkpoint}"

@@ -5,26 +5,30 @@ A trace (`tbkin_core.figures.trace`) is made for every image; figures are drawn 
 
 from __future__ import annotations
 
-import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tbkin_core.boxes import box_iou_paired
+from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import DataError
 from tbkin_core.features.pictures import load_image
+from tbkin_core.figures.contact_sheet import COLUMNS, SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
-from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult, StageResult
+from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult, ResultSheet, StageResult
 from tbkin_core.runs import ROOT, find_checkpoint
 from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
-from tbkin_core.stages.result_sheet import draw_result_sheet
 from tbkin_core.support.console import progress, shortened
-from tbkin_core.support.files import make_directory, slug
+from tbkin_core.support.files import make_directory, read_json, slug
 from tbkin_core.tasks.table import FINETUNE_TASKS, TASKS
 
-logger = logging.getLogger("tbkin")
+_SHEET_PICTURE_SIDE = 400  # pixels
 
 
 def visualize(config: VisualizeConfig) -> StageResult:
@@ -47,14 +51,11 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         # Reading an image is quick, and it is what people mistype; the model takes seconds to load.
         load_image(config.images[0], max_side=64)
     # With the model comes torch.
-    from tbkin_core.stages.answering import Answerer, ImageSource
+    from tbkin_core.stages.answering import Answerer
     from tbkin_core.tasks.base import task_named
     from tbkin_core.texts.language import is_question
 
-    sources = [
-        *map(ImageSource, config.images),
-        *(ImageSource(None, image_id) for image_id in config.image_id),
-    ]
+    sources: list[Path | str] = [*config.images, *config.image_id]
     # Of a VQA and a REC model, a question goes to the first and an expression to the second.
     asks = is_question(config.question)
     wanted = next((name for name in FINETUNE_TASKS if task_named(name).asks == asks), None)
@@ -80,23 +81,19 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
                 raise
             result.problems.append(f"left out: {error.message}")
             continue
-        stem = source.path.stem if source.path is not None else slug(source.image_id) or "image"
+        stem = source.stem if isinstance(source, Path) else slug(source) or "image"
         base = result.out / _free_name("-".join([stem, *question]), taken)
         file = base.with_name(f"{base.name}.npz")
         save_trace(file, trace)
         figures = _draw_trace(config, base, trace)
-        result.images.append(
-            image_answer(trace, model.shown(trace), str(source), str(model.checkpoint), figures, file)
-        )
+        result.images.append(image_answer(trace, model.shown(trace), str(source), figures, file))
         result.files += figures if len(sources) > 1 else [*figures, file]
     if not result.images:
         raise DataError(f"none of the {len(sources)} images can be shown: {result.problems[-1]}")
     return result if len(sources) > 1 else replace(result, out=result.files[0])
 
 
-def image_answer(
-    trace: Trace, shown: Pass, image: str, checkpoint: str, figures: Sequence[Path], file: Path
-) -> ImageAnswer:
+def image_answer(trace: Trace, shown: Pass, image: str, figures: Sequence[Path], file: Path) -> ImageAnswer:
     """What a result says of one image; `shown` is the pass that counts."""
     iou = None
     if trace.target_box is not None and shown.box is not None:
@@ -104,7 +101,7 @@ def image_answer(
     return ImageAnswer(
         image=image,
         question=trace.text,
-        checkpoint=checkpoint,
+        checkpoint=trace.checkpoint,
         task=trace.task,
         answers=_answers(trace, shown),
         dense=_answers(trace, trace.dense),
@@ -167,7 +164,7 @@ def _draw_again(config: VisualizeConfig) -> RedrawnResult:
             trace = replace(trace, graph=unified_graph(trace.text, trace.boxes, trace.region_labels))
         figures = _draw_trace(config, (out or path.parent) / path.stem, trace)
         files += figures
-        images.append(image_answer(trace, trace.dense, str(path), trace.checkpoint, figures, path))
+        images.append(image_answer(trace, trace.dense, str(path), figures, path))
     return RedrawnResult(out=out or files[0].parent, images=images, files=files)
 
 
@@ -179,3 +176,166 @@ def _free_name(name: str, taken: set[str]) -> str:
         free = f"{name}-{number}"
     taken.add(free)
     return free
+
+
+# ---- sheets of results --------------------------------------------------------------------------
+
+
+def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
+    """Draw the surest answers of a file of results, or its surest wrong ones.
+
+    Raises:
+        DataError: The file is missing, broken, of something else, or holds nothing to show.
+    """
+    content = _read_results(file)
+    rows = content["results"]
+    data = config.data or Path(content["data"])
+    dataset = open_dataset(data)
+    chosen = choose_results(rows, config.wrong, config.limit, COLUMNS)
+    if not chosen:
+        raise DataError(f"{file}: none of its {len(rows)} answers is wrong", hint="omit --wrong")
+    counts, groups = {}, []
+    problems: list[str] = []
+    missing = 0
+    for kind, members in chosen.items():
+        of_kind = [row for row in rows if row["type"] == kind]
+        failed = sum(_is_wrong(row) for row in of_kind)
+        counts[kind] = (failed, len(of_kind), len(members))
+        share = f"{failed:,} of {len(of_kind):,} wrong ({100 * failed / len(of_kind):.1f} %)"
+        items, unread = zip(*(_sheet_item(dataset, row) for row in members), strict=True)
+        missing += sum(item.image is None for item in items)
+        problems += filter(None, unread)
+        groups.append(SheetGroup(f"{kind}: {share}" if kind else share, items))
+    if missing:
+        problems.insert(0, f"{missing} pictures are not in {data}; name the dataset with --data DIR")
+    shown, failed = sum(map(len, chosen.values())), sum(map(_is_wrong, rows))
+    what = f"{shown} of {failed:,} wrong answers" if config.wrong else f"{shown} of {len(rows):,} answers"
+    files = _draw_sheet(config, content, groups, what)
+    return ResultSheet(
+        out=files[0],
+        title=f"{what} to {content['split']}",
+        task=content["task"],
+        split=content["split"],
+        wrong=failed,
+        answers=len(rows),
+        shown=chosen,
+        counts=counts,
+        problems=problems,
+        files=files,
+    )
+
+
+def _draw_sheet(
+    config: VisualizeConfig, content: dict[str, Any], groups: Sequence[SheetGroup], what: str
+) -> list[Path]:
+    caption = "The surest come first, of each image one before any second. "
+    if "box" in content["results"][0]:
+        caption += "Solid: the box that the model chose, dotted: the target."
+    else:
+        caption += "✗ what the model answered with its probability, ✓ what is right."
+    out = make_directory(config.out or ROOT / "visualize")
+    title = f"{content['checkpoint']} on {content['split']}: {what}"
+    name = f"{slug(Path(content['checkpoint']).name)}-{slug(content['split'])}"
+    files = []
+    for suffix in dict.fromkeys(config.format):
+        files.append(out / f"{name}-{'wrong' if config.wrong else 'answers'}.{suffix}")
+        contact_sheet(files[-1], groups, title=title, caption=caption)
+    return files
+
+
+def _sheet_item(dataset: Dataset, row: dict[str, Any]) -> tuple[SheetItem, str]:
+    """One result with its picture, where there is one; and why its file could not be read."""
+    picture, scale, problem = None, np.ones(4), ""
+    try:
+        path = dataset.image(row["image_id"]).path
+        if path is not None:
+            picture, width, height = load_image(path, max_side=_SHEET_PICTURE_SIDE)
+            scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
+    except DataError as error:
+        problem = error.message
+    boxes: dict[str, Any] = {
+        name: np.asarray(row[name]) * scale if name in row else None for name in ("box", "target")
+    }
+    return SheetItem(picture, row["text"], *_in_words(row), not _is_wrong(row), **boxes), problem
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    """The results of a fine-tuned model, as `tbkin_core.evaluation.report` writes them.
+
+    Raises:
+        DataError: The file is missing, broken, or of something else.
+    """
+    hint = "give results-SPLIT.json from the directory of a `tbkin finetune` run"
+    if file.is_dir():
+        if found := sorted(file.glob("results-*.json")):
+            hint = f"it holds {', '.join(map(str, found))}"
+        raise DataError(f"{file}: is a directory, expected a file of results", hint=hint)
+    if not file.exists():
+        raise DataError(f"{file}: there is no such file", hint=hint)
+    content = read_json(file)
+    needed = ("task", "split", "checkpoint", "data", "results")
+    if not isinstance(content, dict) or any(name not in content for name in needed):
+        raise DataError(f"{file}: holds no results of `tbkin finetune`", hint=hint)
+    rows = content["results"]
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{file}: holds no answers", hint=hint)
+    # What a result is: an answer beside those that people gave, or a box beside the target.
+    box, answer = ("box", "target", "iou"), ("answer", "answers")
+    has_box = isinstance(rows[0], dict) and any(name in rows[0] for name in box)
+    keys = ("image_id", "text", "type", "score", "probability", *(box if has_box else answer))
+    for number, row in enumerate(rows):
+        lacking = [name for name in keys if not isinstance(row, dict) or name not in row]
+        if lacking:
+            raise DataError(f"{file}: result {number} lacks {', '.join(lacking)}", hint=hint)
+    return content
+
+
+def choose_results(
+    rows: Sequence[dict[str, Any]], wrong: bool, limit: int, per_row: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Which results a sheet shows, by question type, the type with the most candidates first.
+
+    A type gets a row of the sheet at a time, those with the most candidates left first, so that few rows
+    show different types. Within a type the surest answers come first, of each image one before any second.
+
+    Args:
+        rows: All results.
+        wrong: Take the wrong ones alone.
+        limit: How many at most.
+        per_row: How many stand in a row.
+    """
+    by_type: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: -row["probability"]):
+        if not wrong or _is_wrong(row):
+            by_type.setdefault(row["type"], []).append(row)
+    counts = dict.fromkeys(sorted(by_type, key=lambda kind: (-len(by_type[kind]), kind)), 0)
+    left = limit
+    while left and any(counts[kind] < len(by_type[kind]) for kind in counts):
+        kind = min(counts, key=lambda kind: (counts[kind] >= len(by_type[kind]), counts[kind]))
+        taken = min(per_row, left, len(by_type[kind]) - counts[kind])
+        counts[kind] += taken
+        left -= taken
+    chosen = {}
+    for kind, count in counts.items():
+        seen: Counter[Any] = Counter()
+        turns = []  # of each row: how many of its image come before it
+        for row in by_type[kind]:
+            turns.append(seen[row["image_id"]])
+            seen[row["image_id"]] += 1
+        order = sorted(range(len(turns)), key=turns.__getitem__)
+        if count:
+            chosen[kind] = [by_type[kind][place] for place in order[:count]]
+    return chosen
+
+
+def _is_wrong(row: dict[str, Any]) -> bool:
+    """Whether an answer earns less than half of its point; a box earns all or nothing."""
+    return bool(row["score"] < 0.5)
+
+
+def _in_words(row: dict[str, Any]) -> tuple[str, str]:
+    """What was answered and what is right."""
+    if "box" in row:
+        return f"IoU {row['iou']:.2f} ({row['probability']:.2f})", ""
+    best = sorted(row["answers"], key=lambda answer: -row["answers"][answer])
+    return f"{row['answer']} ({row['probability']:.2f})", "" if not _is_wrong(row) else " / ".join(best[:3])
