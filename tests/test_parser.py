@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from factual import graph_tuples, parse_factual_graph, read_factual, score, tuple_f1
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
 from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb, plain_sides, shipped_lemmas
 from tbkin_core.parsing.decoding import decode_graphs
-from tbkin_core.parsing.factual import graph_tuples, parse_factual_graph, read_factual, score, tuple_f1
 from tbkin_core.parsing.network import (
     REMEMBERED_WORDS,
     GraphNetwork,

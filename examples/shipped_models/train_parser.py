@@ -35,6 +35,13 @@ from pathlib import Path
 
 import spacy
 from caption_rules import Lexicon, graph_from_parse
+from factual import (
+    Tuples,
+    graph_tuples,
+    lemmatize_phrase,
+    parse_factual_graph,
+    read_factual,
+)
 from lemma_tables import lemma_tables, wordnet
 from spacy.language import Language
 from spacy.tokenizer import Tokenizer
@@ -45,13 +52,6 @@ from spacy.util import compile_infix_regex, fix_random_seed, load_model_from_con
 from thinc.api import Config
 
 from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb
-from tbkin_core.parsing.factual import (
-    Tuples,
-    graph_tuples,
-    lemmatize_phrase,
-    parse_factual_graph,
-    read_factual,
-)
 from tbkin_core.parsing.text_graph import TextGraph
 
 ROOT = -1

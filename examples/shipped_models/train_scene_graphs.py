@@ -30,13 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from spacy.tokens import Doc
-from torch import nn
-from torch.nn import functional
-
-from tbkin_core.names.lexicon import plain_sides
-from tbkin_core.parsing.decoding import NUMBERS, decode_graphs
-from tbkin_core.parsing.factual import (
+from factual import (
     Tuples,
     graph_tuples,
     lemmatize_phrase,
@@ -44,6 +38,12 @@ from tbkin_core.parsing.factual import (
     read_factual,
     score,
 )
+from spacy.tokens import Doc
+from torch import nn
+from torch.nn import functional
+
+from tbkin_core.names.lexicon import plain_sides
+from tbkin_core.parsing.decoding import NUMBERS, decode_graphs
 from tbkin_core.parsing.network import (
     AFFIX_BUCKETS,
     JOINED,

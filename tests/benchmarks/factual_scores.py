@@ -8,10 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
-from tbkin_core.parsing.factual import graph_tuples, parse_factual_graph, read_factual, score
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "shipped_models"))
+
+from factual import graph_tuples, parse_factual_graph, read_factual, score
+
 from tbkin_core.parsing.parser import CaptionParser
 from tbkin_core.parsing.wording import WORDINGS
 
