@@ -78,7 +78,9 @@ def report_splits(
         hidden = None
         if image_dropout and model.config.use_regions:
             hidden = task.predict(model, replace(split.inputs, blind=True), device, batch_size)
-        _write_results(out, name, task, data, task.result_rows(split, predictions))
+        results = task.result_rows(split, predictions)
+        content = {"task": task.name, "split": name, "checkpoint": str(out), "data": str(data)}
+        write_json(out / f"results-{name}.json", {**content, "results": results}, indent=None)
         rows = task.report_rows(split, predictions, training, blind, hidden)
         report.entries += [report_entry(name, row, split.image_ids) for row in rows]
         # Test comes last among the splits, and is the one to show by type.
@@ -92,15 +94,8 @@ def report_entry(split: str, row: ReportRow, image_ids: Sequence[Any]) -> Report
     """An entry with its interval, from a row and the N images that its scores are of."""
     # Ids may be numbers and texts at once.
     low, high = bootstrap_interval(row.scores, [str(image_id) for image_id in image_ids])
-    return ReportEntry(
-        split=split,
-        model=row.model,
-        accuracy=float(row.scores.mean()),
-        n=len(row.scores),
-        order=row.order,
-        accuracy_low=low,
-        accuracy_high=high,
-    )
+    accuracy, count = float(row.scores.mean()), len(row.scores)
+    return ReportEntry(split, row.model, accuracy, count, row.order, low, high)
 
 
 def question_only_entries(results: Mapping[str, Any]) -> list[ReportEntry]:
@@ -116,11 +111,3 @@ def question_only_entries(results: Mapping[str, Any]) -> list[ReportEntry]:
                 if entry["order"] == OWN_ROW and counts.get(entry["split"]) == entry["n"]
             ]
     return []
-
-
-def _write_results(
-    out: Path, split: str, task: FinetuneTask, data: Path, rows: Sequence[dict[str, Any]]
-) -> None:
-    """Write what a model answered to each sample of a split."""
-    content = {"task": task.name, "split": split, "checkpoint": str(out), "data": str(data)}
-    write_json(out / f"results-{split}.json", {**content, "results": rows}, indent=None)

@@ -11,6 +11,7 @@ import numpy as np
 from tbkin_core.evaluation.attribution import DIRECTIONS
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
 from tbkin_core.results import SweepConclusion
+from tbkin_core.selection import Selection
 
 
 @dataclass(slots=True)
@@ -135,7 +136,6 @@ def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclu
     tried = sum(row["threshold"] != 0 for row in rows)
     # The best of many is best partly by luck: the level is divided by how many were tried (Bonferroni).
     differs = best["threshold"] != 0 and best["p_value"] * tried < 0.05 and best["difference"] > 0
-    name = row_name(best)
     seeds = len(best.get("accuracy_by_seed", [0]))
     noise = "noise" if not refit else f"the noise of images and {seeds} seeds"
     counted = f"{tried} setting{'s' if tried > 1 else ''} tried"
@@ -152,19 +152,13 @@ def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclu
     elif best["threshold"] == 0:
         text = f"the dense model is best ({dense['accuracy']:.2f} %); no threshold improves on it ({counted})"
     else:
+        name = Selection(best["selection"], best["threshold"]).name  # "relative τ = 0.3"
         verdict = "above" if differs else "but does not differ from"
         text = (
             f"{name} is best ({best['accuracy']:.2f} %), {verdict} dense ({dense['accuracy']:.2f} %) beyond"
             f" {noise} (p {p_text(best['p_value'], '= ')}, {counted})"
         )
     return SweepConclusion(best, differs, all_alike, text)
-
-
-def row_name(row: Mapping[str, Any]) -> str:
-    """ "relative τ = 0.3", for people."""
-    from tbkin_core.selection import Selection
-
-    return "dense" if row["threshold"] == 0 else Selection(row["selection"], row["threshold"]).name
 
 
 def p_text(p_value: float, equals: str = "") -> str:

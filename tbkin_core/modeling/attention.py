@@ -55,13 +55,10 @@ def scope_mask(
     if scope == "all":
         return None
     is_text = torch.arange(length, device=device) < text_length
-    text_to_image = is_text[:, None] & ~is_text[None, :]
-    image_to_text = ~is_text[:, None] & is_text[None, :]
-    if scope == "text-to-image":
-        return text_to_image
-    if scope == "image-to-text":
-        return image_to_text
-    return text_to_image | image_to_text
+    query, key = is_text[:, None], is_text[None, :]
+    if scope == "cross-modal":
+        return query != key
+    return query & ~key if scope == "text-to-image" else ~query & key
 
 
 def select_keys(scores: Tensor, rule: str, threshold: float, scope: Tensor | None = None) -> Tensor:

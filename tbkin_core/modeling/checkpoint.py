@@ -142,9 +142,8 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if directory.is_file():
         weights, config = _read_rosita(directory, None)
         # Which answer is which row is not in the file.
-        return {
-            name: value for name, value in weights.items() if "answer_decoder" not in name
-        }, config.to_dict()
+        weights = {name: value for name, value in weights.items() if "answer_decoder" not in name}
+        return weights, config.to_dict()
     if directory.is_dir() and not (directory / "config.json").is_file():
         raise CheckpointError(f"{path}: holds no model (no config.json)")
     if directory.is_dir() and "tbkin" in (directory / "config.json").read_text(encoding="utf-8"):
@@ -186,54 +185,46 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return bert_weights(bert.state_dict()), bert_config.to_dict()
 
 
-_ROSITA_PARTS = {
-    "text_embeddings": {
-        "word_embeddings": "tbkin.text_embeddings.word_embeddings",
-        "position_embeddings": "tbkin.text_embeddings.position_embeddings",
-        "token_type_embeddings": "tbkin.text_embeddings.token_type_embeddings",
-        "layer_norm": "tbkin.text_embeddings.layer_norm",
-    },
-    "visual_embeddings": {
-        "dense_imgfeat": "tbkin.region_embeddings.feature_projection",
-        "dense_bboxfeat": "tbkin.region_embeddings.geometry_projection",
-        "layer_norm": "tbkin.region_embeddings.layer_norm",
-    },
-    "pooler": {"dense": "tbkin.pooler"},
-    "text_mlm_head": {
-        "dense": "mlm_head.dense",
-        "layer_norm": "mlm_head.layer_norm",
-        "decode": "mlm_decoder",
-    },
-    "imgfeat_head": {
-        "dense": "region_head.dense",
-        "layer_norm": "region_head.layer_norm",
-        "dense_feat": "region_feature_decoder",
-        "dense_obj": "object_decoder",
-        "dense_attr": "attribute_decoder",
-    },
-    "mm_itm_head": {"dense": "itm_head"},
-    "mm_qa_head": {
-        "dense0": "answer_head.dense",
-        "layer_norm": "answer_head.layer_norm",
-        "dense1": "answer_decoder",
-    },
-    "mm_refs_head": {
-        "dense": "rec_head.dense",
-        "layer_norm": "rec_head.layer_norm",
-        "dense_rank": "score_decoder",
-        "dense_reg": "delta_decoder",
-    },
+# By module of a part of ROSITA, the module here; "text_mlm_head." has a bias of its own.
+_ROSITA_MODULES = {
+    "text_embeddings.word_embeddings": "tbkin.text_embeddings.word_embeddings",
+    "text_embeddings.position_embeddings": "tbkin.text_embeddings.position_embeddings",
+    "text_embeddings.token_type_embeddings": "tbkin.text_embeddings.token_type_embeddings",
+    "text_embeddings.layer_norm": "tbkin.text_embeddings.layer_norm",
+    "visual_embeddings.dense_imgfeat": "tbkin.region_embeddings.feature_projection",
+    "visual_embeddings.dense_bboxfeat": "tbkin.region_embeddings.geometry_projection",
+    "visual_embeddings.layer_norm": "tbkin.region_embeddings.layer_norm",
+    "pooler.dense": "tbkin.pooler",
+    "text_mlm_head.dense": "mlm_head.dense",
+    "text_mlm_head.layer_norm": "mlm_head.layer_norm",
+    "text_mlm_head.decode": "mlm_decoder",
+    "text_mlm_head.": "mlm_decoder",
+    "imgfeat_head.dense": "region_head.dense",
+    "imgfeat_head.layer_norm": "region_head.layer_norm",
+    "imgfeat_head.dense_feat": "region_feature_decoder",
+    "imgfeat_head.dense_obj": "object_decoder",
+    "imgfeat_head.dense_attr": "attribute_decoder",
+    "mm_itm_head.dense": "itm_head",
+    "mm_qa_head.dense0": "answer_head.dense",
+    "mm_qa_head.layer_norm": "answer_head.layer_norm",
+    "mm_qa_head.dense1": "answer_decoder",
+    "mm_refs_head.dense": "rec_head.dense",
+    "mm_refs_head.layer_norm": "rec_head.layer_norm",
+    "mm_refs_head.dense_rank": "score_decoder",
+    "mm_refs_head.dense_reg": "delta_decoder",
 }
-_ROSITA_LAYER = {
-    "mhatt.dense_q": "query",
-    "mhatt.dense_k": "key",
-    "mhatt.dense_v": "value",
-    "mhatt.dense_merge": "attention_output",
-    "layer_norm0": "attention_norm",
-    "ffn.dense0": "intermediate",
-    "ffn.dense1": "output",
-    "layer_norm1": "output_norm",
+# By module of a layer here, its names in BERT and in ROSITA.
+_LAYER = {
+    "query": ("attention.self.query", "mhatt.dense_q"),
+    "key": ("attention.self.key", "mhatt.dense_k"),
+    "value": ("attention.self.value", "mhatt.dense_v"),
+    "attention_output": ("attention.output.dense", "mhatt.dense_merge"),
+    "attention_norm": ("attention.output.LayerNorm", "layer_norm0"),
+    "intermediate": ("intermediate.dense", "ffn.dense0"),
+    "output": ("output.dense", "ffn.dense1"),
+    "output_norm": ("output.LayerNorm", "layer_norm1"),
 }
+_BERT_LAYER, _ROSITA_LAYER = ({names[place]: own for own, names in _LAYER.items()} for place in (0, 1))
 _ROSITA_HEADS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "pretraining": (TbkinForPreTraining, ("text_mlm_head", "imgfeat_head", "mm_itm_head")),
     "vqa": (TbkinForVqa, ("mm_qa_head",)),
@@ -266,12 +257,8 @@ def import_rosita(path: Path | str, head: str = "pretraining", attention_heads: 
     weights, config = _read_rosita(Path(path), attention_heads, parts)
     model = kind(config)
     own = model.state_dict()
-    unfit = [
-        name
-        for name, value in own.items()
-        if not name.endswith(("feature_mean", "feature_scale"))
-        and (name not in weights or weights[name].shape != value.shape)
-    ]
+    needed = {name for name in own if not name.endswith(("feature_mean", "feature_scale"))}
+    unfit = [it for it in own if it in needed and (it not in weights or weights[it].shape != own[it].shape)]
     if unfit:
         raise CheckpointError(
             f"{path}: {len(unfit)} weights of a {head} model are missing or of another shape,"
@@ -306,19 +293,16 @@ def _read_rosita(
             hint="the published rosita-base.pkl holds the pretraining heads; a fine-tuned one holds its own",
         )
     weights: dict[str, Tensor] = {}
-    for part, names in _ROSITA_PARTS.items():
+    for part in dict.fromkeys(module.partition(".")[0] for module in _ROSITA_MODULES):
         for name, value in content.get(part, {}).items():
             module, _, kind = name.rpartition(".")
-            if module in names:
-                weights[f"{names[module]}.{kind}"] = value
-            elif (part, name) == ("text_mlm_head", "bias"):
-                weights["mlm_decoder.bias"] = value
+            if own := _ROSITA_MODULES.get(f"{part}.{module}"):
+                weights[f"{own}.{kind}"] = value.float()
     for name, value in content["backbone"].items():
         _, number, rest = name.split(".", 2)
         module, _, kind = rest.rpartition(".")
         if module in _ROSITA_LAYER:
-            weights[f"tbkin.encoder.layers.{number}.{_ROSITA_LAYER[module]}.{kind}"] = value
-    weights = {name: value.float() for name, value in weights.items()}
+            weights[f"tbkin.encoder.layers.{number}.{_ROSITA_LAYER[module]}.{kind}"] = value.float()
 
     def rows(name: str, default: int) -> int:
         return int(weights[name].shape[0]) if name in weights else default
@@ -347,26 +331,15 @@ def _read_rosita(
 def bert_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of a BERT model to tbkin's; what has no counterpart is left out."""
     renamed = {}
-    layer_names = {
-        "attention.self.query": "query",
-        "attention.self.key": "key",
-        "attention.self.value": "value",
-        "attention.output.dense": "attention_output",
-        "attention.output.LayerNorm": "attention_norm",
-        "intermediate.dense": "intermediate",
-        "output.dense": "output",
-        "output.LayerNorm": "output_norm",
-    }
     for name, value in weights.items():
-        name = name.removeprefix("bert.")
-        module, _, kind = name.rpartition(".")
+        module, _, kind = name.removeprefix("bert.").rpartition(".")
         if module.startswith("embeddings."):
             part = module.removeprefix("embeddings.").replace("LayerNorm", "layer_norm")
             renamed[f"tbkin.text_embeddings.{part}.{kind}"] = value
         elif module.startswith("encoder.layer."):
             number, _, part = module.removeprefix("encoder.layer.").partition(".")
-            if part in layer_names:
-                renamed[f"tbkin.encoder.layers.{number}.{layer_names[part]}.{kind}"] = value
+            if part in _BERT_LAYER:
+                renamed[f"tbkin.encoder.layers.{number}.{_BERT_LAYER[part]}.{kind}"] = value
         elif module == "pooler.dense":
             renamed[f"tbkin.pooler.{kind}"] = value
     renamed.pop("tbkin.text_embeddings.position_ids", None)
@@ -398,9 +371,9 @@ def apply_init(model: PreTrainedModel, weights: Mapping[str, Tensor], source: st
         elif name.startswith("tbkin."):
             differing.append(f"{name} {tuple(value.shape)} instead of {tuple(target.shape)}")
     if differing:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise CheckpointError(
-            f"init {source}: {differing[0]}"
-            + (f" and {len(differing) - 1} more" if len(differing) > 1 else ""),
+            f"init {source}: {differing[0]}{more}",
             hint="features of another size or a model of another size: extract features as that model's were,"
             " or use --init none",
         )

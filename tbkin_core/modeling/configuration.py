@@ -8,21 +8,9 @@ from transformers import PretrainedConfig
 
 from tbkin_core.selection import Selection
 
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
-    "small": {
-        "hidden_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 1024,
-    },
-    "base": {
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-    },
-}
+_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_SHAPES = {"tiny": (128, 2, 4, 512), "small": (256, 4, 4, 1024), "base": (768, 12, 12, 3072)}
+SIZES = {size: dict(zip(_SHAPE, shape, strict=True)) for size, shape in _SHAPES.items()}
 
 
 class TbkinConfig(PretrainedConfig):
@@ -83,10 +71,8 @@ class TbkinConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
+        self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.max_position_embeddings = max_position_embeddings
@@ -97,28 +83,21 @@ class TbkinConfig(PretrainedConfig):
         self.num_object_classes = num_object_classes
         self.num_attribute_classes = num_attribute_classes
         self.num_answers = num_answers
-        self.threshold = threshold
-        self.selection = selection
-        self.threshold_layers = threshold_layers
-        self.threshold_scope = threshold_scope
+        self.selection, self.threshold = selection, threshold
+        self.threshold_layers, self.threshold_scope = threshold_layers, threshold_scope
         self.straight_through = straight_through
         self.use_regions = use_regions
         self.extractor = extractor
-        self.max_regions = max_regions
-        self.max_text_tokens = max_text_tokens
+        self.max_regions, self.max_text_tokens = max_regions, max_text_tokens
         self.pad_token_id = pad_token_id
         self.tie_word_embeddings = tie_word_embeddings
         super().__init__(**kwargs)
 
     def attention_selection(self) -> Selection:
         """The selection rule as attention takes it; ConfigError where a value is out of range."""
-        return Selection(
-            rule=self.selection,
-            threshold=self.threshold,
-            layers=None if self.threshold_layers is None else tuple(self.threshold_layers),
-            scope=self.threshold_scope,
-            straight_through=self.straight_through,
-        )
+        layers = None if self.threshold_layers is None else tuple(self.threshold_layers)
+        scope, straight_through = self.threshold_scope, self.straight_through
+        return Selection(self.selection, self.threshold, layers, scope, straight_through)
 
     def answers(self) -> list[str]:
         """The answers of the VQA head, in the order of its outputs."""

@@ -24,7 +24,7 @@ from tbkin_core.errors import ConfigError
 from tbkin_core.evaluation.attribution import AttentionMeter
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
-from tbkin_core.tasks.table import TASKS, Presentation, presentation_of
+from tbkin_core.tasks.table import TASKS, Presentation
 from tbkin_core.texts.table import TextTable, encode_texts
 
 if TYPE_CHECKING:
@@ -122,23 +122,15 @@ class Inputs:
     def batch(self, indices: NDArray, regions: RegionBatch | None = None) -> Batch:
         """The model's inputs for some samples, as arrays."""
         input_ids, attention_mask, _ = self.table.padded(indices)
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.blind:
             shape = (len(indices), 1)
-            return {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "region_features": np.zeros((*shape, self.store.feature_size), np.float32),
-                "region_geometry": np.zeros((*shape, 5), np.float32),
-                "region_mask": np.zeros(shape, np.bool_),
-            }
-        regions = regions or self.regions(indices)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "region_features": regions.features,
-            "region_geometry": regions.geometry,
-            "region_mask": regions.mask,
-        }
+            features = np.zeros((*shape, self.store.feature_size), np.float32)
+            geometry, mask = np.zeros((*shape, 5), np.float32), np.zeros(shape, np.bool_)
+        else:
+            regions = regions or self.regions(indices)
+            features, geometry, mask = regions.features, regions.geometry, regions.mask
+        return {**texts, "region_features": features, "region_geometry": geometry, "region_mask": mask}
 
     def fingerprint(self) -> int:
         """A number that changes with the texts, their order, and their images."""
@@ -159,23 +151,17 @@ def run_batches(
     """The model's output for all samples, batch by batch, with the samples' positions."""
     with torch.inference_mode():
         for indices in evaluation_order(inputs, batch_size):
-            batch = to_device(inputs.batch(indices), device)
-            yield indices, model(**batch)
+            yield indices, model(**to_device(inputs.batch(indices), device))
 
 
 def accuracy_and_kept(
     model: Any, accuracy: Callable[[Any], float], inputs: Inputs, batch_size: int
 ) -> dict[str, float]:
-    """Accuracy, and the shares of attention that the model's selection keeps, measured on the way.
+    """Accuracy, and where the selection drops anything the shares of attention that it keeps.
 
     Args:
         model: In evaluation mode.
-        accuracy: Of a model, by one pass over `inputs`.
-        inputs: What it is measured on.
-        batch_size: Of that pass.
-
-    Returns:
-        "accuracy"; where the selection drops anything also `AttentionMeter.shares`.
+        accuracy: Of a model, by one pass over `inputs` in batches of `batch_size`.
     """
     if not model.tbkin.selection.threshold:
         return {"accuracy": accuracy(model)}
@@ -244,7 +230,7 @@ class Objective(Protocol):
     uses_all_weights: bool  # whether every weight of the model takes part in the loss
 
     def lengths(self) -> NDArray:
-        """(M,) text length of each training sample."""
+        """(M,) length of each training sample."""
 
     def samples(self, epoch: int) -> NDArray[np.int64]:
         """(N,) numbers of the samples of an epoch, below M; N is the same in every epoch."""
@@ -281,8 +267,8 @@ class LearningPlan(Protocol):
     def blind_epochs(self) -> int: ...
 
 
-class FinetuneObjective(ABC):
-    """An `Objective` over the samples of a split that have something to learn.
+class FinetuneObjective(Objective):
+    """The objective over the samples of a split that have something to learn.
 
     Args:
         task: The task.
@@ -299,7 +285,7 @@ class FinetuneObjective(ABC):
     uses_all_weights = True
 
     def __init__(
-        self, task: FinetuneTask, train: Any, validation: Any, rows: NDArray[np.int64], batch_size: int
+        self, task: FinetuneTask, train: Any, validation: Any, rows: NDArray, batch_size: int
     ) -> None:
         self.task, self.name = task, task.name
         self.train, self.validation = train, validation
@@ -311,28 +297,13 @@ class FinetuneObjective(ABC):
     def targets_checksum(self) -> int:
         """A number that changes with what is to be learnt."""
 
-    @abstractmethod
-    def named(self, rows: NDArray) -> str: ...
-
-    @abstractmethod
-    def collate(self, rows: NDArray, epoch: int) -> Batch: ...
-
-    @abstractmethod
-    def targets(self, batch: Batch, epoch: int) -> dict[str, float]: ...
-
-    @abstractmethod
-    def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]: ...
-
     def fingerprint(self) -> str:
-        """Changes with the samples and their targets."""
         return f"{self.train.inputs.fingerprint()}-{self.targets_checksum()}"
 
     def lengths(self) -> NDArray:
-        """(M,) length of each training sample."""
         return self.train.inputs.lengths()[self.rows]
 
     def samples(self, epoch: int) -> NDArray[np.int64]:
-        """All of them, in every epoch."""
         return np.arange(len(self.rows))
 
     def accuracy(self, model: Any, inputs: Inputs, device: torch.device) -> float:
@@ -345,9 +316,7 @@ class FinetuneObjective(ABC):
         if self.validation is None:
             return {}
         inputs = self.validation.inputs
-        return accuracy_and_kept(
-            model, lambda meter: self.accuracy(meter, inputs, device), inputs, self.batch_size
-        )
+        return accuracy_and_kept(model, lambda it: self.accuracy(it, inputs, device), inputs, self.batch_size)
 
     def kept_configuration(self, model: Any) -> AbstractContextManager[None]:
         """While the model is written its configuration says what the last evaluation found."""
@@ -419,7 +388,7 @@ class Task(ABC):
     @property
     def presentation(self) -> Presentation:
         """How its answers are shown."""
-        return presentation_of(self.name)
+        return TASKS[self.name].presentation
 
     @abstractmethod
     def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:

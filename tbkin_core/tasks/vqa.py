@@ -109,17 +109,12 @@ class VqaTask(FinetuneTask[Question]):
         for name in self.split_names(dataset, subset):
             questions = self.split_samples(dataset, name, subset)
             answered = [item for item in questions if item.answers]
-            if answered and len(answered) < len(questions):
-                lacking = len(questions) - len(answered)
+            if lacking := len(questions) - len(answered) if answered else 0:
                 notes.append(f"{name}: {lacking} of {len(questions)} questions have no answers (left out)")
-                questions = answered
             if questions:
-                splits[name] = questions
-        silent = [
-            name
-            for name, questions in splits.items()
-            if not name.startswith("test") and not any(item.answers for item in questions)
-        ]
+                splits[name] = answered or questions
+        # Either all questions of a split have answers by now, or none has.
+        silent = [name for name in splits if not name.startswith("test") and not splits[name][0].answers]
         notes += [f"{name}: none of its questions has answers (not used)" for name in silent]
         return SampleSet(splits, silent, notes=notes)
 
@@ -135,18 +130,15 @@ class VqaTask(FinetuneTask[Question]):
     # ---- model ----
 
     def build_head(self, training: Sequence[Question], config: FinetuneConfig) -> Head:
-        answers, minimum = (
-            (load_answers(config.answers), 0)
-            if config.answers is not None
-            else answer_vocabulary(training, config.min_answer_count)
-        )
-        values = {
-            "num_answers": len(answers),
-            "id2label": dict(enumerate(answers)),
-            "label2id": {answer: number for number, answer in enumerate(answers)},
-            "use_regions": not config.blind,
-        }
-        return Head(values, len(answers), f"{len(answers)} answers (given to at least {minimum} questions)")
+        if config.answers is not None:
+            answers, minimum = load_answers(config.answers), 0
+        else:
+            answers, minimum = answer_vocabulary(training, config.min_answer_count)
+        names = dict(enumerate(answers))
+        numbers = {answer: number for number, answer in names.items()}
+        values = {"num_answers": len(answers), "id2label": names, "label2id": numbers}
+        note = f"{len(answers)} answers (given to at least {minimum} questions)"
+        return Head({**values, "use_regions": not config.blind}, len(answers), note)
 
     def build_split(self, samples: Sequence[Question], source: InputSource, blind: bool = False) -> VqaSplit:
         kept = [item for item in samples if item.image_id in source.store]
@@ -163,32 +155,24 @@ class VqaTask(FinetuneTask[Question]):
             certain = all(len(scores) == 1 for scores in train.scores)
             kl_epochs = plan.epochs if certain else plan.epochs // 3
         validation: Any = splits.get("val")
-        objective = VqaObjective(
-            train,
-            validation if validation is not None and self.scored(validation) else None,
-            list(head.values["id2label"].values()),
-            kl_epochs,
-            plan.batch_size,
-            config.seed,
-            plan.image_dropout,
-            plan.blind_epochs,
-        )
-        counts: dict[str, int] = {}
-        for name, questions in splits.items():
-            count, total = without_known_answer(questions, objective.answers), len(questions)
-            if count:
-                counts[name] = count
-                effect = "skipped" if name == "train" else "never answered rightly"
-                objective.notes.append(
-                    f"{name}: {count} of {total} questions ({count / total:.1%}) have no answer among the"
-                    f" {head.outcomes} that are learnt; {effect}"
-                )
-        objective.values["without_known_answer"] = counts
+        if validation is not None and not self.scored(validation):
+            validation = None
+        answers = list(head.values["id2label"].values())
+        hidden = config.seed, plan.image_dropout, plan.blind_epochs
+        objective = VqaObjective(train, validation, answers, kl_epochs, plan.batch_size, *hidden)
+        counts = {name: without_known_answer(questions, answers) for name, questions in splits.items()}
+        objective.values["without_known_answer"] = {name: count for name, count in counts.items() if count}
+        for name, count in objective.values["without_known_answer"].items():
+            total = len(splits[name])
+            effect = "skipped" if name == "train" else "never answered rightly"
+            objective.notes.append(
+                f"{name}: {count} of {total} questions ({count / total:.1%}) have no answer among the"
+                f" {head.outcomes} that are learnt; {effect}"
+            )
         return objective
 
     def predict(self, model: Any, inputs: Inputs, device: torch.device, batch_size: int) -> Answers:
-        chosen = np.zeros(len(inputs), np.int64)
-        probability = np.zeros(len(inputs), np.float32)
+        chosen, probability = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), np.float32)
         for indices, output in run_batches(model, inputs, device, batch_size):
             best = output.vqa_logits.float().softmax(dim=-1).max(dim=-1)
             chosen[indices] = best.indices.cpu().numpy()
@@ -196,26 +180,23 @@ class VqaTask(FinetuneTask[Question]):
         answers = model.config.answers()
         return Answers([answers[number] for number in chosen], probability)
 
-    def scores(self, split: Split, predictions: Answers) -> NDArray[np.float64]:
+    def scores(self, split: Any, predictions: Answers) -> NDArray[np.float64]:
         def score(question: Question, scores: dict[str, float], answer: str) -> float:
             # What normalisation leaves alone needs no normalising; the scores of the targets then suffice.
             if not question.answers or normalize_answer(answer) == answer:
                 return scores.get(answer, 0.0)
             return answer_accuracy(answer, question.answers)
 
-        known: Any = split
-        entries = zip(known.samples, known.scores, predictions.answers, strict=True)
+        entries = zip(split.samples, split.scores, predictions.answers, strict=True)
         return np.array([score(*entry) for entry in entries], np.float64)
 
     # ---- results ----
 
-    def scored(self, split: Split) -> bool:
-        known: Any = split
-        return any(known.scores)
+    def scored(self, split: Any) -> bool:
+        return any(split.scores)
 
-    def result_rows(self, split: Split, predictions: Answers) -> list[dict[str, Any]]:
+    def result_rows(self, split: Any, predictions: Answers) -> list[dict[str, Any]]:
         accuracy = official_accuracy(split, predictions.answers).per_question
-        known: Any = split
         return [
             {
                 "question_id": item.question_id,
@@ -228,65 +209,52 @@ class VqaTask(FinetuneTask[Question]):
                 "score": round(accuracy[item.question_id] / 100, 4),
             }
             for item, answer, certainty, scores in zip(
-                known.samples, predictions.answers, predictions.probability, known.scores, strict=True
+                split.samples, predictions.answers, predictions.probability, split.scores, strict=True
             )
         ]
 
     def report_rows(
-        self,
-        split: Split,
-        predictions: Answers,
-        training: Sequence[Question],
-        blind: bool,
-        hidden: Answers | None,
+        self, split: Any, predictions: Answers, training: Sequence[Question], blind: bool, hidden: Any
     ) -> list[ReportRow]:
         def row(name: str, answers: Sequence[str], order: int) -> ReportRow:
             accuracy = official_accuracy(split, answers).per_question
             return ReportRow(name, np.array([accuracy[item.question_id] for item in split.samples]), order)
 
         label = "this model, without the image" if blind else "this model"
+        majority = answer_vocabulary(training, 1)[0][0]
         return [
             *([row("this model, image hidden", hidden.answers, 2)] if hidden is not None else []),
-            row("majority answer", [majority_answer(training)] * len(split), 0),
+            row("majority answer", [majority] * len(split), 0),
             row(label, predictions.answers, OWN_ROW),
         ]
 
     def by_type(self, split: Split, predictions: Answers) -> dict[str, Any]:
         accuracy = official_accuracy(split, predictions.answers)
-        return {
-            "per_question_type": accuracy.per_question_type,
-            "per_answer_type": accuracy.per_answer_type,
-        }
+        return {"per_question_type": accuracy.per_question_type, "per_answer_type": accuracy.per_answer_type}
 
     def prediction_rows(
         self, model: Any, samples: Sequence[Question], split: Split, predictions: Answers
     ) -> tuple[list[dict[str, Any]], str]:
-        known = {
-            item.question_id: answer for item, answer in zip(split.samples, predictions.answers, strict=True)
-        }
+        known = dict(zip([item.question_id for item in split.samples], predictions.answers, strict=True))
         # Servers want all questions answered; the first answer is the commonest in training.
         usual = model.config.answers()[0]
-        rows = [
-            {"question_id": item.question_id, "answer": known.get(item.question_id, usual)}
-            for item in samples
-        ]
+        ids = [item.question_id for item in samples]
+        rows = [{"question_id": number, "answer": known.get(number, usual)} for number in ids]
         return rows, f"are answered {usual!r}"
 
     def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:
         answers = model.config.answers()
         best = output.vqa_logits[0].float().softmax(dim=-1).topk(min(top, len(answers)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return Shown([(answers[number], value) for number, value in pairs])
+        names = [answers[number] for number in best.indices.tolist()]
+        return Shown(list(zip(names, best.values.tolist(), strict=True)))
 
 
 class VqaObjective(FinetuneObjective):
     """What a VQA model learns.
 
     Args:
-        train, validation: Splits.
         answers: What can be answered, in the order of the model's outputs.
         kl_epochs: Epochs with the KL loss before the BCE loss.
-        batch_size: Samples at once in evaluation.
         seed: Decides with the epoch which images are hidden.
         image_dropout: Share of the questions of an epoch that are learnt without any region. The model then
             also answers from the question alone, and is measured both ways: `ignores_image` says whether the
@@ -364,10 +332,7 @@ class VqaObjective(FinetuneObjective):
             without = self.accuracy(model, replace(self.validation.inputs, blind=True), device)
             # Where the regions only mislead, the model is kept as one that answers without them.
             self.ignores_image = without > values["accuracy"]
-            values |= {
-                "accuracy_without_image": without,
-                "best_accuracy": max(without, values["accuracy"]),
-            }
+            values |= {"accuracy_without_image": without, "best_accuracy": max(without, values["accuracy"])}
         return values
 
     @contextlib.contextmanager
@@ -431,15 +396,9 @@ def load_answers(path: Path) -> list[str]:
         content = list(content)
     if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
         raise DataError(f"{path}: is no list of answers", hint='expected JSON such as ["yes", "no", "2"]')
-    answers = list(dict.fromkeys(answer for answer in content if answer.strip()))
-    if not answers:
-        raise DataError(f"{path}: holds no answers", hint='expected JSON such as ["yes", "no", "2"]')
-    return answers
-
-
-def majority_answer(questions: Sequence[Question]) -> str:
-    """The most common answer of the training questions."""
-    return answer_vocabulary(questions, 1)[0][0]
+    if answers := list(dict.fromkeys(answer for answer in content if answer.strip())):
+        return answers
+    raise DataError(f"{path}: holds no answers", hint='expected JSON such as ["yes", "no", "2"]')
 
 
 def without_known_answer(split: Any, answers: Sequence[str]) -> int:
@@ -453,22 +412,14 @@ def without_known_answer(split: Any, answers: Sequence[str]) -> int:
 
 def official_accuracy(split: Split, predicted: Sequence[str]) -> VqaAccuracy:
     """The official VQA accuracy of predicted answers, overall and by type."""
-    questions = [
-        {"question_id": item.question_id, "image_id": item.image_id, "question": item.question}
-        for item in split.samples
-    ]
+    names = ("question_id", "question_type", "answer_type")
     annotations = [
-        {
-            "question_id": item.question_id,
-            "image_id": item.image_id,
-            "question_type": item.question_type,
-            "answer_type": item.answer_type,
-            "answers": [{"answer": answer} for answer in item.answers],
-        }
+        {**{name: getattr(item, name) for name in names}, "answers": [{"answer": it} for it in item.answers]}
         for item in split.samples
     ]
     results = [
         {"question_id": item.question_id, "answer": answer}
         for item, answer in zip(split.samples, predicted, strict=True)
     ]
-    return vqa_accuracy(questions, annotations, results)
+    # Of the questions it asks for their numbers alone.
+    return vqa_accuracy(annotations, annotations, results)

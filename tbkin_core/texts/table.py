@@ -75,16 +75,15 @@ def encode_texts(
         long[number] = len(text) > 1 and piece not in SPECIAL_TOKENS
         letter[number] = len(text) == 1 and text.isalnum()
     separator = tokenizer.token_to_id("[SEP]") or 0
-    ids: list[NDArray] = []
-    words: list[NDArray] = []
+    ids = [np.zeros(0, np.int32)]
+    words = [np.zeros(0, np.int32)]
     lengths: list[int] = []
     unknown = np.zeros(len(texts), np.bool_)
     cut = 0
     for begin in range(0, len(texts), 4096):
         # As lists: a pretokenised tuple of two would be taken for a pair of texts.
         chunk = [text if isinstance(text, str) else list(text) for text in texts[begin : begin + 4096]]
-        own: list[NDArray] = []
-        own_words: list[NDArray] = []
+        own: list[tuple[NDArray, NDArray]] = []
         for index, encoding in enumerate(tokenizer.encode_batch(chunk, is_pretokenized=pretokenized)):
             pieces = np.array(encoding.ids, np.int32)
             word = np.array([-1 if number is None else number for number in encoding.word_ids], np.int32)
@@ -95,15 +94,8 @@ def encode_texts(
             inside = word >= 0
             alone = np.bincount(word[inside], minlength=1)[word] == 1  # a word of one piece
             unknown[begin + index] = not np.any(inside & (long[pieces] | (letter[pieces] & alone)))
-            own.append(pieces)
-            own_words.append(word)
-        lengths += map(len, own)
-        ids.append(np.concatenate(own))
-        words.append(np.concatenate(own_words))
-    return TextTable(
-        ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
-        word_ids=np.concatenate(words) if words else np.zeros(0, np.int32),
-        offsets=ragged_offsets(lengths),
-        cut=cut,
-        unknown=unknown,
-    )
+            own.append((pieces, word))
+        lengths += [len(pieces) for pieces, _ in own]
+        ids.append(np.concatenate([pieces for pieces, _ in own]))
+        words.append(np.concatenate([word for _, word in own]))
+    return TextTable(np.concatenate(ids), np.concatenate(words), ragged_offsets(lengths), cut, unknown)

@@ -39,14 +39,11 @@ def build_tokenizer(texts: Iterable[str], limit: int = MAX_VOCABULARY) -> Tokeni
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(words_of(text))
-    characters = sorted(
-        {character for word in counts for character in word} | set("abcdefghijklmnopqrstuvwxyz0123456789?'.,")
-    )
+    characters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789?'.,").union(*counts))
     pieces = [*characters, *(f"##{character}" for character in characters)]
     known = set(pieces)
     words = sorted((word for word in counts if word not in known), key=lambda word: (-counts[word], word))
-    vocabulary = [*SPECIAL_TOKENS, *pieces, *words][:limit]
-    return tokenizer_of(vocabulary)
+    return tokenizer_of([*SPECIAL_TOKENS, *pieces, *words][:limit])
 
 
 def tokenizer_of(vocabulary: Sequence[str]) -> Tokenizer:

@@ -21,11 +21,7 @@ _PROJECTION = "tbkin.region_embeddings.feature_projection.weight"
 
 
 def build_model(
-    kind: Any,
-    plan: TrainingPlan,
-    start: Start,
-    parts: Sequence[tuple[FeatureStore, NDArray]],
-    **values: Any,
+    kind: Any, plan: TrainingPlan, start: Start, parts: Sequence[tuple[FeatureStore, NDArray]], **values: Any
 ) -> Any:
     """A model with its initial weights; region features are standardised by those of the training images.
 
@@ -63,12 +59,10 @@ def _model_config(
     plan: TrainingPlan, start: Start, store: FeatureStore, values: dict[str, Any]
 ) -> TbkinConfig:
     shape: dict[str, Any] = dict(SIZES[plan.size])
-    longest = 512
+    longest = 128 if plan.max_text_tokens <= 128 else 512
     if start.values is not None:
         shape = {name: start.values[name] for name in shape}
-        longest = start.values.get("max_position_embeddings", longest)
-    elif plan.max_text_tokens <= 128:
-        longest = 128
+        longest = start.values.get("max_position_embeddings", 512)
     if plan.max_text_tokens > longest:
         raise ConfigError(f"max_text_tokens: expected at most {longest}, got {plan.max_text_tokens}")
     config = TbkinConfig(

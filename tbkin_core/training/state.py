@@ -14,6 +14,18 @@ from tbkin_core.errors import CheckpointError, TbkinError
 from tbkin_core.support.files import atomic_directory, read_json, write_json
 from tbkin_core.training.step import Learner
 
+# What reading a state raises where a file of it is missing, cut short or no such thing.
+_BROKEN = (
+    TbkinError,
+    OSError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    EOFError,
+    pickle.UnpicklingError,
+)
+
 
 @dataclass(slots=True)
 class Progress:
@@ -80,31 +92,19 @@ def load_state(path: Path, learner: Learner, fingerprint: str) -> Progress:
     """
     try:
         content = read_json(path / "progress.json")
-        found = content.pop("fingerprint")
-        if found != fingerprint:
-            raise CheckpointError(
-                f"{path}: belongs to a run with other data or settings",
-                hint="use --overwrite to begin anew, or --out DIR for another place",
+        if content.pop("fingerprint") == fingerprint:
+            weights, moments = (
+                torch.load(path / name, map_location=learner.device, weights_only=True)
+                for name in ("model.pt", "optimizer.pt")
             )
-        weights, moments = (
-            torch.load(path / name, map_location=learner.device, weights_only=True)
-            for name in ("model.pt", "optimizer.pt")
-        )
-        where = Progress(**content)
-        learner.restore(weights, moments)
-    except CheckpointError:
-        raise
-    except (
-        TbkinError,
-        OSError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:
+            where = Progress(**content)
+            learner.restore(weights, moments)
+            return where
+    except _BROKEN as error:
         raise CheckpointError(
             f"{path}: the state to resume from cannot be read ({error})", hint="use --overwrite to begin anew"
         ) from error
-    return where
+    raise CheckpointError(
+        f"{path}: belongs to a run with other data or settings",
+        hint="use --overwrite to begin anew, or --out DIR for another place",
+    )
