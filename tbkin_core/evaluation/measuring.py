@@ -14,7 +14,7 @@ from tbkin_core.evaluation.sweep import Measurement, Samples
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.selection import Selection
-from tbkin_core.tasks.base import FinetuneTask, InputSource, Split, evaluation_order, to_device
+from tbkin_core.tasks.base import FinetuneTask, InputSource, evaluation_order, to_device
 from tbkin_core.training.start import check_feature_kind
 
 DENSE = ("dense", 0.0)
@@ -29,17 +29,10 @@ class Evaluation:
     """Evaluates models on one split: `use` chooses the model, calling it measures a selection.
 
     Args:
-        task: The task.
         items: By seed: samples that can be scored, all with features.
         store: Their features.
-        device: Where to evaluate.
         batch_size: Samples at once.
     """
-
-    model: Any
-    split: Split
-    seed: int
-    trained: float
 
     def __init__(
         self,
@@ -83,13 +76,7 @@ class Evaluation:
         predictions = self.task.predict(meter, inputs, self.device, self.batch_size)
         seconds = time.perf_counter() - started
         scores = self.task.scores(self.split, predictions)
-        return Measurement(
-            DENSE[0] if selection.threshold == 0 else selection.rule,
-            float(selection.threshold),
-            self.seed,
-            [round(float(score), 6) for score in scores],
-            meter.kept(),
-            meter.entropy(),
-            seconds,
-            self.trained,
-        )
+        name = DENSE[0] if selection.threshold == 0 else selection.rule
+        rounded = [round(float(score), 6) for score in scores]
+        found = rounded, meter.kept(), meter.entropy(), seconds
+        return Measurement(name, float(selection.threshold), self.seed, *found, self.trained)

@@ -22,17 +22,11 @@ from tbkin_core.tasks.base import OWN_ROW, FinetuneTask, ReportRow, Split
 
 @dataclass(slots=True)
 class Report:
-    """What a model is worth on all splits.
-
-    Attributes:
-        entries: Rows.
-        values: Accuracies by type on the split that is reported last.
-        notes: What is worth knowing, one line each.
-    """
+    """What a model is worth on all splits."""
 
     entries: list[ReportEntry] = field(default_factory=list)
-    values: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)  # accuracies by type on the split reported last
+    notes: list[str] = field(default_factory=list)  # what is worth knowing, one line each
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -56,11 +50,8 @@ def report_splits(
     """Evaluate a model on splits and write what it answered to each sample.
 
     Args:
-        task: The task.
         model: In evaluation mode, on the device.
-        splits: Splits to report on, by name.
         training: Training samples, for baselines.
-        device: Where to evaluate.
         batch_size: Samples at once.
         blind: Whether the model never saw an image.
         image_dropout: Share of the samples that it learnt without one.

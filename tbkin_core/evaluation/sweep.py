@@ -24,27 +24,16 @@ class Samples:
 
 @dataclass(slots=True)
 class Measurement:
-    """One model under one selection over all samples.
+    """One model under one selection over all samples."""
 
-    Attributes:
-        selection: Name of the rule; "dense" for threshold 0.
-        threshold: τ.
-        seed: Of the training run; one number where the same weights are evaluated throughout.
-        scores: N scores in [0, 1].
-        kept: For each direction, a (kept, total) pair a layer, over some of the samples.
-        entropy: Mean entropy of attention in nats, over the same samples.
-        seconds: What the evaluation took.
-        trained: When the weights were written.
-    """
-
-    selection: str
-    threshold: float
-    seed: int
-    scores: list[float]
-    kept: dict[str, list[list[float]]]
-    entropy: float
-    seconds: float
-    trained: float = 0.0
+    selection: str  # name of the rule; "dense" for threshold 0
+    threshold: float  # τ
+    seed: int  # of the training run; one number where the same weights are evaluated throughout
+    scores: list[float]  # N scores in [0, 1]
+    kept: dict[str, list[list[float]]]  # by direction, a (kept, total) pair a layer, over some samples
+    entropy: float  # mean entropy of attention in nats, over the same samples
+    seconds: float  # what the evaluation took
+    trained: float = 0.0  # when the weights were written
 
     @property
     def key(self) -> tuple[str, float]:
@@ -90,9 +79,8 @@ def summarise(
             "selection": key[0],
             "threshold": key[1],
             "accuracy": 100 * float(scores.mean()),
-            "accuracy_low": 100 * max(low, 0.0),
-            "accuracy_high": 100 * min(high, 1.0),
         }
+        row |= {"accuracy_low": 100 * max(low, 0.0), "accuracy_high": 100 * min(high, 1.0)}
         if len(seeds) > 1:
             each = [100 * float(np.mean(entry.scores)) for entry in entries]
             row |= {"accuracy_by_seed": each, "accuracy_spread": float(np.std(each, ddof=1))}

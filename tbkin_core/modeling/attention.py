@@ -35,17 +35,11 @@ from tbkin_core.selection import Selection, rule_of
 
 @dataclass(frozen=True, slots=True)
 class AttentionRecord:
-    """What one layer computed, for figures and metrics.
+    """What one layer computed, for figures and metrics."""
 
-    Attributes:
-        scores: (B, H, L, L) before the softmax, padding at -inf.
-        weights: (B, H, L, L) after selection; rows sum to 1.
-        kept: (B, H, L, L) bool.
-    """
-
-    scores: Tensor
-    weights: Tensor
-    kept: Tensor
+    scores: Tensor  # (B, H, L, L) before the softmax, padding at -inf
+    weights: Tensor  # (B, H, L, L) after selection; rows sum to 1
+    kept: Tensor  # (B, H, L, L) bool
 
 
 def scope_mask(
@@ -131,12 +125,7 @@ def _kth_largest(scores: Tensor, k: int) -> Tensor:
 
 
 def transformed_weights(scores: Tensor, rule: str, scope: Tensor | None = None) -> Tensor:
-    """Attention by a sparse transform in the softmax's place.
-
-    Args:
-        scores: (B, H, L, L), padding at -inf; every row has a finite entry.
-        rule: One of `TRANSFORMS`.
-        scope: (L, L) bool, where dropping is allowed.
+    """Attention by one of `TRANSFORMS` in the softmax's place; arguments as those of `select_keys`.
 
     Returns:
         (B, H, L, L); rows sum to 1, padding is exactly 0.

@@ -38,11 +38,10 @@ _MISMATCH, _PARTNER = 30, 31
 
 @dataclass
 class CaptionTable:
-    """Captions of one dataset, split or several, with the structure that masking needs.
+    """N captions of one dataset, split or several, with the structure that masking needs.
 
     Attributes:
-        tokens: N captions as token lists; none any more once `CaptionSide` has encoded them.
-        image_ids: N image keys.
+        tokens: Each as a list; none any more once `CaptionSide` has encoded them.
         pair_offsets: (N+1,) into the pairs of (object, word, prior) below.
         pair_object, pair_word: Object number and word index within the caption.
         pair_kind: 0 the object's own words, 1 an attribute's, 2 a relation's.

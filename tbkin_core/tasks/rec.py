@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,6 @@ from tbkin_core.tasks.base import (
     FinetuneTask,
     Head,
     Inputs,
-    InputSource,
     LearningPlan,
     ReportRow,
     SampleSet,
@@ -48,13 +47,6 @@ if TYPE_CHECKING:
 BOX_SCALE = np.array([0.1, 0.1, 0.2, 0.2], np.float32)
 HIT_IOU = 0.5
 """A prediction is right above this, and a region worth learning from there up."""
-
-
-@dataclass(slots=True)
-class RecSplit(Split[Expression]):
-    """Expressions with features, and their (N, 4) float32 target boxes, xyxy pixels."""
-
-    targets: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +114,9 @@ class RecTask(FinetuneTask[Expression]):
     def build_head(self, training: Sequence[Expression], config: FinetuneConfig) -> Head:
         return Head()
 
-    def build_split(
-        self, samples: Sequence[Expression], source: InputSource, blind: bool = False
-    ) -> RecSplit:
-        kept = [item for item in samples if item.image_id in source.store]
-        inputs = source.inputs([item.text for item in kept], [item.image_id for item in kept], blind)
-        return RecSplit(kept, inputs, xywh_to_xyxy([item.target_xywh for item in kept]))
+    def targets(self, samples: Sequence[Expression]) -> NDArray[np.float32]:
+        """(N, 4) boxes, xyxy pixels."""
+        return xywh_to_xyxy([item.target_xywh for item in samples])
 
     def objective(
         self, splits: Mapping[str, Split], head: Head, config: FinetuneConfig, plan: LearningPlan
@@ -148,12 +137,12 @@ class RecTask(FinetuneTask[Expression]):
             boxes[indices] = apply_deltas(regions.boxes[order, place], deltas, regions.sizes)
         return Boxes(boxes, chosen, probability)
 
-    def scores(self, split: Any, predictions: Boxes) -> NDArray[np.float64]:
+    def scores(self, split: Split, predictions: Boxes) -> NDArray[np.float64]:
         return (box_iou_paired(predictions.boxes, split.targets) > HIT_IOU).astype(np.float64)
 
     # ---- results ----
 
-    def result_rows(self, split: Any, predictions: Boxes) -> list[dict[str, Any]]:
+    def result_rows(self, split: Split, predictions: Boxes) -> list[dict[str, Any]]:
         boxes, probability = predictions.boxes, predictions.probability
         overlaps = box_iou_paired(boxes, split.targets)
         columns = (split.samples, best_region_hits(split), boxes, probability, split.targets, overlaps)
@@ -173,7 +162,7 @@ class RecTask(FinetuneTask[Expression]):
         ]
 
     def report_rows(
-        self, split: Any, predictions: Boxes, training: Sequence[Expression], blind: bool, hidden: Any
+        self, split: Split, predictions: Boxes, training: Sequence[Expression], blind: bool, hidden: Any
     ) -> list[ReportRow]:
         return [
             ReportRow("random region", 100 * random_region_hits(split), 0),
@@ -210,7 +199,7 @@ class RecObjective(FinetuneObjective):
     # The pooler takes no part in the loss.
     uses_all_weights = False
 
-    def __init__(self, train: Any, validation: Any, batch_size: int) -> None:
+    def __init__(self, train: Split, validation: Split | None, batch_size: int) -> None:
         # Without a region near the target there is nothing to choose.
         super().__init__(RecTask(), train, validation, np.flatnonzero(reachable(train)), batch_size)
         if not len(self.rows):
@@ -275,22 +264,22 @@ def expression_set(dataset: Dataset, name: str | None) -> str:
         raise ConfigError(f"dataset: expected one of {known}, got {name!r}") from error
 
 
-def reachable(split: RecSplit) -> NDArray[np.bool_]:
+def reachable(split: Split) -> NDArray[np.bool_]:
     """(N,) whether any region is near the target, so that there is one to learn to choose."""
     return _of_regions(split, lambda regions, iou: iou.max(axis=1)) >= HIT_IOU
 
 
-def random_region_hits(split: RecSplit) -> NDArray[np.float64]:
+def random_region_hits(split: Split) -> NDArray[np.float64]:
     """(N,) chance that a region drawn at random has an IoU above 0.5 with the target."""
     return _of_regions(split, lambda regions, iou: (iou > HIT_IOU).sum(axis=1) / regions.mask.sum(axis=1))
 
 
-def best_region_hits(split: RecSplit) -> NDArray[np.float64]:
+def best_region_hits(split: Split) -> NDArray[np.float64]:
     """(N,) 1 where some region has an IoU above 0.5 with the target: what choosing a region can reach."""
     return _of_regions(split, lambda regions, iou: iou.max(axis=1) > HIT_IOU)
 
 
-def largest_region_hits(split: RecSplit) -> NDArray[np.float64]:
+def largest_region_hits(split: Split) -> NDArray[np.float64]:
     """(N,) 1 where the image's largest region has an IoU above 0.5 with the target."""
 
     def hit(regions: RegionBatch, iou: NDArray) -> NDArray:
@@ -300,7 +289,7 @@ def largest_region_hits(split: RecSplit) -> NDArray[np.float64]:
     return _of_regions(split, hit)
 
 
-def _of_regions(split: RecSplit, value: Callable[[RegionBatch, NDArray], NDArray]) -> NDArray[np.float64]:
+def _of_regions(split: Split, value: Callable[[RegionBatch, NDArray], NDArray]) -> NDArray[np.float64]:
     """(N,) `value` of the regions of B images and of their IoU (B, K) with the targets, 0 where padded."""
     values = [np.zeros(0)]
     for begin in range(0, len(split), 512):

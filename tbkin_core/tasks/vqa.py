@@ -10,7 +10,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,6 @@ from tbkin_core.tasks.base import (
     FinetuneTask,
     Head,
     Inputs,
-    InputSource,
     LearningPlan,
     ReportRow,
     SampleSet,
@@ -55,13 +54,6 @@ if TYPE_CHECKING:
 
 # Name of a stream of random numbers, see `uniform`.
 _HIDDEN_IMAGES = 11
-
-
-@dataclass(slots=True)
-class VqaSplit(Split[Question]):
-    """Questions with features; for each a dict of normalised answer to soft score, empty without answers."""
-
-    scores: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +132,19 @@ class VqaTask(FinetuneTask[Question]):
         note = f"{len(answers)} answers (given to at least {minimum} questions)"
         return Head({**values, "use_regions": not config.blind}, len(answers), note)
 
-    def build_split(self, samples: Sequence[Question], source: InputSource, blind: bool = False) -> VqaSplit:
-        kept = [item for item in samples if item.image_id in source.store]
-        inputs = source.inputs([item.question for item in kept], [item.image_id for item in kept], blind)
-        return VqaSplit(kept, inputs, [soft_scores(item.answers) if item.answers else {} for item in kept])
+    def targets(self, samples: Sequence[Question]) -> list[dict[str, float]]:
+        """For each question a dict of normalised answer to soft score, empty without answers."""
+        return [soft_scores(item.answers) for item in samples]
 
     def objective(
         self, splits: Mapping[str, Split], head: Head, config: FinetuneConfig, plan: LearningPlan
     ) -> VqaObjective:
-        train: Any = splits["train"]
+        train, validation = splits["train"], splits.get("val")
         kl_epochs = config.kl_epochs
         if kl_epochs is None:
             # A softmax is the right model where one answer is right, and needs no other loss after it.
-            certain = all(len(scores) == 1 for scores in train.scores)
+            certain = all(len(scores) == 1 for scores in train.targets)
             kl_epochs = plan.epochs if certain else plan.epochs // 3
-        validation: Any = splits.get("val")
         if validation is not None and not self.scored(validation):
             validation = None
         answers = list(head.values["id2label"].values())
@@ -180,22 +170,22 @@ class VqaTask(FinetuneTask[Question]):
         answers = model.config.answers()
         return Answers([answers[number] for number in chosen], probability)
 
-    def scores(self, split: Any, predictions: Answers) -> NDArray[np.float64]:
+    def scores(self, split: Split, predictions: Answers) -> NDArray[np.float64]:
         def score(question: Question, scores: dict[str, float], answer: str) -> float:
             # What normalisation leaves alone needs no normalising; the scores of the targets then suffice.
             if not question.answers or normalize_answer(answer) == answer:
                 return scores.get(answer, 0.0)
             return answer_accuracy(answer, question.answers)
 
-        entries = zip(split.samples, split.scores, predictions.answers, strict=True)
+        entries = zip(split.samples, split.targets, predictions.answers, strict=True)
         return np.array([score(*entry) for entry in entries], np.float64)
 
     # ---- results ----
 
-    def scored(self, split: Any) -> bool:
-        return any(split.scores)
+    def scored(self, split: Split) -> bool:
+        return any(split.targets)
 
-    def result_rows(self, split: Any, predictions: Answers) -> list[dict[str, Any]]:
+    def result_rows(self, split: Split, predictions: Answers) -> list[dict[str, Any]]:
         accuracy = official_accuracy(split, predictions.answers).per_question
         return [
             {
@@ -209,12 +199,12 @@ class VqaTask(FinetuneTask[Question]):
                 "score": round(accuracy[item.question_id] / 100, 4),
             }
             for item, answer, certainty, scores in zip(
-                split.samples, predictions.answers, predictions.probability, split.scores, strict=True
+                split.samples, predictions.answers, predictions.probability, split.targets, strict=True
             )
         ]
 
     def report_rows(
-        self, split: Any, predictions: Answers, training: Sequence[Question], blind: bool, hidden: Any
+        self, split: Split, predictions: Answers, training: Sequence[Question], blind: bool, hidden: Any
     ) -> list[ReportRow]:
         def row(name: str, answers: Sequence[str], order: int) -> ReportRow:
             accuracy = official_accuracy(split, answers).per_question
@@ -267,8 +257,8 @@ class VqaObjective(FinetuneObjective):
 
     def __init__(
         self,
-        train: VqaSplit,
-        validation: VqaSplit | None,
+        train: Split[Question],
+        validation: Split[Question] | None,
         answers: Sequence[str],
         kl_epochs: int,
         batch_size: int,
@@ -279,7 +269,7 @@ class VqaObjective(FinetuneObjective):
         ids = {answer: number for number, answer in enumerate(answers)}
         self._targets = [
             [(ids[answer], score) for answer, score in scores.items() if answer in ids and score > 0]
-            for scores in train.scores
+            for scores in train.targets
         ]
         # A question none of whose answers can be given would only teach the model to be unsure.
         rows = np.array([row for row, targets in enumerate(self._targets) if targets], np.int64)
@@ -401,12 +391,12 @@ def load_answers(path: Path) -> list[str]:
     raise DataError(f"{path}: holds no answers", hint='expected JSON such as ["yes", "no", "2"]')
 
 
-def without_known_answer(split: Any, answers: Sequence[str]) -> int:
-    """How many questions of a `VqaSplit` have human answers, but none of `answers` among them."""
+def without_known_answer(split: Split[Question], answers: Sequence[str]) -> int:
+    """How many questions have human answers, but none of `answers` among them."""
     known = set(answers)
     return sum(
         bool(question.answers) and known.isdisjoint(scores)
-        for question, scores in zip(split.samples, split.scores, strict=True)
+        for question, scores in zip(split.samples, split.targets, strict=True)
     )
 
 

@@ -19,21 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """N tokenised texts end to end, [CLS] and [SEP] included.
+    """N tokenised texts end to end, [CLS] and [SEP] included."""
 
-    Attributes:
-        ids: (M,) int32.
-        word_ids: (M,) int32, the word each piece belongs to; -1 for [CLS] and [SEP].
-        offsets: (N+1,) int64.
-        cut: Texts that were longer than allowed.
-        unknown: (N,) bool, texts without one known word: all of it unknown or spelt letter by letter.
-    """
-
-    ids: NDArray[np.int32]
-    word_ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    cut: int
-    unknown: NDArray[np.bool_]
+    ids: NDArray[np.int32]  # (M,)
+    word_ids: NDArray[np.int32]  # (M,) the word each piece belongs to; -1 for [CLS] and [SEP]
+    offsets: NDArray[np.int64]  # (N+1,)
+    cut: int  # texts that were longer than allowed
+    unknown: NDArray[np.bool_]  # (N,) texts without one known word: all unknown or spelt letter by letter
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -30,11 +30,7 @@ def build_tokenizer(texts: Iterable[str], limit: int = MAX_VOCABULARY) -> Tokeni
     """A WordPiece tokenizer from the data itself: its words whole, any other word by characters.
 
     Small data knows few words; a vocabulary of 30,522 would leave most of the model's parameters
-    untrained. Deterministic in the multiset of texts.
-
-    Args:
-        texts: Training texts.
-        limit: Largest vocabulary; the most frequent words are kept.
+    untrained. Deterministic in the multiset of texts; the most frequent words are kept.
     """
     counts: Counter[str] = Counter()
     for text in texts:
@@ -72,11 +68,7 @@ def tokenizer_of(vocabulary: Sequence[str]) -> Tokenizer:
 def extend_tokenizer(
     tokenizer: Tokenizer, texts: Iterable[str], limit: int = MAX_VOCABULARY
 ) -> tuple[Tokenizer, int]:
-    """Append the words of `texts` that a data-built tokenizer lacks; ids already given stay.
-
-    Returns:
-        The tokenizer and how many words were added.
-    """
+    """Append the words that a data-built tokenizer lacks, and count them; ids already given stay."""
     known = tokenizer.get_vocab()
     counts: Counter[str] = Counter()
     for text in texts:

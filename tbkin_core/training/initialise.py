@@ -27,10 +27,8 @@ def build_model(
 
     Args:
         kind: Class of the model.
-        plan: Its size and dropout, and the seed of weights that begin at random.
-        start: Initial weights.
         parts: Feature stores, each with the rows (N,) of its training images.
-        values: Values of the configuration that its head and its attention are built with.
+        values: Of the configuration that its head and its attention are built with.
 
     Raises:
         ConfigError: Texts are to be longer than the weights allow, or a layer is to select that is not there.

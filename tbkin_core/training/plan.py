@@ -45,19 +45,14 @@ class Choice(NamedTuple):
 class TrainingPlan:
     """The settings that the loop reads; attributes as those of `TrainingConfig`, none of them None.
 
-    Attributes:
-        max_minutes: Infinite without a limit.
-        micro_batch_size: Samples that a device takes at once.
-        patience: Epochs without improvement before stopping; 0 never.
-        falls_with_time: A linear rate has fallen when `max_minutes` are over, if they are over before the
-            epochs; else it keeps to the epochs, and more minutes go on where fewer stopped.
-        choices: What was not asked for.
+    With `falls_with_time` a linear rate has fallen when `max_minutes` are over, if they are over before the
+    epochs; else it keeps to the epochs, and more minutes go on where fewer stopped.
     """
 
     size: str
     epochs: int
     batch_size: int
-    micro_batch_size: int
+    micro_batch_size: int  # samples that a device takes at once
     learning_rate: float
     warmup: float
     schedule: str
@@ -66,16 +61,16 @@ class TrainingPlan:
     grad_clip: float
     dropout: float
     precision: str
-    max_minutes: float
+    max_minutes: float  # infinite without a limit
     max_text_tokens: int
     max_regions: int
     save_minutes: float
     seed: int
     resume: bool
     tensorboard: bool
-    patience: int = 0
+    patience: int = 0  # epochs without improvement before stopping; 0 never
     falls_with_time: bool = False
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[Choice, ...] = ()  # what was not asked for
 
     def chosen(self, name: str) -> bool:
         """Whether a setting was left to tbkin."""
@@ -99,15 +94,10 @@ class TrainingPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunePlan(TrainingPlan):
-    """The same for fine-tuning.
+    """The same for fine-tuning."""
 
-    Attributes:
-        image_dropout: Share of the samples of an epoch that are learnt without any region.
-        blind_epochs: Epochs, the first ones, that learn from the texts alone.
-    """
-
-    image_dropout: float = 0.0
-    blind_epochs: int = 0
+    image_dropout: float = 0.0  # share of the samples of an epoch that are learnt without any region
+    blind_epochs: int = 0  # epochs, the first ones, that learn from the texts alone
 
 
 class _Choices:

@@ -84,9 +84,7 @@ def train(
     """Train until the epochs, the minutes or the patience are used up, going on from a saved state.
 
     Args:
-        objective: Data and losses.
         model: Initialised model; its weights are replaced when a state is resumed.
-        plan: What to do.
         out: Directory of the run; the state to resume from is kept in `out/state`.
         devices: Where to run; one process per device is running already.
         save_best: Called on rank 0 whenever validation improves (after each epoch without validation).

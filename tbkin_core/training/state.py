@@ -78,7 +78,8 @@ def save_state(path: Path, learner: Learner, where: Progress, fingerprint: str) 
     """Write all that a run needs to go on, whole or not at all."""
     with atomic_directory(path) as temporary:
         # Through open files: with a path, torch hides a full disk behind an error of its own.
-        for name, content in (("model.pt", learner.model.state_dict()), ("optimizer.pt", learner.moments())):
+        moments = {"optimizer": learner.optimizer.state_dict(), "scaler": learner.scaler.state_dict()}
+        for name, content in (("model.pt", learner.model.state_dict()), ("optimizer.pt", moments)):
             with (temporary / name).open("wb") as file:
                 torch.save(content, file)
         write_json(temporary / "progress.json", {"fingerprint": fingerprint, **asdict(where)})
@@ -98,7 +99,9 @@ def load_state(path: Path, learner: Learner, fingerprint: str) -> Progress:
                 for name in ("model.pt", "optimizer.pt")
             )
             where = Progress(**content)
-            learner.restore(weights, moments)
+            learner.model.load_state_dict(weights)
+            learner.optimizer.load_state_dict(moments["optimizer"])
+            learner.scaler.load_state_dict(moments["scaler"])
             return where
     except _BROKEN as error:
         raise CheckpointError(
