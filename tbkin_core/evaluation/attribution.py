@@ -61,11 +61,8 @@ def attention_entropy(records: Sequence[Any], valid: Tensor) -> float:
 class AttentionMeter:
     """Stands in for a model during an evaluation and records attention in a few batches on the way.
 
-    A pass of its own would cost as much again as its samples; this costs the recording alone.
-
-    Args:
-        model: A model of tbkin, in evaluation mode.
-        batches: How many there will be.
+    A pass of its own would cost as much again as its samples; this costs the recording alone. `batches` is
+    how many there will be.
     """
 
     def __init__(self, model: Any, batches: int) -> None:

@@ -11,7 +11,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -67,18 +67,13 @@ _RESTORED = _contractions()
 class VqaAccuracy:
     """Accuracies in percent, not rounded (the official evaluator prints them rounded to 2 decimals).
 
-    Attributes:
-        overall: Mean over the questions.
-        per_answer_type: Mean for each answer type ("yes/no", "number", "other"); empty where the annotations
-            name none.
-        per_question_type: Mean for each question type ("what color is the", ...); likewise.
-        per_question: One value a question, in the order of the annotations.
+    Those by type are empty where the annotations name none.
     """
 
-    overall: float
-    per_answer_type: dict[str, float] = field(default_factory=dict)
-    per_question_type: dict[str, float] = field(default_factory=dict)
-    per_question: dict[QuestionId, float] = field(default_factory=dict)
+    overall: float  # mean over the questions
+    per_answer_type: dict[str, float]  # mean for each of "yes/no", "number", "other"
+    per_question_type: dict[str, float]  # mean for each of "what color is the", ...
+    per_question: dict[QuestionId, float]  # in the order of the annotations
 
 
 @lru_cache(maxsize=1 << 16)

@@ -85,29 +85,17 @@ def _kept_as_numbers(scores: Tensor, rule: str, threshold: float, scope: Tensor 
     return kept
 
 
-def _relative(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
-    return largest + math.log(threshold)
-
-
-def _probability(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
-    # A_ij ≥ τ in log space: s_ij ≥ ln τ + logsumexp(s_i).
-    return math.log(threshold) + scores.logsumexp(dim=-1, keepdim=True)
-
-
-def _score(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
-    return torch.full_like(largest, threshold)
-
-
-def _topk(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
-    least = _kth_largest(scores, min(int(threshold), scores.shape[-1]))
+def _topk(scores: Tensor, largest: Tensor, k: float) -> Tensor:
+    least = _kth_largest(scores, min(int(k), scores.shape[-1]))
     # Where a row has fewer keys than k, the least is the padding's -inf, which is never kept.
     return least.clamp_min(torch.finfo(scores.dtype).min)
 
 
 _LEAST_SCORES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "relative": _relative,
-    "probability": _probability,
-    "score": _score,
+    "relative": lambda scores, largest, tau: largest + math.log(tau),
+    # A_ij ≥ τ in log space: s_ij ≥ ln τ + logsumexp(s_i).
+    "probability": lambda scores, largest, tau: math.log(tau) + scores.logsumexp(dim=-1, keepdim=True),
+    "score": lambda scores, largest, tau: torch.full_like(largest, tau),
     "topk": _topk,
 }
 """Of each rule with a threshold: from the scores (B, H, L, L), the largest of each row (B, H, L, 1) and the

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tbkin")
 
+_OTHER_INIT = "give the directory of a checkpoint, or --init none to begin from random weights"
+
 
 def _models() -> dict[str, type[Any]]:
     """The class of the model of each task."""
@@ -159,30 +161,22 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if directory.exists() or directory.is_absolute() or directory.parent.parts[:1] == ("..",):
             raise CheckpointError(f"init: {path}: is not a directory with a model")
         if len(directory.parts) > 2 or (len(directory.parts) == 2 and directory.parent.is_dir()):
-            raise CheckpointError(
-                f"init: {path}: there is no such directory",
-                hint="give the directory of a checkpoint, or --init none to begin from random weights",
-            )
+            raise CheckpointError(f"init: {path}: there is no such directory", hint=_OTHER_INIT)
         logger.info("init: no directory %s here; asking the Hugging Face hub for it", path)
     quiet_transformers()
     try:
         bert_config = AutoConfig.from_pretrained(path)
-        if bert_config.model_type != "bert":
-            raise CheckpointError(
-                f"{path}: holds a model of type {bert_config.model_type!r}, expected BERT or tbkin"
-            )
-        bert = AutoModel.from_pretrained(path)
-    except CheckpointError:
-        raise
+        if (kind := bert_config.model_type) == "bert":
+            return bert_weights(AutoModel.from_pretrained(path).state_dict()), bert_config.to_dict()
     except Exception as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
-        raise CheckpointError(
+        text = (
             f"init: {path!r} is no directory here and cannot be loaded from the Hugging Face hub ({reason})"
-            if not directory.is_dir()
-            else f"init: {path}: cannot be loaded ({reason})",
-            hint="give the directory of a checkpoint, or --init none to begin from random weights",
-        ) from error
-    return bert_weights(bert.state_dict()), bert_config.to_dict()
+        )
+        if directory.is_dir():
+            text = f"init: {path}: cannot be loaded ({reason})"
+        raise CheckpointError(text, hint=_OTHER_INIT) from error
+    raise CheckpointError(f"{path}: holds a model of type {kind!r}, expected BERT or tbkin")
 
 
 # By module of a part of ROSITA, the module here; "text_mlm_head." has a bias of its own.
@@ -244,9 +238,6 @@ def import_rosita(path: Path | str, head: str = "pretraining", attention_heads: 
         head: "pretraining", "vqa" or "rec".
         attention_heads: H; None takes one for each 64 of the width, as the published models have.
 
-    Returns:
-        `TbkinForPreTraining`, `TbkinForVqa` or `TbkinForRec`.
-
     Raises:
         ConfigError: Another head.
         CheckpointError: No such file, no checkpoint of ROSITA, or one without that head.
@@ -282,12 +273,9 @@ def _read_rosita(
             f"{path}: cannot be read as a checkpoint of ROSITA ({' '.join(str(error).split())[:200]})",
             hint="give one of its .pkl files, or a directory with config.json and model.safetensors",
         ) from error
-    missing = [
-        part
-        for part in ("text_embeddings", "backbone", "pooler", *needed)
-        if not isinstance(content, dict) or not isinstance(content.get(part), Mapping)
-    ]
-    if missing:
+    parts = content if isinstance(content, dict) else {}
+    needed = ("text_embeddings", "backbone", "pooler", *needed)
+    if missing := [part for part in needed if not isinstance(parts.get(part), Mapping)]:
         raise CheckpointError(
             f"{path}: is no checkpoint of ROSITA with this head: it holds no {', '.join(missing)}",
             hint="the published rosita-base.pkl holds the pretraining heads; a fine-tuned one holds its own",

@@ -58,13 +58,11 @@ class TbkinConfig(PretrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
         self.region_feature_size = region_feature_size
-        self.num_object_classes = num_object_classes
-        self.num_attribute_classes = num_attribute_classes
+        self.num_object_classes, self.num_attribute_classes = num_object_classes, num_attribute_classes
         self.num_answers = num_answers
         self.selection, self.threshold = selection, threshold
         self.threshold_layers, self.threshold_scope = threshold_layers, threshold_scope
-        self.straight_through = straight_through
-        self.use_regions = use_regions
+        self.straight_through, self.use_regions = straight_through, use_regions
         self.extractor = extractor
         self.max_regions, self.max_text_tokens = max_regions, max_text_tokens
         self.pad_token_id = pad_token_id

@@ -110,16 +110,10 @@ class EncoderLayer(nn.Module):
         def heads(projected: Tensor) -> Tensor:
             return projected.view(batch, length, self.num_heads, -1).transpose(1, 2)  # (B, H, L, D/H)
 
+        query, key, value = (heads(part(states)) for part in (self.query, self.key, self.value))
+        dropout = self.attention_dropout if self.training else 0.0
         attended, kept = selective_attention(
-            heads(self.query(states)),
-            heads(self.key(states)),
-            heads(self.value(states)),
-            mask,
-            selection,
-            layer=self.layer,
-            text_length=text_length,
-            dropout=self.attention_dropout if self.training else 0.0,
-            record=record,
+            query, key, value, mask, selection, self.layer, text_length, dropout, record
         )
         attended = attended.transpose(1, 2).reshape(batch, length, width)
         states = self.attention_norm(states + self.dropout(self.attention_output(attended)))

@@ -142,12 +142,7 @@ def run_batches(
 def accuracy_and_kept(
     model: Any, accuracy: Callable[[Any], float], inputs: Inputs, batch_size: int
 ) -> dict[str, float]:
-    """Accuracy, and where the selection drops anything the shares of attention that it keeps.
-
-    Args:
-        model: In evaluation mode.
-        accuracy: Of a model, by one pass over `inputs` in batches of `batch_size`.
-    """
+    """What `accuracy` finds in one pass over the inputs, and what share of attention a selection keeps."""
     if not model.tbkin.selection.threshold:
         return {"accuracy": accuracy(model)}
     meter = AttentionMeter(model, -(-len(inputs) // batch_size))
@@ -493,8 +488,7 @@ class FinetuneTask(Task, Generic[Sample]):
 def task_named(name: str) -> Task:
     """The task of a name among `TASKS`; loads its module, and with it torch."""
     module, _, kind = TASKS[name].kind.partition(":")
-    task: Any = getattr(import_module(module), kind)
-    return task()
+    return getattr(import_module(module), kind)()
 
 
 def finetune_task(name: str) -> FinetuneTask:

@@ -171,11 +171,9 @@ def interference_mask(
     regions = region_targets.shape[1]
     objects = 1 + max(int(text.object.max(initial=0)), int(cross.object.max(initial=0)))
     words = 1 + max(int(word_ids.max(initial=0)), int(text.word.max(initial=0)))
-    own = np.zeros((batch, objects, words), np.bool_)
-    related = np.zeros((batch, objects, words), np.bool_)
-    own[text.sample[text.own], text.object[text.own], text.word[text.own]] = True
-    other = ~text.own
-    related[text.sample[other], text.object[other], text.word[other]] = True
+    own, related = np.zeros((2, batch, objects, words), np.bool_)
+    for marked, where in ((own, text.own), (related, ~text.own)):
+        marked[text.sample[where], text.object[where], text.word[where]] = True
     edge = np.zeros((batch, objects, regions), np.bool_)
     inside = cross.region < regions
     edge[cross.sample[inside], cross.object[inside], cross.region[inside]] = True

@@ -61,7 +61,6 @@ class PretrainObjective:
     Args:
         train, validation: Captions of each dataset, with the features of their images.
         tokenizer: Of the model.
-        masking: What is hidden.
         seed: All draws follow from it.
         mismatch: Chance of a caption to get another image.
         ot_weight: Weight of the optimal-transport term.
@@ -279,11 +278,9 @@ def _forward(model: Any, batch: Batch) -> Any:
 def _repeated(
     sizes: Sequence[int], weights: Sequence[float] | None
 ) -> tuple[list[tuple[NDArray[np.int64], int]], NDArray[np.int64]]:
-    """Samples of datasets of some sizes, shown as often as their weights say.
+    """Groups of samples of datasets of some sizes, each with how many of them an epoch shows by its weight.
 
-    Returns:
-        Groups of sample numbers, each with how many of them an epoch shows; and the row of each sample.
-        The first so many samples are the rows themselves.
+    And the row of each sample; the first so many samples are the rows themselves.
     """
     whole = np.arange(sum(sizes))
     parts: list[tuple[NDArray[np.int64], int]] = []

@@ -68,8 +68,6 @@ class RecTask(FinetuneTask[Expression]):
     unit = "expression"
     label = "expressions"
 
-    # ---- samples ----
-
     def found_in(self, dataset: Dataset) -> bool:
         return bool(dataset.expression_sets())
 
@@ -81,17 +79,13 @@ class RecTask(FinetuneTask[Expression]):
 
     def samples(self, dataset: Dataset, subset: str | None) -> SampleSet[Expression]:
         chosen = expression_set(dataset, subset)
-        others = [name for name in dataset.expression_sets() if name != chosen]
+        others = ", ".join(name for name in dataset.expression_sets() if name != chosen)
         notes = []
         if subset is None and others:
-            notes.append(f"{chosen} is used; choose another with --dataset ({', '.join(others)})")
+            notes.append(f"{chosen} is used; choose another with --dataset ({others})")
         found = {name: list(dataset.expressions(name, chosen)) for name in dataset.expression_splits(chosen)}
-        return SampleSet(
-            {name: items for name, items in found.items() if items},
-            name=chosen,
-            split_by_object=dataset.is_split_by_object(chosen),
-            notes=notes,
-        )
+        splits = {name: items for name, items in found.items() if items}
+        return SampleSet(splits, [], chosen, dataset.is_split_by_object(chosen), notes)
 
     def text(self, sample: Expression) -> str:
         return sample.text
@@ -100,16 +94,12 @@ class RecTask(FinetuneTask[Expression]):
         self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None
     ) -> tuple[float, float, float, float] | None:
         sets = dataset.expression_sets()
-        if not sets:
-            return None
         wanted = text.casefold()
-        for item in dataset.expressions(name=subset if subset in sets else None):
+        for item in dataset.expressions(name=subset if subset in sets else None) if sets else ():
             if item.image_id == image_id and " ".join(item.text.split()).casefold() == wanted:
                 left, top, width, height = item.target_xywh
                 return left, top, left + width, top + height
         return None
-
-    # ---- model ----
 
     def build_head(self, training: Sequence[Expression], config: FinetuneConfig) -> Head:
         return Head()
@@ -121,8 +111,7 @@ class RecTask(FinetuneTask[Expression]):
     def objective(
         self, splits: Mapping[str, Split], head: Head, config: FinetuneConfig, plan: LearningPlan
     ) -> RecObjective:
-        train, validation = splits["train"], splits.get("val")
-        return RecObjective(train, validation or None, plan.batch_size)
+        return RecObjective(splits["train"], splits.get("val") or None, plan.batch_size)
 
     def predict(self, model: Any, inputs: Inputs, device: torch.device, batch_size: int) -> Boxes:
         boxes = np.zeros((len(inputs), 4), np.float32)
@@ -139,8 +128,6 @@ class RecTask(FinetuneTask[Expression]):
 
     def scores(self, split: Split, predictions: Boxes) -> NDArray[np.float64]:
         return (box_iou_paired(predictions.boxes, split.targets) > HIT_IOU).astype(np.float64)
-
-    # ---- results ----
 
     def result_rows(self, split: Split, predictions: Boxes) -> list[dict[str, Any]]:
         boxes, probability = predictions.boxes, predictions.probability

@@ -78,8 +78,6 @@ class VqaTask(FinetuneTask[Question]):
     starts_from = ("rec",)
     question_only = True
 
-    # ---- samples ----
-
     def found_in(self, dataset: Dataset) -> bool:
         return bool(dataset.question_splits())
 
@@ -118,8 +116,6 @@ class VqaTask(FinetuneTask[Question]):
 
     def kind(self, sample: Question) -> str:
         return sample.answer_type or ""
-
-    # ---- model ----
 
     def build_head(self, training: Sequence[Question], config: FinetuneConfig) -> Head:
         if config.answers is not None:
@@ -179,8 +175,6 @@ class VqaTask(FinetuneTask[Question]):
 
         entries = zip(split.samples, split.targets, predictions.answers, strict=True)
         return np.array([score(*entry) for entry in entries], np.float64)
-
-    # ---- results ----
 
     def scored(self, split: Split) -> bool:
         return any(split.targets)
@@ -341,23 +335,16 @@ class VqaObjective(FinetuneObjective):
 def answer_vocabulary(questions: Sequence[Question], minimum: int | None) -> tuple[list[str], int]:
     """The answers to learn: the most common one of each question, counted over the training questions.
 
-    Args:
-        questions: Training questions.
-        minimum: Answers that lead at least so many questions; None takes 9, as for VQA 2.0, from 50,000
-            questions up, and fewer for smaller data.
-
-    Returns:
-        Answers by falling count, and the minimum used.
+    They lead `minimum` questions at least; None takes 9, as for VQA 2.0, from 50,000 questions up, and fewer
+    for smaller data. Returns the answers by falling count, and the minimum used.
     """
     if minimum is None:
         minimum = 9 if len(questions) >= 50_000 else 3 if len(questions) >= 10_000 else 1
     counts: Counter[str] = Counter()
     for question in questions:
-        if question.answers:
+        # Of articles and marks alone normalisation leaves nothing.
+        if scores := soft_scores(question.answers):
             given = Counter(normalize_answer(answer) for answer in question.answers)
-            scores = soft_scores(question.answers)
-            if not scores:  # articles and marks alone, of which normalisation leaves nothing
-                continue
             # Keys of the scores: the official metric compares unanimous answers as they were written.
             leading = max(scores, key=lambda answer: (scores[answer], given[normalize_answer(answer)]))
             counts[leading] += 1
@@ -375,9 +362,8 @@ def load_answers(path: Path) -> list[str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error})", hint="name a JSON file"
-        ) from error
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason})", hint="name a JSON file") from error
     except ValueError as error:
         raise DataError(f"{path}: is not valid JSON ({error})", hint="expected a list of answers") from error
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):

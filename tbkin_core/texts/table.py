@@ -35,14 +35,11 @@ class TextTable:
         """(N,) tokens a text."""
         return np.diff(self.offsets)
 
-    def padded(
-        self, rows: NDArray, pad: int = 0
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    def padded(self, rows: NDArray) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
         """`input_ids` (B, T), `attention_mask` (B, T) and `word_ids` (B, T, -1 where none) of some rows."""
         flat, row, column = ragged_gather(self.offsets, rows)
         shape = (len(rows), int(column.max(initial=0)) + 1)
-        input_ids = np.full(shape, pad, np.int64)
-        mask = np.zeros(shape, np.bool_)
+        input_ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
         word_ids = np.full(shape, -1, np.int64)
         input_ids[row, column] = self.ids[flat]
         word_ids[row, column] = self.word_ids[flat]

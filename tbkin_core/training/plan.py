@@ -156,8 +156,7 @@ def plan_finetuning(
     # needs it.
     seen = 120_000 if cuda else 1_000_000
     common = _common(choices, size, samples, store, epochs=(seen, 60), batch=batch, rate=rate)
-    minutes = most_minutes(config)
-    if minutes is not None:
+    if (minutes := most_minutes(config)) is not None:
         choices.take("max_minutes", minutes, "on a CPU without --epochs")
     hidden, early = 0.0, 0
     if config.blind or not task.question_only:

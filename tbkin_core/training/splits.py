@@ -99,8 +99,7 @@ def _without_validation(
 ) -> tuple[list[Any], int]:
     """The training samples, none of an image of the validation split unless that is split by object.
 
-    Returns:
-        The samples, and how many were left out because the validation split is a part of theirs.
+    And how many of them were left out because the validation split is a part of theirs.
     """
     held_images = _images(found.splits[validation]) if validation else set()
     train: list[Any] = []

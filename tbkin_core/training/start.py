@@ -40,12 +40,9 @@ class Start:
 
 
 def starting_point(source: str, texts: Sequence[str], new_texts: Sequence[str] = ()) -> Start:
-    """Weights and tokenizer of a source.
+    """Weights and tokenizer of a source, as `initial_source` gives it.
 
-    Args:
-        source: As `initial_source` gives it.
-        texts: What a new tokenizer is built from.
-        new_texts: What the words of a tokenizer that was built from data are extended by.
+    A new tokenizer is built from `texts`; one that was built from other data gets the words of `new_texts`.
 
     Raises:
         CheckpointError: They cannot be loaded.

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from tbkin_core.errors import DataError
@@ -77,10 +75,7 @@ class Learner:
         self._wrapped.train(mode)
 
     def window(self, rows: NDArray, epoch: int) -> Window:
-        """This rank's share of a step.
-
-        A rank without a row of its own gets one that does not count, since all ranks must take part.
-        """
+        """This rank's share of a step; one row that does not count if it has none, as all must take part."""
         own = rows[rank() :: self.world]
         if not len(own):
             return Window(rows, [self.objective.collate(rows[:1], epoch)], counts=False)
@@ -190,14 +185,11 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 def _optimizer(model: PreTrainedModel, plan: TrainingPlan) -> torch.optim.Optimizer:
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
+    decayed: dict[str, Any] = {"params": [], "weight_decay": plan.weight_decay}
+    plain: dict[str, Any] = {"params": [], "weight_decay": 0.0}
     for name, parameter in model.named_parameters():
-        (plain if parameter.ndim < 2 or "norm" in name else decayed).append(parameter)
-    groups: Sequence[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": plan.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+        (plain if parameter.ndim < 2 or "norm" in name else decayed)["params"].append(parameter)
+    groups = [decayed, plain]
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
