@@ -18,7 +18,8 @@ from tbkin_core.boxes import box_iou_paired, xywh_to_xyxy
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference, too_few_images
 from tbkin_core.evaluation.vqa import answer_accuracy, normalize_answer, soft_scores, vqa_accuracy
-from tbkin_core.tasks.rec import Boxes, RecSplit, RecTask
+from tbkin_core.tasks.base import Split
+from tbkin_core.tasks.rec import Boxes, RecTask
 
 GOLDEN = Path(__file__).parent / "golden" / "vqa_official.json"
 CODES = string.ascii_letters + string.digits
@@ -283,7 +284,7 @@ def test_a_box_is_right_above_half_alone() -> None:
     half = [10, 10, 20, 20]  # exactly half of the target
     assert box_iou_paired([half], target[:1])[0] == 0.5
     boxes = np.array([half, [10, 10, 30, 20], [40, 40, 50, 50]], np.float32)
-    split = RecSplit([None] * 3, None, target)  # type: ignore[arg-type, list-item]
+    split = Split([None] * 3, None, target)  # type: ignore[arg-type, list-item]
     predicted = Boxes(boxes, np.zeros(3, np.int64), np.ones(3, np.float32))
     assert RecTask().scores(split, predicted).tolist() == [0, 1, 0]
 

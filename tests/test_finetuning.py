@@ -25,8 +25,8 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.selection import Selection
 from tbkin_core.settings import FinetuneConfig
-from tbkin_core.tasks.base import Head, InputSource, accuracy_and_kept, to_device
-from tbkin_core.tasks.vqa import Answers, VqaObjective, VqaSplit, VqaTask, official_accuracy
+from tbkin_core.tasks.base import Head, InputSource, Split, accuracy_and_kept, to_device
+from tbkin_core.tasks.vqa import Answers, VqaObjective, VqaTask, official_accuracy
 from tbkin_core.training.loop import learning_rate
 from tbkin_core.training.plan import CPU_MINUTES, OPEN_ANSWERS, FinetunePlan, plan_finetuning
 from tbkin_core.training.run import growing_threshold
@@ -76,7 +76,7 @@ def test_a_model_that_the_image_misleads_is_told_from_one_that_it_helps(
     task, _ = vqa
     split = task.validation
     assert split is not None
-    right = [max(scores, key=lambda answer: scores[answer]) for scores in split.scores]
+    right = [max(scores, key=lambda answer: scores[answer]) for scores in split.targets]
     number = {answer: place for place, answer in enumerate(task.answers)}
 
     class Model:
@@ -162,7 +162,7 @@ def test_sweeps_and_validation_score_as_the_official_evaluator(
         Question(number, number, "what?", "val", tuple(given[:1] * 10 if agreed else given))
         for number, (given, _) in enumerate(rows)
     ]
-    split = VqaSplit(questions, None, [soft_scores(item.answers) for item in questions])  # type: ignore[arg-type]
+    split = Split(questions, None, [soft_scores(item.answers) for item in questions])  # type: ignore[arg-type]
     predicted = [answer for _, answer in rows]
     official = official_accuracy(split, predicted).per_question
     scores = VqaTask().scores(split, Answers(predicted, np.ones(len(predicted), np.float32)))

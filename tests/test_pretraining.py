@@ -12,11 +12,11 @@ import torch
 from tiny_plans import tiny_plan
 
 from tbkin_core.errors import DataError
-from tbkin_core.features.store import FeatureStore, feature_statistics
+from tbkin_core.features.store import FeatureStore, RegionBatch, feature_statistics
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining
 from tbkin_core.support.devices import resolve_devices
-from tbkin_core.tasks.captions import caption_texts, load_captions, select_captions
+from tbkin_core.tasks.captions import caption_texts, join_tables, load_captions, select_captions
 from tbkin_core.tasks.masking import MaskingConfig
 from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.texts.tokenizer import build_tokenizer
@@ -71,6 +71,26 @@ def test_masks_do_not_tell_whether_image_and_text_belong_together(
     error = np.sqrt(sum(np.var(values) / len(values) for values in shares.values()))
     assert means[True] > 0.16  # anchored regions are masked above the base rate
     assert abs(means[True] - means[False]) < 4 * error
+
+
+def test_datasets_side_by_side_keep_their_captions_and_regions(
+    parts: tuple[FeatureStore, GraphStore],
+) -> None:
+    features, graphs = parts
+    side = task_over(parts, MaskingConfig(), weights=[1.0, 1.0]).train
+    counts, half = features.region_counts(side.rows), int((side.store_of == 0).sum())
+    fewest, most = int(counts[:half].argmin()), half + int(counts[half:].argmax())
+    for rows in (np.arange(len(counts)), np.array([most, fewest])):
+        together, alone = side.regions(rows, 36), features.gather(side.rows[rows], 36)
+        for name in RegionBatch.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
+    table = load_captions(graphs, ["train"], features)
+    even = np.arange(len(table)) % 2 == 0
+    joined = join_tables([select_captions(table, even), select_captions(table, ~even)])
+    back = np.argsort(np.concatenate([np.flatnonzero(even), np.flatnonzero(~even)]))
+    for offsets, values in (("pair_offsets", "pair_prior"), ("cross_offsets", "cross_weight")):
+        before, after = (np.split(getattr(it, values), getattr(it, offsets)[1:-1]) for it in (table, joined))
+        assert [part.tolist() for part in before] == [after[place].tolist() for place in back]
 
 
 def test_a_negative_never_has_the_image_of_its_caption(parts: tuple[FeatureStore, GraphStore]) -> None:

@@ -23,8 +23,7 @@ from tbkin_core import stages
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import DIRECTIONS, AttentionMeter, attention_entropy, kept_counts
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
-from tbkin_core.evaluation.measuring import Evaluation
-from tbkin_core.evaluation.sweep import Measurement, Samples, conclude, p_text, summarise
+from tbkin_core.evaluation.sweep import Evaluation, Measurement, Samples, conclude, p_text, summarise
 from tbkin_core.modeling import AttentionRecord, TbkinConfig, TbkinForVqa
 from tbkin_core.runs import find_checkpoint, finished_runs
 from tbkin_core.selection import Selection

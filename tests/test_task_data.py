@@ -21,8 +21,8 @@ from tbkin_core.evaluation.intervals import bootstrap_interval
 from tbkin_core.evaluation.report import report_entry
 from tbkin_core.features.store import RegionBatch
 from tbkin_core.settings import FinetuneConfig
-from tbkin_core.tasks.base import ReportRow, finetune_task
-from tbkin_core.tasks.rec import RecSplit, best_region_hits, largest_region_hits, random_region_hits
+from tbkin_core.tasks.base import ReportRow, Split, finetune_task
+from tbkin_core.tasks.rec import best_region_hits, largest_region_hits, random_region_hits
 from tbkin_core.training.splits import hold_out, task_splits
 
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 180, 20)}
@@ -272,7 +272,7 @@ def test_rows_to_compare_a_rec_model_with() -> None:
     expressions: list[Any] = [None, None]
 
     def accuracies(*targets: list[float]) -> list[float]:
-        split = RecSplit(expressions, FewRegions(), np.array(targets, np.float32))  # type: ignore[arg-type]
+        split = Split(expressions, FewRegions(), np.array(targets, np.float32))  # type: ignore[arg-type]
         return [
             100 * float(measure(split).mean())
             for measure in (random_region_hits, largest_region_hits, best_region_hits)

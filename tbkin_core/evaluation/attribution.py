@@ -61,26 +61,18 @@ def attention_entropy(records: Sequence[Any], valid: Tensor) -> float:
 class AttentionMeter:
     """Stands in for a model during an evaluation and records attention in a few batches on the way.
 
-    A pass of its own would cost as much again as its samples; this costs the recording alone.
-
-    Args:
-        model: A model of tbkin, in evaluation mode.
-        batches: How many there will be.
+    A pass of its own would cost as much again as its samples; this costs the recording alone. `batches` is
+    how many there will be.
     """
 
     def __init__(self, model: Any, batches: int) -> None:
-        self.model = model
+        self.model, self.config = model, model.config
         count = min(max(batches // _RECORD_EVERY, 1), _MOST_RECORDED)
         # Spread over the whole order, which goes by length.
         self._chosen = {int((place + 0.5) * batches / count) for place in range(count)}
         self._seen = 0
         self._kept: dict[str, NDArray[np.float64]] = {}
         self._entropy: list[float] = []
-
-    @property
-    def config(self) -> Any:
-        """Of the model."""
-        return self.model.config
 
     def __call__(self, **inputs: Any) -> Any:
         import torch
@@ -103,15 +95,12 @@ class AttentionMeter:
     def shares(self) -> dict[str, float]:
         """ "kept" overall, and "kept_LAYER_DIRECTION" where there is something to keep, in [0, 1]."""
         kept, total = np.sum([counts.sum(axis=0) for counts in self._kept.values()], axis=0)
-        return {
-            "kept": float(kept / total),
-            **{
-                f"kept_{layer}_{direction}": float(kept / total)
-                for direction, counts in self._kept.items()
-                for layer, (kept, total) in enumerate(counts)
-                if total
-            },
-        }
+        shares = {"kept": float(kept / total)}
+        for direction, counts in self._kept.items():
+            for layer, (kept, total) in enumerate(counts):
+                if total:
+                    shares[f"kept_{layer}_{direction}"] = float(kept / total)
+        return shares
 
     def entropy(self) -> float:
         """Mean entropy of attention in nats."""

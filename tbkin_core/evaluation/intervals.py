@@ -74,17 +74,8 @@ def paired_difference(
     as the observed one lies from 0; it is never below 1 / (samples + 1), nor below 2 / 2^G with G groups, the
     chance that G differences have one sign by luck: few groups stray little, and prove nothing by that.
 
-    Args:
-        values_a: (N,) of one system.
-        values_b: (N,) of the other, item by item the same.
-        groups, runs: (N,) as in `bootstrap_interval`; the pair of an item comes from runs of the same name.
-        confidence: Coverage aimed at, in (0, 1).
-        samples: Number of resamples.
-        seed: Equal seeds give equal results.
-
-    Raises:
-        DataError: Lengths differ, or values are empty or not finite.
-        ConfigError: `confidence` or `samples` is out of range.
+    Arguments and errors are those of `bootstrap_interval`; both values of an item come from runs of the same
+    name, and a DataError is also raised where they are not equally many.
     """
     first, second = _values(values_a, "values_a"), _values(values_b, "values_b")
     if len(first) != len(second):

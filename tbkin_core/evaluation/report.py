@@ -22,17 +22,11 @@ from tbkin_core.tasks.base import OWN_ROW, FinetuneTask, ReportRow, Split
 
 @dataclass(slots=True)
 class Report:
-    """What a model is worth on all splits.
-
-    Attributes:
-        entries: Rows.
-        values: Accuracies by type on the split that is reported last.
-        notes: What is worth knowing, one line each.
-    """
+    """What a model is worth on all splits."""
 
     entries: list[ReportEntry] = field(default_factory=list)
-    values: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)  # accuracies by type on the split reported last
+    notes: list[str] = field(default_factory=list)  # what is worth knowing, one line each
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -56,11 +50,8 @@ def report_splits(
     """Evaluate a model on splits and write what it answered to each sample.
 
     Args:
-        task: The task.
         model: In evaluation mode, on the device.
-        splits: Splits to report on, by name.
         training: Training samples, for baselines.
-        device: Where to evaluate.
         batch_size: Samples at once.
         blind: Whether the model never saw an image.
         image_dropout: Share of the samples that it learnt without one.
@@ -78,7 +69,9 @@ def report_splits(
         hidden = None
         if image_dropout and model.config.use_regions:
             hidden = task.predict(model, replace(split.inputs, blind=True), device, batch_size)
-        _write_results(out, name, task, data, task.result_rows(split, predictions))
+        results = task.result_rows(split, predictions)
+        content = {"task": task.name, "split": name, "checkpoint": str(out), "data": str(data)}
+        write_json(out / f"results-{name}.json", {**content, "results": results}, indent=None)
         rows = task.report_rows(split, predictions, training, blind, hidden)
         report.entries += [report_entry(name, row, split.image_ids) for row in rows]
         # Test comes last among the splits, and is the one to show by type.
@@ -92,15 +85,8 @@ def report_entry(split: str, row: ReportRow, image_ids: Sequence[Any]) -> Report
     """An entry with its interval, from a row and the N images that its scores are of."""
     # Ids may be numbers and texts at once.
     low, high = bootstrap_interval(row.scores, [str(image_id) for image_id in image_ids])
-    return ReportEntry(
-        split=split,
-        model=row.model,
-        accuracy=float(row.scores.mean()),
-        n=len(row.scores),
-        order=row.order,
-        accuracy_low=low,
-        accuracy_high=high,
-    )
+    accuracy, count = float(row.scores.mean()), len(row.scores)
+    return ReportEntry(split, row.model, accuracy, count, row.order, low, high)
 
 
 def question_only_entries(results: Mapping[str, Any]) -> list[ReportEntry]:
@@ -116,11 +102,3 @@ def question_only_entries(results: Mapping[str, Any]) -> list[ReportEntry]:
                 if entry["order"] == OWN_ROW and counts.get(entry["split"]) == entry["n"]
             ]
     return []
-
-
-def _write_results(
-    out: Path, split: str, task: FinetuneTask, data: Path, rows: Sequence[dict[str, Any]]
-) -> None:
-    """Write what a model answered to each sample of a split."""
-    content = {"task": task.name, "split": split, "checkpoint": str(out), "data": str(data)}
-    write_json(out / f"results-{split}.json", {**content, "results": rows}, indent=None)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from tbkin_core.evaluation.attribution import DIRECTIONS
+from tbkin_core.evaluation.attribution import DIRECTIONS, AttentionMeter
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.results import SweepConclusion
+from tbkin_core.selection import Selection
+from tbkin_core.tasks.base import FinetuneTask, InputSource, evaluation_order, to_device
+from tbkin_core.training.start import check_feature_kind
+
+DENSE = ("dense", 0.0)
 
 
 @dataclass(slots=True)
@@ -23,31 +33,74 @@ class Samples:
 
 @dataclass(slots=True)
 class Measurement:
-    """One model under one selection over all samples.
+    """One model under one selection over all samples."""
 
-    Attributes:
-        selection: Name of the rule; "dense" for threshold 0.
-        threshold: τ.
-        seed: Of the training run; one number where the same weights are evaluated throughout.
-        scores: N scores in [0, 1].
-        kept: For each direction, a (kept, total) pair a layer, over some of the samples.
-        entropy: Mean entropy of attention in nats, over the same samples.
-        seconds: What the evaluation took.
-        trained: When the weights were written.
-    """
-
-    selection: str
-    threshold: float
-    seed: int
-    scores: list[float]
-    kept: dict[str, list[list[float]]]
-    entropy: float
-    seconds: float
-    trained: float = 0.0
+    selection: str  # name of the rule; "dense" for threshold 0
+    threshold: float  # τ
+    seed: int  # of the training run; one number where the same weights are evaluated throughout
+    scores: list[float]  # N scores in [0, 1]
+    kept: dict[str, list[list[float]]]  # by direction, a (kept, total) pair a layer, over some samples
+    entropy: float  # mean entropy of attention in nats, over the same samples
+    seconds: float  # what the evaluation took
+    trained: float = 0.0  # when the weights were written
 
     @property
     def key(self) -> tuple[str, float]:
         return self.selection, self.threshold
+
+
+def modified(path: Path) -> float:
+    """When a file was written last; 0 where there is none."""
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+@dataclass
+class Evaluation:
+    """Evaluates models on one split: `use` chooses the model, calling it measures a selection."""
+
+    task: FinetuneTask
+    items: Mapping[int, list[Any]]  # by seed: samples that can be scored, all with features
+    store: FeatureStore  # their features
+    device: torch.device
+    batch_size: int  # samples at once
+
+    def __post_init__(self) -> None:
+        self.samples: dict[int, Samples] = {}
+        for seed, found in self.items.items():
+            kinds = [self.task.kind(item) for item in found]
+            named = [kind or "other" for kind in kinds] if any(kinds) else []
+            self.samples[seed] = Samples([item.image_id for item in found], named)
+
+    def use(self, checkpoint: Path, seed: int) -> None:
+        """Evaluate a checkpoint from now on, on the samples of a seed; a TbkinError where it does not fit."""
+        model, tokenizer = load_model(checkpoint, self.task.name)
+        check_feature_kind(model.config.extractor, self.store, checkpoint)
+        self.use_model(model, tokenizer, seed, modified(checkpoint / "model.safetensors"))
+
+    def use_model(self, model: Any, tokenizer: Any, seed: int, trained: float = 0.0) -> None:
+        """The same for a model in memory."""
+        self.model, self.seed, self.trained = model.to(self.device), seed, trained
+        source = InputSource(self.store, tokenizer, model.config.max_text_tokens, model.config.max_regions)
+        self.split = self.task.build_split(self.items[seed], source, blind=not model.config.use_regions)
+        # The first batch pays for memory that the others find ready: it counts for no selection's speed.
+        batches = evaluation_order(self.split.inputs, self.batch_size)
+        first = batches[len(self.split) // self.batch_size // 2]
+        with torch.inference_mode():
+            self.model(**to_device(self.split.inputs.batch(first), self.device))
+
+    def __call__(self, selection: Selection) -> Measurement:
+        """Scores, sparsity and time of the model under a selection."""
+        self.model.tbkin.selection = selection
+        inputs = self.split.inputs
+        meter = AttentionMeter(self.model, -(-len(inputs) // self.batch_size))
+        started = time.perf_counter()
+        predictions = self.task.predict(meter, inputs, self.device, self.batch_size)
+        seconds = time.perf_counter() - started
+        scores = self.task.scores(self.split, predictions)
+        name = DENSE[0] if selection.threshold == 0 else selection.rule
+        rounded = [round(float(score), 6) for score in scores]
+        found = rounded, meter.kept(), meter.entropy(), seconds
+        return Measurement(name, float(selection.threshold), self.seed, *found, self.trained)
 
 
 def summarise(
@@ -79,9 +132,9 @@ def summarise(
     rest = [key for key in dict.fromkeys(keys) if key[1] != 0]
     # Enough resamples to tell the level that the conclusion asks of each of many.
     draws = max(1000, 50 * len(rest))
-    dense = np.concatenate([found["dense", 0.0, number].scores for number in seeds])
+    dense = np.concatenate([found[(*DENSE, number)].scores for number in seeds])
     rows = []
-    for key in [("dense", 0.0), *rest]:
+    for key in [DENSE, *rest]:
         entries = [found[(*key, number)] for number in seeds]
         scores = np.concatenate([entry.scores for entry in entries])
         low, high = bootstrap_interval(scores, groups, runs, samples=draws, seed=seed)
@@ -89,9 +142,8 @@ def summarise(
             "selection": key[0],
             "threshold": key[1],
             "accuracy": 100 * float(scores.mean()),
-            "accuracy_low": 100 * max(low, 0.0),
-            "accuracy_high": 100 * min(high, 1.0),
         }
+        row |= {"accuracy_low": 100 * max(low, 0.0), "accuracy_high": 100 * min(high, 1.0)}
         if len(seeds) > 1:
             each = [100 * float(np.mean(entry.scores)) for entry in entries]
             row |= {"accuracy_by_seed": each, "accuracy_spread": float(np.std(each, ddof=1))}
@@ -122,11 +174,9 @@ def summarise(
 
 
 def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclusion:
-    """The best threshold, and an honest word on whether it beats the dense model.
+    """The best threshold of `summarise`'s rows, and an honest word on whether it beats the dense model.
 
-    Args:
-        rows: Of `summarise`.
-        refit: Each row was trained by itself, so that a difference may be the noise of training.
+    With `refit` each row was trained by itself, so that a difference may be the noise of training.
     """
     best = max(rows, key=lambda row: round(row["accuracy"], 9))
     dense = next(row for row in rows if row["threshold"] == 0)
@@ -135,7 +185,6 @@ def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclu
     tried = sum(row["threshold"] != 0 for row in rows)
     # The best of many is best partly by luck: the level is divided by how many were tried (Bonferroni).
     differs = best["threshold"] != 0 and best["p_value"] * tried < 0.05 and best["difference"] > 0
-    name = row_name(best)
     seeds = len(best.get("accuracy_by_seed", [0]))
     noise = "noise" if not refit else f"the noise of images and {seeds} seeds"
     counted = f"{tried} setting{'s' if tried > 1 else ''} tried"
@@ -152,19 +201,13 @@ def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclu
     elif best["threshold"] == 0:
         text = f"the dense model is best ({dense['accuracy']:.2f} %); no threshold improves on it ({counted})"
     else:
+        name = Selection(best["selection"], best["threshold"]).name  # "relative τ = 0.3"
         verdict = "above" if differs else "but does not differ from"
         text = (
             f"{name} is best ({best['accuracy']:.2f} %), {verdict} dense ({dense['accuracy']:.2f} %) beyond"
             f" {noise} (p {p_text(best['p_value'], '= ')}, {counted})"
         )
     return SweepConclusion(best, differs, all_alike, text)
-
-
-def row_name(row: Mapping[str, Any]) -> str:
-    """ "relative τ = 0.3", for people."""
-    from tbkin_core.selection import Selection
-
-    return "dense" if row["threshold"] == 0 else Selection(row["selection"], row["threshold"]).name
 
 
 def p_text(p_value: float, equals: str = "") -> str:

@@ -11,7 +11,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -67,20 +67,16 @@ _RESTORED = _contractions()
 class VqaAccuracy:
     """Accuracies in percent, not rounded (the official evaluator prints them rounded to 2 decimals).
 
-    Attributes:
-        overall: Mean over the questions.
-        per_answer_type: Mean for each answer type ("yes/no", "number", "other"); empty where the annotations
-            name none.
-        per_question_type: Mean for each question type ("what color is the", ...); likewise.
-        per_question: One value a question, in the order of the annotations.
+    Those by type are empty where the annotations name none.
     """
 
-    overall: float
-    per_answer_type: dict[str, float] = field(default_factory=dict)
-    per_question_type: dict[str, float] = field(default_factory=dict)
-    per_question: dict[QuestionId, float] = field(default_factory=dict)
+    overall: float  # mean over the questions
+    per_answer_type: dict[str, float]  # mean for each of "yes/no", "number", "other"
+    per_question_type: dict[str, float]  # mean for each of "what color is the", ...
+    per_question: dict[QuestionId, float]  # in the order of the annotations
 
 
+@lru_cache(maxsize=1 << 16)
 def normalize_answer(text: str) -> str:
     """An answer in the form in which the official evaluator compares answers.
 
@@ -88,11 +84,6 @@ def normalize_answer(text: str) -> str:
     Punctuation becomes a space, or nothing where the mark stands beside a space anywhere in the answer or
     where the answer has a comma between digits ("1,000" -> "1000", "black/white" -> "black white").
     """
-    return _normalize_cached(text)
-
-
-@lru_cache(maxsize=1 << 16)
-def _normalize_cached(text: str) -> str:
     text = _strip(text)
     drops_all = _DIGIT_COMMA_DIGIT.search(text) is not None
     replacement = {
@@ -164,15 +155,9 @@ def vqa_accuracy(
         DataError: A list lacks its keys, an annotated question has no answer in `results` or is not among
             `questions`, or an answer is not text.
     """
-    question_ids = {entry["question_id"] for entry in _entries(questions, "questions", ("question_id",))}
-    annotated = {
-        entry["question_id"]: entry
-        for entry in _entries(annotations, "annotations", ("question_id", "answers"))
-    }
-    predicted = {
-        entry["question_id"]: entry["answer"]
-        for entry in _entries(results, "results", ("question_id", "answer"))
-    }
+    question_ids = _entries(questions, "questions")
+    annotated = _entries(annotations, "annotations", "answers")
+    predicted = _entries(results, "results", "answer")
     if not annotated:
         raise DataError("annotations: no questions to evaluate")
     if len(predicted) != len(results):
@@ -181,33 +166,30 @@ def vqa_accuracy(
     _require_subset(annotated, predicted, "annotations", "results")
     _require_subset(predicted, annotated, "results", "annotations")
 
-    per_question: dict[QuestionId, float] = {}
-    by_answer_type: dict[str, list[float]] = {}
-    by_question_type: dict[str, list[float]] = {}
+    accuracies: dict[QuestionId, float] = {}
     for question_id, entry in annotated.items():
+        answer = predicted[question_id]["answer"]
         try:
-            accuracy = answer_accuracy(
-                predicted[question_id], [given["answer"] for given in entry["answers"]]
-            )
+            accuracy = answer_accuracy(answer, [given["answer"] for given in entry["answers"]])
         except DataError as error:
             raise DataError(f"annotations: question {question_id!r}: {error.message}") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"question {question_id!r}: answers must be text, expected "
-                f'{{"answer": "..."}}, got {_brief(predicted[question_id])} in results '
-                f"and {_brief(entry['answers'])} in annotations"
+                f'question {question_id!r}: answers must be text, expected {{"answer": "..."}}, got'
+                f" {_brief(answer)} in results and {_brief(entry['answers'])} in annotations"
             ) from error
-        per_question[question_id] = 100 * accuracy
-        if entry.get("answer_type"):
-            by_answer_type.setdefault(entry["answer_type"], []).append(accuracy)
-        if entry.get("question_type"):
-            by_question_type.setdefault(entry["question_type"], []).append(accuracy)
-    return VqaAccuracy(
-        overall=sum(per_question.values()) / len(per_question),
-        per_answer_type={name: _percent(values) for name, values in by_answer_type.items()},
-        per_question_type={name: _percent(values) for name, values in by_question_type.items()},
-        per_question=per_question,
-    )
+        accuracies[question_id] = accuracy
+
+    def by_type(kind: str) -> dict[str, float]:
+        lists: dict[str, list[float]] = {}
+        for question_id, entry in annotated.items():
+            if entry.get(kind):
+                lists.setdefault(entry[kind], []).append(accuracies[question_id])
+        return {name: 100 * sum(values) / len(values) for name, values in lists.items()}
+
+    per_question = {question_id: 100 * accuracy for question_id, accuracy in accuracies.items()}
+    overall = sum(per_question.values()) / len(per_question)
+    return VqaAccuracy(overall, by_type("answer_type"), by_type("question_type"), per_question)
 
 
 def _strip(text: str) -> str:
@@ -234,31 +216,24 @@ def _leave_one_out(matches: int, total: int) -> float:
     return (matches * without_a_match + (total - matches) * without_another) / total
 
 
-def _percent(values: list[float]) -> float:
-    return 100 * sum(values) / len(values)
-
-
 def _entries(
-    content: Mapping[str, Any] | Sequence[Mapping[str, Any]], name: str, keys: tuple[str, ...]
-) -> Sequence[Mapping[str, Any]]:
-    """The list inside a VQA v2 file, or the list itself; every entry has `keys`."""
+    content: Mapping[str, Any] | Sequence[Mapping[str, Any]], name: str, *keys: str
+) -> dict[QuestionId, Mapping[str, Any]]:
+    """By number, the entries of the list inside a VQA v2 file, or of the list itself; all have `keys`."""
     entries = content.get(name) if isinstance(content, Mapping) else content
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise DataError(f'{name}: expected a list of objects or {{"{name}": [...]}}, got {_brief(content)}')
     for index, entry in enumerate(entries):
-        missing = [key for key in keys if not isinstance(entry, Mapping) or key not in entry]
-        if missing:
-            raise DataError(f"{name}[{index}]: no {' or '.join(missing)} in {_brief(entry)}")
-    return entries
+        lacks = [it for it in ("question_id", *keys) if not isinstance(entry, Mapping) or it not in entry]
+        if lacks:
+            raise DataError(f"{name}[{index}]: no {' or '.join(lacks)} in {_brief(entry)}")
+    return {entry["question_id"]: entry for entry in entries}
 
 
-def _require_subset(
-    ids: Iterable[QuestionId], known: Iterable[QuestionId], name: str, known_name: str
-) -> None:
-    known = set(known)
+def _require_subset(ids: Iterable[QuestionId], known: Mapping, name: str, known_name: str) -> None:
     unknown = [identifier for identifier in ids if identifier not in known]
     if unknown:
-        examples = ", ".join(repr(identifier) for identifier in unknown[:3])
+        examples = ", ".join(map(repr, unknown[:3]))
         raise DataError(
             f"{name}: {len(unknown)} questions are not in {known_name}, such as {examples}",
             hint=f"evaluate the split that the {known_name} were made for; all of its questions are needed",

@@ -35,17 +35,11 @@ from tbkin_core.selection import Selection, rule_of
 
 @dataclass(frozen=True, slots=True)
 class AttentionRecord:
-    """What one layer computed, for figures and metrics.
+    """What one layer computed, for figures and metrics."""
 
-    Attributes:
-        scores: (B, H, L, L) before the softmax, padding at -inf.
-        weights: (B, H, L, L) after selection; rows sum to 1.
-        kept: (B, H, L, L) bool.
-    """
-
-    scores: Tensor
-    weights: Tensor
-    kept: Tensor
+    scores: Tensor  # (B, H, L, L) before the softmax, padding at -inf
+    weights: Tensor  # (B, H, L, L) after selection; rows sum to 1
+    kept: Tensor  # (B, H, L, L) bool
 
 
 def scope_mask(
@@ -55,13 +49,10 @@ def scope_mask(
     if scope == "all":
         return None
     is_text = torch.arange(length, device=device) < text_length
-    text_to_image = is_text[:, None] & ~is_text[None, :]
-    image_to_text = ~is_text[:, None] & is_text[None, :]
-    if scope == "text-to-image":
-        return text_to_image
-    if scope == "image-to-text":
-        return image_to_text
-    return text_to_image | image_to_text
+    query, key = is_text[:, None], is_text[None, :]
+    if scope == "cross-modal":
+        return query != key
+    return query & ~key if scope == "text-to-image" else ~query & key
 
 
 def select_keys(scores: Tensor, rule: str, threshold: float, scope: Tensor | None = None) -> Tensor:
@@ -94,29 +85,17 @@ def _kept_as_numbers(scores: Tensor, rule: str, threshold: float, scope: Tensor 
     return kept
 
 
-def _relative(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
-    return largest + math.log(threshold)
-
-
-def _probability(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
-    # A_ij ≥ τ in log space: s_ij ≥ ln τ + logsumexp(s_i).
-    return math.log(threshold) + scores.logsumexp(dim=-1, keepdim=True)
-
-
-def _score(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
-    return torch.full_like(largest, threshold)
-
-
-def _topk(scores: Tensor, largest: Tensor, threshold: float) -> Tensor:
-    least = _kth_largest(scores, min(int(threshold), scores.shape[-1]))
+def _topk(scores: Tensor, largest: Tensor, k: float) -> Tensor:
+    least = _kth_largest(scores, min(int(k), scores.shape[-1]))
     # Where a row has fewer keys than k, the least is the padding's -inf, which is never kept.
     return least.clamp_min(torch.finfo(scores.dtype).min)
 
 
 _LEAST_SCORES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "relative": _relative,
-    "probability": _probability,
-    "score": _score,
+    "relative": lambda scores, largest, tau: largest + math.log(tau),
+    # A_ij ≥ τ in log space: s_ij ≥ ln τ + logsumexp(s_i).
+    "probability": lambda scores, largest, tau: math.log(tau) + scores.logsumexp(dim=-1, keepdim=True),
+    "score": lambda scores, largest, tau: torch.full_like(largest, tau),
     "topk": _topk,
 }
 """Of each rule with a threshold: from the scores (B, H, L, L), the largest of each row (B, H, L, 1) and the
@@ -134,12 +113,7 @@ def _kth_largest(scores: Tensor, k: int) -> Tensor:
 
 
 def transformed_weights(scores: Tensor, rule: str, scope: Tensor | None = None) -> Tensor:
-    """Attention by a sparse transform in the softmax's place.
-
-    Args:
-        scores: (B, H, L, L), padding at -inf; every row has a finite entry.
-        rule: One of `TRANSFORMS`.
-        scope: (L, L) bool, where dropping is allowed.
+    """Attention by one of `TRANSFORMS` in the softmax's place; arguments as those of `select_keys`.
 
     Returns:
         (B, H, L, L); rows sum to 1, padding is exactly 0.

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tbkin")
 
+_OTHER_INIT = "give the directory of a checkpoint, or --init none to begin from random weights"
+
 
 def _models() -> dict[str, type[Any]]:
     """The class of the model of each task."""
@@ -142,9 +144,8 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if directory.is_file():
         weights, config = _read_rosita(directory, None)
         # Which answer is which row is not in the file.
-        return {
-            name: value for name, value in weights.items() if "answer_decoder" not in name
-        }, config.to_dict()
+        weights = {name: value for name, value in weights.items() if "answer_decoder" not in name}
+        return weights, config.to_dict()
     if directory.is_dir() and not (directory / "config.json").is_file():
         raise CheckpointError(f"{path}: holds no model (no config.json)")
     if directory.is_dir() and "tbkin" in (directory / "config.json").read_text(encoding="utf-8"):
@@ -160,80 +161,64 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if directory.exists() or directory.is_absolute() or directory.parent.parts[:1] == ("..",):
             raise CheckpointError(f"init: {path}: is not a directory with a model")
         if len(directory.parts) > 2 or (len(directory.parts) == 2 and directory.parent.is_dir()):
-            raise CheckpointError(
-                f"init: {path}: there is no such directory",
-                hint="give the directory of a checkpoint, or --init none to begin from random weights",
-            )
+            raise CheckpointError(f"init: {path}: there is no such directory", hint=_OTHER_INIT)
         logger.info("init: no directory %s here; asking the Hugging Face hub for it", path)
     quiet_transformers()
     try:
         bert_config = AutoConfig.from_pretrained(path)
-        if bert_config.model_type != "bert":
-            raise CheckpointError(
-                f"{path}: holds a model of type {bert_config.model_type!r}, expected BERT or tbkin"
-            )
-        bert = AutoModel.from_pretrained(path)
-    except CheckpointError:
-        raise
+        if (kind := bert_config.model_type) == "bert":
+            return bert_weights(AutoModel.from_pretrained(path).state_dict()), bert_config.to_dict()
     except Exception as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
-        raise CheckpointError(
+        text = (
             f"init: {path!r} is no directory here and cannot be loaded from the Hugging Face hub ({reason})"
-            if not directory.is_dir()
-            else f"init: {path}: cannot be loaded ({reason})",
-            hint="give the directory of a checkpoint, or --init none to begin from random weights",
-        ) from error
-    return bert_weights(bert.state_dict()), bert_config.to_dict()
+        )
+        if directory.is_dir():
+            text = f"init: {path}: cannot be loaded ({reason})"
+        raise CheckpointError(text, hint=_OTHER_INIT) from error
+    raise CheckpointError(f"{path}: holds a model of type {kind!r}, expected BERT or tbkin")
 
 
-_ROSITA_PARTS = {
-    "text_embeddings": {
-        "word_embeddings": "tbkin.text_embeddings.word_embeddings",
-        "position_embeddings": "tbkin.text_embeddings.position_embeddings",
-        "token_type_embeddings": "tbkin.text_embeddings.token_type_embeddings",
-        "layer_norm": "tbkin.text_embeddings.layer_norm",
-    },
-    "visual_embeddings": {
-        "dense_imgfeat": "tbkin.region_embeddings.feature_projection",
-        "dense_bboxfeat": "tbkin.region_embeddings.geometry_projection",
-        "layer_norm": "tbkin.region_embeddings.layer_norm",
-    },
-    "pooler": {"dense": "tbkin.pooler"},
-    "text_mlm_head": {
-        "dense": "mlm_head.dense",
-        "layer_norm": "mlm_head.layer_norm",
-        "decode": "mlm_decoder",
-    },
-    "imgfeat_head": {
-        "dense": "region_head.dense",
-        "layer_norm": "region_head.layer_norm",
-        "dense_feat": "region_feature_decoder",
-        "dense_obj": "object_decoder",
-        "dense_attr": "attribute_decoder",
-    },
-    "mm_itm_head": {"dense": "itm_head"},
-    "mm_qa_head": {
-        "dense0": "answer_head.dense",
-        "layer_norm": "answer_head.layer_norm",
-        "dense1": "answer_decoder",
-    },
-    "mm_refs_head": {
-        "dense": "rec_head.dense",
-        "layer_norm": "rec_head.layer_norm",
-        "dense_rank": "score_decoder",
-        "dense_reg": "delta_decoder",
-    },
+# By module of a part of ROSITA, the module here; "text_mlm_head." has a bias of its own.
+_ROSITA_MODULES = {
+    "text_embeddings.word_embeddings": "tbkin.text_embeddings.word_embeddings",
+    "text_embeddings.position_embeddings": "tbkin.text_embeddings.position_embeddings",
+    "text_embeddings.token_type_embeddings": "tbkin.text_embeddings.token_type_embeddings",
+    "text_embeddings.layer_norm": "tbkin.text_embeddings.layer_norm",
+    "visual_embeddings.dense_imgfeat": "tbkin.region_embeddings.feature_projection",
+    "visual_embeddings.dense_bboxfeat": "tbkin.region_embeddings.geometry_projection",
+    "visual_embeddings.layer_norm": "tbkin.region_embeddings.layer_norm",
+    "pooler.dense": "tbkin.pooler",
+    "text_mlm_head.dense": "mlm_head.dense",
+    "text_mlm_head.layer_norm": "mlm_head.layer_norm",
+    "text_mlm_head.decode": "mlm_decoder",
+    "text_mlm_head.": "mlm_decoder",
+    "imgfeat_head.dense": "region_head.dense",
+    "imgfeat_head.layer_norm": "region_head.layer_norm",
+    "imgfeat_head.dense_feat": "region_feature_decoder",
+    "imgfeat_head.dense_obj": "object_decoder",
+    "imgfeat_head.dense_attr": "attribute_decoder",
+    "mm_itm_head.dense": "itm_head",
+    "mm_qa_head.dense0": "answer_head.dense",
+    "mm_qa_head.layer_norm": "answer_head.layer_norm",
+    "mm_qa_head.dense1": "answer_decoder",
+    "mm_refs_head.dense": "rec_head.dense",
+    "mm_refs_head.layer_norm": "rec_head.layer_norm",
+    "mm_refs_head.dense_rank": "score_decoder",
+    "mm_refs_head.dense_reg": "delta_decoder",
 }
-_ROSITA_LAYER = {
-    "mhatt.dense_q": "query",
-    "mhatt.dense_k": "key",
-    "mhatt.dense_v": "value",
-    "mhatt.dense_merge": "attention_output",
-    "layer_norm0": "attention_norm",
-    "ffn.dense0": "intermediate",
-    "ffn.dense1": "output",
-    "layer_norm1": "output_norm",
+# By module of a layer here, its names in BERT and in ROSITA.
+_LAYER = {
+    "query": ("attention.self.query", "mhatt.dense_q"),
+    "key": ("attention.self.key", "mhatt.dense_k"),
+    "value": ("attention.self.value", "mhatt.dense_v"),
+    "attention_output": ("attention.output.dense", "mhatt.dense_merge"),
+    "attention_norm": ("attention.output.LayerNorm", "layer_norm0"),
+    "intermediate": ("intermediate.dense", "ffn.dense0"),
+    "output": ("output.dense", "ffn.dense1"),
+    "output_norm": ("output.LayerNorm", "layer_norm1"),
 }
+_BERT_LAYER, _ROSITA_LAYER = ({names[place]: own for own, names in _LAYER.items()} for place in (0, 1))
 _ROSITA_HEADS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "pretraining": (TbkinForPreTraining, ("text_mlm_head", "imgfeat_head", "mm_itm_head")),
     "vqa": (TbkinForVqa, ("mm_qa_head",)),
@@ -253,9 +238,6 @@ def import_rosita(path: Path | str, head: str = "pretraining", attention_heads: 
         head: "pretraining", "vqa" or "rec".
         attention_heads: H; None takes one for each 64 of the width, as the published models have.
 
-    Returns:
-        `TbkinForPreTraining`, `TbkinForVqa` or `TbkinForRec`.
-
     Raises:
         ConfigError: Another head.
         CheckpointError: No such file, no checkpoint of ROSITA, or one without that head.
@@ -266,12 +248,8 @@ def import_rosita(path: Path | str, head: str = "pretraining", attention_heads: 
     weights, config = _read_rosita(Path(path), attention_heads, parts)
     model = kind(config)
     own = model.state_dict()
-    unfit = [
-        name
-        for name, value in own.items()
-        if not name.endswith(("feature_mean", "feature_scale"))
-        and (name not in weights or weights[name].shape != value.shape)
-    ]
+    needed = {name for name in own if not name.endswith(("feature_mean", "feature_scale"))}
+    unfit = [it for it in own if it in needed and (it not in weights or weights[it].shape != own[it].shape)]
     if unfit:
         raise CheckpointError(
             f"{path}: {len(unfit)} weights of a {head} model are missing or of another shape,"
@@ -295,30 +273,24 @@ def _read_rosita(
             f"{path}: cannot be read as a checkpoint of ROSITA ({' '.join(str(error).split())[:200]})",
             hint="give one of its .pkl files, or a directory with config.json and model.safetensors",
         ) from error
-    missing = [
-        part
-        for part in ("text_embeddings", "backbone", "pooler", *needed)
-        if not isinstance(content, dict) or not isinstance(content.get(part), Mapping)
-    ]
-    if missing:
+    parts = content if isinstance(content, dict) else {}
+    needed = ("text_embeddings", "backbone", "pooler", *needed)
+    if missing := [part for part in needed if not isinstance(parts.get(part), Mapping)]:
         raise CheckpointError(
             f"{path}: is no checkpoint of ROSITA with this head: it holds no {', '.join(missing)}",
             hint="the published rosita-base.pkl holds the pretraining heads; a fine-tuned one holds its own",
         )
     weights: dict[str, Tensor] = {}
-    for part, names in _ROSITA_PARTS.items():
+    for part in dict.fromkeys(module.partition(".")[0] for module in _ROSITA_MODULES):
         for name, value in content.get(part, {}).items():
             module, _, kind = name.rpartition(".")
-            if module in names:
-                weights[f"{names[module]}.{kind}"] = value
-            elif (part, name) == ("text_mlm_head", "bias"):
-                weights["mlm_decoder.bias"] = value
+            if own := _ROSITA_MODULES.get(f"{part}.{module}"):
+                weights[f"{own}.{kind}"] = value.float()
     for name, value in content["backbone"].items():
         _, number, rest = name.split(".", 2)
         module, _, kind = rest.rpartition(".")
         if module in _ROSITA_LAYER:
-            weights[f"tbkin.encoder.layers.{number}.{_ROSITA_LAYER[module]}.{kind}"] = value
-    weights = {name: value.float() for name, value in weights.items()}
+            weights[f"tbkin.encoder.layers.{number}.{_ROSITA_LAYER[module]}.{kind}"] = value.float()
 
     def rows(name: str, default: int) -> int:
         return int(weights[name].shape[0]) if name in weights else default
@@ -347,26 +319,15 @@ def _read_rosita(
 def bert_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of a BERT model to tbkin's; what has no counterpart is left out."""
     renamed = {}
-    layer_names = {
-        "attention.self.query": "query",
-        "attention.self.key": "key",
-        "attention.self.value": "value",
-        "attention.output.dense": "attention_output",
-        "attention.output.LayerNorm": "attention_norm",
-        "intermediate.dense": "intermediate",
-        "output.dense": "output",
-        "output.LayerNorm": "output_norm",
-    }
     for name, value in weights.items():
-        name = name.removeprefix("bert.")
-        module, _, kind = name.rpartition(".")
+        module, _, kind = name.removeprefix("bert.").rpartition(".")
         if module.startswith("embeddings."):
             part = module.removeprefix("embeddings.").replace("LayerNorm", "layer_norm")
             renamed[f"tbkin.text_embeddings.{part}.{kind}"] = value
         elif module.startswith("encoder.layer."):
             number, _, part = module.removeprefix("encoder.layer.").partition(".")
-            if part in layer_names:
-                renamed[f"tbkin.encoder.layers.{number}.{layer_names[part]}.{kind}"] = value
+            if part in _BERT_LAYER:
+                renamed[f"tbkin.encoder.layers.{number}.{_BERT_LAYER[part]}.{kind}"] = value
         elif module == "pooler.dense":
             renamed[f"tbkin.pooler.{kind}"] = value
     renamed.pop("tbkin.text_embeddings.position_ids", None)
@@ -398,9 +359,9 @@ def apply_init(model: PreTrainedModel, weights: Mapping[str, Tensor], source: st
         elif name.startswith("tbkin."):
             differing.append(f"{name} {tuple(value.shape)} instead of {tuple(target.shape)}")
     if differing:
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise CheckpointError(
-            f"init {source}: {differing[0]}"
-            + (f" and {len(differing) - 1} more" if len(differing) > 1 else ""),
+            f"init {source}: {differing[0]}{more}",
             hint="features of another size or a model of another size: extract features as that model's were,"
             " or use --init none",
         )

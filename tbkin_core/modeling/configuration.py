@@ -8,85 +8,49 @@ from transformers import PretrainedConfig
 
 from tbkin_core.selection import Selection
 
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512},
-    "small": {
-        "hidden_size": 256,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 1024,
-    },
-    "base": {
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-    },
-}
+_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_SHAPES = {"tiny": (128, 2, 4, 512), "small": (256, 4, 4, 1024), "base": (768, 12, 12, 3072)}
+SIZES = {size: dict(zip(_SHAPE, shape, strict=True)) for size, shape in _SHAPES.items()}
 
 
 class TbkinConfig(PretrainedConfig):
-    """Sizes, heads and the selection rule of a TBKIN model.
-
-    Args:
-        vocab_size: Words of the tokenizer.
-        hidden_size: Width D of the encoder.
-        num_hidden_layers: Layers.
-        num_attention_heads: Heads H; divides `hidden_size`.
-        intermediate_size: Width of the feed-forward layers.
-        hidden_dropout_prob: Dropout on embeddings, attention and feed-forward outputs.
-        attention_probs_dropout_prob: Dropout on attention weights.
-        max_position_embeddings: Longest text in tokens.
-        region_feature_size: Width of a region's feature vector (2048 for bottom-up attention).
-        num_object_classes: Classes of masked region classification (1600 in Visual Genome).
-        num_attribute_classes: Attribute classes likewise (400).
-        num_answers: Outputs of the VQA head; `id2label` names them.
-        threshold: τ of the selection; 0 is the dense model.
-        selection: One of `tbkin_core.selection.SELECTIONS`; for "topk" τ is the number k.
-        threshold_layers: Layers that select; None means all.
-        threshold_scope: "all", "cross-modal", "text-to-image" or "image-to-text".
-        straight_through: Give dropped keys the dense softmax's gradient.
-        use_regions: False hides every region from the model (the question-only baseline).
-        extractor: What made the region features: extractor, model, settings.
-    """
+    """Sizes, heads and the selection rule of a TBKIN model."""
 
     model_type = "tbkin"
 
     def __init__(
         self,
-        vocab_size: int = 30522,
-        hidden_size: int = 768,
+        vocab_size: int = 30522,  # words of the tokenizer
+        hidden_size: int = 768,  # width D of the encoder
         num_hidden_layers: int = 12,
-        num_attention_heads: int = 12,
-        intermediate_size: int = 3072,
-        hidden_dropout_prob: float = 0.1,
-        attention_probs_dropout_prob: float = 0.1,
-        max_position_embeddings: int = 512,
+        num_attention_heads: int = 12,  # H; divides `hidden_size`
+        intermediate_size: int = 3072,  # width of the feed-forward layers
+        hidden_dropout_prob: float = 0.1,  # on embeddings, attention and feed-forward outputs
+        attention_probs_dropout_prob: float = 0.1,  # on attention weights
+        max_position_embeddings: int = 512,  # longest text in tokens
         type_vocab_size: int = 2,
         layer_norm_eps: float = 1e-12,
         initializer_range: float = 0.02,
         pad_token_id: int = 0,
-        region_feature_size: int = 2048,
-        num_object_classes: int = 1600,
-        num_attribute_classes: int = 400,
-        num_answers: int = 3129,
-        threshold: float = 0.0,
-        selection: str = "relative",
-        threshold_layers: list[int] | None = None,
-        threshold_scope: str = "all",
-        straight_through: bool = False,
-        use_regions: bool = True,
-        extractor: dict[str, Any] | None = None,
+        region_feature_size: int = 2048,  # width of a region's feature vector; this is bottom-up attention's
+        num_object_classes: int = 1600,  # of masked region classification; these are Visual Genome's
+        num_attribute_classes: int = 400,  # likewise
+        num_answers: int = 3129,  # outputs of the VQA head; `id2label` names them
+        threshold: float = 0.0,  # τ of the selection, for "topk" the number k; 0 is the dense model
+        selection: str = "relative",  # one of `tbkin_core.selection.SELECTIONS`
+        threshold_layers: list[int] | None = None,  # layers that select; None means all
+        threshold_scope: str = "all",  # one of `tbkin_core.selection.SCOPES`
+        straight_through: bool = False,  # give dropped keys the dense softmax's gradient
+        use_regions: bool = True,  # False hides every region from the model (the question-only baseline)
+        extractor: dict[str, Any] | None = None,  # what made the features: extractor, model, settings
         max_regions: int = 36,
         max_text_tokens: int = 20,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
+        self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.max_position_embeddings = max_position_embeddings
@@ -94,31 +58,22 @@ class TbkinConfig(PretrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
         self.region_feature_size = region_feature_size
-        self.num_object_classes = num_object_classes
-        self.num_attribute_classes = num_attribute_classes
+        self.num_object_classes, self.num_attribute_classes = num_object_classes, num_attribute_classes
         self.num_answers = num_answers
-        self.threshold = threshold
-        self.selection = selection
-        self.threshold_layers = threshold_layers
-        self.threshold_scope = threshold_scope
-        self.straight_through = straight_through
-        self.use_regions = use_regions
+        self.selection, self.threshold = selection, threshold
+        self.threshold_layers, self.threshold_scope = threshold_layers, threshold_scope
+        self.straight_through, self.use_regions = straight_through, use_regions
         self.extractor = extractor
-        self.max_regions = max_regions
-        self.max_text_tokens = max_text_tokens
+        self.max_regions, self.max_text_tokens = max_regions, max_text_tokens
         self.pad_token_id = pad_token_id
         self.tie_word_embeddings = tie_word_embeddings
         super().__init__(**kwargs)
 
     def attention_selection(self) -> Selection:
         """The selection rule as attention takes it; ConfigError where a value is out of range."""
-        return Selection(
-            rule=self.selection,
-            threshold=self.threshold,
-            layers=None if self.threshold_layers is None else tuple(self.threshold_layers),
-            scope=self.threshold_scope,
-            straight_through=self.straight_through,
-        )
+        layers = None if self.threshold_layers is None else tuple(self.threshold_layers)
+        scope, straight_through = self.threshold_scope, self.straight_through
+        return Selection(self.selection, self.threshold, layers, scope, straight_through)
 
     def answers(self) -> list[str]:
         """The answers of the VQA head, in the order of its outputs."""

@@ -52,10 +52,8 @@ def optimal_transport_distance(
     alignment. The plan is found without gradient; the distance carries it through the cost.
 
     Args:
-        text: (B, T, D).
-        regions: (B, K, D).
-        text_mask: (B, T) bool, True where there is a word.
-        region_mask: (B, K) bool.
+        text, regions: (B, T, D) and (B, K, D).
+        text_mask, region_mask: (B, T) and (B, K) bool, True where there is a word or region.
         beta: Proximal step.
         iterations: Outer iterations, one inner iteration each.
 

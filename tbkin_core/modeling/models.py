@@ -24,35 +24,20 @@ from tbkin_core.selection import Selection
 
 @dataclass
 class TbkinOutput(ModelOutput):
-    """What a forward pass returns; a head fills its own fields.
+    """What a forward pass returns; a head fills its own fields."""
 
-    Attributes:
-        text_states: (B, T, D).
-        region_states: (B, K, D).
-        pooled: (B, D), tanh of a dense layer over [CLS].
-        mlm_logits: (B, T, V), or (M, V) where only M positions were asked for.
-        region_feature_pred: (B, K, F), or (M, F).
-        object_logits: (B, K, object classes), or (M, ...).
-        attribute_logits: (B, K, attribute classes), or (M, ...).
-        itm_logits: (B, 2), class 1 = image and text belong together.
-        vqa_logits: (B, answers).
-        rec_scores: (B, K), -inf where padded.
-        rec_deltas: (B, K, 4), box refinement (dx, dy, dw, dh) as in Faster R-CNN.
-        attentions: One `AttentionRecord` a layer when asked for.
-    """
-
-    text_states: Tensor | None = None
-    region_states: Tensor | None = None
-    pooled: Tensor | None = None
-    mlm_logits: Tensor | None = None
-    region_feature_pred: Tensor | None = None
-    object_logits: Tensor | None = None
-    attribute_logits: Tensor | None = None
-    itm_logits: Tensor | None = None
-    vqa_logits: Tensor | None = None
-    rec_scores: Tensor | None = None
-    rec_deltas: Tensor | None = None
-    attentions: tuple[AttentionRecord, ...] | None = None
+    text_states: Tensor | None = None  # (B, T, D)
+    region_states: Tensor | None = None  # (B, K, D)
+    pooled: Tensor | None = None  # (B, D), tanh of a dense layer over [CLS]
+    mlm_logits: Tensor | None = None  # (B, T, V), or (M, V) where only M positions were asked for
+    region_feature_pred: Tensor | None = None  # (B, K, F), or (M, F)
+    object_logits: Tensor | None = None  # (B, K, object classes), or (M, ...)
+    attribute_logits: Tensor | None = None  # (B, K, attribute classes), or (M, ...)
+    itm_logits: Tensor | None = None  # (B, 2), class 1 = image and text belong together
+    vqa_logits: Tensor | None = None  # (B, answers)
+    rec_scores: Tensor | None = None  # (B, K), -inf where padded
+    rec_deltas: Tensor | None = None  # (B, K, 4), box refinement (dx, dy, dw, dh) as in Faster R-CNN
+    attentions: tuple[AttentionRecord, ...] | None = None  # one a layer when asked for
 
 
 class TextEmbeddings(nn.Module):
@@ -125,16 +110,10 @@ class EncoderLayer(nn.Module):
         def heads(projected: Tensor) -> Tensor:
             return projected.view(batch, length, self.num_heads, -1).transpose(1, 2)  # (B, H, L, D/H)
 
+        query, key, value = (heads(part(states)) for part in (self.query, self.key, self.value))
+        dropout = self.attention_dropout if self.training else 0.0
         attended, kept = selective_attention(
-            heads(self.query(states)),
-            heads(self.key(states)),
-            heads(self.value(states)),
-            mask,
-            selection,
-            layer=self.layer,
-            text_length=text_length,
-            dropout=self.attention_dropout if self.training else 0.0,
-            record=record,
+            query, key, value, mask, selection, self.layer, text_length, dropout, record
         )
         attended = attended.transpose(1, 2).reshape(batch, length, width)
         states = self.attention_norm(states + self.dropout(self.attention_output(attended)))

@@ -27,10 +27,9 @@ from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.files import write_json, write_text
 from tbkin_core.support.ranks import rank
 from tbkin_core.tasks.base import FinetuneObjective, FinetuneTask, Head, InputSource, Split, finetune_task
-from tbkin_core.training.curves import draw_training_curves
 from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import FinetunePlan, plan_finetuning
-from tbkin_core.training.run import TrainingResult, growing_threshold, train
+from tbkin_core.training.run import TrainingResult, draw_training_curves, growing_threshold, train
 from tbkin_core.training.splits import TaskSplits, find_data, samples_content, task_splits
 from tbkin_core.training.start import Start, check_feature_kind, feature_place, initial_source, starting_point
 

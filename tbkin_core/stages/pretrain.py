@@ -23,10 +23,9 @@ from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.captions import CaptionTable, caption_texts, load_captions, select_captions
 from tbkin_core.tasks.pretraining import PretrainObjective
-from tbkin_core.training.curves import draw_training_curves
 from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import plan_pretraining
-from tbkin_core.training.run import train
+from tbkin_core.training.run import draw_training_curves, train
 from tbkin_core.training.splits import hold_out
 from tbkin_core.training.start import feature_place, initial_source, starting_point
 

@@ -20,8 +20,7 @@ from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
 from tbkin_core.evaluation.intervals import too_few_images
-from tbkin_core.evaluation.measuring import DENSE, Evaluation, modified
-from tbkin_core.evaluation.sweep import Measurement, Samples, conclude, summarise
+from tbkin_core.evaluation.sweep import DENSE, Evaluation, Measurement, Samples, conclude, modified, summarise
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
 from tbkin_core.results import SweepResult

@@ -24,7 +24,7 @@ from tbkin_core.errors import ConfigError
 from tbkin_core.evaluation.attribution import AttentionMeter
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
-from tbkin_core.tasks.table import TASKS, Presentation, presentation_of
+from tbkin_core.tasks.table import TASKS, Presentation
 from tbkin_core.texts.table import TextTable, encode_texts
 
 if TYPE_CHECKING:
@@ -68,19 +68,12 @@ def listed(what: str, items: Sequence[Any], shown: int = 4) -> str:
 
 @dataclass(frozen=True, slots=True)
 class InputSource:
-    """What texts and image ids become model inputs with.
-
-    Attributes:
-        store: Region features.
-        tokenizer: Of the model.
-        max_text_tokens: Longer texts are cut.
-        max_regions: Regions per image at most.
-    """
+    """What texts and image ids become model inputs with."""
 
     store: FeatureStore
     tokenizer: Tokenizer
-    max_text_tokens: int
-    max_regions: int
+    max_text_tokens: int  # longer texts are cut
+    max_regions: int  # per image
 
     def inputs(self, texts: Sequence[str], image_ids: Sequence[ImageId], blind: bool = False) -> Inputs:
         """Tokenise N texts and look their images up; every image must be in the store."""
@@ -91,21 +84,13 @@ class InputSource:
 
 @dataclass(slots=True)
 class Inputs:
-    """Texts of one split beside the rows of their images in the feature store.
-
-    Attributes:
-        table: N tokenised texts.
-        rows: (N,) row of each text's image in `store`.
-        store: Region features.
-        max_regions: Regions per image at most.
-        blind: Give the model no region at all.
-    """
+    """N tokenised texts of one split beside the rows of their images in the feature store."""
 
     table: TextTable
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64]  # (N,) row of each text's image in `store`
     store: FeatureStore
-    max_regions: int
-    blind: bool = False
+    max_regions: int  # per image
+    blind: bool = False  # give the model no region at all
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,23 +107,15 @@ class Inputs:
     def batch(self, indices: NDArray, regions: RegionBatch | None = None) -> Batch:
         """The model's inputs for some samples, as arrays."""
         input_ids, attention_mask, _ = self.table.padded(indices)
+        texts = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.blind:
             shape = (len(indices), 1)
-            return {
-                "input_ids": input_ids,
-                "attention_mask": attention_mask,
-                "region_features": np.zeros((*shape, self.store.feature_size), np.float32),
-                "region_geometry": np.zeros((*shape, 5), np.float32),
-                "region_mask": np.zeros(shape, np.bool_),
-            }
-        regions = regions or self.regions(indices)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "region_features": regions.features,
-            "region_geometry": regions.geometry,
-            "region_mask": regions.mask,
-        }
+            features = np.zeros((*shape, self.store.feature_size), np.float32)
+            geometry, mask = np.zeros((*shape, 5), np.float32), np.zeros(shape, np.bool_)
+        else:
+            regions = regions or self.regions(indices)
+            features, geometry, mask = regions.features, regions.geometry, regions.mask
+        return {**texts, "region_features": features, "region_geometry": geometry, "region_mask": mask}
 
     def fingerprint(self) -> int:
         """A number that changes with the texts, their order, and their images."""
@@ -159,24 +136,13 @@ def run_batches(
     """The model's output for all samples, batch by batch, with the samples' positions."""
     with torch.inference_mode():
         for indices in evaluation_order(inputs, batch_size):
-            batch = to_device(inputs.batch(indices), device)
-            yield indices, model(**batch)
+            yield indices, model(**to_device(inputs.batch(indices), device))
 
 
 def accuracy_and_kept(
     model: Any, accuracy: Callable[[Any], float], inputs: Inputs, batch_size: int
 ) -> dict[str, float]:
-    """Accuracy, and the shares of attention that the model's selection keeps, measured on the way.
-
-    Args:
-        model: In evaluation mode.
-        accuracy: Of a model, by one pass over `inputs`.
-        inputs: What it is measured on.
-        batch_size: Of that pass.
-
-    Returns:
-        "accuracy"; where the selection drops anything also `AttentionMeter.shares`.
-    """
+    """What `accuracy` finds in one pass over the inputs, and what share of attention a selection keeps."""
     if not model.tbkin.selection.threshold:
         return {"accuracy": accuracy(model)}
     meter = AttentionMeter(model, -(-len(inputs) // batch_size))
@@ -190,21 +156,13 @@ Sample = TypeVar("Sample")
 
 @dataclass(frozen=True, slots=True)
 class SampleSet(Generic[Sample]):
-    """All samples that a dataset has for a task.
+    """All samples that a dataset has for a task."""
 
-    Attributes:
-        splits: Samples by split, none of them empty.
-        unlabelled: Splits that are no test splits and have nothing to learn from.
-        name: Of the set, where a dataset has several ("refcoco+").
-        split_by_object: An image may be in several splits, with other objects.
-        notes: What is worth knowing, one line each.
-    """
-
-    splits: dict[str, list[Sample]]
-    unlabelled: list[str] = field(default_factory=list)
-    name: str = ""
-    split_by_object: bool = False
-    notes: list[str] = field(default_factory=list)
+    splits: dict[str, list[Sample]]  # none of them empty
+    unlabelled: list[str] = field(default_factory=list)  # no test splits, and nothing to learn from
+    name: str = ""  # of the set, where a dataset has several ("refcoco+")
+    split_by_object: bool = False  # an image may be in several splits, with other objects
+    notes: list[str] = field(default_factory=list)  # what is worth knowing, one line each
 
     @property
     def tests(self) -> list[str]:
@@ -223,6 +181,7 @@ class Split(Generic[Sample]):
 
     samples: list[Sample]
     inputs: Inputs
+    targets: Any  # what each is scored against, as `FinetuneTask.targets` gives it
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -244,7 +203,7 @@ class Objective(Protocol):
     uses_all_weights: bool  # whether every weight of the model takes part in the loss
 
     def lengths(self) -> NDArray:
-        """(M,) text length of each training sample."""
+        """(M,) length of each training sample."""
 
     def samples(self, epoch: int) -> NDArray[np.int64]:
         """(N,) numbers of the samples of an epoch, below M; N is the same in every epoch."""
@@ -281,58 +240,38 @@ class LearningPlan(Protocol):
     def blind_epochs(self) -> int: ...
 
 
-class FinetuneObjective(ABC):
-    """An `Objective` over the samples of a split that have something to learn.
+class FinetuneObjective(Objective):
+    """The objective over the samples of a split that have something to learn.
 
     Args:
-        task: The task.
         train, validation: Splits; None where there is nothing to validate on.
         rows: (M,) which samples of `train` are learnt.
         batch_size: Samples at once in evaluation.
-
-    Attributes:
-        notes: What was left out of the training samples, one line each.
-        values: What else a run's results should hold.
     """
 
     metric = "accuracy"
     uses_all_weights = True
 
     def __init__(
-        self, task: FinetuneTask, train: Any, validation: Any, rows: NDArray[np.int64], batch_size: int
+        self, task: FinetuneTask, train: Any, validation: Any, rows: NDArray, batch_size: int
     ) -> None:
         self.task, self.name = task, task.name
         self.train, self.validation = train, validation
         self.rows, self.batch_size = rows, batch_size
-        self.notes: list[str] = []
-        self.values: dict[str, Any] = {}
+        self.notes: list[str] = []  # what was left out of the training samples, one line each
+        self.values: dict[str, Any] = {}  # what else a run's results should hold
 
     @abstractmethod
     def targets_checksum(self) -> int:
         """A number that changes with what is to be learnt."""
 
-    @abstractmethod
-    def named(self, rows: NDArray) -> str: ...
-
-    @abstractmethod
-    def collate(self, rows: NDArray, epoch: int) -> Batch: ...
-
-    @abstractmethod
-    def targets(self, batch: Batch, epoch: int) -> dict[str, float]: ...
-
-    @abstractmethod
-    def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]: ...
-
     def fingerprint(self) -> str:
-        """Changes with the samples and their targets."""
         return f"{self.train.inputs.fingerprint()}-{self.targets_checksum()}"
 
     def lengths(self) -> NDArray:
-        """(M,) length of each training sample."""
         return self.train.inputs.lengths()[self.rows]
 
     def samples(self, epoch: int) -> NDArray[np.int64]:
-        """All of them, in every epoch."""
         return np.arange(len(self.rows))
 
     def accuracy(self, model: Any, inputs: Inputs, device: torch.device) -> float:
@@ -345,9 +284,7 @@ class FinetuneObjective(ABC):
         if self.validation is None:
             return {}
         inputs = self.validation.inputs
-        return accuracy_and_kept(
-            model, lambda meter: self.accuracy(meter, inputs, device), inputs, self.batch_size
-        )
+        return accuracy_and_kept(model, lambda it: self.accuracy(it, inputs, device), inputs, self.batch_size)
 
     def kept_configuration(self, model: Any) -> AbstractContextManager[None]:
         """While the model is written its configuration says what the last evaluation found."""
@@ -356,17 +293,11 @@ class FinetuneObjective(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a head is built with.
+    """What a head is built with."""
 
-    Attributes:
-        values: Values of the model's configuration.
-        outcomes: How many answers the head chooses among; 0 where that depends on the image.
-        note: What was chosen, for the log.
-    """
-
-    values: dict[str, Any] = field(default_factory=dict)
-    outcomes: int = 0
-    note: str = ""
+    values: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
+    outcomes: int = 0  # how many answers the head chooses among; 0 where that depends on the image
+    note: str = ""  # what was chosen, for the log
 
 
 # ---- what a figure shows ------------------------------------------------------------------------
@@ -374,19 +305,12 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a model answered about one image.
+    """What a model answered about one image."""
 
-    Attributes:
-        answers: (answer, probability), best first.
-        chosen: Number of the region that was chosen, None where answers are no regions.
-        runner_up: The region with the second highest score.
-        box: (x1, y1, x2, y2) pixels after box regression.
-    """
-
-    answers: list[tuple[str, float]]
-    chosen: int | None = None
-    runner_up: int | None = None
-    box: tuple[float, float, float, float] | None = None
+    answers: list[tuple[str, float]]  # (answer, probability), best first
+    chosen: int | None = None  # number of the region that was chosen, None where answers are no regions
+    runner_up: int | None = None  # the region with the second highest score
+    box: tuple[float, float, float, float] | None = None  # (x1, y1, x2, y2) pixels after box regression
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,31 +330,23 @@ OWN_ROW = 3
 
 
 class Task(ABC):
-    """What a checkpoint was trained for.
+    """What a checkpoint was trained for."""
 
-    Attributes:
-        name: As `--task` and files have it.
-        asks: Whether its texts are questions, rather than name something.
-    """
-
-    name: ClassVar[str]
-    asks: ClassVar[bool] = False
+    name: ClassVar[str]  # as `--task` and files have it
+    asks: ClassVar[bool] = False  # whether its texts are questions, rather than name something
 
     @property
     def presentation(self) -> Presentation:
         """How its answers are shown."""
-        return presentation_of(self.name)
+        return TASKS[self.name].presentation
 
     @abstractmethod
     def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:
-        """The best answers in the output of a batch of one.
+        """The best answers, `top` at most, in the model's output for a batch of one.
 
         Args:
-            model: The model.
-            output: Of its forward pass.
             boxes: (K, 4) xyxy pixels of the regions.
             size: Width and height of the image in pixels.
-            top: Answers at most.
         """
 
     def target_box(
@@ -441,25 +357,15 @@ class Task(ABC):
 
 
 class FinetuneTask(Task, Generic[Sample]):
-    """A task that a model is fine-tuned for.
+    """A task that a model is fine-tuned for."""
 
-    Attributes:
-        head: Class of the model.
-        metric: Name of the accuracy, for tables.
-        samples_are: Its samples, for messages: "VQA questions".
-        unit: One of them: "question".
-        label: What a sample must have to be evaluated: "answers".
-        starts_from: Tasks whose models are a better start than a pretrained one.
-        question_only: Whether a model without image is a baseline of it.
-    """
-
-    head: ClassVar[type[PreTrainedModel]]
-    metric: ClassVar[str]
-    samples_are: ClassVar[str]
-    unit: ClassVar[str]
-    label: ClassVar[str]
-    starts_from: ClassVar[tuple[str, ...]] = ()
-    question_only: ClassVar[bool] = False
+    head: ClassVar[type[PreTrainedModel]]  # class of the model
+    metric: ClassVar[str]  # name of the accuracy, for tables
+    samples_are: ClassVar[str]  # its samples, for messages: "VQA questions"
+    unit: ClassVar[str]  # one of them: "question"
+    label: ClassVar[str]  # what a sample must have to be evaluated: "answers"
+    starts_from: ClassVar[tuple[str, ...]] = ()  # tasks whose models are a better start than a pretrained one
+    question_only: ClassVar[bool] = False  # whether a model without image is a baseline of it
 
     # ---- samples ----
 
@@ -469,11 +375,7 @@ class FinetuneTask(Task, Generic[Sample]):
 
     @abstractmethod
     def split_names(self, dataset: Dataset, subset: str | None) -> list[str]:
-        """Splits of a dataset.
-
-        Args:
-            dataset: The dataset.
-            subset: The set of samples, where a dataset has several; None takes the first.
+        """Splits of a dataset; of a set of samples where it has several, None takes the first.
 
         Raises:
             ConfigError: No such set.
@@ -516,8 +418,14 @@ class FinetuneTask(Task, Generic[Sample]):
         """What the model's head is built with."""
 
     @abstractmethod
-    def build_split(self, samples: Sequence[Sample], source: InputSource, blind: bool = False) -> Split:
+    def targets(self, samples: Sequence[Sample]) -> Any:
+        """What N samples are learnt from and scored against."""
+
+    def build_split(self, samples: Sequence[Any], source: InputSource, blind: bool = False) -> Split[Any]:
         """The samples whose images have features, with their inputs and targets."""
+        kept = [item for item in samples if item.image_id in source.store]
+        inputs = source.inputs([self.text(item) for item in kept], [item.image_id for item in kept], blind)
+        return Split(kept, inputs, self.targets(kept))
 
     @abstractmethod
     def objective(
@@ -554,12 +462,9 @@ class FinetuneTask(Task, Generic[Sample]):
     def report_rows(
         self, split: Split, predictions: Any, training: Sequence[Sample], blind: bool, hidden: Any
     ) -> list[ReportRow]:
-        """The model's scores beside those of its baselines.
+        """The model's scores beside those of its baselines, which may learn from the training samples.
 
         Args:
-            split: What was answered.
-            predictions: The model's answers.
-            training: Training samples, for baselines.
             blind: Whether the model never saw an image.
             hidden: Its answers with the image hidden, where it has learnt to do without; else None.
         """
@@ -575,18 +480,15 @@ class FinetuneTask(Task, Generic[Sample]):
         """Rows of a file for an evaluation server, and what becomes of samples without features.
 
         Args:
-            model: The model.
             samples: All samples of the split.
-            split: Those with features, one at least.
-            predictions: What the model answered to these.
+            split: Those with features, one at least; the predictions are of these.
         """
 
 
 def task_named(name: str) -> Task:
     """The task of a name among `TASKS`; loads its module, and with it torch."""
     module, _, kind = TASKS[name].kind.partition(":")
-    task: Any = getattr(import_module(module), kind)
-    return task()
+    return getattr(import_module(module), kind)()
 
 
 def finetune_task(name: str) -> FinetuneTask:

@@ -6,7 +6,8 @@ Letters: B batch, N captions, K regions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from tbkin_core.tasks.masking import (
     attribute_probability,
     relation_probability,
 )
-from tbkin_core.texts.table import TextTable, encode_texts
+from tbkin_core.texts.table import encode_texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,13 +36,12 @@ if TYPE_CHECKING:
 _MISMATCH, _PARTNER = 30, 31
 
 
-@dataclass(slots=True)
+@dataclass
 class CaptionTable:
-    """Captions of one dataset, split or several, with the structure that masking needs.
+    """N captions of one dataset, split or several, with the structure that masking needs.
 
     Attributes:
-        tokens: N captions as token lists; none any more once `CaptionSide` has encoded them.
-        image_ids: N image keys.
+        tokens: Each as a list; none any more once `CaptionSide` has encoded them.
         pair_offsets: (N+1,) into the pairs of (object, word, prior) below.
         pair_object, pair_word: Object number and word index within the caption.
         pair_kind: 0 the object's own words, 1 an attribute's, 2 a relation's.
@@ -66,16 +66,9 @@ class CaptionTable:
 
 
 def load_captions(graphs: GraphStore, splits: Sequence[str] | None, known: FeatureStore) -> CaptionTable:
-    """Captions of a graph store whose image has features.
-
-    Args:
-        graphs: The store.
-        splits: Take these splits only; None takes all.
-        known: Feature store that must hold the image.
-    """
+    """Captions of a graph store, those of some splits or all, whose image has features in `known`."""
     priors = graphs.priors()
-    tables = [_shard_captions(shard, splits, known, priors) for shard in graphs.shards]
-    return join_tables(tables)
+    return join_tables([_shard_captions(shard, splits, known, priors) for shard in graphs.shards])
 
 
 def join_tables(tables: Sequence[CaptionTable]) -> CaptionTable:
@@ -83,28 +76,13 @@ def join_tables(tables: Sequence[CaptionTable]) -> CaptionTable:
     if len(tables) == 1:
         return tables[0]
 
-    def joined(name: str) -> NDArray:
-        empty = getattr(CaptionTable(), name)
-        return np.concatenate([empty, *(getattr(table, name) for table in tables)])
+    def joined(name: str, empty: Any) -> Any:
+        parts = [getattr(table, name) for table in tables]
+        if name.endswith("offsets"):
+            return ragged_offsets(np.concatenate([np.diff(part) for part in (empty, *parts)]))
+        return list(chain(*parts)) if isinstance(empty, list) else np.concatenate([empty, *parts])
 
-    def offsets(name: str) -> NDArray[np.int64]:
-        return ragged_offsets(
-            np.concatenate([np.zeros(0, np.int64), *(np.diff(getattr(table, name)) for table in tables)])
-        )
-
-    return CaptionTable(
-        [tokens for table in tables for tokens in table.tokens],
-        [image_id for table in tables for image_id in table.image_ids],
-        offsets("pair_offsets"),
-        joined("pair_object"),
-        joined("pair_word"),
-        joined("pair_kind"),
-        joined("pair_prior"),
-        offsets("cross_offsets"),
-        joined("cross_object"),
-        joined("cross_region"),
-        joined("cross_weight"),
-    )
+    return CaptionTable(**{name: joined(name, empty) for name, empty in vars(CaptionTable()).items()})
 
 
 def select_captions(table: CaptionTable, keep: NDArray[np.bool_]) -> CaptionTable:
@@ -112,36 +90,27 @@ def select_captions(table: CaptionTable, keep: NDArray[np.bool_]) -> CaptionTabl
     rows = np.flatnonzero(keep)
     pairs, _, _ = ragged_gather(table.pair_offsets, rows)
     edges, _, _ = ragged_gather(table.cross_offsets, rows)
-    return CaptionTable(
-        [table.tokens[row] for row in rows],
-        [table.image_ids[row] for row in rows],
-        ragged_offsets(np.diff(table.pair_offsets)[rows]),
-        table.pair_object[pairs],
-        table.pair_word[pairs],
-        table.pair_kind[pairs],
-        table.pair_prior[pairs],
-        ragged_offsets(np.diff(table.cross_offsets)[rows]),
-        table.cross_object[edges],
-        table.cross_region[edges],
-        table.cross_weight[edges],
-    )
+
+    def selected(name: str, values: Any) -> Any:
+        if isinstance(values, list):
+            return [values[row] for row in rows]
+        if name.endswith("offsets"):
+            return ragged_offsets(np.diff(values)[rows])
+        return values[pairs if name.startswith("pair") else edges]
+
+    return CaptionTable(**{name: selected(name, values) for name, values in vars(table).items()})
 
 
 def _shard_captions(
-    shard: ShardArrays,
-    splits: Sequence[str] | None,
-    known: FeatureStore,
-    priors: Priors,
+    shard: ShardArrays, splits: Sequence[str] | None, known: FeatureStore, priors: Priors
 ) -> CaptionTable:
     image_ids = shard.image_ids
-    kept = np.array(
-        [
-            place
-            for place, (image, split) in enumerate(zip(shard.image, shard.splits, strict=True))
-            if image >= 0 and image_ids[image] in known and (splits is None or split in splits)
-        ],
-        np.int64,
-    )
+    places = [
+        place
+        for place, (image, split) in enumerate(zip(shard.image, shard.splits, strict=True))
+        if image >= 0 and image_ids[image] in known and (splits is None or split in splits)
+    ]
+    kept = np.array(places, np.int64)
     names = shard.names
 
     def prior_of(keys: NDArray, lookup: Any) -> NDArray[np.float32]:
@@ -158,7 +127,8 @@ def _shard_captions(
     width = np.maximum(spans[:, 1] - spans[:, 0], 0)
     own = np.repeat(np.arange(len(spans)), width)
     own_word = spans[own, 0] + np.arange(len(own)) - np.repeat(ragged_offsets(width)[:-1], width)
-    pieces = [(object_row[own], object_number[own], own_word, 0, np.ones(len(own), np.float32))]
+    pieces: list[tuple[NDArray, ...]]
+    pieces = [(object_row[own], object_number[own], own_word, np.zeros(len(own)), np.ones(len(own)))]
 
     # Words of attributes, and of relations for both their ends.
     first_object = shard.object_offsets[kept]
@@ -167,40 +137,34 @@ def _shard_captions(
     keys = np.stack([shard.object_name[first_object[row] + owner], shard.attribute_name[flat]], axis=1)
     prior = prior_of(keys, priors.attribute)
     token, item, _ = ragged_gather(shard.attribute_token_offsets, flat)
-    pieces.append((row[item], owner[item], shard.attribute_tokens[token].astype(np.int64), 1, prior[item]))
+    kind = np.full(len(item), 1)
+    pieces.append((row[item], owner[item], shard.attribute_tokens[token], kind, prior[item]))
 
     flat, row, _ = ragged_gather(shard.relation_offsets, kept)
     subject = shard.relation_subject[flat].astype(np.int64)
     target = shard.relation_object[flat].astype(np.int64)
-    keys = np.stack(
-        [
-            shard.object_name[first_object[row] + subject],
-            shard.relation_name[flat],
-            shard.object_name[first_object[row] + target],
-        ],
-        axis=1,
-    )
-    prior = prior_of(keys, priors.relation)
+    ends = [shard.object_name[first_object[row] + end] for end in (subject, target)]
+    prior = prior_of(np.stack([ends[0], shard.relation_name[flat], ends[1]], axis=1), priors.relation)
     token, item, _ = ragged_gather(shard.relation_token_offsets, flat)
-    words = shard.relation_tokens[token].astype(np.int64)
+    kind = np.full(len(item), 2)
     for end in (subject, target):
-        pieces.append((row[item], end[item], words, 2, prior[item]))
+        pieces.append((row[item], end[item], shard.relation_tokens[token], kind, prior[item]))
 
-    sample = np.concatenate([piece[0] for piece in pieces])
+    sample, objects, words, kinds, chances = (np.concatenate(column) for column in zip(*pieces, strict=True))
     order = np.argsort(sample, kind="stable")
     known_words: dict[str, str] = {}  # a word's text is held once, however often it occurs
     flat_cross, cross_row, _ = ragged_gather(shard.cross_offsets, kept)
     return CaptionTable(
         [
-            tuple(known_words.setdefault(token, token) for token in shard.caption_tokens(int(place)))
-            for place in kept
+            tuple(known_words.setdefault(word, word) for word in shard.caption_tokens(place))
+            for place in places
         ],
-        [image_ids[shard.image[place]] for place in kept],
+        [image_ids[shard.image[place]] for place in places],
         ragged_offsets(np.bincount(sample, minlength=len(kept))),
-        np.concatenate([piece[1] for piece in pieces])[order].astype(np.int16),
-        np.concatenate([piece[2] for piece in pieces])[order].astype(np.int16),
-        np.concatenate([np.full(len(piece[0]), piece[3], np.int8) for piece in pieces])[order],
-        np.concatenate([piece[4] for piece in pieces])[order].astype(np.float32),
+        objects[order].astype(np.int16),
+        words[order].astype(np.int16),
+        kinds[order].astype(np.int8),
+        chances[order].astype(np.float32),
         ragged_offsets(np.bincount(cross_row, minlength=len(kept))),
         shard.cross_object[flat_cross].astype(np.int16),
         shard.cross_region[flat_cross].astype(np.int16),
@@ -234,35 +198,25 @@ class CaptionSide:
         self.rows = np.array(
             [store.row(image_id) for table, store in parts for image_id in table.image_ids], np.int64
         )
-        self.table: TextTable = encode_texts(tokenizer, self.captions.tokens, max_text_tokens)
+        self.table = encode_texts(tokenizer, self.captions.tokens, max_text_tokens)
         # Millions of captions as lists of words take more memory than all else here.
         self.captions = captions = replace(self.captions, tokens=[])
-        self._probability = np.select(
-            [captions.pair_kind == 1, captions.pair_kind == 2],
-            [
-                attribute_probability(captions.pair_prior, masking),
-                relation_probability(captions.pair_prior, masking),
-            ],
-            1.0,
-        ).astype(np.float32)
+        prior = captions.pair_prior
+        chances = [attribute_probability(prior, masking), relation_probability(prior, masking)]
+        of_kind = [captions.pair_kind == 1, captions.pair_kind == 2]
+        self._probability = np.select(of_kind, chances, 1.0).astype(np.float32)
 
     def structure(self, rows: NDArray) -> TextStructure:
         captions = self.captions
         flat, row, _ = ragged_gather(captions.pair_offsets, rows)
-        return TextStructure(
-            row,
-            captions.pair_object[flat].astype(np.int64),
-            captions.pair_word[flat].astype(np.int64),
-            self._probability[flat],
-            captions.pair_kind[flat] == 0,
-        )
+        objects, words = (part[flat].astype(np.int64) for part in (captions.pair_object, captions.pair_word))
+        return TextStructure(row, objects, words, self._probability[flat], captions.pair_kind[flat] == 0)
 
     def cross(self, rows: NDArray) -> CrossStructure:
         captions = self.captions
         flat, row, _ = ragged_gather(captions.cross_offsets, rows)
-        return CrossStructure(
-            row, captions.cross_object[flat].astype(np.int64), captions.cross_region[flat].astype(np.int64)
-        )
+        ends = (part[flat].astype(np.int64) for part in (captions.cross_object, captions.cross_region))
+        return CrossStructure(row, *ends)
 
     def cross_weight(self, rows: NDArray, regions: int) -> NDArray[np.float32]:
         """(B, K) mean weight of each region's cross-modal edges; 0 without any."""
@@ -285,49 +239,35 @@ class CaptionSide:
         swapped = uniform(key, _MISMATCH, samples, 1)[:, 0] < mismatch
         step = 1 + (uniform(key, _PARTNER, samples, 1)[:, 0] * max(count - 1, 1)).astype(np.int64)
         partner = (rows + step) % count
+
+        def same_image() -> NDArray[np.bool_]:
+            return (self.rows[partner] == self.rows[rows]) & (self.store_of[partner] == self.store_of[rows])
+
         for _ in range(64):
-            same = (self.rows[partner] == self.rows[rows]) & (self.store_of[partner] == self.store_of[rows])
-            if not same.any():
+            if not (same := same_image()).any():
                 break
             partner = np.where(same, (partner + 1) % count, partner)
         # With one image alone there is no negative.
-        same = (self.rows[partner] == self.rows[rows]) & (self.store_of[partner] == self.store_of[rows])
-        swapped &= ~same
+        swapped &= ~same_image()
         return np.where(swapped, partner, rows), ~swapped
 
     def regions(self, samples: NDArray, max_regions: int) -> RegionBatch:
         if len(self.stores) == 1:
             return self.stores[0].gather(self.rows[samples], max_regions)
         stores = self.store_of[samples]
-        parts = [
-            (
-                np.flatnonzero(stores == number),
-                self.stores[number].gather(self.rows[samples[stores == number]], max_regions),
-            )
-            for number in np.unique(stores)
-        ]
+        parts = []
+        for number in np.unique(stores):
+            members = np.flatnonzero(stores == number)
+            parts.append((members, self.stores[number].gather(self.rows[samples[members]], max_regions)))
         width = max(batch.mask.shape[1] for _, batch in parts)
 
-        def merged(name: str, fill: float) -> NDArray:
+        def merged(name: str) -> NDArray:
             first = getattr(parts[0][1], name)
-            shape = (len(samples), *((width, *first.shape[2:]) if name != "sizes" else first.shape[1:]))
-            result = np.full(shape, fill, first.dtype)
+            shape = first.shape[1:] if name == "sizes" else (width, *first.shape[2:])
+            result = np.full((len(samples), *shape), -1 if name.endswith("_ids") else 0, first.dtype)
             for members, batch in parts:
                 value = getattr(batch, name)
-                if name == "sizes":
-                    result[members] = value
-                else:
-                    result[members, : value.shape[1]] = value
+                result[members, : value.shape[1]] = value
             return result
 
-        return RegionBatch(
-            merged("features", 0),
-            merged("boxes", 0),
-            merged("geometry", 0),
-            merged("mask", False),
-            merged("object_ids", -1),
-            merged("object_scores", 0),
-            merged("attribute_ids", -1),
-            merged("attribute_scores", 0),
-            merged("sizes", 1),
-        )
+        return RegionBatch(**{entry.name: merged(entry.name) for entry in fields(RegionBatch)})

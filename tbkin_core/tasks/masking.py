@@ -23,37 +23,22 @@ KEEP, MASK, REPLACE = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class TextStructure:
-    """The text scene graphs of a batch as flat lists of (object, word) pairs.
+    """The text scene graphs of a batch as P (object, word) pairs."""
 
-    Attributes:
-        sample: (P,) row in the batch.
-        object: (P,) number of the object within its caption.
-        word: (P,) word index in the caption.
-        probability: (P,) chance that the word is masked once its object is an anchor; 1 for the
-            object's own words.
-        own: (P,) bool, True for the object's own words, False for those of its attributes and relations.
-    """
-
-    sample: NDArray[np.int64]
-    object: NDArray[np.int64]
-    word: NDArray[np.int64]
-    probability: NDArray[np.float32]
-    own: NDArray[np.bool_]
+    sample: NDArray[np.int64]  # (P,) row in the batch
+    object: NDArray[np.int64]  # (P,) number of the object within its caption
+    word: NDArray[np.int64]  # (P,) word index in the caption
+    probability: NDArray[np.float32]  # (P,) chance that the word is masked once its object is an anchor
+    own: NDArray[np.bool_]  # (P,) True for the object's own words, False for its attributes' and relations'
 
 
 @dataclass(frozen=True, slots=True)
 class CrossStructure:
-    """The cross-modal edges of a batch.
+    """The E cross-modal edges of a batch."""
 
-    Attributes:
-        sample: (E,) row in the batch.
-        object: (E,) number of the object within its caption.
-        region: (E,) number of the region within its image.
-    """
-
-    sample: NDArray[np.int64]
-    object: NDArray[np.int64]
-    region: NDArray[np.int64]
+    sample: NDArray[np.int64]  # (E,) row in the batch
+    object: NDArray[np.int64]  # (E,) number of the object within its caption
+    region: NDArray[np.int64]  # (E,) number of the region within its image
 
 
 def attribute_probability(prior: NDArray, config: MaskingConfig) -> NDArray:
@@ -135,8 +120,7 @@ def mask_regions(
         samples: (B,) key of each sample.
 
     Returns:
-        `action` (B, K): -1 not a target, else `KEEP`, `MASK` or `REPLACE`; `replacement` (B, K), which
-        of the sample's own regions to put in place.
+        `action` (B, K) as above; `replacement` (B, K), which of the sample's own regions to put in place.
     """
     key = mix(seed, epoch)
     regions = region_mask.shape[1]
@@ -187,11 +171,9 @@ def interference_mask(
     regions = region_targets.shape[1]
     objects = 1 + max(int(text.object.max(initial=0)), int(cross.object.max(initial=0)))
     words = 1 + max(int(word_ids.max(initial=0)), int(text.word.max(initial=0)))
-    own = np.zeros((batch, objects, words), np.bool_)
-    related = np.zeros((batch, objects, words), np.bool_)
-    own[text.sample[text.own], text.object[text.own], text.word[text.own]] = True
-    other = ~text.own
-    related[text.sample[other], text.object[other], text.word[other]] = True
+    own, related = np.zeros((2, batch, objects, words), np.bool_)
+    for marked, where in ((own, text.own), (related, ~text.own)):
+        marked[text.sample[where], text.object[where], text.word[where]] = True
     edge = np.zeros((batch, objects, regions), np.bool_)
     inside = cross.region < regions
     edge[cross.sample[inside], cross.object[inside], cross.region[inside]] = True

@@ -6,6 +6,7 @@ Letters: B batch, T text tokens, K regions, M masked positions, F region feature
 from __future__ import annotations
 
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ from tbkin_core.modeling.losses import (
     region_feature_loss,
 )
 from tbkin_core.support.randomness import mix
-from tbkin_core.support.shards import ragged_offsets
 from tbkin_core.tasks.base import Batch, Shown, Task, listed, model_inputs, to_device
 from tbkin_core.tasks.captions import CaptionSide, CaptionTable
 from tbkin_core.tasks.masking import (
@@ -61,7 +61,6 @@ class PretrainObjective:
     Args:
         train, validation: Captions of each dataset, with the features of their images.
         tokenizer: Of the model.
-        masking: What is hidden.
         seed: All draws follow from it.
         mismatch: Chance of a caption to get another image.
         ot_weight: Weight of the optimal-transport term.
@@ -93,12 +92,8 @@ class PretrainObjective:
         batch_size: int,
         weights: Sequence[float] | None = None,
     ) -> None:
-        self.masking = masking
-        self.seed = seed
-        self.mismatch = mismatch
-        self.ot_weight = ot_weight
-        self.max_regions = max_regions
-        self.batch_size = batch_size
+        self.masking, self.seed, self.mismatch, self.ot_weight = masking, seed, mismatch, ot_weight
+        self.max_regions, self.batch_size = max_regions, batch_size
         self.vocabulary = tokenizer.get_vocab_size()
         self.mask_id = tokenizer.token_to_id("[MASK]") or 0
         self.first_ordinary = 1 + max(tokenizer.token_to_id(token) or 0 for token in SPECIAL_TOKENS)
@@ -130,25 +125,16 @@ class PretrainObjective:
     def fingerprint(self) -> str:
         """Changes with the captions, their order, their graphs and their images."""
         captions = self.train.captions
-        arrays = (
-            self._row_of,
-            self.train.table.ids,
-            self.train.rows,
-            captions.pair_object,
-            captions.pair_word,
-            captions.pair_prior,
-            captions.cross_region,
-            captions.cross_weight,
-        )
+        pairs = (captions.pair_object, captions.pair_word, captions.pair_prior)
+        edges = (captions.cross_region, captions.cross_weight)
         value = 0
-        for array in arrays:
+        for array in (self._row_of, self.train.table.ids, self.train.rows, *pairs, *edges):
             value = zlib.crc32(array.tobytes(), value)
         return str(value)
 
     def named(self, rows: NDArray) -> str:
-        return listed(
-            "captions of images", [self.train.captions.image_ids[row] for row in self._row_of[rows]]
-        )
+        image_ids = self.train.captions.image_ids
+        return listed("captions of images", [image_ids[row] for row in self._row_of[rows]])
 
     def collate(self, rows: NDArray, epoch: int) -> Batch:
         return self._collate(self.train, self._row_of[rows], rows, epoch)
@@ -163,19 +149,10 @@ class PretrainObjective:
 
         structure = side.structure(rows)
         action, replacement = mask_text(
-            word_ids,
-            structure,
-            self.vocabulary,
-            self.first_ordinary,
-            self.masking,
-            self.seed,
-            epoch,
-            samples,
+            word_ids, structure, self.vocabulary, self.first_ordinary, self.masking, self.seed, epoch, samples
         )
         action = np.where(on_text[:, None], action, -1)
-        masked_ids = np.where(
-            action == MASK, self.mask_id, np.where(action == REPLACE, replacement, input_ids)
-        )
+        masked_ids = np.select([action == MASK, action == REPLACE], [self.mask_id, replacement], input_ids)
 
         on_regions = np.flatnonzero(~on_text)
         region_action = np.full(regions.mask.shape, -1, np.int8)
@@ -198,8 +175,7 @@ class PretrainObjective:
         feature_labels = features[region_targets]
         # In place, but what replaces a region is as it was.
         replaced = region_action == REPLACE
-        sample = np.nonzero(replaced)[0]
-        put = features[sample, source[replaced]]
+        put = features[np.nonzero(replaced)[0], source[replaced]]
         features[region_action == MASK] = 0
         features[replaced] = put
         batch = {
@@ -235,21 +211,16 @@ class PretrainObjective:
         counts = {
             "mlm": len(batch["text_labels"]),
             "mrfr": len(batch["feature_labels"]),
-            "object": int((batch["object_labels"] >= 0).sum()),
-            "attribute": int((batch["attribute_labels"] >= 0).sum()),
+            "object": (batch["object_labels"] >= 0).sum(),
+            "attribute": (batch["attribute_labels"] >= 0).sum(),
             "itm": len(batch["matched"]),
         }
         if self.ot_weight > 0:
-            counts["alignment"] = len(batch["matched"])
+            counts["alignment"] = counts["itm"]
         return {name: float(count) for name, count in counts.items()}
 
     def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        return self._losses(self._forward(model, batch), batch)
-
-    def _forward(self, model: Any, batch: Batch) -> Any:
-        return model(
-            **model_inputs(batch), text_targets=batch["text_targets"], region_targets=batch["region_targets"]
-        )
+        return self._losses(_forward(model, batch), batch)
 
     def _losses(self, output: Any, batch: Batch) -> dict[str, Tensor]:
         losses = {
@@ -273,57 +244,50 @@ class PretrainObjective:
         """Validation loss and accuracy of each objective."""
         if self.validation is None or not len(self.validation.table):
             return {}
-        sums: dict[str, float] = {}
-        counts: dict[str, float] = {}
-        right = {"mlm": 0.0, "object": 0.0, "attribute": 0.0, "itm": 0.0}
+        sums, counts, right = defaultdict[str, float](float), Counter[str](), Counter[str]()
         with torch.inference_mode():
             for begin in range(0, len(self.validation.table), self.batch_size):
                 rows = np.arange(begin, min(begin + self.batch_size, len(self.validation.table)))
                 arrays = self._collate(self.validation, rows, rows, VALIDATION_EPOCH)
                 batch = to_device(arrays, device)
-                output = self._forward(model, batch)
-                for name, count in self.targets(arrays, 0).items():
-                    counts[name] = counts.get(name, 0.0) + count
+                output = _forward(model, batch)
+                counts.update({name: int(count) for name, count in self.targets(arrays, 0).items()})
                 for name, loss in self._losses(output, batch).items():
-                    sums[name] = sums.get(name, 0.0) + float(loss)
+                    sums[name] += float(loss)
                 for name, logits, labels in (
                     ("mlm", output.mlm_logits, batch["text_labels"]),
                     ("object", output.object_logits, batch["object_labels"]),
                     ("attribute", output.attribute_logits, batch["attribute_labels"]),
                     ("itm", output.itm_logits, batch["matched"]),
                 ):
-                    right[name] += float((logits.argmax(dim=-1) == labels).sum())
+                    right[name] += int((logits.argmax(dim=-1) == labels).sum())
         losses = {name: value / counts[name] for name, value in sums.items() if counts[name]}
         total = sum(losses.values())
-        return {
-            "val_loss": total,
-            **{f"val_{name}_loss": value for name, value in losses.items()},
-            **{
-                f"val_{name}_accuracy": 100 * hits / counts[name]
-                for name, hits in right.items()
-                if counts[name]
-            },
-            "score": -total,
-        }
+        values = {"val_loss": total, **{f"val_{name}_loss": value for name, value in losses.items()}}
+        for name, hits in right.items():
+            if counts[name]:
+                values[f"val_{name}_accuracy"] = 100 * hits / counts[name]
+        return {**values, "score": -total}
+
+
+def _forward(model: Any, batch: Batch) -> Any:
+    targets = {name: batch[name] for name in ("text_targets", "region_targets")}
+    return model(**model_inputs(batch), **targets)
 
 
 def _repeated(
     sizes: Sequence[int], weights: Sequence[float] | None
 ) -> tuple[list[tuple[NDArray[np.int64], int]], NDArray[np.int64]]:
-    """Samples of datasets of some sizes, shown as often as their weights say.
+    """Groups of samples of datasets of some sizes, each with how many of them an epoch shows by its weight.
 
-    Returns:
-        Groups of sample numbers, each with how many of them an epoch shows; and the row of each sample.
-        The first so many samples are the rows themselves.
+    And the row of each sample; the first so many samples are the rows themselves.
     """
     whole = np.arange(sum(sizes))
     parts: list[tuple[NDArray[np.int64], int]] = []
     rows = [whole]
     count = len(whole)
-    for size, first, weight in zip(
-        sizes, ragged_offsets(list(sizes))[:-1], weights or [1.0] * len(sizes), strict=True
-    ):
-        own = whole[first : first + size]
+    datasets = np.split(whole, np.cumsum(sizes)[:-1])
+    for own, size, weight in zip(datasets, sizes, weights or [1.0] * len(sizes), strict=True):
         keys, rest = own, float(weight)
         while rest > 0:
             parts.append((keys, round(min(rest, 1.0) * size)))

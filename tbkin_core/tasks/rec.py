@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tbkin_core.boxes import box_iou_paired, xywh_to_xyxy
+from tbkin_core.boxes import box_area, box_iou_paired, xywh_to_xyxy
 from tbkin_core.datasets.records import Expression
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.regions import ImageId
@@ -29,7 +29,6 @@ from tbkin_core.tasks.base import (
     FinetuneTask,
     Head,
     Inputs,
-    InputSource,
     LearningPlan,
     ReportRow,
     SampleSet,
@@ -48,15 +47,6 @@ if TYPE_CHECKING:
 BOX_SCALE = np.array([0.1, 0.1, 0.2, 0.2], np.float32)
 HIT_IOU = 0.5
 """A prediction is right above this, and a region worth learning from there up."""
-
-NO_TARGETS = np.zeros((0, 4), np.float32)
-
-
-@dataclass(slots=True)
-class RecSplit(Split[Expression]):
-    """Expressions with features, and their (N, 4) float32 target boxes, xyxy pixels."""
-
-    targets: NDArray[np.float32] = field(default_factory=NO_TARGETS.copy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +68,6 @@ class RecTask(FinetuneTask[Expression]):
     unit = "expression"
     label = "expressions"
 
-    # ---- samples ----
-
     def found_in(self, dataset: Dataset) -> bool:
         return bool(dataset.expression_sets())
 
@@ -91,17 +79,13 @@ class RecTask(FinetuneTask[Expression]):
 
     def samples(self, dataset: Dataset, subset: str | None) -> SampleSet[Expression]:
         chosen = expression_set(dataset, subset)
-        others = [name for name in dataset.expression_sets() if name != chosen]
+        others = ", ".join(name for name in dataset.expression_sets() if name != chosen)
         notes = []
         if subset is None and others:
-            notes.append(f"{chosen} is used; choose another with --dataset ({', '.join(others)})")
+            notes.append(f"{chosen} is used; choose another with --dataset ({others})")
         found = {name: list(dataset.expressions(name, chosen)) for name in dataset.expression_splits(chosen)}
-        return SampleSet(
-            {name: items for name, items in found.items() if items},
-            name=chosen,
-            split_by_object=dataset.is_split_by_object(chosen),
-            notes=notes,
-        )
+        splits = {name: items for name, items in found.items() if items}
+        return SampleSet(splits, [], chosen, dataset.is_split_by_object(chosen), notes)
 
     def text(self, sample: Expression) -> str:
         return sample.text
@@ -110,38 +94,28 @@ class RecTask(FinetuneTask[Expression]):
         self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None
     ) -> tuple[float, float, float, float] | None:
         sets = dataset.expression_sets()
-        if not sets:
-            return None
         wanted = text.casefold()
-        for item in dataset.expressions(name=subset if subset in sets else None):
+        for item in dataset.expressions(name=subset if subset in sets else None) if sets else ():
             if item.image_id == image_id and " ".join(item.text.split()).casefold() == wanted:
                 left, top, width, height = item.target_xywh
                 return left, top, left + width, top + height
         return None
 
-    # ---- model ----
-
     def build_head(self, training: Sequence[Expression], config: FinetuneConfig) -> Head:
         return Head()
 
-    def build_split(
-        self, samples: Sequence[Expression], source: InputSource, blind: bool = False
-    ) -> RecSplit:
-        kept = [item for item in samples if item.image_id in source.store]
-        inputs = source.inputs([item.text for item in kept], [item.image_id for item in kept], blind)
-        return RecSplit(kept, inputs, xywh_to_xyxy([item.target_xywh for item in kept]))
+    def targets(self, samples: Sequence[Expression]) -> NDArray[np.float32]:
+        """(N, 4) boxes, xyxy pixels."""
+        return xywh_to_xyxy([item.target_xywh for item in samples])
 
     def objective(
         self, splits: Mapping[str, Split], head: Head, config: FinetuneConfig, plan: LearningPlan
     ) -> RecObjective:
-        train: Any = splits["train"]
-        validation: Any = splits.get("val")
-        return RecObjective(train, validation if validation else None, plan.batch_size)
+        return RecObjective(splits["train"], splits.get("val") or None, plan.batch_size)
 
     def predict(self, model: Any, inputs: Inputs, device: torch.device, batch_size: int) -> Boxes:
         boxes = np.zeros((len(inputs), 4), np.float32)
-        chosen = np.zeros(len(inputs), np.int64)
-        probability = np.zeros(len(inputs), np.float32)
+        chosen, probability = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), np.float32)
         for indices, output in run_batches(model, inputs, device, batch_size):
             regions = inputs.regions(indices)
             best = output.rec_scores.float().softmax(dim=-1).max(dim=-1)
@@ -153,71 +127,42 @@ class RecTask(FinetuneTask[Expression]):
         return Boxes(boxes, chosen, probability)
 
     def scores(self, split: Split, predictions: Boxes) -> NDArray[np.float64]:
-        known: Any = split
-        return (box_iou_paired(predictions.boxes, known.targets) > HIT_IOU).astype(np.float64)
-
-    # ---- results ----
+        return (box_iou_paired(predictions.boxes, split.targets) > HIT_IOU).astype(np.float64)
 
     def result_rows(self, split: Split, predictions: Boxes) -> list[dict[str, Any]]:
-        known: Any = split
-        overlaps = box_iou_paired(predictions.boxes, known.targets)
+        boxes, probability = predictions.boxes, predictions.probability
+        overlaps = box_iou_paired(boxes, split.targets)
+        columns = (split.samples, best_region_hits(split), boxes, probability, split.targets, overlaps)
         return [
             {
-                "sent_id": item.sent_id,
-                "ref_id": item.ref_id,
-                "image_id": item.image_id,
+                **_ids(item),
                 "text": item.text,
                 # What a better choice could mend, and what only other regions could.
                 "type": "a region fits the target" if fits else "no region fits the target",
-                "box": [round(float(side), 2) for side in box],
+                "box": _rounded(box),
                 "probability": round(float(certainty), 4),
-                "target": [round(float(side), 2) for side in target],
+                "target": _rounded(target),
                 "iou": round(float(overlap), 4),
                 "score": float(overlap > HIT_IOU),
             }
-            for item, fits, box, certainty, target, overlap in zip(
-                known.samples,
-                best_region_hits(known),
-                predictions.boxes,
-                predictions.probability,
-                known.targets,
-                overlaps,
-                strict=True,
-            )
+            for item, fits, box, certainty, target, overlap in zip(*columns, strict=True)
         ]
 
     def report_rows(
-        self,
-        split: Split,
-        predictions: Boxes,
-        training: Sequence[Expression],
-        blind: bool,
-        hidden: Boxes | None,
+        self, split: Split, predictions: Boxes, training: Sequence[Expression], blind: bool, hidden: Any
     ) -> list[ReportRow]:
-        known: Any = split
         return [
-            ReportRow(label, 100 * hits, order)
-            for label, hits, order in (
-                ("random region", random_region_hits(known), 0),
-                ("largest region", largest_region_hits(known), 1),
-                ("this model", self.scores(split, predictions), OWN_ROW),
-                ("upper bound (a region of IoU>0.5 exists)", best_region_hits(known), 4),
-            )
+            ReportRow("random region", 100 * random_region_hits(split), 0),
+            ReportRow("largest region", 100 * largest_region_hits(split), 1),
+            ReportRow("this model", 100 * self.scores(split, predictions), OWN_ROW),
+            ReportRow("upper bound (a region of IoU>0.5 exists)", 100 * best_region_hits(split), 4),
         ]
 
     def prediction_rows(
         self, model: Any, samples: Sequence[Expression], split: Split, predictions: Boxes
     ) -> tuple[list[dict[str, Any]], str]:
-        rows = [
-            {
-                "sent_id": item.sent_id,
-                "ref_id": item.ref_id,
-                "image_id": item.image_id,
-                "box": [round(float(side), 2) for side in box],
-            }
-            for item, box in zip(split.samples, predictions.boxes, strict=True)
-        ]
-        return rows, "are left out"
+        pairs = zip(split.samples, predictions.boxes, strict=True)
+        return [{**_ids(item), "box": _rounded(box)} for item, box in pairs], "are left out"
 
     def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:
         best = output.rec_scores[0].float().softmax(dim=-1).topk(min(max(top, 2), len(boxes)))
@@ -226,18 +171,13 @@ class RecTask(FinetuneTask[Expression]):
         refined = apply_deltas(boxes[order[0]][None], deltas, np.array([size], np.float32))[0]
         x1, y1, x2, y2 = refined.tolist()
         answers = [
-            (f"region {number}", value)
-            for number, value in zip(order[:top], best.values.tolist(), strict=False)
+            (f"region {place}", value) for place, value in zip(order, best.values.tolist(), strict=True)
         ]
-        return Shown(answers, order[0], order[1] if len(order) > 1 else None, (x1, y1, x2, y2))
+        return Shown(answers[:top], order[0], order[1] if len(order) > 1 else None, (x1, y1, x2, y2))
 
 
 class RecObjective(FinetuneObjective):
     """What a REC model learns.
-
-    Args:
-        train, validation: Splits.
-        batch_size: Samples at once in evaluation.
 
     Raises:
         DataError: No training expression has a region near its target.
@@ -246,7 +186,7 @@ class RecObjective(FinetuneObjective):
     # The pooler takes no part in the loss.
     uses_all_weights = False
 
-    def __init__(self, train: RecSplit, validation: RecSplit | None, batch_size: int) -> None:
+    def __init__(self, train: Split, validation: Split | None, batch_size: int) -> None:
         # Without a region near the target there is nothing to choose.
         super().__init__(RecTask(), train, validation, np.flatnonzero(reachable(train)), batch_size)
         if not len(self.rows):
@@ -272,11 +212,10 @@ class RecObjective(FinetuneObjective):
         iou = _iou_with_target(regions, targets)  # (B, K)
         near = iou >= HIT_IOU
         weight = np.where(near, iou, 0)
+        share = weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)
         return {
             **self.train.inputs.batch(samples, regions),
-            "score_targets": (weight / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)).astype(
-                np.float32
-            ),
+            "score_targets": share.astype(np.float32),
             "delta_targets": box_deltas(regions.boxes, targets[:, None, :]),
             "near": near,
         }
@@ -312,45 +251,39 @@ def expression_set(dataset: Dataset, name: str | None) -> str:
         raise ConfigError(f"dataset: expected one of {known}, got {name!r}") from error
 
 
-def reachable(split: RecSplit) -> NDArray[np.bool_]:
+def reachable(split: Split) -> NDArray[np.bool_]:
     """(N,) whether any region is near the target, so that there is one to learn to choose."""
-    best = np.zeros(len(split), np.float32)
-    for begin in range(0, len(best), 512):
-        indices = np.arange(begin, min(begin + 512, len(best)))
-        best[indices] = _iou_with_target(split.inputs.regions(indices), split.targets[indices]).max(axis=1)
-    return best >= HIT_IOU
+    return _of_regions(split, lambda regions, iou: iou.max(axis=1)) >= HIT_IOU
 
 
-def random_region_hits(split: RecSplit) -> NDArray[np.float64]:
+def random_region_hits(split: Split) -> NDArray[np.float64]:
     """(N,) chance that a region drawn at random has an IoU above 0.5 with the target."""
-    return _of_regions(split, lambda regions, hits: hits.sum(axis=1) / regions.mask.sum(axis=1))
+    return _of_regions(split, lambda regions, iou: (iou > HIT_IOU).sum(axis=1) / regions.mask.sum(axis=1))
 
 
-def best_region_hits(split: RecSplit) -> NDArray[np.float64]:
+def best_region_hits(split: Split) -> NDArray[np.float64]:
     """(N,) 1 where some region has an IoU above 0.5 with the target: what choosing a region can reach."""
-    return _of_regions(split, lambda regions, hits: hits.max(axis=1))
+    return _of_regions(split, lambda regions, iou: iou.max(axis=1) > HIT_IOU)
 
 
-def largest_region_hits(split: RecSplit) -> NDArray[np.float64]:
+def largest_region_hits(split: Split) -> NDArray[np.float64]:
     """(N,) 1 where the image's largest region has an IoU above 0.5 with the target."""
 
-    def share(regions: RegionBatch, hits: NDArray) -> NDArray:
-        sides = regions.boxes[..., 2:] - regions.boxes[..., :2]  # (B, K, 2)
-        largest = np.where(regions.mask, sides.prod(axis=-1), -1).argmax(axis=1)
-        return hits[np.arange(len(hits)), largest]
+    def hit(regions: RegionBatch, iou: NDArray) -> NDArray:
+        area = np.where(regions.mask, box_area(regions.boxes), -1)
+        return np.take_along_axis(iou, area.argmax(axis=1, keepdims=True), axis=1)[:, 0] > HIT_IOU
 
-    return _of_regions(split, share)
+    return _of_regions(split, hit)
 
 
-def _of_regions(split: RecSplit, share: Callable[[RegionBatch, NDArray], NDArray]) -> NDArray[np.float64]:
-    """(N,) `share` of the regions (B, K) and of whether each has an IoU above 0.5."""
-    shares = []
+def _of_regions(split: Split, value: Callable[[RegionBatch, NDArray], NDArray]) -> NDArray[np.float64]:
+    """(N,) `value` of the regions of B images and of their IoU (B, K) with the targets, 0 where padded."""
+    values = [np.zeros(0)]
     for begin in range(0, len(split), 512):
         indices = np.arange(begin, min(begin + 512, len(split)))
         regions = split.inputs.regions(indices)
-        hits = (_iou_with_target(regions, split.targets[indices]) > HIT_IOU) & regions.mask
-        shares.append(share(regions, hits))
-    return np.concatenate(shares).astype(np.float64) if shares else np.zeros(0)
+        values.append(value(regions, _iou_with_target(regions, split.targets[indices])))
+    return np.concatenate(values)
 
 
 def _iou_with_target(regions: RegionBatch, targets: NDArray) -> NDArray[np.float32]:
@@ -358,6 +291,14 @@ def _iou_with_target(regions: RegionBatch, targets: NDArray) -> NDArray[np.float
     repeated = np.repeat(targets, count, axis=0)
     iou = box_iou_paired(regions.boxes.reshape(-1, 4), repeated).reshape(batch, count)
     return np.where(regions.mask, iou, 0).astype(np.float32)
+
+
+def _ids(item: Expression) -> dict[str, Any]:
+    return {"sent_id": item.sent_id, "ref_id": item.ref_id, "image_id": item.image_id}
+
+
+def _rounded(box: NDArray) -> list[float]:
+    return [round(float(side), 2) for side in box]
 
 
 def box_deltas(boxes: NDArray, targets: NDArray) -> NDArray[np.float32]:

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """How the answers of a task are shown, also where its module is not loaded.
+    """How the answers of a task are shown, also where its module is not loaded."""
 
-    Attributes:
-        title: Name of the task, as the page has it above the text.
-        answer_heading: Heads the column of answers.
-        aggregate: How attention is summed up by default, "rollout" (all layers) or "last" (layer).
-        answers_are_regions: Answers are "region 3", which figures call by the region's own name, with a box.
-    """
-
-    title: str
-    answer_heading: str = "answer"
-    aggregate: str = "last"
-    answers_are_regions: bool = False
+    title: str  # name of the task, as the page has it above the text
+    answer_heading: str = "answer"  # heads the column of answers
+    aggregate: str = "last"  # attention summed up over all layers ("rollout") or the "last"
+    answers_are_regions: bool = False  # "region 3", which figures call by the region's own name, with a box
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,6 @@ from tbkin_core.tasks.base import (
     FinetuneTask,
     Head,
     Inputs,
-    InputSource,
     LearningPlan,
     ReportRow,
     SampleSet,
@@ -55,13 +54,6 @@ if TYPE_CHECKING:
 
 # Name of a stream of random numbers, see `uniform`.
 _HIDDEN_IMAGES = 11
-
-
-@dataclass(slots=True)
-class VqaSplit(Split[Question]):
-    """Questions with features; for each a dict of normalised answer to soft score, empty without answers."""
-
-    scores: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +78,6 @@ class VqaTask(FinetuneTask[Question]):
     starts_from = ("rec",)
     question_only = True
 
-    # ---- samples ----
-
     def found_in(self, dataset: Dataset) -> bool:
         return bool(dataset.question_splits())
 
@@ -109,17 +99,12 @@ class VqaTask(FinetuneTask[Question]):
         for name in self.split_names(dataset, subset):
             questions = self.split_samples(dataset, name, subset)
             answered = [item for item in questions if item.answers]
-            if answered and len(answered) < len(questions):
-                lacking = len(questions) - len(answered)
+            if lacking := len(questions) - len(answered) if answered else 0:
                 notes.append(f"{name}: {lacking} of {len(questions)} questions have no answers (left out)")
-                questions = answered
             if questions:
-                splits[name] = questions
-        silent = [
-            name
-            for name, questions in splits.items()
-            if not name.startswith("test") and not any(item.answers for item in questions)
-        ]
+                splits[name] = answered or questions
+        # Either all questions of a split have answers by now, or none has.
+        silent = [name for name in splits if not name.startswith("test") and not splits[name][0].answers]
         notes += [f"{name}: none of its questions has answers (not used)" for name in silent]
         return SampleSet(splits, silent, notes=notes)
 
@@ -132,63 +117,48 @@ class VqaTask(FinetuneTask[Question]):
     def kind(self, sample: Question) -> str:
         return sample.answer_type or ""
 
-    # ---- model ----
-
     def build_head(self, training: Sequence[Question], config: FinetuneConfig) -> Head:
-        answers, minimum = (
-            (load_answers(config.answers), 0)
-            if config.answers is not None
-            else answer_vocabulary(training, config.min_answer_count)
-        )
-        values = {
-            "num_answers": len(answers),
-            "id2label": dict(enumerate(answers)),
-            "label2id": {answer: number for number, answer in enumerate(answers)},
-            "use_regions": not config.blind,
-        }
-        return Head(values, len(answers), f"{len(answers)} answers (given to at least {minimum} questions)")
+        if config.answers is not None:
+            answers, minimum = load_answers(config.answers), 0
+        else:
+            answers, minimum = answer_vocabulary(training, config.min_answer_count)
+        names = dict(enumerate(answers))
+        numbers = {answer: number for number, answer in names.items()}
+        values = {"num_answers": len(answers), "id2label": names, "label2id": numbers}
+        note = f"{len(answers)} answers (given to at least {minimum} questions)"
+        return Head({**values, "use_regions": not config.blind}, len(answers), note)
 
-    def build_split(self, samples: Sequence[Question], source: InputSource, blind: bool = False) -> VqaSplit:
-        kept = [item for item in samples if item.image_id in source.store]
-        inputs = source.inputs([item.question for item in kept], [item.image_id for item in kept], blind)
-        return VqaSplit(kept, inputs, [soft_scores(item.answers) if item.answers else {} for item in kept])
+    def targets(self, samples: Sequence[Question]) -> list[dict[str, float]]:
+        """For each question a dict of normalised answer to soft score, empty without answers."""
+        return [soft_scores(item.answers) for item in samples]
 
     def objective(
         self, splits: Mapping[str, Split], head: Head, config: FinetuneConfig, plan: LearningPlan
     ) -> VqaObjective:
-        train: Any = splits["train"]
+        train, validation = splits["train"], splits.get("val")
         kl_epochs = config.kl_epochs
         if kl_epochs is None:
             # A softmax is the right model where one answer is right, and needs no other loss after it.
-            certain = all(len(scores) == 1 for scores in train.scores)
+            certain = all(len(scores) == 1 for scores in train.targets)
             kl_epochs = plan.epochs if certain else plan.epochs // 3
-        validation: Any = splits.get("val")
-        objective = VqaObjective(
-            train,
-            validation if validation is not None and self.scored(validation) else None,
-            list(head.values["id2label"].values()),
-            kl_epochs,
-            plan.batch_size,
-            config.seed,
-            plan.image_dropout,
-            plan.blind_epochs,
-        )
-        counts: dict[str, int] = {}
-        for name, questions in splits.items():
-            count, total = without_known_answer(questions, objective.answers), len(questions)
-            if count:
-                counts[name] = count
-                effect = "skipped" if name == "train" else "never answered rightly"
-                objective.notes.append(
-                    f"{name}: {count} of {total} questions ({count / total:.1%}) have no answer among the"
-                    f" {head.outcomes} that are learnt; {effect}"
-                )
-        objective.values["without_known_answer"] = counts
+        if validation is not None and not self.scored(validation):
+            validation = None
+        answers = list(head.values["id2label"].values())
+        hidden = config.seed, plan.image_dropout, plan.blind_epochs
+        objective = VqaObjective(train, validation, answers, kl_epochs, plan.batch_size, *hidden)
+        counts = {name: without_known_answer(questions, answers) for name, questions in splits.items()}
+        objective.values["without_known_answer"] = {name: count for name, count in counts.items() if count}
+        for name, count in objective.values["without_known_answer"].items():
+            total = len(splits[name])
+            effect = "skipped" if name == "train" else "never answered rightly"
+            objective.notes.append(
+                f"{name}: {count} of {total} questions ({count / total:.1%}) have no answer among the"
+                f" {head.outcomes} that are learnt; {effect}"
+            )
         return objective
 
     def predict(self, model: Any, inputs: Inputs, device: torch.device, batch_size: int) -> Answers:
-        chosen = np.zeros(len(inputs), np.int64)
-        probability = np.zeros(len(inputs), np.float32)
+        chosen, probability = np.zeros(len(inputs), np.int64), np.zeros(len(inputs), np.float32)
         for indices, output in run_batches(model, inputs, device, batch_size):
             best = output.vqa_logits.float().softmax(dim=-1).max(dim=-1)
             chosen[indices] = best.indices.cpu().numpy()
@@ -203,19 +173,14 @@ class VqaTask(FinetuneTask[Question]):
                 return scores.get(answer, 0.0)
             return answer_accuracy(answer, question.answers)
 
-        known: Any = split
-        entries = zip(known.samples, known.scores, predictions.answers, strict=True)
+        entries = zip(split.samples, split.targets, predictions.answers, strict=True)
         return np.array([score(*entry) for entry in entries], np.float64)
 
-    # ---- results ----
-
     def scored(self, split: Split) -> bool:
-        known: Any = split
-        return any(known.scores)
+        return any(split.targets)
 
     def result_rows(self, split: Split, predictions: Answers) -> list[dict[str, Any]]:
         accuracy = official_accuracy(split, predictions.answers).per_question
-        known: Any = split
         return [
             {
                 "question_id": item.question_id,
@@ -228,65 +193,52 @@ class VqaTask(FinetuneTask[Question]):
                 "score": round(accuracy[item.question_id] / 100, 4),
             }
             for item, answer, certainty, scores in zip(
-                known.samples, predictions.answers, predictions.probability, known.scores, strict=True
+                split.samples, predictions.answers, predictions.probability, split.targets, strict=True
             )
         ]
 
     def report_rows(
-        self,
-        split: Split,
-        predictions: Answers,
-        training: Sequence[Question],
-        blind: bool,
-        hidden: Answers | None,
+        self, split: Split, predictions: Answers, training: Sequence[Question], blind: bool, hidden: Any
     ) -> list[ReportRow]:
         def row(name: str, answers: Sequence[str], order: int) -> ReportRow:
             accuracy = official_accuracy(split, answers).per_question
             return ReportRow(name, np.array([accuracy[item.question_id] for item in split.samples]), order)
 
         label = "this model, without the image" if blind else "this model"
+        majority = answer_vocabulary(training, 1)[0][0]
         return [
             *([row("this model, image hidden", hidden.answers, 2)] if hidden is not None else []),
-            row("majority answer", [majority_answer(training)] * len(split), 0),
+            row("majority answer", [majority] * len(split), 0),
             row(label, predictions.answers, OWN_ROW),
         ]
 
     def by_type(self, split: Split, predictions: Answers) -> dict[str, Any]:
         accuracy = official_accuracy(split, predictions.answers)
-        return {
-            "per_question_type": accuracy.per_question_type,
-            "per_answer_type": accuracy.per_answer_type,
-        }
+        return {"per_question_type": accuracy.per_question_type, "per_answer_type": accuracy.per_answer_type}
 
     def prediction_rows(
         self, model: Any, samples: Sequence[Question], split: Split, predictions: Answers
     ) -> tuple[list[dict[str, Any]], str]:
-        known = {
-            item.question_id: answer for item, answer in zip(split.samples, predictions.answers, strict=True)
-        }
+        known = dict(zip([item.question_id for item in split.samples], predictions.answers, strict=True))
         # Servers want all questions answered; the first answer is the commonest in training.
         usual = model.config.answers()[0]
-        rows = [
-            {"question_id": item.question_id, "answer": known.get(item.question_id, usual)}
-            for item in samples
-        ]
+        ids = [item.question_id for item in samples]
+        rows = [{"question_id": number, "answer": known.get(number, usual)} for number in ids]
         return rows, f"are answered {usual!r}"
 
     def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:
         answers = model.config.answers()
         best = output.vqa_logits[0].float().softmax(dim=-1).topk(min(top, len(answers)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return Shown([(answers[number], value) for number, value in pairs])
+        names = [answers[number] for number in best.indices.tolist()]
+        return Shown(list(zip(names, best.values.tolist(), strict=True)))
 
 
 class VqaObjective(FinetuneObjective):
     """What a VQA model learns.
 
     Args:
-        train, validation: Splits.
         answers: What can be answered, in the order of the model's outputs.
         kl_epochs: Epochs with the KL loss before the BCE loss.
-        batch_size: Samples at once in evaluation.
         seed: Decides with the epoch which images are hidden.
         image_dropout: Share of the questions of an epoch that are learnt without any region. The model then
             also answers from the question alone, and is measured both ways: `ignores_image` says whether the
@@ -299,8 +251,8 @@ class VqaObjective(FinetuneObjective):
 
     def __init__(
         self,
-        train: VqaSplit,
-        validation: VqaSplit | None,
+        train: Split[Question],
+        validation: Split[Question] | None,
         answers: Sequence[str],
         kl_epochs: int,
         batch_size: int,
@@ -311,7 +263,7 @@ class VqaObjective(FinetuneObjective):
         ids = {answer: number for number, answer in enumerate(answers)}
         self._targets = [
             [(ids[answer], score) for answer, score in scores.items() if answer in ids and score > 0]
-            for scores in train.scores
+            for scores in train.targets
         ]
         # A question none of whose answers can be given would only teach the model to be unsure.
         rows = np.array([row for row, targets in enumerate(self._targets) if targets], np.int64)
@@ -364,10 +316,7 @@ class VqaObjective(FinetuneObjective):
             without = self.accuracy(model, replace(self.validation.inputs, blind=True), device)
             # Where the regions only mislead, the model is kept as one that answers without them.
             self.ignores_image = without > values["accuracy"]
-            values |= {
-                "accuracy_without_image": without,
-                "best_accuracy": max(without, values["accuracy"]),
-            }
+            values |= {"accuracy_without_image": without, "best_accuracy": max(without, values["accuracy"])}
         return values
 
     @contextlib.contextmanager
@@ -386,23 +335,16 @@ class VqaObjective(FinetuneObjective):
 def answer_vocabulary(questions: Sequence[Question], minimum: int | None) -> tuple[list[str], int]:
     """The answers to learn: the most common one of each question, counted over the training questions.
 
-    Args:
-        questions: Training questions.
-        minimum: Answers that lead at least so many questions; None takes 9, as for VQA 2.0, from 50,000
-            questions up, and fewer for smaller data.
-
-    Returns:
-        Answers by falling count, and the minimum used.
+    They lead `minimum` questions at least; None takes 9, as for VQA 2.0, from 50,000 questions up, and fewer
+    for smaller data. Returns the answers by falling count, and the minimum used.
     """
     if minimum is None:
         minimum = 9 if len(questions) >= 50_000 else 3 if len(questions) >= 10_000 else 1
     counts: Counter[str] = Counter()
     for question in questions:
-        if question.answers:
+        # Of articles and marks alone normalisation leaves nothing.
+        if scores := soft_scores(question.answers):
             given = Counter(normalize_answer(answer) for answer in question.answers)
-            scores = soft_scores(question.answers)
-            if not scores:  # articles and marks alone, of which normalisation leaves nothing
-                continue
             # Keys of the scores: the official metric compares unanimous answers as they were written.
             leading = max(scores, key=lambda answer: (scores[answer], given[normalize_answer(answer)]))
             counts[leading] += 1
@@ -420,9 +362,8 @@ def load_answers(path: Path) -> list[str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error})", hint="name a JSON file"
-        ) from error
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason})", hint="name a JSON file") from error
     except ValueError as error:
         raise DataError(f"{path}: is not valid JSON ({error})", hint="expected a list of answers") from error
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
@@ -431,44 +372,30 @@ def load_answers(path: Path) -> list[str]:
         content = list(content)
     if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
         raise DataError(f"{path}: is no list of answers", hint='expected JSON such as ["yes", "no", "2"]')
-    answers = list(dict.fromkeys(answer for answer in content if answer.strip()))
-    if not answers:
-        raise DataError(f"{path}: holds no answers", hint='expected JSON such as ["yes", "no", "2"]')
-    return answers
+    if answers := list(dict.fromkeys(answer for answer in content if answer.strip())):
+        return answers
+    raise DataError(f"{path}: holds no answers", hint='expected JSON such as ["yes", "no", "2"]')
 
 
-def majority_answer(questions: Sequence[Question]) -> str:
-    """The most common answer of the training questions."""
-    return answer_vocabulary(questions, 1)[0][0]
-
-
-def without_known_answer(split: Any, answers: Sequence[str]) -> int:
-    """How many questions of a `VqaSplit` have human answers, but none of `answers` among them."""
+def without_known_answer(split: Split[Question], answers: Sequence[str]) -> int:
+    """How many questions have human answers, but none of `answers` among them."""
     known = set(answers)
     return sum(
         bool(question.answers) and known.isdisjoint(scores)
-        for question, scores in zip(split.samples, split.scores, strict=True)
+        for question, scores in zip(split.samples, split.targets, strict=True)
     )
 
 
 def official_accuracy(split: Split, predicted: Sequence[str]) -> VqaAccuracy:
     """The official VQA accuracy of predicted answers, overall and by type."""
-    questions = [
-        {"question_id": item.question_id, "image_id": item.image_id, "question": item.question}
-        for item in split.samples
-    ]
+    names = ("question_id", "question_type", "answer_type")
     annotations = [
-        {
-            "question_id": item.question_id,
-            "image_id": item.image_id,
-            "question_type": item.question_type,
-            "answer_type": item.answer_type,
-            "answers": [{"answer": answer} for answer in item.answers],
-        }
+        {**{name: getattr(item, name) for name in names}, "answers": [{"answer": it} for it in item.answers]}
         for item in split.samples
     ]
     results = [
         {"question_id": item.question_id, "answer": answer}
         for item, answer in zip(split.samples, predicted, strict=True)
     ]
-    return vqa_accuracy(questions, annotations, results)
+    # Of the questions it asks for their numbers alone.
+    return vqa_accuracy(annotations, annotations, results)

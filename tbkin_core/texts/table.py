@@ -19,21 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TextTable:
-    """N tokenised texts end to end, [CLS] and [SEP] included.
+    """N tokenised texts end to end, [CLS] and [SEP] included."""
 
-    Attributes:
-        ids: (M,) int32.
-        word_ids: (M,) int32, the word each piece belongs to; -1 for [CLS] and [SEP].
-        offsets: (N+1,) int64.
-        cut: Texts that were longer than allowed.
-        unknown: (N,) bool, texts without one known word: all of it unknown or spelt letter by letter.
-    """
-
-    ids: NDArray[np.int32]
-    word_ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    cut: int
-    unknown: NDArray[np.bool_]
+    ids: NDArray[np.int32]  # (M,)
+    word_ids: NDArray[np.int32]  # (M,) the word each piece belongs to; -1 for [CLS] and [SEP]
+    offsets: NDArray[np.int64]  # (N+1,)
+    cut: int  # texts that were longer than allowed
+    unknown: NDArray[np.bool_]  # (N,) texts without one known word: all unknown or spelt letter by letter
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -43,14 +35,11 @@ class TextTable:
         """(N,) tokens a text."""
         return np.diff(self.offsets)
 
-    def padded(
-        self, rows: NDArray, pad: int = 0
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    def padded(self, rows: NDArray) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
         """`input_ids` (B, T), `attention_mask` (B, T) and `word_ids` (B, T, -1 where none) of some rows."""
         flat, row, column = ragged_gather(self.offsets, rows)
         shape = (len(rows), int(column.max(initial=0)) + 1)
-        input_ids = np.full(shape, pad, np.int64)
-        mask = np.zeros(shape, np.bool_)
+        input_ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
         word_ids = np.full(shape, -1, np.int64)
         input_ids[row, column] = self.ids[flat]
         word_ids[row, column] = self.word_ids[flat]
@@ -75,16 +64,15 @@ def encode_texts(
         long[number] = len(text) > 1 and piece not in SPECIAL_TOKENS
         letter[number] = len(text) == 1 and text.isalnum()
     separator = tokenizer.token_to_id("[SEP]") or 0
-    ids: list[NDArray] = []
-    words: list[NDArray] = []
+    ids = [np.zeros(0, np.int32)]
+    words = [np.zeros(0, np.int32)]
     lengths: list[int] = []
     unknown = np.zeros(len(texts), np.bool_)
     cut = 0
     for begin in range(0, len(texts), 4096):
         # As lists: a pretokenised tuple of two would be taken for a pair of texts.
         chunk = [text if isinstance(text, str) else list(text) for text in texts[begin : begin + 4096]]
-        own: list[NDArray] = []
-        own_words: list[NDArray] = []
+        own: list[tuple[NDArray, NDArray]] = []
         for index, encoding in enumerate(tokenizer.encode_batch(chunk, is_pretokenized=pretokenized)):
             pieces = np.array(encoding.ids, np.int32)
             word = np.array([-1 if number is None else number for number in encoding.word_ids], np.int32)
@@ -95,15 +83,8 @@ def encode_texts(
             inside = word >= 0
             alone = np.bincount(word[inside], minlength=1)[word] == 1  # a word of one piece
             unknown[begin + index] = not np.any(inside & (long[pieces] | (letter[pieces] & alone)))
-            own.append(pieces)
-            own_words.append(word)
-        lengths += map(len, own)
-        ids.append(np.concatenate(own))
-        words.append(np.concatenate(own_words))
-    return TextTable(
-        ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
-        word_ids=np.concatenate(words) if words else np.zeros(0, np.int32),
-        offsets=ragged_offsets(lengths),
-        cut=cut,
-        unknown=unknown,
-    )
+            own.append((pieces, word))
+        lengths += [len(pieces) for pieces, _ in own]
+        ids.append(np.concatenate([pieces for pieces, _ in own]))
+        words.append(np.concatenate([word for _, word in own]))
+    return TextTable(np.concatenate(ids), np.concatenate(words), ragged_offsets(lengths), cut, unknown)

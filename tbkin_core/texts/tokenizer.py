@@ -30,23 +30,16 @@ def build_tokenizer(texts: Iterable[str], limit: int = MAX_VOCABULARY) -> Tokeni
     """A WordPiece tokenizer from the data itself: its words whole, any other word by characters.
 
     Small data knows few words; a vocabulary of 30,522 would leave most of the model's parameters
-    untrained. Deterministic in the multiset of texts.
-
-    Args:
-        texts: Training texts.
-        limit: Largest vocabulary; the most frequent words are kept.
+    untrained. Deterministic in the multiset of texts; the most frequent words are kept.
     """
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(words_of(text))
-    characters = sorted(
-        {character for word in counts for character in word} | set("abcdefghijklmnopqrstuvwxyz0123456789?'.,")
-    )
+    characters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789?'.,").union(*counts))
     pieces = [*characters, *(f"##{character}" for character in characters)]
     known = set(pieces)
     words = sorted((word for word in counts if word not in known), key=lambda word: (-counts[word], word))
-    vocabulary = [*SPECIAL_TOKENS, *pieces, *words][:limit]
-    return tokenizer_of(vocabulary)
+    return tokenizer_of([*SPECIAL_TOKENS, *pieces, *words][:limit])
 
 
 def tokenizer_of(vocabulary: Sequence[str]) -> Tokenizer:
@@ -75,11 +68,7 @@ def tokenizer_of(vocabulary: Sequence[str]) -> Tokenizer:
 def extend_tokenizer(
     tokenizer: Tokenizer, texts: Iterable[str], limit: int = MAX_VOCABULARY
 ) -> tuple[Tokenizer, int]:
-    """Append the words of `texts` that a data-built tokenizer lacks; ids already given stay.
-
-    Returns:
-        The tokenizer and how many words were added.
-    """
+    """Append the words that a data-built tokenizer lacks, and count them; ids already given stay."""
     known = tokenizer.get_vocab()
     counts: Counter[str] = Counter()
     for text in texts:

@@ -21,20 +21,14 @@ _PROJECTION = "tbkin.region_embeddings.feature_projection.weight"
 
 
 def build_model(
-    kind: Any,
-    plan: TrainingPlan,
-    start: Start,
-    parts: Sequence[tuple[FeatureStore, NDArray]],
-    **values: Any,
+    kind: Any, plan: TrainingPlan, start: Start, parts: Sequence[tuple[FeatureStore, NDArray]], **values: Any
 ) -> Any:
     """A model with its initial weights; region features are standardised by those of the training images.
 
     Args:
         kind: Class of the model.
-        plan: Its size and dropout, and the seed of weights that begin at random.
-        start: Initial weights.
         parts: Feature stores, each with the rows (N,) of its training images.
-        values: Values of the configuration that its head and its attention are built with.
+        values: Of the configuration that its head and its attention are built with.
 
     Raises:
         ConfigError: Texts are to be longer than the weights allow, or a layer is to select that is not there.
@@ -63,12 +57,10 @@ def _model_config(
     plan: TrainingPlan, start: Start, store: FeatureStore, values: dict[str, Any]
 ) -> TbkinConfig:
     shape: dict[str, Any] = dict(SIZES[plan.size])
-    longest = 512
+    longest = 128 if plan.max_text_tokens <= 128 else 512
     if start.values is not None:
         shape = {name: start.values[name] for name in shape}
-        longest = start.values.get("max_position_embeddings", longest)
-    elif plan.max_text_tokens <= 128:
-        longest = 128
+        longest = start.values.get("max_position_embeddings", 512)
     if plan.max_text_tokens > longest:
         raise ConfigError(f"max_text_tokens: expected at most {longest}, got {plan.max_text_tokens}")
     config = TbkinConfig(

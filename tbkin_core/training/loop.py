@@ -48,18 +48,16 @@ def take_steps(
     """Take steps, one per `next`; when one is handed out, `where` has moved on.
 
     Args:
-        learner: Takes them.
         batches: As `batches_left` gives them.
-        where: In the epoch of these batches.
         rate: The learning rate of the step that is about to be taken.
     """
     learner.train()
     with contextlib.closing(_prefetched(learner, batches, where.epoch)) as windows:
         for window in windows:
-            found = learner.step(window, where.step, where.epoch, rate())
-            means = {name: value / max(found.targets[name], 1) for name, value in found.sums.items()}
+            sums, targets = learner.step(window, where.step, where.epoch, rate())
+            means = {name: value / max(targets[name], 1) for name, value in sums.items()}
             step = Step(where.step, len(window.rows), means)
-            where.add_step(found.sums, found.targets, step.samples)
+            where.add_step(sums, targets, step.samples)
             yield step
 
 
@@ -77,13 +75,9 @@ def _prefetched(learner: Learner, batches: Sequence[NDArray], epoch: int) -> Gen
 
 
 def learning_rate(step: int, steps_per_epoch: int, plan: TrainingPlan, time_spent: float = 0.0) -> float:
-    """Learning rate of a step; a function of the plan alone where no time is spent.
+    """Learning rate of a step, from 0; a function of the plan alone where no time is spent.
 
-    Args:
-        step: From 0.
-        steps_per_epoch: Steps.
-        plan: The plan.
-        time_spent: Share of the time at hand; a linear schedule is as far as the further of time and steps.
+    `time_spent` is a share of the time at hand; a linear schedule is as far as the further of time and steps.
     """
     total = steps_per_epoch * plan.epochs
     warmup = plan.warmup * (total if plan.warmup < 1 else steps_per_epoch)
@@ -106,12 +100,10 @@ def epoch_order(
     """Shuffled batches of similar length; a function of (seed, epoch) alone.
 
     Rows are shuffled, sorted by length within windows of `bucket` batches so that little is padded,
-    and the batches shuffled again. The last batch may be smaller.
+    and the batches shuffled again. The last batch may be smaller; a bucket of 1 leaves the order to chance.
 
     Args:
         lengths: (N,) length of each row.
-        batch_size: Rows per batch.
-        bucket: Batches per window; 1 turns bucketing off.
     """
     generator = np.random.default_rng(mix(seed, epoch, 1))
     order = generator.permutation(len(lengths))

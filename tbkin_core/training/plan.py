@@ -45,19 +45,14 @@ class Choice(NamedTuple):
 class TrainingPlan:
     """The settings that the loop reads; attributes as those of `TrainingConfig`, none of them None.
 
-    Attributes:
-        max_minutes: Infinite without a limit.
-        micro_batch_size: Samples that a device takes at once.
-        patience: Epochs without improvement before stopping; 0 never.
-        falls_with_time: A linear rate has fallen when `max_minutes` are over, if they are over before the
-            epochs; else it keeps to the epochs, and more minutes go on where fewer stopped.
-        choices: What was not asked for.
+    With `falls_with_time` a linear rate has fallen when `max_minutes` are over, if they are over before the
+    epochs; else it keeps to the epochs, and more minutes go on where fewer stopped.
     """
 
     size: str
     epochs: int
     batch_size: int
-    micro_batch_size: int
+    micro_batch_size: int  # samples that a device takes at once
     learning_rate: float
     warmup: float
     schedule: str
@@ -66,16 +61,16 @@ class TrainingPlan:
     grad_clip: float
     dropout: float
     precision: str
-    max_minutes: float
+    max_minutes: float  # infinite without a limit
     max_text_tokens: int
     max_regions: int
     save_minutes: float
     seed: int
     resume: bool
     tensorboard: bool
-    patience: int = 0
+    patience: int = 0  # epochs without improvement before stopping; 0 never
     falls_with_time: bool = False
-    choices: tuple[Choice, ...] = ()
+    choices: tuple[Choice, ...] = ()  # what was not asked for
 
     def chosen(self, name: str) -> bool:
         """Whether a setting was left to tbkin."""
@@ -90,32 +85,19 @@ class TrainingPlan:
         if rank() > 0:
             return
         limit = f", at most {self.max_minutes:g} minutes" if math.isfinite(self.max_minutes) else ""
-        logger.info(
-            "%s: %s; size %s (%.1f M parameters), epochs %d, batch %d, learning rate %g%s",
-            what,
-            samples,
-            self.size,
-            parameters / 1e6,
-            self.epochs,
-            self.batch_size,
-            self.learning_rate,
-            limit,
-        )
+        size = f"size {self.size} ({parameters / 1e6:.1f} M parameters)"
+        steps = f"epochs {self.epochs}, batch {self.batch_size}, learning rate {self.learning_rate:g}{limit}"
+        logger.info("%s: %s; %s, %s", what, samples, size, steps)
         if chosen := [str(choice) for choice in self.choices if choice.value]:
             logger.info("chosen: %s", ", ".join(chosen))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunePlan(TrainingPlan):
-    """The same for fine-tuning.
+    """The same for fine-tuning."""
 
-    Attributes:
-        image_dropout: Share of the samples of an epoch that are learnt without any region.
-        blind_epochs: Epochs, the first ones, that learn from the texts alone.
-    """
-
-    image_dropout: float = 0.0
-    blind_epochs: int = 0
+    image_dropout: float = 0.0  # share of the samples of an epoch that are learnt without any region
+    blind_epochs: int = 0  # epochs, the first ones, that learn from the texts alone
 
 
 class _Choices:
@@ -140,12 +122,9 @@ def plan_pretraining(config: PretrainConfig, samples: int, start: Start, store: 
         ConfigError: The initial weights have another size than was asked for.
     """
     choices = _Choices(config)
-    size = _size(choices, samples, start)
+    size = _size(choices, start)
     if size is None:
-        name = (
-            "tiny" if samples < 30_000 else "small" if samples < 300_000 or not _on_cuda(config) else "base"
-        )
-        size = choices.take("size", name, f"for {samples:,} captions")
+        size = choices.take("size", _usual_size(samples, _on_cuda(config)), f"for {samples:,} captions")
     rate = {"tiny": 1e-3, "small": 4e-4, "base": 1e-4}[size]
     batch = 64 if samples < 30_000 else 128 if samples < 300_000 else 256
     return TrainingPlan(
@@ -165,39 +144,31 @@ def plan_finetuning(
     """
     choices = _Choices(config)
     cuda = _on_cuda(config)
-    size = _size(choices, samples, start)
-    if size is None and not cuda:
+    size = _size(choices, start)
+    if size is None:
         # In the minutes that people wait for a CPU, more passes teach a small model more than a larger one.
-        name = "tiny" if samples < 30_000 or (config.max_minutes or 0) < 60 else "small"
-        size = choices.take("size", name, f"for {samples:,} samples on a CPU")
-    elif size is None:
-        name = "tiny" if samples < 30_000 else "small" if samples < 300_000 else "base"
-        size = choices.take("size", name, f"for {samples:,} samples")
+        short = not cuda and (config.max_minutes or 0) < 60
+        name = "tiny" if short else _usual_size(samples, cuda)
+        size = choices.take("size", name, f"for {samples:,} samples{'' if cuda else ' on a CPU'}")
     rate = {"tiny": 1e-3, "small": 4e-4, "base": 5e-5}[size]
     batch = 64 if samples < (30_000 if cuda else 100_000) else 128 if samples < 300_000 else 256
     # On a processor the time ends most runs: what a small model learns late (that "no" turns an answer round)
     # needs it.
     seen = 120_000 if cuda else 1_000_000
     common = _common(choices, size, samples, store, epochs=(seen, 60), batch=batch, rate=rate)
-    minutes = most_minutes(config)
-    if minutes is not None:
+    if (minutes := most_minutes(config)) is not None:
         choices.take("max_minutes", minutes, "on a CPU without --epochs")
     hidden, early = 0.0, 0
     if config.blind or not task.question_only:
-        choices.made += [
-            Choice("image_dropout", 0.0, "no image to hide"),
-            Choice("blind_epochs", 0, "likewise"),
-        ]
+        choices.made.append(Choice("image_dropout", 0.0, "no image to hide"))
+        choices.made.append(Choice("blind_epochs", 0, "likewise"))
     else:
         # Learning without the image delays learning with it; of many questions fewer suffice for the first.
         share = 0.2 if samples < 10_000 else 0.1
         hidden = choices.take("image_dropout", share, f"for {samples:,} samples")
         alone = start.weights_are_random and hidden and head.outcomes >= OPEN_ANSWERS
-        early = choices.take(
-            "blind_epochs",
-            common["epochs"] // 8 if alone else 0,
-            f"{head.outcomes} answers, init {start.source}",
-        )
+        count = common["epochs"] // 8 if alone else 0
+        early = choices.take("blind_epochs", count, f"{head.outcomes} answers, init {start.source}")
     return FinetunePlan(
         **common,
         max_minutes=math.inf if minutes is None else minutes,
@@ -220,7 +191,11 @@ def _on_cuda(config: TrainingConfig) -> bool:
     return torch.cuda.is_available() and not config.devices.startswith("cpu")
 
 
-def _size(choices: _Choices, samples: int, start: Start) -> str | None:
+def _usual_size(samples: int, cuda: bool) -> str:
+    return "tiny" if samples < 30_000 else "small" if samples < 300_000 or not cuda else "base"
+
+
+def _size(choices: _Choices, start: Start) -> str | None:
     """The size of the initial weights, or the one asked for; None where it is left to tbkin."""
     asked = choices.config.size
     if start.values is None:
@@ -240,7 +215,6 @@ def _common(
     size: str,
     samples: int,
     store: FeatureStore,
-    *,
     epochs: tuple[int, int],
     batch: int,
     rate: float,
@@ -251,16 +225,14 @@ def _common(
     seen, most = epochs
     count = min(max(round(seen / max(samples, 1)), 4), most)
     regions = int(store.settings.get("max_regions", 36))
-    values = {
-        "size": size,
-        "epochs": choices.take("epochs", count, f"some {seen:,} samples, 4 to {most} epochs"),
-        "batch_size": choices.take(
-            "batch_size", min(batch, max(samples // 4, 1)), f"for {samples:,} samples"
-        ),
-        "learning_rate": choices.take("learning_rate", rate, f"size {size}"),
-        "max_regions": choices.take("max_regions", regions, "of the features"),
-        "dropout": choices.take("dropout", 0.0 if size == "tiny" else 0.1, f"size {size}"),
-    }
+    chosen = (
+        Choice("epochs", count, f"some {seen:,} samples, 4 to {most} epochs"),
+        Choice("batch_size", min(batch, max(samples // 4, 1)), f"for {samples:,} samples"),
+        Choice("learning_rate", rate, f"size {size}"),
+        Choice("max_regions", regions, "of the features"),
+        Choice("dropout", 0.0 if size == "tiny" else 0.1, f"size {size}"),
+    )
+    values = {"size": size, **{choice.name: choices.take(*choice) for choice in chosen}}
     given = (
         "warmup", "schedule", "decay_epochs", "weight_decay", "grad_clip", "precision", "max_text_tokens",
         "save_minutes", "seed", "resume", "tensorboard",

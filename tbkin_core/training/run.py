@@ -11,7 +11,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,38 +39,36 @@ _NOT_LOGGED = re.compile(r"epoch|step|learning_rate|score|best_accuracy|val_.+_l
 class TrainingResult:
     """How a run ended: `reason` is "epochs", "patience", "minutes" or "no steps"."""
 
-    steps: int
-    epochs: int
-    best: float | None
-    best_epoch: int
-    seconds: float
-    samples: int
+    where: Progress
     reason: str
-    history: list[dict[str, Any]]
     computed_on: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
         """As values of a run's results."""
-        values = asdict(self)
-        del values["history"]
-        return {**values, "samples_per_second": self.samples / self.seconds if self.seconds else math.nan}
+        where = self.where
+        return {
+            "steps": where.step,
+            "epochs": where.epoch,
+            **{name: getattr(where, name) for name in ("best", "best_epoch", "seconds", "samples")},
+            "reason": self.reason,
+            "computed_on": self.computed_on,
+            "samples_per_second": where.samples / where.seconds if where.seconds else math.nan,
+        }
 
     def validation(self) -> dict[str, float]:
         """Values that the best epoch had on validation data, those that are named so."""
-        for record in self.history:
-            if record["epoch"] == self.best_epoch:
-                return {name: value for name, value in record.items() if name.startswith("val_")}
-        return {}
+        best = (record for record in self.where.history if record["epoch"] == self.where.best_epoch)
+        return {name: value for name, value in next(best, {}).items() if name.startswith("val_")}
 
     def notes(self, plan: TrainingPlan) -> list[str]:
         """Why training ended before its epochs did."""
         if self.reason == "minutes":
             return [
-                f"training was stopped after {plan.max_minutes:g} minutes in epoch {self.epochs} of"
+                f"training was stopped after {plan.max_minutes:g} minutes in epoch {self.where.epoch} of"
                 f" {plan.epochs}; --max-minutes gives it more or less time"
             ]
         if self.reason == "patience":
-            return [f"training stopped at epoch {self.epochs} of {plan.epochs}: no improvement any more"]
+            return [f"training stopped at epoch {self.where.epoch} of {plan.epochs}: no improvement any more"]
         return []
 
 
@@ -86,9 +84,7 @@ def train(
     """Train until the epochs, the minutes or the patience are used up, going on from a saved state.
 
     Args:
-        objective: Data and losses.
         model: Initialised model; its weights are replaced when a state is resumed.
-        plan: What to do.
         out: Directory of the run; the state to resume from is kept in `out/state`.
         devices: Where to run; one process per device is running already.
         save_best: Called on rank 0 whenever validation improves (after each epoch without validation).
@@ -111,21 +107,11 @@ def train(
     if plan.epochs == 0:
         if rank() == 0:
             save_best(model)
-        return TrainingResult(0, 0, None, -1, 0.0, 0, "no steps", [], learner.computed_on())
+        return TrainingResult(Progress(), "no steps", learner.computed_on())
     with _interruptible() as interrupted, _tensorboard(plan, out, where.step) as board:
         run = _Run(learner, where, out, fingerprint, interrupted, board, save_best, on_step)
         reason = run.epochs()
-    return TrainingResult(
-        where.step,
-        where.epoch,
-        where.best,
-        where.best_epoch,
-        where.seconds,
-        where.samples,
-        where.stopped or reason,
-        where.history,
-        learner.computed_on(),
-    )
+    return TrainingResult(where, where.stopped or reason, learner.computed_on())
 
 
 def _keep_threads(where: Progress, learner: Learner) -> None:
@@ -253,6 +239,21 @@ class _Run:
 
     def _label(self) -> str:
         return f"epoch {self.where.epoch + 1}/{self.learner.plan.epochs}"
+
+
+def draw_training_curves(run: Path, title: str) -> list[Path]:
+    """Draw `training.png` from `metrics.jsonl`; no file where it is there, or nothing was measured."""
+    measured, figure = run / "metrics.jsonl", run / "training.png"
+    if rank() != 0 or not measured.exists() or figure.exists():
+        return []
+    rows = [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not rows:
+        return []
+    # matplotlib takes half a second to load, and most calls draw nothing.
+    from tbkin_core.figures.curves import training_figure
+
+    training_figure(figure, rows, title=title)
+    return [figure]
 
 
 def growing_threshold(model: Any, epochs: float) -> Callable[[float | None], None]:

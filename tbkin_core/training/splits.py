@@ -51,8 +51,6 @@ def task_splits(
     minival, which is a part of it, that part is left out.
 
     Args:
-        task: The task.
-        dataset: The dataset.
         subset: The set of samples, where the dataset has several.
         train_split: Split to train on, or several, as "train+val"; None takes train.
         seed: Decides which images are held out.
@@ -101,8 +99,7 @@ def _without_validation(
 ) -> tuple[list[Any], int]:
     """The training samples, none of an image of the validation split unless that is split by object.
 
-    Returns:
-        The samples, and how many were left out because the validation split is a part of theirs.
+    And how many of them were left out because the validation split is a part of theirs.
     """
     held_images = _images(found.splits[validation]) if validation else set()
     train: list[Any] = []
@@ -143,18 +140,14 @@ def _trained_splits(
     spare = found.trainable
     if not spare:
         if found.unlabelled:
-            reason = (
-                f"no {task.unit} of {' or '.join(found.unlabelled)} has {task.label}, so there is nothing to"
-                " train on"
-            )
+            names = " or ".join(found.unlabelled)
+            reason = f"no {task.unit} of {names} has {task.label}, so there is nothing to train on"
         elif found.splits:
             reason = f"only test splits ({', '.join(found.splits)}), which are never trained on"
         else:
             reason = f"no usable {task.unit}"
-        raise DataError(
-            "; ".join([f"{dataset.root}: {reason}", *dataset.problems[:3]]),
-            hint="are the annotation files of the training split there, and named so?",
-        )
+        text = "; ".join([f"{dataset.root}: {reason}", *dataset.problems[:3]])
+        raise DataError(text, hint="are the annotation files of the training split there, and named so?")
     if train_split is None:
         return [next((name for name in _TRAINED if name in spare), spare[0])]
     asked = list(dict.fromkeys(normalise_split(part) for part in train_split.split("+")))
@@ -206,10 +199,9 @@ def find_data(task: FinetuneTask) -> Path:
         ConfigError: None, or several that are as good.
     """
     candidates: list[Path] = []
-    for stage in ("finetune", "pretrain"):
-        for _, content in finished_runs(stage):
-            data = content["settings"].get("data")
-            candidates += [Path(entry) for entry in (data if isinstance(data, list) else [data]) if entry]
+    for _, content in (*finished_runs("finetune"), *finished_runs("pretrain")):
+        data = content["settings"].get("data")
+        candidates += [Path(entry) for entry in (data if isinstance(data, list) else [data]) if entry]
     candidates += [Path(), *sorted(path for path in Path().iterdir() if path.is_dir())]
     usable: dict[Path, Path] = {}
     for path in candidates:

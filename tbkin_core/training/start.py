@@ -27,19 +27,12 @@ logger = logging.getLogger("tbkin")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run begins from.
+    """What a run begins from."""
 
-    Attributes:
-        source: Path or hub id of the weights, or "none".
-        tokenizer: Of the weights, or built from the training texts.
-        weights: By name; empty where they begin at random.
-        values: Configuration of the weights; None where they begin at random.
-    """
-
-    source: str
-    tokenizer: Tokenizer
-    weights: dict[str, Any] = field(default_factory=dict)
-    values: dict[str, Any] | None = None
+    source: str  # path or hub id of the weights, or "none"
+    tokenizer: Tokenizer  # of the weights, or built from the training texts
+    weights: dict[str, Any] = field(default_factory=dict)  # by name; empty where they begin at random
+    values: dict[str, Any] | None = None  # configuration of the weights; None where they begin at random
 
     @property
     def weights_are_random(self) -> bool:
@@ -47,12 +40,9 @@ class Start:
 
 
 def starting_point(source: str, texts: Sequence[str], new_texts: Sequence[str] = ()) -> Start:
-    """Weights and tokenizer of a source.
+    """Weights and tokenizer of a source, as `initial_source` gives it.
 
-    Args:
-        source: As `initial_source` gives it.
-        texts: What a new tokenizer is built from.
-        new_texts: What the words of a tokenizer that was built from data are extended by.
+    A new tokenizer is built from `texts`; one that was built from other data gets the words of `new_texts`.
 
     Raises:
         CheckpointError: They cannot be loaded.
@@ -80,10 +70,8 @@ def initial_source(config: TrainingConfig, store: FeatureStore) -> str:
 def _matching_checkpoint(store: FeatureStore, task: str, size: str) -> str | None:
     """The latest model of this size made from features of this kind, those that the task prefers first."""
     better = finetune_task(task).starts_from
-    runs = [
-        path for path, content in finished_runs("finetune") if content["settings"].get("task") in better
-    ] + [path for path, _ in finished_runs("pretrain")]
-    for path in runs:
+    runs = [path for path, run in finished_runs("finetune") if run["settings"].get("task") in better]
+    for path in (*runs, *(path for path, _ in finished_runs("pretrain"))):
         try:
             values = json.loads((path / "config.json").read_text(encoding="utf-8"))
             extractor = values.get("extractor") or {}
@@ -113,12 +101,9 @@ def feature_place(features: Path | None, data: Path) -> Path:
 
 
 def check_feature_kind(trained_on: Mapping[str, Any] | None, store: FeatureStore, checkpoint: object) -> None:
-    """DataError where features are of another kind than those that a checkpoint was trained on.
+    """DataError where features are of another kind than those that the named checkpoint was trained on.
 
-    Args:
-        trained_on: The checkpoint's note of its features, `extractor` in its configuration.
-        store: The features.
-        checkpoint: What the message calls the checkpoint.
+    `trained_on` is its note of its features, `extractor` in its configuration.
     """
     expected, found = feature_kind(trained_on or {}), feature_kind(store.settings)
     if expected and expected != found:

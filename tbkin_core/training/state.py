@@ -14,6 +14,18 @@ from tbkin_core.errors import CheckpointError, TbkinError
 from tbkin_core.support.files import atomic_directory, read_json, write_json
 from tbkin_core.training.step import Learner
 
+# What reading a state raises where a file of it is missing, cut short or no such thing.
+_BROKEN = (
+    TbkinError,
+    OSError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    EOFError,
+    pickle.UnpicklingError,
+)
+
 
 @dataclass(slots=True)
 class Progress:
@@ -66,7 +78,8 @@ def save_state(path: Path, learner: Learner, where: Progress, fingerprint: str) 
     """Write all that a run needs to go on, whole or not at all."""
     with atomic_directory(path) as temporary:
         # Through open files: with a path, torch hides a full disk behind an error of its own.
-        for name, content in (("model.pt", learner.model.state_dict()), ("optimizer.pt", learner.moments())):
+        moments = {"optimizer": learner.optimizer.state_dict(), "scaler": learner.scaler.state_dict()}
+        for name, content in (("model.pt", learner.model.state_dict()), ("optimizer.pt", moments)):
             with (temporary / name).open("wb") as file:
                 torch.save(content, file)
         write_json(temporary / "progress.json", {"fingerprint": fingerprint, **asdict(where)})
@@ -80,31 +93,21 @@ def load_state(path: Path, learner: Learner, fingerprint: str) -> Progress:
     """
     try:
         content = read_json(path / "progress.json")
-        found = content.pop("fingerprint")
-        if found != fingerprint:
-            raise CheckpointError(
-                f"{path}: belongs to a run with other data or settings",
-                hint="use --overwrite to begin anew, or --out DIR for another place",
+        if content.pop("fingerprint") == fingerprint:
+            weights, moments = (
+                torch.load(path / name, map_location=learner.device, weights_only=True)
+                for name in ("model.pt", "optimizer.pt")
             )
-        weights, moments = (
-            torch.load(path / name, map_location=learner.device, weights_only=True)
-            for name in ("model.pt", "optimizer.pt")
-        )
-        where = Progress(**content)
-        learner.restore(weights, moments)
-    except CheckpointError:
-        raise
-    except (
-        TbkinError,
-        OSError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:
+            where = Progress(**content)
+            learner.model.load_state_dict(weights)
+            learner.optimizer.load_state_dict(moments["optimizer"])
+            learner.scaler.load_state_dict(moments["scaler"])
+            return where
+    except _BROKEN as error:
         raise CheckpointError(
             f"{path}: the state to resume from cannot be read ({error})", hint="use --overwrite to begin anew"
         ) from error
-    return where
+    raise CheckpointError(
+        f"{path}: belongs to a run with other data or settings",
+        hint="use --overwrite to begin anew, or --out DIR for another place",
+    )

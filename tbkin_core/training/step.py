@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from tbkin_core.errors import DataError
@@ -22,13 +21,7 @@ from tbkin_core.training.plan import TrainingPlan
 
 logger = logging.getLogger("tbkin")
 
-
-@dataclass(frozen=True, slots=True)
-class StepLosses:
-    """What a step found, over all ranks: the sum of each loss, and the targets that it is a mean over."""
-
-    sums: dict[str, float]
-    targets: dict[str, float]
+Sums = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +34,7 @@ class Window:
 
 
 class Learner:
-    """A model with its optimizer, which takes one step after the other.
-
-    Args:
-        objective: What is learnt.
-        model: Initialised model.
-        plan: The plan.
-        device: Of this process.
-    """
+    """A model with its optimizer, which takes one step after the other on the device of this process."""
 
     def __init__(
         self, objective: Objective, model: PreTrainedModel, plan: TrainingPlan, device: torch.device
@@ -84,25 +70,12 @@ class Learner:
             find_unused_parameters=not self.objective.uses_all_weights,
         )
 
-    def moments(self) -> dict[str, Any]:
-        """What the optimizer remembers."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
-
-    def restore(self, weights: dict[str, Tensor], moments: dict[str, Any]) -> None:
-        """Go on from weights and `moments`."""
-        self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(moments["optimizer"])
-        self.scaler.load_state_dict(moments["scaler"])
-
     def train(self, mode: bool = True) -> None:
         """Training mode, or evaluation mode."""
         self._wrapped.train(mode)
 
     def window(self, rows: NDArray, epoch: int) -> Window:
-        """This rank's share of a step.
-
-        A rank without a row of its own gets one that does not count, since all ranks must take part.
-        """
+        """This rank's share of a step; one row that does not count if it has none, as all must take part."""
         own = rows[rank() :: self.world]
         if not len(own):
             return Window(rows, [self.objective.collate(rows[:1], epoch)], counts=False)
@@ -110,14 +83,16 @@ class Learner:
         parts = [own[begin : begin + size] for begin in range(0, len(own), size)]
         return Window(rows, [self.objective.collate(part, epoch) for part in parts])
 
-    def step(self, window: Window, number: int, epoch: int, rate: float) -> StepLosses:
+    def step(self, window: Window, number: int, epoch: int, rate: float) -> tuple[Sums, Sums]:
         """Take a step, with fewer samples at once for as long as the memory does not suffice.
 
         Args:
-            window: Samples.
+            window: Samples of the epoch.
             number: Of the step in this run, from 0; dropout follows from it.
-            epoch: Of the samples.
             rate: Learning rate.
+
+        Returns:
+            Over all ranks, the sum of each loss, and the number of targets that it is a mean over.
 
         Raises:
             DataError: The loss is not finite, or the memory does not suffice for one sample.
@@ -134,17 +109,18 @@ class Learner:
                 torch.cuda.empty_cache()
             window = self.window(window.rows, epoch)
 
-    def _step(self, window: Window, number: int, epoch: int, rate: float) -> StepLosses:
+    def _step(self, window: Window, number: int, epoch: int, rate: float) -> tuple[Sums, Sums]:
         torch.manual_seed(mix(self.plan.seed, number, rank(), 2))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        targets: dict[str, float] = {}
+        share = float(window.counts)
+        targets: Sums = defaultdict(float)
         for batch in window.batches:
             for name, count in self.objective.targets(batch, epoch).items():
-                targets[name] = targets.get(name, 0.0) + (count if window.counts else 0.0)
-        targets = self._sum_over_ranks(targets)
+                targets[name] += share * count
+        targets = self._sum_over_ranks(dict(targets))
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
+        sums: Sums = defaultdict(float)
         for place, batch in enumerate(window.batches):
             last = place == len(window.batches) - 1
             with contextlib.nullcontext() if last or self.world == 1 else self._wrapped.no_sync():
@@ -154,9 +130,9 @@ class Learner:
                     losses = self.objective.losses(self._wrapped, to_device(batch, self.device), epoch)
                 # DDP averages over ranks; the loss is a mean over the targets of all of them.
                 total = torch.stack([loss / max(targets[name], 1) for name, loss in losses.items()]).sum()
-                self.scaler.scale(total * (self.world if window.counts else 0.0)).backward()
+                self.scaler.scale(total * (self.world * share)).backward()
             for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + (float(loss.detach()) if window.counts else 0.0)
+                sums[name] += float(loss.detach()) if window.counts else 0.0
         sums = self._sum_over_ranks(sums)
         if not all(np.isfinite(value) for value in sums.values()):
             broken = ", ".join(f"{name} {value}" for name, value in sums.items())
@@ -170,7 +146,7 @@ class Learner:
             torch.nn.utils.clip_grad_norm_(self._wrapped.parameters(), self.plan.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return StepLosses(sums, targets)
+        return sums, targets
 
     def _take_fewer(self, tried: int) -> None:
         """Take at most half as many samples at once from now on as were tried.
@@ -187,17 +163,14 @@ class Learner:
         if self.micro_batch_size < tried:
             return  # the window was made before the last time
         self.micro_batch_size = -(-tried // 2)
-        logger.warning(
-            "out of memory with %d samples at once: going on with %d; the batch stays as large",
-            tried,
-            self.micro_batch_size,
-        )
+        text = "out of memory with %d samples at once: going on with %d; the batch stays as large"
+        logger.warning(text, tried, self.micro_batch_size)
 
     def any_rank(self, flag: bool) -> bool:
         """Whether a flag is set on some rank; all ranks must ask."""
         return flag if self.world == 1 else self._sum_over_ranks({"flag": float(flag)})["flag"] > 0
 
-    def _sum_over_ranks(self, values: dict[str, float]) -> dict[str, float]:
+    def _sum_over_ranks(self, values: Sums) -> Sums:
         if self.world == 1:
             return values
         names = sorted(values)
@@ -212,14 +185,11 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 def _optimizer(model: PreTrainedModel, plan: TrainingPlan) -> torch.optim.Optimizer:
-    decayed: list[Tensor] = []
-    plain: list[Tensor] = []
+    decayed: dict[str, Any] = {"params": [], "weight_decay": plan.weight_decay}
+    plain: dict[str, Any] = {"params": [], "weight_decay": 0.0}
     for name, parameter in model.named_parameters():
-        (plain if parameter.ndim < 2 or "norm" in name else decayed).append(parameter)
-    groups: Sequence[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": plan.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+        (plain if parameter.ndim < 2 or "norm" in name else decayed)["params"].append(parameter)
+    groups = [decayed, plain]
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from tbkin_core.datasets.records import Question
-from tbkin_core.evaluation.measuring import Evaluation
-from tbkin_core.evaluation.sweep import summarise
+from tbkin_core.evaluation.sweep import Evaluation, summarise
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore, write_feature_store
 from tbkin_core.modeling import TbkinConfig, TbkinForVqa
