@@ -10,19 +10,12 @@ from typing import Any
 
 @dataclass(slots=True, kw_only=True)
 class StageResult:
-    """What a stage made.
+    """What a stage made."""
 
-    Attributes:
-        out: Directory or file of the results.
-        problems: What was skipped or is worth knowing, one line each.
-        files: Files to open.
-        hints: Commands worth running next.
-    """
-
-    out: Path
-    problems: list[str] = field(default_factory=list)
-    files: list[Path] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
+    out: Path  # directory or file of the results
+    problems: list[str] = field(default_factory=list)  # what was skipped or is worth knowing, one line each
+    files: list[Path] = field(default_factory=list)  # files to open
+    hints: list[str] = field(default_factory=list)  # commands worth running next
 
     @property
     def values(self) -> dict[str, Any]:
@@ -32,23 +25,15 @@ class StageResult:
 
 @dataclass(slots=True, kw_only=True)
 class ExtractFeaturesResult(StageResult):
-    """A feature store, or a rank's share of one.
+    """A feature store, or a rank's share of one; the last three fields once the store is complete."""
 
-    Attributes:
-        made, present, skipped: Images whose features were made now, were there, could not be made.
-        missing: Shards that other ranks have still to make; 0 where the store is complete.
-        extractor: What made the features, once the store is complete.
-        images: Images of the store.
-        feature_size: Numbers per region.
-    """
-
-    made: int
-    present: int
-    skipped: int
-    missing: int = 0
-    extractor: str = ""
-    images: int = 0
-    feature_size: int = 0
+    made: int  # images whose features were made now
+    present: int  # that were there
+    skipped: int  # that could not be made
+    missing: int = 0  # shards that other ranks have still to make; 0 where the store is complete
+    extractor: str = ""  # what made the features
+    images: int = 0  # of the store
+    feature_size: int = 0  # numbers per region
 
     @property
     def values(self) -> dict[str, Any]:
@@ -62,18 +47,12 @@ class ExtractFeaturesResult(StageResult):
 
 @dataclass(slots=True, kw_only=True)
 class BuildGraphsResult(StageResult):
-    """A graph store, or a rank's share of one.
+    """A graph store, or a rank's share of one."""
 
-    Attributes:
-        made, present: Captions whose graphs were built now, or were there.
-        missing: Shards that other ranks have still to make; 0 where the store is complete.
-        summary: Counts over the whole store, once it is complete.
-    """
-
-    made: int
-    present: int
-    missing: int = 0
-    summary: dict[str, Any] = field(default_factory=dict)
+    made: int  # captions whose graphs were built now
+    present: int  # that were there
+    missing: int = 0  # shards that other ranks have still to make; 0 where the store is complete
+    summary: dict[str, Any] = field(default_factory=dict)  # counts over the store, once it is complete
 
     @property
     def values(self) -> dict[str, Any]:
@@ -84,40 +63,31 @@ class BuildGraphsResult(StageResult):
 
 @dataclass(frozen=True, slots=True)
 class ReportEntry:
-    """The accuracy in percent of a model or a baseline on a split of n samples, with its 95 % interval.
-
-    `order` is its place in the table. Runs of an earlier version have no interval.
-    """
+    """The accuracy in percent of a model or a baseline on a split, with its 95 % interval."""
 
     split: str
     model: str
     accuracy: float
-    n: int
-    order: int
-    accuracy_low: float | None = None
-    accuracy_high: float | None = None
+    accuracy_low: float | None  # runs of an earlier version have no interval
+    accuracy_high: float | None
+    n: int  # samples
+    order: int  # place in the table
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ReportEntry:
         """From its values in run.json."""
-        return cls(**{entry.name: values[entry.name] for entry in fields(cls) if entry.name in values})
+        return cls(*(values.get(entry.name) for entry in fields(cls)))  # type: ignore[arg-type]
 
     def values(self) -> dict[str, Any]:
         """As run.json has it."""
-        entry = asdict(self)
-        names = ("split", "model", "accuracy", "accuracy_low", "accuracy_high", "n", "order")
-        return {name: entry[name] for name in names if entry[name] is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainingRunResult(StageResult):
-    """What a run of training left in its run.json.
+    """What a run of training left in its run.json."""
 
-    Attributes:
-        results: All of it, as --json prints it.
-    """
-
-    results: dict[str, Any]
+    results: dict[str, Any]  # all of it, as --json prints it
 
     @property
     def best_epoch(self) -> int:
@@ -141,19 +111,12 @@ class PretrainResult(TrainingRunResult):
 
 @dataclass(slots=True, kw_only=True)
 class FinetuneResult(TrainingRunResult):
-    """A fine-tuned model.
+    """A fine-tuned model."""
 
-    Attributes:
-        metric: Name of the accuracy.
-        report: Accuracies of the model and its baselines.
-        predictions: Files for an evaluation server.
-        answered: Files of what was answered to each sample, validation first.
-    """
-
-    metric: str
-    report: list[ReportEntry]
-    predictions: list[Path] = field(default_factory=list)
-    answered: list[Path] = field(default_factory=list)
+    metric: str  # name of the accuracy
+    report: list[ReportEntry]  # of the model and its baselines
+    predictions: list[Path] = field(default_factory=list)  # files for an evaluation server
+    answered: list[Path] = field(default_factory=list)  # what was answered to each sample, validation first
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -194,23 +157,15 @@ class SweepConclusion:
 class SweepResult(StageResult):
     """What a sweep measured.
 
-    Attributes:
-        identity: What tells it from another sweep.
-        split: Split that was evaluated.
-        metric: Name of the accuracy, with its unit.
-        title: What was evaluated.
-        samples: Samples of the split.
-        images: Images that they are of, over all seeds.
-        rows: As `tbkin_core.evaluation.sweep.summarise` makes them; none on other ranks than 0.
-        conclusion: What they say.
+    `rows` are as `tbkin_core.evaluation.sweep.summarise` makes them; on other ranks than 0 there are none.
     """
 
-    identity: dict[str, Any]
+    identity: dict[str, Any]  # what tells it from another sweep
     split: str
-    metric: str
-    title: str
-    samples: int
-    images: int
+    metric: str  # name of the accuracy, with its unit
+    title: str  # what was evaluated
+    samples: int  # of the split
+    images: int  # that these are of, over all seeds
     rows: list[dict[str, Any]] = field(default_factory=list)
     conclusion: SweepConclusion = field(default_factory=lambda: SweepConclusion({}, False, False, ""))
 
@@ -239,38 +194,23 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageAnswer:
-    """What a model answers about one image.
+    """What a model answers about one image; boxes are (x1, y1, x2, y2) pixels."""
 
-    Attributes:
-        image: File, id, or trace.
-        question: Question or expression.
-        checkpoint: Of the model.
-        task: What the model was trained for.
-        answers: Best first, of the pass that counts: that of the threshold the model was trained with.
-        dense, thresholded: Those of either pass.
-        threshold, selection: Of the thresholded pass.
-        kept_fraction: Share of the attention that the threshold kept, in [0, 1].
-        figures: Files, the first one shows the attention.
-        trace: File from which it can be drawn again.
-        box: (x1, y1, x2, y2) pixels, where the answer is a region.
-        target_box: The true box likewise, where known; `iou` is that of both.
-    """
-
-    image: str
-    question: str
+    image: str  # file, id, or trace
+    question: str  # or expression
     checkpoint: str
-    task: str
-    answers: list[Answer]
-    dense: list[Answer]
-    thresholded: list[Answer]
-    threshold: float
-    selection: str
-    kept_fraction: float
-    figures: list[Path]
-    trace: Path
-    box: tuple[float, float, float, float] | None = None
-    target_box: tuple[float, float, float, float] | None = None
-    iou: float | None = None
+    task: str  # what the model was trained for
+    answers: list[Answer]  # best first, of the pass under the threshold that the model was trained with
+    dense: list[Answer]  # of the dense pass
+    thresholded: list[Answer]  # of the thresholded pass
+    threshold: float  # of the thresholded pass
+    selection: str  # its rule
+    kept_fraction: float  # share of the attention that the threshold kept, in [0, 1]
+    figures: list[Path]  # files, the first one shows the attention
+    trace: Path  # file from which it can be drawn again
+    box: tuple[float, float, float, float] | None = None  # where the answer is a region
+    target_box: tuple[float, float, float, float] | None = None  # the true box, where known
+    iou: float | None = None  # of both
 
     def values(self) -> dict[str, Any]:
         """As --json prints them."""
@@ -299,23 +239,14 @@ class ImageAnswer:
 
 @dataclass(slots=True, kw_only=True)
 class AnswersResult(StageResult):
-    """What a model answers to one question.
+    """What a model answers to one question."""
 
-    Attributes:
-        title: Question and model.
-        heading: What answers are.
-        selection: Name of the thresholded side.
-        shows_box: Whether answers have boxes.
-        several: Whether several images were asked about.
-        images: One for each that could be shown.
-    """
-
-    title: str
-    heading: str
-    selection: str
-    shows_box: bool
-    several: bool
-    images: list[ImageAnswer] = field(default_factory=list)
+    title: str  # question and model
+    heading: str  # what answers are
+    selection: str  # name of the thresholded side
+    shows_box: bool  # whether answers have boxes
+    several: bool  # whether several images were asked about
+    images: list[ImageAnswer] = field(default_factory=list)  # one for each that could be shown
 
     @property
     def values(self) -> dict[str, Any]:
@@ -346,24 +277,15 @@ class RedrawnResult(StageResult):
 
 @dataclass(slots=True, kw_only=True)
 class ResultSheet(StageResult):
-    """A sheet of what a model answered to a split.
+    """A sheet of what a model answered to a split."""
 
-    Attributes:
-        title: What is shown.
-        task: What the model was trained for.
-        split: The split.
-        wrong, answers: How many answers are wrong, and how many there are.
-        shown: By type: the results on the sheet, as their file has them.
-        counts: By type: how many are wrong, there are, and are shown.
-    """
-
-    title: str
-    task: str
+    title: str  # what is shown
+    task: str  # what the model was trained for
     split: str
-    wrong: int
-    answers: int
-    shown: dict[str, list[dict[str, Any]]]
-    counts: dict[str, tuple[int, int, int]]
+    wrong: int  # answers that are wrong
+    answers: int  # answers in all
+    shown: dict[str, list[dict[str, Any]]]  # by type: the results on the sheet, as their file has them
+    counts: dict[str, tuple[int, int, int]]  # by type: how many are wrong, there are, and are shown
 
     @property
     def values(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from networks import parsed_batch, write_network
 
 from tbkin_core.parsing.network import (
     JOINED,
@@ -21,7 +22,6 @@ from tbkin_core.parsing.network import (
     GraphNetwork,
     Vocabulary,
     read_network,
-    write_network,
 )
 from tbkin_core.parsing.parser import CaptionParser
 
@@ -133,7 +133,7 @@ def test_numpy_computes_what_torch_trained(recipe: ModuleType, nlp: object) -> N
     with torch.no_grad():
         states = model(recipe.collate_small(inputs))
     expected = recipe.choices_of(model.heads, states, [len(row.words) for row in rows], names)
-    batch = network.vocabulary.batch(row.parse for row in rows)
+    batch = parsed_batch(network.vocabulary, (row.parse for row in rows))
     mask = torch.arange(states.shape[1])[None] < torch.tensor([[len(row.words)] for row in rows])
     # Weights and rows are rounded to a percent or so of their largest number.
     assert np.abs(network.states(batch) - states[mask].numpy()).max() < 0.05
@@ -150,7 +150,9 @@ def test_a_written_network_is_nearly_the_trained_one(recipe: ModuleType, nlp: ob
     write_network(tmp_path / "network.npz", model.arrays(), stored)
     rows = recipe.parsed([["a", "dog", "on", "a", "sofa"]], nlp)
     networks = [read_network(tmp_path / "network.npz"), GraphNetwork(model.arrays(), stored)]
-    states = [network.states(network.vocabulary.batch(row.parse for row in rows)) for network in networks]
+    states = [
+        network.states(parsed_batch(network.vocabulary, (row.parse for row in rows))) for network in networks
+    ]
     assert np.abs(states[0] - states[1]).max() < 0.1
     assert np.abs(states[0]).max() > 0.5
     assert networks[0].outcomes == networks[1].outcomes == tuple(stored["outcomes"])

@@ -15,6 +15,7 @@ import pytest
 from factual import graph_tuples, parse_factual_graph, read_factual, score, tuple_f1
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from networks import parsed_batch
 
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
 from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb, plain_sides, shipped_lemmas
@@ -359,7 +360,7 @@ Parse = tuple[list[str], list[str], list[str], list[int]]
 def graphs_of(parses: list[Parse], network: GraphNetwork | None = None) -> list[TextGraph]:
     """Graphs of texts parsed by hand."""
     network = network or shipped_network()
-    batch = network.vocabulary.batch(parses)
+    batch = parsed_batch(network.vocabulary, parses)
     tags = [tag for parse in parses for tag in parse[1]]
     words = [parse[0] for parse in parses]
     return list(decode_graphs(network, batch, network(batch), words, tags.__getitem__))
@@ -412,10 +413,10 @@ def test_a_graph_depends_on_no_other_text(order: list[int]) -> None:
     """To the last bit of every probability: resumed and divided builds rest on it."""
     network = shipped_network()
     docs = parses_of_captions()
-    together = network(network.vocabulary.batch(docs[place] for place in order))
+    together = network(parsed_batch(network.vocabulary, (docs[place] for place in order)))
     begin = 0
     for place in order:
-        alone = network(network.vocabulary.batch([docs[place]]))
+        alone = network(parsed_batch(network.vocabulary, [docs[place]]))
         rows = together.pairs[:, 0]
         own = (rows >= begin) & (rows < begin + len(docs[place][0]))
         assert np.array_equal(together.relations[own], alone.relations)
@@ -447,8 +448,8 @@ def test_words_are_forgotten_without_a_trace(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_batch_of_forgotten_words_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     network = new_shipped_network()
     monkeypatch.setattr("tbkin_core.parsing.network.REMEMBERED_WORDS", 3)
-    batch = network.vocabulary.batch([(["a", "dog"], ["DT", "NN"], ["det", "ROOT"], [1, 1])])
-    network.vocabulary.batch([(["two", "cats"], ["CD", "NNS"], ["nummod", "ROOT"], [1, 1])])
+    batch = parsed_batch(network.vocabulary, [(["a", "dog"], ["DT", "NN"], ["det", "ROOT"], [1, 1])])
+    parsed_batch(network.vocabulary, [(["two", "cats"], ["CD", "NNS"], ["nummod", "ROOT"], [1, 1])])
     with pytest.raises(ValueError, match="forgotten"):
         network(batch)
 
@@ -516,7 +517,7 @@ def test_readings_are_where_the_words_stand() -> None:
         words = text.split()
         parse = (words, tags.split(), ["dep"] * len(words), [0] * len(words))
         # Another text before it moves all token numbers.
-        batch = vocabulary.batch([(["cat"], ["NN"], ["ROOT"], [0]), parse])
+        batch = parsed_batch(vocabulary, [(["cat"], ["NN"], ["ROOT"], [0]), parse])
         found = Sentences(vocabulary, batch).readings(1 + first, 1 + second, 1, 1 + len(words))
         assert all(1 <= token <= len(words) for _, tokens in found.values() for token in tokens)
         return {name: predicate for name, (predicate, _) in found.items()}

@@ -38,6 +38,7 @@ from factual import (
     read_factual,
     score,
 )
+from networks import parsed_batch, write_network
 from spacy.tokens import Doc
 from torch import nn
 from torch.nn import functional
@@ -63,7 +64,6 @@ from tbkin_core.parsing.network import (
     object_roles,
     read_network,
     word_buckets,
-    write_network,
 )
 from tbkin_core.parsing.parser import CaptionParser
 from tbkin_core.parsing.sentences import PREPOSITION_TAGS, READINGS, Reading, Sentences
@@ -379,7 +379,7 @@ def all_readings(rows: Sequence[Aligned], vocabulary: Vocabulary) -> Iterator[Re
     """The readings of every pair of objects of every caption."""
     for begin in range(0, len(rows), 256):
         part = rows[begin : begin + 256]
-        batch = vocabulary.batch(row.parse for row in part)
+        batch = parsed_batch(vocabulary, (row.parse for row in part))
         sentences = Sentences(vocabulary, batch)
         for row, start, end in zip(part, batch.offsets.tolist(), batch.offsets[1:].tolist(), strict=False):
             yield {
@@ -1245,7 +1245,7 @@ def score_of(
     found: list[Tuples] = []
     for begin in range(0, len(rows), 128):
         part = rows[begin : begin + 128]
-        batch = network.vocabulary.batch(row.parse for row in part)
+        batch = parsed_batch(network.vocabulary, (row.parse for row in part))
         tags = [tag for row in part for tag in row.tags]
         words = [row.words for row in part]
         chosen = choices(begin, part, batch)

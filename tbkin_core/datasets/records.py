@@ -13,18 +13,12 @@ Xywh = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image of a dataset.
+    """One image of a dataset."""
 
-    Attributes:
-        image_id: Key of the image everywhere in tbkin (feature store, graphs, questions).
-        path: The file, or None where the annotations name an image that is not on disk.
-        split: "train", "val", "test", ... or "all" where the dataset has no splits.
-        width, height: Pixels, as the annotations say; None where they do not.
-    """
-
-    image_id: ImageId
-    path: Path | None
-    split: str
+    image_id: ImageId  # key of the image everywhere in tbkin (feature store, graphs, questions)
+    path: Path | None  # the file, or None where the annotations name an image that is not on disk
+    split: str  # "train", "val", "test", ... or "all" where the dataset has no splits.
+    # width, height: pixels, as the annotations say; None where they do not
     width: int | None = None
     height: int | None = None
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tbkin_core.evaluation.intervals import bootstrap_interval, too_few_images
 from tbkin_core.results import ReportEntry
 from tbkin_core.runs import finished_runs
+from tbkin_core.settings import FinetuneConfig
 from tbkin_core.support.files import write_json
-from tbkin_core.tasks.base import OWN_ROW, FinetuneTask, ReportRow, Split
+from tbkin_core.tasks.base import OWN_ROW, FinetuneTask, LearningPlan, ReportRow, Split
 
 
 @dataclass(slots=True)
@@ -39,24 +38,16 @@ def report_splits(
     model: Any,
     splits: Mapping[str, Split],
     training: Sequence[Any],
-    device: torch.device,
-    batch_size: int,
-    *,
-    blind: bool,
-    image_dropout: float,
+    config: FinetuneConfig,
+    plan: LearningPlan,
     out: Path,
-    data: Path,
 ) -> Report:
-    """Evaluate a model on splits and write what it answered to each sample.
+    """Evaluate a model on splits and write what it answered to each sample into `out`/results-SPLIT.json.
 
     Args:
-        model: In evaluation mode, on the device.
+        model: In evaluation mode, on its device.
         training: Training samples, for baselines.
-        batch_size: Samples at once.
-        blind: Whether the model never saw an image.
-        image_dropout: Share of the samples that it learnt without one.
-        out: Directory of the checkpoint, where results-SPLIT.json is written.
-        data: The dataset, named in that file.
+        config, plan: What the model was trained with.
     """
     report = Report()
     for name, split in splits.items():
@@ -65,14 +56,15 @@ def report_splits(
         if not task.scored(split):
             report.notes.append(f"{name}: has no {task.label}, so it is not evaluated")
             continue
-        predictions = task.predict(model, split.inputs, device, batch_size)
+        predictions = task.predict(model, split.inputs, model.device, plan.batch_size)
         hidden = None
-        if image_dropout and model.config.use_regions:
-            hidden = task.predict(model, replace(split.inputs, blind=True), device, batch_size)
+        if plan.image_dropout and model.config.use_regions:
+            blind = replace(split.inputs, blind=True)
+            hidden = task.predict(model, blind, model.device, plan.batch_size)
         results = task.result_rows(split, predictions)
-        content = {"task": task.name, "split": name, "checkpoint": str(out), "data": str(data)}
+        content = {"task": task.name, "split": name, "checkpoint": str(out), "data": str(config.data)}
         write_json(out / f"results-{name}.json", {**content, "results": results}, indent=None)
-        rows = task.report_rows(split, predictions, training, blind, hidden)
+        rows = task.report_rows(split, predictions, training, config.blind, hidden)
         report.entries += [report_entry(name, row, split.image_ids) for row in rows]
         # Test comes last among the splits, and is the one to show by type.
         if by_type := task.by_type(split, predictions):
@@ -86,7 +78,7 @@ def report_entry(split: str, row: ReportRow, image_ids: Sequence[Any]) -> Report
     # Ids may be numbers and texts at once.
     low, high = bootstrap_interval(row.scores, [str(image_id) for image_id in image_ids])
     accuracy, count = float(row.scores.mean()), len(row.scores)
-    return ReportEntry(split, row.model, accuracy, count, row.order, low, high)
+    return ReportEntry(split, row.model, accuracy, low, high, count, row.order)
 
 
 def question_only_entries(results: Mapping[str, Any]) -> list[ReportEntry]:

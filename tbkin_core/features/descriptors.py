@@ -72,20 +72,14 @@ def described(copy: Pixels, lab: Floats, boxes: Floats, masks: Mask, size: Float
 
 @dataclass(frozen=True, slots=True)
 class _Patches:
-    """K regions sampled on a grid: PATCH x PATCH points in the box, MARGIN more around it.
+    """K regions sampled on a grid: PATCH x PATCH points in the box, MARGIN more around it."""
 
-    Attributes:
-        rows, columns: (K, P) pixel indices of the grid.
-        mask: (K, P, P) bool, the region itself, holes filled.
-        valid: (K, P, P) bool, within the image.
-        sides: (K, 2) width and height of the boxes in pixels.
-    """
-
+    # rows, columns: (K, P) pixel indices of the grid
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
-    mask: Mask
-    valid: Mask
-    sides: Floats
+    mask: Mask  # (K, P, P) bool, the region itself, holes filled
+    valid: Mask  # (K, P, P) bool, within the image
+    sides: Floats  # (K, 2) width and height of the boxes in pixels
 
     def sample(self, plane: NDArray) -> NDArray:
         """Values of an (H, W) or (H, W, C) array at the grid, (K, P, P) or (K, P, P, C)."""

@@ -24,23 +24,15 @@ logger = logging.getLogger("tbkin")
 
 @dataclass
 class Extraction:
-    """What an extraction did.
+    """What an extraction did."""
 
-    Attributes:
-        path: Directory of the store.
-        made: Images added now.
-        present: Images that were there already.
-        skipped: Images left out.
-        problems: One line for each of them, or for all that were left out for one reason.
-        missing: Shards that other processes of this run have yet to write.
-    """
-
-    path: Path
-    made: int = 0
-    present: int = 0
-    skipped: int = 0
+    path: Path  # directory of the store
+    made: int = 0  # images added now
+    present: int = 0  # images that were there already
+    skipped: int = 0  # images left out
+    # One line for each of them, or for all that were left out for one reason.
     problems: list[str] = field(default_factory=list)
-    missing: int = 0
+    missing: int = 0  # shards that other processes of this run have yet to write
 
     @cached_property
     def store(self) -> FeatureStore:

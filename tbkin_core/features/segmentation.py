@@ -28,34 +28,21 @@ MAX_SEGMENTS = 200
 
 @dataclass(slots=True)
 class Segmentation:
-    """One partition of the working copy, and the sums over segments that candidates are scored with.
+    """One partition of the working copy, and the sums over segments that candidates are scored with."""
 
-    Attributes:
-        labels: (H, W) int32, the segment of every pixel.
-        colours: (N,) int32, the colour class of every segment; -1 is background.
-        parts: (N,) int32, the part of the foreground by shape alone; 0 where there is none.
-        area: (N,) pixels.
-        low, high: (N, 2) corners of the bounding box, xy, `high` exclusive.
-        lab_mean: (N, 3) mean CIELAB colour.
-        lab_square: (N,) mean squared CIELAB length.
-        length: (N, N) pixels of shared boundary, symmetric.
-        strength: (N, N) colour contrast summed along the shared boundary, symmetric.
-        frame: (N,) pixels on the border of the image.
-        near: (N, N) bool, segments that come within a few pixels of each other.
-    """
-
-    labels: NDArray[np.int32]
-    colours: NDArray[np.int32]
-    parts: NDArray[np.int32]
-    area: Floats
+    labels: NDArray[np.int32]  # (H, W) int32, the segment of every pixel
+    colours: NDArray[np.int32]  # (N,) int32, the colour class of every segment; -1 is background
+    parts: NDArray[np.int32]  # (N,) int32, the part of the foreground by shape alone; 0 where there is none
+    area: Floats  # (N,) pixels
+    # low, high: (N, 2) corners of the bounding box, xy, `high` exclusive
     low: Floats
     high: Floats
-    lab_mean: Floats
-    lab_square: Floats
-    length: Floats
-    strength: Floats
-    frame: Floats
-    near: Mask
+    lab_mean: Floats  # (N, 3) mean CIELAB colour
+    lab_square: Floats  # (N,) mean squared CIELAB length
+    length: Floats  # (N, N) pixels of shared boundary, symmetric
+    strength: Floats  # (N, N) colour contrast summed along the shared boundary, symmetric
+    frame: Floats  # (N,) pixels on the border of the image
+    near: Mask  # (N, N) bool, segments that come within a few pixels of each other
 
 
 def working_copy(image: Pixels, side: int) -> Pixels:

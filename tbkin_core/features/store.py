@@ -48,29 +48,17 @@ _REGION_ARRAYS = ("features", "boxes", *_LABELS)
 
 @dataclass(frozen=True, slots=True)
 class RegionBatch:
-    """Regions of B images, padded to the widest.
+    """Regions of B images, padded to the widest."""
 
-    Attributes:
-        features: (B, K, D) float32, zero where padded.
-        boxes: (B, K, 4) float32 absolute-pixel xyxy.
-        geometry: (B, K, 5) float32 (x1/W, y1/H, x2/W, y2/H, area/(W·H)).
-        mask: (B, K) bool, True where there is a region.
-        object_ids: (B, K) int64, -1 unknown or padded.
-        object_scores: (B, K) float32.
-        attribute_ids: (B, K) int64, -1 unknown or padded.
-        attribute_scores: (B, K) float32.
-        sizes: (B, 2) float32, image width and height in pixels.
-    """
-
-    features: NDArray[np.float32]
-    boxes: NDArray[np.float32]
-    geometry: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    object_ids: NDArray[np.int64]
-    object_scores: NDArray[np.float32]
-    attribute_ids: NDArray[np.int64]
-    attribute_scores: NDArray[np.float32]
-    sizes: NDArray[np.float32]
+    features: NDArray[np.float32]  # (B, K, D) float32, zero where padded
+    boxes: NDArray[np.float32]  # (B, K, 4) float32 absolute-pixel xyxy
+    geometry: NDArray[np.float32]  # (B, K, 5) float32 (x1/W, y1/H, x2/W, y2/H, area/(W·H))
+    mask: NDArray[np.bool_]  # (B, K) bool, True where there is a region
+    object_ids: NDArray[np.int64]  # (B, K) int64, -1 unknown or padded
+    object_scores: NDArray[np.float32]  # (B, K) float32
+    attribute_ids: NDArray[np.int64]  # (B, K) int64, -1 unknown or padded
+    attribute_scores: NDArray[np.float32]  # (B, K) float32
+    sizes: NDArray[np.float32]  # (B, 2) float32, image width and height in pixels
 
 
 class FeatureStore:

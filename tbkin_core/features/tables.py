@@ -64,16 +64,11 @@ LABEL_COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class FeatureRow:
-    """One image of a file.
+    """One image of a file."""
 
-    Attributes:
-        name: What the file calls the image.
-        where: The row, for messages.
-        read: Decodes the regions for the key of the image; a DataError where they are damaged.
-    """
-
-    name: str
-    where: str
+    name: str  # what the file calls the image
+    where: str  # the row, for messages
+    # Decodes the regions for the key of the image; a DataError where they are damaged.
     read: Callable[[ImageId], RegionFeatures]
 
 

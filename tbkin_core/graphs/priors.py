@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from tbkin_core.errors import DataError
-from tbkin_core.parsing.text_graph import TextGraph
 from tbkin_core.support.files import read_json, write_json
 
 
@@ -18,15 +17,6 @@ class Priors:
         self.objects: Counter[str] = Counter()
         self.attributes: Counter[tuple[str, str]] = Counter()
         self.relations: Counter[tuple[str, str, str]] = Counter()
-
-    def add(self, graph: TextGraph) -> None:
-        """Count one text scene graph."""
-        names = [item.name for item in graph.objects]
-        self.objects.update(names)
-        self.attributes.update((names[item.object], item.name) for item in graph.attributes)
-        self.relations.update(
-            (names[item.subject], item.predicate, names[item.object]) for item in graph.relations
-        )
 
     def merge(self, other: Priors) -> None:
         """Add the counts of another corpus."""

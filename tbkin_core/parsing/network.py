@@ -138,23 +138,6 @@ class Vocabulary:
             self.verb.append(lemmatize_verb(word))
         return [self._row[word] for word in words]
 
-    def batch(
-        self, parses: Iterable[tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[int]]]
-    ) -> ParsedBatch:
-        """Texts as (tokens, tags, labels, heads), heads counted from the text's beginning."""
-        words: list[str] = []
-        numbers: list[tuple[int, int, int]] = []  # tag, label, head of each token
-        offsets = [0]
-        for tokens, tags, labels, heads in parses:
-            words += [token.lower() for token in tokens]
-            places = (offsets[-1] + head for head in heads)
-            numbers += zip(map(self.tag, tags), map(self.label, labels), places, strict=True)
-            offsets.append(len(words))
-        rows = np.array(self.rows(words), np.int64)
-        all_tags, all_labels, all_heads = np.array(numbers, np.int64).reshape(-1, 3).T
-        begins = np.array(offsets, np.int64)
-        return ParsedBatch(rows, all_tags, all_labels, all_heads, begins, self.generation)
-
 
 class GraphNetwork:
     """The network with its weights; see the module.
@@ -392,25 +375,8 @@ def _between(states: Array, first: Array, second: Array) -> Array:
 # ---- the file -----------------------------------------------------------------------------------
 
 
-def write_network(path: Path, arrays: Mapping[str, Array], names: Mapping[str, Sequence[str]]) -> None:
-    """Write a network as one compressed .npz: tables and matrices at 8 bits per number, the rest at 16."""
-    packed: dict[str, Any] = {"names": json.dumps({key: list(value) for key, value in names.items()})}
-    for name, values in arrays.items():
-        owner, _, kind = name.rpartition(".")
-        if values.ndim == 2 and (kind == "weight" or len(values) > 100):
-            # Of a large table a few numbers may be cut, so that the others keep their precision.
-            sizes = np.abs(values)
-            largest = sizes.max(axis=0) if kind == "weight" else np.quantile(sizes, 0.9999, axis=0)
-            scale = np.maximum(largest, 1e-6).astype(np.float32) / WEIGHT_LEVELS
-            packed[name] = np.clip(np.rint(values / scale), -WEIGHT_LEVELS, WEIGHT_LEVELS).astype(np.int8)
-            packed[f"{owner}.scale"] = scale
-        else:
-            packed[name] = values.astype(np.float16)
-    np.savez_compressed(path, **packed)
-
-
 def read_network(path: Path) -> GraphNetwork:
-    """The network in a file that `write_network` made.
+    """The network in a file of the recipes in `examples/shipped_models`.
 
     Raises:
         MissingDependencyError: The file is missing, cut short or of another version.

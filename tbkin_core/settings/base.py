@@ -45,39 +45,26 @@ class Group(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a setting is, beside its type and its default.
+    """What a setting is, beside its type and its default."""
 
-    Attributes:
-        help: What it does, in a sentence or two.
-        group: Heading it stands under in --help; without one it is no option of the command line.
-        low, high: The least and the greatest number allowed, None for no bound.
-        above: Numbers must be greater than this.
-        choices: The values allowed.
-        others: Metavar of values allowed beside `choices`; its class checks those.
-        required: The default is no value; one must be given.
-        only_for: The tasks that have this setting; for the others it keeps its default.
-        only_with: Another setting, without which this one keeps its default.
-        unset: What None or an empty list stands for, as --help puts it.
-        flag: Its name on the command line, where that is not the field's; several have spaces between them.
-        metavar: Placeholder of the value in --help, where type and choices do not say enough.
-        argument: It is an argument of the command line, not an option.
-    """
-
-    help: str
+    help: str  # what it does, in a sentence or two
+    # Heading it stands under in --help; without one it is no option of the command line.
     group: str | None = None
     _: KW_ONLY
+    # low, high: the least and the greatest number allowed, None for no bound
     low: float | None = None
     high: float | None = None
-    above: float | None = None
-    choices: tuple[str, ...] = ()
-    others: str = ""
-    required: bool = False
-    only_for: tuple[str, ...] = ()
-    only_with: str = ""
-    unset: str = ""
+    above: float | None = None  # numbers must be greater than this
+    choices: tuple[str, ...] = ()  # the values allowed
+    others: str = ""  # metavar of values allowed beside `choices`; its class checks those
+    required: bool = False  # the default is no value; one must be given
+    only_for: tuple[str, ...] = ()  # the tasks that have this setting; for the others it keeps its default
+    only_with: str = ""  # another setting, without which this one keeps its default
+    unset: str = ""  # what None or an empty list stands for, as --help puts it
+    # Its name on the command line, where that is not the field's; several have spaces between them.
     flag: str = ""
-    metavar: str = ""
-    argument: bool = False
+    metavar: str = ""  # placeholder of the value in --help, where type and choices do not say enough
+    argument: bool = False  # it is an argument of the command line, not an option
 
 
 def option(default: Any, *args: Any, **kwargs: Any) -> Any:

@@ -176,19 +176,9 @@ def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: Trainin
     """Evaluate the checkpoint that was kept, and finish the run."""
     task, plan = ready.task, ready.plan
     best, _ = load_model(out, task.name)
-    device = torch_device(resolve_devices(config.devices))
-    report = report_splits(
-        task,
-        best.to(device),
-        {name: ready.parts[name] for name in ready.splits.evaluated},
-        ready.training,
-        device,
-        plan.batch_size,
-        blind=config.blind,
-        image_dropout=plan.image_dropout,
-        out=out,
-        data=ready.data,
-    )
+    best.to(torch_device(resolve_devices(config.devices)))
+    splits = {name: ready.parts[name] for name in ready.splits.evaluated}
+    report = report_splits(task, best, splits, ready.training, config, plan, out)
     notes = [*ready.notes, *report.notes]
     if not best.config.use_regions and not config.blind:
         notes.append("on validation the regions brought nothing: the model that is kept ignores the image")

@@ -42,25 +42,18 @@ logger = logging.getLogger("tbkin")
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What a sweep measures.
+    """What a sweep measures."""
 
-    Attributes:
-        task: The task.
-        checkpoint: The model to evaluate, or with `refit` the one whose settings the runs have; None without.
-        base: Settings of the model or of every run.
-        data, dataset, store: Where the samples are.
-        divided: Whether samples are divided as they were for training; else a split is taken whole.
-        notes: What is worth knowing, one line each.
-    """
-
-    task: FinetuneTask
+    task: FinetuneTask  # the task
+    # The model to evaluate, or with `refit` the one whose settings the runs have; None without.
     checkpoint: Path | None
-    base: FinetuneConfig
+    base: FinetuneConfig  # settings of the model or of every run
+    # data, dataset, store: where the samples are
     data: Path
     dataset: Dataset
     store: FeatureStore
-    divided: bool
-    notes: list[str]
+    divided: bool  # whether samples are divided as they were for training; else a split is taken whole
+    notes: list[str]  # what is worth knowing, one line each
 
 
 def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:

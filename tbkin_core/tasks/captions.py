@@ -38,24 +38,21 @@ _MISMATCH, _PARTNER = 30, 31
 
 @dataclass
 class CaptionTable:
-    """N captions of one dataset, split or several, with the structure that masking needs.
+    """N captions of one dataset, split or several, with the structure that masking needs."""
 
-    Attributes:
-        tokens: Each as a list; none any more once `CaptionSide` has encoded them.
-        pair_offsets: (N+1,) into the pairs of (object, word, prior) below.
-        pair_object, pair_word: Object number and word index within the caption.
-        pair_kind: 0 the object's own words, 1 an attribute's, 2 a relation's.
-        pair_prior: P(attribute | object) or P(relation, object | subject); 1 for own words.
-        cross_offsets, cross_object, cross_region, cross_weight: Cross-modal edges likewise.
-    """
-
+    # Each as a list; none any more once `CaptionSide` has encoded them.
     tokens: list[tuple[str, ...]] = field(default_factory=list)
     image_ids: list[ImageId] = field(default_factory=list)
+    # (N+1,) into the pairs of (object, word, prior) below.
     pair_offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    # pair_object, pair_word: object number and word index within the caption
     pair_object: NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
     pair_word: NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
+    # 0 the object's own words, 1 an attribute's, 2 a relation's.
     pair_kind: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, np.int8))
+    # P(attribute | object) or P(relation, object | subject); 1 for own words.
     pair_prior: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    # cross_offsets, cross_object, cross_region, cross_weight: cross-modal edges likewise
     cross_offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
     cross_object: NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))
     cross_region: NDArray[np.int16] = field(default_factory=lambda: np.zeros(0, np.int16))

@@ -69,53 +69,42 @@ class Version(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Format:
-    """One kind of annotation file. A file is of the first format that claims it, by name before by content.
+    """One kind of annotation file; a file is of the first format that claims it, by name before content."""
 
-    Attributes:
-        name: "coco-captions".
-        holds: What is in its files; NOTHING for files that are known and not read.
-        read: Reads one file. It leaves out what cannot be used, and counts it as a problem of the source; a
-            file that is not what it should be as a whole is a DataError. None where nothing is read here.
-        layout: What `Dataset.layouts` calls it; `name` unless given.
-        looked_for: Words for "looked for ..." where a directory holds no dataset.
-        suffixes: In lower case; only files with one of these are looked at.
-        names: Files whose whole lower-case name matches count, whatever is in them.
-        beside: A file whose name matches must lie in the same directory; such formats are tried first.
-        content: Whether a file's ends look like the format; `Candidate.name` may be asked first.
-        content_last: Whether the other formats' `content` is asked first: its own keys are common ones.
-        stated_split: Split that the ends of a file state, as the publisher writes it.
-        prefer: Keeps those files of a dataset that do not only repeat others of the same format.
-        supersedes: Names of formats whose files are not read where there is one of this.
-        listed_by: Files that list the images (and boxes) whose ids a file uses; the file itself unless given.
-        version: Version of a file of referring expressions.
-        noun: What a row is called in messages: "annotation" 12.
-        images_by_row: Whether the image of a caption is the file that is named by the caption's number.
-        yields: Captions of an image are skipped where a file before this one claims the image; boxes are
-            read where no format that does not yield has any, or for their attributes.
-        claims: Whether captions of its images count as given, see `yields`.
-        in_stores: Whether its files are also looked for in a store that tbkin wrote.
-    """
-
-    name: str
-    holds: Holds
+    name: str  # "coco-captions"
+    holds: Holds  # what is in its files; NOTHING for files that are known and not read
+    # Reads one file. It leaves out what cannot be used, and counts it as a problem of the source; a file
+    # that is not what it should be as a whole is a DataError. None where nothing is read here.
     read: Callable[[Source], Content] | None = None
-    layout: str = ""
-    looked_for: str = ""
+    layout: str = ""  # what `Dataset.layouts` calls it; `name` unless given
+    looked_for: str = ""  # words for "looked for ..." where a directory holds no dataset
+    # In lower case; only files with one of these are looked at.
     suffixes: frozenset[str] = frozenset({".json"})
+    # Files whose whole lower-case name matches count, whatever is in them.
     names: re.Pattern[str] | None = None
+    # A file whose name matches must lie in the same directory; such formats are tried first.
     beside: re.Pattern[str] | None = None
+    # Whether a file's ends look like the format; `Candidate.name` may be asked first.
     content: Callable[[Candidate], bool] | None = None
+    # Whether the other formats' `content` is asked first: its own keys are common ones.
     content_last: bool = False
+    # Split that the ends of a file state, as the publisher writes it.
     stated_split: Callable[[Candidate], str | None] = lambda _: None
+    # Keeps those files of a dataset that do not only repeat others of the same format.
     prefer: Callable[[list[AnnotationFile]], list[AnnotationFile]] = list
-    supersedes: tuple[str, ...] = ()
+    supersedes: tuple[str, ...] = ()  # names of formats whose files are not read where there is one of this
+    # Files that list the images (and boxes) whose ids a file uses; the file itself unless given.
     listed_by: Callable[[AnnotationFile, Sequence[AnnotationFile]], list[AnnotationFile]] | None = None
+    # Version of a file of referring expressions.
     version: Callable[[AnnotationFile], Version] = lambda _: Version()
-    noun: str = "line"
+    noun: str = "line"  # what a row is called in messages: "annotation" 12
+    # Whether the image of a caption is the file that is named by the caption's number.
     images_by_row: bool = False
+    # Captions of an image are skipped where a file before this one claims the image; boxes are read where no
+    # format that does not yield has any, or for their attributes.
     yields: bool = False
-    claims: bool = False
-    in_stores: bool = False
+    claims: bool = False  # whether captions of its images count as given, see `yields`
+    in_stores: bool = False  # whether its files are also looked for in a store that tbkin wrote
 
     def has_name(self, candidate: Candidate) -> bool:
         """Whether the file's name alone makes it one of these."""

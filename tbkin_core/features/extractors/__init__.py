@@ -13,26 +13,19 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractorRow:
-    """What is known of an extractor without opening it.
+    """What is known of an extractor without opening it."""
 
-    Attributes:
-        name: What `--extractor` and the store call it.
-        module: Its module in this package.
-        words: What `--help` says of it.
-        finds_boxes: Whether it finds boxes in images, for a backbone to give their vectors; else it reads
-            boxes and vectors from elsewhere.
-        from_image_alone: Whether an image file is all that it needs to make the regions of a new image.
-        default_model: Hub id of the model that its name stands for; None for one that runs no models.
-        keeps_attributes: Whether its attributes stay where a backbone predicts attributes too.
-    """
-
-    name: str
-    module: str
-    words: str
+    name: str  # what `--extractor` and the store call it
+    module: str  # its module in this package
+    words: str  # what `--help` says of it
+    # Whether it finds boxes in images, for a backbone to give their vectors; else it reads boxes and vectors
+    # from elsewhere.
     finds_boxes: bool = True
+    # Whether an image file is all that it needs to make the regions of a new image.
     from_image_alone: bool = False
+    # Hub id of the model that its name stands for; None for one that runs no models.
     default_model: str | None = None
-    keeps_attributes: bool = True
+    keeps_attributes: bool = True  # whether its attributes stay where a backbone predicts attributes too
 
     @property
     def needs_torch(self) -> bool:

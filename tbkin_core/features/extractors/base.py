@@ -31,27 +31,16 @@ MAX_SIDE = 1024  # pixels; larger images are reduced while they are decoded
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What an extractor is opened with; each one takes what concerns it.
+    """What an extractor is opened with; each one takes what concerns it."""
 
-    Attributes:
-        dataset: Whose images it works on; None where any image file may come.
-        max_regions: Regions per image at most.
-        devices: Where models run, as `tbkin_core.support.devices.resolve_devices` has it.
-        model: Hub id or directory of the detection model.
-        revision: Of the hub's detection model; the newest when None.
-        backbone: Hub id or directory of a vision model whose maps give the vectors.
-        backbone_side: Pixels along a side of the square that it sees; its own when None.
-        backbone_revision: Of the hub's backbone.
-    """
-
-    dataset: Dataset | None
-    max_regions: int = 36
-    devices: str = "auto"
-    model: str | None = None
-    revision: str | None = None
-    backbone: str | None = None
-    backbone_side: int | None = None
-    backbone_revision: str | None = None
+    dataset: Dataset | None  # whose images it works on; None where any image file may come
+    max_regions: int = 36  # regions per image at most
+    devices: str = "auto"  # where models run, as `tbkin_core.support.devices.resolve_devices` has it
+    model: str | None = None  # hub id or directory of the detection model
+    revision: str | None = None  # of the hub's detection model; the newest when None
+    backbone: str | None = None  # hub id or directory of a vision model whose maps give the vectors
+    backbone_side: int | None = None  # pixels along a side of the square that it sees; its own when None
+    backbone_revision: str | None = None  # of the hub's backbone
 
     def needed_dataset(self) -> Dataset:
         """The dataset; ConfigError where the request is for images of none."""
@@ -140,17 +129,12 @@ AnyExtractor = PictureExtractor | FeatureReader | Sequence[BatchExtractor]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One image to be made.
+    """One image to be made."""
 
-    Attributes:
-        image_id: Its key.
-        source: Its file; of a feature to import, what reads it.
-        number: Its shard; None for one that goes to no store, or failed before and takes a place only where
-            it now succeeds.
-    """
-
-    image_id: ImageId
-    source: Any
+    image_id: ImageId  # its key
+    source: Any  # its file; of a feature to import, what reads it
+    # Its shard; None for one that goes to no store, or failed before and takes a place only where it now
+    # succeeds.
     number: int | None = None
 
 

@@ -36,36 +36,25 @@ SMALLEST_SIDE = 1.0  # pixels; smaller boxes are made this large
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image as the detector wants it.
+    """An image as the detector wants it."""
 
-    Attributes:
-        image_id: Key of the image.
-        inputs: The model's inputs without the batch dimension: `pixel_values` (3, h, w), maybe `pixel_mask`.
-        width, height: Of the image itself, in pixels.
-    """
-
-    image_id: ImageId
+    image_id: ImageId  # key of the image
+    # The model's inputs without the batch dimension: `pixel_values` (3, h, w), maybe `pixel_mask`.
     inputs: dict[str, torch.Tensor]
+    # width, height: of the image itself, in pixels
     width: int
     height: int
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a detector predicts for B images: the best class of each query.
+    """What a detector predicts for B images: the best class of each query."""
 
-    Attributes:
-        scores: (B, Q) probability of that class.
-        classes: (B, Q) its number.
-        boxes: (B, Q, 4) fractions (cx, cy, w, h) of the picture.
-        states: (B, Q, D) the region vectors.
-        attribute_scores, attributes: (B, Q) the best attribute, where the model predicts attributes.
-    """
-
-    scores: torch.Tensor
-    classes: torch.Tensor
-    boxes: torch.Tensor
-    states: torch.Tensor
+    scores: torch.Tensor  # (B, Q) probability of that class
+    classes: torch.Tensor  # (B, Q) its number
+    boxes: torch.Tensor  # (B, Q, 4) fractions (cx, cy, w, h) of the picture
+    states: torch.Tensor  # (B, Q, D) the region vectors
+    # attribute_scores, attributes: (B, Q) the best attribute, where the model predicts attributes
     attribute_scores: torch.Tensor | None = None
     attributes: torch.Tensor | None = None
 

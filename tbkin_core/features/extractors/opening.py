@@ -36,19 +36,13 @@ def choose_extractor(dataset: Dataset, name: str, backbone: str | None = None) -
 
 @dataclass(frozen=True, slots=True)
 class OpenExtractor:
-    """An extractor with the images of a dataset that it works on.
+    """An extractor with the images of a dataset that it works on."""
 
-    Attributes:
-        extractor: The extractor; of one that runs models a copy per device.
-        files: Key and file of each image; empty where only the rows that it reads tell.
-        omitted: Images on disk that it has no regions for.
-        omitted_because: What is said of them.
-    """
-
-    extractor: AnyExtractor
+    extractor: AnyExtractor  # the extractor; of one that runs models a copy per device
+    # Key and file of each image; empty where only the rows that it reads tell.
     files: Sequence[tuple[ImageId, Path]] = ()
-    omitted: Sequence[ImageId] = ()
-    omitted_because: str = ""
+    omitted: Sequence[ImageId] = ()  # images on disk that it has no regions for
+    omitted_because: str = ""  # what is said of them
 
     def settings(self) -> dict[str, Any]:
         """What the store records."""
