@@ -25,7 +25,7 @@ from tbkin_core.selection import (
     usual_threshold,
 )
 from tbkin_core.settings.base import Group, StageConfig, option, wrong_choice
-from tbkin_core.tasks.table import FINETUNE_TASKS
+from tbkin_core.tasks.table import FINETUNE_TASKS, TASKS
 
 # A setting under each heading of --help.
 _data = partial(option, group=Group.DATA)
@@ -40,9 +40,8 @@ _run = partial(option, group=Group.RUN)
 _output = partial(option, group=Group.OUTPUT)
 
 # What several subcommands have.
-_task = partial(
-    _data, help="Questions (vqa) or referring expressions (rec).", choices=FINETUNE_TASKS, required=True
-)
+_tasks = " or ".join(f"{TASKS[name].samples} ({name})" for name in FINETUNE_TASKS)
+_task = partial(_data, help=f"What to learn: {_tasks}.", choices=FINETUNE_TASKS, required=True)
 _features = partial(_data, help="Feature store.", unset="DATA/features")
 _expression_set = partial(
     _data,

@@ -361,7 +361,6 @@ class FinetuneTask(Task, Generic[Sample]):
 
     head: ClassVar[type[PreTrainedModel]]  # class of the model
     metric: ClassVar[str]  # name of the accuracy, for tables
-    samples_are: ClassVar[str]  # its samples, for messages: "VQA questions"
     unit: ClassVar[str]  # one of them: "question"
     label: ClassVar[str]  # what a sample must have to be evaluated: "answers"
     starts_from: ClassVar[tuple[str, ...]] = ()  # tasks whose models are a better start than a pretrained one
@@ -488,7 +487,7 @@ class FinetuneTask(Task, Generic[Sample]):
 def task_named(name: str) -> Task:
     """The task of a name among `TASKS`; loads its module, and with it torch."""
     module, _, kind = TASKS[name].kind.partition(":")
-    return getattr(import_module(module), kind)()
+    return getattr(import_module(f"tbkin_core.tasks.{module}"), kind)()
 
 
 def finetune_task(name: str) -> FinetuneTask:

@@ -64,7 +64,6 @@ class RecTask(FinetuneTask[Expression]):
     name = "rec"
     head = TbkinForRec
     metric = "Acc@IoU>0.5"
-    samples_are = "referring expressions"
     unit = "expression"
     label = "expressions"
 

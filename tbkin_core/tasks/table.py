@@ -17,20 +17,24 @@ class Presentation:
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """A task: its class, as "module:class", and how its answers are shown."""
+    """A task: its class, as "module:class" of this package, what it is learnt from, and how its answers are shown."""
 
     kind: str
+    samples: str
     presentation: Presentation
 
 
 TASKS = {
-    "vqa": TaskRow("tbkin_core.tasks.vqa:VqaTask", Presentation("Visual question answering")),
+    "vqa": TaskRow("vqa:VqaTask", "VQA questions", Presentation("Visual question answering")),
     "rec": TaskRow(
-        "tbkin_core.tasks.rec:RecTask",
-        Presentation("Referring expression", "region", aggregate="rollout", answers_are_regions=True),
+        "rec:RecTask",
+        "referring expressions",
+        Presentation("Referring expression", "region", "rollout", answers_are_regions=True),
     ),
     "pretrain": TaskRow(
-        "tbkin_core.tasks.pretraining:PretrainTask", Presentation("Image and text", "image and text")
+        "pretraining:PretrainTask",
+        "captions",
+        Presentation("Image and text", "image and text"),
     ),
 }
 FINETUNE_TASKS = tuple(name for name in TASKS if name != "pretrain")

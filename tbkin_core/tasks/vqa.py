@@ -71,7 +71,6 @@ class VqaTask(FinetuneTask[Question]):
     asks = True
     head = TbkinForVqa
     metric = "VQA accuracy"
-    samples_are = "VQA questions"
     unit = "question"
     label = "answers"
     # A REC model has learnt to find what words name, which few questions teach.

@@ -20,6 +20,7 @@ from tbkin_core.runs import finished_runs
 from tbkin_core.support.randomness import mix
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import FinetuneTask, SampleSet
+from tbkin_core.tasks.table import TASKS
 
 logger = logging.getLogger("tbkin")
 
@@ -218,11 +219,11 @@ def find_data(task: FinetuneTask) -> Path:
     ready = [path for path in ready if path != Path()] or ready
     if not ready:
         raise ConfigError(
-            f"data: no directory with {task.samples_are} found here", hint="name one with --data DIR"
+            f"data: no directory with {TASKS[task.name].samples} found here", hint="name one with --data DIR"
         )
     if len(ready) > 1:
         raise ConfigError(
-            f"data: several directories hold {task.samples_are}: {', '.join(map(str, ready))}",
+            f"data: several directories hold {TASKS[task.name].samples}: {', '.join(map(str, ready))}",
             hint="choose one with --data DIR",
         )
     logger.info("data: %s", ready[0])

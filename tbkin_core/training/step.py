@@ -50,7 +50,7 @@ class Learner:
 
     def computed_on(self) -> dict[str, Any]:
         """What the last digits of a result depend on, beside settings and data."""
-        precision = "fp32" if self.precision is None else str(self.precision).removeprefix("torch.")
+        precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.precision]
         values: dict[str, Any] = {"device": self.device.type, "precision": precision}
         if self.device.type == "cpu":
             values["threads"] = torch.get_num_threads()
