@@ -17,7 +17,7 @@ class Presentation:
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """A task: its class, as "module:class" of this package, what it is learnt from, and how its answers are shown."""
+    """A task: its class as "module:class", what it is learnt from, and how its answers are shown."""
 
     kind: str
     samples: str
@@ -32,9 +32,7 @@ TASKS = {
         Presentation("Referring expression", "region", "rollout", answers_are_regions=True),
     ),
     "pretrain": TaskRow(
-        "pretraining:PretrainTask",
-        "captions",
-        Presentation("Image and text", "image and text"),
+        "pretraining:PretrainTask", "captions", Presentation("Image and text", "image and text")
     ),
 }
 FINETUNE_TASKS = tuple(name for name in TASKS if name != "pretrain")
