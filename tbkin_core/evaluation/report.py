@@ -81,8 +81,8 @@ def report_entry(split: str, row: ReportRow, image_ids: Sequence[Any]) -> Report
     return ReportEntry(split, row.model, accuracy, low, high, count, row.order)
 
 
-def question_only_entries(results: Mapping[str, Any]) -> list[ReportEntry]:
-    """Entries of the latest question-only model trained on the same data, to stand beside a run's own."""
+def question_only_entries(results: Mapping[str, Any]) -> list[ReportEntry] | None:
+    """Entries of the latest question-only model of the same data as a run; None where there is none."""
     counts = {entry["split"]: entry["n"] for entry in results["report"]}
     for _, run in finished_runs("finetune"):
         # Another seed or --train-split may hold other questions out, and as many.
@@ -93,4 +93,4 @@ def question_only_entries(results: Mapping[str, Any]) -> list[ReportEntry]:
                 for entry in run["results"]["report"]
                 if entry["order"] == OWN_ROW and counts.get(entry["split"]) == entry["n"]
             ]
-    return []
+    return None

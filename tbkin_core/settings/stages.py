@@ -396,6 +396,7 @@ class ThresholdSweepConfig(StageConfig):
 class VisualizeConfig(StageConfig):
     """`tbkin visualize`."""
 
+    overwrite: bool = option(False, "Has no effect: figures replace those of the same name.")
     images: list[Path] = _data(
         [],
         "Image files, then the question, or the expression for a REC checkpoint. Or traces (.npz)"

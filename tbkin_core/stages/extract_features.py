@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tbkin_core.datasets import open_dataset
 from tbkin_core.features.extract import extract_dataset
 from tbkin_core.results import ExtractFeaturesResult
@@ -33,19 +31,14 @@ def extract_features(config: ExtractFeaturesConfig) -> ExtractFeaturesResult:
         config.backbone_side,
     )
     write_text(out / "config.yaml", dump_config(config))
-    result = ExtractFeaturesResult(
-        out=out,
-        made=extraction.made,
-        present=extraction.present,
-        skipped=extraction.skipped,
-        missing=extraction.missing,
-        problems=[*extraction.problems, *dataset.problems],
+    counts = {name: getattr(extraction, name) for name in ("made", "present", "skipped", "missing")}
+    problems = [*extraction.problems, *dataset.problems]
+    if not extraction.missing:
+        store = extraction.store
+        counts |= {"images": len(store), "feature_size": store.feature_size}
+        return ExtractFeaturesResult(out=out, problems=problems, extractor=store.extractor, **counts)
+    problems.append(
+        f"{extraction.missing} shards of other ranks are missing: the rank that ends last completes the"
+        " store; what a rank has left out, the same command makes when it is run again"
     )
-    if extraction.missing:
-        result.problems.append(
-            f"{extraction.missing} shards of other ranks are missing: the rank that ends last completes the"
-            " store; what a rank has left out, the same command makes when it is run again"
-        )
-        return result
-    store = extraction.store
-    return replace(result, extractor=store.extractor, images=len(store), feature_size=store.feature_size)
+    return ExtractFeaturesResult(out=out, problems=problems, **counts)

@@ -56,8 +56,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     entries = [ReportEntry.read(entry) for entry in results["report"]]
     if task.question_only and not config.blind:
         beside = question_only_entries(results)
-        entries += beside
-        if not beside:
+        entries += beside or []
+        if beside is None:
             problems.append(
                 "no question-only model to compare with: train one with"
                 f" `tbkin finetune --task {task.name} --data {data} --blind`"

@@ -89,7 +89,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         result.images.append(image_answer(trace, model.shown(trace), str(source), figures, file))
         result.files += figures if len(sources) > 1 else [*figures, file]
     if not result.images:
-        raise DataError(f"none of the {len(sources)} images can be shown: {result.problems[-1]}")
+        raise DataError(f"none of the {len(sources)} images can be shown: {'; '.join(result.problems)}")
     return result if len(sources) > 1 else replace(result, out=result.files[0])
 
 
@@ -272,7 +272,7 @@ def _read_results(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: is a directory, expected a file of results", hint=hint)
     if not file.exists():
         raise DataError(f"{file}: there is no such file", hint=hint)
-    content = read_json(file)
+    content = read_json(file, hint)
     needed = ("task", "split", "checkpoint", "data", "results")
     if not isinstance(content, dict) or any(name not in content for name in needed):
         raise DataError(f"{file}: holds no results of `tbkin finetune`", hint=hint)

@@ -165,16 +165,14 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, default=_plain, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, hint: str = "remove it and run the stage again") -> Any:
     """Read a JSON file that tbkin wrote; DataError where it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise DataError(
-            f"{path}: is not valid JSON ({error})", hint="remove it and run the stage again"
-        ) from error
+        raise DataError(f"{path}: is not valid JSON ({error})", hint=hint) from error
 
 
 def _plain(value: Any) -> Any:

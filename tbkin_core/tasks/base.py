@@ -405,9 +405,7 @@ class FinetuneTask(Task, Generic[Sample]):
         """The split's name in the words of tbkin; ConfigError where the dataset has no such split."""
         names = self.split_names(dataset, subset)
         if normalise_split(split) not in names:
-            raise ConfigError(
-                f"predict: {dataset.root} has no split {split!r}", hint=f"it has {', '.join(names)}"
-            )
+            raise ConfigError(f"predict: the data has no split {split!r}", hint=f"it has {', '.join(names)}")
         return normalise_split(split)
 
     # ---- model ----
@@ -492,5 +490,4 @@ def task_named(name: str) -> Task:
 
 def finetune_task(name: str) -> FinetuneTask:
     """The task of a name among `FINETUNE_TASKS`."""
-    task: Any = task_named(name)
-    return task
+    return task_named(name)  # type: ignore[return-value]

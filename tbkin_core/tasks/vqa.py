@@ -124,7 +124,7 @@ class VqaTask(FinetuneTask[Question]):
         names = dict(enumerate(answers))
         numbers = {answer: number for number, answer in names.items()}
         values = {"num_answers": len(answers), "id2label": names, "label2id": numbers}
-        note = f"{len(answers)} answers (given to at least {minimum} questions)"
+        note = f"{len(answers)} answers to learn (questions per answer: at least {minimum})"
         return Head({**values, "use_regions": not config.blind}, len(answers), note)
 
     def targets(self, samples: Sequence[Question]) -> list[dict[str, float]]:

@@ -101,28 +101,35 @@ def train(
     if plan.resume and state.is_dir():
         where = load_state(state, learner, fingerprint)
         logger.info("going on at epoch %d, step %d", where.epoch + 1, where.step)
-    _keep_threads(where, learner)
     join_ranks(devices)
     learner.distribute()
     if plan.epochs == 0:
         if rank() == 0:
             save_best(model)
         return TrainingResult(Progress(), "no steps", learner.computed_on())
-    with _interruptible() as interrupted, _tensorboard(plan, out, where.step) as board:
-        run = _Run(learner, where, out, fingerprint, interrupted, board, save_best, on_step)
+    with _threads(where, learner), _interruptible() as stop, _tensorboard(plan, out, where.step) as board:
+        run = _Run(learner, where, out, fingerprint, stop, board, save_best, on_step)
         reason = run.epochs()
-    return TrainingResult(where, where.stopped or reason, learner.computed_on())
+        return TrainingResult(where, where.stopped or reason, learner.computed_on())
 
 
-def _keep_threads(where: Progress, learner: Learner) -> None:
+@contextlib.contextmanager
+def _threads(where: Progress, learner: Learner) -> Iterator[None]:
     """Compute with as many threads as the run began with, and say what its last digits depend on."""
-    if where.threads and where.threads != torch.get_num_threads():
-        logger.info("going on with %d threads, as this run began", where.threads)
+    before = torch.get_num_threads()
+    if learner.device.type == "cpu" and where.processes == learner.world and where.threads != before:
+        logger.info("going on with threads: %d, as this run began", where.threads)
         torch.set_num_threads(where.threads)
-    where.threads = torch.get_num_threads()
+    where.threads, where.processes = torch.get_num_threads(), learner.world
     if rank() == 0:
-        conditions = ", ".join(f"{name} {value}" for name, value in learner.computed_on().items())
-        logger.info("the same command gives the same weights with %s", conditions)
+        # Where the minutes end a run or lower its rate, what else the machine does decides too.
+        timed = math.isfinite(learner.plan.max_minutes)
+        promise = "computing with" if timed else "the same command gives the same weights with"
+        logger.info("%s %s", promise, ", ".join(f"{name} {x}" for name, x in learner.computed_on().items()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(slots=True)

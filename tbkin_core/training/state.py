@@ -40,6 +40,7 @@ class Progress:
     samples: int = 0
     stopped: str = ""  # "patience" once that has ended the run
     threads: int = 0  # that a CPU computes with, see `tbkin_core.training.loop`
+    processes: int = 0  # that share each step
     epoch_sums: dict[str, float] = field(default_factory=dict)
     epoch_targets: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)

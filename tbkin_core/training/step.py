@@ -51,12 +51,16 @@ class Learner:
     def computed_on(self) -> dict[str, Any]:
         """What the last digits of a result depend on, beside settings and data."""
         precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.precision]
-        values: dict[str, Any] = {"device": self.device.type, "precision": precision}
-        if self.device.type == "cpu":
-            values["threads"] = torch.get_num_threads()
-        else:
-            values["device"] = torch.cuda.get_device_name(self.device)
-        return {**values, "processes": self.world, "torch": torch.__version__}
+        device, threads = "cpu", {"threads": torch.get_num_threads()}
+        if self.device.type != "cpu":
+            device, threads = torch.cuda.get_device_name(self.device), {}
+        return {
+            "device": device,
+            "precision": precision,
+            **threads,
+            "processes": self.world,
+            "torch": torch.__version__,
+        }
 
     def distribute(self) -> None:
         """Share gradients with the other ranks, which have joined."""
