@@ -2,8 +2,8 @@
 
 A run is a function of its settings and its data: the order of samples depends on (seed, epoch), masks on
 (seed, epoch, sample), dropout on (seed, step, rank). So a run that was killed and started again ends with the
-weights of one that was not, and no random state has to be saved. A run that goes on takes the number of threads
-that it began with: on a CPU PyTorch divides the gradients' sums of layer norms among them.
+weights of one that was not, and no random state has to be saved. A run that goes on takes the number of
+threads that it began with: on a CPU PyTorch divides the gradients' sums of layer norms among them.
 """
 
 from __future__ import annotations
