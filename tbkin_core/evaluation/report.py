@@ -61,14 +61,13 @@ def report_splits(
         if plan.image_dropout and model.config.use_regions:
             blind = replace(split.inputs, blind=True)
             hidden = task.predict(model, blind, model.device, plan.batch_size)
-        results = task.result_rows(split, predictions)
+        found = task.report(split, predictions, training, config.blind, hidden)
         content = {"task": task.name, "split": name, "checkpoint": str(out), "data": str(config.data)}
-        write_json(out / f"results-{name}.json", {**content, "results": results}, indent=None)
-        rows = task.report_rows(split, predictions, training, config.blind, hidden)
-        report.entries += [report_entry(name, row, split.image_ids) for row in rows]
+        write_json(out / f"results-{name}.json", {**content, "results": found.results}, indent=None)
+        report.entries += [report_entry(name, row, split.image_ids) for row in found.rows]
         # Test comes last among the splits, and is the one to show by type.
-        if by_type := task.by_type(split, predictions):
-            report.values |= {**by_type, "type_split": name}
+        if found.by_type:
+            report.values |= {**found.by_type, "type_split": name}
         report.notes += too_few_images(name, split.image_ids)
     return report
 

@@ -326,6 +326,17 @@ OWN_ROW = 3
 """`order` of the row of the model itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class SplitReport:
+    """What a model is worth on a split of N samples."""
+
+    results: list[dict[str, Any]]
+    """For each sample "image_id", "text", "type", "probability" and "score", for results-SPLIT.json."""
+    rows: list[ReportRow]
+    by_type: dict[str, Any] = field(default_factory=dict)
+    """Accuracies by type of sample, as values of a run's results."""
+
+
 # ---- tasks --------------------------------------------------------------------------------------
 
 
@@ -449,26 +460,15 @@ class FinetuneTask(Task, Generic[Sample]):
         return bool(len(split))
 
     @abstractmethod
-    def result_rows(self, split: Split, predictions: Any) -> list[dict[str, Any]]:
-        """What is answered to each sample, for results-SPLIT.json.
-
-        Each has "image_id", "text", "type", "probability" and "score".
-        """
-
-    @abstractmethod
-    def report_rows(
+    def report(
         self, split: Split, predictions: Any, training: Sequence[Sample], blind: bool, hidden: Any
-    ) -> list[ReportRow]:
+    ) -> SplitReport:
         """The model's scores beside those of its baselines, which may learn from the training samples.
 
         Args:
             blind: Whether the model never saw an image.
             hidden: Its answers with the image hidden, where it has learnt to do without; else None.
         """
-
-    def by_type(self, split: Split, predictions: Any) -> dict[str, Any]:
-        """Accuracies by type of sample, as values of a run's results."""
-        return {}
 
     @abstractmethod
     def prediction_rows(

@@ -34,6 +34,7 @@ from tbkin_core.tasks.base import (
     SampleSet,
     Shown,
     Split,
+    SplitReport,
     listed,
     model_inputs,
     run_batches,
@@ -128,11 +129,14 @@ class RecTask(FinetuneTask[Expression]):
     def scores(self, split: Split, predictions: Boxes) -> NDArray[np.float64]:
         return (box_iou_paired(predictions.boxes, split.targets) > HIT_IOU).astype(np.float64)
 
-    def result_rows(self, split: Split, predictions: Boxes) -> list[dict[str, Any]]:
+    def report(
+        self, split: Split, predictions: Boxes, training: Sequence[Expression], blind: bool, hidden: Any
+    ) -> SplitReport:
         boxes, probability = predictions.boxes, predictions.probability
-        overlaps = box_iou_paired(boxes, split.targets)
-        columns = (split.samples, best_region_hits(split), boxes, probability, split.targets, overlaps)
-        return [
+        overlaps, scores = box_iou_paired(boxes, split.targets), self.scores(split, predictions)
+        reached = best_region_hits(split)
+        columns = (split.samples, reached, boxes, probability, split.targets, overlaps, scores)
+        results = [
             {
                 **_ids(item),
                 "text": item.text,
@@ -142,20 +146,17 @@ class RecTask(FinetuneTask[Expression]):
                 "probability": round(float(certainty), 4),
                 "target": _rounded(target),
                 "iou": round(float(overlap), 4),
-                "score": float(overlap > HIT_IOU),
+                "score": float(score),
             }
-            for item, fits, box, certainty, target, overlap in zip(*columns, strict=True)
+            for item, fits, box, certainty, target, overlap, score in zip(*columns, strict=True)
         ]
-
-    def report_rows(
-        self, split: Split, predictions: Boxes, training: Sequence[Expression], blind: bool, hidden: Any
-    ) -> list[ReportRow]:
-        return [
+        rows = [
             ReportRow("random region", 100 * random_region_hits(split), 0),
             ReportRow("largest region", 100 * largest_region_hits(split), 1),
-            ReportRow("this model", 100 * self.scores(split, predictions), OWN_ROW),
-            ReportRow("upper bound (a region of IoU>0.5 exists)", 100 * best_region_hits(split), 4),
+            ReportRow("this model", 100 * scores, OWN_ROW),
+            ReportRow("upper bound (a region of IoU>0.5 exists)", 100 * reached, 4),
         ]
+        return SplitReport(results, rows)
 
     def prediction_rows(
         self, model: Any, samples: Sequence[Expression], split: Split, predictions: Boxes

@@ -43,6 +43,7 @@ from tbkin_core.tasks.base import (
     SampleSet,
     Shown,
     Split,
+    SplitReport,
     listed,
     model_inputs,
     run_batches,
@@ -178,9 +179,15 @@ class VqaTask(FinetuneTask[Question]):
     def scored(self, split: Split) -> bool:
         return any(split.targets)
 
-    def result_rows(self, split: Split, predictions: Answers) -> list[dict[str, Any]]:
-        accuracy = official_accuracy(split, predictions.answers).per_question
-        return [
+    def report(
+        self, split: Split, predictions: Answers, training: Sequence[Question], blind: bool, hidden: Any
+    ) -> SplitReport:
+        def row(name: str, accuracy: VqaAccuracy, order: int) -> ReportRow:
+            scores = [accuracy.per_question[item.question_id] for item in split.samples]
+            return ReportRow(name, np.array(scores), order)
+
+        own = official_accuracy(split, predictions.answers)
+        results = [
             {
                 "question_id": item.question_id,
                 "image_id": item.image_id,
@@ -189,31 +196,21 @@ class VqaTask(FinetuneTask[Question]):
                 "answer": answer,
                 "probability": round(float(certainty), 4),
                 "answers": {name: round(score, 4) for name, score in scores.items()},
-                "score": round(accuracy[item.question_id] / 100, 4),
+                "score": round(own.per_question[item.question_id] / 100, 4),
             }
             for item, answer, certainty, scores in zip(
                 split.samples, predictions.answers, predictions.probability, split.targets, strict=True
             )
         ]
 
-    def report_rows(
-        self, split: Split, predictions: Answers, training: Sequence[Question], blind: bool, hidden: Any
-    ) -> list[ReportRow]:
-        def row(name: str, answers: Sequence[str], order: int) -> ReportRow:
-            accuracy = official_accuracy(split, answers).per_question
-            return ReportRow(name, np.array([accuracy[item.question_id] for item in split.samples]), order)
-
-        label = "this model, without the image" if blind else "this model"
+        rows = []
+        if hidden is not None:
+            rows.append(row("this model, image hidden", official_accuracy(split, hidden.answers), 2))
         majority = answer_vocabulary(training, 1)[0][0]
-        return [
-            *([row("this model, image hidden", hidden.answers, 2)] if hidden is not None else []),
-            row("majority answer", [majority] * len(split), 0),
-            row(label, predictions.answers, OWN_ROW),
-        ]
-
-    def by_type(self, split: Split, predictions: Answers) -> dict[str, Any]:
-        accuracy = official_accuracy(split, predictions.answers)
-        return {"per_question_type": accuracy.per_question_type, "per_answer_type": accuracy.per_answer_type}
+        rows.append(row("majority answer", official_accuracy(split, [majority] * len(split)), 0))
+        rows.append(row("this model, without the image" if blind else "this model", own, OWN_ROW))
+        by_type = {"per_question_type": own.per_question_type, "per_answer_type": own.per_answer_type}
+        return SplitReport(results, rows, by_type)
 
     def prediction_rows(
         self, model: Any, samples: Sequence[Question], split: Split, predictions: Answers

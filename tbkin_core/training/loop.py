@@ -34,8 +34,7 @@ class Step:
 def batches_left(learner: Learner, where: Progress) -> list[NDArray[np.int64]]:
     """The samples of each step that is left of the epoch."""
     samples = learner.objective.samples(where.epoch)
-    lengths = learner.objective.lengths()[samples]
-    order = epoch_order(lengths, learner.plan.batch_size, learner.plan.seed, where.epoch)
+    order = epoch_order(learner.lengths[samples], learner.plan.batch_size, learner.plan.seed, where.epoch)
     return [samples[rows] for rows in order[where.batch :]]
 
 

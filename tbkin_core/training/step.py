@@ -41,6 +41,7 @@ class Learner:
     ) -> None:
         self.objective, self.model, self.plan, self.device = objective, model, plan, device
         model.to(device)  # type: ignore[arg-type]
+        self.lengths = objective.lengths()  # the same in every epoch
         self.world = world_size()
         self.optimizer = _optimizer(model, plan)
         self.precision = _precision(plan.precision, device)
