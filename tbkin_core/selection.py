@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tbkin_core.errors import ConfigError, MissingDependencyError
 
@@ -106,9 +106,9 @@ class Selection:
         rule = RULE_TABLE[self.rule]
         return rule.name if rule.is_transform else f"{rule.name} {rule.symbol} = {self.threshold:g}"
 
-    def active_in(self, layer: int) -> bool:
-        """Whether a layer selects at all; where it does not, attention is the fused dense one."""
-        return self.threshold != 0 and (self.layers is None or layer in self.layers)
+    def in_layer(self, layer: int) -> Selection:
+        """What a layer does: this, or where it does not select the dense attention."""
+        return self if self.layers is None or layer in self.layers else replace(self, threshold=0.0)
 
 
 def rule_of(name: str) -> Rule:

@@ -302,8 +302,15 @@ def test_gradients_of_transforms(rule: str, scope: str, straight: bool) -> None:
 def test_a_transform_is_on_or_off() -> None:
     with pytest.raises(ConfigError, match="has none, omit it"):
         Selection("sparsemax", 0.3)
-    assert not Selection("entmax15", 0).active_in(0)
-    assert Selection("entmax15", 1).active_in(0)
+    assert Selection("entmax15", 0).name == "dense"
+    assert Selection("entmax15", 1).name == "entmax15"
+
+
+def test_a_layer_that_does_not_select_is_dense() -> None:
+    chosen = Selection("relative", 0.3, layers=(1,), scope="cross-modal")
+    assert chosen.in_layer(1) == chosen
+    assert chosen.in_layer(0).threshold == 0
+    assert Selection("relative", 0.3).in_layer(7).threshold == 0.3
 
 
 @pytest.mark.parametrize("scope", SCOPES)

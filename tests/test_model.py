@@ -187,7 +187,8 @@ def test_pretraining_heads_at_targets_equal_those_at_every_position() -> None:
     region_targets = inputs["region_mask"] & (torch.arange(4) != 1)
     with torch.no_grad():
         everywhere = model(**inputs)
-        chosen = model(text_targets=text_targets, region_targets=region_targets, **inputs)
+        places = (targets.flatten().nonzero()[:, 0] for targets in (text_targets, region_targets))
+        chosen = model(text_places=next(places), region_places=next(places), **inputs)
     torch.testing.assert_close(chosen.mlm_logits, everywhere.mlm_logits[text_targets])
     for name in ("region_feature_pred", "object_logits", "attribute_logits"):
         torch.testing.assert_close(chosen[name], everywhere[name][region_targets])

@@ -14,6 +14,7 @@ import torch
 from tbkin_core.evaluation.attribution import DIRECTIONS, AttentionMeter
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
 from tbkin_core.features.store import FeatureStore
+from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.results import SweepConclusion
 from tbkin_core.selection import Selection
@@ -79,7 +80,8 @@ class Evaluation:
 
     def use_model(self, model: Any, tokenizer: Any, seed: int, trained: float = 0.0) -> None:
         """The same for a model in memory."""
-        self.model, self.seed, self.trained = model.to(self.device), seed, trained
+        accelerate(model, self.device)
+        self.model, self.seed, self.trained = model, seed, trained
         source = InputSource(self.store, tokenizer, model.config.max_text_tokens, model.config.max_regions)
         self.split = self.task.build_split(self.items[seed], source, blind=not model.config.use_regions)
         # The first batch pays for memory that the others find ready: it counts for no selection's speed.

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.features.vectors import Vectors, VectorTable
 from tbkin_core.support.shards import (
     MANIFEST,
     Manifest,
@@ -50,7 +51,7 @@ _REGION_ARRAYS = ("features", "boxes", *_LABELS)
 class RegionBatch:
     """Regions of B images, padded to the widest."""
 
-    features: NDArray[np.float32]  # (B, K, D) float32, zero where padded
+    features: Vectors  # (B, K, F), zero where padded; read when they are needed
     boxes: NDArray[np.float32]  # (B, K, 4) float32 absolute-pixel xyxy
     geometry: NDArray[np.float32]  # (B, K, 5) float32 (x1/W, y1/H, x2/W, y2/H, area/(W·H))
     mask: NDArray[np.bool_]  # (B, K) bool, True where there is a region
@@ -111,6 +112,8 @@ class FeatureStore:
         # Of each image its shard, its first row there, how many rows it has, and its size.
         self._shards = np.array(shard_of)
         self._begins = np.concatenate([arrays["offsets"][:-1] for arrays in self._arrays])
+        self.vectors = VectorTable([arrays["features"] for arrays in self._arrays])
+        self._first_rows = np.concatenate([[0], self.vectors.ends])  # of each shard, in that table
         self._counts = np.concatenate([np.diff(arrays["offsets"]) for arrays in self._arrays])
         self._sizes = np.concatenate([arrays["image_sizes"] for arrays in self._arrays])
 
@@ -166,10 +169,6 @@ class FeatureStore:
             lengths = np.minimum(lengths, max_regions)
         column = np.arange(lengths.max(initial=1))
         mask = column < lengths[:, None]  # (B, K)
-        features = np.empty((*mask.shape, self.feature_size), np.float32)
-        for place, (number, begin, length) in enumerate(zip(shards, begins, lengths, strict=True)):
-            _widen(self._arrays[number]["features"][begin : begin + length], features[place, :length])
-            features[place, length:] = 0
         boxes = np.zeros((*mask.shape, 4), np.float32)
         labels = {name: np.full(mask.shape, default, dtype) for name, (default, _, dtype) in _LABELS.items()}
         flat = begins[:, None] + column  # (B, K) rows of the image's shard
@@ -178,6 +177,7 @@ class FeatureStore:
             for name, values in {"boxes": boxes, **labels}.items():
                 values[own] = self._arrays[number][name][flat[own]]
         sizes = self._sizes[rows].astype(np.float32)
+        features = Vectors(self.vectors, np.where(mask, self._first_rows[shards][:, None] + flat, -1))
         return RegionBatch(features, boxes, batch_geometry(boxes, sizes), mask, sizes=sizes, **labels)
 
 
@@ -230,7 +230,7 @@ def feature_statistics(
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), images)).astype(np.int64))]
         for begin in range(0, len(rows), 256):
             batch = store.gather(rows[begin : begin + 256])
-            parts.append(batch.features[batch.mask].astype(np.float64))
+            parts.append(np.asarray(batch.features[batch.mask], np.float64))
     count = sum(len(part) for part in parts)
     mean = sum(part.sum(axis=0) for part in parts) / count
     variance = sum(((part - mean) ** 2).sum(axis=0) for part in parts) / count
@@ -253,7 +253,8 @@ def batch_of_one(regions: RegionFeatures) -> RegionBatch:
     stored = _as_stored(regions)
     boxes = stored["boxes"][None]
     labels = {name: stored[name][None].astype(dtype) for name, (_, _, dtype) in _LABELS.items()}
-    features, mask = stored["features"][None].astype(np.float32), np.ones(boxes.shape[:2], np.bool_)
+    features = Vectors(VectorTable([stored["features"]]), np.arange(len(regions))[None])
+    mask = np.ones(boxes.shape[:2], np.bool_)
     return RegionBatch(features, boxes, batch_geometry(boxes, sizes), mask, sizes=sizes, **labels)
 
 
@@ -261,19 +262,6 @@ def _half(features: NDArray) -> NDArray[np.float16]:
     """Half precision, cut to its range: an overflow to infinity would poison every later stage."""
     largest = np.finfo(np.float16).max
     return np.clip(features, -largest, largest).astype(np.float16)
-
-
-def _widen(half: NDArray[np.float16], out: NDArray[np.float32]) -> None:
-    """Write half precision numbers as single ones: exact for finite numbers, which alone are in a store.
-
-    NumPy's own conversion takes fifteen times as long, and is all that a read would be. Both kinds have the
-    sign, the exponent and the mantissa in this order; moved into place, the exponent lacks its larger bias.
-    """
-    bits = out.view(np.int32)
-    np.copyto(bits, half.view(np.int16))  # spreads the sign over the upper half
-    np.left_shift(bits, 13, out=bits)
-    np.bitwise_and(bits, np.array(0x8FFFE000, np.uint32).view(np.int32), out=bits)
-    np.multiply(out, np.float32(2.0**112), out=out)
 
 
 def _as_stored(regions: RegionFeatures) -> dict[str, Any]:

@@ -139,7 +139,6 @@ def selective_attention(
     value: Tensor,
     mask: Tensor,
     selection: Selection,
-    layer: int = 0,
     text_length: int = 0,
     dropout: float = 0.0,
     record: bool = False,
@@ -149,8 +148,8 @@ def selective_attention(
     Args:
         query, key, value: (B, H, L, D).
         mask: (B, 1, 1, L) or (B, 1, L, L) bool, True = may attend; every row has a True.
-        selection: The rule; where it is not active in `layer`, PyTorch's fused attention is used.
-        layer: Number of this layer.
+        selection: The rule; with threshold 0 PyTorch's fused attention is used. Its layers are the encoder's
+            business.
         text_length: T, where the regions begin.
         dropout: Probability; pass 0 outside training.
         record: Also return scores, weights and kept keys.
@@ -158,7 +157,7 @@ def selective_attention(
     Returns:
         (B, H, L, D) and the record or None.
     """
-    active = selection.active_in(layer)
+    active = selection.threshold != 0
     if not active and not record:
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout

@@ -1,5 +1,7 @@
 """Losses of pretraining and fine-tuning, each as a sum over its targets.
 
+None of them makes a device wait: what is chosen is chosen by masks and by numbers that are known before.
+
 A sum, not a mean: the training loop divides by the number of targets of the whole accumulation window
 over all devices, so that one batch of 8 equals 8 accumulated batches of 1.
 """
@@ -26,11 +28,8 @@ def region_class_loss(logits: Tensor, targets: Tensor, confidence: Tensor) -> Te
 
     Targets of -1 are unknown and cost nothing.
     """
-    known = targets >= 0
-    if not bool(known.any()):
-        return logits.sum() * 0.0
-    loss = functional.cross_entropy(logits[known].float(), targets[known], reduction="none")
-    return (loss * confidence[known]).sum()
+    loss = functional.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="none")
+    return (loss * confidence).sum()
 
 
 def matching_loss(logits: Tensor, matched: Tensor) -> Tensor:
@@ -108,6 +107,5 @@ def region_score_loss(scores: Tensor, targets: Tensor, region_mask: Tensor) -> T
 
 def box_loss(deltas: Tensor, targets: Tensor, near: Tensor) -> Tensor:
     """SmoothL1 of (B, K, 4) box refinements where (B, K) `near` is True, mean over 4, summed."""
-    if not bool(near.any()):
-        return deltas.sum() * 0.0
-    return functional.smooth_l1_loss(deltas[near].float(), targets[near], reduction="none").mean(dim=-1).sum()
+    loss = functional.smooth_l1_loss(deltas.float(), targets, reduction="none").mean(dim=-1)
+    return torch.where(near, loss, 0.0).sum()

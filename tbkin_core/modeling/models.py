@@ -86,10 +86,9 @@ class RegionEmbeddings(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention with explicit selection, then a feed-forward network; post-norm as in BERT."""
 
-    def __init__(self, config: TbkinConfig, layer: int) -> None:
+    def __init__(self, config: TbkinConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.layer = layer
         self.num_heads = config.num_attention_heads
         self.attention_dropout = config.attention_probs_dropout_prob
         self.query = nn.Linear(width, width)
@@ -112,9 +111,7 @@ class EncoderLayer(nn.Module):
 
         query, key, value = (heads(part(states)) for part in (self.query, self.key, self.value))
         dropout = self.attention_dropout if self.training else 0.0
-        attended, kept = selective_attention(
-            query, key, value, mask, selection, self.layer, text_length, dropout, record
-        )
+        attended, kept = selective_attention(query, key, value, mask, selection, text_length, dropout, record)
         attended = attended.transpose(1, 2).reshape(batch, length, width)
         states = self.attention_norm(states + self.dropout(self.attention_output(attended)))
         inner = self.output(functional.gelu(self.intermediate(states)))
@@ -126,20 +123,21 @@ class Encoder(nn.Module):
 
     def __init__(self, config: TbkinConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
     def forward(
         self, states: Tensor, mask: Tensor, selection: Selection, text_length: int, record: bool
     ) -> tuple[Tensor, tuple[AttentionRecord, ...] | None]:
         records = []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            own = selection.in_layer(number)
             if self.gradient_checkpointing and self.training:
                 states, kept = torch.utils.checkpoint.checkpoint(
-                    layer, states, mask, selection, text_length, record, use_reentrant=False
+                    layer, states, mask, own, text_length, record, use_reentrant=False
                 )
             else:
-                states, kept = layer(states, mask, selection, text_length, record)
+                states, kept = layer(states, mask, own, text_length, record)
             records.append(kept)
         return states, tuple(records) if record else None
 
@@ -261,19 +259,18 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
         self.mlm_decoder = new_embeddings  # type: ignore[assignment]
 
     def forward(
-        self, *, text_targets: Tensor | None = None, region_targets: Tensor | None = None, **inputs: Any
+        self, *, text_places: Tensor | None = None, region_places: Tensor | None = None, **inputs: Any
     ) -> TbkinOutput:
         """All pretraining predictions.
 
         Args:
-            text_targets: (B, T) bool; only these positions reach the vocabulary head, whose output is
-                then (M, V) in row-major order. None predicts at every position.
-            region_targets: (B, K) bool likewise for the region heads.
+            text_places: (M,) positions in the texts laid end to end, b · T + t; only these reach the
+                vocabulary head, whose output is then (M, V). None predicts at every position.
+            region_places: (M,) likewise for the region heads, b · K + k.
             inputs: As `TbkinModel.forward`.
         """
         output = self.tbkin(**inputs)
-        text = output.text_states if text_targets is None else output.text_states[text_targets]
-        regions = output.region_states if region_targets is None else output.region_states[region_targets]
+        text, regions = _at(output.text_states, text_places), _at(output.region_states, region_places)
         output.mlm_logits = self.mlm_decoder(self.mlm_head(text))
         hidden = self.region_head(regions)
         output.region_feature_pred = self.region_feature_decoder(hidden)
@@ -281,6 +278,11 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
         output.attribute_logits = self.attribute_decoder(hidden)
         output.itm_logits = self.itm_head(output.pooled)
         return output
+
+
+def _at(states: Tensor | None, places: Tensor | None) -> Tensor | None:
+    # By number: a device would have to wait for the count of what a mask chooses.
+    return states if places is None or states is None else states.flatten(0, 1).index_select(0, places)
 
 
 class TbkinForVqa(TbkinPreTrainedModel):

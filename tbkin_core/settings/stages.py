@@ -182,6 +182,12 @@ class TrainingConfig(StageConfig):
         low=0,
         unset="none; 10 for finetune on a CPU without --epochs",
     )
+    compile: bool = _training(
+        False, "Compile the model's layers (torch.compile): slow to begin, faster steps on a GPU."
+    )
+    fused_attention: bool = option(True, "On CUDA, compute attention under a threshold by one kernel.")
+    """Checked against PyTorch's own operations when a run begins, and not used where it differs."""
+    keep_features: bool = option(True, "On CUDA, keep region features on the device where they fit.")
     max_text_tokens: int = _training(32, "Longer texts are cut; [CLS] and [SEP] count.", low=3)
     max_regions: int | None = option(
         None, "Regions per image at most.", low=1, unset="as many as the feature store has"

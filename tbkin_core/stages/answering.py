@@ -26,6 +26,7 @@ from tbkin_core.features.store import FeatureStore, batch_of_one, feature_kind
 from tbkin_core.figures.trace import Pass, Trace
 from tbkin_core.figures.views import check_choice
 from tbkin_core.graphs.joining import borrowed_labels
+from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model, load_model_config, task_of
 from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
 from tbkin_core.settings import VisualizeConfig
@@ -75,7 +76,7 @@ class Answerer:
         if not self.model.config.use_regions:
             self.problems.append("this model does not see the image: its answer is from the words alone")
         self.device = torch_device(resolve_devices(config.devices))
-        self.model.to(self.device)
+        accelerate(self.model, self.device)
         own = self.model.config.attention_selection()
         rule, threshold = config.selection or own.rule, config.threshold
         if threshold is None:

@@ -18,6 +18,7 @@ from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.report import question_only_entries, report_splits
 from tbkin_core.features.store import FeatureStore
+from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model, save_model
 from tbkin_core.results import FinetuneResult, ReportEntry
 from tbkin_core.runs import ROOT, finish_run, train_together
@@ -176,7 +177,7 @@ def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: Trainin
     """Evaluate the checkpoint that was kept, and finish the run."""
     task, plan = ready.task, ready.plan
     best, _ = load_model(out, task.name)
-    best.to(torch_device(resolve_devices(config.devices)))
+    accelerate(best, torch_device(resolve_devices(config.devices)))
     splits = {name: ready.parts[name] for name in ready.splits.evaluated}
     report = report_splits(task, best, splits, ready.training, config, plan, out)
     notes = [*ready.notes, *report.notes]
@@ -237,7 +238,7 @@ def write_predictions(config: FinetuneConfig, out: Path, split: str) -> tuple[Pa
     model, tokenizer = load_model(out, task.name)
     check_feature_kind(model.config.extractor, store, out)
     device = torch_device(resolve_devices(config.devices))
-    model.to(device)
+    accelerate(model, device)
     samples = task.split_samples(dataset, split, config.dataset)
     source = InputSource(store, tokenizer, model.config.max_text_tokens, model.config.max_regions)
     known = task.build_split(samples, source, blind=not model.config.use_regions)

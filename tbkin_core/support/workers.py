@@ -1,4 +1,4 @@
-"""Worker processes on one machine."""
+"""Worker processes and threads on one machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from tbkin_core.errors import DataError, TbkinError
@@ -19,6 +20,7 @@ from tbkin_core.support.ranks import environment_number
 
 Tool = TypeVar("Tool")
 Job = TypeVar("Job")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -27,6 +29,29 @@ def processors() -> int:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # SLURM has divided them among its tasks already.
     return max(count // max(environment_number("LOCAL_WORLD_SIZE", 1), 1), 1)
+
+
+def made_ahead(
+    make: Callable[[Item], Result], items: Iterable[Item], threads: int = 1
+) -> Generator[Result, None, None]:
+    """`make` of each item in order, made by threads before it is asked for: each thread is one item ahead.
+
+    With 0 threads each is made when it is asked for.
+    """
+    if threads == 0:
+        yield from map(make, items)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
+        left = iter(items)
+        pending = deque(pool.submit(make, item) for item in islice(left, threads))
+        try:
+            while pending:
+                result = pending.popleft().result()
+                pending += (pool.submit(make, item) for item in islice(left, 1))
+                yield result
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 class WorkerPool(Generic[Tool]):

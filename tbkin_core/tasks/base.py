@@ -24,6 +24,7 @@ from tbkin_core.errors import ConfigError
 from tbkin_core.evaluation.attribution import AttentionMeter
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
+from tbkin_core.features.vectors import Vectors, VectorTable, moved
 from tbkin_core.tasks.table import TASKS, Presentation
 from tbkin_core.texts.table import TextTable, encode_texts
 
@@ -42,14 +43,16 @@ MODEL_INPUTS = (
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> Batch:
-    """NumPy arrays to tensors on the device; other values as they are."""
+    """Arrays and stored vectors to tensors on the device; other values as they are."""
 
-    def moved(value: Any) -> Any:
+    def tensor(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
-        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        if isinstance(value, Vectors):
+            return value.to(device)
+        return moved(value, device) if isinstance(value, Tensor) else value
 
-    return {name: moved(value) for name, value in batch.items()}
+    return {name: tensor(value) for name, value in batch.items()}
 
 
 def model_inputs(batch: Batch) -> Batch:
@@ -110,7 +113,7 @@ class Inputs:
         texts = {"input_ids": input_ids, "attention_mask": attention_mask}
         if self.blind:
             shape = (len(indices), 1)
-            features = np.zeros((*shape, self.store.feature_size), np.float32)
+            features: Any = np.zeros((*shape, self.store.feature_size), np.float32)
             geometry, mask = np.zeros((*shape, 5), np.float32), np.zeros(shape, np.bool_)
         else:
             regions = regions or self.regions(indices)
@@ -201,6 +204,7 @@ class Objective(Protocol):
     name: str
     metric: str  # name of the validation value that decides which checkpoint is best; higher is better
     uses_all_weights: bool  # whether every weight of the model takes part in the loss
+    vectors: VectorTable  # that the training samples' regions are among
 
     def lengths(self) -> NDArray:
         """(M,) length of each training sample."""
@@ -258,6 +262,7 @@ class FinetuneObjective(Objective):
         self.task, self.name = task, task.name
         self.train, self.validation = train, validation
         self.rows, self.batch_size = rows, batch_size
+        self.vectors = train.inputs.store.vectors
         self.notes: list[str] = []  # what was left out of the training samples, one line each
         self.values: dict[str, Any] = {}  # what else a run's results should hold
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
+from tbkin_core.features.vectors import Vectors, VectorTable
 from tbkin_core.graphs.arrays import ShardArrays
 from tbkin_core.graphs.priors import Priors
 from tbkin_core.graphs.store import GraphStore
@@ -191,6 +192,9 @@ class CaptionSide:
     ) -> None:
         self.captions = join_tables([table for table, _ in parts])
         self.stores = [store for _, store in parts]
+        tables = [store.vectors for store in self.stores]
+        self.vectors = tables[0] if len(tables) == 1 else VectorTable([it for t in tables for it in t.shards])
+        self._first_rows = ragged_offsets([len(table) for table in tables])  # of each store
         self.store_of = np.repeat(np.arange(len(parts)), [len(table) for table, _ in parts])
         self.rows = np.array(
             [store.row(image_id) for table, store in parts for image_id in table.image_ids], np.int64
@@ -258,6 +262,11 @@ class CaptionSide:
             parts.append((members, self.stores[number].gather(self.rows[samples[members]], max_regions)))
         width = max(batch.mask.shape[1] for _, batch in parts)
 
+        rows = np.full((len(samples), width), -1, np.int64)
+        for (members, batch), number in zip(parts, np.unique(stores), strict=True):
+            own = batch.features.rows
+            rows[members, : own.shape[1]] = np.where(own < 0, -1, own + self._first_rows[number])
+
         def merged(name: str) -> NDArray:
             first = getattr(parts[0][1], name)
             shape = first.shape[1:] if name == "sizes" else (width, *first.shape[2:])
@@ -267,4 +276,5 @@ class CaptionSide:
                 result[members, : value.shape[1]] = value
             return result
 
-        return RegionBatch(**{entry.name: merged(entry.name) for entry in fields(RegionBatch)})
+        names = [entry.name for entry in fields(RegionBatch) if entry.name != "features"]
+        return RegionBatch(Vectors(self.vectors, rows), **{name: merged(name) for name in names})

@@ -18,6 +18,7 @@ from torch import Tensor
 from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import DataError
 from tbkin_core.features.store import FeatureStore
+from tbkin_core.features.vectors import Vectors
 from tbkin_core.modeling.losses import (
     masked_word_loss,
     matching_loss,
@@ -100,6 +101,7 @@ class PretrainObjective:
         if self.first_ordinary >= self.vocabulary:
             self.first_ordinary = 0
         self.train = CaptionSide(train, tokenizer, max_text_tokens, masking)
+        self.vectors = self.train.vectors
         self.validation = CaptionSide(validation, tokenizer, max_text_tokens, masking) if validation else None
         if not len(self.train.table):
             raise DataError(
@@ -171,23 +173,19 @@ class PretrainObjective:
         # masks do not tell it; but it teaches no words.
         text_targets = (action >= 0) & matched[:, None]
         region_targets = (region_action >= 0) & matched[:, None]
-        features = regions.features
-        feature_labels = features[region_targets]
-        # In place, but what replaces a region is as it was.
-        replaced = region_action == REPLACE
-        put = features[np.nonzero(replaced)[0], source[replaced]]
-        features[region_action == MASK] = 0
-        features[replaced] = put
+        rows_of = regions.features.rows
+        put = np.take_along_axis(rows_of, source, axis=1)
+        shown = np.select([region_action == MASK, region_action == REPLACE], [-1, put], rows_of)
         batch = {
             "input_ids": masked_ids,
             "attention_mask": attention_mask,
-            "region_features": features,
+            "region_features": Vectors(regions.features.table, shown),
             "region_geometry": regions.geometry,
             "region_mask": regions.mask,
-            "text_targets": text_targets,
+            "text_places": np.flatnonzero(text_targets),
             "text_labels": input_ids[text_targets],
-            "region_targets": region_targets,
-            "feature_labels": feature_labels,
+            "region_places": np.flatnonzero(region_targets),
+            "feature_labels": regions.features[region_targets],
             "object_labels": regions.object_ids[region_targets],
             "object_scores": regions.object_scores[region_targets],
             "attribute_labels": regions.attribute_ids[region_targets],
@@ -271,8 +269,7 @@ class PretrainObjective:
 
 
 def _forward(model: Any, batch: Batch) -> Any:
-    targets = {name: batch[name] for name in ("text_targets", "region_targets")}
-    return model(**model_inputs(batch), **targets)
+    return model(**model_inputs(batch), **{name: batch[name] for name in ("text_places", "region_places")})
 
 
 def _repeated(

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.support.randomness import mix
+from tbkin_core.support.workers import made_ahead
 from tbkin_core.training.plan import TrainingPlan
 from tbkin_core.training.state import Progress
 from tbkin_core.training.step import Learner, Window
@@ -48,7 +48,7 @@ def take_steps(
         rate: The learning rate of the step that is about to be taken.
     """
     learner.train()
-    with contextlib.closing(_prefetched(learner, batches, where.epoch)) as windows:
+    with contextlib.closing(prefetched(learner, batches, where.epoch)) as windows:
         for window in windows:
             sums, targets = learner.step(window, where.step, where.epoch, rate())
             means = {name: value / max(targets[name], 1) for name, value in sums.items()}
@@ -57,17 +57,9 @@ def take_steps(
             yield step
 
 
-def _prefetched(learner: Learner, batches: Sequence[NDArray], epoch: int) -> Generator[Window, None, None]:
-    """This rank's share of each step, the next one's made while the model runs."""
-    if not batches:
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
-        pending = pool.submit(learner.window, batches[0], epoch)
-        for following in batches[1:]:
-            window = pending.result()
-            pending = pool.submit(learner.window, following, epoch)
-            yield window
-        yield pending.result()
+def prefetched(learner: Learner, batches: Sequence[NDArray], epoch: int) -> Generator[Window, None, None]:
+    """This rank's share of each step on its device, the next ones made while the model runs."""
+    return made_ahead(lambda rows: learner.fetched(learner.window(rows, epoch)), batches, learner.loaders)
 
 
 def learning_rate(step: int, steps_per_epoch: int, plan: TrainingPlan, time_spent: float = 0.0) -> float:

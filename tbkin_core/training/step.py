@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,19 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tbkin_core.errors import DataError
+from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.support.randomness import mix
 from tbkin_core.support.ranks import rank, world_size
+from tbkin_core.support.workers import processors
 from tbkin_core.tasks.base import Batch, Objective, to_device
 from tbkin_core.training.plan import TrainingPlan
 
 logger = logging.getLogger("tbkin")
 
 Sums = dict[str, float]
+
+MOST_LOADERS = 4
+"""Threads that make batches ahead for a CUDA device; one makes some 10,000 samples per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,9 @@ class Window:
 
     rows: NDArray
     batches: list[Batch]
+    targets: Sums  # how many targets each objective has in this rank's share
     counts: bool = True
+    ready: torch.cuda.Event | None = None  # once it has happened the batches are on the device
 
 
 class Learner:
@@ -40,14 +47,20 @@ class Learner:
         self, objective: Objective, model: PreTrainedModel, plan: TrainingPlan, device: torch.device
     ) -> None:
         self.objective, self.model, self.plan, self.device = objective, model, plan, device
-        model.to(device)  # type: ignore[arg-type]
+        self.precision = _precision(plan.precision, device)
+        accelerate(model, device, fused=plan.fused_attention, compiled=plan.compile)
         self.lengths = objective.lengths()  # the same in every epoch
         self.world = world_size()
         self.optimizer = _optimizer(model, plan)
-        self.precision = _precision(plan.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.micro_batch_size = plan.micro_batch_size
         self._wrapped: Any = model
+        on_cuda = device.type == "cuda"
+        # On a CPU more of them would take from what the model computes with.
+        self.loaders = min(processors(), MOST_LOADERS) if on_cuda else 1
+        self._copies = torch.cuda.Stream(device) if on_cuda else None
+        if on_cuda and plan.keep_features and (kept := objective.vectors.keep_on(device)):
+            logger.info("region features are kept on the device (%.1f GB)", kept / 1e9)
 
     def computed_on(self) -> dict[str, Any]:
         """What the last digits of a result depend on, beside settings and data."""
@@ -82,11 +95,25 @@ class Learner:
     def window(self, rows: NDArray, epoch: int) -> Window:
         """This rank's share of a step; one row that does not count if it has none, as all must take part."""
         own = rows[rank() :: self.world]
-        if not len(own):
-            return Window(rows, [self.objective.collate(rows[:1], epoch)], counts=False)
         size = self.micro_batch_size
-        parts = [own[begin : begin + size] for begin in range(0, len(own), size)]
-        return Window(rows, [self.objective.collate(part, epoch) for part in parts])
+        parts = [own[begin : begin + size] for begin in range(0, len(own), size)] or [rows[:1]]
+        batches = [self.objective.collate(part, epoch) for part in parts]
+        targets: Sums = defaultdict(float)
+        for batch in batches:
+            for name, count in self.objective.targets(batch, epoch).items():
+                targets[name] += count if len(own) else 0.0
+        return Window(rows, batches, dict(targets), counts=bool(len(own)))
+
+    def fetched(self, window: Window) -> Window:
+        """The same on the device; to CUDA beside what is computed there, on a stream of its own."""
+        if self._copies is None:
+            return replace(window, batches=[to_device(batch, self.device) for batch in window.batches])
+        try:
+            with torch.cuda.stream(self._copies):
+                batches = [to_device(batch, self.device) for batch in window.batches]
+                return replace(window, batches=batches, ready=self._copies.record_event())
+        except torch.OutOfMemoryError:
+            return window  # the step finds out whether the memory suffices
 
     def step(self, window: Window, number: int, epoch: int, rate: float) -> tuple[Sums, Sums]:
         """Take a step, with fewer samples at once for as long as the memory does not suffice.
@@ -109,7 +136,10 @@ class Learner:
                 if not _out_of_memory(error):
                     raise
             # Out of the clause above, which holds on to the memory.
-            self._take_fewer(max(len(batch["input_ids"]) for batch in window.batches))
+            if self.world == 1 and self.objective.vectors.release():
+                logger.warning("out of memory: region features are no longer kept on the device")
+            else:
+                self._take_fewer(max(len(batch["input_ids"]) for batch in window.batches))
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             window = self.window(window.rows, epoch)
@@ -118,14 +148,11 @@ class Learner:
         torch.manual_seed(mix(self.plan.seed, number, rank(), 2))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        share = float(window.counts)
-        targets: Sums = defaultdict(float)
-        for batch in window.batches:
-            for name, count in self.objective.targets(batch, epoch).items():
-                targets[name] += share * count
-        targets = self._sum_over_ranks(dict(targets))
+        targets = self._sum_over_ranks(window.targets)
+        self._await(window)
         self.optimizer.zero_grad(set_to_none=True)
-        sums: Sums = defaultdict(float)
+        names: list[str] = []
+        sums = torch.zeros((), dtype=torch.float64, device=self.device)
         for place, batch in enumerate(window.batches):
             last = place == len(window.batches) - 1
             with contextlib.nullcontext() if last or self.world == 1 else self._wrapped.no_sync():
@@ -135,23 +162,47 @@ class Learner:
                     losses = self.objective.losses(self._wrapped, to_device(batch, self.device), epoch)
                 # DDP averages over ranks; the loss is a mean over the targets of all of them.
                 total = torch.stack([loss / max(targets[name], 1) for name, loss in losses.items()]).sum()
-                self.scaler.scale(total * (self.world * share)).backward()
-            for name, loss in losses.items():
-                sums[name] += float(loss.detach()) if window.counts else 0.0
-        sums = self._sum_over_ranks(sums)
-        if not all(np.isfinite(value) for value in sums.values()):
-            broken = ", ".join(f"{name} {value}" for name, value in sums.items())
+                self.scaler.scale(total * (self.world * float(window.counts))).backward()
+            names = list(losses)
+            sums = sums + torch.stack([loss.detach().double() for loss in losses.values()])
+        if not window.counts:
+            sums = torch.zeros_like(sums)
+        if self.world > 1:
+            torch.distributed.all_reduce(sums)
+        self._update(sums)
+        # Here alone a device is waited for: all of the step is on its way by now.
+        means = dict(zip(names, sums.tolist(), strict=True))
+        if not all(np.isfinite(value) for value in means.values()):
+            broken = ", ".join(f"{name} {value}" for name, value in means.items())
             raise DataError(
                 f"training: the loss is not finite at step {number} ({broken}), over"
                 f" {self.objective.named(window.rows)}",
                 hint="what was saved before is kept; try a lower --learning-rate or --precision fp32",
             )
+        return means, targets
+
+    def _await(self, window: Window) -> None:
+        """Let the device begin once the batches are there."""
+        if window.ready is None:
+            return
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(window.ready)
+        for batch in window.batches:
+            for value in batch.values():
+                if isinstance(value, torch.Tensor):
+                    # Else its memory would be given to the next batch while this one is computed with.
+                    value.record_stream(current)
+
+    def _update(self, sums: torch.Tensor) -> None:
+        """Clip the gradients and move the weights, unless a loss is not finite: then nothing moves."""
+        if not self.scaler.is_enabled():
+            # The fused optimizer looks at this on the device; the scaler brings the same from the gradients.
+            self.optimizer.found_inf = (~torch.isfinite(sums).all()).float()  # type: ignore[attr-defined]
         self.scaler.unscale_(self.optimizer)
         if self.plan.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(self._wrapped.parameters(), self.plan.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return sums, targets
 
     def _take_fewer(self, tried: int) -> None:
         """Take at most half as many samples at once from now on as were tried.
@@ -179,8 +230,7 @@ class Learner:
         if self.world == 1:
             return values
         names = sorted(values)
-        kind = torch.float64 if self.device.type == "cpu" else torch.float32
-        tensor = torch.tensor([values[name] for name in names], dtype=kind, device=self.device)
+        tensor = torch.tensor([values[name] for name in names], dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(tensor)
         return dict(zip(names, tensor.tolist(), strict=True))
 

@@ -1,0 +1,166 @@
+"""Region vectors by row: a batch names the rows, and whoever runs the model fetches them.
+
+So a step on a CUDA device need not move vectors at all where its device holds them, moves them in half
+precision where it does not, and a task hides a region by naming no row for it. Letters: F width of a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+KEPT_SHARE = 0.4
+"""Of the memory that is free on a device, what vectors may take there: the rest is for training."""
+
+
+class VectorTable:
+    """The region vectors of one or more feature stores, one row a region, in half precision on disk.
+
+    Args:
+        shards: Arrays (N, F) float16, in the order of the rows.
+    """
+
+    def __init__(self, shards: Sequence[NDArray[np.float16]]) -> None:
+        self.shards = list(shards)
+        self.ends = np.cumsum([len(shard) for shard in self.shards])
+        self.width = int(self.shards[0].shape[1])
+        self._kept: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def take(self, rows: NDArray[np.int64], half: bool = False) -> NDArray[Any]:
+        """Vectors (..., K, F) float32 of rows (..., K), zeros for -1; with `half` float16, as they lie."""
+        out = np.empty((*rows.shape, self.width), np.float16 if half else np.float32)
+        if rows.size:
+            self._take(rows.reshape(-1, rows.shape[-1]), out.reshape(-1, *out.shape[-2:]))
+        return out
+
+    def _take(self, lists: NDArray[np.int64], out: NDArray) -> None:
+        """Into (B, K, F) the vectors of (B, K) rows."""
+        none = lists < 0
+        # A region that is hidden among others of its image is read like them, and zeroed below.
+        column = np.arange(lists.shape[1])
+        first = none.argmin(axis=1)[:, None]
+        beside = np.take_along_axis(lists, first, axis=1) - first + column
+        between = none & (column < lists.shape[1] - none[:, ::-1].argmin(axis=1)[:, None])
+        lists = np.where(between & (beside >= 0) & (beside < len(self)), beside, lists)
+        some = lists >= 0
+        shard = np.searchsorted(self.ends, lists, side="right")
+        local = lists - np.concatenate([[0], self.ends])[shard]
+        # Runs of rows that lie side by side; an image that nothing is hidden of is one.
+        goes_on = some[:, 1:] & some[:, :-1] & (lists[:, 1:] == lists[:, :-1] + 1) & (local[:, 1:] > 0)
+        begins, stops = some.copy(), some.copy()
+        begins[:, 1:] &= ~goes_on
+        stops[:, :-1] &= ~goes_on
+        place, begin = np.nonzero(begins)
+        source, first, stop = shard[begins], local[begins], np.nonzero(stops)[1] + 1
+        runs = zip(*(part.tolist() for part in (place, begin, stop, source, first)), strict=True)
+        # Widening many short runs one by one would cost more than gathering them first.
+        alone = ((begins.sum(axis=1) <= 1) | (out.dtype == np.float16)).tolist()
+        gathered = np.empty(out.shape[1:], np.float16)
+        for number, own in groupby(runs, key=itemgetter(0)):
+            into = out[number] if alone[number] else gathered
+            for _, low, high, source_shard, start in own:
+                _copy(self.shards[source_shard][start : start + high - low], into[low:high])
+            if into is gathered:
+                _copy(gathered, out[number])
+        out[none] = 0
+
+    # ---- on a device ----
+
+    def keep_on(self, device: torch.device, most: int | None = None) -> int:
+        """Keep all vectors on a device from now on, if they take `most` bytes there or fewer.
+
+        By default that is `KEPT_SHARE` of what is free on a CUDA device. Returns the bytes that they take, 0
+        where they do not fit.
+        """
+        import torch
+
+        if most is None:
+            most = int(KEPT_SHARE * torch.cuda.mem_get_info(device)[0])
+        needed = 2 * self.width * (len(self) + 1)
+        if needed > most:
+            return 0
+        # Row 0 is that of no region.
+        kept = torch.zeros((len(self) + 1, self.width), dtype=torch.float16, device=device)
+        for shard, end in zip(self.shards, self.ends.tolist(), strict=True):
+            kept[1 + end - len(shard) : 1 + end] = torch.from_numpy(np.array(shard)).to(device)
+        self._kept = kept
+        return needed
+
+    def release(self) -> bool:
+        """Keep them on no device any more; whether they were."""
+        kept, self._kept = self._kept is not None, None
+        return kept
+
+    def tensor(self, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
+        """Vectors (..., F) of rows (...) on a device: single precision on a CPU, else as they are stored."""
+        import torch
+
+        if self._kept is not None and self._kept.device == device:
+            index = moved(torch.from_numpy(rows.reshape(-1) + 1), device)
+            return self._kept.index_select(0, index).view(*rows.shape, self.width)
+        return moved(torch.from_numpy(self.take(rows, half=device.type != "cpu")), device)
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on the device; towards CUDA without waiting, from memory that lets it be copied meanwhile."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """Vectors (..., F) of a table by their rows, read when they are needed; np.asarray reads them here."""
+
+    table: VectorTable
+    rows: NDArray[np.int64]  # (...) rows of the table, -1 for zeros
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.rows.shape, self.table.width)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Any) -> Vectors:
+        """Some of them, by an index of their rows."""
+        return Vectors(self.table, self.rows[key])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.float32]:
+        return self.table.take(self.rows).astype(dtype or np.float32, copy=False)
+
+    def to(self, device: torch.device) -> torch.Tensor:
+        """On a device, see `VectorTable.tensor`."""
+        return self.table.tensor(self.rows, device)
+
+
+def _copy(half: NDArray[np.float16], out: NDArray) -> None:
+    """Write half precision numbers as they are or as single ones: exactly, being finite.
+
+    NumPy's own conversion takes fifteen times as long, and is all that a read would be. Both kinds have the
+    sign, the exponent and the mantissa in this order; moved into place, the exponent lacks its larger bias.
+    """
+    if out.dtype == half.dtype:
+        out[:] = half
+        return
+    bits = out.view(np.int32)
+    np.copyto(bits, half.view(np.int16))  # spreads the sign over the upper half
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.array(0x8FFFE000, np.uint32).view(np.int32), out=bits)
+    np.multiply(out, np.float32(2.0**112), out=out)
