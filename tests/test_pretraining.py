@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ from tbkin_core.features.store import FeatureStore, RegionBatch, feature_statist
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining
 from tbkin_core.support.devices import resolve_devices
+from tbkin_core.tasks.base import to_device
 from tbkin_core.tasks.captions import caption_texts, join_tables, load_captions, select_captions
 from tbkin_core.tasks.masking import MaskingConfig
 from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.texts.tokenizer import build_tokenizer
 from tbkin_core.training.run import train
+from tbkin_core.training.step import Learner
 
 
 @pytest.fixture
@@ -172,6 +176,18 @@ def test_weights_say_how_often_each_dataset_is_shown(parts: tuple[FeatureStore, 
 # ---- the loop -----------------------------------------------------------------------------------
 
 
+def tiny_model(task: PretrainObjective) -> TbkinForPreTraining:
+    torch.manual_seed(0)
+    store = task.train.stores[0]
+    config = TbkinConfig(
+        vocab_size=task.vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        region_feature_size=store.feature_size, num_object_classes=len(store.object_names),
+        num_attribute_classes=len(store.attribute_names) or 1,
+    )  # fmt: skip
+    return TbkinForPreTraining(config)
+
+
 def trained_on(
     task: PretrainObjective, out: Path, largest: int | None = None, **settings: Any
 ) -> tuple[TbkinForPreTraining, list[int]]:
@@ -186,15 +202,7 @@ def trained_on(
         sizes.append(size)
         return losses(model, batch, epoch)
 
-    torch.manual_seed(0)
-    store = task.train.stores[0]
-    config = TbkinConfig(
-        vocab_size=task.vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        region_feature_size=store.feature_size, num_object_classes=len(store.object_names),
-        num_attribute_classes=len(store.attribute_names) or 1,
-    )  # fmt: skip
-    model = TbkinForPreTraining(config)
+    model = tiny_model(task)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task, "losses", limited)
         train(
@@ -233,6 +241,54 @@ def test_out_of_memory_takes_fewer_at_once_and_the_same_batch(
         trained_on(task, tmp_path / "infinite", learning_rate=1e30)
     with pytest.raises(DataError, match="out of memory with 1 samples"):
         trained_on(task, tmp_path / "none", largest=0)
+
+
+def test_features_kept_on_a_device_teach_the_same_and_make_room_first(
+    parts: tuple[FeatureStore, GraphStore], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task, cpu = task_over(parts, MaskingConfig()), torch.device("cpu")
+    read, _ = trained_on(task, tmp_path / "read")
+    needed = 2 * (len(task.vectors) + 1) * task.vectors.width
+    assert task.vectors.keep_on(cpu, most=needed - 1) == 0
+    assert task.vectors.keep_on(cpu, most=needed) == needed
+    batch = to_device(task.collate(np.arange(4), 0), cpu)
+    assert batch["region_features"].dtype == torch.float16
+    kept, _ = trained_on(task, tmp_path / "kept")
+    for (name, one), other in zip(kept.named_parameters(), read.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    logger = logging.getLogger("tbkin")
+    with caplog.at_level("WARNING", logger="tbkin"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logger, "handlers", [caplog.handler])
+        patch.setattr(logger, "propagate", False)
+        trained_on(task, tmp_path / "full", largest=7)
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "no longer kept" in messages[0] and "with 8 samples" in messages[1]
+    assert not task.vectors.release(), "they are gone already"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_loss_that_is_not_finite_moves_nothing(
+    parts: tuple[FeatureStore, GraphStore], precision: str
+) -> None:
+    task = task_over(parts, MaskingConfig())
+    model, plan = tiny_model(task), tiny_plan(precision=precision)
+    learner = Learner(task, model, plan, torch.device("cpu"))
+    learner.train()
+    window = learner.fetched(learner.window(np.arange(8), 0))
+    for number in range(2):
+        learner.step(window, number, 0, 1e-3)
+
+    def state() -> list[torch.Tensor]:
+        moments = [value for held in learner.optimizer.state.values() for value in held.values()]
+        return [value.clone() for value in (*model.state_dict().values(), *moments)]
+
+    before = state()
+    broken = {**window.batches[0], "feature_labels": window.batches[0]["feature_labels"] * math.nan}
+    with pytest.raises(DataError, match="not finite"):
+        learner.step(replace(window, batches=[broken]), 2, 0, 1e-3)
+    assert all(map(torch.equal, before, state()))
+    learner.step(window, 3, 0, 1e-3)
+    assert not all(map(torch.equal, before, state()))
 
 
 def test_values_of_every_objective_reach_tensorboard(

@@ -95,13 +95,17 @@ class VectorTable:
         kept = torch.zeros((len(self) + 1, self.width), dtype=torch.float16, device=device)
         for shard, end in zip(self.shards, self.ends.tolist(), strict=True):
             kept[1 + end - len(shard) : 1 + end] = torch.from_numpy(np.array(shard)).to(device)
+        _wait(device)  # batches are made on another stream
         self._kept = kept
         return needed
 
     def release(self) -> bool:
         """Keep them on no device any more; whether they were."""
-        kept, self._kept = self._kept is not None, None
-        return kept
+        if self._kept is None:
+            return False
+        _wait(self._kept.device)
+        self._kept = None
+        return True
 
     def tensor(self, rows: NDArray[np.int64], device: torch.device) -> torch.Tensor:
         """Vectors (..., F) of rows (...) on a device: single precision on a CPU, else as they are stored."""
@@ -111,6 +115,13 @@ class VectorTable:
             index = moved(torch.from_numpy(rows.reshape(-1) + 1), device)
             return self._kept.index_select(0, index).view(*rows.shape, self.width)
         return moved(torch.from_numpy(self.take(rows, half=device.type != "cpu")), device)
+
+
+def _wait(device: torch.device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,7 +19,21 @@ def accelerate(model: Any, device: torch.device, *, fused: bool = True, compiled
         compiled: Compile the encoder's layers, for any length of texts and number of regions.
     """
     model.to(device)
+    if compiled and (problem := _compiler_problem(device)):
+        logger.warning("torch.compile does not work here (%s): going on without it", problem)
+        compiled = False
+    model.tbkin.encoder.compiled = compiled
     for layer in model.tbkin.encoder.layers:
         if compiled:
             # One program serves all layers, as they differ in their weights alone.
             layer.compile(dynamic=True)
+
+
+@cache
+def _compiler_problem(device: torch.device) -> str:
+    """Why nothing can be compiled for a device, such as a compiler that is not installed; "" if it can."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # whatever a compiler's absence leads to
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return ""

@@ -32,6 +32,9 @@ from torch.nn import functional
 from tbkin_core.errors import ConfigError
 from tbkin_core.selection import Selection, rule_of
 
+Threshold = float | Tensor
+"""τ as a number, or () as a tensor on the CPU: what is compiled with a tensor serves every τ."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionRecord:
@@ -72,7 +75,7 @@ def select_keys(scores: Tensor, rule: str, threshold: float, scope: Tensor | Non
     return _kept_as_numbers(scores, rule, threshold, scope) > 0
 
 
-def _kept_as_numbers(scores: Tensor, rule: str, threshold: float, scope: Tensor | None) -> Tensor:
+def _kept_as_numbers(scores: Tensor, rule: str, threshold: Threshold, scope: Tensor | None) -> Tensor:
     """`select_keys` as 1 and 0 in the type of the scores: a CPU multiplies by bools ten times as slowly."""
     if rule not in _LEAST_SCORES:
         raise ConfigError(f"selection: expected one of {', '.join(_LEAST_SCORES)}, got {rule!r}")
@@ -85,17 +88,21 @@ def _kept_as_numbers(scores: Tensor, rule: str, threshold: float, scope: Tensor 
     return kept
 
 
-def _topk(scores: Tensor, largest: Tensor, k: float) -> Tensor:
+def _log(tau: Threshold) -> Threshold:
+    return tau.log() if isinstance(tau, Tensor) else math.log(tau)
+
+
+def _topk(scores: Tensor, largest: Tensor, k: Threshold) -> Tensor:
     least = _kth_largest(scores, min(int(k), scores.shape[-1]))
     # Where a row has fewer keys than k, the least is the padding's -inf, which is never kept.
     return least.clamp_min(torch.finfo(scores.dtype).min)
 
 
-_LEAST_SCORES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "relative": lambda scores, largest, tau: largest + math.log(tau),
+_LEAST_SCORES: dict[str, Callable[[Tensor, Tensor, Threshold], Tensor]] = {
+    "relative": lambda scores, largest, tau: largest + _log(tau),
     # A_ij ≥ τ in log space: s_ij ≥ ln τ + logsumexp(s_i).
-    "probability": lambda scores, largest, tau: math.log(tau) + scores.logsumexp(dim=-1, keepdim=True),
-    "score": lambda scores, largest, tau: torch.full_like(largest, tau),
+    "probability": lambda scores, largest, tau: _log(tau) + scores.logsumexp(dim=-1, keepdim=True),
+    "score": lambda scores, largest, tau: torch.zeros_like(largest) + tau,
     "topk": _topk,
 }
 """Of each rule with a threshold: from the scores (B, H, L, L), the largest of each row (B, H, L, 1) and the
@@ -142,6 +149,7 @@ def selective_attention(
     text_length: int = 0,
     dropout: float = 0.0,
     record: bool = False,
+    threshold: Tensor | None = None,
 ) -> tuple[Tensor, AttentionRecord | None]:
     """Attention over the keys that the selection keeps (equations at the top of this module).
 
@@ -153,11 +161,12 @@ def selective_attention(
         text_length: T, where the regions begin.
         dropout: Probability; pass 0 outside training.
         record: Also return scores, weights and kept keys.
+        threshold: () τ in place of the selection's, which then is not looked at: see `Threshold`.
 
     Returns:
         (B, H, L, D) and the record or None.
     """
-    active = selection.threshold != 0
+    active = threshold is not None or selection.threshold != 0
     if not active and not record:
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout
@@ -180,7 +189,8 @@ def selective_attention(
             kept = torch.where(scope, kept, (scores > float("-inf")).to(kept.dtype))
     else:
         with torch.no_grad():
-            kept = _kept_as_numbers(scores, selection.rule, selection.threshold, scope)
+            tau = selection.threshold if threshold is None else threshold
+            kept = _kept_as_numbers(scores, selection.rule, tau, scope)
         weights = scores.softmax(dim=-1) * kept
         total = weights.sum(dim=-1, keepdim=True)  # (B, H, L, 1)
     if selection.straight_through and torch.is_grad_enabled():

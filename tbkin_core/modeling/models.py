@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from tbkin_core.modeling.attention import AttentionRecord, selective_attention
 from tbkin_core.modeling.configuration import TbkinConfig
-from tbkin_core.selection import Selection
+from tbkin_core.selection import Selection, check_growth
 
 
 @dataclass
@@ -102,7 +102,13 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
-        self, states: Tensor, mask: Tensor, selection: Selection, text_length: int, record: bool
+        self,
+        states: Tensor,
+        mask: Tensor,
+        selection: Selection,
+        text_length: int,
+        record: bool,
+        threshold: Tensor | None = None,
     ) -> tuple[Tensor, AttentionRecord | None]:
         batch, length, width = states.shape
 
@@ -111,7 +117,9 @@ class EncoderLayer(nn.Module):
 
         query, key, value = (heads(part(states)) for part in (self.query, self.key, self.value))
         dropout = self.attention_dropout if self.training else 0.0
-        attended, kept = selective_attention(query, key, value, mask, selection, text_length, dropout, record)
+        attended, kept = selective_attention(
+            query, key, value, mask, selection, text_length, dropout, record, threshold
+        )
         attended = attended.transpose(1, 2).reshape(batch, length, width)
         states = self.attention_norm(states + self.dropout(self.attention_output(attended)))
         inner = self.output(functional.gelu(self.intermediate(states)))
@@ -125,6 +133,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
+        self.compiled = False  # whether the layers are, see `tbkin_core.modeling.acceleration`
 
     def forward(
         self, states: Tensor, mask: Tensor, selection: Selection, text_length: int, record: bool
@@ -132,12 +141,15 @@ class Encoder(nn.Module):
         records = []
         for number, layer in enumerate(self.layers):
             own = selection.in_layer(number)
+            threshold = None
+            if self.compiled and own.threshold and check_growth(own.rule) is None:
+                # A number would be compiled in, and a τ that grows would compile at every step.
+                threshold = torch.tensor(own.threshold)
+            given = (states, mask, own, text_length, record, threshold)
             if self.gradient_checkpointing and self.training:
-                states, kept = torch.utils.checkpoint.checkpoint(
-                    layer, states, mask, own, text_length, record, use_reentrant=False
-                )
+                states, kept = torch.utils.checkpoint.checkpoint(layer, *given, use_reentrant=False)
             else:
-                states, kept = layer(states, mask, own, text_length, record)
+                states, kept = layer(*given)
             records.append(kept)
         return states, tuple(records) if record else None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -25,6 +25,7 @@ from tbkin_core.evaluation.attribution import AttentionMeter
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
 from tbkin_core.features.vectors import Vectors, VectorTable, moved
+from tbkin_core.support.workers import made_ahead
 from tbkin_core.tasks.table import TASKS, Presentation
 from tbkin_core.texts.table import TextTable, encode_texts
 
@@ -137,9 +138,17 @@ def run_batches(
     model: Any, inputs: Inputs, device: torch.device, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """The model's output for all samples, batch by batch, with the samples' positions."""
-    with torch.inference_mode():
-        for indices in evaluation_order(inputs, batch_size):
-            yield indices, model(**to_device(inputs.batch(indices), device))
+
+    def fetched(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], Batch]:
+        return indices, to_device(inputs.batch(indices), device)
+
+    # On a CPU a thread beside the model would take from it what it brings.
+    threads = 2 if device.type == "cuda" else 0
+    with closing(made_ahead(fetched, evaluation_order(inputs, batch_size), threads)) as batches:
+        for indices, batch in batches:
+            with torch.inference_mode():
+                output = model(**batch)
+            yield indices, output
 
 
 def accuracy_and_kept(
