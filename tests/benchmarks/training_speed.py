@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=2 python tests/benchmarks/training_speed.py COCO_STYLE_DIR --reference ROSITA_CHECKOUT
 
 builds graphs over the captions of DIR with drawn regions (36 of 2048 numbers), then prints one JSON object a
-line: milliseconds a pretraining sample on one core (masks and collation), in the order of training; then for
-each model the median seconds of a forward and of a forward and backward pass over the same captions, its
+line: milliseconds a pretraining sample on one core (masks, collation, and its region vectors read), in the
+order of training; then for each model the median seconds of a forward and of a forward and backward pass over the same captions, its
 samples per second and, on CUDA, its share of the device's peak of matrix products as measured here; then the
 ratios to the peers. The peers are transformers' VisualBERT of the same size and, where a checkout of
 github.com/MILVLG/rosita is named, the reference; both get their texts as they take them: padded to the
@@ -29,11 +29,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from model_speed import (
+    ATTRIBUTES,
+    FEATURES,
+    OBJECTS,
+    REGIONS,
+    TOKENS,
+    VOCABULARY,
+    drawn_features,
+    matrix_peak,
+    operations,
+    pretraining_heads,
+    synchronise,
+    visualbert,
+    visualbert_loss,
+)
 from torch import Tensor
 
 from tbkin_core.datasets import open_dataset
-from tbkin_core.features.regions import ImageId, RegionFeatures
-from tbkin_core.features.store import FeatureStore, write_feature_store
 from tbkin_core.graphs.build import Recipe, build_dataset
 from tbkin_core.modeling import Selection, TbkinConfig, TbkinForPreTraining
 from tbkin_core.modeling.configuration import SIZES
@@ -45,35 +58,7 @@ from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.texts.tokenizer import build_tokenizer
 from tbkin_core.training.loop import epoch_order
 
-TOKENS, REGIONS, FEATURES, OBJECTS, ATTRIBUTES = 20, 36, 2048, 1600, 400
-VOCABULARY = 30522
-
-
-def drawn_features(path: Path, image_ids: list[ImageId]) -> FeatureStore:
-    """36 regions per image with classes and attributes."""
-    chance = np.random.default_rng(0)
-
-    def regions(image_id: ImageId) -> RegionFeatures:
-        corners = chance.random((REGIONS, 2), np.float32) * 300
-        return RegionFeatures(
-            image_id,
-            chance.random((REGIONS, FEATURES), np.float32),
-            np.concatenate([corners, corners + 20 + chance.random((REGIONS, 2), np.float32) * 200], axis=1),
-            640,
-            640,
-            object_ids=chance.integers(0, OBJECTS, REGIONS).astype(np.int32),
-            object_scores=chance.random(REGIONS, np.float32),
-            attribute_ids=chance.integers(0, ATTRIBUTES, REGIONS).astype(np.int32),
-            attribute_scores=chance.random(REGIONS, np.float32),
-        )
-
-    settings = {
-        "extractor": "drawn",
-        "feature_size": FEATURES,
-        "object_names": [f"object {number}" for number in range(OBJECTS)],
-        "attribute_names": [f"attribute {number}" for number in range(ATTRIBUTES)],
-    }
-    return write_feature_store(path, settings, (regions(image_id) for image_id in image_ids))
+CPU = torch.device("cpu")
 
 
 def make_task(directory: Path, place: Path, batch: int) -> PretrainObjective:
@@ -102,12 +87,12 @@ def measure_data(task: PretrainObjective, batch: int, repeat: int) -> dict[str, 
     """Milliseconds of processor time a sample, in training order."""
     orders = epoch_order(task.lengths(), batch, 0, 0)
     for rows in orders[:2]:
-        task.collate(rows, 0)
+        to_device(task.collate(rows, 0), CPU)
     rounds = []
     for epoch in range(repeat):
         start, samples = time.process_time(), 0
         for rows in orders:
-            task.collate(rows, epoch)
+            to_device(task.collate(rows, epoch), CPU)
             samples += len(rows)
         rounds.append(1000 * (time.process_time() - start) / samples)
     return {"samples": len(task.lengths()), "ms_a_sample": round(statistics.median(rounds), 4)}
@@ -137,7 +122,7 @@ def our_steps(
         model.tbkin.selection = Selection("relative", threshold)
         arrays = batches[next(turn) % len(batches)]
         with _mode(device, precision, backward):
-            losses = task.losses(model, to_device(arrays, device), 0)
+            losses = task.losses(model, arrays, 0)
         if backward:
             torch.stack(list(losses.values())).sum().backward()
             model.zero_grad(set_to_none=True)
@@ -153,14 +138,7 @@ def visualbert_steps(model: Any, precision: torch.dtype | None, batches: list[di
     def step(backward: bool) -> None:
         batch = batches[next(turn) % len(batches)]
         with _mode(device, precision, backward):
-            loss = model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"].long(),
-                visual_embeds=batch["region_features"],
-                visual_attention_mask=batch["region_mask"].long(),
-                labels=batch["all_labels"],
-                sentence_image_labels=batch["matched"],
-            ).loss
+            loss = visualbert_loss(model, batch)
         if backward:
             loss.backward()
             model.zero_grad(set_to_none=True)
@@ -227,7 +205,14 @@ def peer_batches(
 
         true_ids, _, _ = task.train.table.padded(rows)
         regions = task.train.regions(rows, REGIONS)
-        targets = padded(arrays["text_targets"], False)
+        text_targets, region_targets = (
+            np.isin(np.arange(shape[0] * shape[1]), arrays[places]).reshape(shape)
+            for shape, places in (
+                (arrays["input_ids"].shape, "text_places"),
+                (arrays["region_mask"].shape, "region_places"),
+            )
+        )
+        targets = padded(text_targets, False)
         batch = to_device(
             {
                 "input_ids": padded(arrays["input_ids"], 0),
@@ -236,7 +221,7 @@ def peer_batches(
                 "region_geometry": arrays["region_geometry"],
                 "region_mask": arrays["region_mask"],
                 "text_targets": targets,
-                "region_targets": arrays["region_targets"],
+                "region_targets": region_targets,
                 "true_ids": padded(true_ids, 0),
                 "true_features": regions.features,
                 "object_ids": regions.object_ids,
@@ -259,38 +244,13 @@ def peer_batches(
     return found
 
 
-def matrix_peak(device: torch.device, precision: torch.dtype | None) -> float:
-    """Floating-point operations a second of large matrix products on this device."""
-    size = 8192 if device.type == "cuda" else 1024
-    one = torch.randn(size, size, device=device, dtype=precision or torch.float32)
-    rounds = []
-    for _ in range(12):
-        _synchronise(device)
-        start = time.perf_counter()
-        one @ one
-        _synchronise(device)
-        rounds.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(rounds[2:])
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def operations(batches: list[Any], config: TbkinConfig) -> float:
-    """Mean multiplications and additions of a forward and backward pass over a batch, real tokens alone."""
-    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+def mean_operations(batches: list[Any], config: TbkinConfig) -> float:
+    """Mean operations of a forward and backward pass over a batch, real tokens alone."""
     totals = []
     for batch in batches:
         lengths = batch["attention_mask"].sum(axis=1) + batch["region_mask"].sum(axis=1)
-        a_token = layers * (4 * width * width + 2 * width * inner)
-        attention = layers * 2 * float((lengths.astype(float) ** 2).sum()) * width
-        words, regions = len(batch["text_labels"]), len(batch["feature_labels"])
-        heads = words * (width * width + width * config.vocab_size)
-        heads += regions * (width * width + width * (FEATURES + OBJECTS + ATTRIBUTES))
-        embedded = float(batch["region_mask"].sum()) * FEATURES * width
-        totals.append(3 * 2 * (float(lengths.sum()) * a_token + attention + heads + embedded))
+        heads = pretraining_heads(config, len(batch["text_labels"]), len(batch["feature_labels"]))
+        totals.append(operations(config, lengths.tolist(), float(batch["region_mask"].sum()), heads))
     return statistics.mean(totals)
 
 
@@ -329,16 +289,12 @@ def main() -> None:
         order = epoch_order(task.lengths(), arguments.batch, 0, 0)
         whole = [rows for rows in order if len(rows) == arguments.batch]
         batches = [task.collate(rows, 0) for rows in whole[: 2 * arguments.repeat + 2]]
+        there = [to_device(batch, device) for batch in batches]
         steps: dict[str, Step] = {}
         for precision, label in ((None, "fp32"), (torch.bfloat16, "bf16")):
-            steps[f"tbkin {label}"] = our_steps(task, model, 0.0, precision, batches)
-            steps[f"tbkin τ=0.3 {label}"] = our_steps(task, model, 0.3, precision, batches)
-        from transformers import VisualBertConfig, VisualBertForPreTraining
-
-        peer = VisualBertForPreTraining(
-            VisualBertConfig(vocab_size=VOCABULARY, **sizes, visual_embedding_dim=FEATURES)
-        )
-        peer = peer.train().to(device)
+            steps[f"tbkin {label}"] = our_steps(task, model, 0.0, precision, there)
+            steps[f"tbkin τ=0.3 {label}"] = our_steps(task, model, 0.3, precision, there)
+        peer = visualbert(sizes).to(device)
         make = partial(peer_batches, task, arguments.batch, device, arguments.repeat + 1)
         random_order = make(0)
         steps["visualbert fp32"] = visualbert_steps(peer, None, random_order)
@@ -354,17 +310,17 @@ def main() -> None:
         for turn in range(arguments.repeat + 1):
             for name, step in steps.items():
                 for kind in ("forward", "step"):
-                    _synchronise(device)
+                    synchronise(device)
                     start = time.perf_counter()
                     step(kind == "step")
-                    _synchronise(device)
+                    synchronise(device)
                     if turn:  # the first is for warming up
                         seconds[name][kind].append(time.perf_counter() - start)
         medians = {
             name: {kind: statistics.median(values) for kind, values in found.items()}
             for name, found in seconds.items()
         }
-        work = operations(batches, config)
+        work = mean_operations(batches, config)
         for name, found in medians.items():
             row: dict[str, Any] = {
                 "model": name,
