@@ -115,7 +115,10 @@ class EncoderLayer(nn.Module):
         def heads(projected: Tensor) -> Tensor:
             return projected.view(batch, length, self.num_heads, -1).transpose(1, 2)  # (B, H, L, D/H)
 
-        query, key, value = (heads(part(states)) for part in (self.query, self.key, self.value))
+        device = states.device.type
+        # Once for all three: autocast would lower the precision of the same numbers three times.
+        lowered = states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else states
+        query, key, value = (heads(part(lowered)) for part in (self.query, self.key, self.value))
         dropout = self.attention_dropout if self.training else 0.0
         attended, kept = selective_attention(
             query, key, value, mask, selection, text_length, dropout, record, threshold

@@ -4,9 +4,10 @@
 
 builds graphs over the captions of DIR with drawn regions (36 of 2048 numbers), then prints one JSON object a
 line: milliseconds a pretraining sample on one core (masks, collation, and its region vectors read), in the
-order of training; then for each model the median seconds of a forward and of a forward and backward pass over the same captions, its
-samples per second and, on CUDA, its share of the device's peak of matrix products as measured here; then the
-ratios to the peers. The peers are transformers' VisualBERT of the same size and, where a checkout of
+order of training; then for each model the median seconds of a forward and of a forward and backward pass over
+the same captions, its samples per second and, on CUDA, its share of the device's peak of matrix products as
+measured here; then the ratios to the peers. The peers are transformers' VisualBERT of the same size and,
+where a checkout of
 github.com/MILVLG/rosita is named, the reference; both get their texts as they take them: padded to the
 longest of a batch in random order, the reference's to 20. All models take turns, so that noise meets them
 alike.
