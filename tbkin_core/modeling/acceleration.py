@@ -22,6 +22,8 @@ def accelerate(model: Any, device: torch.device, *, fused: bool = True, compiled
     if compiled and (problem := _compiler_problem(device)):
         logger.warning("torch.compile does not work here (%s): going on without it", problem)
         compiled = False
+    if compiled:
+        logger.info("compiling the model's layers: the first steps take longer")
     model.tbkin.encoder.compiled = compiled
     for layer in model.tbkin.encoder.layers:
         if compiled:

@@ -71,6 +71,7 @@ class Learner:
         return {
             "device": device,
             "precision": precision,
+            **({"compiled": True} if self.model.tbkin.encoder.compiled else {}),
             **threads,
             "processes": self.world,
             "torch": torch.__version__,
