@@ -42,7 +42,7 @@ from tbkin_core.tasks.vqa import VqaTask
 from tbkin_core.training.step import Learner
 
 # Attention of random weights prefers no key; these make its scores as wide as a trained model's.
-SPREAD = 2.5
+SPREAD = 2.0
 THRESHOLDS = {"relative": 0.3, "probability": 0.02, "score": 0.2, "topk": 8.0}
 CLOSE = 1e-5  # a score so near to its threshold may fall on either side of it
 # Largest differences of half precisions from single: of losses, of gradients.
@@ -288,7 +288,7 @@ class Comparison:
 
 
 def differences(own: Passed, reference: Passed) -> dict[str, float]:
-    """How far a step is from another, as this module's docstring has it; infinite where one lacks something."""
+    """How far a step is from another, as the docstring above has it; infinite where one lacks something."""
     missing = own.gradients.keys() ^ reference.gradients.keys()
     forward = [_apart(own.outputs[name], value) for name, value in reference.outputs.items()]
     largest = max(map(abs, reference.losses.values()))

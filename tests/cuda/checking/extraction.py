@@ -6,7 +6,6 @@ the project's own extractors. End to end are reading, decoding, resizing, the mo
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from model_speed import REGIONS, synchronise
 
-from checking.outcome import MEASURED, Check, free_memory, peak_memory
+from checking.outcome import MEASURED, Check, free_memory, peak_memory, processors
 from examples.scenes import generate
 from tbkin_core.features.extractors.backbone import Backbone, BackboneExtractor
 from tbkin_core.features.extractors.base import Job, PictureExtractor, run_batches
@@ -44,7 +43,7 @@ def draw(check: Check) -> list[Path]:
     """Files of drawn pictures."""
     place = check.place / "pictures"
     count, size = (3, (128, 96)) if check.tiny else (48, (640, 480))
-    generate(place, count, 0, 0, 0, size, workers=1 if check.tiny else min(os.cpu_count() or 1, 16))
+    generate(place, count, 0, 0, 0, size, workers=1 if check.tiny else processors())
     return sorted(place.rglob("*.jpg"))
 
 
@@ -80,7 +79,8 @@ def detector(check: Check) -> tuple[Any, Any]:
             backbone_config=RTDetrResNetConfig(**small, layer_type="basic", **levels),
             encoder_hidden_dim=16, encoder_in_channels=[8, 16, 16], encoder_ffn_dim=16,
             encoder_attention_heads=2, d_model=16, num_queries=40, decoder_in_channels=[16, 16, 16],
-            decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2, id2label=dict(enumerate(names[:4])),
+            decoder_layers=2, decoder_ffn_dim=16, decoder_attention_heads=2,
+            id2label=dict(enumerate(names[:4])),
         )  # fmt: skip
     else:
         # The configurations' defaults are the published model's.
@@ -110,7 +110,7 @@ def backbone(check: Check) -> tuple[Any, Any]:
 
 def measure(check: Check, title: str, extractor: Any, model: Any, pictures: list[Path], batch: int) -> None:
     """A row: images a second, and the share of the time in the model's forward pass."""
-    workers = max(min(os.cpu_count() or 1, 16) - 1, 1)
+    workers = max(processors() - 1, 1)
     inside = _timed(model, check)
     jobs = [Job(number, pictures[number % len(pictures)]) for number in range(2000 * batch)]
     warm, limit, count = 2 * batch, 0.2 if check.tiny else 4.0, 0

@@ -9,39 +9,42 @@ import time
 from collections import defaultdict
 from typing import Any
 
-import torch
 from model_speed import synchronise
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from checking.outcome import MEASURED, Check
-from checking.speed import BEST, Speed
+from checking.outcome import MEASURED, Check, free_memory
+from checking.speed import BEST, Speed, opened, seconds_a_step
 
 STEPS, DEAREST, GAPS = 5, 10, 3
-LEAST_GAP = 10e-6  # seconds
 
 
 def run(check: Check) -> None:
-    """The rows of the fastest dense training, then of thresholded and pretraining steps."""
-    speed = Speed(check, tell=False)
+    """The rows of dense training, of the fastest way found to do it, and of the other kinds of steps."""
+    speed = opened(check)
     batch = BEST.batch or (8 if check.tiny else 256)
-    for kind, plan in (("dense", BEST.plan), ("τ = 0.3", BEST.plan), ("pretraining", BEST.plan)):
-        check.attempt(f"{kind}, batch {batch}", dearest, check, speed, kind, batch, plan)
+    check.attempt("dense", dearest, check, speed, "dense", batch, {})
+    if BEST.plan:
+        check.attempt("dense, fastest", dearest, check, speed, "dense", batch, BEST.plan)
+    for kind in ("τ = 0.3", "pretraining"):
+        check.attempt(kind, dearest, check, speed, kind, batch, {})
 
 
 def dearest(check: Check, speed: Speed, kind: str, batch: int, plan: dict[str, Any]) -> None:
     """Rows: the kernels of some steps, the gaps between them, and the largest gaps."""
+    title = ", ".join([kind, *(f"{name} {'on' if value else 'off'}" for name, value in plan.items())])
     cuda = check.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with speed.trainer(kind, batch, **plan) as trainer:
-        for _ in range(4):
-            trainer.step()
-        synchronise(check.device)
+        (step,) = seconds_a_step([trainer], check.device, 0.1 if check.tiny else 1.0)
         with profile(activities=activities) as found:
             start = time.perf_counter()
             for _ in range(STEPS):
                 trainer.step()
             synchronise(check.device)
-            wall = time.perf_counter() - start
+            profiled = (time.perf_counter() - start) / STEPS
+    del trainer
+    free_memory()
     spans = _spans(found, cuda)
     if not spans:
         raise RuntimeError("the profiler saw no kernels")
@@ -49,42 +52,39 @@ def dearest(check: Check, speed: Speed, kind: str, batch: int, plan: dict[str, A
     calls: dict[str, int] = defaultdict(int)
     for event in found.key_averages():
         own = event.self_device_time_total if cuda else event.self_cpu_time_total
-        if own > 0 and (not cuda or event.device_type == torch.autograd.DeviceType.CUDA):
-            total[event.key] += own / 1e6
+        if own > 0 and (not cuda or event.device_type == DeviceType.CUDA) and not _is_note(event, event.key):
+            total[event.key] += own / 1e6 / STEPS
             calls[event.key] += event.count
-    for place, name in enumerate(sorted(total, key=total.__getitem__, reverse=True)[:DEAREST]):
-        check.row(
-            f"{kind}, {place + 1}", MEASURED, _short(name), **{
-                "ms a step": 1000 * total[name] / STEPS,
-                "of the step": f"{total[name] / wall:.1%}",
-                "calls a step": calls[name] / STEPS,
-            }
-        )  # fmt: skip
     busy, gaps = _gaps(spans)
-    kernels = sum(end - begin for begin, end, _ in spans) if cuda else sum(total.values())
-    for name, seconds, note in (
-        ("the step", wall, f"batch {batch}, under the profiler"),
-        ("all kernels", kernels, f"{len(spans) / STEPS:.0f} a step"),
-        (
-            "gaps",
-            max(wall - busy, 0.0),
-            f"{sum(gap > LEAST_GAP for gap, _ in gaps) / STEPS:.0f} of over 10 µs a step",
-        ),
-    ):
-        columns = {"ms a step": 1000 * seconds / STEPS, "of the step": f"{seconds / wall:.1%}"}
-        check.row(f"{kind}, {name}", MEASURED, note, **columns)
+    busy /= STEPS
+
+    def row(name: str, seconds: float, note: str, **columns: Any) -> None:
+        values = {"ms a step": 1000 * seconds, "of the step": f"{seconds / step:.1%}", **columns}
+        check.row(f"{title}: {name}", MEASURED, note, **values)
+
+    row("step", step, f"batch {batch}; {1000 * profiled:.3g} ms under the profiler")
+    row("kernels", sum(total.values()), f"{sum(calls.values()) / STEPS:.0f} a step")
+    row("gaps", max(step - busy, 0.0), "the step without the time in which a kernel runs")
+    for place, name in enumerate(sorted(total, key=total.__getitem__, reverse=True)[:DEAREST]):
+        row(f"{place + 1}", total[name], _short(name), calls=calls[name] / STEPS)
     for place, (gap, after) in enumerate(sorted(gaps, reverse=True)[:GAPS]):
-        columns = {"ms a step": 1000 * gap, "of the step": f"{gap * STEPS / wall:.1%}"}
-        check.row(f"{kind}, gap {place + 1}", MEASURED, f"once, after {_short(after)}", **columns)
+        row(f"gap {place + 1}", gap, f"once, under the profiler, after {_short(after)}")
+
+
+def _is_note(event: Any, name: str) -> bool:
+    """Whether an event only marks a stretch of others, as optimizers do."""
+    return getattr(event, "is_user_annotation", False) or name.startswith(("Optimizer.", "ProfilerStep"))
 
 
 def _spans(found: Any, cuda: bool) -> list[tuple[float, float, str]]:
-    """Begin and end in seconds, and name, of each kernel, in order."""
-    wanted = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
+    """Begin and end in seconds, and name, of each kernel, in order; copies may run beside kernels."""
+    wanted = DeviceType.CUDA if cuda else DeviceType.CPU
     spans = [
         (event.time_range.start / 1e6, event.time_range.end / 1e6, event.name)
         for event in found.events()
-        if event.device_type == wanted and (cuda or event.name.startswith("aten::"))
+        if event.device_type == wanted
+        and not _is_note(event, event.name)
+        and (not event.name.startswith(("Memcpy", "Memset")) if cuda else event.name.startswith("aten::"))
     ]
     return sorted(spans)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import math
+import os
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -43,7 +46,7 @@ class Report:
 
     out: Path | None
     head: dict[str, Any]
-    titles: dict[str, str]  # of each section
+    titles: dict[str, tuple[str, str]]  # of each section, with what its columns say
     rows: list[Row] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
@@ -69,9 +72,9 @@ class Report:
     def markdown(self) -> str:
         """A list of what it was measured on, and a table for each section."""
         lines = ["# CUDA check", "", *(f"- {name}: {value}" for name, value in self.head.items()), ""]
-        for section, title in self.titles.items():
+        for section, (title, words) in self.titles.items():
             if rows := [row for row in self.rows if row.section == section]:
-                lines += [f"## {title}", "", *_table(rows), ""]
+                lines += [f"## {title}", "", *textwrap.wrap(words, 80), "", *_table(rows), ""]
         return "\n".join(lines)
 
     def failed(self, sections: tuple[str, ...]) -> list[Row]:
@@ -106,6 +109,11 @@ def _table(rows: list[Row]) -> list[str]:
     return [body[0], f"| {' | '.join([*rule, *('---' for _ in notes)])} |", *body[1:]]
 
 
+def _plain(value: Any) -> Any:
+    """A value that JSON knows."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def shown(value: Any) -> str:
     """A value as people read it."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -134,7 +142,7 @@ class Check:
 
     def row(self, name: str, status: str, note: str = "", **values: Any) -> None:
         """Add a row to the table."""
-        named = {column: value for column, value in values.items() if value != ""}
+        named = {column: _plain(value) for column, value in values.items() if value != ""}
         self.report.add(Row(self.section, name, status, named, note))
 
     def attempt(self, name: str, work: Callable[..., Value], *arguments: Any) -> Value | None:
@@ -166,6 +174,11 @@ def is_memory(error: BaseException) -> bool:
 def brief(error: BaseException) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def processors() -> int:
+    """How many processors this process may use, 16 at most."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
 
 
 def free_memory() -> None:
