@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Small models on small machines: threads that wait for each other cost more than they bring.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install clean cuda-check
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -28,5 +28,9 @@ test: lint
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py demo
 
+# On a machine with a GPU, with the packages of $(PYTHON) where there is no .venv: nothing is installed.
+cuda-check:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/cuda/check.py --minutes 8 --out cuda-check
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo cuda-check.md cuda-check.json build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

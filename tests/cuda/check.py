@@ -37,16 +37,16 @@ DIFFERENCES = (
 # Of each section its title, its share of the time (what one leaves over the next ones get), and what its
 # columns say.
 SECTIONS = {
-    "correct": ("Correct", 0.24, DIFFERENCES),
+    "correct": ("Correct", 0.22, DIFFERENCES),
     "speed": (
         "Fast: training",
-        0.36,
+        0.34,
         "Whole steps, loader and optimizer included, bf16, 20 tokens and 36 regions of 2048 numbers a sample"
         " (sizes tiny: fewer), medians. GB is the most memory in use.",
     ),
     "kernels": (
         "Where the time goes",
-        0.06,
+        0.08,
         "The ten dearest kernels of a step (on a CPU: operators), and the longest waits between them.",
     ),
     "learning": (
@@ -70,11 +70,14 @@ def main() -> int:
     sys.path[:0] = [path for path in PATHS if path not in sys.path]
     os.environ["PYTHONPATH"] = os.pathsep.join([*PATHS, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from checking.machine import processors
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
     # Nothing is to be downloaded.
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
     import torch
-    from checking.outcome import Check, Report, TimeUpError, brief
+    from checking.outcome import Check, FirstFailureError, Report, TimeUpError, brief, free_memory
 
     name = options.device
     if name == "auto":
@@ -86,7 +89,7 @@ def main() -> int:
     tiny = options.tiny or device.type == "cpu"
     logging.getLogger("tbkin").setLevel(logging.ERROR)
     titles = {section: (title, words) for section, (title, _, words) in SECTIONS.items()}
-    report = Report(options.out, _head(device, tiny), titles)
+    report = Report(options.out, _head(device, tiny), titles, options.fail_fast)
     for key, value in report.head.items():
         print(f"{key}: {value}", flush=True)
     grace = max(60 * options.minutes * GRACE, 2)
@@ -107,11 +110,14 @@ def main() -> int:
                         importlib.import_module(f"checking.{section}").run(check)
                     else:
                         check.row(section, "skipped", "no time was left")
+            except FirstFailureError:
+                break
             except TimeUpError:
                 check.row(section, "skipped", "the rest was cut off: the time was over")
             except Exception as error:
                 check.row(section, "failed", brief(error))
                 traceback.print_exc()
+            free_memory()
     if loaded := [name for name in options.without if sys.modules.get(name)]:
         report.add(_row("correct", f"without {', '.join(loaded)}", "failed"))
     report.head["took"] = f"{time.monotonic() - started:.0f} s of {60 * options.minutes:.0f}"
@@ -132,13 +138,17 @@ def _options() -> Any:
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, as always on a CPU")
     parser.add_argument("--bar", type=float, default=1e-4, help="largest relative difference (default 1e-4)")
     parser.add_argument("--without", default="", help="modules to do without, as if not installed: a,b")
+    parser.add_argument("--fail-fast", action="store_true", help="end at the first row that fails")
     options = parser.parse_args()
     options.sections = options.sections.split(",")
     options.without = tuple(filter(None, options.without.split(",")))
     if unknown := set(options.sections) - set(SECTIONS):
         parser.error(f"--sections: expected some of {', '.join(SECTIONS)}, got {', '.join(sorted(unknown))}")
-    if options.out is not None and options.out.suffix in (".md", ".json"):
-        options.out = options.out.with_suffix("")
+    if options.out is not None:
+        # Sections work in other directories.
+        out = options.out.absolute()
+        options.out = out.with_suffix("") if out.suffix in (".md", ".json") else out
+        options.out.parent.mkdir(parents=True, exist_ok=True)
     return options
 
 
@@ -146,6 +156,7 @@ def _head(device: Any, tiny: bool) -> dict[str, Any]:
     """What the table was measured on, and with what."""
     import torch
     import transformers
+    from checking.machine import processors
 
     head: dict[str, Any] = {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "commit": _commit()}
     if device.type == "cuda":
@@ -156,8 +167,7 @@ def _head(device: Any, tiny: bool) -> dict[str, Any]:
         head["CUDA"], head["cuDNN"] = torch.version.cuda, torch.backends.cudnn.version()
     else:
         head["device"] = f"CPU ({platform.machine()})"
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    head["CPUs"] = f"{cpus}, {torch.get_num_threads()} threads"
+    head["CPUs"] = f"{processors()} of {os.cpu_count()}, {torch.get_num_threads()} threads"
     head["Python"] = platform.python_version()
     head["torch"], head["transformers"] = torch.__version__, transformers.__version__
     present = {name: _present(name) for name in OPTIONAL}

@@ -104,6 +104,8 @@ def work(kind: str, job: Job) -> None:
         try:
             os.environ.update(job.environment)
             tqdm.set_lock(threading.RLock())  # a process that is killed leaks one that several share
+            if job.devices.kind == "cpu":
+                torch.set_num_threads(1)  # several of them share the processors
             if job.deterministic:
                 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
                 torch.use_deterministic_algorithms(True)

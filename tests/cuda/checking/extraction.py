@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from model_speed import REGIONS, synchronise
 
-from checking.outcome import MEASURED, Check, free_memory, peak_memory, processors
+from checking.machine import processors
+from checking.outcome import MEASURED, Check, free_memory, peak_memory
 from examples.scenes import generate
 from tbkin_core.features.extractors.backbone import Backbone, BackboneExtractor
 from tbkin_core.features.extractors.base import Job, PictureExtractor, run_batches

@@ -36,7 +36,7 @@ def dearest(check: Check, speed: Speed, kind: str, batch: int, plan: dict[str, A
     cuda = check.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with speed.trainer(kind, batch, **plan) as trainer:
-        (step,) = seconds_a_step([trainer], check.device, 0.1 if check.tiny else 1.0)
+        (step,) = seconds_a_step([trainer], check.device, 0.03 if check.tiny else 1.0)
         with profile(activities=activities) as found:
             start = time.perf_counter()
             for _ in range(STEPS):

@@ -6,7 +6,8 @@ import contextlib
 import time
 from pathlib import Path
 
-from checking.outcome import FAILED, MEASURED, Check, processors
+from checking.machine import processors
+from checking.outcome import FAILED, MEASURED, Check
 from examples.scenes import generate
 from tbkin_core.settings import ExtractFeaturesConfig, FinetuneConfig
 from tbkin_core.stages.extract_features import extract_features
@@ -17,7 +18,7 @@ REST = 20.0  # seconds that a run takes beside its training
 
 
 def run(check: Check) -> None:
-    """Rows: accuracy on val beside the commonest answer's, after the epochs that are chosen and 90 seconds."""
+    """Rows: accuracy on val beside the commonest answer's, after the epochs chosen and after 90 seconds."""
     with contextlib.chdir(check.place):
         if check.attempt("scenes", scenes, check) is None:
             return
@@ -36,10 +37,10 @@ def run(check: Check) -> None:
 def scenes(check: Check) -> Path:
     """A row: pictures drawn and their regions found, on the CPUs alone."""
     start = time.perf_counter()
-    train, other, size = (8, 4, (128, 96)) if check.tiny else (2000, 200, (256, 192))
+    train, other, size = (8, 4, (128, 96)) if check.tiny else (1600, 200, (256, 192))
     made = generate("scenes", train, other, 0, 0, size, workers=1 if check.tiny else processors())
     drawn = time.perf_counter() - start
-    workers = 0 if check.tiny else None  # each of several loads all that it needs
+    workers = 0 if check.tiny else processors()  # each of several loads all that it needs
     extract_features(ExtractFeaturesConfig(data=Path("scenes"), extractor="builtin", workers=workers))
     seconds = time.perf_counter() - start
     note = f"{made['questions']:,} questions; drawing took {drawn:.1f} s, finding regions the rest"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 import sys
 import textwrap
 import time
@@ -29,6 +28,10 @@ class TimeUpError(BaseException):
     """The time of a section is over; no Exception, so that no library takes it for one of its own."""
 
 
+class FirstFailureError(BaseException):
+    """A row failed, and no other is wanted after it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of the table."""
@@ -47,6 +50,7 @@ class Report:
     out: Path | None
     head: dict[str, Any]
     titles: dict[str, tuple[str, str]]  # of each section, with what its columns say
+    fail_fast: bool = False
     rows: list[Row] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
@@ -56,6 +60,8 @@ class Report:
         parts = [f"[{row.status}] {row.name}", told, row.note]
         print(": ".join(filter(None, parts)), flush=True)
         self.write()
+        if self.fail_fast and row.status == FAILED:
+            raise FirstFailureError
 
     def write(self) -> None:
         """Write both files anew, each whole or not at all."""
@@ -174,11 +180,6 @@ def is_memory(error: BaseException) -> bool:
 def brief(error: BaseException) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def processors() -> int:
-    """How many processors this process may use, 16 at most."""
-    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 16)
 
 
 def free_memory() -> None:

@@ -196,7 +196,7 @@ def make_model(world: World, name: str, size: str, dropout: float = 0.1, spread:
         id2label={number: f"answer {number}" for number in range(world.shape.answers)},
     )
     torch.manual_seed(0)
-    model = _MODELS[name](config)
+    model: Any = _MODELS[name](config)
     with torch.no_grad():
         # Of numbers uniform in [0, 1), as a run would measure them.
         model.tbkin.region_embeddings.feature_mean.fill_(0.5)
