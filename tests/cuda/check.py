@@ -79,15 +79,20 @@ def main() -> int:
     import torch
     from checking.outcome import Check, FirstFailureError, Report, TimeUpError, brief, free_memory
 
+    from tbkin_core.support.console import quiet_transformers
+
     name = options.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA device here; --device cpu runs the check with tiny sizes")
     device = torch.device("cuda", 0) if name == "cuda" else torch.device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.cuda.init()
     tiny = options.tiny or device.type == "cpu"
     logging.getLogger("tbkin").setLevel(logging.ERROR)
+    quiet_transformers()
     titles = {section: (title, words) for section, (title, _, words) in SECTIONS.items()}
     report = Report(options.out, _head(device, tiny), titles, options.fail_fast)
     for key, value in report.head.items():
@@ -123,6 +128,9 @@ def main() -> int:
     report.head["took"] = f"{time.monotonic() - started:.0f} s of {60 * options.minutes:.0f}"
     report.write()
     failed = report.failed(("correct", "learning"))
+    for row in report.rows:
+        if row.status in ("failed", "missed", "out of memory"):
+            print(f"\n[{row.status}] {row.section}: {row.name}", end="")
     print(f"\n{len(report.rows)} rows, {len(failed)} of correctness or learning failed", flush=True)
     return 1 if failed else 0
 
@@ -230,8 +238,10 @@ def _watch(report: Any, until: float) -> None:
         time.sleep(max(until - time.monotonic(), 0))
         last = report.rows[-1] if report.rows else None
         where = f"after {last.name!r}" if last else "at the beginning"
-        report.add(_row(last.section if last else "correct", "hung", "failed", f"ended by force {where}"))
-        os._exit(1)
+        try:
+            report.add(_row(last.section if last else "correct", "hung", "failed", f"ended by force {where}"))
+        finally:
+            os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 

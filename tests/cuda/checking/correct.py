@@ -149,7 +149,8 @@ class Comparison:
             found = {key: getattr(output, key, None) for key in OUTPUTS}
             outputs.update({key: value.detach() for key, value in found.items() if value is not None})
 
-        model.register_forward_hook(note)
+        if not plan.get("compile"):
+            model.register_forward_hook(note)
         for number in range(MOST_SCALES):
             losses, _ = learner.step(learner.window(rows, 0), number, 0, 0.0)
             # A step whose scaled gradients overflow is none; the next one has a smaller scale.
@@ -291,7 +292,8 @@ class Comparison:
 def differences(own: Passed, reference: Passed) -> dict[str, float]:
     """How far a step is from another, as the docstring above has it; infinite where one lacks something."""
     missing = own.gradients.keys() ^ reference.gradients.keys()
-    forward = [_apart(own.outputs[name], value) for name, value in reference.outputs.items()]
+    # A compiled model's outputs are not looked at; its losses and gradients are.
+    forward = [_apart(own.outputs[name], value) for name, value in reference.outputs.items() if own.outputs]
     largest = max(map(abs, reference.losses.values()))
     losses = [
         # A loss that is next to nothing beside the others (it may cancel out) is compared with those.
