@@ -219,15 +219,18 @@ class Comparison:
     def zero_is_dense(self, name: str, objective: Any) -> None:
         """Rows: a threshold of 0 computes what the dense model does, one that drops nothing nearly so."""
         rows = np.arange(self.batch)
-        dense, *others = (
+        dense, again, *others = (
             self.step(name, objective, selection, rows, self.check.device)
-            for selection in (Selection(), *(Selection(rule, 0.0) for rule in RULES))
+            for selection in (Selection(), Selection(), *(Selection(rule, 0.0) for rule in RULES))
         )
         found = [differences(other, dense) for other in others]
         worst = {key: max(each[key] for each in found) for key in found[0]}
-        # What it runs through is the same; sums of gradients on CUDA may come in another order.
-        ok = worst["forward"] == worst["loss"] == 0 and worst["gradients"] <= min(1e-5, self.check.bar)
-        self.check.row(f"{name}, τ = 0 as dense", OK if ok else FAILED, "bar 0; 1e-05 for gradients", **worst)
+        # Both run through the same; sums on CUDA may come in another order each time.
+        noise = differences(again, dense)
+        ok = all(worst[key] <= 3 * noise[key] for key in ("forward", "loss"))
+        ok &= worst["gradients"] <= max(3 * noise["gradients"], 1e-6)
+        note = "to the last bit" if not any(worst.values()) else f"dense and itself {max(noise.values()):.1e}"
+        self.check.row(f"{name}, τ = 0 as dense", OK if ok else FAILED, note, **worst)
         everything = self.step(name, objective, Selection("relative", 1e-30), rows, self.check.device)
         found_all = differences(everything, dense)
         ok = max(found_all.values()) <= self.check.bar
