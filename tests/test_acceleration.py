@@ -6,13 +6,14 @@ import copy
 import itertools
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_line import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -22,6 +23,7 @@ from tbkin_core.modeling import TbkinConfig, TbkinForVqa
 from tbkin_core.modeling.acceleration import _compiler_problem, accelerate
 from tbkin_core.selection import RULES, Selection
 from tbkin_core.support.workers import made_ahead
+from tbkin_core.tasks.base import to_device
 
 CPU = torch.device("cpu")
 
@@ -158,3 +160,42 @@ def test_where_nothing_can_be_compiled_the_model_says_so_and_computes(
     assert "no C++ compiler was found): going on without it" in caplog.text
     assert not model.tbkin.encoder.compiled
     assert model(**drawn(2, 3, 4)).vqa_logits.shape == (2, 4)
+
+
+# ---- nothing that a device would have to wait for -----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checked_world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The data of the check for GPUs, and what makes models and objectives of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in ("cuda", "benchmarks"):
+            patch.syspath_prepend(REPOSITORY / "tests" / folder)
+        from checking import world
+
+        shape = world.Shape(4, 2, feature_size=8, vocabulary=60, answers=5, fewest_regions=2, fewest_words=3)
+        yield world, world.make_world(tmp_path_factory.mktemp("checked") / "features", shape)
+
+
+@pytest.mark.parametrize("rule", ["dense", "relative", "topk"])
+@pytest.mark.parametrize("name", ["pretraining", "vqa", "rec"])
+def test_losses_and_gradients_need_no_number_of_the_device(
+    checked_world: Any, name: str, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors on the meta device have no numbers: whatever asks for one, or mixes devices, raises."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta knows none
+    world, data = checked_world
+    objective = world.OBJECTIVES[name](data)
+    model = world.make_model(data, name, "tiny").to("meta")
+    model.tbkin.selection = Selection("relative" if rule == "dense" else rule, 2.0 * (rule == "topk") or 0.1)
+    if rule == "dense":
+        model.tbkin.selection = Selection()
+    arrays = objective.collate(np.arange(6), 0)
+    batch = {name: value.to("meta") for name, value in to_device(arrays, CPU).items()}
+    losses = objective.losses(model, batch, 0)
+    torch.stack([loss / 2 for loss in losses.values()]).sum().backward()
+    assert set(losses) == set(objective.targets(arrays, 0))
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert norm.device.type == "meta"
+    with pytest.raises(Exception, match="meta"):
+        bool(norm > 0)
