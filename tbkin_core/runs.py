@@ -24,7 +24,7 @@ ROOT = Path("runs")
 # Settings that do not change what a run computes.
 _NO_RESULT = (
     "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
-    "compile", "fused_attention", "keep_features",
+    "compile", "kernels", "keep_features",
 )  # fmt: skip
 
 

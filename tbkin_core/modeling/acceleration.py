@@ -8,14 +8,20 @@ from typing import Any
 
 import torch
 
+from tbkin_core.modeling import kernels
+from tbkin_core.modeling.kernel_checks import attention_problem
+
 logger = logging.getLogger("tbkin")
 
 
-def accelerate(model: Any, device: torch.device, *, fused: bool = True, compiled: bool = False) -> None:
+def accelerate(
+    model: Any, device: torch.device, *, kernel: torch.dtype | None = None, compiled: bool = False
+) -> None:
     """Move a model to a device and choose how it computes there; its weights and their names stay.
 
     Args:
-        fused: On CUDA, compute attention under a threshold by one kernel where that is possible.
+        kernel: Type of numbers in which attention under a threshold is computed in one kernel, where kernels
+            run on the device and agree with plain PyTorch; None for PyTorch alone.
         compiled: Compile the encoder's layers, for any length of texts and number of regions.
     """
     model.to(device)
@@ -24,11 +30,29 @@ def accelerate(model: Any, device: torch.device, *, fused: bool = True, compiled
         compiled = False
     if compiled:
         logger.info("compiling the model's layers: the first steps take longer")
+    if not _kernel_works(model, device, kernel):
+        kernel = None
     model.tbkin.encoder.compiled = compiled
     for layer in model.tbkin.encoder.layers:
+        layer.kernel = kernel
         if compiled:
             # One program serves all layers, as they differ in their weights alone.
             layer.compile(dynamic=True)
+
+
+def _kernel_works(model: Any, device: torch.device, dtype: torch.dtype | None) -> bool:
+    """Whether the model's selection can be computed in one kernel here; a warning where it should be."""
+    chosen, config = model.tbkin.selection, model.config
+    if dtype is None or not chosen.threshold or chosen.rule not in kernels.KERNEL_RULES:
+        return False
+    if not kernels.available(device):
+        return False
+    length = min(config.max_text_tokens + config.max_regions, kernels.MAX_LENGTH)
+    width = config.hidden_size // config.num_attention_heads
+    given = (device, dtype, chosen.rule, chosen.scope, chosen.straight_through, length, width)
+    if problem := attention_problem(*given):
+        logger.warning("the kernel for attention is not used: %s", problem)
+    return not problem
 
 
 @cache

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tbkin_core.errors import ConfigError
+from tbkin_core.modeling import kernels
 from tbkin_core.selection import Selection, rule_of
 
 Threshold = float | Tensor
@@ -150,6 +151,7 @@ def selective_attention(
     dropout: float = 0.0,
     record: bool = False,
     threshold: Tensor | None = None,
+    kernel: torch.dtype | None = None,
 ) -> tuple[Tensor, AttentionRecord | None]:
     """Attention over the keys that the selection keeps (equations at the top of this module).
 
@@ -162,6 +164,7 @@ def selective_attention(
         dropout: Probability; pass 0 outside training.
         record: Also return scores, weights and kept keys.
         threshold: () τ in place of the selection's, which then is not looked at: see `Threshold`.
+        kernel: Type of numbers in which a selection is computed in one kernel where that takes it.
 
     Returns:
         (B, H, L, D) and the record or None.
@@ -170,6 +173,21 @@ def selective_attention(
     if not active and not record:
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout
+        ), None
+    tau = selection.threshold if threshold is None else threshold
+    own = active and not record and query.dtype == kernel and mask.shape[2] == 1
+    if own and kernels.supports(query, key, value, selection.rule):
+        return kernels.fused_attention(
+            query,
+            key,
+            value,
+            mask[:, 0, 0],
+            selection.rule,
+            tau,
+            scope=selection.scope,
+            text_length=text_length,
+            dropout=dropout,
+            straight_through=selection.straight_through,
         ), None
     # Scale and mask in their cheapest form: selecting shall cost no more than the fused dense attention.
     scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)  # (B, H, L, L)
@@ -189,7 +207,6 @@ def selective_attention(
             kept = torch.where(scope, kept, (scores > float("-inf")).to(kept.dtype))
     else:
         with torch.no_grad():
-            tau = selection.threshold if threshold is None else threshold
             kept = _kept_as_numbers(scores, selection.rule, tau, scope)
         weights = scores.softmax(dim=-1) * kept
         total = weights.sum(dim=-1, keepdim=True)  # (B, H, L, 1)

@@ -1,7 +1,7 @@
 """Attention over the kept keys, and the transport plan, each in one kernel; needs Triton and a GPU.
 
 The mathematics are those of `tbkin_core.modeling.attention` and `tbkin_core.modeling.losses`, whose plain
-PyTorch remains for everything else: ask `available`, `supports` and, once in a process, `self_check` before.
+PyTorch remains for everything else: ask `available` and `supports` before, and `kernel_checks` once a process.
 The weights (B, H, L, L) are never written to memory; the backward pass computes them anew from query and key.
 Nothing is summed in an order that changes, so equal inputs give equal bits.
 
@@ -85,7 +85,7 @@ def fused_attention(
     seed = torch.randint(2**31 - 1, ()) if dropout > 0 else None
     if not isinstance(threshold, Tensor):
         threshold = torch.tensor(threshold, dtype=torch.float64)
-    output = _attention(
+    output = attention_op(
         query.to(dtype),
         key.to(dtype),
         value.to(dtype),
@@ -196,6 +196,13 @@ def _arguments(
     }
 
 
+def _device_code() -> Any:
+    # Loaded with the first call: Triton need not be installed, and takes a second.
+    from tbkin_core.modeling import triton_kernels
+
+    return triton_kernels
+
+
 _TENSORS = "Tensor query, Tensor key, Tensor value"
 _OPTIONS = (
     "Tensor key_mask, str rule, Tensor threshold, str scope, SymInt text_length, float dropout, "
@@ -208,7 +215,7 @@ _OPTIONS = (
     mutates_args=(),
     schema=f"({_TENSORS}, {_OPTIONS}) -> Tensor",
 )
-def _attention(
+def attention_op(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -221,8 +228,6 @@ def _attention(
     straight_through: bool,
     seed: Tensor | None,
 ) -> Tensor:
-    from tbkin_core.modeling import triton_kernels
-
     tensors = tuple(_unit_last_stride(tensor) for tensor in (query, key, value))
     output = _empty_output(query)
     arguments = _arguments(
@@ -231,11 +236,11 @@ def _attention(
     batch, heads, length, _ = query.shape
     grid = (batch * heads, -(-length // arguments["BLOCK_M"]))
     with torch.cuda.device_of(query):
-        triton_kernels.attention_forward[grid](*tensors, key_mask, output, **arguments)
+        _device_code().attention_forward[grid](*tensors, key_mask, output, **arguments)
     return output
 
 
-@_attention.register_fake
+@attention_op.register_fake
 def _(query: Tensor, *_: Any) -> Tensor:
     return _empty_output(query)
 
@@ -259,8 +264,6 @@ def _attention_backward(
     straight_through: bool,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from tbkin_core.modeling import triton_kernels
-
     tensors = tuple(_unit_last_stride(tensor) for tensor in (gradient.to(query.dtype), query, key, value))
     gradients = _empty_output(query), _empty_output(query), _empty_output(query)
     arguments = _arguments(
@@ -269,7 +272,7 @@ def _attention_backward(
     arguments["STRAIGHT_THROUGH"] = straight_through
     arguments["QUERIES"] = -(-query.shape[2] // arguments["BLOCK_M"]) * arguments["BLOCK_M"]
     with torch.cuda.device_of(query):
-        triton_kernels.attention_backward[(query.shape[0] * query.shape[1],)](
+        _device_code().attention_backward[(query.shape[0] * query.shape[1],)](
             *tensors, key_mask, *gradients, **arguments
         )
     return gradients
@@ -292,7 +295,7 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return (*gradients, *[None] * 8)
 
 
-_attention.register_autograd(_differentiate, setup_context=_keep_for_backward)
+attention_op.register_autograd(_differentiate, setup_context=_keep_for_backward)
 
 
 @torch.library.custom_op(
@@ -301,13 +304,11 @@ _attention.register_autograd(_differentiate, setup_context=_keep_for_backward)
     schema="(Tensor cost, Tensor text_mask, Tensor region_mask, float beta, int iterations) -> Tensor",
 )
 def _transport(cost: Tensor, text_mask: Tensor, region_mask: Tensor, beta: float, iterations: int) -> Tensor:
-    from tbkin_core.modeling import triton_kernels
-
     batch, words, regions = cost.shape
     block_words, block_regions = _block(words), _block(regions)
     plan = torch.empty_like(cost, memory_format=torch.contiguous_format)
     with torch.cuda.device_of(cost):
-        triton_kernels.transport[(batch,)](
+        _device_code().transport[(batch,)](
             cost.contiguous(),
             text_mask.contiguous(),
             region_mask.contiguous(),
@@ -326,154 +327,3 @@ def _transport(cost: Tensor, text_mask: Tensor, region_mask: Tensor, beta: float
 @_transport.register_fake
 def _(cost: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(cost, memory_format=torch.contiguous_format)
-
-
-def dropout_factors(
-    batch: int, heads: int, length: int, width: int, dropout: float, seed: Tensor, like: Tensor
-) -> Tensor:
-    """What the kernels multiply weights with under a seed, (B, H, L, L) float64: 0 or 1 / (1 - p).
-
-    Read off attention with equal weights over an identity, `width` columns of it at a time.
-    """
-    zeros = like.new_zeros((batch, heads, length, width))
-    everything = torch.ones((batch, length), dtype=torch.bool, device=like.device)
-    parts, threshold = [], torch.zeros(())
-    for part in torch.eye(length, dtype=like.dtype, device=like.device).split(width, dim=1):
-        value = zeros.clone()
-        value[..., : part.shape[1]] = part
-        read = _attention(zeros, zeros, value, everything, "dense", threshold, "all", 0, dropout, False, seed)
-        parts.append(read[..., : part.shape[1]] > 0)
-    return torch.cat(parts, dim=-1).double() / (1 - dropout)
-
-
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-_MARGIN = 1e-3  # how far from the threshold, relative to it, rounding decides nothing
-
-
-def self_check(
-    device: torch.device | str,
-    dtype: torch.dtype,
-    rule: str = "relative",
-    *,
-    scope: str = "all",
-    length: int = 60,
-    width: int = 64,
-    dropout: float = 0.1,
-    straight_through: bool = False,
-) -> str | None:
-    """Compare the kernels with plain PyTorch on a few random tensors of the shape they will meet.
-
-    Costs milliseconds apart from compiling the kernels, which are those used later for such a shape.
-
-    Returns:
-        None where all agree, else what differs or was raised.
-    """
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(torch.device(device).type, enabled=False),
-        ):
-            return _attention_differs(
-                torch.device(device), dtype, rule, scope, length, width, dropout, straight_through
-            )
-    except Exception as error:  # whatever a compiler or driver raises; the caller has another way
-        return f"{type(error).__name__}: {error}"
-
-
-def _attention_differs(
-    device: torch.device,
-    dtype: torch.dtype,
-    rule: str,
-    scope: str,
-    length: int,
-    width: int,
-    dropout: float,
-    straight_through: bool,
-) -> str | None:
-    from tbkin_core.modeling.attention import scope_mask, select_keys
-
-    generator = torch.Generator().manual_seed(0)
-    batch, heads, text_length = 2, 2, length // 3
-
-    def random(scale: float) -> Tensor:
-        joined = scale * torch.randn((batch, length, heads * width), generator=generator)
-        return joined.to(device, dtype).view(batch, length, heads, width).transpose(1, 2)
-
-    tensors = tuple(random(scale).requires_grad_() for scale in (2.0, 1.0, 1.0))
-    upstream = random(1.0)
-    key_mask = torch.rand((batch, length), generator=generator).to(device) > 0.2
-    key_mask[:, 0] = True
-    threshold = {"relative": 0.1, "probability": 1 / length, "score": 0.5}.get(rule, 0.0)
-    tau = torch.tensor(threshold)
-
-    query, key, value = exact = tuple(tensor.detach().double().requires_grad_() for tensor in tensors)
-    scores = (query @ key.transpose(-2, -1) / math.sqrt(width)).masked_fill(
-        ~key_mask[:, None, None, :], float("-inf")
-    )
-    droppable = scope_mask(scope, text_length, length, device)
-    fewer, kept, more = (
-        select_keys(scores.detach(), rule, threshold * factor, droppable)
-        for factor in (1 + _MARGIN, 1, 1 - _MARGIN)
-    )
-    weights = scores.masked_fill(~kept, float("-inf")).softmax(dim=-1)
-    if straight_through:
-        dense = scores.softmax(dim=-1)
-        weights = dense + (weights - dense).detach()
-    # A query of which rounding decides what it keeps proves nothing.
-    clear = (fewer == more).all(dim=-1, keepdim=True)  # (B, H, L, 1)
-    upstream = upstream * clear
-    for probability in {0.0, dropout}:
-        seed = torch.tensor(20) if probability else None
-        output = _attention(
-            *tensors, key_mask, rule, tau, scope, text_length, probability, straight_through, seed
-        )
-        used = weights
-        if seed is not None:
-            used = weights * dropout_factors(batch, heads, length, width, probability, seed, tensors[0])
-        expected = used @ value
-        found = (output * clear, *torch.autograd.grad(output, tensors, upstream))
-        wanted = (
-            expected * clear,
-            *torch.autograd.grad(expected, exact, upstream.double(), retain_graph=True),
-        )
-        names = ("output", "query's gradient", "key's gradient", "value's gradient")
-        for name, kernel, plain in zip(names, found, wanted, strict=True):
-            if (problem := _difference(kernel, plain, _TOLERANCE[dtype])) is not None:
-                return f"{name} of {rule} attention ({dtype}, dropout {probability:g}) differs {problem}"
-    return None
-
-
-def _difference(kernel: Tensor, plain: Tensor, tolerance: float) -> str | None:
-    kernel, plain = kernel.detach().double(), plain.detach()
-    off = float((kernel - plain).abs().max() / plain.abs().max())
-    return None if off <= tolerance else f"by {off:.2g} of its largest entry, more than {tolerance:g}"
-
-
-def self_check_transport(device: torch.device | str) -> str | None:
-    """Compare `transport_plan` with its loop in float64; None where they agree, else what is wrong."""
-    try:
-        generator = torch.Generator().manual_seed(0)
-        cost = 2 * torch.rand((2, 24, 50), generator=generator)
-        text_mask, region_mask = torch.arange(24) < torch.tensor([[24], [9]]), torch.arange(50) < 41
-        region_mask = region_mask.expand(2, 50)
-        inputs = cost.to(device), text_mask.to(device), region_mask.to(device)
-        plan = transport_plan(*inputs, beta=0.5, iterations=50).cpu()
-        problem = _difference(plan, _plain_plan(cost, text_mask, region_mask, 0.5, 50), 1e-4)
-        return problem and f"transport plan differs {problem}"
-    except Exception as error:  # as above
-        return f"{type(error).__name__}: {error}"
-
-
-def _plain_plan(cost: Tensor, text_mask: Tensor, region_mask: Tensor, beta: float, iterations: int) -> Tensor:
-    both = text_mask[:, :, None] & region_mask[:, None, :]  # (B, T, K)
-    kernel = torch.exp(-cost.double() / beta) * both
-    plan = both.double()
-    words, boxes = (part.sum(dim=1, keepdim=True).double() for part in (text_mask, region_mask))
-    scale_text = text_mask / words
-    for _ in range(iterations):
-        proximal = kernel * plan
-        scale_region = region_mask / (boxes * (proximal * scale_text[:, :, None]).sum(dim=1)).clamp_min(1e-30)
-        scale_text = text_mask / (words * (proximal * scale_region[:, None, :]).sum(dim=2)).clamp_min(1e-30)
-        plan = scale_text[:, :, None] * proximal * scale_region[:, None, :]
-    return plan

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tbkin_core.modeling import kernels
+
 
 def masked_word_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of (M, V) logits against (M,) ids, summed."""
@@ -44,6 +46,7 @@ def optimal_transport_distance(
     region_mask: Tensor,
     beta: float = 0.5,
     iterations: int = 50,
+    kernel: bool = False,
 ) -> Tensor:
     """Inexact proximal point optimal transport between words and regions under cosine cost.
 
@@ -55,6 +58,7 @@ def optimal_transport_distance(
         text_mask, region_mask: (B, T) and (B, K) bool, True where there is a word or region.
         beta: Proximal step.
         iterations: Outer iterations, one inner iteration each.
+        kernel: Find the plan in one kernel, where it takes such costs.
 
     Returns:
         (B,) distances.
@@ -65,20 +69,31 @@ def optimal_transport_distance(
         regions = functional.normalize(regions.float(), dim=-1, eps=1e-5)
         both = text_mask[:, :, None] & region_mask[:, None, :]  # (B, T, K)
         cost = (1 - text @ regions.transpose(1, 2)).masked_fill(~both, 0.0)
-        with torch.no_grad():
-            kernel = torch.exp(-cost / beta).masked_fill(~both, 0.0)
-            plan = both.to(cost.dtype)
-            words = text_mask.sum(dim=1).clamp_min(1).to(cost.dtype)[:, None]  # (B, 1); no word, no distance
-            boxes = region_mask.sum(dim=1).to(cost.dtype)[:, None]
-            scale_text = text_mask.to(cost.dtype) / words  # (B, T)
-            for _ in range(iterations):
-                proximal = kernel * plan  # (B, T, K)
-                column = boxes * torch.einsum("btk,bt->bk", proximal, scale_text)
-                scale_region = torch.where(region_mask, 1 / column.clamp_min(1e-30), 0.0)
-                row = words * torch.einsum("btk,bk->bt", proximal, scale_region)
-                scale_text = torch.where(text_mask, 1 / row.clamp_min(1e-30), 0.0)
-                plan = scale_text[:, :, None] * proximal * scale_region[:, None, :]
+        if kernel and kernels.supports_transport(cost):
+            plan = kernels.transport_plan(cost, text_mask, region_mask, beta, iterations)
+        else:
+            plan = proximal_plan(cost.detach(), text_mask, region_mask, beta, iterations)
         return (cost * plan).sum(dim=(1, 2))
+
+
+def proximal_plan(
+    cost: Tensor, text_mask: Tensor, region_mask: Tensor, beta: float, iterations: int
+) -> Tensor:
+    """The plan (B, T, K) of `optimal_transport_distance` for costs (B, T, K), which take no gradient."""
+    both = text_mask[:, :, None] & region_mask[:, None, :]
+    kernel = torch.exp(-cost / beta).masked_fill(~both, 0.0)
+    plan = both.to(cost.dtype)
+    words = text_mask.sum(dim=1).clamp_min(1).to(cost.dtype)[:, None]  # (B, 1); no word, no distance
+    boxes = region_mask.sum(dim=1).to(cost.dtype)[:, None]
+    scale_text = text_mask.to(cost.dtype) / words  # (B, T)
+    for _ in range(iterations):
+        proximal = kernel * plan  # (B, T, K)
+        column = boxes * torch.einsum("btk,bt->bk", proximal, scale_text)
+        scale_region = torch.where(region_mask, 1 / column.clamp_min(1e-30), 0.0)
+        row = words * torch.einsum("btk,bk->bt", proximal, scale_region)
+        scale_text = torch.where(text_mask, 1 / row.clamp_min(1e-30), 0.0)
+        plan = scale_text[:, :, None] * proximal * scale_region[:, None, :]
+    return plan
 
 
 def answer_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:

@@ -89,6 +89,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: TbkinConfig) -> None:
         super().__init__()
         width = config.hidden_size
+        self.kernel: torch.dtype | None = None  # see `tbkin_core.modeling.acceleration`
         self.num_heads = config.num_attention_heads
         self.attention_dropout = config.attention_probs_dropout_prob
         self.query = nn.Linear(width, width)
@@ -119,7 +120,7 @@ class EncoderLayer(nn.Module):
         query, key, value = (heads(part(lowered)) for part in (self.query, self.key, self.value))
         dropout = self.attention_dropout if self.training else 0.0
         attended, kept = selective_attention(
-            query, key, value, mask, selection, text_length, dropout, record, threshold
+            query, key, value, mask, selection, text_length, dropout, record, threshold, self.kernel
         )
         attended = attended.transpose(1, 2).reshape(batch, length, width)
         states = self.attention_norm(states + self.dropout(self.attention_output(attended)))

@@ -185,8 +185,10 @@ class TrainingConfig(StageConfig):
     compile: bool = _training(
         False, "Compile the model's layers (torch.compile): slow to begin, faster steps on a GPU."
     )
-    fused_attention: bool = option(True, "On CUDA, compute attention under a threshold by one kernel.")
-    """Checked against PyTorch's own operations when a run begins, and not used where it differs."""
+    kernels: bool = option(
+        True, "On CUDA, compute attention under a threshold, and optimal transport, in one kernel each."
+    )
+    """They are compared with PyTorch's own operations when a run begins, and not used where they differ."""
     keep_features: bool = option(True, "On CUDA, keep region features on the device where they fit.")
     max_text_tokens: int = _training(32, "Longer texts are cut; [CLS] and [SEP] count.", low=3)
     max_regions: int | None = option(

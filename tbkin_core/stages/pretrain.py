@@ -108,6 +108,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         max_regions=plan.max_regions,
         batch_size=plan.batch_size,
         weights=config.weights or None,
+        kernels=plan.kernels,
     )
     rows = [
         (part.features, np.array([part.features.row(image_id) for image_id in part.training.image_ids]))

@@ -19,6 +19,7 @@ from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import DataError
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.features.vectors import Vectors
+from tbkin_core.modeling.kernel_checks import transport_kernel_works
 from tbkin_core.modeling.losses import (
     masked_word_loss,
     matching_loss,
@@ -69,6 +70,7 @@ class PretrainObjective:
         batch_size: Of validation.
         weights: How often an epoch shows each dataset's captions: 2 twice, each time hidden otherwise, 0.5
             another half in every epoch. None shows each once.
+        kernels: Find optimal transport in one kernel on a device where that works.
 
     Raises:
         DataError: No training caption has an image with features, or the weights leave none.
@@ -92,7 +94,9 @@ class PretrainObjective:
         max_regions: int,
         batch_size: int,
         weights: Sequence[float] | None = None,
+        kernels: bool = True,
     ) -> None:
+        self.kernels = kernels
         self.masking, self.seed, self.mismatch, self.ot_weight = masking, seed, mismatch, ot_weight
         self.max_regions, self.batch_size = max_regions, batch_size
         self.vocabulary = tokenizer.get_vocab_size()
@@ -232,7 +236,11 @@ class PretrainObjective:
         }
         if self.ot_weight > 0:
             distance = optimal_transport_distance(
-                output.text_states, output.region_states, batch["attention_mask"], batch["region_mask"]
+                output.text_states,
+                output.region_states,
+                batch["attention_mask"],
+                batch["region_mask"],
+                kernel=self.kernels and transport_kernel_works(output.text_states.device),
             )
             sign = 2.0 * batch["matched"].to(distance.dtype) - 1.0
             losses["alignment"] = self.ot_weight * (distance * sign).sum()

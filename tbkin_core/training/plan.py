@@ -69,7 +69,7 @@ class TrainingPlan:
     resume: bool
     tensorboard: bool
     compile: bool = False  # the encoder's layers by torch.compile
-    fused_attention: bool = True  # tbkin's own kernel for attention under a threshold, on CUDA
+    kernels: bool = True  # tbkin's own, on CUDA
     keep_features: bool = True  # on a CUDA device, if they fit
     patience: int = 0  # epochs without improvement before stopping; 0 never
     falls_with_time: bool = False
@@ -238,7 +238,7 @@ def _common(
     values = {"size": size, **{choice.name: choices.take(*choice) for choice in chosen}}
     given = (
         "warmup", "schedule", "decay_epochs", "weight_decay", "grad_clip", "precision", "max_text_tokens",
-        "save_minutes", "seed", "resume", "tensorboard", "compile", "fused_attention", "keep_features",
+        "save_minutes", "seed", "resume", "tensorboard", "compile", "kernels", "keep_features",
     )  # fmt: skip
     return {
         **values,

@@ -48,7 +48,8 @@ class Learner:
     ) -> None:
         self.objective, self.model, self.plan, self.device = objective, model, plan, device
         self.precision = _precision(plan.precision, device)
-        accelerate(model, device, fused=plan.fused_attention, compiled=plan.compile)
+        kernel = (self.precision or torch.float32) if plan.kernels else None
+        accelerate(model, device, kernel=kernel, compiled=plan.compile)
         self.lengths = objective.lengths()  # the same in every epoch
         self.world = world_size()
         self.optimizer = _optimizer(model, plan)

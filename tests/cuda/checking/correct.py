@@ -92,7 +92,7 @@ def run(check: Check) -> None:
     if count > 1:
         check.attempt(f"{count} ranks, NCCL", two_ranks, check, world, Devices("cuda", tuple(range(count))))
     check.attempt("one rank", lone_rank, check, world)
-    for name, value in [("fused_attention", False), ("keep_features", False), ("compile", True)]:
+    for name, value in [("kernels", False), ("keep_features", False), ("compile", True)]:
         for field in plan_fields(name):
             for selection in (Selection(), relative):
                 title = f"vqa, {selection.name}, {field} {'on' if value else 'off'}"

@@ -40,7 +40,7 @@ BATCHES, TINY_BATCHES = (64, 128, 256, 512, 1024, 2048), (4, 8)
 RATE = 1e-5
 KINDS = {"dense": ("vqa", 0.0), "τ = 0.3": ("vqa", 0.3), "pretraining": ("pretraining", 0.0)}
 # Fields of the plan that are tried, each against its default.
-VARIANTS = {"fused_attention": False, "keep_features": False, "compile": True}
+VARIANTS = {"kernels": False, "keep_features": False, "compile": True}
 SHARE, SAMPLES, THRESHOLD, LOADER = 0.4, 10_000, 1.05, 1.05  # the aims
 
 
