@@ -6,19 +6,31 @@ a kernel, so that no process can have both.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbkin_core.modeling import Selection, kernels, selective_attention
+from tbkin_core.modeling import (
+    Selection,
+    TbkinConfig,
+    TbkinForVqa,
+    acceleration,
+    kernel_checks,
+    kernels,
+    selective_attention,
+)
+from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.attention import scope_mask, select_keys
-from tbkin_core.modeling.losses import optimal_transport_distance
+from tbkin_core.modeling.losses import optimal_transport_distance, proximal_plan
 from tbkin_core.selection import SCOPES
 
+CPU = torch.device("cpu")
 BATCH, HEADS, LENGTH, WIDTH, TEXT = 2, 2, 19, 8, 7
 THRESHOLDS = {"relative": 0.3, "probability": 0.05, "score": 0.4}
 VARIANTS = list(itertools.product(THRESHOLDS, SCOPES, (False, True)))
@@ -90,17 +102,23 @@ def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], tolera
 def test_equals_plain_attention_and_its_gradients(rule: str, scope: str, straight_through: bool) -> None:
     selection = Selection(rule, THRESHOLDS[rule], scope=scope, straight_through=straight_through)
     tensors, mask, upstream = inputs(1)
-    upstream = upstream * clear_rows(tensors, mask, rule, scope, 1e-4)
-    found, expected = (run(tensors, mask, selection, upstream) for run in (fused, plain))
     clear = clear_rows(tensors, mask, rule, scope, 1e-4)
+    upstream = upstream * clear
+    found, expected = (run(tensors, mask, selection, upstream) for run in (fused, plain))
     assert clear.float().mean() > 0.9
     found[0], expected[0] = found[0] * clear, expected[0] * clear
     assert_close(found, expected, 1e-5)
 
 
-@pytest.mark.parametrize("length", [1, 16, 33, 65])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)]
+    ("length", "dtype", "tolerance"),
+    [
+        (1, torch.float32, 1e-5),
+        (33, torch.float32, 1e-5),
+        (16, torch.bfloat16, 2e-2),
+        (65, torch.bfloat16, 2e-2),
+        (40, torch.float16, 3e-3),
+    ],
 )
 def test_lengths_and_types(length: int, dtype: torch.dtype, tolerance: float) -> None:
     selection = Selection("relative", THRESHOLDS["relative"])
@@ -182,7 +200,7 @@ def test_dropout_follows_the_seed_and_is_right_on_average() -> None:
 def test_dropout_drops_its_share_independently() -> None:
     factors = torch.stack(
         [
-            kernels.dropout_factors(2, 2, 33, 32, 0.25, torch.tensor(seed), torch.zeros(()))
+            kernel_checks.dropout_factors(2, 2, 33, 32, 0.25, torch.tensor(seed), torch.zeros(()))
             for seed in range(2)
         ]
     )
@@ -207,7 +225,7 @@ def test_backward_drops_what_forward_dropped(straight_through: bool) -> None:
     )
     torch.manual_seed(8)
     seed = torch.randint(2**31 - 1, ())
-    factors = kernels.dropout_factors(BATCH, HEADS, LENGTH, WIDTH, 0.25, seed, torch.zeros(()))
+    factors = kernel_checks.dropout_factors(BATCH, HEADS, LENGTH, WIDTH, 0.25, seed, torch.zeros(()))
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     scores = exact[0] @ exact[1].transpose(-2, -1) / math.sqrt(WIDTH)
     scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
@@ -277,7 +295,7 @@ def test_compiles_into_one_graph_for_all_lengths_and_thresholds() -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
     threshold = torch.tensor(0.1)
-    for length in (20, 17, 33, 40):
+    for length in (20, 17, 40):
         tensors, mask, _ = inputs(9, length=length)
         threshold.fill_(length / 100)
         results = []
@@ -295,7 +313,7 @@ def test_operators_keep_what_pytorch_asks_of_them(dropout: float) -> None:
     tensors, mask, upstream = inputs(10)
     seed = torch.tensor(3) if dropout else None
     options = (mask, "relative", torch.tensor(0.3), "all", TEXT, dropout, False, seed)
-    torch.library.opcheck(kernels._attention, (*tensors, *options))
+    torch.library.opcheck(kernels.attention_op, (*tensors, *options))
     if dropout:
         detached = [tensor.detach() for tensor in tensors]
         torch.library.opcheck(kernels._attention_backward, (upstream, *detached, *options))
@@ -316,7 +334,7 @@ def test_transport_plan_equals_its_loop(words: int, regions: int) -> None:
     cost = cost.masked_fill(~both, 0.0)
     assert kernels.supports_transport(cost)
     plan = kernels.transport_plan(cost, text_mask, region_mask, beta=0.5, iterations=50)
-    expected = kernels._plain_plan(cost[:2], text_mask[:2], region_mask[:2], 0.5, 50)
+    expected = proximal_plan(cost[:2].double(), text_mask[:2], region_mask[:2], 0.5, 50)
     assert (plan[:2] - expected).abs().max() <= 1e-5 * expected.max()
     assert not plan[~both].any()
     # The distance itself comes from the loop in `losses`.
@@ -339,14 +357,81 @@ def test_says_what_it_does_not_support() -> None:
     assert not kernels.supports_transport(torch.empty(1, 65, 3))
 
 
-def test_self_check_passes_and_tells_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def check() -> str | None:
-        return kernels.self_check(
-            "cpu", torch.bfloat16, "probability", scope="cross-modal", length=20, width=16
-        )
-
-    assert check() is None
-    assert kernels.self_check("cpu", torch.float32, "dense", length=17, width=16) is None
-    assert kernels.self_check_transport("cpu") is None
+def test_checks_pass_and_tell_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare = kernel_checks.attention_problem.__wrapped__
+    given = CPU, torch.bfloat16, "probability", "cross-modal", False, 20, 16
+    assert compare(*given) is None
+    assert compare(CPU, torch.float32, "dense", length=17, width=16) is None
+    assert kernel_checks.transport_problem(CPU) is None
     monkeypatch.setattr(kernels, "_block", lambda size: 16)  # too small for 20 keys
-    assert "differs" in (check() or "") or "Error" in (check() or "")
+    assert "differs" in (compare(*given) or "") or "Error" in (compare(*given) or "")
+
+
+# ---- in a model ---------------------------------------------------------------------------------
+
+
+def model_and_inputs() -> tuple[Any, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    config = TbkinConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        region_feature_size=6, num_answers=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        threshold=0.2, threshold_scope="cross-modal", threshold_layers=[1],
+    )  # fmt: skip
+    present = torch.arange(5) < torch.tensor([[5], [2], [3]])
+    inputs = {
+        "input_ids": torch.randint(0, 50, (3, 7)),
+        "attention_mask": torch.arange(7) < torch.tensor([[7], [4], [5]]),
+        "region_features": torch.randn(3, 5, 6),
+        "region_geometry": torch.rand(3, 5, 5),
+        "region_mask": present,
+    }
+    return TbkinForVqa(config), inputs
+
+
+def test_a_model_computes_the_same_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, inputs = model_and_inputs()
+    model = copy.deepcopy(plain)
+    accelerate(model, CPU, kernel=torch.float32)
+    calls = []
+    attend = kernels.fused_attention
+    monkeypatch.setattr(kernels, "fused_attention", lambda *a, **b: calls.append(a) or attend(*a, **b))
+    gradients = []
+    for it in (plain, model):
+        logits = it(**inputs).vqa_logits
+        logits.square().sum().backward()
+        gradients.append([logits, *(weight.grad for weight in it.parameters() if weight.grad is not None)])
+    assert len(calls) == 1, "one of the layers selects"
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+    # Where attention is recorded, and in other numbers, PyTorch alone computes.
+    model(**inputs, output_attentions=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**inputs)
+    assert len(calls) == 1
+
+
+def test_a_kernel_that_differs_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(acceleration, "attention_problem", lambda *given: "output differs by 0.3")
+    model, _ = model_and_inputs()
+    with caplog.at_level("WARNING", logger="tbkin"):
+        accelerate(model, CPU, kernel=torch.float32)
+    assert "the kernel for attention is not used: output differs by 0.3" in caplog.text
+    assert all(layer.kernel is None for layer in model.tbkin.encoder.layers)
+
+
+def test_distances_are_the_same_with_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel_checks.transport_kernel_works(CPU)
+    text, regions = torch.randn(3, 6, 8, requires_grad=True), torch.randn(3, 9, 8)
+    masks = torch.arange(6) < torch.tensor([[6], [2], [1]]), torch.arange(9) < torch.tensor([[9], [1], [4]])
+    calls = []
+    find = kernels.transport_plan
+    monkeypatch.setattr(kernels, "transport_plan", lambda *given: calls.append(given) or find(*given))
+    found = []
+    for kernel in (False, True):
+        distance = optimal_transport_distance(text, regions, *masks, kernel=kernel)
+        found.append((distance, *torch.autograd.grad(distance.sum(), text)))
+    assert len(calls) == 1
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

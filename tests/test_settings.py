@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from tbkin_cli import main
 from tbkin_core.errors import ConfigError
 from tbkin_core.modeling import TbkinConfig
+from tbkin_core.runs import run_settings
 from tbkin_core.selection import SELECTIONS, Selection, check_threshold
 from tbkin_core.settings import (
     BuildGraphsConfig,
@@ -304,7 +305,7 @@ def test_the_selection_settings_become_the_selection_of_the_attention(
     assert model.attention_selection() == wanted
 
 
-def test_files_of_earlier_versions_compare_equal() -> None:
+def test_files_of_earlier_versions_compare_equal(tmp_path: Path) -> None:
     """A run is resumed where its run.json has the same settings: no key may come, go or be renamed."""
     lines = """out: null
 seed: 0
@@ -375,8 +376,12 @@ image_dropout: null
 blind_epochs: null
 predict: []
 """
-    assert dump_config(PretrainConfig()) == lines + pretrain
-    assert dump_config(FinetuneConfig(task="vqa")) == lines + finetune
+    for config, values in ((PretrainConfig(), pretrain), (FinetuneConfig(task="vqa"), finetune)):
+        of_before = yaml.safe_load(lines + values)
+        assert load_config(type(config), write(tmp_path, lines + values), {}) == config
+        # What came since says how a machine computes, and no result follows from it.
+        assert run_settings(config).keys() <= of_before.keys()
+        assert run_settings(config) == {name: of_before[name] for name in run_settings(config)}
 
 
 # ---- files --------------------------------------------------------------------------------------

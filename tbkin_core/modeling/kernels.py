@@ -1,7 +1,8 @@
 """Attention over the kept keys, and the transport plan, each in one kernel; needs Triton and a GPU.
 
 The mathematics are those of `tbkin_core.modeling.attention` and `tbkin_core.modeling.losses`, whose plain
-PyTorch remains for everything else: ask `available` and `supports` before, and `kernel_checks` once a process.
+PyTorch remains for everything else: ask `available` and `supports` before, and once
+`tbkin_core.modeling.kernel_checks`.
 The weights (B, H, L, L) are never written to memory; the backward pass computes them anew from query and key.
 Nothing is summed in an order that changes, so equal inputs give equal bits.
 

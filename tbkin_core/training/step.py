@@ -50,6 +50,7 @@ class Learner:
         self.precision = _precision(plan.precision, device)
         kernel = (self.precision or torch.float32) if plan.kernels else None
         accelerate(model, device, kernel=kernel, compiled=plan.compile)
+        self.compiled: bool = model.tbkin.encoder.compiled  # type: ignore[union-attr, assignment]
         self.lengths = objective.lengths()  # the same in every epoch
         self.world = world_size()
         self.optimizer = _optimizer(model, plan)
@@ -72,7 +73,7 @@ class Learner:
         return {
             "device": device,
             "precision": precision,
-            **({"compiled": True} if self.model.tbkin.encoder.compiled else {}),
+            **({"compiled": True} if self.compiled else {}),
             **threads,
             "processes": self.world,
             "torch": torch.__version__,
