@@ -86,9 +86,11 @@ class VectorTable:
         """
         import torch
 
+        needed = 2 * self.width * (len(self) + 1)
+        if self._kept is not None and self._kept.device == device:
+            return needed
         if most is None:
             most = int(KEPT_SHARE * torch.cuda.mem_get_info(device)[0])
-        needed = 2 * self.width * (len(self) + 1)
         if needed > most:
             return 0
         # Row 0 is that of no region.

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -177,37 +178,29 @@ def selective_attention(
     tau = selection.threshold if threshold is None else threshold
     own = active and not record and query.dtype == kernel and mask.shape[2] == 1
     if own and kernels.supports(query, key, value, selection.rule):
-        return kernels.fused_attention(
-            query,
-            key,
-            value,
-            mask[:, 0, 0],
-            selection.rule,
-            tau,
-            scope=selection.scope,
-            text_length=text_length,
-            dropout=dropout,
-            straight_through=selection.straight_through,
-        ), None
+        scope, straight = selection.scope, selection.straight_through
+        options: dict[str, Any] = {"scope": scope, "text_length": text_length, "straight_through": straight}
+        given = query, key, value, mask[:, 0, 0], selection.rule, tau
+        return kernels.fused_attention(*given, **options, dropout=dropout), None
     # Scale and mask in their cheapest form: selecting shall cost no more than the fused dense attention.
     scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)  # (B, H, L, L)
     scores += torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device).masked_fill_(
         ~mask, float("-inf")
     )
-    scope = scope_mask(selection.scope, text_length, scores.shape[-1], scores.device)
+    droppable = scope_mask(selection.scope, text_length, scores.shape[-1], scores.device)
     if not active:
         kept, weights = scores > float("-inf"), scores.softmax(dim=-1)
         # Recording must not change what the dense model computes, not even in the last bit.
         output = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return output, AttentionRecord(scores.detach(), weights.detach(), kept)
     if rule_of(selection.rule).is_transform:
-        weights, total = transformed_weights(scores, selection.rule, scope), None
+        weights, total = transformed_weights(scores, selection.rule, droppable), None
         kept = weights.detach()
-        if scope is not None:
-            kept = torch.where(scope, kept, (scores > float("-inf")).to(kept.dtype))
+        if droppable is not None:
+            kept = torch.where(droppable, kept, (scores > float("-inf")).to(kept.dtype))
     else:
         with torch.no_grad():
-            kept = _kept_as_numbers(scores, selection.rule, tau, scope)
+            kept = _kept_as_numbers(scores, selection.rule, tau, droppable)
         weights = scores.softmax(dim=-1) * kept
         total = weights.sum(dim=-1, keepdim=True)  # (B, H, L, 1)
     if selection.straight_through and torch.is_grad_enabled():

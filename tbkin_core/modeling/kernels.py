@@ -25,7 +25,6 @@ MAX_WORDS, MAX_REGIONS = 64, 128  # a program holds a whole plan
 _HALF = (torch.float16, torch.bfloat16)
 
 
-@torch.compiler.assume_constant_result
 def available(device: torch.device | str) -> bool:
     """Whether kernels run on a device: a CUDA one, or for tests the CPU under TRITON_INTERPRET=1."""
     kind = torch.device(device).type

@@ -61,7 +61,9 @@ class Learner:
         # On a CPU more of them would take from what the model computes with.
         self.loaders = min(processors(), MOST_LOADERS) if on_cuda else 1
         self._copies = torch.cuda.Stream(device) if on_cuda else None
-        if on_cuda and plan.keep_features and (kept := objective.vectors.keep_on(device)):
+        if not plan.keep_features:
+            objective.vectors.release()
+        elif on_cuda and (kept := objective.vectors.keep_on(device)):
             logger.info("region features are kept on the device (%.1f GB)", kept / 1e9)
 
     def computed_on(self) -> dict[str, Any]:

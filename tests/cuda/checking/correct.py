@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from checking.children import Job, finish, kill_after, ranks
-from checking.outcome import FAILED, MEASURED, OK, SKIPPED, Check, free_memory
+from checking.outcome import FAILED, MEASURED, MISSED, OK, REACHED, SKIPPED, Check, free_memory
 from checking.world import (
     OBJECTIVES,
     Shape,
@@ -33,8 +34,9 @@ from checking.world import (
     pretraining_objective,
 )
 from tbkin_core.errors import MissingDependencyError
-from tbkin_core.modeling import Selection
+from tbkin_core.modeling import Selection, kernels
 from tbkin_core.modeling.attention import select_keys
+from tbkin_core.modeling.kernel_checks import attention_problem, transport_problem
 from tbkin_core.selection import RULE_TABLE, RULES, SELECTIONS
 from tbkin_core.support.devices import Devices
 from tbkin_core.tasks.base import model_inputs, to_device
@@ -76,6 +78,9 @@ def run(check: Check) -> None:
         larger = "small" if check.tiny else "base"
         title = f"{name}, dense, size {larger}"
         check.attempt(title, compare.with_cpu, title, name, objective, Selection(), larger)
+    check.attempt("kernels", kernels_agree, check)
+    for name, objective in objectives.items():
+        check.attempt(f"{name}, waits", compare.waits, name, objective, relative)
     check.attempt("vqa answers", compare.answers, objectives["vqa"])
     for name, objective in objectives.items():
         check.attempt(f"{name}, τ = 0", compare.zero_is_dense, name, objective)
@@ -101,6 +106,21 @@ def run(check: Check) -> None:
                     continue
                 work: Any = partial(compare.with_cpu, **{field: value})
                 check.attempt(title, work, title, "vqa", objectives["vqa"], selection)
+
+
+def kernels_agree(check: Check) -> None:
+    """Rows: each kernel beside plain PyTorch in double precision."""
+    if not kernels.available(check.device):
+        check.row("kernels", SKIPPED, "Triton is not installed, or on a CPU")
+        return
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for rule in kernels.KERNEL_RULES:
+            for scope in ("all", "cross-modal"):
+                problem = attention_problem(check.device, dtype, rule, scope, rule == "score", 56, 64)
+                name = f"kernel, {rule}, {scope}, {str(dtype).removeprefix('torch.')}"
+                check.row(name, FAILED if problem else OK, problem or "")
+    problem = transport_problem(check.device)
+    check.row("kernel, optimal transport", FAILED if problem else OK, problem or "")
 
 
 # ---- one step on two devices --------------------------------------------------------------------
@@ -164,6 +184,31 @@ class Comparison:
         """The same on a CPU."""
         kind = torch.float64 if self.check.device.type == "cpu" else torch.float32
         return self.step(name, objective, selection, rows, torch.device("cpu"), kind, size)
+
+    def waits(self, name: str, objective: Any, selection: Selection) -> None:
+        """A row: how often a step waits for the device; once, at its end, is what it may."""
+        title = f"{name}, {selection.name}: waits in a step"
+        if self.check.device.type != "cuda":
+            self.check.row(title, SKIPPED, "nothing waits on a CPU")
+            return
+        model = make_model(self.world, name, "tiny")
+        model.tbkin.selection = selection
+        learner = Learner(objective, model, make_plan(batch_size=self.batch), self.check.device)
+        learner.train()
+        window = learner.fetched(learner.window(np.arange(self.batch), 0))
+        learner.step(window, 0, 0, 0.0)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                learner.step(window, 1, 0, 0.0)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        places = [f"{Path(entry.filename).name}:{entry.lineno}" for entry in found]
+        waits = [
+            place for place, entry in zip(places, found, strict=True) if "synchroniz" in str(entry.message)
+        ]
+        self.check.row(title, REACHED if len(waits) <= 1 else MISSED, f"{len(waits)}: {', '.join(waits)}")
 
     def with_cpu(
         self, title: str, name: str, objective: Any, selection: Selection, size: str = "tiny", **plan: Any

@@ -26,10 +26,11 @@ from model_speed import (
     visualbert,
     visualbert_loss,
 )
+from torch import Tensor
 
 from checking.outcome import MEASURED, MISSED, REACHED, SKIPPED, Check, free_memory, peak_memory
 from checking.world import OBJECTIVES, Shape, World, make_model, make_plan, make_world, plan_fields
-from tbkin_core.modeling import Selection
+from tbkin_core.modeling import Selection, kernels, selective_attention
 from tbkin_core.modeling.configuration import SIZES
 from tbkin_core.training.loop import batches_left, prefetched, take_steps
 from tbkin_core.training.state import Progress
@@ -84,14 +85,16 @@ def run(check: Check) -> None:
     for name in ("vqa", "pretraining"):
         check.attempt(f"loader alone, {name}", speed.loader_alone, name, best)
     check.attempt("without a loader", speed.one_batch, best)
+    check.attempt("attention alone", attention_alone, check, best)
     for name in plan_fields(*VARIANTS):
-        for kind in KINDS:
-            told = f"{name} {'on' if VARIANTS[name] else 'off'}"
-            if name == "compile" and check.device.type == "cpu":
+        told = f"{name} {'on' if VARIANTS[name] else 'off'}"
+        if name == "compile" and check.device.type == "cpu":
+            for kind in KINDS:
                 check.row(f"{kind}, {told}", SKIPPED, "takes a minute on a CPU")
-                continue
-            work: Any = partial(speed.measure, **{name: VARIANTS[name]})
-            check.attempt(f"{kind}, {told}", work, kind, best)
+            continue
+        plan: dict[str, Any] = {name: VARIANTS[name]}
+        check.attempt(f"dense and τ = 0.3, {told}", partial(speed.side_by_side, **plan), best)
+        check.attempt(f"pretraining, {told}", partial(speed.measure, **plan), "pretraining", best)
     speed.aims()
 
 
@@ -129,7 +132,7 @@ class SameBatch:
 
     def __init__(self, trainer: Trainer) -> None:
         self.learner = trainer.learner
-        self.window = self.learner.window(trainer.batches[0], 0)
+        self.window = self.learner.fetched(self.learner.window(trainer.batches[0], 0))
 
     def step(self) -> None:
         """Take a step."""
@@ -197,6 +200,45 @@ def seconds_a_step(trainers: Sequence[Any], device: torch.device, seconds: float
     return [statistics.median(times) for times in found]
 
 
+def attention_alone(check: Check, batch: int) -> None:
+    """Rows: forward and backward of one layer's attention at size base, in each way that there is."""
+    heads, length, width = (2, 12, 8) if check.tiny else (12, TOKENS + REGIONS, 64)
+    device, selection = check.device, Selection("relative", 0.3)
+    joined = [torch.randn(batch, length, heads * width, device=device) for _ in range(3)]
+    kind = torch.float32 if device.type == "cpu" else torch.bfloat16
+    made = [part.to(kind).view(batch, length, heads, width).transpose(1, 2) for part in joined]
+    query, key, value = (part.detach().requires_grad_() for part in made)
+    mask = torch.arange(length, device=device) < torch.randint(
+        length // 2, length + 1, (batch, 1), device=device
+    )
+    upstream = torch.randn_like(value)
+
+    def plainly(chosen: Selection, kernel: torch.dtype | None = None) -> Tensor:
+        given = query, key, value, mask[:, None, None, :], chosen
+        return selective_attention(*given, dropout=0.1, kernel=kernel)[0]
+
+    def dense_kernel() -> Tensor:
+        return kernels.fused_attention(query, key, value, mask, "dense", 0.0, dropout=0.1)
+
+    ways: dict[str, Any] = {"dense, PyTorch's": partial(plainly, Selection())}
+    ways["τ = 0.3, plain"] = partial(plainly, selection)
+    if kernels.available(device):
+        ways |= {"dense, kernel": dense_kernel, "τ = 0.3, kernel": partial(plainly, selection, kind)}
+    if device.type == "cuda":
+        ways["τ = 0.3, compiled"] = torch.compile(partial(plainly, selection))
+    for name, way in ways.items():
+
+        class Once:
+            def step(self, way: Any = way) -> None:
+                torch.autograd.grad(way(), (query, key, value), upstream)
+
+        (seconds,) = seconds_a_step([Once()], device, 0.03 if check.tiny else 0.5)
+        columns = {"ms a step": 1000 * seconds}
+        check.row(
+            f"attention of a layer: {name}", MEASURED, f"batch {batch}, forward and backward", **columns
+        )
+
+
 # ---- rows ---------------------------------------------------------------------------------------
 
 
@@ -209,7 +251,7 @@ class Speed:
         self.objectives = {name: OBJECTIVES[name](self.world) for name in ("vqa", "pretraining")}
         self.seconds = 0.03 if check.tiny else 2.0
         self.peak = matrix_peak(self.device, torch.bfloat16, 256 if check.tiny else 0)
-        self.ratios: dict[int, float] = {}
+        self.ratios: dict[str, float] = {}
         self.loaders: dict[str, float] = {}
         self.found: dict[tuple[str, int], float] = {}
         told = f"{self.peak / 1e12:.3g} TFLOP/s, the peak below"
@@ -226,15 +268,18 @@ class Speed:
         del trainer
         free_memory()
 
-    def side_by_side(self, batch: int) -> None:
+    def side_by_side(self, batch: int, **plan: Any) -> None:
         """Two rows: dense and thresholded attention, whose steps take turns."""
         with peak_memory(self.device) as memory, contextlib.ExitStack() as stack:
-            trainers = [stack.enter_context(self.trainer(kind, batch)) for kind in ("dense", "τ = 0.3")]
+            trainers = [
+                stack.enter_context(self.trainer(kind, batch, **plan)) for kind in ("dense", "τ = 0.3")
+            ]
             dense, thresholded = seconds_a_step(trainers, self.device, 2 * self.seconds)
-            self.ratios[batch] = thresholded / dense
-            self._row("dense", batch, dense, trainers[0], memory(), {}, "memory is of both")
+            title = ", ".join([f"batch {batch}", *(f"{key} {value}" for key, value in plan.items())])
+            self.ratios[title] = thresholded / dense
+            self._row("dense", batch, dense, trainers[0], memory(), plan, "memory is of both")
             note = f"{thresholded / dense:.3f} of the dense step, in turns"
-            self._row("τ = 0.3", batch, thresholded, trainers[1], "", {}, note)
+            self._row("τ = 0.3", batch, thresholded, trainers[1], "", plan, note)
             del trainers
         free_memory()
 
@@ -338,9 +383,9 @@ class Speed:
             fast = f"{BEST.samples:,.0f} ({told})"
             self._aim(f"aim: {SAMPLES:,} samples a second", BEST.samples >= SAMPLES, fast)
         if self.ratios:
-            worst = max(self.ratios.values())
-            told = ", ".join(f"{ratio:.3f} at batch {batch}" for batch, ratio in self.ratios.items())
-            self._aim(f"aim: τ at most {THRESHOLD} of dense", worst <= THRESHOLD, told)
+            told = "; ".join(f"{ratio:.3f} ({title})" for title, ratio in self.ratios.items())
+            usual = [ratio for title, ratio in self.ratios.items() if "," not in title]
+            self._aim(f"aim: τ at most {THRESHOLD} of dense", max(usual) <= THRESHOLD, told)
         if "real steps" in self.loaders:
             slower = 1 / self.loaders["real steps"]
             self._aim(
