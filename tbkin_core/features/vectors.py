@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,33 +45,28 @@ class VectorTable:
 
     def _take(self, lists: NDArray[np.int64], out: NDArray) -> None:
         """Into (B, K, F) the vectors of (B, K) rows."""
-        none = lists < 0
-        # A region that is hidden among others of its image is read like them, and zeroed below.
-        column = np.arange(lists.shape[1])
-        first = none.argmin(axis=1)[:, None]
-        beside = np.take_along_axis(lists, first, axis=1) - first + column
-        between = none & (column < lists.shape[1] - none[:, ::-1].argmin(axis=1)[:, None])
-        lists = np.where(between & (beside >= 0) & (beside < len(self)), beside, lists)
-        some = lists >= 0
         shard = np.searchsorted(self.ends, lists, side="right")
         local = lists - np.concatenate([[0], self.ends])[shard]
-        # Runs of rows that lie side by side; an image that nothing is hidden of is one.
-        goes_on = some[:, 1:] & some[:, :-1] & (lists[:, 1:] == lists[:, :-1] + 1) & (local[:, 1:] > 0)
-        begins, stops = some.copy(), some.copy()
-        begins[:, 1:] &= ~goes_on
-        stops[:, :-1] &= ~goes_on
-        place, begin = np.nonzero(begins)
-        source, first, stop = shard[begins], local[begins], np.nonzero(stops)[1] + 1
-        runs = zip(*(part.tolist() for part in (place, begin, stop, source, first)), strict=True)
-        # Widening many short runs one by one would cost more than gathering them first.
-        alone = ((begins.sum(axis=1) <= 1) | (out.dtype == np.float16)).tolist()
-        gathered = np.empty(out.shape[1:], np.float16)
-        for number, own in groupby(runs, key=itemgetter(0)):
-            into = out[number] if alone[number] else gathered
-            for _, low, high, source_shard, start in own:
-                _copy(self.shards[source_shard][start : start + high - low], into[low:high])
-            if into is gathered:
-                _copy(gathered, out[number])
+        none = lists < 0
+        column = np.arange(lists.shape[1])
+        # Most are the regions of an image from its first one on, which lie side by side: they are read
+        # together, and what differs, hidden or exchanged, is put right afterwards.
+        first, count = local[:, :1], column[-1] + 1 - none[:, ::-1].argmin(axis=1)
+        beside = (local == first + column) & (shard == shard[:, :1]) & ~none
+        usual = (beside.sum(axis=1) > len(column) // 2) & ~none[:, 0]
+        room = np.array([len(part) for part in self.shards])[shard[:, 0]] - first[:, 0]
+        usual &= count <= room
+        starts = (part.tolist() for part in (usual, shard[:, 0], first[:, 0], count))
+        for number, (together, of_shard, row, length) in enumerate(zip(*starts, strict=True)):
+            if together:
+                _copy(self.shards[of_shard][row : row + length], out[number, :length])
+        other = ~none & ~(usual[:, None] & beside)
+        for of_shard in np.unique(shard[other]):
+            own = other & (shard == of_shard)
+            stored = self.shards[of_shard][local[own]]
+            widened = np.empty(stored.shape, out.dtype)
+            _copy(stored, widened)
+            out[own] = widened
         out[none] = 0
 
     # ---- on a device ----
