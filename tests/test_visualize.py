@@ -286,6 +286,39 @@ def test_a_huge_image_is_refused(trained: Path, tmp_path: Path) -> None:
     fails("visualize", tmp_path / "huge.png", QUESTION, cwd=trained, code=1, says=("huge.png", "too large"))
 
 
+def test_features_of_a_store_are_those_of_the_same_picture_alone(
+    trained_workspace: Path, tmp_path: Path
+) -> None:
+    """A number at the end of a name says nothing; a place in the dataset does, or COCO's whole name."""
+    coco, place = trained_workspace / "coco", tmp_path / "elsewhere"
+    record = open_dataset(coco).images("val")[0]
+    assert record.path is not None and isinstance(record.image_id, int)
+    options = ("--features", coco / "features", "--checkpoint", trained_workspace / VQA, "--out", place)
+
+    def refused(path: Path, code: int, *says: str) -> None:
+        fails("visualize", path, QUESTION, *options, cwd=trained_workspace, code=code, says=says)
+
+    own = values_of(record.path, QUESTION, *options, cwd=trained_workspace)
+    assert own["problems"] == []
+    with Image.open(record.path) as picture:
+        width, height = picture.size
+    place.mkdir(exist_ok=True)
+    for name in (f"holiday-{record.image_id}.png", f"{record.image_id}.png", f"img{record.image_id}.png"):
+        Image.new("RGB", (width, height), "white").save(place / name)
+        refused(place / name, 2, Path(name).stem, "holds no image")
+    # Beside the dataset's images, but not there when the features were made.
+    Image.new("RGB", (width, height), "white").save(coco / f"other-{record.image_id}.png")
+    refused(coco / f"other-{record.image_id}.png", 2, "holds no image")
+    (coco / f"other-{record.image_id}.png").unlink()
+    name = f"COCO_val2014_{record.image_id:012}.jpg"
+    shutil.copy(record.path, place / name)
+    moved = values_of(place / name, QUESTION, *options, cwd=trained_workspace)
+    assert moved["answers"] == own["answers"]
+    assert f"by its name it is image {record.image_id}" in moved["problems"][0]
+    Image.new("RGB", (width + 1, height)).save(place / name)
+    refused(place / name, 1, name, f"{width + 1} x {height}", f"{width} x {height}")
+
+
 def test_no_checkpoint_yet(tmp_path: Path, world: Path) -> None:
     shutil.copy(world / "img.jpg", tmp_path)
     fails("visualize", "img.jpg", QUESTION, cwd=tmp_path, code=1, says="tbkin finetune --task vqa")

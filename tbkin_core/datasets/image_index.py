@@ -30,6 +30,11 @@ def trailing_number(stem: str) -> int | None:
     return int(match.group(1)) if match and len(match.group(1)) <= _LONGEST_NUMBER else None
 
 
+def is_coco_name(name: str) -> bool:
+    """Whether a file name has its image's id as COCO's have: twelve digits before the extension."""
+    return _COCO_NAME.search(name) is not None
+
+
 @dataclass(slots=True)
 class _Listing:
     """One image, put together from the annotation files that list it under the same id."""
@@ -248,7 +253,7 @@ class ImageIndex:
             return True
         if _contradict(known, image):
             return False
-        if all(_COCO_NAME.search(each.file_name or "") for each in (known, image)):
+        if all(is_coco_name(each.file_name or "") for each in (known, image)):
             return True  # COCO's ids mean the same image in every release and split
         sizes = [(each.width, each.height) for each in (known, image)]
         if known.split != image.split and sizes[0] != sizes[1] and None not in sizes[0] + sizes[1]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.boxes import xywh_to_xyxy
 from tbkin_core.datasets import Dataset, open_dataset
-from tbkin_core.datasets.image_index import trailing_number
+from tbkin_core.datasets.image_index import is_coco_name, trailing_number
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.extractors import recorded_extractor
 from tbkin_core.features.extractors.base import regions_of_file
@@ -84,7 +84,7 @@ class Answerer:
         self.selection = Selection(rule, threshold, own.layers, own.scope)
         self.thresholded = bool(own.threshold)
         self.data = _DatasetOfImages(config, checkpoint)
-        self.regions = _RegionSource(config, self.model.config.extractor or {}, self.data.place)
+        self.regions = _RegionSource(config, self.model.config.extractor or {}, self.data)
 
     def _read_question(self, tokenizer: Any) -> None:
         limit = self.model.config.max_text_tokens
@@ -134,6 +134,7 @@ class Answerer:
         if isinstance(source, Path):
             picture, width, height = load_image(source, max_side=_PICTURE_SIDE)
             regions, object_names, attribute_names = self.regions.of_file(source, (width, height))
+            self.problems += self.regions.notes
             # Reading the annotations of a large dataset takes a while: only for what shows something of them.
             needed = self.task.presentation.answers_are_regions or self.config.wants_graph
             image_id = self.data.image_id_of(source) if needed else None
@@ -228,9 +229,11 @@ class Answerer:
 class _RegionSource:
     """Regions of images: made anew as the checkpoint's were, or from stores of their kind."""
 
-    def __init__(self, config: VisualizeConfig, extractor: dict[str, Any], data: Path | None) -> None:
+    def __init__(self, config: VisualizeConfig, extractor: dict[str, Any], data: _DatasetOfImages) -> None:
         self.extractor, self.devices, self.own, self.data = extractor, config.devices, config.features, data
+        self.notes: list[str] = []  # what is worth knowing of the regions last given
         self._opened = cache(FeatureStore)
+        self._images_of = cache(_images_of)
 
     @cached_property
     def _extractor(self) -> Any:
@@ -248,23 +251,45 @@ class _RegionSource:
             regions = regions_of_file(self._extractor, path)
             return NamedRegions(regions, self.extractor["object_names"], self.extractor["attribute_names"])
         beside = [] if self.own else [parent / "features" for parent in path.resolve().parents[:4]]
-        for store in self._stores(beside):
-            for key in (path.stem, path.name, trailing_number(path.stem)):
-                # Another picture may have the same number; its size tells most of them apart.
-                if key is not None and key in store:
-                    regions = store[key]
-                    if (regions.image_width, regions.image_height) == size:
-                        return NamedRegions(regions, store.object_names, store.attribute_names)
+        stores = list(self._stores(beside))
+        for store in stores:
+            key = self._key_of(path, store)
+            if key is not None and key in store:
+                regions = store[key]
+                if (regions.image_width, regions.image_height) == size:
+                    return NamedRegions(regions, store.object_names, store.attribute_names)
+                raise DataError(
+                    f"{path}: is {size[0]} x {size[1]}, the features of image {key!r} in {store.path} were"
+                    f" made of {regions.image_width} x {regions.image_height} pixels",
+                    hint="give the picture that they were made of",
+                )
         if self.own and row and made_anew and not row.needs_torch:
             raise ConfigError(
                 f"{self.own}: holds no image {path.stem!r}",
                 hint="omit --features: this checkpoint's features are made anew for any image",
             )
+        searched = f" ({', '.join(str(store.path) for store in stores)})" if stores else ""
         raise ConfigError(
             f"{path}: the checkpoint was trained on features of kind {kind!r},"
-            " and no feature store that holds this image was found",
-            hint="name one with --features DIR, or use a checkpoint trained on --extractor builtin features",
+            f" and no feature store that holds this image was found{searched}",
+            hint="name one with --features DIR, or use a checkpoint trained on --extractor builtin features;"
+            " an image is known by its place in its dataset, or by its whole name",
         )
+
+    def _key_of(self, path: Path, store: FeatureStore) -> ImageId | None:
+        """Key of a picture in a store; None where it is another picture, whatever number its name ends in."""
+        self.notes = []
+        places = {store.path.resolve().parent, *([self.data.place.resolve()] if self.data.place else [])}
+        for place in places:
+            if path.resolve().is_relative_to(place):
+                return self._images_of(place).get(path.resolve())
+        # It lies elsewhere: a name that says which image of the dataset it is, and no other's by chance.
+        key: ImageId | None = path.stem if path.stem in store else path.name
+        if is_coco_name(path.name):
+            key = trailing_number(path.stem)
+        if key is not None and key in store:
+            self.notes.append(f"{path}: lies in no dataset; by its name it is image {key!r} of {store.path}")
+        return key
 
     def stored(self, image_id: str) -> NamedRegions:
         """Regions of an image that a store holds.
@@ -273,7 +298,7 @@ class _RegionSource:
             ConfigError: There is no store.
             DataError: No store holds the image.
         """
-        stores = list(self._stores([self.data / "features"] if self.data else []))
+        stores = list(self._stores([self.data.place / "features"] if self.data.place else []))
         for store in stores:
             for key in (int(image_id) if re.fullmatch(r"-?\d{1,18}", image_id) else image_id, image_id):
                 if key in store:
@@ -300,6 +325,15 @@ class _RegionSource:
                 yield store
             elif place == self.own:
                 check_feature_kind(self.extractor, store, "the checkpoint")
+
+
+def _images_of(place: Path) -> dict[Path, ImageId]:
+    """The image files of a dataset, each with its key; none where there is no dataset."""
+    try:
+        images = open_dataset(place).images()
+    except TbkinError:
+        return {}
+    return {record.path.resolve(): record.image_id for record in images if record.path is not None}
 
 
 class _DatasetOfImages:
