@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tbkin_core.datasets import open_dataset
 from tbkin_core.datasets.formats import FORMATS
 from tbkin_core.datasets.formats.base import Holds
-from tbkin_core.datasets.image_index import ImageIndex, trailing_number
+from tbkin_core.datasets.image_index import ImageIndex, key_of_name, trailing_number
 from tbkin_core.datasets.reading import Problems
 from tbkin_core.datasets.records import Caption, GoldGraph, ImageRecord, ListedImage
 from tbkin_core.datasets.splits import normalise_split, split_in
@@ -313,6 +313,23 @@ def test_no_trailing_number(stem: str) -> None:
     assert trailing_number(stem) is None
     assert trailing_number("7" + "0" * 18) is None  # does not fit the stores' 64 bits
     assert trailing_number("1001773457_577c3a7d70") is None
+    assert trailing_number("1001773457_d123456789") is None, "a hash that happens to end in digits"
+    assert trailing_number("dev-850-0-img0") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("42", 42), ("0042.jpg", 42), ("000000000042.png", 42), ("COCO_val2014_000000000042.jpg", 42),
+        ("val2014/COCO_val2014_000000000042", 42), ("viz_train_00000000.jpg", "viz_train_00000000"),
+        ("viz_val_00000000.jpg", "viz_val_00000000"), ("n161313", "n161313"), ("img7.jpg", "img7"),
+        ("test1-0-1-img0.png", "test1-0-1-img0"), ("a.b.c", "a.b.c"), ("train/42.jpg", "train/42"),
+        ("9" * 19, "9" * 19), ("\u0664\u0662", "\u0664\u0662"),
+    ],
+)  # fmt: skip
+def test_the_key_of_an_image_that_is_known_by_name_alone(name: str, key: int | str) -> None:
+    """Never the number at its end alone: other images of the dataset may have the same."""
+    assert key_of_name(name) == key
 
 
 @given(st.lists(st.from_regex(r"(train|val|x)/[ab]?[0-9a-c]{1,2}\.(jpg|PNG)", fullmatch=True), unique=True))

@@ -228,6 +228,46 @@ def write_vinvl(data: Path, form: str, numbers: list[int]) -> None:
         (data / "val.labels.tsv").write_text("".join(reversed(labels)))
 
 
+def write_named(file: Path, names: list[str]) -> None:
+    rows = [bottom_up({**image(number), "name": f"{number:012}"}) for number in range(len(names))]
+    lines = ["\t".join(map(str, [name, *row[1:]])) for name, row in zip(names, rows, strict=True)]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("\n".join(lines) + "\n")
+
+
+def write_questions(data: Path, image_ids: list[Any]) -> None:
+    questions = [{"image_id": it, "question": "what?", "question_id": n} for n, it in enumerate(image_ids)]
+    answers = [
+        {"question_id": n, "image_id": it, "answers": [{"answer": "box"}]} for n, it in enumerate(image_ids)
+    ]
+    (data / "train_questions.json").write_text(json.dumps({"questions": questions}))
+    (data / "train_annotations.json").write_text(json.dumps({"annotations": answers}))
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        (["viz_train_00000000.jpg", "viz_val_00000000.jpg"], ["viz_train_00000000.jpg", "viz_val_00000000"]),
+        (["42", "43"], ["42", "43"]),
+        (["42", "43"], [42, 43]),
+        (["n161313", "n2"], ["n161313", "n2"]),
+        (["dev-1-0-img0", "dev-1-0-img1", "dev-2-0-img0"], ["dev-2-0-img0", "dev-1-0-img1.png"]),
+        (["COCO_val2014_000000000042", "000000000007"], [42, "7"]),
+    ],
+)  # fmt: skip
+def test_rows_and_questions_that_name_an_image_alike_meet(
+    tmp_path: Path, names: list[str], asked: list[Any]
+) -> None:
+    write_named(tmp_path / "data" / "all.tsv", names)
+    write_questions(tmp_path / "data", asked)
+    dataset = open_dataset(tmp_path / "data")
+    result = extract_dataset(dataset, tmp_path / "store")
+    assert len(result.store) == len(names) and not result.problems
+    questions = dataset.questions("train")
+    assert len({item.image_id for item in questions}) == len(asked)
+    assert all(item.image_id in result.store for item in questions)
+
+
 @pytest.mark.parametrize("form", ["json", "columns", "objects"])
 def test_a_store_of_vinvl(tmp_path: Path, form: str) -> None:
     write_vinvl(tmp_path / "data", form, [7, 42, 3])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tbkin_core.datasets.formats import FORMAT_OF
 from tbkin_core.datasets.formats.base import Format, Holds, Version
-from tbkin_core.datasets.image_index import ImageIndex
+from tbkin_core.datasets.image_index import ImageIndex, key_of_name
 from tbkin_core.datasets.layout import Layout
 from tbkin_core.datasets.reading import AnnotationFile, Problems, Source
 from tbkin_core.datasets.records import (
@@ -133,7 +133,7 @@ class AnnotationFiles:
         elif images:
             what = "names an image that is not listed (skipped)"
         else:
-            return image_id
+            return key_of_name(image_id) if isinstance(image_id, str) else image_id
         self.problems.add(file.name, f"{format_of(file).noun} {row}", what)
         return None
 
@@ -151,7 +151,7 @@ class AnnotationFiles:
         if key is None and image.name.isdigit():
             key, _ = self.index.by_id(image.name, image.split)
         named = image.name if not image.split else file.name.removesuffix(file.path.suffix)
-        return named if key is None else key
+        return key_of_name(named) if key is None else key
 
     @cached_property
     def assigned_splits(self) -> dict[ImageId, str]:

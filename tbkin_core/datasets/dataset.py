@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from tbkin_core.datasets import records
 from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of, version_of
 from tbkin_core.datasets.formats.base import Holds
-from tbkin_core.datasets.image_index import trailing_number
+from tbkin_core.datasets.image_index import key_of_name
 from tbkin_core.datasets.reading import AnnotationFile, as_box
 from tbkin_core.datasets.records import AnswerRow, BoxRow, ImageId, QuestionRow
 from tbkin_core.datasets.splits import normalise_split, split_of_path
@@ -126,11 +126,7 @@ class Dataset:
         key = self._files.index.by_name(name, "")
         if key is None:
             key, _ = self._files.index.by_id(int(name) if name.isdecimal() and len(name) < 19 else name, None)
-        if key is None:
-            stem = PurePosixPath(name).stem if PurePosixPath(name).suffix else name
-            number = trailing_number(stem)
-            key = stem if number is None else number
-        return key
+        return key_of_name(name) if key is None else key
 
     # --- texts ---------------------------------------------------------------------------------------
 

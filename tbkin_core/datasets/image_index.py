@@ -23,11 +23,28 @@ _COCO_NAME = re.compile(r"(?:^|[^0-9])[0-9]{12}\.[A-Za-z]+$")
 def trailing_number(stem: str) -> int | None:
     """Number at the end of a file stem: "COCO_val2014_000000000042" -> 42, "image100" -> 100; else None.
 
-    The last word must be the number, or letters and then the number: of "1001773457_577c3a7d70", whose last
-    word is a hash, 70 says nothing, and the whole stem is the better key.
+    The last word must be the number, or letters and then the number, and no word before it a number of its
+    own: of "1001773457_577c3a7d70" and "1001773457_d12345", whose last words are hashes, and of
+    "dev-850-0-img0", the last digits say nothing, and the whole stem is the better key.
     """
     match = re.search(r"(?:^|[^0-9A-Za-z])[^\W\d_]*([0-9]+)$", stem)
-    return int(match.group(1)) if match and len(match.group(1)) <= _LONGEST_NUMBER else None
+    if match is None or len(match.group(1)) > _LONGEST_NUMBER:
+        return None
+    before = re.split(r"[\W_]+", stem[: match.start()])
+    return None if any(word.isdecimal() for word in before) else int(match.group(1))
+
+
+def key_of_name(name: str) -> ImageId:
+    """Key of an image that is on no disk and in no list, by what files call it: an id, a file name, its stem.
+
+    A name in digits alone is a number, as is COCO's; of any other the whole stem is the key.
+    """
+    pure = PurePosixPath(_plain(name))
+    stem = str(pure.with_suffix("")) if pure.suffix.lower() in IMAGE_SUFFIXES else str(pure)
+    if stem.isascii() and stem.isdecimal() and len(stem) <= _LONGEST_NUMBER:
+        return int(stem)
+    number = trailing_number(PurePosixPath(stem).name) if is_coco_name(f"{stem}.jpg") else None
+    return stem if number is None else number
 
 
 def is_coco_name(name: str) -> bool:
