@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 import tbkin_core.features.store as store_module
 from tbkin_core.boxes import pairwise_iou
+from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import DataError
+from tbkin_core.features.extract import extract_dataset
 from tbkin_core.features.extractors.imported import read_bottom_up_npz
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import (
@@ -544,6 +546,8 @@ def test_bottom_up_files_are_read_with_either_set_of_keys(tmp_path: Path) -> Non
         ({"image_w": np.inf}, "not a whole"),
         ({"image_h": np.array([1, 2])}, "not a whole"),
         ({"objects_id": np.zeros(3)}, "3 entries for 2"),
+        ({"num_bbox": 3}, "num_bbox is 3, of 2 rows"),
+        ({"num_bbox": 0}, "num_bbox is 0"),
         ({"objects_id": np.array(["a", "b"])}, "not a whole"),
         ({"x": np.array([{}, {}], dtype=object)}, "not a whole"),
     ],
@@ -551,6 +555,33 @@ def test_bottom_up_files_are_read_with_either_set_of_keys(tmp_path: Path) -> Non
 def test_files_of_another_form_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_bottom_up_npz(write_npz(tmp_path / "a.npz", **changes), 1)
+
+
+def test_of_too_many_regions_the_surest_stay_and_this_is_said(tmp_path: Path) -> None:
+    """In "adaptive" files rows come in no order; padded ones say how many of them are regions."""
+    corners = np.arange(8, dtype=np.float32)[:, None] + [0, 0]
+    boxes = np.concatenate([corners, corners + 5], axis=1)
+    features = np.repeat(np.arange(8, dtype=np.float32)[:, None], SIZE, axis=1)
+    given = {"x": features, "boxes": boxes, "objects_id": np.arange(8)}
+    sure = np.array([0.1, 0.9, 0.3, 0.8, 0.7, 0.2, 0.95, 0.99], np.float32)
+    data = tmp_path / "data"
+    data.mkdir()
+    write_npz(data / "1.npz", **given, objects_conf=sure)
+    write_npz(data / "2.npz", **given, objects_conf=sure, num_bbox=6)
+    write_npz(data / "3.npz", **{**given, "objects_id": None})
+    write_npz(data / "4.npz", **given, objects_conf=sure[:3], num_bbox=3)
+    result = extract_dataset(open_dataset(data), tmp_path / "store", max_regions=3)
+    kept = {number: result.store[number].features[:, 0].tolist() for number in (1, 2, 3, 4)}
+    assert kept == {1: [7, 6, 1], 2: [1, 3, 4], 3: [0, 1, 2], 4: [0, 1, 2]}
+    for number in (1, 2):
+        regions = result.store[number]
+        np.testing.assert_array_equal(regions.object_ids, kept[number])
+        np.testing.assert_array_equal(regions.boxes, boxes[regions.object_ids])
+        np.testing.assert_array_equal(regions.object_scores, sure[regions.object_ids])
+    sure_ones, first_ones = result.problems
+    assert sure_ones.startswith("2 images have more regions") and "highest confidence" in sure_ones
+    assert first_ones.startswith("1 images have more regions") and "no confidence" in first_ones
+    assert "8 are left out" in sure_ones and "5 are left out" in first_ones
 
 
 @settings(max_examples=100, deadline=None)

@@ -162,6 +162,7 @@ class _Share:
     def fill(self, results: Iterable[tuple[Job, RegionFeatures | str]]) -> Extraction:
         """Write the results of the jobs to the store, in their order; a text says why there is none."""
         writer, extraction, retrying = self._writer, self._extraction, False
+        cut: dict[bool, list[int]] = {True: [], False: []}
         for job, result in results:
             if job.number is None and not retrying:
                 retrying = True
@@ -169,12 +170,21 @@ class _Share:
             problem = result if isinstance(result, str) else self._added(result, job)
             if not problem:
                 extraction.made += 1
+                if isinstance(result, RegionFeatures) and result.left_out:
+                    cut[bool(len(result.object_scores))].append(result.left_out)
                 continue
             extraction.problems.append(problem)
             extraction.skipped += 1
             if job.number is not None:
                 writer.skip(job.image_id, job.number)
         writer.flush()
+        for scored, counts in cut.items():
+            if counts:
+                which = "those of the highest confidence" if scored else "the first (there is no confidence)"
+                extraction.problems.append(
+                    f"{len(counts)} images have more regions than --max-regions: {which} are kept,"
+                    f" {sum(counts)} are left out"
+                )
         extraction.missing = writer.missing(self._numbers)
         return extraction
 

@@ -32,7 +32,7 @@ class ImportedFeatures(FeatureReader):
 
     Args:
         dataset: Opened dataset.
-        max_regions: Of more regions the first are taken.
+        max_regions: Of more regions those of the highest confidence are taken; without any, the first.
 
     Raises:
         ConfigError: The dataset has no such files.
@@ -74,14 +74,19 @@ class ImportedFeatures(FeatureReader):
         found = source(image_id)
         size = np.array([found.image_width, found.image_height] * 2, np.float32)
         boxes = np.clip(np.asarray(found.boxes, np.float32), 0, size)
-        kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))[: self._max_regions]
+        kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
         if not len(kept):
             raise DataError(
                 f"image {image_id!r}: none of its boxes lies within its {size[0]:g} x {size[1]:g} pixels"
             )
+        left_out = max(len(kept) - self._max_regions, 0)
+        if left_out and len(found.object_scores):
+            # The order of rows means nothing in such files; the surest first, so that a later cut keeps them.
+            kept = kept[np.argsort(-np.nan_to_num(found.object_scores[kept]), kind="stable")]
+        kept = kept[: self._max_regions]
         labels = {name: getattr(found, name) for name in LABEL_COLUMNS}
         given = {name: values[kept] for name, values in labels.items() if len(values)}
-        return replace(found, features=found.features[kept], boxes=boxes[kept], **given)
+        return replace(found, features=found.features[kept], boxes=boxes[kept], left_out=left_out, **given)
 
 
 def _size_and_format(dataset: Dataset) -> tuple[int, str]:
@@ -113,7 +118,8 @@ def read_bottom_up_npz(path: Path, image_id: ImageId) -> RegionFeatures:
 
     Args:
         path: `.npz` with `x` (K, D), `boxes` or `bbox` (K, 4) absolute-pixel xyxy, `image_h`, `image_w`;
-            optional `objects_id`, `objects_conf`, `attrs_id`, `attrs_conf` (K,). Pickled content is refused.
+            optional `objects_id`, `objects_conf`, `attrs_id`, `attrs_conf` (K,), and `num_bbox`, how many of
+            the rows are regions. Pickled content is refused.
         image_id: Key of the image.
 
     Raises:
@@ -137,6 +143,7 @@ def read_bottom_up_npz(path: Path, image_id: ImageId) -> RegionFeatures:
                 for field, (key, dtype) in LABEL_COLUMNS.items()
                 if key in names
             }
+            count = int(archive["num_bbox"].item()) if "num_bbox" in names else None
     except (
         *(OSError, ValueError, TypeError, EOFError, KeyError, OverflowError),
         *(NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
@@ -149,7 +156,12 @@ def read_bottom_up_npz(path: Path, image_id: ImageId) -> RegionFeatures:
         raise DataError(f"{path}: expected x (K, D) and boxes (K, 4), got {features.shape} and {boxes.shape}")
     if width <= 0 or height <= 0:
         raise DataError(f"{path}: image size {width}×{height} is not positive")
+    if count is not None and not 0 < count <= len(features):
+        raise DataError(f"{path}: num_bbox is {count}, of {len(features)} rows")
     for field, values in labels.items():
-        if len(values) != len(features):
+        # Of padded files some pad these too.
+        if len(values) not in (len(features), count):
             raise DataError(f"{path}: {field} has {len(values)} entries for {len(features)} regions")
+    features, boxes = features[:count], boxes[:count]
+    labels = {field: values[:count] for field, values in labels.items()}
     return RegionFeatures(image_id, features, boxes, width, height, **labels)
