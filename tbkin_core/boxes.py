@@ -17,6 +17,30 @@ def xywh_to_xyxy(boxes: ArrayLike, dtype: Any = np.float32) -> NDArray[Any]:
     return corners
 
 
+SAME_SHAPE = 0.02
+"""Relative difference of aspect ratios up to which a picture was merely scaled."""
+
+
+def scale_between(drawn: tuple[float, float], shown: tuple[float, float]) -> NDArray[np.float32] | None:
+    """(4,) factors that take boxes from one size of a picture, (width, height) in pixels, to another.
+
+    1 where the first size is not known (0). None where the shapes differ: it is another picture, or one of
+    the two was turned.
+    """
+    if not all(drawn) or drawn == shown:
+        return np.ones(4, np.float32)
+    across, down = shown[0] / drawn[0], shown[1] / drawn[1]
+    if abs(across / down - 1) > SAME_SHAPE:
+        return None
+    return np.array([across, down] * 2, np.float32)
+
+
+def turned(drawn: tuple[float, float], shown: tuple[float, float]) -> str:
+    """What to add to a message about two sizes of one picture: "" unless one is the other on its side."""
+    on_its_side = scale_between((drawn[1], drawn[0]), shown) is not None and all(drawn)
+    return " (is the picture turned by an EXIF tag that its boxes do not know?)" if on_its_side else ""
+
+
 def pairwise_iou(boxes: NDArray, others: NDArray | None = None) -> NDArray[np.float32]:
     """Intersection over union of every box with every other.
 

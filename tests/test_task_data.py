@@ -12,17 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import fails, succeeds
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from tbkin_core.boxes import scale_between, turned
 from tbkin_core.datasets import open_dataset
+from tbkin_core.datasets.records import Expression
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.evaluation.intervals import bootstrap_interval
 from tbkin_core.evaluation.report import report_entry
-from tbkin_core.features.store import RegionBatch
+from tbkin_core.features.regions import RegionFeatures
+from tbkin_core.features.store import RegionBatch, write_feature_store
 from tbkin_core.settings import FinetuneConfig
-from tbkin_core.tasks.base import ReportRow, Split, finetune_task
-from tbkin_core.tasks.rec import best_region_hits, largest_region_hits, random_region_hits
+from tbkin_core.tasks.base import InputSource, ReportRow, Split, finetune_task
+from tbkin_core.tasks.rec import (
+    Boxes,
+    RecTask,
+    best_region_hits,
+    largest_region_hits,
+    random_region_hits,
+)
+from tbkin_core.texts.tokenizer import build_tokenizer
 from tbkin_core.training.splits import hold_out, task_splits
 
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 180, 20)}
@@ -281,6 +293,47 @@ def test_rows_to_compare_a_rec_model_with() -> None:
     assert accuracies([0, 0, 10, 10], [0, 0, 20, 20]) == pytest.approx([100 * (1 / 3 + 1 / 2) / 2, 50, 100])
     # Half is not above a half, and what pads an image is no region.
     assert accuracies([0, 0, 10, 20], [0, 0, 99, 99]) == [0, 0, 0]
+
+
+def test_boxes_are_taken_to_the_pixels_of_the_features_or_refused(tmp_path: Path) -> None:
+    """Pictures of half the size, the same turned, and of a size that nothing tells."""
+    boxes = np.array([[10, 20, 60, 50], [0, 0, 200, 100]], np.float32)
+    settings = {"extractor": "drawn", "feature_size": 4}
+    features = np.ones((2, 4), np.float32)
+    sizes = {1: (320, 240), 2: (240, 320), 3: (320, 240), 4: (321, 241)}
+    images = [RegionFeatures(number, features, boxes, *size) for number, size in sizes.items()]
+    store = write_feature_store(tmp_path / "store", settings, images)
+    target = (20.0, 40.0, 100.0, 60.0)  # x, y, width, height on 640 x 480
+    drawn = {1: (640, 480), 2: (640, 480), 3: (0, 0), 4: (640, 480)}
+    samples = [Expression(n, n, n, "a box", "train", target, *size) for n, size in drawn.items()]
+    task = RecTask()
+    source = InputSource(store, build_tokenizer(["a box"]), 8, 36)
+    split = task.build_split(samples, source)
+    assert [item.image_id for item in split.samples] == [1, 3, 4]
+    np.testing.assert_allclose(split.targets[0], boxes[0])
+    np.testing.assert_allclose(split.targets[1], [20, 40, 120, 100])
+    np.testing.assert_allclose(split.targets[2], boxes[0], rtol=0.01)
+    assert "640 x 480" in task.misfit(samples[1], store) and "240 x 320" in task.misfit(samples[1], store)
+    assert "EXIF" in task.misfit(samples[1], store)
+    found = Boxes(split.targets, np.zeros(3, np.int64), np.ones(3, np.float32))
+    rows, _ = task.prediction_rows(None, samples, split, found)
+    assert all(row["box"] == pytest.approx([20, 40, 120, 100], abs=0.01) for row in rows)
+    report = task.report(split, found, samples, False, None)
+    assert report.results[0]["target"] == pytest.approx([20, 40, 120, 100], abs=0.01)
+    assert report.results[0]["iou"] == pytest.approx(1)
+
+
+@given(width=st.integers(50, 4000), height=st.integers(50, 4000), share=st.floats(0.3, 3), turn=st.booleans())
+def test_a_scale_is_certain_or_none(width: int, height: int, share: float, turn: bool) -> None:
+    shown = round(width * share), round(height * share)
+    scale = scale_between((width, height), shown[::-1] if turn else shown)
+    if turn and abs(width / height - height / width) > 0.1:
+        assert scale is None
+        assert "EXIF" in turned((width, height), shown[::-1])
+    elif not turn and min(shown) >= 50:
+        assert scale is not None
+        corner = np.array([0, 0, width, height]) * scale
+        np.testing.assert_allclose(corner[2:], shown, rtol=1e-5)
 
 
 def test_a_row_has_the_interval_of_its_images() -> None:

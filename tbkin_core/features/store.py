@@ -152,6 +152,11 @@ class FeatureStore:
             value = zlib.crc32(arrays["boxes"].tobytes(), zlib.crc32(arrays["offsets"].tobytes(), value))
         return value
 
+    def size_of(self, image_id: ImageId) -> tuple[int, int]:
+        """Width and height in pixels of an image, as its boxes are measured; KeyError where it is lacking."""
+        width, height = self._sizes[self._rows[image_id]].tolist()
+        return width, height
+
     def region_counts(self, rows: Sequence[int] | NDArray) -> NDArray[np.int64]:
         """(N,) number of regions of each of some images, by (N,) row numbers."""
         return self._counts[np.asarray(rows, np.int64)].astype(np.int64)

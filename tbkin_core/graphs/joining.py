@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from tbkin_core.boxes import pairwise_iou, xywh_to_xyxy
+from tbkin_core.boxes import pairwise_iou, scale_between, xywh_to_xyxy
 from tbkin_core.datasets import Dataset
 from tbkin_core.datasets.records import BoxAnnotation, GoldGraph
 from tbkin_core.features.regions import ImageId
@@ -32,11 +32,20 @@ class DatasetRegions:
         # A detector's own labels need no annotated boxes.
         self._annotated: dict[ImageId, list[BoxAnnotation]] = {} if named else dataset.boxes()
         self._graphs = dataset.gold_graphs()
+        self._drawn = {it.image_id: (it.width or 0, it.height or 0) for it in dataset.images()}
 
     def __getitem__(self, image_id: ImageId) -> GraphImage:
         regions = self._labelled(image_id)
-        graph = self._graphs.get(image_id)
-        return regions if graph is None else with_annotations(regions, graph, self._label_iou)
+        graph, scale = self._graphs.get(image_id), self._scale(image_id)
+        if graph is None or scale is None:
+            return regions
+        return with_annotations(regions, graph, self._label_iou, scale)
+
+    def _scale(self, image_id: ImageId) -> NDArray[np.float32] | None:
+        """(4,) factors from the pixels of the annotations to those of the regions; None where none fit."""
+        if self._features is None or image_id not in self._features:
+            return np.ones(4, np.float32)
+        return scale_between(self._drawn.get(image_id, (0, 0)), self._features.size_of(image_id))
 
     def _labelled(self, image_id: ImageId) -> GraphImage:
         annotated = self._annotated.get(image_id, [])
@@ -49,8 +58,10 @@ class DatasetRegions:
         if names := self._features.object_names:
             labels = tuple(names[number] if 0 <= number < len(names) else "" for number in regions.object_ids)
         else:
-            given = [box.label for box in annotated]
-            labels = borrowed_labels(regions.boxes, corners, given, self._label_iou)
+            given, scale = [box.label for box in annotated], self._scale(image_id)
+            labels = ("",) * len(regions)
+            if scale is not None:
+                labels = borrowed_labels(regions.boxes, corners * scale, given, self._label_iou)
         return GraphImage(image_id, regions.boxes, labels)
 
 
@@ -65,15 +76,18 @@ def borrowed_labels(
     return tuple(labels[index] if iou[row, index] >= minimum else "" for row, index in enumerate(best))
 
 
-def with_annotations(image: GraphImage, graph: GoldGraph, minimum: float) -> GraphImage:
+def with_annotations(
+    image: GraphImage, graph: GoldGraph, minimum: float, scale: ArrayLike = 1.0
+) -> GraphImage:
     """Regions with the attributes and relations that people annotated.
 
     Each annotated object is the region that it overlaps best, from `minimum` IoU up; of equal ones that with
-    its name. Predicates become lower case and lemmas ("is parked ON" is "park on").
+    its name. Predicates become lower case and lemmas ("is parked ON" is "park on"). `scale` takes boxes of
+    objects to the pixels of the regions.
     """
     if not len(image.boxes) or not graph.objects:
         return image
-    corners = xywh_to_xyxy([item.xywh for item in graph.objects])
+    corners = xywh_to_xyxy([item.xywh for item in graph.objects]) * np.asarray(scale, np.float32)
     iou = pairwise_iou(corners, image.boxes)
     same = np.array([item.name for item in graph.objects])[:, None] == np.array(image.labels)[None]
     best = (iou + 1e-3 * same).argmax(axis=1)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tbkin_core.boxes import xywh_to_xyxy
+from tbkin_core.boxes import scale_between, xywh_to_xyxy
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.image_index import is_coco_name, trailing_number
 from tbkin_core.errors import ConfigError, DataError, TbkinError
@@ -147,13 +147,13 @@ class Answerer:
         looks = _names(attribute_names, regions.attribute_ids, len(boxes))
         own = _names(object_names, regions.object_ids, len(boxes))
         has_names = bool(object_names)
-        called = own if has_names else self.data.borrowed_names(image_id, boxes)
+        called = own if has_names else self.data.borrowed_names(image_id, boxes, (width, height))
         labels = [name or look for name, look in zip(called, looks, strict=True)]
         # Borrowed names do not tell apart what a detector's own would: "black circle" beside "white circle".
         both = [f"{look} {name}".strip() for name, look in zip(called, looks, strict=True)]
         target = None
         if self.task.presentation.answers_are_regions and image_id is not None:
-            target = self.data.target_box(self.task, image_id, self.question)
+            target = self.data.target_box(self.task, image_id, self.question, (width, height))
         trace = Trace(
             task=self.task.name,
             text=self.question,
@@ -378,20 +378,28 @@ class _DatasetOfImages:
         return picture if size == [width, height] else None
 
     def target_box(
-        self, task: Task, image_id: ImageId, text: str
+        self, task: Task, image_id: ImageId, text: str, size: tuple[int, int]
     ) -> tuple[float, float, float, float] | None:
         """The true box, where the dataset has this text of this image."""
         if self._dataset is None:
             return None
-        return task.target_box(self._dataset, image_id, text, self._settings.get("dataset"))
+        return task.target_box(self._dataset, image_id, text, self._settings.get("dataset"), size)
 
-    def borrowed_names(self, image_id: ImageId | None, boxes: NDArray[np.float32]) -> Sequence[str]:
+    def borrowed_names(
+        self, image_id: ImageId | None, boxes: NDArray[np.float32], size: tuple[int, int]
+    ) -> Sequence[str]:
         """Names of the annotated boxes that regions meet, as `build-graphs` gives them; "" where none is met.
 
         Of an image whose key was not looked up there are none.
         """
         annotated = self._dataset.boxes().get(image_id, []) if image_id is not None and self._dataset else []
-        corners = xywh_to_xyxy([box.xywh for box in annotated])
+        if not annotated or image_id is None or self._dataset is None:
+            return [""] * len(boxes)
+        record = self._dataset.image(image_id)
+        scale = scale_between((record.width or 0, record.height or 0), size)
+        if scale is None:
+            return [""] * len(boxes)
+        corners = xywh_to_xyxy([box.xywh for box in annotated]) * scale
         return borrowed_labels(boxes, corners, [box.label for box in annotated], 0.5)
 
 

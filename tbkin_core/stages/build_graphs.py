@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from tbkin_core.boxes import scale_between, turned
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.layout import named_like_annotations
 from tbkin_core.errors import ConfigError
@@ -88,11 +89,33 @@ def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path)
         check_networkx_place(config.networkx, out)
 
 
+def _size_notes(dataset: Dataset, features: FeatureStore) -> list[str]:
+    """A note on images whose annotations were drawn on a picture of another shape."""
+    if not dataset.boxes():
+        return []
+    sizes = {
+        it.image_id: ((it.width or 0, it.height or 0), features.size_of(it.image_id))
+        for it in dataset.images()
+        if it.image_id in features
+    }
+    wrong = {name: pair for name, pair in sizes.items() if scale_between(*pair) is None}
+    if not wrong:
+        return []
+    name, (drawn, shown) = next(iter(wrong.items()))
+    sizes = (
+        f"boxes on {drawn[0]} x {drawn[1]} pixels, features of {shown[0]} x {shown[1]}{turned(drawn, shown)}"
+    )
+    return [
+        f"{len(wrong)} images take nothing from their annotated boxes, which were drawn on pictures of"
+        f" another shape: image {name}, {pair}{turned(drawn, shown)}"
+    ]
+
+
 def _feature_notes(dataset: Dataset, data: Path, place: Path, features: FeatureStore | None) -> list[str]:
     """What a user should know where features are missing; `data` and `place` as messages name them."""
     command = f"`tbkin extract-features {data}`"
     if features is not None and features.complete:
-        return []
+        return _size_notes(dataset, features)
     if features is not None:
         return [
             f"{place}: extracting these features was interrupted; captions of images that it lacks have no"

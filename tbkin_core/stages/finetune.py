@@ -149,8 +149,8 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     """Read the data, choose weights and plan, and make the inputs; nothing is trained yet."""
     task, data, dataset, store = _opened(config)
     splits = task_splits(task, dataset, config.dataset, config.train_split, config.seed)
-    notes = [*splits.notes, *_without_features(splits, store, data)]
-    training = [item for item in splits.samples["train"] if item.image_id in store]
+    notes = [*splits.notes, *_without_features(task, splits, store, data)]
+    training = task.usable(splits.samples["train"], store)
     head = task.build_head(training, config)
     texts = [task.text(item) for item in training]
     start = starting_point(initial_source(config, store), texts, texts)
@@ -204,8 +204,8 @@ def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: Trainin
     finish_run(out, results)
 
 
-def _without_features(splits: TaskSplits, store: FeatureStore, data: Path) -> list[str]:
-    """Notes on samples whose images have no features; DataError where no training sample has any."""
+def _without_features(task: FinetuneTask, splits: TaskSplits, store: FeatureStore, data: Path) -> list[str]:
+    """Notes on samples without features, or with none that fit; DataError where all of training are so."""
     notes = []
     for name, items in splits.samples.items():
         lacking = sum(item.image_id not in store for item in items)
@@ -216,6 +216,16 @@ def _without_features(splits: TaskSplits, store: FeatureStore, data: Path) -> li
             )
         if lacking:
             notes.append(f"{name}: {lacking} of {len(items)} samples skipped, their images have no features")
+        reasons = ((item, task.misfit(item, store)) for item in items if item.image_id in store)
+        misfits = [(item, reason) for item, reason in reasons if reason]
+        if misfits:
+            first = f"image {misfits[0][0].image_id}: {misfits[0][1]}"
+            if name == "train" and len(misfits) + lacking == len(items):
+                raise DataError(
+                    f"{store.path}: its regions fit none of the {len(items)} training samples; {first}",
+                    hint="use the pictures that the annotations were made on, or correct the sizes in these",
+                )
+            notes.append(f"{name}: {len(misfits)} of {len(items)} samples skipped, as {first}")
     return notes
 
 

@@ -375,9 +375,9 @@ class Task(ABC):
         """
 
     def target_box(
-        self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None
+        self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None, size: tuple[int, int]
     ) -> tuple[float, float, float, float] | None:
-        """The true box (x1, y1, x2, y2) of a text about an image, where the dataset has it."""
+        """The true box (x1, y1, x2, y2) of a text about an image of a size, where the dataset has it."""
         return None
 
 
@@ -426,6 +426,14 @@ class FinetuneTask(Task, Generic[Sample]):
         """What sweeps tell samples apart by; "" where unknown."""
         return ""
 
+    def misfit(self, sample: Sample, store: FeatureStore) -> str:
+        """Why the regions that a store has of a sample's image do not fit it, "" if they do."""
+        return ""
+
+    def usable(self, samples: Sequence[Any], store: FeatureStore) -> list[Any]:
+        """The samples that the regions of a store can be used for."""
+        return [item for item in samples if item.image_id in store and not self.misfit(item, store)]
+
     def check_split(self, dataset: Dataset, split: str, subset: str | None) -> str:
         """The split's name in the words of tbkin; ConfigError where the dataset has no such split."""
         names = self.split_names(dataset, subset)
@@ -440,14 +448,14 @@ class FinetuneTask(Task, Generic[Sample]):
         """What the model's head is built with."""
 
     @abstractmethod
-    def targets(self, samples: Sequence[Sample]) -> Any:
+    def targets(self, samples: Sequence[Sample], store: FeatureStore) -> Any:
         """What N samples are learnt from and scored against."""
 
     def build_split(self, samples: Sequence[Any], source: InputSource, blind: bool = False) -> Split[Any]:
         """The samples whose images have features, with their inputs and targets."""
-        kept = [item for item in samples if item.image_id in source.store]
+        kept = self.usable(samples, source.store)
         inputs = source.inputs([self.text(item) for item in kept], [item.image_id for item in kept], blind)
-        return Split(kept, inputs, self.targets(kept))
+        return Split(kept, inputs, self.targets(kept, source.store))
 
     @abstractmethod
     def objective(

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tbkin_core.boxes import box_area, box_iou_paired, xywh_to_xyxy
+from tbkin_core.boxes import box_area, box_iou_paired, scale_between, turned, xywh_to_xyxy
 from tbkin_core.datasets.records import Expression
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.regions import ImageId
-from tbkin_core.features.store import RegionBatch
+from tbkin_core.features.store import FeatureStore, RegionBatch
 from tbkin_core.modeling import TbkinForRec
 from tbkin_core.modeling.losses import box_loss, region_score_loss
 from tbkin_core.tasks.base import (
@@ -91,22 +91,32 @@ class RecTask(FinetuneTask[Expression]):
         return sample.text
 
     def target_box(
-        self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None
+        self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None, size: tuple[int, int]
     ) -> tuple[float, float, float, float] | None:
         sets = dataset.expression_sets()
         wanted = text.casefold()
         for item in dataset.expressions(name=subset if subset in sets else None) if sets else ():
             if item.image_id == image_id and " ".join(item.text.split()).casefold() == wanted:
-                left, top, width, height = item.target_xywh
-                return left, top, left + width, top + height
+                scale = scale_between((item.width, item.height), size)
+                if scale is None:
+                    return None
+                x1, y1, x2, y2 = (xywh_to_xyxy([item.target_xywh], np.float64)[0] * scale).tolist()
+                return x1, y1, x2, y2
         return None
 
     def build_head(self, training: Sequence[Expression], config: FinetuneConfig) -> Head:
         return Head()
 
-    def targets(self, samples: Sequence[Expression]) -> NDArray[np.float32]:
-        """(N, 4) boxes, xyxy pixels."""
-        return xywh_to_xyxy([item.target_xywh for item in samples])
+    def misfit(self, sample: Expression, store: FeatureStore) -> str:
+        drawn, shown = (sample.width, sample.height), store.size_of(sample.image_id)
+        if scale_between(drawn, shown) is not None:
+            return ""
+        sizes = f"{drawn[0]} x {drawn[1]} pixels, its features are of {shown[0]} x {shown[1]}"
+        return f"its boxes were drawn on {sizes}{turned(drawn, shown)}"
+
+    def targets(self, samples: Sequence[Expression], store: FeatureStore) -> NDArray[np.float32]:
+        """(N, 4) boxes, xyxy in the pixels of the features."""
+        return xywh_to_xyxy([item.target_xywh for item in samples]) * _scales(samples, store)
 
     def objective(
         self, splits: Mapping[str, Split], head: Head, config: FinetuneConfig, plan: LearningPlan
@@ -132,10 +142,12 @@ class RecTask(FinetuneTask[Expression]):
     def report(
         self, split: Split, predictions: Boxes, training: Sequence[Expression], blind: bool, hidden: Any
     ) -> SplitReport:
-        boxes, probability = predictions.boxes, predictions.probability
-        overlaps, scores = box_iou_paired(boxes, split.targets), self.scores(split, predictions)
-        reached = best_region_hits(split)
-        columns = (split.samples, reached, boxes, probability, split.targets, overlaps, scores)
+        probability, scales = predictions.probability, _scales(split.samples, split.inputs.store)
+        overlaps = box_iou_paired(predictions.boxes, split.targets)
+        scores, reached = self.scores(split, predictions), best_region_hits(split)
+        # In the pixels of the annotations, as the prediction files.
+        boxes, targets = predictions.boxes / scales, split.targets / scales
+        columns = (split.samples, reached, boxes, probability, targets, overlaps, scores)
         results = [
             {
                 **_ids(item),
@@ -161,7 +173,9 @@ class RecTask(FinetuneTask[Expression]):
     def prediction_rows(
         self, model: Any, samples: Sequence[Expression], split: Split, predictions: Boxes
     ) -> tuple[list[dict[str, Any]], str]:
-        pairs = zip(split.samples, predictions.boxes, strict=True)
+        # As the annotations measure: a picture may be smaller than the one that they were drawn on.
+        drawn = predictions.boxes / _scales(split.samples, split.inputs.store)
+        pairs = zip(split.samples, drawn, strict=True)
         return [{**_ids(item), "box": _rounded(box)} for item, box in pairs], "are left out"
 
     def shown(self, model: Any, output: Any, boxes: NDArray, size: tuple[int, int], top: int) -> Shown:
@@ -291,6 +305,12 @@ def _iou_with_target(regions: RegionBatch, targets: NDArray) -> NDArray[np.float
     repeated = np.repeat(targets, count, axis=0)
     iou = box_iou_paired(regions.boxes.reshape(-1, 4), repeated).reshape(batch, count)
     return np.where(regions.mask, iou, 0).astype(np.float32)
+
+
+def _scales(samples: Sequence[Expression], store: FeatureStore) -> NDArray[np.float32]:
+    """(N, 4) factors from the pixels of the annotations to those of the features."""
+    sizes = (scale_between((item.width, item.height), store.size_of(item.image_id)) for item in samples)
+    return np.array([np.ones(4) if scale is None else scale for scale in sizes], np.float32).reshape(-1, 4)
 
 
 def _ids(item: Expression) -> dict[str, Any]:

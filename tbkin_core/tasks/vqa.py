@@ -51,6 +51,7 @@ from tbkin_core.tasks.base import (
 
 if TYPE_CHECKING:
     from tbkin_core.datasets import Dataset
+    from tbkin_core.features.store import FeatureStore
     from tbkin_core.settings import FinetuneConfig
 
 # Name of a stream of random numbers, see `uniform`.
@@ -128,7 +129,7 @@ class VqaTask(FinetuneTask[Question]):
         note = f"{len(answers)} answers to learn (questions per answer: at least {minimum})"
         return Head({**values, "use_regions": not config.blind}, len(answers), note)
 
-    def targets(self, samples: Sequence[Question]) -> list[dict[str, float]]:
+    def targets(self, samples: Sequence[Question], store: FeatureStore) -> list[dict[str, float]]:
         """For each question a dict of normalised answer to soft score, empty without answers."""
         return [soft_scores(item.answers) for item in samples]
 

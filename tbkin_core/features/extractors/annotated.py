@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.boxes import xywh_to_xyxy
+from tbkin_core.boxes import scale_between, turned, xywh_to_xyxy
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.extractors.base import PictureExtractor, Request
@@ -21,7 +21,6 @@ from tbkin_core.names.vocabulary import visual_genome_names
 MAX_OBJECT_NAMES = 1600  # the sizes of the classic vocabularies
 MAX_ATTRIBUTE_NAMES = 400
 BEYOND = 1.05  # of the image's sides; annotators' boxes end a pixel or two outside
-SAME_SHAPE = 0.02  # relative difference of aspect ratios up to which an image was merely scaled
 
 
 def open_extractor(request: Request) -> PictureExtractor:
@@ -121,14 +120,13 @@ def _within(known: RegionFeatures, width: int, height: int, most: int) -> tuple[
             f"{name}: boxes reach far beyond its {width} x {height} pixels, and nothing tells"
             " the size that they were drawn on (for Visual Genome image_data.json does)"
         )
-    if drawn not in ((0, 0), (width, height)):
-        across, down = width / drawn[0], height / drawn[1]
-        if abs(across / down - 1) > SAME_SHAPE:
-            raise DataError(
-                f"{name}: its boxes were drawn on {drawn[0]} x {drawn[1]} pixels,"
-                f" the file has {width} x {height}"
-            )
-        boxes = boxes * np.array([across, down] * 2, np.float32)
+    scale = scale_between(drawn, (width, height))
+    if scale is None:
+        raise DataError(
+            f"{name}: its boxes were drawn on {drawn[0]} x {drawn[1]} pixels,"
+            f" the file has {width} x {height}{turned(drawn, (width, height))}"
+        )
+    boxes = boxes * scale
     boxes = np.clip(np.nan_to_num(boxes), 0, np.array([width, height] * 2, np.float32))
     sides = boxes[:, 2:] - boxes[:, :2]
     rows = np.flatnonzero((sides > 0).all(axis=1))
