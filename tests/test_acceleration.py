@@ -55,6 +55,15 @@ def test_vectors_are_those_of_their_rows(data: st.DataObject) -> None:
         np.testing.assert_array_equal(np.asarray(vectors[:, :1]), everything[rows[:, :1]])
 
 
+def test_vectors_that_are_released_while_they_are_read_are_those_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = VectorTable([np.arange(24, dtype=np.float16).reshape(3, 8)])
+    table.keep_on(CPU, most=10**6)
+    monkeypatch.setattr("tbkin_core.features.vectors.moved", lambda it, _: (table.release(), it)[1])
+    np.testing.assert_array_equal(table.tensor(np.array([2, -1]), CPU)[0], np.arange(16, 24))
+
+
 # ---- made ahead ---------------------------------------------------------------------------------
 
 

@@ -291,6 +291,23 @@ def test_a_loss_that_is_not_finite_moves_nothing(
     assert not all(map(torch.equal, before, state()))
 
 
+def test_out_of_memory_in_the_optimizer_ends_the_run_in_words(
+    parts: tuple[FeatureStore, GraphStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some weights may have moved by then: taking the step again would move them twice."""
+    task = task_over(parts, MaskingConfig())
+    learner = Learner(task, tiny_model(task), tiny_plan(), torch.device("cpu"))
+    window = learner.fetched(learner.window(np.arange(8), 0))
+
+    def full(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(learner.optimizer, "step", full)
+    with pytest.raises(DataError, match="out of memory in the optimizer's step 7") as caught:
+        learner.step(window, 7, 0, 1e-3)
+    assert "keep_features" in (caught.value.hint or "")
+
+
 def test_values_of_every_objective_reach_tensorboard(
     parts: tuple[FeatureStore, GraphStore], tmp_path: Path
 ) -> None:

@@ -86,10 +86,13 @@ class VectorTable:
             most = int(KEPT_SHARE * torch.cuda.mem_get_info(device)[0])
         if needed > most:
             return 0
-        # Row 0 is that of no region.
-        kept = torch.zeros((len(self) + 1, self.width), dtype=torch.float16, device=device)
-        for shard, end in zip(self.shards, self.ends.tolist(), strict=True):
-            kept[1 + end - len(shard) : 1 + end] = torch.from_numpy(np.array(shard)).to(device)
+        try:
+            # Row 0 is that of no region.
+            kept = torch.zeros((len(self) + 1, self.width), dtype=torch.float16, device=device)
+            for shard, end in zip(self.shards, self.ends.tolist(), strict=True):
+                kept[1 + end - len(shard) : 1 + end].copy_(torch.from_numpy(np.array(shard)))
+        except torch.OutOfMemoryError:
+            return 0  # others use the device too
         _wait(device)  # batches are made on another stream
         self._kept = kept
         return needed
@@ -106,9 +109,13 @@ class VectorTable:
         """Vectors (..., F) of rows (...) on a device: single precision on a CPU, else as they are stored."""
         import torch
 
-        if self._kept is not None and self._kept.device == device:
+        kept = self._kept  # another thread may release it meanwhile
+        if kept is not None and kept.device == device:
             index = moved(torch.from_numpy(rows.reshape(-1) + 1), device)
-            return self._kept.index_select(0, index).view(*rows.shape, self.width)
+            found = kept.index_select(0, index).view(*rows.shape, self.width)
+            if device.type == "cuda":
+                kept.record_stream(torch.cuda.current_stream(device))
+            return found
         return moved(torch.from_numpy(self.take(rows, half=device.type != "cpu")), device)
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from tbkin_core.modeling import kernels
 from tbkin_core.modeling.kernel_checks import attention_problem
@@ -29,6 +30,10 @@ def accelerate(
         logger.warning("torch.compile does not work here (%s): going on without it", problem)
         compiled = False
     if compiled:
+        # Training, evaluation, what records attention, layers that do not select, batches of one: each is a
+        # program of its own, and above the limit PyTorch would go on uncompiled.
+        torch._dynamo.reset()
+        torch._dynamo.config.cache_size_limit = 32
         logger.info("compiling the model's layers: the first steps take longer")
     if not _kernel_works(model, device, kernel):
         kernel = None
@@ -59,7 +64,9 @@ def _kernel_works(model: Any, device: torch.device, dtype: torch.dtype | None) -
 def _compiler_problem(device: torch.device) -> str:
     """Why nothing can be compiled for a device, such as a compiler that is not installed; "" if it can."""
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+        # As in a layer: arithmetic on the device, with a threshold and a seed that are on the CPU.
+        program = torch.compile(lambda x, tau: x.sin() + tau.log() + torch.randint(9, ()))
+        program(torch.ones(8, device=device), torch.ones(()))
     except Exception as error:  # whatever a compiler's absence leads to
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return ""

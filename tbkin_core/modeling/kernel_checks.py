@@ -74,6 +74,8 @@ def attention_problem(
             torch.autocast(device.type, enabled=False),
         ):
             return _attention_differs(device, dtype, rule, scope, length, width, dropout, straight_through)
+    except torch.OutOfMemoryError:
+        raise  # it says nothing of the kernel
     except Exception as error:  # whatever a compiler or driver raises; the caller has another way
         return f"{type(error).__name__}: {error}"
 
@@ -166,5 +168,7 @@ def transport_problem(device: torch.device) -> str | None:
         plan = kernels.transport_plan(*inputs, beta=0.5, iterations=50).cpu()
         problem = _difference(plan, proximal_plan(cost.double(), text_mask, region_mask, 0.5, 50), 1e-4)
         return problem and f"transport plan differs {problem}"
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # as above
         return f"{type(error).__name__}: {error}"

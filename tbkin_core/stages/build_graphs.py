@@ -102,12 +102,10 @@ def _size_notes(dataset: Dataset, features: FeatureStore) -> list[str]:
     if not wrong:
         return []
     name, (drawn, shown) = next(iter(wrong.items()))
-    sizes = (
-        f"boxes on {drawn[0]} x {drawn[1]} pixels, features of {shown[0]} x {shown[1]}{turned(drawn, shown)}"
-    )
+    which = f"boxes on {drawn[0]} x {drawn[1]} pixels, features of {shown[0]} x {shown[1]}"
     return [
         f"{len(wrong)} images take nothing from their annotated boxes, which were drawn on pictures of"
-        f" another shape: image {name}, {pair}{turned(drawn, shown)}"
+        f" another shape: image {name}, {which}{turned(drawn, shown)}"
     ]
 
 

@@ -65,6 +65,7 @@ class Learner:
             objective.vectors.release()
         elif on_cuda and (kept := objective.vectors.keep_on(device)):
             logger.info("region features are kept on the device (%.1f GB)", kept / 1e9)
+        self._short_of_memory = False
 
     def computed_on(self) -> dict[str, Any]:
         """What the last digits of a result depend on, beside settings and data."""
@@ -111,6 +112,8 @@ class Learner:
 
     def fetched(self, window: Window) -> Window:
         """The same on the device; to CUDA beside what is computed there, on a stream of its own."""
+        if self._short_of_memory:
+            return window  # each micro-batch goes there on its own
         if self._copies is None:
             return replace(window, batches=[to_device(batch, self.device) for batch in window.batches])
         try:
@@ -141,6 +144,7 @@ class Learner:
                 if not _out_of_memory(error):
                     raise
             # Out of the clause above, which holds on to the memory.
+            self._short_of_memory = True
             if self.world == 1 and self.objective.vectors.release():
                 logger.warning("out of memory: region features are no longer kept on the device")
             else:
@@ -174,7 +178,17 @@ class Learner:
             sums = torch.zeros_like(sums)
         if self.world > 1:
             torch.distributed.all_reduce(sums)
-        self._update(sums)
+        try:
+            self._update(sums)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            # Some weights may have moved; the step cannot be taken again.
+            raise DataError(
+                f"training: out of memory in the optimizer's step {number}",
+                hint="what was saved before is kept; take a smaller --size, or in the --config file"
+                " keep_features: false and a smaller micro_batch_size",
+            ) from error
         # Here alone a device is waited for: all of the step is on its way by now.
         means = dict(zip(names, sums.tolist(), strict=True))
         if not all(np.isfinite(value) for value in means.values()):
@@ -216,10 +230,11 @@ class Learner:
             DataError: It was one already, or other ranks are waiting for this one.
         """
         if tried == 1 or self.world > 1:
+            kept = " or keep_features: false" if self.objective.vectors.release() else ""
             raise DataError(
                 f"training: out of memory with {tried} samples at once",
-                hint="set a smaller micro_batch_size in the --config file (the batch stays as it is), or take"
-                " a smaller --size",
+                hint=f"set a smaller micro_batch_size{kept} in the --config file (the batch stays as it is),"
+                " or take a smaller --size",
             )
         if self.micro_batch_size < tried:
             return  # the window was made before the last time
@@ -262,7 +277,8 @@ def _precision(name: str, device: torch.device) -> torch.dtype | None:
 def _has_fast_bf16(device: torch.device) -> bool:
     """Whether a device multiplies bf16 numbers itself; elsewhere they are slower than single ones."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(False)
     # PyTorch has no public name for this in all the versions that we allow.
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)

@@ -8,7 +8,6 @@ same process.
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -175,29 +174,38 @@ def endless(learner: Learner, batch: int) -> Sequence[Any]:
 
 
 def seconds_a_step(trainers: Sequence[Any], device: torch.device, seconds: float) -> list[float]:
-    """Median seconds of a step of each trainer; blocks of steps take turns, so that noise meets all alike."""
-    found: list[list[float]] = [[] for _ in trainers]
+    """Mean seconds of a step of each trainer over all its steps; blocks of them take turns.
+
+    A mean, not a median: a loader that is too slow makes some steps slow and others not. And while one
+    trainer waits for its turn its loaders fill up, so each block begins with steps that use that up.
+    """
     for trainer in trainers:
         for _ in range(3):  # to warm up
             trainer.step()
-    counts = []
+    plans = []
     for trainer in trainers:
+        ahead = 1 + getattr(getattr(trainer, "learner", None), "loaders", 0)
         synchronise(device)
         start = time.perf_counter()
         for _ in range(2):
             trainer.step()
         synchronise(device)
-        counts.append(max(round(min(0.15, seconds) * 2 / (time.perf_counter() - start)), 1))
+        count = max(round(min(0.3, seconds) * 2 / (time.perf_counter() - start)), 1)
+        plans.append((ahead, max(count, 3 * ahead)))
+    spent, steps = [0.0] * len(trainers), [0] * len(trainers)
     until = time.monotonic() + seconds
-    while len(found[0]) < 3 or (time.monotonic() < until and len(found[0]) < 15):
-        for trainer, count, times in zip(trainers, counts, found, strict=True):
+    while not steps[0] or time.monotonic() < until:
+        for number, (trainer, (ahead, count)) in enumerate(zip(trainers, plans, strict=True)):
+            for _ in range(ahead):
+                trainer.step()
             synchronise(device)
             start = time.perf_counter()
             for _ in range(count):
                 trainer.step()
             synchronise(device)
-            times.append((time.perf_counter() - start) / count)
-    return [statistics.median(times) for times in found]
+            spent[number] += time.perf_counter() - start
+            steps[number] += count
+    return [time_spent / count for time_spent, count in zip(spent, steps, strict=True)]
 
 
 def attention_alone(check: Check, batch: int) -> None:
@@ -285,6 +293,7 @@ class Speed:
 
     def measure_peer(self, batch: int) -> None:
         """A row: VisualBERT's steps."""
+        self.world.store.vectors.release()  # not the peer's
         with peak_memory(self.device) as memory:
             trainer = PeerTrainer(self.check, self.world, batch)
             (seconds,) = seconds_a_step([trainer], self.device, self.seconds)
