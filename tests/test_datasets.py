@@ -638,6 +638,49 @@ def test_flickr_token_file(tmp_path: Path) -> None:
     assert len(open_dataset(tmp_path / "bad").captions()) == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "form"),
+    [
+        ({"Flickr_8k.trainImages.txt": "train", "Flickr_8k.devImages.txt": "val",
+          "Flickr_8k.testImages.txt": "test"}, "{}.jpg"),
+        ({"train.txt": "train", "val.txt": "val", "test.txt": "test"}, "{}"),
+    ],
+)  # fmt: skip
+def test_the_official_lists_give_flickrs_splits(tmp_path: Path, names: dict[str, str], form: str) -> None:
+    numbers = range(1000092795, 1000092795 + 7)
+    write(tmp_path, "text/results.token", "".join(f"{n}.jpg#{k}\ta dog\n" for n in numbers for k in (0, 1)))
+    for number in numbers:
+        write(tmp_path, f"images/{number}.jpg")
+    for place, name in enumerate(names):
+        listed = [form.format(numbers[0] + 2 * place + k) for k in (0, 1)]
+        write(tmp_path, f"text/{name}", "\n".join([*listed, form.format(999999999)]) + "\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset.layouts == ("flickr", "images") and not dataset.problems
+    splits = {record.image_id: record.split for record in dataset.images()}
+    expected = [split for split in names.values() for _ in (0, 1)]
+    assert [splits[number] for number in numbers] == [*expected, "all"]
+    assert [caption.split for caption in dataset.captions()][::2] == [*expected, "all"]
+
+
+def test_lines_state_their_splits(tmp_path: Path) -> None:
+    lines = [
+        ("a.jpg", "train"),
+        ("b.jpg", "validation"),
+        ("c.jpg", "dev"),
+        ("d.jpg", "test"),
+        ("e.jpg", None),
+    ]
+    rows = [{"image": name, "text": "a dog"} | ({"split": split} if split else {}) for name, split in lines]
+    write(tmp_path, "captions.jsonl", "\n".join(map(json.dumps, [*rows, {**rows[0], "split": [3]}])))
+    for name, _ in lines:
+        write(tmp_path, name)
+    dataset = open_dataset(tmp_path)
+    found = [caption.split for caption in dataset.captions()]
+    assert found == ["train", "val", "val", "test", "all", "train"]
+    assert [record.split for record in dataset.images()][:4] == ["train", "val", "val", "test"]
+    one_problem(dataset.problems, "captions.jsonl: line 6 has a split that is no name")
+
+
 def test_flickr_tables_and_repeats(tmp_path: Path) -> None:
     table = ["1_a.jpg,A child , running .", '1_a.jpg,"A ""red"" dog, sitting"', '2_b.jpg,"unclosed', "none"]
     write(tmp_path, "captions.txt", "\n".join(["image,caption", *table]))

@@ -163,7 +163,10 @@ class AnnotationFiles:
             for image in self.read(file).named:
                 key = self.index.by_name(image.name, image.directory, image.split)
                 if key is None:
-                    self.problems.add(file.name, image.name, "is an image that is not clear (captions kept)")
+                    # A list alone may speak of images that nobody has.
+                    if Holds.CAPTIONS in format_of(file).holds:
+                        what = "is an image that is not clear (captions kept)"
+                        self.problems.add(file.name, image.name, what)
                 else:
                     splits.setdefault(key, image.split or "all")
         return splits

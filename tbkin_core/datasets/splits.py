@@ -6,13 +6,15 @@ import re
 from pathlib import PurePosixPath
 
 _SPLIT = re.compile(
-    r"(?<![a-z])(valminusminival|minival|nominival|trainval|train|validation|valid|val|unlabeled"
+    r"(?<![a-z])(valminusminival|minival|nominival|trainval|train|validation|valid|val|unlabeled|development|dev"
     r"|test[-_ ]?(?:dev|standard|std|challenge)|test[ab]?)"
     r"(?=(?:19|20)\d\d(?!\d)|[^a-z0-9]|$)"
 )
 _SYNONYMS = {
     "validation": "val",
     "valid": "val",
+    "dev": "val",
+    "development": "val",
     "testa": "testA",
     "testb": "testB",
     "test-standard": "test-std",

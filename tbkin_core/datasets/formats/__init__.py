@@ -26,6 +26,7 @@ FORMATS: tuple[Format, ...] = (
     coco.OTHERS,
     karpathy.KARPATHY,
     flickr.FLICKR,
+    flickr.FLICKR_LISTS,
     jsonl.JSON_LINES,
     conceptual.CONCEPTUAL,
     sbu.SBU,

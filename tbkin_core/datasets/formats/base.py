@@ -115,5 +115,8 @@ class Format:
 
 def named_images(source: Source, captions: Iterable[CaptionRow]) -> list[NamedImage]:
     """The images that captions name, each once; names are relative to the file's directory."""
-    names = dict.fromkeys(row.image_name for row in captions if row.image_name is not None)
-    return [NamedImage(name, source.file.directory, source.file.split) for name in names]
+    splits: dict[str, str | None] = {}
+    for row in captions:
+        if row.image_name is not None:
+            splits.setdefault(row.image_name, row.split or source.file.split)
+    return [NamedImage(name, source.file.directory, split) for name, split in splits.items()]

@@ -7,7 +7,8 @@ import sys
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds, named_images
 from tbkin_core.datasets.reading import AnnotationFile, Source
-from tbkin_core.datasets.records import CaptionRow, Content
+from tbkin_core.datasets.records import CaptionRow, Content, NamedImage
+from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import DataError
 
 # Lines as the token files and tables have them.
@@ -96,4 +97,37 @@ FLICKR = Format(
     prefer=_without_lemmas,
     yields=True,
     claims=True,
+)
+
+
+def read_list(source: Source) -> Content:
+    """Images of a split, a name per line; Flickr30k Entities leaves the extension out."""
+    stated = re.search(r"train|dev|val|test", source.file.path.name.lower())
+    split = normalise_split(stated.group()) if stated else "all"
+    named: dict[str, NamedImage] = {}
+    for number, line in source.lines():
+        name = line.strip()
+        if not name:
+            continue
+        if name in named:
+            source.problem(f"line {number}", "names an image as one before (skipped)")
+        named.setdefault(name, NamedImage(name, source.file.directory, split))
+    return Content(named=list(named.values()))
+
+
+def _lists_numbers(file: Candidate) -> bool:
+    """Whether it is one of Flickr30k Entities' train.txt, val.txt and test.txt: Flickr's numbers alone."""
+    own = re.fullmatch(r"(flickr30k[_-])?(train|val|test)\.txt", file.name)
+    return bool(own) and re.fullmatch(r"(\d{6,12}\s+)*\d{0,12}\s*", file.ends) is not None
+
+
+FLICKR_LISTS = Format(
+    name="flickr-lists",
+    # Not of images: what only a list names has no caption and, as a rule, no file.
+    holds=Holds.IMAGE_SPLITS,
+    read=read_list,
+    layout="flickr",
+    suffixes=frozenset({".txt"}),
+    names=re.compile(r"flickr_?(8k|30k)[._-](train|dev|val|test)_?images\.txt"),
+    content=_lists_numbers,
 )

@@ -8,10 +8,11 @@ import sys
 from tbkin_core.datasets.formats.base import Format, Holds, named_images
 from tbkin_core.datasets.reading import Source, as_text
 from tbkin_core.datasets.records import CaptionRow, Content
+from tbkin_core.datasets.splits import normalise_split
 
 
 def read_image_texts(source: Source) -> Content:
-    """Texts of the lines `{"image": ..., "text": ...}`, with the line's number."""
+    """Texts of the lines `{"image": ..., "text": ...}`, with the line's number and its `split`, if any."""
     rows: list[CaptionRow] = []
     for number, item in source.json_lines():
         subject = f"line {number}"
@@ -29,7 +30,12 @@ def read_image_texts(source: Source) -> Content:
             name = as_text(image) or None
             if image is not None and name is None:
                 source.problem(subject, "has an image that is no file name (text kept)")
-            rows.append(CaptionRow(number, text, image_name=name if name is None else sys.intern(name)))
+            given = item.get("split")
+            split = normalise_split(as_text(given) or "") or None
+            if given is not None and split is None:
+                source.problem(subject, "has a split that is no name (the file's counts)")
+            name = name if name is None else sys.intern(name)
+            rows.append(CaptionRow(number, text, image_name=name, split=split))
     return Content(named=named_images(source, rows), captions=rows)
 
 
