@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from tbkin_core.errors import CheckpointError, DataError, TbkinError
 from tbkin_core.settings import StageConfig, config_values, dump_config
+from tbkin_core.settings.base import fields_of
 from tbkin_core.support.devices import join_ranks, launch, resolve_devices
 from tbkin_core.support.files import make_directory, read_json, write_errors, write_json, write_text
 from tbkin_core.support.ranks import rank, wait_for_ranks
@@ -55,7 +56,7 @@ def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict
                 hint = "choose another place with --out DIR"
                 raise DataError(f"{path}: holds something else than a run", hint=hint)
             break
-        same = found.get("stage") == stage and found.get("settings") == settings
+        same = found.get("stage") == stage and _as_now(found.get("settings"), config) == settings
         if config.overwrite and (same or config.out is not None):
             _set_aside(path)
             break
@@ -65,7 +66,7 @@ def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict
             _tidy(path)
             return path, None
         if config.out is not None:
-            kept = found.get("settings") or {}
+            kept = _as_now(found.get("settings") or {}, config)
             changed = sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key))
             other = f" with other settings ({', '.join(changed)})" if found.get("stage") == stage else ""
             hint = "use --overwrite to replace it, or another --out DIR"
@@ -76,6 +77,14 @@ def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict
     content = {"stage": stage, "status": "running", "settings": settings, "started": time.time()}
     write_json(path / RUN_FILE, content)
     return path, None
+
+
+def _as_now(kept: Any, config: StageConfig) -> Any:
+    """Settings that a run kept; those that came since have their defaults, by which it was made."""
+    if not isinstance(kept, dict):
+        return kept
+    defaults = {name: field.default for name, field in fields_of(type(config)).items()}
+    return {name: defaults[name] for name in run_settings(config) if name in defaults} | kept
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tbkin_cli import main
-from tbkin_core.errors import ConfigError
+from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.modeling import TbkinConfig
-from tbkin_core.runs import run_settings
+from tbkin_core.runs import open_run, run_settings
 from tbkin_core.selection import SELECTIONS, Selection, check_threshold
 from tbkin_core.settings import (
     BuildGraphsConfig,
@@ -35,6 +35,7 @@ from tbkin_core.settings import (
     parse_thresholds,
 )
 from tbkin_core.settings.base import Field
+from tbkin_core.support.files import write_json
 from tbkin_core.tasks.table import FINETUNE_TASKS
 
 STAGES: dict[type[StageConfig], dict[str, Any]] = {
@@ -379,9 +380,16 @@ predict: []
     for config, values in ((PretrainConfig(), pretrain), (FinetuneConfig(task="vqa"), finetune)):
         of_before = yaml.safe_load(lines + values)
         assert load_config(type(config), write(tmp_path, lines + values), {}) == config
-        # What came since says how a machine computes, and no result follows from it.
-        assert run_settings(config).keys() <= of_before.keys()
-        assert run_settings(config) == {name: of_before[name] for name in run_settings(config)}
+        # What came since says how a machine computes, or has the default by which runs were made before.
+        (tmp_path / "run").mkdir(exist_ok=True)
+        asked = dataclasses.replace(config, out=tmp_path / "run")
+        kept = {name: value for name, value in of_before.items() if name in run_settings(config)}
+        write_json(tmp_path / "run" / "run.json", {"stage": "x", "status": "running", "settings": kept})
+        assert open_run(asked, "x", tmp_path) == (tmp_path / "run", None)
+        changed = {**kept, "seed": 1}
+        write_json(tmp_path / "run" / "run.json", {"stage": "x", "status": "running", "settings": changed})
+        with pytest.raises(DataError, match=r"other settings \(seed\)"):
+            open_run(asked, "x", tmp_path)
 
 
 # ---- files --------------------------------------------------------------------------------------

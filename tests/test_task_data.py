@@ -35,7 +35,7 @@ from tbkin_core.tasks.rec import (
     random_region_hits,
 )
 from tbkin_core.texts.tokenizer import build_tokenizer
-from tbkin_core.training.splits import hold_out, task_splits
+from tbkin_core.training.splits import EvaluatedImages, hold_out, task_splits
 
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 180, 20)}
 Entries = dict[str, list[dict[str, Any]]]
@@ -250,6 +250,52 @@ def test_only_google_may_split_by_object(tmp_path: Path) -> None:
     write_rec(tmp_path / "refcocog", {"umd": rec_entries({"train": range(6), "val": [5, 6]})})
     with pytest.raises(DataError, match="1 images of val are in train too"):
         splits_of(tmp_path, task="rec")
+
+
+# ---- what is not pretrained on ----
+
+
+def write_json_file(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def test_images_that_any_dataset_evaluates_on_are_known_in_all(tmp_path: Path) -> None:
+    """RefCOCO's val and test pictures as COCO's 2014 and 2017 have them, and by Visual Genome's coco_id."""
+    refs = rec_entries({"train": [1, 2], "val": [3], "testA": [4]})
+    instances = write_rec(tmp_path / "refcoco", {"unc": refs})
+    for image in instances["images"]:
+        image["file_name"] = f"COCO_train2014_{image['id']:012}.jpg"
+    (tmp_path / "refcoco/instances.json").write_text(json.dumps(instances))
+    forms = {"coco14": "train2014/COCO_train2014_{:012}.jpg", "coco17": "train2017/{:012}.jpg"}
+    for place, form in {**forms, "own": "{:012}.jpg"}.items():
+        for number in (1, 3, 4, 9):
+            path = tmp_path / place / form.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(path)
+    listed = [{"image_id": 100 + n, "coco_id": n, "width": 8, "height": 8} for n in (1, 3, 4)]
+    listed.append({"image_id": 200, "coco_id": None, "width": 8, "height": 8})
+    write_json_file(tmp_path / "vg/image_data.json", listed)
+    write_json_file(
+        tmp_path / "questions/v2_OpenEnded_mscoco_val2014_questions.json",
+        {"questions": [{"question_id": 1, "image_id": 9, "question": "what is it?"}]},
+    )
+    write_json_file(
+        tmp_path / "questions/annotations/captions_val2014.json",
+        {"images": [{"id": 9, "file_name": "COCO_val2014_000000000009.jpg"}], "annotations": []},
+    )
+    evaluated = EvaluatedImages([tmp_path / "refcoco", tmp_path / "questions", tmp_path / "coco14"])
+    assert evaluated.places == [tmp_path / "refcoco", tmp_path / "questions"]
+
+    def known(place: str, *image_ids: int) -> list[int]:
+        mask = evaluated.among(open_dataset(tmp_path / place), image_ids)
+        return [number for number, is_evaluated in zip(image_ids, mask, strict=True) if is_evaluated]
+
+    assert known("coco14", 1, 3, 4, 9) == [3, 4, 9]
+    assert known("coco17", 1, 3, 4, 9) == [3, 4, 9]
+    assert known("vg", 101, 103, 104, 200) == [103, 104]
+    assert known("refcoco", 1, 2, 3, 4) == [3, 4]
+    assert known("own", 1, 3, 4, 9) == [], "twelve digits may be anybody's numbers"
 
 
 # ---- what a region gets right -------------------------------------------------------------------

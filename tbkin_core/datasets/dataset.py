@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from tbkin_core.datasets import records
 from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of, version_of
 from tbkin_core.datasets.formats.base import Holds
-from tbkin_core.datasets.image_index import key_of_name
+from tbkin_core.datasets.image_index import coco_id_of, key_of_name
 from tbkin_core.datasets.reading import AnnotationFile, as_box
 from tbkin_core.datasets.records import AnswerRow, BoxRow, ImageId, QuestionRow
 from tbkin_core.datasets.splits import normalise_split, split_of_path
@@ -306,7 +306,11 @@ class Dataset:
             names = splits[key]
             split = next((name for name in names if name != "train"), next(iter(names), None))
             split = split or (split_of_path(path) if path else None) or "all"
-            found[key] = records.ImageRecord(key, self.root / path if path else None, split, width, height)
+            coco_id = listed.coco_id if listed else None
+            names_of = filter(None, (path, listed.file_name if listed else None))
+            coco_id = coco_id or next(filter(None, map(coco_id_of, names_of)), None)
+            place = self.root / path if path else None
+            found[key] = records.ImageRecord(key, place, split, width, height, coco_id)
         return found
 
     # --- records from rows ---------------------------------------------------------------------------

@@ -17,6 +17,9 @@ from tbkin_core.datasets.splits import split_family, split_in, split_of_path
 # Keys are stored as 64-bit integers beside the features; a longer run of digits is a name, not a number.
 _LONGEST_NUMBER = 18
 # COCO's own names have the id in twelve digits.
+_COCO_PATH = re.compile(
+    r"(?:(?:^|/)(?:train|val|test|unlabeled)20\d\d/|(?:^|/)COCO_(?:train|val|test)20\d\d_)([0-9]{12})\.[A-Za-z]+$"
+)
 _COCO_NAME = re.compile(r"(?:^|[^0-9])[0-9]{12}\.[A-Za-z]+$")
 
 
@@ -50,6 +53,15 @@ def key_of_name(name: str) -> ImageId:
 def is_coco_name(name: str) -> bool:
     """Whether a file name has its image's id as COCO's have: twelve digits before the extension."""
     return _COCO_NAME.search(name) is not None
+
+
+def coco_id_of(path: str) -> int | None:
+    """COCO's id of a picture by its path: 42 of "COCO_val2014_000000000042.jpg", "val2017/000000000042.jpg".
+
+    Twelve digits alone may be any dataset's own number: the name or the directory must be COCO's.
+    """
+    match = _COCO_PATH.search(path)
+    return int(match.group(1)) if match else None
 
 
 @dataclass(slots=True)
@@ -226,6 +238,7 @@ class ImageIndex:
                     split=known.split or image.split,
                     width=known.width or image.width,
                     height=known.height or image.height,
+                    coco_id=known.coco_id or image.coco_id,
                 )
             listing.listed_in.add(image.listed_in)
             if image.split is not None and image.split not in listing.splits:

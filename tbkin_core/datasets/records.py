@@ -21,6 +21,7 @@ class ImageRecord:
     # width, height: pixels, as the annotations say; None where they do not
     width: int | None = None
     height: int | None = None
+    coco_id: int | None = None  # of the same picture in COCO, where a file or the picture's name says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class ListedImage:
     width: int | None  # pixels
     height: int | None
     listed_in: str
+    coco_id: int | None = None  # of the same picture in COCO
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,6 +250,11 @@ class PretrainConfig(TrainingConfig):
         low=0,
         unset="1",
     )
+    evaluated_on: list[Path] = _data(
+        [], "Other dataset whose val and test images are not pretrained on.", metavar="DIR", unset="none"
+    )
+    """Those of DATA never are. Images of two datasets are the same where COCO's id is, also through Visual
+    Genome's."""
     mismatch: float = _chance(0.5, "Chance that a caption gets another image, for image-text matching.")
     ot_weight: float = option(0.1, "Weight of the optimal-transport term; 0 turns it off.", low=0)
     masking: MaskingConfig = option(MaskingConfig(), "Structural knowledge masking.")

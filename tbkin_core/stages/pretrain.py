@@ -26,7 +26,7 @@ from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import plan_pretraining
 from tbkin_core.training.run import draw_training_curves, train
-from tbkin_core.training.splits import hold_out
+from tbkin_core.training.splits import EvaluatedImages, hold_out
 from tbkin_core.training.start import feature_place, initial_source, starting_point
 
 
@@ -81,8 +81,9 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         TbkinError: Features or graphs do not fit each other or the initial weights; training failed.
     """
     parts: list[_Captions] = []
+    evaluated = EvaluatedImages([*config.data, *config.evaluated_on])
     for places in _sources(config):
-        parts.append(_captions(*places, config.seed))
+        parts.append(_captions(*places, config.seed, evaluated))
         first, last = parts[0].features, parts[-1].features
         if feature_kind(first.settings) != feature_kind(last.settings):
             raise DataError(
@@ -132,7 +133,9 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         finish_run(out, results)
 
 
-def _captions(data: Path, feature_dir: Path, graph_dir: Path, seed: int) -> _Captions:
+def _captions(
+    data: Path, feature_dir: Path, graph_dir: Path, seed: int, evaluated: EvaluatedImages
+) -> _Captions:
     """The captions of a dataset, those of train apart from those of val; test splits are left alone."""
     features, graphs = FeatureStore(feature_dir), GraphStore(graph_dir)
     if graphs.settings["features"] != features.settings:
@@ -146,17 +149,20 @@ def _captions(data: Path, feature_dir: Path, graph_dir: Path, seed: int) -> _Cap
     if not trained:
         raise DataError(f"{graph_dir}: only test splits ({', '.join(sorted(splits))}); nothing to train on")
     dataset = open_dataset(data)
-    training, left_out = _without_evaluated(load_captions(graphs, trained, features), dataset)
+    training = load_captions(graphs, trained, features)
+    spare_rows = ~evaluated.among(dataset, training.image_ids)
+    left_out = int((~spare_rows).sum())
+    training = select_captions(training, spare_rows) if left_out else training
     notes = []
     if left_out:
         notes.append(
-            f"{data}: {left_out} captions left out, their images are in a val or test split of"
-            " referring expressions"
+            f"{data}: {left_out} captions left out, their images are in a val or test split of referring"
+            f" expressions or questions ({', '.join(map(str, evaluated.places))})"
         )
     if not len(training):
         raise DataError(
             f"{graph_dir}: no caption is left to train on",
-            hint="all of its images are in val or test splits of referring expressions",
+            hint="all of its images are in val or test splits of referring expressions or questions",
         )
     validation = CaptionTable()
     if "train" in splits and "val" in splits:
@@ -165,24 +171,6 @@ def _captions(data: Path, feature_dir: Path, graph_dir: Path, seed: int) -> _Cap
         training, validation = _split_captions(training, seed)
     texts = [*caption_texts(graphs, trained), *_training_texts(dataset)]
     return _Captions(features, training, validation, texts, notes)
-
-
-def _without_evaluated(table: CaptionTable, dataset: Dataset) -> tuple[CaptionTable, int]:
-    """Captions without those of images that referring expressions are evaluated on, and how many those are.
-
-    RefCOCO's val and test images are in COCO's train2014; as UNITER and ROSITA do, none is pretrained on.
-    """
-    # Where expressions are divided by object, an image may be in all splits.
-    names = [name for name in dataset.expression_sets() if not dataset.is_split_by_object(name)]
-    evaluated = {
-        item.image_id
-        for name in names
-        for split in dataset.expression_splits(name)
-        if split != "train"
-        for item in dataset.expressions(split, name)
-    }
-    keep = np.array([image_id not in evaluated for image_id in table.image_ids], np.bool_)
-    return (select_captions(table, keep), int((~keep).sum())) if not keep.all() else (table, 0)
 
 
 def _split_captions(table: CaptionTable, seed: int) -> tuple[CaptionTable, CaptionTable]:

@@ -180,6 +180,57 @@ def hold_out(image_ids: Sequence[ImageId], share: float, seed: int) -> NDArray[n
     return np.array([image_id in held for image_id in image_ids], np.bool_)
 
 
+class EvaluatedImages:
+    """Images that models are evaluated on, in any of some datasets: none is pretrained on.
+
+    RefCOCO's val and test images are in COCO's train2014, and half of Visual Genome's are COCO's; as UNITER
+    and ROSITA do, they are left out. An image of another dataset is known by COCO's id.
+
+    Attributes:
+        places: Directories of the datasets that evaluate on any image.
+    """
+
+    def __init__(self, places: Sequence[Path]) -> None:
+        self.places: list[Path] = []
+        self._images: dict[Path, set[ImageId]] = {}
+        self._coco_ids: set[int] = set()
+        for place in dict.fromkeys(places):
+            dataset = open_dataset(place)
+            images = _evaluated_images(dataset)
+            self._images[dataset.root] = images
+            ids = {record.coco_id for record in dataset.images() if record.image_id in images}
+            self._coco_ids |= {number for number in ids if number is not None}
+            if images:
+                self.places.append(place)
+
+    def among(self, dataset: Dataset, image_ids: Sequence[ImageId]) -> NDArray[np.bool_]:
+        """(N,) which images of a dataset are evaluated on, there or in another one."""
+        images = self._images.get(dataset.root, set()) | {
+            record.image_id for record in dataset.images() if record.coco_id in self._coco_ids
+        }
+        return np.array([image_id in images for image_id in image_ids], np.bool_)
+
+
+def _evaluated_images(dataset: Dataset) -> set[ImageId]:
+    """Images of the val and test splits of referring expressions and of questions.
+
+    Where expressions are divided by object, or questions without regard to images, an image may be in all
+    splits: then it is evaluated on knowingly, and captions of it tell no answer.
+    """
+    sets = [name for name in dataset.expression_sets() if not dataset.is_split_by_object(name)]
+    found = {
+        item.image_id
+        for name in sets
+        for split in dataset.expression_splits(name)
+        if split != "train"
+        for item in dataset.expressions(split, name)
+    }
+    splits = dataset.question_splits()
+    asked = {split: {item.image_id for item in dataset.questions(split)} for split in splits}
+    trained = asked.pop("train", set())
+    return found | set().union(*asked.values()) - trained
+
+
 def samples_content(splits: Mapping[str, Sequence[Any]]) -> int:
     """A number that changes with the samples, their order, their images and their answers."""
     value = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
@@ -38,7 +39,9 @@ def read_images(source: Source) -> Content:
             name = "/".join(urlparse(url).path.strip("/").split("/")[-2:]) if url else None
         except ValueError:
             name = None
-        content.images[image_id] = listed_image(source, image_id, item.get("file_name", name), item)
+        listed = listed_image(source, image_id, item.get("file_name", name), item)
+        coco_id = as_id(item.get("coco_id"))
+        content.images[image_id] = replace(listed, coco_id=coco_id if isinstance(coco_id, int) else None)
     return content
 
 
