@@ -106,13 +106,21 @@ def test_minival_cut_out_of_val_is_told_by_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("validation", ["val", "minival"])
-def test_a_validation_image_is_never_trained_on(tmp_path: Path, validation: str) -> None:
-    write_vqa(tmp_path, *vqa_entries({"train": range(4), validation: [3, 4]}))
-    with pytest.raises(
-        DataError, match=rf"1 images of {validation} are in train too \(such as 3\)"
-    ) as raised:
-        splits_of(tmp_path)
-    assert "held out" in (raised.value.hint or "")
+def test_a_validation_question_is_never_trained_on(tmp_path: Path, validation: str) -> None:
+    questions, annotations = vqa_entries({"train": range(4), validation: [3, 4]})
+    (tmp_path / "same").mkdir()
+    write_vqa(tmp_path / "same", questions, annotations)
+    with pytest.raises(DataError, match=rf"2 questions of train are in {validation} too") as raised:
+        splits_of(tmp_path / "same")
+    assert "about image 3" in raised.value.message and "held out" in (raised.value.hint or "")
+    # Others about the same picture: so VQA-RAD is split, on purpose.
+    for number, question in enumerate(questions[validation]):
+        question["question"] = f"how many are there, {number}?"
+    (tmp_path / "other").mkdir()
+    write_vqa(tmp_path / "other", questions, annotations)
+    splits, problems = splits_of(tmp_path / "other")
+    assert (images_of(splits["train"]), images_of(splits["val"])) == ([0, 1, 2, 3], [3, 4])
+    assert any("split by question: 1 of 2 images" in problem for problem in problems)
 
 
 def test_a_part_of_trainval_and_a_trained_val(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def task_splits(
         notes.append(f"no train split: {trained[0]} is trained on")
     held = found.splits[validation] if validation else []
     label = "+".join(trained)
-    train, left_out = _without_validation(found, trained, validation, dataset)
+    train, left_out = _without_validation(task, found, trained, validation, dataset)
     if left_out:
         notes.append(f"{left_out} samples of {label} are left out: their images are in {validation}")
     if found.split_by_object and held:
@@ -79,6 +79,11 @@ def task_splits(
             f"{found.name} is split by object: {len(_images(train) & images)} of {len(images)} images of"
             f" {validation} are trained on with other objects, so results do not compare with those of splits"
             " by image"
+        )
+    elif held and (shared := _images(train) & _images(held)):
+        notes.append(
+            f"split by {task.unit}: {len(shared)} of {len(_images(held))} images of {validation} are trained"
+            f" on with other {task.unit}s, so results do not compare with those of splits by image"
         )
     if not held:
         share = 0.1 if "train" in trained else 0.25
@@ -96,13 +101,27 @@ def task_splits(
 
 
 def _without_validation(
-    found: SampleSet, trained: Sequence[str], validation: str | None, dataset: Dataset
+    task: FinetuneTask, found: SampleSet, trained: Sequence[str], validation: str | None, dataset: Dataset
 ) -> tuple[list[Any], int]:
     """The training samples, none of an image of the validation split unless that is split by object.
 
-    And how many of them were left out because the validation split is a part of theirs.
+    Of questions an image may be in both, if none is asked about it in both: some sets are split so on purpose
+    (VQA-RAD). And how many samples were left out because the validation split is a part of theirs.
     """
     held_images = _images(found.splits[validation]) if validation else set()
+    together = found.split_by_object
+    if task.asks and validation and not any(validation in _PARTS.get(name, ()) for name in trained):
+        held = {_asked(task, item) for item in found.splits[validation]}
+        twice = [item for name in trained for item in found.splits[name] if _asked(task, item) in held]
+        if twice:
+            example = f"{task.text(twice[0])!r} about image {twice[0].image_id}"
+            raise DataError(
+                f"{dataset.root}: {len(twice)} questions of {'+'.join(trained)} are in {validation} too,"
+                f" about the same images (such as {example}); what is trained on cannot be validated on",
+                hint="take them out of one of the two files, or take the files of"
+                f" {validation} away: images of {trained[0]} are then held out",
+            )
+        together = True
     train: list[Any] = []
     left_out, shared = 0, set()
     for name in trained:
@@ -110,9 +129,9 @@ def _without_validation(
         kept = [item for item in of_split if item.image_id not in held_images]
         if validation in _PARTS.get(name, ()):
             left_out += len(of_split) - len(kept)
-        elif not found.split_by_object and len(kept) < len(of_split):
+        elif not together and len(kept) < len(of_split):
             shared |= _images(of_split) & held_images
-        train += of_split if found.split_by_object else kept
+        train += of_split if together else kept
     label = "+".join(trained)
     if shared:
         some = ", ".join(map(str, sorted(shared, key=str)[:3]))
@@ -128,6 +147,11 @@ def _without_validation(
             hint="name other splits with --train-split",
         )
     return train, left_out
+
+
+def _asked(task: FinetuneTask, sample: Any) -> tuple[ImageId, str]:
+    """A question about an image; spelling does not make it another."""
+    return sample.image_id, " ".join(task.text(sample).split()).casefold()
 
 
 def _images(samples: Sequence[Any]) -> set[ImageId]:
