@@ -85,7 +85,7 @@ def test_coco(shared_data: Path) -> None:
     assert len({caption.text_id for caption in dataset.captions()}) == len(dataset.captions()) == 1366
     assert Caption(441, 331352, "A small closed toilet in a cramped space.", "val") in captions
     assert dataset.image(139) == ImageRecord(
-        139, shared_data / "coco/val2017/000000000139.jpg", "val", 640, 426
+        139, shared_data / "coco/val2017/000000000139.jpg", "val", 640, 426, 139
     )
     assert all(record.path is not None and record.path.is_file() for record in dataset.images())
     boxes = dataset.boxes()
@@ -386,7 +386,7 @@ def test_an_image_in_many_files_is_one_record(tmp_path: Path) -> None:
     vqa_files(tmp_path, "val2014", [42])
     path = write(tmp_path, "val2017/000000000042.jpg")
     dataset = open_dataset(tmp_path)
-    assert dataset.images() == [ImageRecord(42, path, "val", 9, 7)]
+    assert dataset.images() == [ImageRecord(42, path, "val", 9, 7, 42)]
     assert {c.image_id for c in dataset.captions()} == {q.image_id for q in dataset.questions()} == {42}
 
 
@@ -515,7 +515,7 @@ def test_karpathy_of_coco(tmp_path: Path) -> None:
     ]
     assert dataset.captions("train") == [Caption(10, 41, "a cat", "train")]
     assert dataset.captions("val") == [Caption(42, 42, "official 42", "val")]
-    assert dataset.images("test") == [ImageRecord(40, path, "test", 9, 7)]
+    assert dataset.images("test") == [ImageRecord(40, path, "test", 9, 7, 40)]
     assert list(dataset.boxes("test")) == [40] and dataset.boxes("val") == {}
     one_problem(dataset.problems, "captions_val2014.json: annotation 40 and 1 more", "another file gives")
 
