@@ -76,7 +76,7 @@ def region_actions(weight: NDArray, iou: NDArray, config: MaskingConfig) -> NDAr
     action, _ = mask_regions(
         np.ones((batch, regions), np.bool_),
         np.tile(weight.astype(np.float32), (batch, 1)),
-        np.tile(iou.astype(np.float32), (batch, 1, 1)),
+        lambda sample, place: iou.astype(np.float32)[place],
         config,
         0,
         0,
@@ -242,7 +242,7 @@ def test_replaced_regions_come_from_their_own_image() -> None:
     action, source = mask_regions(
         present,
         np.zeros(present.shape),
-        np.tile(np.eye(5), (len(SAMPLES), 1, 1)),
+        lambda sample, place: np.eye(5)[place],
         MaskingConfig(base=0.5),
         0,
         0,
@@ -385,7 +385,9 @@ def test_masks_do_not_depend_on_the_batch_its_order_or_padding(
         samples = keys[rows]
         side = text_side(config, seed, epoch, samples)
         action, replacement = mask_text(ids, structure, VOCABULARY, FIRST, config, seed, epoch, samples)
-        regions, origin = mask_regions(present, weight, iou, config, seed, epoch, samples)
+        regions, origin = mask_regions(
+            present, weight, lambda row, place: iou[row, place], config, seed, epoch, samples
+        )
         return [
             (
                 side[place],

@@ -6,6 +6,7 @@ the batch size and the order change nothing. Letters: B batch, T text tokens, K 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,7 +106,7 @@ def mask_text(
 def mask_regions(
     region_mask: NDArray,
     cross_weight: NDArray,
-    iou: NDArray,
+    overlaps: Callable[[NDArray, NDArray], NDArray],
     config: MaskingConfig,
     seed: int,
     epoch: int,
@@ -116,7 +117,8 @@ def mask_regions(
     Args:
         region_mask: (B, K) bool, True where there is a region.
         cross_weight: (B, K) mean weight of a region's cross-modal edges, 0 without any.
-        iou: (B, K, K).
+        overlaps: IoU (M, K) of M regions, given by sample (M,) and place (M,), with all of their sample; few
+            hide their neighbours, so that not all pairs are compared.
         samples: (B,) key of each sample.
 
     Returns:
@@ -130,7 +132,9 @@ def mask_regions(
     chosen &= region_mask
     if config.image_structure:
         spreads = chosen & (uniform(key, _REGION_NEIGHBOUR, samples, regions) < config.neighbour)
-        touched = (spreads[:, :, None] & (iou > config.neighbour_iou)).any(axis=1)  # (B, K)
+        sample, place = np.nonzero(spreads)
+        touched = np.zeros_like(chosen)
+        np.logical_or.at(touched, sample, overlaps(sample, place) > config.neighbour_iou)
         chosen |= touched & region_mask
     action = _actions(chosen, uniform(key, _REGION_ACTION, samples, regions), config)
     # Drawn among the sample's own regions: what other samples share the batch must not matter.

@@ -161,12 +161,13 @@ class PretrainObjective:
         masked_ids = np.select([action == MASK, action == REPLACE], [self.mask_id, replacement], input_ids)
 
         on_regions = np.flatnonzero(~on_text)
+        boxes = regions.boxes[on_regions]
         region_action = np.full(regions.mask.shape, -1, np.int8)
         source = np.zeros(regions.mask.shape, np.int64)
         region_action[on_regions], source[on_regions] = mask_regions(
             regions.mask[on_regions],
             side.cross_weight(image_of[on_regions], regions.mask.shape[1]),
-            pairwise_iou(regions.boxes[on_regions]),
+            lambda sample, place: pairwise_iou(boxes[sample, place][:, None], boxes[sample])[:, 0],
             self.masking,
             self.seed,
             epoch,
