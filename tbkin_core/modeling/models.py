@@ -116,8 +116,7 @@ class EncoderLayer(nn.Module):
         def heads(projected: Tensor) -> Tensor:
             return projected.view(batch, length, self.num_heads, -1).transpose(1, 2)  # (B, H, L, D/H)
 
-        lowered = _lowered(states)
-        query, key, value = (heads(part(lowered)) for part in (self.query, self.key, self.value))
+        query, key, value = (heads(part(states)) for part in (self.query, self.key, self.value))
         dropout = self.attention_dropout if self.training else 0.0
         attended, kept = selective_attention(
             query, key, value, mask, selection, text_length, dropout, record, threshold, self.kernel
@@ -126,14 +125,6 @@ class EncoderLayer(nn.Module):
         states = self.attention_norm(states + self.dropout(self.attention_output(attended)))
         inner = self.output(functional.gelu(self.intermediate(states)))
         return self.output_norm(states + self.dropout(inner)), kept
-
-
-def _lowered(states: Tensor) -> Tensor:
-    """In the precision of autocast, which would lower the same numbers for query, key and value each."""
-    kind = states.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return states.to(torch.get_autocast_dtype(kind))
-    return states
 
 
 class Encoder(nn.Module):
