@@ -22,6 +22,7 @@ Config = TypeVar("Config", bound=StageConfig)
 RUN_FILE = "run.json"
 SWEEP_FILE = "sweep.json"
 ROOT = Path("runs")
+FINISHED_BEFORE = "this run had finished already; --overwrite trains it again"
 # Settings that do not change what a run computes.
 _NO_RESULT = (
     "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
@@ -116,7 +117,7 @@ def train_together(
             wait_for_ranks()
     results: dict[str, Any] = read_json(path / RUN_FILE)["results"]
     if found is not None:
-        results["problems"].insert(0, "this run had finished already; --overwrite trains it again")
+        results["problems"].insert(0, FINISHED_BEFORE)
     return path, results
 
 

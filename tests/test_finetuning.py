@@ -303,3 +303,30 @@ def test_defaults_on_a_processor(
     assert planned(answers=99, **given_settings).blind_epochs == 0, "habits of few answers stick"
     blind = planned(blind=True)
     assert blind.image_dropout == 0 == blind.blind_epochs
+
+
+def test_a_finished_run_does_not_speak_of_data_that_have_changed(trained_workspace: Path) -> None:
+    coco = trained_workspace / "coco"
+    line = ("finetune", "--task", "vqa", "--data", "coco", "--epochs", "1", "--init", "none", "--out", "run")
+    succeeds(*line, cwd=trained_workspace)
+    assert "had finished already" in succeeds(*line, cwd=trained_workspace).out
+    questions = next(coco.glob("*val*questions.json"))
+    whole = questions.read_text()
+    content = json.loads(whole)
+    # More questions for a test server are none that the run speaks of.
+    asked = [{**it, "question_id": 10**6 + number} for number, it in enumerate(content["questions"])]
+    later = {**content, "data_subtype": "test-dev", "questions": asked}
+    (coco / "v2_OpenEnded_scenes_test-dev_questions.json").write_text(json.dumps(later))
+    succeeds(*line, "--predict", "test-dev", cwd=trained_workspace)
+    content["questions"][0]["question"] = "how many are there now?"
+    questions.write_text(json.dumps(content))
+    fails(*line, cwd=trained_workspace, code=1, says=("have changed since this run", "val", "--overwrite"))
+    outcome = succeeds(
+        *("threshold-sweep", "--task", "vqa", "--thresholds", "0", "--checkpoint", "run"),
+        cwd=trained_workspace,
+    )
+    assert "val has changed since run was made" in outcome.out
+    succeeds(*line, "--overwrite", cwd=trained_workspace)
+    succeeds(*line, cwd=trained_workspace)
+    questions.write_text(whole)
+    fails(*line, cwd=trained_workspace, code=1, says="have changed since this run")

@@ -21,7 +21,7 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model, save_model
 from tbkin_core.results import FinetuneResult, ReportEntry
-from tbkin_core.runs import ROOT, finish_run, train_together
+from tbkin_core.runs import FINISHED_BEFORE, ROOT, finish_run, train_together
 from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, dump_config
 from tbkin_core.support.devices import resolve_devices, torch_device
@@ -31,7 +31,13 @@ from tbkin_core.tasks.base import FinetuneObjective, FinetuneTask, Head, InputSo
 from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import FinetunePlan, plan_finetuning
 from tbkin_core.training.run import TrainingResult, draw_training_curves, growing_threshold, train
-from tbkin_core.training.splits import TaskSplits, find_data, samples_content, task_splits
+from tbkin_core.training.splits import (
+    TaskSplits,
+    changed_splits,
+    find_data,
+    samples_content,
+    task_splits,
+)
 from tbkin_core.training.start import Start, check_feature_kind, feature_place, initial_source, starting_point
 
 logger = logging.getLogger("tbkin")
@@ -54,6 +60,8 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     config = replace(config, data=data, init=initial_source(config, store))
     out, results = train_together(config, "finetune", ROOT / "finetune" / run_name(config), finetune_run)
     problems: list[str] = results["problems"]
+    if FINISHED_BEFORE in problems:
+        _check_data_unchanged(config, task, dataset, out, results)
     entries = [ReportEntry.read(entry) for entry in results["report"]]
     if task.question_only and not config.blind:
         beside = question_only_entries(results)
@@ -81,6 +89,22 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         files=[*files, *draw_training_curves(out, f"Fine-tuning for {task.name}: {out}")],
         hints=[f"tbkin visualize --from {answered[0]} --wrong --limit 20"] if answered else [],
     )
+
+
+def _check_data_unchanged(
+    config: FinetuneConfig, task: FinetuneTask, dataset: Dataset, out: Path, results: Mapping[str, Any]
+) -> None:
+    """DataError where a finished run was made with other samples: what it found is not about these."""
+    kept = results.get("contents")
+    if not kept:  # of a run that an earlier version made
+        return
+    samples = task_splits(task, dataset, config.dataset, config.train_split, config.seed).samples
+    if changed := changed_splits(kept, samples):
+        raise DataError(
+            f"{out}: the data have changed since this run was made ({', '.join(changed)} of {dataset.root}),"
+            " and its results are of the data before",
+            hint="--overwrite trains it again; --out DIR keeps both; its old results are in run.json",
+        )
 
 
 def run_name(config: FinetuneConfig) -> str:
@@ -189,6 +213,7 @@ def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: Trainin
         "task": task.name,
         "data": str(ready.data),
         "content": samples_content(ready.splits.samples),
+        "contents": {name: samples_content({name: it}) for name, it in ready.splits.samples.items()},
         "samples": len(ready.objective.lengths()),
         "parameters": best.num_parameters(),
         "initialised_from": ready.start.source,

@@ -24,7 +24,15 @@ from tbkin_core.evaluation.sweep import DENSE, Evaluation, Measurement, Samples,
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
 from tbkin_core.results import SweepResult
-from tbkin_core.runs import ROOT, SWEEP_FILE, find_checkpoint, finished_runs, rank_zero_first, run_settings
+from tbkin_core.runs import (
+    ROOT,
+    RUN_FILE,
+    SWEEP_FILE,
+    find_checkpoint,
+    finished_runs,
+    rank_zero_first,
+    run_settings,
+)
 from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
 from tbkin_core.stages.finetune import finetune
@@ -34,7 +42,7 @@ from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import FinetuneTask, finetune_task
 from tbkin_core.training.plan import most_minutes
-from tbkin_core.training.splits import find_data, samples_content, task_splits
+from tbkin_core.training.splits import changed_splits, find_data, samples_content, task_splits
 from tbkin_core.training.start import feature_place, initial_source, settings_of
 
 logger = logging.getLogger("tbkin")
@@ -117,6 +125,11 @@ def _samples(
             raise ConfigError(f"split: expected one of {', '.join(names)}, got {split!r}")
         items[seed], skipped = _evaluable(splits[split], subject, split)
         contents[seed] = samples_content(splits if config.refit else {split: items[seed]})
+        kept = _kept_contents(subject, split) if subject.divided and not config.refit else {}
+        if changed_splits(kept, splits):
+            notes.append(
+                f"{split} has changed since {subject.checkpoint} was made: its run says other numbers"
+            )
         notes += [*skipped, *too_few_images(split, [item.image_id for item in items[seed]])]
     if base.blind and not config.refit:
         notes.append(f"{subject.checkpoint} sees no image: only attention from text to text is thresholded")
@@ -205,6 +218,15 @@ def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
     return _Subject(task, checkpoint, base, data, open_dataset(data), store, True, notes)
 
 
+def _kept_contents(subject: _Subject, split: str) -> dict[str, int]:
+    """What the checkpoint's run noted of the samples of a split; empty where it noted nothing."""
+    file = subject.checkpoint / RUN_FILE if subject.checkpoint is not None else None
+    if file is None or not file.exists():
+        return {}
+    kept = (read_json(file).get("results") or {}).get("contents") or {}
+    return {split: kept[split]} if split in kept else {}
+
+
 def _check_task(checkpoint: Path, found: str, task: str) -> None:
     if found != task:
         raise CheckpointError(
@@ -221,14 +243,14 @@ def _evaluable(items: Sequence[Any], subject: _Subject, split: str) -> tuple[lis
             f"{subject.dataset.root}: split {split} has no {subject.task.label} to evaluate against",
             hint="choose --split val",
         )
-    found = [item for item in labelled if item.image_id in subject.store]
+    found = subject.task.usable(labelled, subject.store)
     if not found:
         raise DataError(
             f"{subject.store.path}: holds features of no image of split {split}",
             hint=f"run `tbkin extract-features {subject.dataset.root}` with these images in place",
         )
     lacking = len(labelled) - len(found)
-    note = f"{split}: {lacking} of {len(labelled)} samples skipped, their images have no features"
+    note = f"{split}: {lacking} of {len(labelled)} samples skipped, their images have no features that fit"
     return found, [note] if lacking else []
 
 

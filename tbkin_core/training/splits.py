@@ -265,6 +265,12 @@ def samples_content(splits: Mapping[str, Sequence[Any]]) -> int:
     return value
 
 
+def changed_splits(kept: Mapping[str, int] | None, samples: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Splits whose samples are no longer those of which a run kept the `samples_content`; new ones aside."""
+    now = {name: samples_content({name: samples.get(name, ())}) for name in kept or ()}
+    return [name for name, number in now.items() if number != (kept or {})[name]]
+
+
 def find_data(task: FinetuneTask) -> Path:
     """The dataset directory that a fine-tuning task without --data takes.
 
