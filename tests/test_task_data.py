@@ -123,6 +123,16 @@ def test_a_validation_question_is_never_trained_on(tmp_path: Path, validation: s
     assert any("split by question: 1 of 2 images" in problem for problem in problems)
 
 
+def test_two_sets_of_questions_in_one_directory_are_named(tmp_path: Path) -> None:
+    questions, annotations = vqa_entries({"train": range(4), "val": [4, 5]})
+    write_vqa(tmp_path, questions, annotations)
+    assert splits_of(tmp_path)[1] == []
+    other = [{**item, "question_id": 10**6 + item["question_id"]} for item in questions["train"][:3]]
+    (tmp_path / "OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps({"questions": other}))
+    (note,) = (note for note in splits_of(tmp_path)[1] if "taken together" in note)
+    assert note.startswith("train: the questions of 2 files") and "train2014_questions.json (3)" in note
+
+
 def test_a_part_of_trainval_and_a_trained_val(tmp_path: Path) -> None:
     write_vqa(tmp_path, *vqa_entries({"trainval": range(6), "val": [4, 5]}))
     splits, _ = splits_of(tmp_path)

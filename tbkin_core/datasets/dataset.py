@@ -153,6 +153,11 @@ class Dataset:
         """Splits that have questions."""
         return tuple(dict.fromkeys(map(self._files.split_of, self._files.holding(Holds.QUESTIONS))))
 
+    def question_files(self, split: str) -> dict[str, int]:
+        """Files that the questions of a split come from, each with how many it has."""
+        files = (file for file in self._files.holding(Holds.QUESTIONS) if self._files.split_of(file) == split)
+        return {file.name: len(self._files.read(file).questions) for file in files}
+
     def expressions(self, split: str | None = None, name: str | None = None) -> list[records.Expression]:
         """Referring expressions, of one of `expression_sets(every_version=True)`, or of all usual versions.
 

@@ -104,6 +104,13 @@ class VqaTask(FinetuneTask[Question]):
                 notes.append(f"{name}: {lacking} of {len(questions)} questions have no answers (left out)")
             if questions:
                 splits[name] = answered or questions
+            if len(files := dataset.question_files(name)) > 1:
+                # VQA v1, v2 and OK-VQA share COCO's pictures, and often a directory.
+                listed = ", ".join(f"{file} ({count})" for file, count in files.items())
+                notes.append(
+                    f"{name}: the questions of {len(files)} files are taken together: {listed}; to take one"
+                    " set alone, put the others into another directory"
+                )
         # Either all questions of a split have answers by now, or none has.
         silent = [name for name in splits if not name.startswith("test") and not splits[name][0].answers]
         notes += [f"{name}: none of its questions has answers (not used)" for name in silent]
