@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,43 @@ def test_hdf5_padded_and_end_to_end(tmp_path: Path) -> None:
     (tmp_path / "broken" / "val.h5").write_bytes(b"nothing of the kind")
     with pytest.raises(DataError, match="no whole HDF5 file"):
         extract_dataset(open_dataset(tmp_path / "broken"), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ({"train36_imgid2idx.pkl": [11, 12]}, [11, 12]),
+        ({"train36_imgid2idx.json": [11, 12], "val36_imgid2idx.json": [21, 22]}, [11, 12]),
+        ({"a_imgid2idx.json": [11, 12], "b_imgid2idx.json": [11, 12]}, [11, 12]),
+        ({"a_imgid2idx.json": [11, 12], "train36_imgid2idx.json": [5, 6]}, [5, 6]),
+        ({"a_imgid2idx.json": [11, 12], "b_imgid2idx.json": [21, 22]}, "2 tables beside it"),
+        ({"val36_imgid2idx.json": [21, 22]}, "which row is which image"),
+        ({"train36_imgid2idx.json": [21, 22, 23]}, "which row is which image"),
+        ({"train36_imgid2idx.pkl": DataError}, "refused|plain|not"),
+    ],
+)
+def test_rows_of_hdf5_are_named_by_their_own_table(
+    tmp_path: Path, tables: dict[str, Any], expected: list[int] | str
+) -> None:
+    """Never by another split's that happens to be as long; pickles only where they run nothing."""
+    h5py = pytest.importorskip("h5py")
+    items = [image(7), image(42)]
+    data = tmp_path / "data"
+    data.mkdir()
+    with h5py.File(data / "train36.hdf5", "w") as file:
+        file["image_features"] = np.stack([item["features"] for item in items])
+        file["image_bb"] = np.stack([item["boxes"] for item in items])
+    for name, ids in tables.items():
+        table = ids if isinstance(ids, type) else {number: row for row, number in enumerate(ids)}
+        content = pickle.dumps(table, 2) if name.endswith(".pkl") else json.dumps(table).encode()
+        (data / name).write_bytes(content)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            extract_dataset(open_dataset(data), tmp_path / "store")
+    else:
+        store = extract_dataset(open_dataset(data), tmp_path / "store").store
+        assert store.image_ids == expected
+        np.testing.assert_array_equal(store[expected[1]].boxes, items[1]["boxes"])
 
 
 def test_another_tsv_is_no_table_of_features(tmp_path: Path) -> None:

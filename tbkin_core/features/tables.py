@@ -18,7 +18,7 @@ lie in their columns as base64, float32 if not said otherwise:
 
 An HDF5 file is as those of BAN and Pythia: `image_features` (N, K, D), `image_bb` (N, K, 4) in pixels, or
 both end to end with `pos_boxes` (N, 2); `spatial_features` tell the images' sizes, and `image_ids`, or a file
-`*imgid2idx.json` beside it, their ids.
+`*imgid2idx.json` or `.pkl` beside it, their ids.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tbkin_core.datasets.splits import split_in
+from tbkin_core.datasets.unpickle import load_plain_pickle
 from tbkin_core.errors import DataError, MissingDependencyError
 from tbkin_core.features.regions import ImageId, RegionFeatures
 
@@ -322,15 +324,41 @@ def _hdf5_names(path: Path, file: Any, count: int) -> list[str]:
         if key in file and len(file[key]) == count:
             values = file[key][()]
             return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
-    for beside in sorted(path.parent.glob("*imgid2idx*.json")):
-        table = json.loads(beside.read_text(encoding="utf-8"))
-        names = {int(place): str(name) for name, place in table.items()}
-        if set(names) == set(range(count)):
-            return [names[place] for place in range(count)]
+    found = sorted(path.parent.glob("*imgid2idx*"))
+    # Train's and val's may be of one length: where names say whose a table is, another's is none.
+    if split := _split_of(path):
+        found = [file for file in found if _split_of(file) in (None, split)]
+    fitting = {file.name: names for file in found if (names := _row_names(file, count)) is not None}
+    own = {name: names for name, names in fitting.items() if name.startswith(path.stem)} or fitting
+    if len(set(map(tuple, own.values()))) > 1:
+        raise DataError(
+            f"{path}: {len(own)} tables beside it have as many rows: {', '.join(own)}",
+            hint=f"name the right one {path.stem}_imgid2idx.json",
+        )
+    for names in own.values():
+        return names
     raise DataError(
         f"{path}: nothing says which row is which image",
         hint="expected a dataset image_ids in it, or a file imgid2idx.json beside it: image id to row",
     )
+
+
+def _split_of(file: Path) -> str | None:
+    return split_in(re.sub(r"\d+", "", file.name))  # "train36"
+
+
+def _row_names(file: Path, count: int) -> list[str] | None:
+    """Names of the rows by a table of image id to row, JSON or plain pickle; None of another length."""
+    if file.suffix.lower() in (".pkl", ".pickle", ".p"):
+        table = load_plain_pickle(file)
+    elif file.suffix.lower() == ".json":
+        table = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        return None
+    if not isinstance(table, dict):
+        raise ValueError(f"{file.name} is no table of image id to row")
+    names = {int(place): str(name) for name, place in table.items()}
+    return [names[place] for place in range(count)] if set(names) == set(range(count)) else None
 
 
 def _size_of(boxes: NDArray[np.float32], spatial: NDArray | None) -> tuple[int, int]:
