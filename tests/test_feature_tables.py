@@ -15,6 +15,7 @@ import pytest
 from command_line import fails, succeeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import DataError
@@ -286,6 +287,20 @@ def test_a_store_of_vinvl(tmp_path: Path, form: str) -> None:
         np.testing.assert_array_equal(found.features[:, ::20], expected["features"].astype(np.float16))
         np.testing.assert_array_equal(found.object_scores, expected["object_scores"])
         assert (found.image_width, found.image_height) == (200, 100)
+
+
+def test_a_size_that_no_table_tells_is_the_pictures_or_said_to_be_a_guess(tmp_path: Path) -> None:
+    write_vinvl(tmp_path / "data", "objects", [7, 42, 3])
+    (tmp_path / "data" / "hw.tsv").unlink()
+    Image.new("RGB", (200, 100)).save(tmp_path / "data" / "7.png")
+    Image.new("RGB", (20, 10)).save(tmp_path / "data" / "3.png")  # scaled down: the boxes reach beyond it
+    result = extract_dataset(open_dataset(tmp_path / "data"), tmp_path / "store")
+    ends = {number: image(number)["boxes"][:, 2:].max(axis=0) for number in (42, 3)}
+    assert result.store.size_of(7) == (200, 100)
+    for number, (width, height) in ends.items():
+        assert result.store.size_of(number) == (round(width), round(height))
+    (note,) = result.problems
+    assert note.startswith("2 images, such as 42: nothing tells their width and height")
 
 
 def test_vinvl_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -163,6 +163,7 @@ class _Share:
         """Write the results of the jobs to the store, in their order; a text says why there is none."""
         writer, extraction, retrying = self._writer, self._extraction, False
         cut: dict[bool, list[int]] = {True: [], False: []}
+        guessed: list[str] = []
         for job, result in results:
             if job.number is None and not retrying:
                 retrying = True
@@ -172,12 +173,19 @@ class _Share:
                 extraction.made += 1
                 if isinstance(result, RegionFeatures) and result.left_out:
                     cut[bool(len(result.object_scores))].append(result.left_out)
+                if isinstance(result, RegionFeatures) and result.size_guessed:
+                    guessed.append(str(job.image_id))
                 continue
             extraction.problems.append(problem)
             extraction.skipped += 1
             if job.number is not None:
                 writer.skip(job.image_id, job.number)
         writer.flush()
+        if guessed:
+            extraction.problems.append(
+                f"{len(guessed)} images, such as {guessed[0]}: nothing tells their width and height, which"
+                " are taken to be where the last box ends; put their pictures, or VinVL's hw.tsv, beside them"
+            )
         for scored, counts in cut.items():
             if counts:
                 which = "those of the highest confidence" if scored else "the first (there is no confidence)"

@@ -29,6 +29,7 @@ class RegionFeatures:
     attribute_ids: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     # (K,) float32 in [0, 1].
     attribute_scores: Floats = field(default_factory=lambda: np.zeros(0, np.float32))
+    size_guessed: bool = False  # whether nothing but the boxes tells the image's width and height
     left_out: int = 0  # regions of the same image that were given up for want of room
 
     def __len__(self) -> int:

@@ -261,7 +261,9 @@ class _VinvlLabels:
         sizes = self._beside("hw", key)
         size = (int(sizes[0]["width"]), int(sizes[0]["height"])) if sizes else _size_of(boxes, spatial)
         scores = [item.get("conf") for item in objects]
-        labels = {} if None in scores else {"object_scores": np.array(scores, np.float32)}
+        labels: dict[str, Any] = {"size_guessed": not sizes and spatial is None}
+        if None not in scores:
+            labels["object_scores"] = np.array(scores, np.float32)
         return _regions(image_id, features, boxes, len(features), size, labels)
 
 
@@ -312,7 +314,7 @@ def _hdf5_rows(path: Path) -> Iterator[FeatureRow]:
                     if not len(own) or len(own) != len(vectors):
                         raise DataError(f"{where}: {len(own)} boxes and {len(vectors)} feature vectors")
                     size = _size_of(own, None if spatial is None else np.asarray(spatial[place]))
-                    return RegionFeatures(image_id, vectors, own, *size)
+                    return RegionFeatures(image_id, vectors, own, *size, size_guessed=spatial is None)
 
                 yield FeatureRow(name, where, read)
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 import zlib
 from collections import Counter
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from tbkin_core.datasets import Dataset
+from tbkin_core.datasets.records import ImageRecord
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.extractors.base import FeatureReader, Request
+from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.tables import LABEL_COLUMNS, feature_rows
 
@@ -66,9 +69,15 @@ class ImportedFeatures(FeatureReader):
                 if key in own:
                     yield f"{row.where}: is a second row of its image (skipped)"
                 elif key not in seen:
-                    yield key, row.read
+                    yield key, partial(_with_size, row.read, self._record(key))
                 own.add(key)
                 seen.add(key)
+
+    def _record(self, image_id: ImageId) -> ImageRecord | None:
+        try:
+            return self._dataset.image(image_id)
+        except DataError:
+            return None  # nothing else of the dataset speaks of it
 
     def regions(self, image_id: ImageId, source: Callable[[ImageId], RegionFeatures]) -> RegionFeatures:
         found = source(image_id)
@@ -87,6 +96,24 @@ class ImportedFeatures(FeatureReader):
         labels = {name: getattr(found, name) for name in LABEL_COLUMNS}
         given = {name: values[kept] for name, values in labels.items() if len(values)}
         return replace(found, features=found.features[kept], boxes=boxes[kept], left_out=left_out, **given)
+
+
+def _with_size(
+    read: Callable[[ImageId], RegionFeatures], record: ImageRecord | None, image_id: ImageId
+) -> RegionFeatures:
+    """A row's regions; where its file does not tell the size of the image, annotations or the picture do."""
+    found = read(image_id)
+    if not found.size_guessed or record is None:
+        return found
+    size = (record.width, record.height)
+    if None in size and record.path is not None:
+        with contextlib.suppress(DataError):
+            _, *size = load_image(record.path, max_side=32)  # type: ignore[assignment]
+    width, height = size
+    # What the boxes exceed is another picture, or one that was scaled down since.
+    if width is None or height is None or width < found.image_width - 1 or height < found.image_height - 1:
+        return found
+    return replace(found, image_width=width, image_height=height, size_guessed=False)
 
 
 def _size_and_format(dataset: Dataset) -> tuple[int, str]:
