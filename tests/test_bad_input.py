@@ -91,7 +91,8 @@ def test_photos_without_texts(tmp_path: Path) -> None:
     fails("build-graphs", "photos", cwd=tmp_path, code=1, says=("photos", "JSONL"))
     succeeds("extract-features", "photos", "--workers", "0", cwd=tmp_path)
     before = files_below(tmp_path)
-    fails("finetune", "--task", "vqa", "--data", "photos", cwd=tmp_path, code=1, says="no VQA questions")
+    says = ("no VQA questions", '"question": "what color is the dog?", "answer": "brown"')
+    fails("finetune", "--task", "vqa", "--data", "photos", cwd=tmp_path, code=1, says=says)
     fails("finetune", "--task", "rec", "--data", "photos", cwd=tmp_path, code=1, says="refs(unc).p")
     assert files_below(tmp_path) == before
 

@@ -681,6 +681,64 @@ def test_lines_state_their_splits(tmp_path: Path) -> None:
     one_problem(dataset.problems, "captions.jsonl: line 6 has a split that is no name")
 
 
+def test_own_questions_as_lines_and_as_a_table(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"image": "dog.jpg", "question": "what is this?", "answer": "a dog"},
+        {
+            "image": "far/cat.jpg",
+            "question": "what is it?",
+            "answers": ["a cat", "cat"],
+            "split": "dev",
+            "id": 7,
+        },
+        {"image": "cat", "question": "is it red?", "answers": ["no", {}], "split": "test"},
+        {"image": "dog.jpg", "question": "unanswered?"},
+        {"image": "dog.jpg", "question": " ", "answer": "x"},
+        {"question": "of what?", "answer": "x"},
+        {"image": "dog.jpg", "question": "again?", "id": 7},
+        ["dog.jpg", "what?"],
+    ]
+    write(tmp_path / "lines", "questions.jsonl", "\n".join(map(json.dumps, rows)))
+    for name in ("dog.jpg", "far/cat.jpg"):
+        write(tmp_path / "lines", name)
+    dataset = open_dataset(tmp_path / "lines")
+    assert dataset.layouts == ("questions", "images")
+    assert dataset.question_splits() == ("all", "val", "test")
+    found = [(q.question_id, q.image_id, q.question, q.answers) for q in dataset.questions()]
+    assert found == [
+        ("questions.jsonl:1", "dog", "what is this?", ("a dog",)),
+        ("questions.jsonl:4", "dog", "unanswered?", ()),
+        (7, "cat", "what is it?", ("a cat", "cat")),
+        ("questions.jsonl:3", "cat", "is it red?", ("no",)),
+    ]
+    assert [record.split for record in dataset.images()] != []
+    for part in (
+        "line 5 has no question",
+        "line 6 has no image",
+        "line 7",
+        "line 8 is no JSON object",
+        "line 3",
+    ):
+        one_problem(dataset.problems, part)
+
+    table = [
+        "Image,Question,Answer,Split",
+        'dog.jpg,"what, then?",a dog|dog,train',
+        "cat.jpg,is it red?,,val",
+    ]
+    write(tmp_path / "table", "mine.csv", "\r\n".join([*table, "x.jpg,,no,"]))
+    dataset = open_dataset(tmp_path / "table")
+    assert [(q.image_id, q.question, q.split, q.answers) for q in dataset.questions()] == [
+        ("dog", "what, then?", "train", ("a dog", "dog")),
+        ("cat", "is it red?", "val", ()),
+    ]
+    assert dataset.question_files("train") == {"mine.csv": 1}
+    one_problem(dataset.problems, "mine.csv: line 4 has no question")
+    # A table of captions is none of questions.
+    write(tmp_path / "captions", "captions.csv", "image,caption\n1_a.jpg,A question and an answer")
+    assert open_dataset(tmp_path / "captions").layouts == ("flickr",)
+
+
 def test_flickr_tables_and_repeats(tmp_path: Path) -> None:
     table = ["1_a.jpg,A child , running .", '1_a.jpg,"A ""red"" dog, sitting"', '2_b.jpg,"unclosed', "none"]
     write(tmp_path, "captions.txt", "\n".join(["image,caption", *table]))

@@ -151,12 +151,14 @@ class Dataset:
 
     def question_splits(self) -> tuple[str, ...]:
         """Splits that have questions."""
-        return tuple(dict.fromkeys(map(self._files.split_of, self._files.holding(Holds.QUESTIONS))))
+        files = self._files.holding(Holds.QUESTIONS)
+        return tuple(dict.fromkeys(split for file in files for split in self._files.question_splits(file)))
 
     def question_files(self, split: str) -> dict[str, int]:
         """Files that the questions of a split come from, each with how many it has."""
-        files = (file for file in self._files.holding(Holds.QUESTIONS) if self._files.split_of(file) == split)
-        return {file.name: len(self._files.read(file).questions) for file in files}
+        files = self._files.holding(Holds.QUESTIONS)
+        counts = {file.name: len(self._files.questions_by_split(file, split)) for file in files}
+        return {name: count for name, count in counts.items() if count}
 
     def expressions(self, split: str | None = None, name: str | None = None) -> list[records.Expression]:
         """Referring expressions, of one of `expression_sets(every_version=True)`, or of all usual versions.
@@ -343,10 +345,8 @@ class Dataset:
         rows: list[tuple[ImageId, QuestionRow]] = []
         seen: set[int | str] = set()
         for file in self._files.holding(Holds.QUESTIONS):
-            if self._files.split_of(file) != split:
-                continue
             of_split = replace(file, split=split)
-            for row in self._files.read(file).questions:
+            for row in self._files.questions_by_split(file, split):
                 if row.question_id in seen:
                     subject = f"question {row.question_id}"
                     self._files.problems.add(file.name, subject, "is in another file too (skipped)")

@@ -173,6 +173,7 @@ class QuestionRow:
     image_id: ImageId
     question: str
     answers: AnswerRow | None
+    split: str | None = None  # where the row says so; else the file's
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tbkin_core.datasets.formats.own_questions import SHAPE
 from tbkin_core.datasets.records import Question
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.vqa import (
@@ -87,7 +88,8 @@ class VqaTask(FinetuneTask[Question]):
         if not names:
             raise DataError(
                 f"{dataset.root}: no VQA questions (found: {', '.join(dataset.layouts)})",
-                hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json",
+                hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json, or your own"
+                f" questions.jsonl with lines such as {SHAPE}",
             )
         return names
 

@@ -104,6 +104,7 @@ class Format:
     # format that does not yield has any, or for their attributes.
     yields: bool = False
     claims: bool = False  # whether captions of its images count as given, see `yields`
+    split_by_row: bool = False  # whether a question may say of which split it is
     in_stores: bool = False  # whether its files are also looked for in a store that tbkin wrote
 
     def has_name(self, candidate: Candidate) -> bool:
