@@ -30,7 +30,8 @@ def scale_between(drawn: tuple[float, float], shown: tuple[float, float]) -> NDA
     if not all(drawn) or drawn == shown:
         return np.ones(4, np.float32)
     across, down = shown[0] / drawn[0], shown[1] / drawn[1]
-    if abs(across / down - 1) > SAME_SHAPE:
+    # Sides are whole pixels: of a thumbnail one is more than that share.
+    if abs(across / down - 1) > max(SAME_SHAPE, 1 / min(shown)):
         return None
     return np.array([across, down] * 2, np.float32)
 

@@ -391,10 +391,10 @@ def test_boxes_are_taken_to_the_pixels_of_the_features_or_refused(tmp_path: Path
 def test_a_scale_is_certain_or_none(width: int, height: int, share: float, turn: bool) -> None:
     shown = round(width * share), round(height * share)
     scale = scale_between((width, height), shown[::-1] if turn else shown)
-    if turn and abs(width / height - height / width) > 0.1:
+    if turn and abs(width / height - height / width) > 0.4:
         assert scale is None
         assert "EXIF" in turned((width, height), shown[::-1])
-    elif not turn and min(shown) >= 50:
+    elif not turn:
         assert scale is not None
         corner = np.array([0, 0, width, height]) * scale
         np.testing.assert_allclose(corner[2:], shown, rtol=1e-5)
