@@ -734,6 +734,24 @@ def test_own_questions_as_lines_and_as_a_table(tmp_path: Path) -> None:
     ]
     assert dataset.question_files("train") == {"mine.csv": 1}
     one_problem(dataset.problems, "mine.csv: line 4 has no question")
+    rows = [
+        "image,question,answer",
+        "a.jpg,in this picture, what is red?,ball",
+        'b.jpg,"what,x',
+        "c.jpg,what?,3",
+    ]
+    write(tmp_path / "faults", "mine.csv", "\n".join([*rows, "", "c.jpg,too, many,x,y"]))
+    dataset = open_dataset(tmp_path / "faults")
+    assert [(q.question_id, q.answers) for q in dataset.questions()] == [("mine.csv:4", ("3",))]
+    for part in ("line 2 has 4 columns, the header 3", "line 3 is no row", "line 6 has 5 columns"):
+        one_problem(dataset.problems, part)
+    # Each file may number its questions from 1, and answers may be numbers, or as VQA has them.
+    for name, answer in (("a", 3), ("b", [{"answer": "2"}, 4.5])):
+        lines = [{"id": 1, "image": "x.jpg", "question": f"how many, {name}?", "answers": answer}]
+        write(tmp_path / "two", f"{name}.jsonl", json.dumps(lines[0]))
+    dataset = open_dataset(tmp_path / "two")
+    found = [(q.question_id, q.answers) for q in dataset.questions()]
+    assert found == [(1, ("3",)), ("b.jsonl:1", ("2", "4.5"))] and not dataset.problems
     # A table of captions is none of questions.
     write(tmp_path / "captions", "captions.csv", "image,caption\n1_a.jpg,A question and an answer")
     assert open_dataset(tmp_path / "captions").layouts == ("flickr",)

@@ -298,11 +298,12 @@ def test_images_that_any_dataset_evaluates_on_are_known_in_all(tmp_path: Path) -
         tmp_path / "questions/v2_OpenEnded_mscoco_val2014_questions.json",
         {"questions": [{"question_id": 1, "image_id": 9, "question": "what is it?"}]},
     )
+    listed = [{"id": n, "file_name": f"{n:012}.jpg"} for n in (1, 3, 4, 9)]
+    captions = [{"id": n, "image_id": n, "caption": "a box"} for n in (1, 3, 4, 9)]
     write_json_file(
-        tmp_path / "questions/annotations/captions_val2014.json",
-        {"images": [{"id": 9, "file_name": "COCO_val2014_000000000009.jpg"}], "annotations": []},
+        tmp_path / "listed/annotations/captions_train2017.json", {"images": listed, "annotations": captions}
     )
-    evaluated = EvaluatedImages([tmp_path / "refcoco", tmp_path / "questions", tmp_path / "coco14"])
+    evaluated = EvaluatedImages([tmp_path / "refcoco", tmp_path / "coco14"], [tmp_path / "questions"])
     assert evaluated.places == [tmp_path / "refcoco", tmp_path / "questions"]
 
     def known(place: str, *image_ids: int) -> list[int]:
@@ -311,9 +312,27 @@ def test_images_that_any_dataset_evaluates_on_are_known_in_all(tmp_path: Path) -
 
     assert known("coco14", 1, 3, 4, 9) == [3, 4, 9]
     assert known("coco17", 1, 3, 4, 9) == [3, 4, 9]
+    assert known("listed", 1, 3, 4, 9) == [3, 4, 9], "without any picture on disk"
     assert known("vg", 101, 103, 104, 200) == [103, 104]
     assert known("refcoco", 1, 2, 3, 4) == [3, 4]
     assert known("own", 1, 3, 4, 9) == [], "twelve digits may be anybody's numbers"
+
+
+def test_questions_without_splits_are_no_reason_to_leave_captions_out(tmp_path: Path) -> None:
+    for place, splits in (("own", [None]), ("both", [None, "test"]), ("val", ["val"])):
+        rows = [
+            {"image": f"{number}.jpg", "question": "what?", "answer": "a dog", "split": split}
+            for number, split in enumerate(splits)
+        ]
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "0.jpg")
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "1.jpg")
+    for place, expected in (("own", [False, False]), ("both", [False, True]), ("val", [False, False])):
+        dataset = open_dataset(tmp_path / place)
+        assert EvaluatedImages([tmp_path / place]).among(dataset, [0, 1]).tolist() == expected
+    # Of data that nothing is trained on here, val counts.
+    assert EvaluatedImages([], [tmp_path / "val"]).among(open_dataset(tmp_path / "val"), [0]).all()
 
 
 # ---- what a region gets right -------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from tbkin_core.datasets import records
 from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of, version_of
 from tbkin_core.datasets.formats.base import Holds
-from tbkin_core.datasets.image_index import coco_id_of, key_of_name
+from tbkin_core.datasets.image_index import coco_id_of, key_of_name, listed_coco_id
 from tbkin_core.datasets.reading import AnnotationFile, as_box
 from tbkin_core.datasets.records import AnswerRow, BoxRow, ImageId, QuestionRow
 from tbkin_core.datasets.splits import normalise_split, split_of_path
@@ -153,6 +153,10 @@ class Dataset:
         """Splits that have questions."""
         files = self._files.holding(Holds.QUESTIONS)
         return tuple(dict.fromkeys(split for file in files for split in self._files.question_splits(file)))
+
+    def question_images(self, split: str) -> set[ImageId]:
+        """Images that the questions of a split are about; their answers are not read."""
+        return {key for key, _ in self._keyed_questions(split)}
 
     def question_files(self, split: str) -> dict[str, int]:
         """Files that the questions of a split come from, each with how many it has."""
@@ -313,12 +317,18 @@ class Dataset:
             names = splits[key]
             split = next((name for name in names if name != "train"), next(iter(names), None))
             split = split or (split_of_path(path) if path else None) or "all"
-            coco_id = listed.coco_id if listed else None
-            names_of = filter(None, (path, listed.file_name if listed else None))
-            coco_id = coco_id or next(filter(None, map(coco_id_of, names_of)), None)
+            coco_id = listed_coco_id(listed) if listed else None
+            coco_id = coco_id or (coco_id_of(path) if path else None) or self._asked_by_coco_id.get(key)
             place = self.root / path if path else None
             found[key] = records.ImageRecord(key, place, split, width, height, coco_id)
         return found
+
+    @cached_property
+    def _asked_by_coco_id(self) -> dict[ImageId, int]:
+        """COCO's ids of images that questions name by them: those of VQA, OK-VQA and their like."""
+        files = (file for file in self._files.holding(Holds.QUESTIONS) if "mscoco" in file.name.lower())
+        rows = (row.image_id for file in files for row in self._files.read(file).questions)
+        return {number: number for number in rows if isinstance(number, int)}
 
     # --- records from rows ---------------------------------------------------------------------------
 
@@ -347,6 +357,9 @@ class Dataset:
         for file in self._files.holding(Holds.QUESTIONS):
             of_split = replace(file, split=split)
             for row in self._files.questions_by_split(file, split):
+                if row.question_id in seen and format_of(file).split_by_row:
+                    # People number each of their files from 1.
+                    row = replace(row, question_id=f"{file.name}:{row.question_id}")
                 if row.question_id in seen:
                     subject = f"question {row.question_id}"
                     self._files.problems.add(file.name, subject, "is in another file too (skipped)")

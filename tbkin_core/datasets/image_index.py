@@ -64,6 +64,17 @@ def coco_id_of(path: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def listed_coco_id(image: ListedImage) -> int | None:
+    """COCO's id of an image that a file lists: given there, in its name, or its id in a file of COCO's."""
+    name, number = image.file_name or "", image.coco_id
+    number = number or coco_id_of(name)
+    of_release = re.search(r"(?:train|val|test|unlabeled)20\d\d", posixpath.basename(image.listed_in))
+    if number is None and of_release and is_coco_name(name) and isinstance(image.image_id, int):
+        same = trailing_number(PurePosixPath(name).stem) == image.image_id
+        number = image.image_id if same else None
+    return number
+
+
 @dataclass(slots=True)
 class _Listing:
     """One image, put together from the annotation files that list it under the same id."""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tbkin_core.boxes import scale_between
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.vectors import Vectors, VectorTable
@@ -156,6 +157,18 @@ class FeatureStore:
         """Width and height in pixels of an image, as its boxes are measured; KeyError where it is lacking."""
         width, height = self._sizes[self._rows[image_id]].tolist()
         return width, height
+
+    def scale_from(self, drawn: tuple[float, float], image_id: ImageId) -> NDArray[np.float32] | None:
+        """(4,) factors from boxes drawn on an image of a size to the regions' pixels, see `scale_between`.
+
+        Tables of features often do not tell an image's size, which then is where the last box ends, a little
+        less than the true one, whose pixels the boxes have: of imported features that is no scale.
+        """
+        shown = self.size_of(image_id)
+        shares = [part / whole if whole else 1 for part, whole in zip(shown, drawn, strict=True)]
+        if self.extractor == "import" and all(0.9 <= share <= 1 for share in shares):
+            return np.ones(4, np.float32)
+        return scale_between(drawn, shown)
 
     def region_counts(self, rows: Sequence[int] | NDArray) -> NDArray[np.int64]:
         """(N,) number of regions of each of some images, by (N,) row numbers."""

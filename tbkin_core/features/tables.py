@@ -331,7 +331,7 @@ def _hdf5_names(path: Path, file: Any, count: int) -> list[str]:
     if split := _split_of(path):
         found = [file for file in found if _split_of(file) in (None, split)]
     fitting = {file.name: names for file in found if (names := _row_names(file, count)) is not None}
-    own = {name: names for name, names in fitting.items() if name.startswith(path.stem)} or fitting
+    own = {name: names for name, names in fitting.items() if name.startswith(f"{path.stem}_")} or fitting
     if len(set(map(tuple, own.values()))) > 1:
         raise DataError(
             f"{path}: {len(own)} tables beside it have as many rows: {', '.join(own)}",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tbkin_core.boxes import pairwise_iou, scale_between, xywh_to_xyxy
+from tbkin_core.boxes import pairwise_iou, xywh_to_xyxy
 from tbkin_core.datasets import Dataset
 from tbkin_core.datasets.records import BoxAnnotation, GoldGraph
 from tbkin_core.features.regions import ImageId
@@ -45,7 +45,7 @@ class DatasetRegions:
         """(4,) factors from the pixels of the annotations to those of the regions; None where none fit."""
         if self._features is None or image_id not in self._features:
             return np.ones(4, np.float32)
-        return scale_between(self._drawn.get(image_id, (0, 0)), self._features.size_of(image_id))
+        return self._features.scale_from(self._drawn.get(image_id, (0, 0)), image_id)
 
     def _labelled(self, image_id: ImageId) -> GraphImage:
         annotated = self._annotated.get(image_id, [])

@@ -279,12 +279,19 @@ class _RegionSource:
     def _key_of(self, path: Path, store: FeatureStore) -> ImageId | None:
         """Key of a picture in a store; None where it is another picture, whatever number its name ends in."""
         self.notes = []
-        places = {store.path.resolve().parent, *([self.data.place.resolve()] if self.data.place else [])}
-        for place in places:
-            if path.resolve().is_relative_to(place):
-                return self._images_of(place).get(path.resolve())
+        inside = False
+        for place in dict.fromkeys(filter(None, (self.data.place, store.path.parent))):
+            # The path as it was given too: a directory of a dataset may be a link.
+            pairs = ((path.absolute(), place.absolute()), (path.resolve(), place.resolve()))
+            if any(it.is_relative_to(there) for it, there in pairs):
+                inside = True
+                key = self._images_of(place.resolve()).get(path.resolve())
+                if key is not None and key in store:
+                    return key
+        if inside:
+            return None
         # It lies elsewhere: a name that says which image of the dataset it is, and no other's by chance.
-        key: ImageId | None = path.stem if path.stem in store else path.name
+        key = path.stem if path.stem in store else path.name
         if is_coco_name(path.name):
             key = trailing_number(path.stem)
         if key is not None and key in store:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tbkin_core.boxes import scale_between, turned
+from tbkin_core.boxes import turned
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.layout import named_like_annotations
 from tbkin_core.errors import ConfigError
@@ -98,7 +98,7 @@ def _size_notes(dataset: Dataset, features: FeatureStore) -> list[str]:
         for it in dataset.images()
         if it.image_id in features
     }
-    wrong = {name: pair for name, pair in sizes.items() if scale_between(*pair) is None}
+    wrong = {name: pair for name, pair in sizes.items() if features.scale_from(pair[0], name) is None}
     if not wrong:
         return []
     name, (drawn, shown) = next(iter(wrong.items()))

@@ -81,7 +81,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         TbkinError: Features or graphs do not fit each other or the initial weights; training failed.
     """
     parts: list[_Captions] = []
-    evaluated = EvaluatedImages([*config.data, *config.evaluated_on])
+    evaluated = EvaluatedImages(config.data, config.evaluated_on)
     for places in _sources(config):
         parts.append(_captions(*places, config.seed, evaluated))
         first, last = parts[0].features, parts[-1].features
@@ -90,7 +90,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
                 f"{last.path}: features of another kind than {first.path}; they are not mixed",
                 hint="extract the features of all datasets with the same extractor",
             )
-    notes = [note for part in parts for note in part.notes]
+    notes = [*evaluated.notes, *(note for part in parts for note in part.notes)]
     count = sum(len(part.training) for part in parts)
     store = parts[0].features
     start = starting_point(initial_source(config, store), [text for part in parts for text in part.texts])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tbkin_core.boxes import box_iou_paired
+from tbkin_core.boxes import box_iou_paired, scale_between
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import DataError
 from tbkin_core.features.pictures import load_image
@@ -247,10 +247,13 @@ def _sheet_item(dataset: Dataset, row: dict[str, Any]) -> tuple[SheetItem, str]:
     """One result with its picture, where there is one; and why its file could not be read."""
     picture, scale, problem = None, np.ones(4), ""
     try:
-        path = dataset.image(row["image_id"]).path
-        if path is not None:
-            picture, width, height = load_image(path, max_side=_SHEET_PICTURE_SIDE)
-            scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
+        record = dataset.image(row["image_id"])
+        if record.path is not None:
+            picture, width, height = load_image(record.path, max_side=_SHEET_PICTURE_SIDE)
+            # Boxes of results have the pixels of the annotations, which may be of a larger picture.
+            drawn = (record.width or width, record.height or height)
+            drawn = drawn if scale_between(drawn, (width, height)) is not None else (width, height)
+            scale = np.array([picture.shape[1] / drawn[0], picture.shape[0] / drawn[1]] * 2)
     except DataError as error:
         problem = error.message
     boxes: dict[str, Any] = {

@@ -109,7 +109,7 @@ class RecTask(FinetuneTask[Expression]):
 
     def misfit(self, sample: Expression, store: FeatureStore) -> str:
         drawn, shown = (sample.width, sample.height), store.size_of(sample.image_id)
-        if scale_between(drawn, shown) is not None:
+        if store.scale_from(drawn, sample.image_id) is not None:
             return ""
         sizes = f"{drawn[0]} x {drawn[1]} pixels, its features are of {shown[0]} x {shown[1]}"
         return f"its boxes were drawn on {sizes}{turned(drawn, shown)}"
@@ -309,8 +309,8 @@ def _iou_with_target(regions: RegionBatch, targets: NDArray) -> NDArray[np.float
 
 def _scales(samples: Sequence[Expression], store: FeatureStore) -> NDArray[np.float32]:
     """(N, 4) factors from the pixels of the annotations to those of the features."""
-    sizes = (scale_between((item.width, item.height), store.size_of(item.image_id)) for item in samples)
-    return np.array([np.ones(4) if scale is None else scale for scale in sizes], np.float32).reshape(-1, 4)
+    scales = (store.scale_from((item.width, item.height), item.image_id) for item in samples)
+    return np.array([np.ones(4) if scale is None else scale for scale in scales], np.float32).reshape(-1, 4)
 
 
 def _ids(item: Expression) -> dict[str, Any]:

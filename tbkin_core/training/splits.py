@@ -210,22 +210,39 @@ class EvaluatedImages:
     RefCOCO's val and test images are in COCO's train2014, and half of Visual Genome's are COCO's; as UNITER
     and ROSITA do, they are left out. An image of another dataset is known by COCO's id.
 
+    Args:
+        data: Datasets that are pretrained on.
+        others: Further ones, of which nothing is trained on here.
+
     Attributes:
         places: Directories of the datasets that evaluate on any image.
+        notes: What is worth knowing, one line each.
     """
 
-    def __init__(self, places: Sequence[Path]) -> None:
+    def __init__(self, data: Sequence[Path], others: Sequence[Path] = ()) -> None:
         self.places: list[Path] = []
+        self.notes: list[str] = []
         self._images: dict[Path, set[ImageId]] = {}
         self._coco_ids: set[int] = set()
-        for place in dict.fromkeys(places):
+        places = dict.fromkeys([*data, *others])
+        nameless: list[str] = []
+        in_coco = False
+        for place in places:
             dataset = open_dataset(place)
-            images = _evaluated_images(dataset)
+            images = _evaluated_images(dataset, place in data)
             self._images[dataset.root] = images
             ids = {record.coco_id for record in dataset.images() if record.image_id in images}
             self._coco_ids |= {number for number in ids if number is not None}
             if images:
                 self.places.append(place)
+            if images and None in ids:
+                nameless.append(f"{place} ({len(images)} images)")
+            in_coco |= any(record.coco_id is not None for record in dataset.images())
+        if nameless and in_coco and len(places) > 1:
+            self.notes.append(
+                f"COCO's id of some images that are evaluated on is not known: {', '.join(nameless)};"
+                " captions of the same pictures in other datasets are not left out"
+            )
 
     def among(self, dataset: Dataset, image_ids: Sequence[ImageId]) -> NDArray[np.bool_]:
         """(N,) which images of a dataset are evaluated on, there or in another one."""
@@ -235,7 +252,7 @@ class EvaluatedImages:
         return np.array([image_id in images for image_id in image_ids], np.bool_)
 
 
-def _evaluated_images(dataset: Dataset) -> set[ImageId]:
+def _evaluated_images(dataset: Dataset, trained_on: bool) -> set[ImageId]:
     """Images of the val and test splits of referring expressions and of questions.
 
     Where expressions are divided by object, or questions without regard to images, an image may be in all
@@ -249,10 +266,13 @@ def _evaluated_images(dataset: Dataset) -> set[ImageId]:
         if split != "train"
         for item in dataset.expressions(split, name)
     }
-    splits = dataset.question_splits()
-    asked = {split: {item.image_id for item in dataset.questions(split)} for split in splits}
-    trained = asked.pop("train", set())
-    return found | set().union(*asked.values()) - trained
+    asked = {split: dataset.question_images(split) for split in dataset.question_splits()}
+    trained = [name for name in _TRAINED if name in asked]
+    if not trained and trained_on:
+        # Of one split that is no test's, fine-tuning divides the images itself.
+        trained = [name for name in asked if not name.startswith("test")][:1]
+    learnt = set[ImageId]().union(*(asked.pop(name) for name in trained))
+    return found | set[ImageId]().union(*asked.values()) - learnt
 
 
 def samples_content(splits: Mapping[str, Sequence[Any]]) -> int:

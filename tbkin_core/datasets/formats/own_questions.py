@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
+from tbkin_core.datasets.formats.vqa import answers_of
 from tbkin_core.datasets.reading import Source, as_id, as_text
 from tbkin_core.datasets.records import AnswerRow, Content, ImageId, NamedImage, QuestionRow
 from tbkin_core.datasets.splits import normalise_split
@@ -48,23 +49,30 @@ def read_questions(source: Source) -> Content:
 
 
 def _table(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(line for _, line in source.lines())
-    reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-    for item in reader:
-        yield reader.line_num, item
+    """Rows by the header's names; line by line: a quotation mark without its second costs its line alone."""
+    names: list[str] = []
+    for number, line in source.lines():
+        try:
+            values = next(csv.reader([line], strict=True), [])
+        except csv.Error as error:
+            source.problem(f"line {number}", f"is no row of comma-separated values: {error} (skipped)")
+            continue
+        if not names:
+            names = [value.strip().lower() for value in values]
+        elif len(values) > len(names):
+            what = f"has {len(values)} columns, the header {len(names)}: a text with commas needs quotes"
+            source.problem(f"line {number}", f"{what} (skipped)")
+        elif values:
+            yield number, {name: value or None for name, value in zip(names, values, strict=False)}
 
 
 def _answers(source: Source, subject: str, item: dict[str, Any], table: bool) -> AnswerRow | None:
     given = item.get("answers", item.get("answer"))
-    if table and isinstance(given, str):
-        given = [part.strip() for part in given.split("|")]
     if given is None:
         return None
-    found = [as_text(each) for each in (given if isinstance(given, list) else [given])]
-    answers = tuple(each for each in found if each)
-    if len(answers) < len(found) and not (table and not answers):
-        source.problem(subject, "has an answer that is no text (left out)")
-    return AnswerRow(answers) if answers else None
+    if table:
+        given = [part.strip() for part in str(given).split("|")]
+    return answers_of(source, subject, {"answers": given if isinstance(given, list) else [given]})
 
 
 def _has_questions(file: Candidate) -> bool:

@@ -31,7 +31,7 @@ def read_questions(source: Source) -> Content:
             source.problem(subject, "has no text (skipped)")
         elif source.admits(seen, question_id, subject, "a question_id"):
             answered = any(key in item for key in ("answers", _MULTIPLE_CHOICE, "answer"))
-            inline = _answers(source, subject, item) if answered else None
+            inline = answers_of(source, subject, item) if answered else None
             rows.append(QuestionRow(question_id, image_id, text, inline))
     return Content(questions=rows, split=_stated_split(content))
 
@@ -52,7 +52,7 @@ def read_answers(source: Source) -> Content:
         elif question_id in rows:
             source.problem(f"question {question_id}", "is annotated twice (first kept)")
         else:
-            rows[question_id] = _answers(source, f"question {question_id}", item)
+            rows[question_id] = answers_of(source, f"question {question_id}", item)
     return Content(answers=rows, split=_stated_split(content))
 
 
@@ -61,7 +61,8 @@ def _with_key(content: Any, key: str) -> Any:
     return {key: content} if isinstance(content, list) else content
 
 
-def _answers(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
+def answers_of(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
+    """Answers of an entry: texts, numbers, or {"answer": ...}."""
     listed = item.get("answers")
     if not isinstance(listed, list) or not listed:
         listed = [item.get(_MULTIPLE_CHOICE, item.get("answer"))]

@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,31 @@ class ImportedFeatures(FeatureReader):
                 if key in own:
                     yield f"{row.where}: is a second row of its image (skipped)"
                 elif key not in seen:
-                    yield key, partial(_with_size, row.read, self._record(key))
+                    yield key, partial(self._with_size, row.read)
                 own.add(key)
                 seen.add(key)
 
-    def _record(self, image_id: ImageId) -> ImageRecord | None:
+    @cached_property
+    def _records(self) -> dict[ImageId, ImageRecord]:
         try:
-            return self._dataset.image(image_id)
+            return {record.image_id: record for record in self._dataset.images()}
         except DataError:
-            return None  # nothing else of the dataset speaks of it
+            return {}  # some other file of the dataset is damaged, which is not asked for here
+
+    def _with_size(self, read: Callable[[ImageId], RegionFeatures], image_id: ImageId) -> RegionFeatures:
+        """A row's regions; where its file does not tell the image's size, annotations or the picture do."""
+        found = read(image_id)
+        record = self._records.get(image_id) if found.size_guessed else None
+        if record is None:
+            return found
+        width, height = record.width, record.height
+        if (width is None or height is None) and record.path is not None:
+            with contextlib.suppress(DataError):
+                _, width, height = load_image(record.path, max_side=32)
+        # What the boxes exceed is another picture, or one that was scaled down since.
+        if not width or not height or width < found.image_width - 1 or height < found.image_height - 1:
+            return found
+        return replace(found, image_width=width, image_height=height, size_guessed=False)
 
     def regions(self, image_id: ImageId, source: Callable[[ImageId], RegionFeatures]) -> RegionFeatures:
         found = source(image_id)
@@ -96,24 +112,6 @@ class ImportedFeatures(FeatureReader):
         labels = {name: getattr(found, name) for name in LABEL_COLUMNS}
         given = {name: values[kept] for name, values in labels.items() if len(values)}
         return replace(found, features=found.features[kept], boxes=boxes[kept], left_out=left_out, **given)
-
-
-def _with_size(
-    read: Callable[[ImageId], RegionFeatures], record: ImageRecord | None, image_id: ImageId
-) -> RegionFeatures:
-    """A row's regions; where its file does not tell the size of the image, annotations or the picture do."""
-    found = read(image_id)
-    if not found.size_guessed or record is None:
-        return found
-    size = (record.width, record.height)
-    if None in size and record.path is not None:
-        with contextlib.suppress(DataError):
-            _, *size = load_image(record.path, max_side=32)  # type: ignore[assignment]
-    width, height = size
-    # What the boxes exceed is another picture, or one that was scaled down since.
-    if width is None or height is None or width < found.image_width - 1 or height < found.image_height - 1:
-        return found
-    return replace(found, image_width=width, image_height=height, size_guessed=False)
 
 
 def _size_and_format(dataset: Dataset) -> tuple[int, str]:
