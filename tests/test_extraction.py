@@ -414,3 +414,26 @@ def test_links_to_nowhere_and_directories_are_counted_and_named(tmp_path: Path) 
     assert (values["images"], values["skipped"]) == (1, 3)
     for name in ("dir.jpg", "gone.jpg", "pipe.png"):
         assert any(name in problem for problem in values["problems"])
+
+
+@pytest.mark.parametrize("extractor", ["builtin", "annotations"])
+def test_pictures_that_a_tag_turns_are_named_where_boxes_were_drawn_on_them(
+    tmp_path: Path, extractor: str
+) -> None:
+    """Upside down the sides agree, so that nothing else tells whether the boxes know of it."""
+    tag = Image.Exif()
+    tag[0x0112] = 3
+    for number in (1, 2):
+        picture = Image.new("RGB", (64, 48), "white")
+        picture.paste("red", (4, 4, 28, 28))
+        picture.save(tmp_path / f"{number:012}.jpg", exif=tag if number == 2 else Image.Exif())
+    if extractor == "builtin":
+        alone = extract_dataset(open_dataset(tmp_path), tmp_path / "alone", workers=0)
+        assert alone.problems == []
+    listed = [{"id": n, "file_name": f"{n:012}.jpg", "width": 64, "height": 48} for n in (1, 2)]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [4, 4, 24, 24]} for n in (1, 2)]
+    content = {"images": listed, "annotations": boxes, "categories": [{"id": 1, "name": "box"}]}
+    (tmp_path / "instances_train.json").write_text(json.dumps(content))
+    result = extract_dataset(open_dataset(tmp_path), tmp_path / "store", extractor, workers=0)
+    (note,) = result.problems
+    assert note.startswith("1 pictures, such as 000000000002.jpg, are turned by their EXIF tag")

@@ -244,6 +244,11 @@ class Dataset:
         files = self._box_files(yields=True)
         return [(file, key, row) for file in files for key, row in self._files.boxes(file)]
 
+    @property
+    def has_boxes(self) -> bool:
+        """Whether there are files with boxes that were drawn on the pictures; none is read."""
+        return bool(self._box_files(yields=False) or self._box_files(yields=True))
+
     # --- gold graphs ---------------------------------------------------------------------------------
 
     @property

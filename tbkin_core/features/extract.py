@@ -13,6 +13,7 @@ from tbkin_core.datasets import Dataset
 from tbkin_core.errors import DataError, TbkinError
 from tbkin_core.features.extractors.base import Extractor, Job, Request, run_batches
 from tbkin_core.features.extractors.opening import OpenExtractor, open_extractor
+from tbkin_core.features.pictures import is_turned
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
 from tbkin_core.support.console import progress
@@ -91,7 +92,9 @@ def extract_dataset(
     opened = open_extractor(extractor, request)
     with replaced_store(out, FEATURES) if overwrite else contextlib.nullcontext():
         writer = FeatureStoreWriter(out, opened.settings(), alone=world == 1)
-        share = _Share(writer, opened, rank, world)
+        share = _Share(
+            writer, opened, rank, world, has_boxes=bool(dataset.boxes() or dataset.expression_sets())
+        )
         if writer.done:
             logger.info("%d images are in %s already", len(writer.done), out)
         if world > 1:
@@ -121,10 +124,13 @@ class _Share:
         writer: Of the store.
         opened: The extractor with its images.
         rank, world: Which of how many processes this one is; the first alone notes what all of them see.
+        has_boxes: Whether the dataset has boxes that were drawn on its pictures.
     """
 
-    def __init__(self, writer: FeatureStoreWriter, opened: OpenExtractor, rank: int, world: int) -> None:
-        self._writer, self._opened = writer, opened
+    def __init__(
+        self, writer: FeatureStoreWriter, opened: OpenExtractor, rank: int, world: int, has_boxes: bool
+    ) -> None:
+        self._writer, self._opened, self._has_boxes = writer, opened, has_boxes
         self._rank, self._world = rank, world
         self._extraction = Extraction(writer.path)
         if opened.omitted and rank == 0:
@@ -164,6 +170,7 @@ class _Share:
         writer, extraction, retrying = self._writer, self._extraction, False
         cut: dict[bool, list[int]] = {True: [], False: []}
         guessed: list[str] = []
+        turned: list[str] = []
         for job, result in results:
             if job.number is None and not retrying:
                 retrying = True
@@ -175,12 +182,20 @@ class _Share:
                     cut[bool(len(result.object_scores))].append(result.left_out)
                 if isinstance(result, RegionFeatures) and result.size_guessed:
                     guessed.append(str(job.image_id))
+                if self._has_boxes and isinstance(job.source, Path) and is_turned(job.source):
+                    turned.append(job.source.name)
                 continue
             extraction.problems.append(problem)
             extraction.skipped += 1
             if job.number is not None:
                 writer.skip(job.image_id, job.number)
         writer.flush()
+        if turned:
+            extraction.problems.append(
+                f"{len(turned)} pictures, such as {turned[0]}, are turned by their EXIF tag: boxes are taken"
+                " to be drawn on them as they are shown; remove the tag where they were drawn on the pixels"
+                " as these lie"
+            )
         if guessed:
             extraction.problems.append(
                 f"{len(guessed)} images, such as {guessed[0]}: nothing tells their width and height, which"

@@ -126,6 +126,18 @@ def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[Pixel
     return np.array(flat, dtype=np.uint8), width, height
 
 
+def is_turned(path: Path) -> bool:
+    """Whether an EXIF tag shows a picture otherwise than its pixels lie; False where it cannot be read."""
+    try:
+        with _warnings_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(path)
+        with image:
+            return _orientation(image) != 1
+    except Exception:  # whatever is wrong with it, reading it has told already
+        return False
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1-8; 1 where there is none or the EXIF block is broken."""
     with _warnings_lock, warnings.catch_warnings():
