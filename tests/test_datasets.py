@@ -757,6 +757,17 @@ def test_own_questions_as_lines_and_as_a_table(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "captions").layouts == ("flickr",)
 
 
+def test_what_is_wrong_with_a_question_counts_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        rows = [{"question_id": 7, "image_id": 1, "question": "what?"}]
+        write(tmp_path, f"{name}_train_questions.json", {"questions": rows})
+    dataset = open_dataset(tmp_path)
+    dataset.images()
+    dataset.question_images("train")
+    assert len(dataset.questions("train")) == 1
+    assert dataset.problems == ["b_train_questions.json: question 7 is in another file too (skipped)"]
+
+
 def test_flickr_tables_and_repeats(tmp_path: Path) -> None:
     table = ["1_a.jpg,A child , running .", '1_a.jpg,"A ""red"" dog, sitting"', '2_b.jpg,"unclosed', "none"]
     write(tmp_path, "captions.txt", "\n".join(["image,caption", *table]))

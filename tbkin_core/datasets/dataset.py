@@ -66,6 +66,7 @@ class Dataset:
         for file in self._files.holding(Holds.ANSWERS):
             if None not in asked and file.split not in asked:
                 self._files.problems.add(file.name, "", "answers questions that no file here asks (not used)")
+        self._keyed: dict[str, list[tuple[ImageId, QuestionRow]]] = {}
         self._questions: dict[str, list[records.Question]] = {}
         self._expressions: dict[str, list[records.Expression]] = {}
 
@@ -357,7 +358,9 @@ class Dataset:
 
     def _keyed_questions(self, split: str) -> list[tuple[ImageId, QuestionRow]]:
         """Image key and row of each question of a split, each question_id once."""
-        rows: list[tuple[ImageId, QuestionRow]] = []
+        if split in self._keyed:
+            return self._keyed[split]  # what is wrong with a row counts once
+        rows = self._keyed[split] = list[tuple[ImageId, QuestionRow]]()
         seen: set[int | str] = set()
         for file in self._files.holding(Holds.QUESTIONS):
             of_split = replace(file, split=split)
