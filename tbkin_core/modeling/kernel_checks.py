@@ -17,6 +17,11 @@ from tbkin_core.modeling import kernels
 from tbkin_core.modeling.attention import scope_mask, select_keys
 from tbkin_core.modeling.losses import proximal_plan
 
+logger = logging.getLogger("tbkin")
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
+_MARGIN = 1e-3  # how far from the threshold, relative to it, rounding decides nothing
+
 
 def dropout_factors(
     batch: int, heads: int, length: int, width: int, dropout: float, seed: Tensor, like: Tensor
@@ -36,12 +41,6 @@ def dropout_factors(
         )
         parts.append(read[..., : part.shape[1]] > 0)
     return torch.cat(parts, dim=-1).double() / (1 - dropout)
-
-
-logger = logging.getLogger("tbkin")
-
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
-_MARGIN = 1e-3  # how far from the threshold, relative to it, rounding decides nothing
 
 
 @cache

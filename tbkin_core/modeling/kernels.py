@@ -159,7 +159,9 @@ def _arguments(
     scope: str,
     text_length: int,
     dropout: float,
+    straight_through: bool,
     seed: Tensor | None,
+    *,
     backward: bool,
 ) -> dict[str, Any]:
     """What both attention kernels take beside their tensors, from which strides are read."""
@@ -192,6 +194,7 @@ def _arguments(
         "WIDTH": width,
         "BLOCK_L": block_length,
         "BLOCK_D": block_width,
+        **({"STRAIGHT_THROUGH": straight_through} if backward else {}),
         **_tiling(tensors[-1].dtype, block_length, block_width, backward),
     }
 
@@ -215,24 +218,11 @@ _OPTIONS = (
     mutates_args=(),
     schema=f"({_TENSORS}, {_OPTIONS}) -> Tensor",
 )
-def attention_op(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor,
-    rule: str,
-    threshold: Tensor,
-    scope: str,
-    text_length: int,
-    dropout: float,
-    straight_through: bool,
-    seed: Tensor | None,
-) -> Tensor:
+def attention_op(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor, *options: Any) -> Tensor:
+    """`fused_attention` with all of the schema's options, the seed of its dropout among them."""
     tensors = tuple(_unit_last_stride(tensor) for tensor in (query, key, value))
     output = _empty_output(query)
-    arguments = _arguments(
-        tensors, key_mask, rule, threshold, scope, text_length, dropout, seed, backward=False
-    )
+    arguments = _arguments(tensors, key_mask, *options, backward=False)
     batch, heads, length, _ = query.shape
     grid = (batch * heads, -(-length // arguments["BLOCK_M"]))
     with torch.cuda.device_of(query):
@@ -251,25 +241,11 @@ def _(query: Tensor, *_: Any) -> Tensor:
     schema=f"(Tensor gradient, {_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
 )
 def _attention_backward(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor,
-    rule: str,
-    threshold: Tensor,
-    scope: str,
-    text_length: int,
-    dropout: float,
-    straight_through: bool,
-    seed: Tensor | None,
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     tensors = tuple(_unit_last_stride(tensor) for tensor in (gradient.to(query.dtype), query, key, value))
     gradients = _empty_output(query), _empty_output(query), _empty_output(query)
-    arguments = _arguments(
-        tensors, key_mask, rule, threshold, scope, text_length, dropout, seed, backward=True
-    )
-    arguments["STRAIGHT_THROUGH"] = straight_through
+    arguments = _arguments(tensors, key_mask, *options, backward=True)
     arguments["QUERIES"] = -(-query.shape[2] // arguments["BLOCK_M"]) * arguments["BLOCK_M"]
     with torch.cuda.device_of(query):
         _device_code().attention_backward[(query.shape[0] * query.shape[1],)](
