@@ -114,6 +114,7 @@ class FeatureStore:
         self._shards = np.array(shard_of)
         self._begins = np.concatenate([arrays["offsets"][:-1] for arrays in self._arrays])
         self.vectors = VectorTable([arrays["features"] for arrays in self._arrays])
+        self._first_rows = np.concatenate([[0], self.vectors.ends])  # of each shard, in that table
         self._counts = np.concatenate([np.diff(arrays["offsets"]) for arrays in self._arrays])
         self._sizes = np.concatenate([arrays["image_sizes"] for arrays in self._arrays])
 
@@ -194,7 +195,7 @@ class FeatureStore:
             for name, values in {"boxes": boxes, **labels}.items():
                 values[own] = self._arrays[number][name][flat[own]]
         sizes = self._sizes[rows].astype(np.float32)
-        features = Vectors(self.vectors, np.where(mask, self.vectors.begins[shards][:, None] + flat, -1))
+        features = Vectors(self.vectors, np.where(mask, self._first_rows[shards][:, None] + flat, -1))
         return RegionBatch(features, boxes, batch_geometry(boxes, sizes), mask, sizes=sizes, **labels)
 
 

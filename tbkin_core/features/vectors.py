@@ -29,8 +29,7 @@ class VectorTable:
 
     def __init__(self, shards: Sequence[NDArray[np.float16]]) -> None:
         self.shards = list(shards)
-        self.ends = np.cumsum([len(shard) for shard in self.shards])  # of each shard, and where it begins
-        self.begins = np.concatenate([[0], self.ends[:-1]])
+        self.ends = np.cumsum([len(shard) for shard in self.shards])
         self.width = int(self.shards[0].shape[1])
         self._kept: torch.Tensor | None = None
 
@@ -47,16 +46,17 @@ class VectorTable:
     def _take(self, lists: NDArray[np.int64], out: NDArray) -> None:
         """Into (B, K, F) the vectors of (B, K) rows."""
         shard = np.searchsorted(self.ends, lists, side="right")
-        local = lists - self.begins[shard]
+        local = lists - np.concatenate([[0], self.ends])[shard]
         none = lists < 0
         column = np.arange(lists.shape[1])
         # Most are the regions of an image from its first one on, which lie side by side: they are read
         # together, and what differs, hidden or exchanged, is put right afterwards.
-        count = column[-1] + 1 - none[:, ::-1].argmin(axis=1)
-        beside = (lists == lists[:, :1] + column) & (shard == shard[:, :1]) & ~none
+        first, count = local[:, :1], column[-1] + 1 - none[:, ::-1].argmin(axis=1)
+        beside = (local == first + column) & (shard == shard[:, :1]) & ~none
         usual = (beside.sum(axis=1) > len(column) // 2) & ~none[:, 0]
-        usual &= lists[:, 0] + count <= self.ends[shard[:, 0]]
-        starts = (part.tolist() for part in (usual, shard[:, 0], local[:, 0], count))
+        room = np.array([len(part) for part in self.shards])[shard[:, 0]] - first[:, 0]
+        usual &= count <= room
+        starts = (part.tolist() for part in (usual, shard[:, 0], first[:, 0], count))
         for number, (together, of_shard, row, length) in enumerate(zip(*starts, strict=True)):
             if together:
                 _copy(self.shards[of_shard][row : row + length], out[number, :length])

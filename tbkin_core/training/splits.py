@@ -219,24 +219,26 @@ class EvaluatedImages:
         notes: What is worth knowing, one line each.
     """
 
-    def __init__(self, data: Sequence[Dataset], others: Sequence[Dataset] = ()) -> None:
+    def __init__(self, data: Sequence[Path], others: Sequence[Path] = ()) -> None:
         self.places: list[Path] = []
         self.notes: list[str] = []
         self._images: dict[Path, set[ImageId]] = {}
         self._coco_ids: set[int] = set()
+        places = dict.fromkeys([*data, *others])
         nameless: list[str] = []
         in_coco = False
-        for dataset in (*data, *others):
-            images = _evaluated_images(dataset, dataset in data)
+        for place in places:
+            dataset = open_dataset(place)
+            images = _evaluated_images(dataset, place in data)
             self._images[dataset.root] = images
             ids = {record.coco_id for record in dataset.images() if record.image_id in images}
             self._coco_ids |= {number for number in ids if number is not None}
             if images:
-                self.places.append(dataset.root)
+                self.places.append(place)
             if images and None in ids:
-                nameless.append(f"{dataset.root} ({len(images)} images)")
+                nameless.append(f"{place} ({len(images)} images)")
             in_coco |= any(record.coco_id is not None for record in dataset.images())
-        if nameless and in_coco and len(self._images) > 1:
+        if nameless and in_coco and len(places) > 1:
             self.notes.append(
                 f"COCO's id of some images that are evaluated on is not known: {', '.join(nameless)};"
                 " captions of the same pictures in other datasets are not left out"

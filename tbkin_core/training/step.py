@@ -190,15 +190,15 @@ class Learner:
                 " keep_features: false and a smaller micro_batch_size",
             ) from error
         # Here alone a device is waited for: all of the step is on its way by now.
-        found = dict(zip(names, sums.tolist(), strict=True))
-        if not all(np.isfinite(value) for value in found.values()):
-            broken = ", ".join(f"{name} {value}" for name, value in found.items())
+        means = dict(zip(names, sums.tolist(), strict=True))
+        if not all(np.isfinite(value) for value in means.values()):
+            broken = ", ".join(f"{name} {value}" for name, value in means.items())
             raise DataError(
                 f"training: the loss is not finite at step {number} ({broken}), over"
                 f" {self.objective.named(window.rows)}",
                 hint="what was saved before is kept; try a lower --learning-rate or --precision fp32",
             )
-        return found, targets
+        return means, targets
 
     def _await(self, window: Window) -> None:
         """Let the device begin once the batches are there."""
