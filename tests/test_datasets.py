@@ -26,6 +26,8 @@ from tbkin_core.datasets.records import Caption, GoldGraph, ImageRecord, ListedI
 from tbkin_core.datasets.splits import normalise_split, split_in
 from tbkin_core.datasets.unpickle import load_plain_pickle, loads_plain
 from tbkin_core.errors import DataError
+from tbkin_core.evaluation.vqa import soft_scores
+from tbkin_core.tasks.base import finetune_task
 
 
 def write(root: Path, name: str, content: Any = b"") -> Path:
@@ -757,15 +759,144 @@ def test_own_questions_as_lines_and_as_a_table(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "captions").layouts == ("flickr",)
 
 
+ASKED = {"question": "what color?", "question_id": 5}
+TEN = ["red"] * 6 + ["dark red"] * 3 + [""]
+PUBLISHED: dict[str, tuple[str, Any, tuple[str, ...]]] = {
+    "vizwiz": (
+        "train.json",
+        [{"image": "a_1.jpg", "question": "what color?", "answers": [{"answer": it, "answer_confidence": "no"}
+          for it in TEN], "answer_type": "other", "answerable": 1}],
+        tuple(TEN),
+    ),
+    "gqa": (
+        "train_balanced_questions.json",
+        {"5": {"semantic": [{"operation": "query", "argument": "color", "dependencies": []}], "question":
+         "what color?", "imageId": "a_1", "types": {"structural": "query"}, "answer": "red",
+         "annotations": {"answer": {}, "question": {"0": "1"}}, "fullAnswer": "It is red."}},
+        ("red",),
+    ),
+    "textvqa": (
+        "TextVQA_0.5.1_train.json",
+        {"dataset_type": "train", "data": [{**ASKED, "image_id": "a_1", "answers": TEN}]},
+        tuple(TEN),
+    ),
+    "aokvqa": (
+        "aokvqa_v1p0_train.json",
+        [{**ASKED, "split": "train", "image_id": 1, "choices": ["red", "blue"], "correct_choice_idx": 0,
+          "direct_answers": TEN}],
+        tuple(TEN),
+    ),
+    "lxmert": (
+        "train.json",
+        [{"question_id": 5, "sent": "what color?", "img_id": "a_1", "label": {"red": 1, "dark red": 0.6},
+          "answer_type": "other", "question_type": "what color"}],
+        ("red",) * 4 + ("dark red",) * 2 + ("",) * 4,
+    ),
+    "albef": ("vqa_train.json", [{**ASKED, "image": "images/a_1.jpg", "answer": TEN, "dataset": "vqa"}],
+              tuple(TEN)),
+    "clevr": (
+        "CLEVR_train_questions.json",
+        {"info": {"split": "train"}, "questions": [{"question": "what color?", "question_index": 5,
+         "image_filename": "a_1.jpg", "image_index": 7, "split": "train", "answer": "red", "program": []}]},
+        ("red",),
+    ),
+    "vqa-rad": (
+        "questions.json",
+        [{"qid": 5, "image_name": "a_1.jpg", "question": "what color?", "answer": "Red",
+          "phrase_type": "freeform"}],
+        ("Red",),
+    ),
+    "slake": (
+        "train.json",
+        [{"img_id": 900, "img_name": "images/a_1.jpg", "question": "what color?", "answer": "red", "qid": 5}],
+        ("red",),
+    ),
+    "own list": ("mine_train.json", [{"image": "a_1.jpg", "question": "what color?", "answer": "red"}],
+                 ("red",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_question_files_of_many_publishers(tmp_path: Path, name: str) -> None:
+    file, content, answers = PUBLISHED[name]
+    write(tmp_path, "images/a_1.jpg")
+    write(tmp_path, file, content)
+    dataset = open_dataset(tmp_path)
+    (question,) = dataset.questions()
+    assert (question.image_id, question.question, question.split) == (1, "what color?", "train")
+    assert question.answers == answers and dataset.problems == []
+    assert str(question.question_id) == "5" or file in str(question.question_id)
+    assert len(dataset.question_sets()) == 1
+
+
+@pytest.mark.parametrize("scores", [{"x": 1.0}, {"x": 0.3}, {"x": 1, "b": 0.9, "c": 0.3}, {"x": 1.0, "b": 1}])
+def test_scores_of_answers_are_those_that_ten_people_give(tmp_path: Path, scores: dict[str, float]) -> None:
+    row = {"question_id": 1, "sent": "what?", "img_id": "x", "label": scores}
+    write(tmp_path, "train.json", [row])
+    dataset = open_dataset(tmp_path)
+    found = soft_scores(dataset.questions()[0].answers)
+    assert dataset.problems == [] and found == pytest.approx(scores)
+
+
+def test_scores_that_nobody_gives_are_named(tmp_path: Path) -> None:
+    for number, scores in enumerate([{"a": 0.45}, {"a": 1, "b": 1, "c": 1}, {"a": 7}, {"a": "x", "b": 0.6}]):
+        row = {"question_id": 1, "sent": "what?", "img_id": "x", "label": scores}
+        write(tmp_path / str(number), "train.json", [row])
+        dataset = open_dataset(tmp_path / str(number))
+        assert dataset.questions() and len(dataset.problems) == 1, scores
+    assert dataset.questions()[0].answers == ("b", "b", *[""] * 8)
+
+
+def test_an_empty_answer_counts_as_the_official_evaluator_counts_it(tmp_path: Path) -> None:
+    rows = [{"question_id": 1, "image_id": 1, "question": "what?"}]
+    told = [{"question_id": 1, "image_id": 1, "answers": [{"answer": it, "answer_id": 1} for it in TEN]}]
+    write(tmp_path, "train_questions.json", {"questions": rows})
+    write(tmp_path, "train_annotations.json", {"annotations": told})
+    dataset = open_dataset(tmp_path)
+    (question,) = dataset.questions()
+    assert question.answers == tuple(TEN) and dataset.problems == []
+    assert soft_scores(question.answers) == pytest.approx({"red": 1.0, "dark red": 0.9})
+
+
+def test_balanced_questions_come_before_all_and_both_are_a_choice(tmp_path: Path) -> None:
+    one = {"1": {"question": "what?", "imageId": "5", "answer": "red"}}
+    for split in ("train", "val"):
+        write(tmp_path, f"{split}_balanced_questions.json", one)
+    for number in (0, 1):
+        more = {f"{number}7": {"question": f"what {number}?", "imageId": "6", "answer": "red"}}
+        write(tmp_path, f"train_all_questions/train_all_questions_{number}.json", more)
+    write(tmp_path, "val_all_questions.json", one)
+    dataset = open_dataset(tmp_path)
+    assert dataset.question_sets() == ("balanced", "all")
+    assert [len(dataset.questions("train", name)) for name in dataset.question_sets()] == [1, 2]
+
+
+def test_a_table_with_semicolons_or_tabs(tmp_path: Path) -> None:
+    for mark, suffix in ((";", "csv"), ("\t", "tsv")):
+        lines = ["\ufeffimage_name?question?answer?split", "a.jpg?what is it, then?red, or so?val"]
+        write(tmp_path / suffix, f"mine.{suffix}", "\n".join(line.replace("?", mark) for line in lines))
+        (question,) = open_dataset(tmp_path / suffix).questions()
+        assert (question.image_id, question.answers, question.split) == ("a", ("red, or so",), "val")
+
+
+def test_files_that_nobody_reads_are_named_where_questions_are_missing(tmp_path: Path) -> None:
+    write(tmp_path, "a.jpg")
+    write(tmp_path, "chats.json", [{"id": 1, "image": "a.jpg", "conversations": []}])
+    write(tmp_path, "rows.parquet", "PAR1")
+    with pytest.raises(DataError, match="no VQA questions") as caught:
+        finetune_task("vqa").samples(open_dataset(tmp_path), None)
+    assert "chats.json (id, image, conversations); rows.parquet (binary)" in str(caught.value)
+
+
 def test_what_is_wrong_with_a_question_counts_once(tmp_path: Path) -> None:
-    for name in ("a", "b"):
+    for number in (1, 2):
         rows = [{"question_id": 7, "image_id": 1, "question": "what?"}]
-        write(tmp_path, f"{name}_train_questions.json", {"questions": rows})
+        write(tmp_path, f"train_questions_{number}.json", {"questions": rows})
     dataset = open_dataset(tmp_path)
     dataset.images()
     dataset.question_images("train")
     assert len(dataset.questions("train")) == 1
-    assert dataset.problems == ["b_train_questions.json: question 7 is in another file too (skipped)"]
+    assert dataset.problems == ["train_questions_2.json: question 7 is in another file too (skipped)"]
 
 
 def test_flickr_tables_and_repeats(tmp_path: Path) -> None:

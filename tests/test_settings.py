@@ -267,7 +267,6 @@ def test_in_python_settings_are_checked_as_on_the_command_line() -> None:
         (FinetuneConfig, {"task": "rec", "answers": "a.json"}, "answers: only for --task vqa"),
         (FinetuneConfig, {"task": "rec", "kl_epochs": 0}, "kl_epochs: only for --task vqa"),
         (FinetuneConfig, {"task": "rec", "blind": True}, "blind: only for --task vqa"),
-        (FinetuneConfig, {"task": "vqa", "dataset": "refcoco"}, "dataset: only for --task rec"),
         (FinetuneConfig, {}, "task: is missing, for example --task vqa"),
         (ThresholdSweepConfig, {"task": "vqa", "seeds": 2}, "seeds: only with --refit"),
         (ExtractFeaturesConfig, {"backbone_side": 64}, "backbone_side: only with --backbone"),

@@ -123,14 +123,41 @@ def test_a_validation_question_is_never_trained_on(tmp_path: Path, validation: s
     assert any("split by question: 1 of 2 images" in problem for problem in problems)
 
 
-def test_two_sets_of_questions_in_one_directory_are_named(tmp_path: Path) -> None:
+def test_two_sets_of_questions_in_one_directory_are_a_choice(tmp_path: Path) -> None:
     questions, annotations = vqa_entries({"train": range(4), "val": [4, 5]})
     write_vqa(tmp_path, questions, annotations)
     assert splits_of(tmp_path)[1] == []
-    other = [{**item, "question_id": 10**6 + item["question_id"]} for item in questions["train"][:3]]
+    # OK-VQA's files are named as those of VQA v1, and some of its ids are VQA's.
+    other = [{**item, "question": "and this?"} for item in questions["train"][:3]]
+    told = [{"question_id": item["question_id"], "multiple_choice_answer": "other"} for item in other]
     (tmp_path / "OpenEnded_mscoco_train2014_questions.json").write_text(json.dumps({"questions": other}))
-    (note,) = (note for note in splits_of(tmp_path)[1] if "taken together" in note)
-    assert note.startswith("train: the questions of 2 files") and "train2014_questions.json (3)" in note
+    (tmp_path / "mscoco_train2014_annotations.json").write_text(json.dumps({"annotations": told}))
+    splits, notes = splits_of(tmp_path)
+    assert "vqa-v2 is used; choose another with --dataset (vqa)" in notes
+    assert not any("other" in item.answers or item.question == "and this?" for item in splits["train"])
+    splits, _ = splits_of(tmp_path, dataset="vqa")
+    assert [(item.question, item.answers) for item in [*splits["train"], *splits["val"]]] == [
+        ("and this?", ("other",))
+    ] * 3
+    with pytest.raises(ConfigError, match="dataset: expected one of vqa-v2, vqa, got 'okvqa'"):
+        splits_of(tmp_path, dataset="okvqa")
+    # Of all sets together each question has an id of its own.
+    ids = [item.question_id for item in open_dataset(tmp_path).questions()]
+    assert len(set(ids)) == len(ids) and f"vqa:{other[0]['question_id']}" in ids
+    # In what one set trains on, another may validate.
+    asked = [{"question_id": 1, "image_id": 3, "question": "what?"}]
+    (tmp_path / "OpenEnded_mscoco_val2014_questions.json").write_text(json.dumps({"questions": asked}))
+    evaluated = EvaluatedImages([tmp_path]).among(open_dataset(tmp_path), range(6))
+    assert evaluated.tolist() == [False, False, False, True, True, True]
+
+
+def test_splits_from_files_that_are_named_unlike_are_one_set_with_a_note(tmp_path: Path) -> None:
+    for stem, image in (("v2_OpenEnded_mscoco_train2014_questions", 1), ("aokvqa_v1p0_val", 2)):
+        row = {"question_id": image, "image_id": image, "question": "what?", "direct_answers": ["a", "b"]}
+        (tmp_path / f"{stem}.json").write_text(json.dumps({"questions": [row]}))
+    splits, (note, *_) = splits_of(tmp_path)
+    assert images_of(splits["train"]) == [1] and images_of(splits["val"]) == [2]
+    assert "unlike names: val from aokvqa_v1p0_val.json; train from v2_" in note
 
 
 def test_a_part_of_trainval_and_a_trained_val(tmp_path: Path) -> None:

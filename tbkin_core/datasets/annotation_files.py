@@ -20,7 +20,6 @@ from tbkin_core.datasets.records import (
     ImageId,
     ListedImage,
     NamedImage,
-    QuestionRow,
     SceneGraphRow,
 )
 
@@ -50,6 +49,7 @@ class AnnotationFiles:
     Attributes:
         layouts: See `Dataset`.
         problems: What was skipped or repaired so far.
+        unread: See `Layout`.
 
     Raises:
         DataError: As `Layout`; from any method, a file that is needed is malformed as a whole.
@@ -58,6 +58,7 @@ class AnnotationFiles:
     def __init__(self, root: Path) -> None:
         self._layout = Layout(root)
         self.layouts = self._layout.names()
+        self.unread = self._layout.unread
         self.problems = Problems()
         for name, reason in self._layout.unreadable:
             self.problems.add(name, "", f"cannot be read: {reason} (skipped)")
@@ -85,20 +86,6 @@ class AnnotationFiles:
     def split_of(self, file: AnnotationFile) -> str:
         """Split of a file by its name, or else its content; "all" without one."""
         return file.split or self.read(file).split or "all"
-
-    def questions_by_split(self, file: AnnotationFile, split: str) -> list[QuestionRow]:
-        """Questions of a file that are of a split; a file of another split is not read for it."""
-        own = self.split_of(file)
-        if not format_of(file).split_by_row:
-            return self.read(file).questions if own == split else []
-        return [row for row in self.read(file).questions if (row.split or own) == split]
-
-    def question_splits(self, file: AnnotationFile) -> list[str]:
-        """Splits that a file has questions of."""
-        own = self.split_of(file)
-        if not format_of(file).split_by_row:
-            return [own]
-        return list(dict.fromkeys(row.split or own for row in self.read(file).questions))
 
     def lists_for(self, file: AnnotationFile) -> list[AnnotationFile]:
         """Files that list the images and boxes whose ids a file uses."""

@@ -7,8 +7,7 @@ dataset.captions("val")[0]   # Caption(text_id=441, image_id=331352, text="A sma
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -16,8 +15,9 @@ from tbkin_core.datasets import records
 from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of, version_of
 from tbkin_core.datasets.formats.base import Holds
 from tbkin_core.datasets.image_index import coco_id_of, key_of_name, listed_coco_id
+from tbkin_core.datasets.question_sets import QuestionSets
 from tbkin_core.datasets.reading import AnnotationFile, as_box
-from tbkin_core.datasets.records import AnswerRow, BoxRow, ImageId, QuestionRow
+from tbkin_core.datasets.records import BoxRow, ImageId
 from tbkin_core.datasets.splits import normalise_split, split_of_path
 from tbkin_core.errors import DataError
 
@@ -62,12 +62,7 @@ class Dataset:
         self.root = root
         self._files = AnnotationFiles(root)
         self.layouts: tuple[str, ...] = self._files.layouts
-        asked = {file.split for file in self._files.holding(Holds.QUESTIONS)}
-        for file in self._files.holding(Holds.ANSWERS):
-            if None not in asked and file.split not in asked:
-                self._files.problems.add(file.name, "", "answers questions that no file here asks (not used)")
-        self._keyed: dict[str, list[tuple[ImageId, QuestionRow]]] = {}
-        self._questions: dict[str, list[records.Question]] = {}
+        self._questions = QuestionSets(self._files)
         self._expressions: dict[str, list[records.Expression]] = {}
 
     def __repr__(self) -> str:
@@ -77,6 +72,12 @@ class Dataset:
     def problems(self) -> list[str]:
         """What was skipped or repaired so far, counted by file and kind; grows as files are read."""
         return self._files.problems.lines()
+
+    def unread(self) -> str:
+        """For messages: files that may be data and that no format here reads; "" for none."""
+        found = [f"{name} ({', '.join(keys) or 'binary'})" for name, keys in self._files.unread.items()]
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        return f"; of no format known here: {'; '.join(found[:3])}{more}" if found else ""
 
     # --- images --------------------------------------------------------------------------------------
 
@@ -145,25 +146,33 @@ class Dataset:
         wanted = None if split is None else normalise_split(split)
         return [caption for caption in self._captions if wanted in (None, caption.split)]
 
-    def questions(self, split: str | None = None) -> list[records.Question]:
-        """VQA questions with their answers; only the files of the split are read."""
-        splits = self.question_splits() if split is None else (normalise_split(split),)
-        return [question for each in splits for question in self._questions_of_split(each)]
+    def questions(self, split: str | None = None, name: str | None = None) -> list[records.Question]:
+        """VQA questions with their answers, of one of `question_sets` or of all.
 
-    def question_splits(self) -> tuple[str, ...]:
-        """Splits that have questions."""
-        files = self._files.holding(Holds.QUESTIONS)
-        return tuple(dict.fromkeys(split for file in files for split in self._files.question_splits(file)))
+        Of all sets together, an id that two have gets the second's name before it.
+        """
+        splits = self.question_splits(name) if split is None else (normalise_split(split),)
+        return [question for each in splits for question in self._questions.questions(each, name)]
 
-    def question_images(self, split: str) -> set[ImageId]:
+    def question_sets(self) -> tuple[str, ...]:
+        """Sets of questions, the one that is usually meant first: "vqa-v2", ..., or a directory's name."""
+        return self._questions.names()
+
+    def question_splits(self, name: str | None = None) -> tuple[str, ...]:
+        """Splits that have questions, of a set or of all."""
+        return self._questions.splits(name)
+
+    def question_images(self, split: str, name: str | None = None) -> set[ImageId]:
         """Images that the questions of a split are about; their answers are not read."""
-        return {key for key, _ in self._keyed_questions(split)}
+        return {key for key, _ in self._questions.keyed(split, name)}
 
-    def question_files(self, split: str) -> dict[str, int]:
+    def mixes_questions(self) -> bool:
+        """Whether files that are named like several sets are one, as none of their splits is in two."""
+        return bool(self.question_sets()) and self._questions.is_mixed
+
+    def question_files(self, split: str, name: str | None = None) -> dict[str, int]:
         """Files that the questions of a split come from, each with how many it has."""
-        files = self._files.holding(Holds.QUESTIONS)
-        counts = {file.name: len(self._files.questions_by_split(file, split)) for file in files}
-        return {name: count for name, count in counts.items() if count}
+        return self._questions.files(split, name)
 
     def expressions(self, split: str | None = None, name: str | None = None) -> list[records.Expression]:
         """Referring expressions, of one of `expression_sets(every_version=True)`, or of all usual versions.
@@ -296,7 +305,7 @@ class Dataset:
                 if ref.split != "all" and key in self._files.index.listed:
                     yield key, ref.split
         for name in self.question_splits():
-            yield from ((key, None if name == "all" else name) for key, _ in self._keyed_questions(name))
+            yield from ((key, None if name == "all" else name) for key, _ in self._questions.keyed(name))
         # Files whose images are all listed mention no others, and some are long to read.
         if self._mention_others(self._files.holding(Holds.SCENE_GRAPHS)):
             yield from ((key, file.split) for file, key, _ in self._files.scene_graphs)
@@ -356,66 +365,6 @@ class Dataset:
         self._files.forget_captions()
         return captions
 
-    def _keyed_questions(self, split: str) -> list[tuple[ImageId, QuestionRow]]:
-        """Image key and row of each question of a split, each question_id once."""
-        if split in self._keyed:
-            return self._keyed[split]  # what is wrong with a row counts once
-        rows = self._keyed[split] = list[tuple[ImageId, QuestionRow]]()
-        seen: set[int | str] = set()
-        for file in self._files.holding(Holds.QUESTIONS):
-            of_split = replace(file, split=split)
-            for row in self._files.questions_by_split(file, split):
-                if row.question_id in seen and format_of(file).split_by_row:
-                    # People number each of their files from 1.
-                    row = replace(row, question_id=f"{file.name}:{row.question_id}")
-                if row.question_id in seen:
-                    subject = f"question {row.question_id}"
-                    self._files.problems.add(file.name, subject, "is in another file too (skipped)")
-                    continue
-                seen.add(row.question_id)
-                if (key := self._files.resolve(of_split, row.image_id, row.question_id)) is not None:
-                    rows.append((key, row))
-        return rows
-
-    def _questions_of_split(self, split: str) -> list[records.Question]:
-        if split in self._questions:
-            return self._questions[split]
-        keyed = self._keyed_questions(split)
-        files = [file for file in self._files.holding(Holds.ANSWERS) if self._files.split_of(file) == split]
-        answers = self._answers_in(files, {row.question_id for _, row in keyed})
-        questions = self._questions[split] = []
-        for key, row in keyed:
-            question_id, what = row.question_id, ""
-            answer = answers.get(question_id) or row.answers
-            if answer is None:
-                what = "has no annotation (kept without answers)" if files else ""
-                answer = AnswerRow(())
-            elif _other_image(answer.image_id, row.image_id):
-                what = "is annotated for another image than it asks about (answers kept)"
-            if what:
-                name = files[0].name if files else "questions"
-                self._files.problems.add(name, f"question {question_id}", what)
-            answered = (answer.answers, answer.question_type, answer.answer_type)
-            questions.append(records.Question(question_id, key, row.question, split, *answered))
-        return questions
-
-    def _answers_in(
-        self, files: Iterable[AnnotationFile], known: set[int | str]
-    ) -> dict[int | str, AnswerRow]:
-        """Answers of the known questions; the first file that answers one counts."""
-        answers: dict[int | str, AnswerRow] = {}
-        written = {str(question_id): question_id for question_id in known}
-        for file in files:
-            for annotated_id, row in self._files.read(file).answers.items():
-                # A number in one file may be a text in the other.
-                question_id = annotated_id if annotated_id in known else written.get(str(annotated_id))
-                if question_id is None:
-                    subject = f"question {annotated_id}"
-                    self._files.problems.add(file.name, subject, "is in no questions file (skipped)")
-                else:
-                    answers.setdefault(question_id, row)
-        return answers
-
     @cached_property
     def _refs_files(self) -> dict[str, list[AnnotationFile]]:
         """Files of each set of expressions, whatever its version; those of a directory by rank."""
@@ -474,11 +423,6 @@ class Dataset:
                 xywh = as_box(xywh, record.width, record.height)[0] or xywh
             for sent_id, text in ref.sentences:
                 yield records.Expression(sent_id, ref.ref_id, key, text, ref.split, xywh, width, height)
-
-
-def _other_image(first: ImageId | None, second: ImageId | None) -> bool:
-    """Whether two ids of one question's image differ; names, which can be written in many ways, aside."""
-    return isinstance(first, int) and isinstance(second, int) and first != second
 
 
 def _place(key: ImageId, box: BoxRow) -> tuple[ImageId, str, tuple[int, ...]]:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from tbkin_core.datasets.formats import FORMAT_OF, FORMATS
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.formats.own import own_directory
+from tbkin_core.datasets.formats.own import GRAPH_EXPORT, own_directory
 from tbkin_core.datasets.reading import AnnotationFile
-from tbkin_core.datasets.splits import normalise_split, split_in, split_of_path
+from tbkin_core.datasets.splits import more_exact_split, normalise_split, split_in, split_of_path
 from tbkin_core.errors import DataError
 
 MAX_DEPTH = 4
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_MAY_BE_DATA = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".pkl", ".npy"})
 LOOKED_FOR = ", ".join([*filter(None, (format.looked_for for format in FORMATS)), "or image files"])
 
 _BY_NAME = sorted(FORMATS, key=lambda format: format.beside is None)
@@ -32,6 +33,7 @@ class Layout:
             their names.
         images: Paths of image files relative to the directory, "/" between parts.
         unreadable: Directories and files that could not be looked into, with the reason.
+        unread: Files that may be data and that nobody reads, with the first names of what is in them.
 
     Raises:
         DataError: The directory cannot be listed, is empty, is itself a store or run of tbkin, or holds
@@ -43,6 +45,7 @@ class Layout:
         self.files: list[AnnotationFile] = []
         self.images: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
+        self.unread: dict[str, list[str]] = {}
         self._other: Counter[str] = Counter()  # files of no format, by suffix
         self._pending: list[tuple[Path, str, int]] = [(root, "", 0)]  # path, prefix of its files, depth
         self._seen: set[tuple[int, int]] = set()
@@ -114,12 +117,11 @@ class Layout:
         format = _of_name(file) or _of_content(file)
         if format is None or format.holds is Holds.NOTHING:
             self._other[file.suffix or file.path.name] += 1
+            if file.suffix in _MAY_BE_DATA and (format is None or format.name != GRAPH_EXPORT.name):
+                self.unread[name] = file.names_within
             return
-        split = named = split_in(file.path.name)
-        if stated := format.stated_split(file):
-            split = normalise_split(stated)
-            # A part that was cut out of val keeps val's data_subtype: "minival" says more.
-            split = named if named and split in named else split
+        stated = format.stated_split(file)
+        split = more_exact_split(split_in(file.path.name), normalise_split(stated) if stated else None)
         self.files.append(AnnotationFile(file.path, name, split or split_of_path(name), format.name))
 
 

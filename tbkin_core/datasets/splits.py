@@ -35,6 +35,14 @@ def split_in(text: str) -> str | None:
     return normalise_split(match.group(1)) if match else None
 
 
+def more_exact_split(named: str | None, stated: str | None) -> str | None:
+    """Of the split that a file's name has and the one that its content states the one that says more.
+
+    A part that was cut out of val keeps val's name within: then "minival" says more.
+    """
+    return named if named and (stated is None or stated in named) else stated
+
+
 def split_of_path(name: str) -> str | None:
     """Split of a relative path by its directories alone, the innermost that names one."""
     return next(filter(None, map(split_in, reversed(PurePosixPath(name).parts[:-1]))), None)

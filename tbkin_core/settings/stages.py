@@ -43,10 +43,9 @@ _output = partial(option, group=Group.OUTPUT)
 _tasks = " or ".join(f"{TASKS[name].samples} ({name})" for name in FINETUNE_TASKS)
 _task = partial(_data, help=f"What to learn: {_tasks}.", choices=FINETUNE_TASKS, required=True)
 _features = partial(_data, help="Feature store.", unset="DATA/features")
-_expression_set = partial(
+_sample_set = partial(
     _data,
-    help="Which expressions, where there are several: refcoco, refcoco+, refcocog, refcocog-google, ...",
-    only_for=("rec",),
+    help="Which set, where there are several: refcoco, refcoco+, refcocog-google; vqa-v2, vqa, ...",
 )
 _checkpoint = partial(_model, help="Fine-tuned model.", unset="the latest")
 _rule = partial(
@@ -307,7 +306,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     task: str = _task("")
     data: Path | None = _data(None, "Dataset directory.", unset="found from earlier stages")
     features: Path | None = _features(None)
-    dataset: str | None = _expression_set(None)
+    dataset: str | None = _sample_set(None)
     train_split: str | None = _data(None, "Split to train on, or several: train+val.", unset="train")
     """Of val, what is in minival is left out where minival is there to validate on."""
     blind: bool = _vqa(False, "Hide the image: the question-only baseline.", Group.MODEL)
@@ -357,7 +356,7 @@ class ThresholdSweepConfig(StageConfig):
     checkpoint: Path | None = _checkpoint(None)
     data: Path | None = _data(None, "Dataset directory.", unset="the checkpoint's")
     features: Path | None = _features(None)
-    dataset: str | None = _expression_set(None)
+    dataset: str | None = _sample_set(None)
     thresholds: str = _sweep("0:0.9:0.1", "Thresholds, STOP included.", metavar="[START:STOP:STEP|T,T,...]")
     selection: list[str] = _sweep(
         ["relative"],

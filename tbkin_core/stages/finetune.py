@@ -67,9 +67,10 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
         beside = question_only_entries(results)
         entries += beside or []
         if beside is None:
+            subset = f" --dataset {config.dataset}" if config.dataset else ""
             problems.append(
                 "no question-only model to compare with: train one with"
-                f" `tbkin finetune --task {task.name} --data {data} --blind`"
+                f" `tbkin finetune --task {task.name} --data {data}{subset} --blind`"
             )
     files = []
     for split in predicted if rank() == 0 else ():

@@ -187,6 +187,22 @@ class SampleSet(Generic[Sample]):
         return [name for name in self.splits if name not in (*self.tests, *self.unlabelled)]
 
 
+def chosen_set(wanted: str | None, known: Sequence[str]) -> str:
+    """The set of samples of a name in any case, the first for None; ConfigError where there is none."""
+    chosen = known[0] if wanted is None else wanted.lower()
+    if chosen not in known:
+        raise ConfigError(f"dataset: expected one of {', '.join(known)}, got {wanted!r}")
+    return chosen
+
+
+def other_sets(wanted: str | None, chosen: str, known: Sequence[str]) -> list[str]:
+    """A note where a dataset has several sets of samples and nobody chose."""
+    others = ", ".join(name for name in known if name != chosen)
+    if wanted is not None or not others:
+        return []
+    return [f"{chosen} is used; choose another with --dataset ({others})"]
+
+
 @dataclass(slots=True)
 class Split(Generic[Sample]):
     """N samples of one split whose images have features, with their model inputs."""

@@ -37,6 +37,7 @@ from tbkin_core.tasks.base import (
     SplitReport,
     listed,
     model_inputs,
+    other_sets,
     run_batches,
 )
 
@@ -79,10 +80,7 @@ class RecTask(FinetuneTask[Expression]):
 
     def samples(self, dataset: Dataset, subset: str | None) -> SampleSet[Expression]:
         chosen = expression_set(dataset, subset)
-        others = ", ".join(name for name in dataset.expression_sets() if name != chosen)
-        notes = []
-        if subset is None and others:
-            notes.append(f"{chosen} is used; choose another with --dataset ({others})")
+        notes = other_sets(subset, chosen, dataset.expression_sets())
         found = {name: list(dataset.expressions(name, chosen)) for name in dataset.expression_splits(chosen)}
         splits = {name: items for name, items in found.items() if items}
         return SampleSet(splits, [], chosen, dataset.is_split_by_object(chosen), notes)
@@ -255,7 +253,8 @@ def expression_set(dataset: Dataset, name: str | None) -> str:
     sets = dataset.expression_sets()
     if not sets:
         raise DataError(
-            f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})",
+            f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})"
+            f"{dataset.unread()}",
             hint="expected refs(unc).p or refs(umd).p beside instances.json",
         )
     try:

@@ -45,8 +45,10 @@ from tbkin_core.tasks.base import (
     Shown,
     Split,
     SplitReport,
+    chosen_set,
     listed,
     model_inputs,
+    other_sets,
     run_batches,
 )
 
@@ -84,39 +86,36 @@ class VqaTask(FinetuneTask[Question]):
         return bool(dataset.question_splits())
 
     def split_names(self, dataset: Dataset, subset: str | None) -> list[str]:
-        names = list(dataset.question_splits())
-        if not names:
-            raise DataError(
-                f"{dataset.root}: no VQA questions (found: {', '.join(dataset.layouts)})",
-                hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json, or your own"
-                f" questions.jsonl with lines such as {SHAPE}",
-            )
-        return names
+        return list(dataset.question_splits(question_set(dataset, subset)))
 
     def split_samples(self, dataset: Dataset, split: str, subset: str | None) -> list[Question]:
-        return list(dataset.questions(split))
+        return list(dataset.questions(split, question_set(dataset, subset)))
 
     def samples(self, dataset: Dataset, subset: str | None) -> SampleSet[Question]:
-        notes: list[str] = []
+        chosen = question_set(dataset, subset)
+        notes = other_sets(subset, chosen, dataset.question_sets())
         splits: dict[str, list[Question]] = {}
-        for name in self.split_names(dataset, subset):
-            questions = self.split_samples(dataset, name, subset)
+        names = dataset.question_splits(chosen)
+        if dataset.mixes_questions():
+            sources = "; ".join(f"{name} from {', '.join(dataset.question_files(name))}" for name in names)
+            notes.append(f"the files of the splits have unlike names: {sources}")
+        for name in names:
+            questions = dataset.questions(name, chosen)
             answered = [item for item in questions if item.answers]
             if lacking := len(questions) - len(answered) if answered else 0:
                 notes.append(f"{name}: {lacking} of {len(questions)} questions have no answers (left out)")
             if questions:
                 splits[name] = answered or questions
-            if len(files := dataset.question_files(name)) > 1:
-                # VQA v1, v2 and OK-VQA share COCO's pictures, and often a directory.
+            if len(files := dataset.question_files(name, chosen)) > 1:
                 listed = ", ".join(f"{file} ({count})" for file, count in files.items())
                 notes.append(
                     f"{name}: the questions of {len(files)} files are taken together: {listed}; to take one"
-                    " set alone, put the others into another directory"
+                    " alone, put the others into another directory"
                 )
         # Either all questions of a split have answers by now, or none has.
         silent = [name for name in splits if not name.startswith("test") and not splits[name][0].answers]
         notes += [f"{name}: none of its questions has answers (not used)" for name in silent]
-        return SampleSet(splits, silent, notes=notes)
+        return SampleSet(splits, silent, chosen, notes=notes)
 
     def text(self, sample: Question) -> str:
         return sample.question
@@ -333,6 +332,17 @@ class VqaObjective(FinetuneObjective):
             yield
         finally:
             model.config.use_regions = before
+
+
+def question_set(dataset: Dataset, name: str | None) -> str:
+    """The set of questions of a name, or the first; errors as `FinetuneTask.split_names`."""
+    if not dataset.question_splits():
+        raise DataError(
+            f"{dataset.root}: no VQA questions (found: {', '.join(dataset.layouts)}){dataset.unread()}",
+            hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json, or your own"
+            f" questions.jsonl with lines such as {SHAPE}",
+        )
+    return chosen_set(name, dataset.question_sets())
 
 
 # ---- answers ------------------------------------------------------------------------------------

@@ -266,13 +266,15 @@ def _evaluated_images(dataset: Dataset, trained_on: bool) -> set[ImageId]:
         if split != "train"
         for item in dataset.expressions(split, name)
     }
-    asked = {split: dataset.question_images(split) for split in dataset.question_splits()}
-    trained = [name for name in _TRAINED if name in asked]
-    if not trained and trained_on:
-        # Of one split that is no test's, fine-tuning divides the images itself.
-        trained = [name for name in asked if not name.startswith("test")][:1]
-    learnt = set[ImageId]().union(*(asked.pop(name) for name in trained))
-    return found | set[ImageId]().union(*asked.values()) - learnt
+    for name in dataset.question_sets():
+        asked = {split: dataset.question_images(split, name) for split in dataset.question_splits(name)}
+        trained = [split for split in _TRAINED if split in asked]
+        if not trained and trained_on:
+            # Of one split that is no test's, fine-tuning divides the images itself.
+            trained = [split for split in asked if not split.startswith("test")][:1]
+        learnt = set[ImageId]().union(*(asked.pop(split) for split in trained))
+        found |= set[ImageId]().union(*asked.values()) - learnt
+    return found
 
 
 def samples_content(splits: Mapping[str, Sequence[Any]]) -> int:

@@ -58,6 +58,16 @@ class Candidate:
             return ends.decode("latin-1").removeprefix("\xef\xbb\xbf")
         return ends.decode(encoding, errors="replace")
 
+    @property
+    def names_within(self) -> list[str]:
+        """The first keys of JSON, or the header of a table; empty for another file."""
+        if self.suffix in {".csv", ".tsv"}:
+            header = re.split(r"[\r\n]", self.ends, maxsplit=1)[0]
+            found = [name.strip(' "') for name in re.split(r"[,;\t]", header)]
+        else:
+            found = re.findall(r'"([A-Za-z_]\w{0,30})"\s*:', self.ends) if "json" in self.suffix else []
+        return [name[:30] for name in dict.fromkeys(found) if name.isprintable()][:6]
+
 
 class Version(NamedTuple):
     """One of the versions in which a publisher's annotations come: "unc" of `refs(unc).p`."""
@@ -105,6 +115,8 @@ class Format:
     yields: bool = False
     claims: bool = False  # whether captions of its images count as given, see `yields`
     split_by_row: bool = False  # whether a question may say of which split it is
+    # Whether question files of one directory with different names are different sets.
+    family_by_name: bool = True
     in_stores: bool = False  # whether its files are also looked for in a store that tbkin wrote
 
     def has_name(self, candidate: Candidate) -> bool:

@@ -1,4 +1,4 @@
-"""Questions as people write them down: JSON lines, or a table of comma-separated values with a header."""
+"""Questions as people write them down: JSON lines, or a table with a header."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ from collections.abc import Iterator
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.formats.vqa import answers_of
+from tbkin_core.datasets.formats.vqa import (
+    ANSWER_KEYS,
+    ID_KEYS,
+    IMAGE_KEYS,
+    QUESTION_KEYS,
+    SPLIT_KEYS,
+    answers_of,
+    first_of,
+    has_keys,
+)
 from tbkin_core.datasets.reading import Source, as_id, as_text
 from tbkin_core.datasets.records import AnswerRow, Content, ImageId, NamedImage, QuestionRow
 from tbkin_core.datasets.splits import normalise_split
 
 SHAPE = '{"image": "dog.jpg", "question": "what color is the dog?", "answer": "brown"}'
 """A line that is read; "answers" may be a list of what several people said, "split" train, val or test."""
+_DELIMITERS = (",", ";", "\t")  # a semicolon where commas stand in numbers
 
 
 def read_questions(source: Source) -> Content:
@@ -22,7 +32,7 @@ def read_questions(source: Source) -> Content:
 
     A table has these names as its header; several answers stand apart by "|".
     """
-    table = source.file.path.suffix.lower() == ".csv"
+    table = source.file.path.suffix.lower() in _TABLES
     rows: list[QuestionRow] = []
     named: dict[str, NamedImage] = {}
     seen: set[ImageId] = set()
@@ -31,17 +41,18 @@ def read_questions(source: Source) -> Content:
         if not isinstance(item, dict):
             source.problem(subject, "is no JSON object (skipped)")
             continue
-        image, text = as_id(item.get("image")), source.sentence(subject, item.get("question"))
-        question_id = next(
-            (it for key in ("id", "question_id") if (it := as_id(item.get(key))) is not None), None
+        image, text = (
+            as_id(first_of(item, IMAGE_KEYS)),
+            source.sentence(subject, first_of(item, QUESTION_KEYS)),
         )
+        question_id = as_id(first_of(item, ID_KEYS))
         question_id = f"{source.file.name}:{number}" if question_id in (None, "") else question_id
         if image is None or image == "":
             source.problem(subject, "has no image (skipped)")
         elif not text:
             source.problem(subject, "has no question (skipped)")
         elif source.admits(seen, question_id, subject, "an id"):
-            split = normalise_split(as_text(item.get("split")) or "") or None
+            split = normalise_split(as_text(first_of(item, SPLIT_KEYS)) or "") or None
             if isinstance(image, str):
                 named.setdefault(image, NamedImage(image, source.file.directory, split or source.file.split))
             rows.append(QuestionRow(question_id, image, text, _answers(source, subject, item, table), split))
@@ -51,11 +62,14 @@ def read_questions(source: Source) -> Content:
 def _table(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows by the header's names; line by line: a quotation mark without its second costs its line alone."""
     names: list[str] = []
+    delimiter = ","
     for number, line in source.lines():
+        if not names:
+            delimiter = _delimiter(line)
         try:
-            values = next(csv.reader([line], strict=True), [])
+            values = next(csv.reader([line], delimiter=delimiter, strict=True), [])
         except csv.Error as error:
-            source.problem(f"line {number}", f"is no row of comma-separated values: {error} (skipped)")
+            source.problem(f"line {number}", f"is no row of separated values: {error} (skipped)")
             continue
         if not names:
             names = [value.strip().lower() for value in values]
@@ -67,29 +81,36 @@ def _table(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _answers(source: Source, subject: str, item: dict[str, Any], table: bool) -> AnswerRow | None:
-    given = item.get("answers", item.get("answer"))
+    given = first_of(item, ANSWER_KEYS)
     if given is None:
         return None
     if table:
-        given = [part.strip() for part in str(given).split("|")]
-    return answers_of(source, subject, {"answers": given if isinstance(given, list) else [given]})
+        given = [part.strip() for part in str(given).split("|") if part.strip()]
+    return answers_of(source, subject, {"answers": given, "answer_type": item.get("answer_type")})
+
+
+def _delimiter(header: str) -> str:
+    """What stands between the names of a table's header."""
+    return max(_DELIMITERS, key=header.count)
 
 
 def _has_questions(file: Candidate) -> bool:
-    if file.suffix == ".csv":
+    if file.suffix in _TABLES:
         header = re.split(r"[\r\n]", file.ends.lstrip("\ufeff"), maxsplit=1)[0].lower()
-        names = {name.strip().strip('"') for name in header.split(",")}
-        return {"image", "question"} <= names
-    return all(re.search(rf'"{key}"\s*:', file.ends) for key in ("image", "question"))
+        names = {name.strip().strip('"') for name in header.split(_delimiter(header))}
+        return all(names & {key.lower() for key in keys} for keys in (IMAGE_KEYS, QUESTION_KEYS[:1]))
+    return has_keys(file, IMAGE_KEYS, QUESTION_KEYS[:1])
 
 
+_TABLES = frozenset({".csv", ".tsv"})
 QUESTION_LINES = Format(
     name="own-questions",
     layout="questions",
     holds=Holds.IMAGES | Holds.QUESTIONS,
     read=read_questions,
     looked_for="lines of image, question and answer",
-    suffixes=frozenset({".jsonl", ".ndjson", ".csv"}),
+    suffixes=frozenset({".jsonl", ".ndjson"}) | _TABLES,
     content=_has_questions,
     split_by_row=True,
+    family_by_name=False,
 )

@@ -1,28 +1,51 @@
-"""VQA v1 and v2 (Antol et al. 2015; Goyal et al. 2017): a file of questions and one of their annotations."""
+"""Questions as JSON: VQA v1 and v2 (Antol et al. 2015; Goyal et al. 2017), and others by their own names.
+
+VQA and OK-VQA keep the answers in a second file. With the answers beside the question: A-OKVQA, VizWiz,
+TextVQA, GQA (an object by id), CLEVR, VQA-RAD, SLAKE, the files of LXMERT, ALBEF, BLIP and LAVIS, one's own.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.reading import AnnotationFile, Source, as_id, as_text
+from tbkin_core.datasets.reading import AnnotationFile, Source, as_id, as_text, malformed
 from tbkin_core.datasets.records import AnswerRow, Content, ImageId, QuestionRow
-from tbkin_core.datasets.splits import normalise_split
+from tbkin_core.datasets.splits import more_exact_split, normalise_split
 
-_MULTIPLE_CHOICE = "multiple_choice_answer"
+# What publishers call the parts of an entry; of several that it has the first counts.
+QUESTION_KEYS = ("question", "sent", "query")
+IMAGE_KEYS = (
+    *("image_id", "image", "image_name", "img_name", "image_filename", "file_path", "file_name"),
+    *("imageId", "img_id", "imgname", "img_file", "image_path"),
+)
+ID_KEYS = ("question_id", "questionId", "qid", "question_index", "id")
+ANSWER_KEYS = ("answers", "direct_answers", "label", "multiple_choice_answer", "answer")
+SPLIT_KEYS = ("split", "set_name", "data_split")
+_LIST_KEYS = ("questions", "data", "annotations")
+# Parts of GQA's entries, most of its gigabyte, that are not needed.
+_GQA_LARGE = ("semantic", "entailed", "equivalent", "annotations", "semanticStr", "groups", "fullAnswer")
 
 
 def read_questions(source: Source) -> Content:
-    """Questions of a VQA questions file, with answers where they are in it."""
-    content = _with_key(source.json(), "questions")
-    key = "questions" if not isinstance(content, dict) or "questions" in content else "annotations"
+    """Questions of a JSON file, with answers where they are in it.
+
+    The file is a list, has one under "questions", "data" or "annotations", or is an object of entries by id.
+    Where no entry has an id, each gets FILE:NUMBER, from 0.
+    """
+    content = source.json(_small)
+    listed = _entries(source, content)
+    numbered = not any(isinstance(item, dict) and first_of(item, ID_KEYS) is not None for item in listed)
     rows: list[QuestionRow] = []
     seen: set[ImageId] = set()
-    listed = source.items(content, key)
-    for position, question_id, subject, item in source.objects(listed, "question", "question_id"):
-        image_id, text = as_id(item.get("image_id")), source.sentence(subject, item.get("question"))
+    for position, question_id, subject, item in source.objects(listed, "question", *ID_KEYS):
+        image_id = as_id(first_of(item, IMAGE_KEYS))
+        text = source.sentence(subject, first_of(item, QUESTION_KEYS))
+        if numbered:
+            question_id = f"{source.file.name}:{position}"
         if question_id is None:
             source.problem(f"question at position {position}", "has no question_id (skipped)")
         elif image_id is None:
@@ -30,22 +53,16 @@ def read_questions(source: Source) -> Content:
         elif not text:
             source.problem(subject, "has no text (skipped)")
         elif source.admits(seen, question_id, subject, "a question_id"):
-            answered = any(key in item for key in ("answers", _MULTIPLE_CHOICE, "answer"))
-            inline = answers_of(source, subject, item) if answered else None
-            rows.append(QuestionRow(question_id, image_id, text, inline))
+            answers = answers_of(source, subject, item) if first_of(item, ANSWER_KEYS) is not None else None
+            rows.append(QuestionRow(question_id, image_id, text, answers, _split_of(source, item)))
     return Content(questions=rows, split=_stated_split(content))
 
 
 def read_answers(source: Source) -> Content:
     """Answers of a VQA annotations file."""
-
-    def answer_text(item: dict[str, Any]) -> Any:
-        # Ten of {"answer": ..., "answer_confidence": ..., "answer_id": ...} per question: millions in VQA v2.
-        return item["answer"] if "answer" in item and "question_id" not in item else item
-
-    content = _with_key(source.json(answer_text), "annotations")
+    content = source.json(_small)
     rows: dict[int | str, AnswerRow] = {}
-    listed = source.items(content, "annotations")
+    listed = content if isinstance(content, list) else source.items(content, "annotations")
     for position, question_id, _, item in source.objects(listed, "annotation", "question_id"):
         if question_id is None:
             source.problem(f"annotation at position {position}", "has no question_id (skipped)")
@@ -56,25 +73,88 @@ def read_answers(source: Source) -> Content:
     return Content(answers=rows, split=_stated_split(content))
 
 
-def _with_key(content: Any, key: str) -> Any:
-    """The content of a VQA file; of a file that is the list alone, as if it were under its key."""
-    return {key: content} if isinstance(content, list) else content
+def _small(item: dict[str, Any]) -> Any:
+    """What is needed of an object, while the file is parsed."""
+    if "answer" in item and ("answer_confidence" in item or "answer_id" in item) and "question" not in item:
+        return item["answer"]  # one of ten of a question: millions in VQA v2
+    if "imageId" in item:
+        for key in _GQA_LARGE:
+            item.pop(key, None)
+    return item
+
+
+def _entries(source: Source, content: Any) -> list[Any]:
+    """The list of a file's entries, wherever it is."""
+    if isinstance(content, list):
+        return content
+    if isinstance(content, dict):
+        key = next((key for key in _LIST_KEYS if isinstance(content.get(key), list)), None)
+        if key is None and content and all(map(_is_entry, content.values())):
+            return [{"id": question_id, **item} for question_id, item in content.items()]
+        return source.items(content, key or "questions")
+    raise malformed(source.file.path, "expected a list of questions")
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, dict) and first_of(value, QUESTION_KEYS) is not None
+
+
+def first_of(item: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    """The first value under the keys; None for none."""
+    return next((item[key] for key in keys if item.get(key) is not None), None)
+
+
+def _split_of(source: Source, item: dict[str, Any]) -> str | None:
+    """Split that an entry states, where the file's name does not say more."""
+    stated = as_text(first_of(item, SPLIT_KEYS))
+    if not stated and (phrase := as_text(item.get("phrase_type"))):
+        stated = "test" if phrase.startswith("test") else "train"  # VQA-RAD has no other word for it
+    return more_exact_split(source.file.split, normalise_split(stated)) if stated else None
 
 
 def answers_of(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
-    """Answers of an entry: texts, numbers, or {"answer": ...}."""
-    listed = item.get("answers")
-    if not isinstance(listed, list) or not listed:
-        listed = [item.get(_MULTIPLE_CHOICE, item.get("answer"))]
+    """Answers of an entry: a text or number, a list of them, of {"answer": ...}, or scores by answer.
+
+    An empty one among several is somebody who wrote nothing, and counts as the official evaluator counts it.
+    """
+    given = next((value for key in ANSWER_KEYS if (value := item.get(key)) not in (None, [], {})), None)
+    if isinstance(given, dict) and "answer" not in given:
+        given = _ten_of(source, subject, given)
+    listed = given if isinstance(given, list) else [given]
     answers = []
     for answer in listed:
         value = answer.get("answer") if isinstance(answer, dict) else answer
-        if text := as_text(str(value) if isinstance(value, int | float) else value):
+        text = as_text(str(value) if isinstance(value, int | float) else value)
+        if text or (text == "" and len(listed) > 1):
             answers.append(sys.intern(text))
         else:
             source.problem(subject, "has an answer without text (left out)")
-    question_type, answer_type = as_text(item.get("question_type")), as_text(item.get("answer_type"))
+    kind = item.get("question_type")
+    if kind is None and isinstance(types := item.get("types"), dict):
+        kind = types.get("structural")  # GQA's "query", "verify", ...
+    question_type, answer_type = as_text(kind), as_text(item.get("answer_type"))
     return AnswerRow(tuple(answers), question_type or "", answer_type or "", as_id(item.get("image_id")))
+
+
+def _ten_of(source: Source, subject: str, scores: dict[str, Any]) -> list[str]:
+    """Ten answers that earn the scores by which LXMERT and its heirs keep them: 0.3, 0.6, 0.9 and 1.
+
+    One, two, three and four or more of ten people earn these; answers that nobody knows of are empty.
+    """
+    counts: dict[str, int] = {}
+    for answer, score in scores.items():
+        if not isinstance(score, int | float) or not 0 < score <= 1:
+            source.problem(subject, "has a score that is none of 0 to 1 (answer left out)")
+            continue
+        counts[answer] = max(1, round(score / 0.3)) if score < 1 else 4
+        if all(abs(score - usual) > 0.04 for usual in (0.3, 0.6, 0.9, 1.0)):
+            source.problem(subject, "has a score other than 0.3, 0.6, 0.9 and 1 (taken as the nearest)")
+    ten = [answer for answer, count in counts.items() for _ in range(count)]
+    if len(counts) == 1 and len(ten) == 4:
+        return [*counts]  # all agree
+    if len(ten) > 10:
+        source.problem(subject, "has scores that ten people's answers cannot earn (kept as near as can be)")
+    return ten + [""] * (10 - len(ten))
 
 
 def _stated_split(content: Any) -> str | None:
@@ -82,12 +162,22 @@ def _stated_split(content: Any) -> str | None:
     return normalise_split(stated) if stated else None
 
 
-def _has_question_ids_and(file: Candidate, *keys: str) -> bool:
-    return '"question_id"' in file.ends and any(f'"{key}"' in file.ends for key in keys)
+def has_keys(file: Candidate, *groups: tuple[str, ...]) -> bool:
+    """Whether a file's ends have a key of each group."""
+    return all(re.search(rf'"(?:{"|".join(keys)})"\s*:', file.ends) for keys in groups)
+
+
+def _has_questions(file: Candidate) -> bool:
+    """Questions about images: with ids, as VQA has them, or with the answers beside."""
+    if has_keys(file, ("question_id",), ("question", "questions")):
+        return True
+    if has_keys(file, ("question", "query"), IMAGE_KEYS):
+        return True
+    return has_keys(file, ("sent",), ("img_id",), ("label", "question_id"))  # LXMERT
 
 
 def _split_at_ends(file: Candidate) -> str | None:
-    stated = re.search(r'"data_subtype"\s*:\s*"([^"\\]+)"', file.ends)
+    stated = re.search(r'"(?:data_subtype|dataset_type|dataset_split)"\s*:\s*"([^"\\]+)"', file.ends)
     return stated.group(1) if stated else None
 
 
@@ -104,17 +194,18 @@ QUESTIONS = Format(
     holds=Holds.QUESTIONS,
     read=read_questions,
     looked_for="VQA questions and annotations",
-    content=lambda file: _has_question_ids_and(file, "question", "questions"),
+    content=_has_questions,
     stated_split=_split_at_ends,
     prefer=_without_multiple_choice,
     noun="question",
+    split_by_row=True,
 )
 ANNOTATIONS = Format(
     name="vqa-annotations",
     layout="vqa",
     holds=Holds.ANSWERS,
     read=read_answers,
-    content=lambda file: _has_question_ids_and(file, "answers", _MULTIPLE_CHOICE),
+    content=lambda file: has_keys(file, ("question_id",), ("answers", "multiple_choice_answer")),
     stated_split=_split_at_ends,
     noun="question",
 )
