@@ -160,6 +160,14 @@ def test_splits_from_files_that_are_named_unlike_are_one_set_with_a_note(tmp_pat
     assert "unlike names: val from aokvqa_v1p0_val.json; train from v2_" in note
 
 
+def test_a_split_that_is_not_used_is_named(tmp_path: Path) -> None:
+    write_vqa(tmp_path, *vqa_entries({"train": range(4), "val": [4, 5]}))
+    lines = [{"image": 9, "question": "what?", "answer": "x", "split": "holdout"}]
+    (tmp_path / "more.jsonl").write_text(json.dumps(lines[0]))
+    (note,) = (note for note in splits_of(tmp_path)[1] if "neither" in note)
+    assert note.startswith("neither trained on nor evaluated: holdout (1 questions)")
+
+
 def test_a_part_of_trainval_and_a_trained_val(tmp_path: Path) -> None:
     write_vqa(tmp_path, *vqa_entries({"trainval": range(6), "val": [4, 5]}))
     splits, _ = splits_of(tmp_path)

@@ -86,6 +86,8 @@ class QuestionSets:
 
     def questions(self, split: str, name: str | None = None) -> list[Question]:
         """Questions of a split, with their answers where a file has them; their ids are those of `keyed`."""
+        if name is None and len(self.names()) == 1:
+            (name,) = self.names()
         if name is None:
             found = [item for each in self.names() for item in self.questions(split, each)]
             ids = (row.question_id for _, row in self.keyed(split))

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tbkin_core.datasets.records import ImageId, ListedImage, Xywh
@@ -37,8 +37,7 @@ class AnnotationFile:
     @property
     def directory(self) -> str:
         """Its directory, relative to the dataset directory; "" for that itself."""
-        parent = str(PurePosixPath(self.name).parent)
-        return "" if parent == "." else parent
+        return self.name.rpartition("/")[0]
 
 
 class Problems:

@@ -6,11 +6,15 @@ import re
 from pathlib import PurePosixPath
 
 _SPLIT = re.compile(
-    r"(?<![a-z])(valminusminival|minival|nominival|trainval|train|validation|valid|val|unlabeled|development|dev"
-    r"|test[-_ ]?(?:dev|standard|std|challenge)|test[ab]?)"
-    r"(?=(?:19|20)\d\d(?!\d)|[^a-z0-9]|$)"
+    r"(?<![a-z])(valminusminival|minival|nominival|trainval|training|train|validation|valid|val|evaluation|eval"
+    r"|unlabeled|development|dev|testing|test[-_ ]?(?:dev|standard|std|challenge)|test[ab]?)"
+    r"(?=(?:[-_ ]?(?:set|split))?(?:(?:19|20)\d\d(?!\d)|[^a-z0-9]|$))"
 )
 _SYNONYMS = {
+    "training": "train",
+    "testing": "test",
+    "eval": "val",
+    "evaluation": "val",
     "validation": "val",
     "valid": "val",
     "dev": "val",
@@ -25,6 +29,7 @@ _WHOLE = {"minival": "val", "nominival": "val", "valminusminival": "val", "testA
 def normalise_split(text: str) -> str:
     """Plain name of a split: "train2014" -> "train", "test-dev2015" -> "test-dev", "testA" stays."""
     plain = re.sub(r"(?<=[a-z])[-_]?(?:19|20)\d\d$", "", text.strip().lower())
+    plain = re.sub(r"(?<=[a-z])[-_ ]?(?:set|split)$", "", plain)
     plain = re.sub(r"^test[_ ]?(dev|std|standard|challenge)$", r"test-\1", plain)
     return _SYNONYMS.get(plain, plain)
 
