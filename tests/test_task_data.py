@@ -165,7 +165,7 @@ def test_a_split_that_is_not_used_is_named(tmp_path: Path) -> None:
     lines = [{"image": 9, "question": "what?", "answer": "x", "split": "holdout"}]
     (tmp_path / "more.jsonl").write_text(json.dumps(lines[0]))
     (note,) = (note for note in splits_of(tmp_path)[1] if "neither" in note)
-    assert note.startswith("neither trained on nor evaluated: holdout (1 questions)")
+    assert note.startswith("neither trained on nor evaluated: holdout (1)")
 
 
 def test_a_part_of_trainval_and_a_trained_val(tmp_path: Path) -> None:

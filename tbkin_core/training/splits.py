@@ -98,7 +98,7 @@ def task_splits(
             notes.append(f"{name}: {count} of its images are trained on; it tells little of new images")
     used = (*trained, validation, *_PARTS.get(validation or "", ()))
     if train_split is None and (unused := [name for name in spare if name not in used]):
-        counts = ", ".join(f"{name} ({len(found.splits[name])} {task.unit}s)" for name in unused)
+        counts = ", ".join(f"{name} ({len(found.splits[name])})" for name in unused)
         notes.append(f"neither trained on nor evaluated: {counts}; --train-split names what is trained on")
     tests = {name: found.splits[name] for name in found.tests}
     return TaskSplits({"train": train, "val": held, **tests}, notes)
