@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tbkin_core.datasets.formats import FORMAT_OF, FORMATS
@@ -21,6 +22,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 LOOKED_FOR = ", ".join([*filter(None, (format.looked_for for format in FORMATS)), "or image files"])
 
 _BY_NAME = sorted(FORMATS, key=lambda format: format.beside is None)
+_FIRST = [format for format in FORMATS if format.content_first]
 _BY_CONTENT = sorted(FORMATS, key=lambda format: format.content_last)
 
 
@@ -43,6 +45,7 @@ class Layout:
         self.files: list[AnnotationFile] = []
         self.images: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
+        self._passed_over: dict[str, list[str]] = {}
         self._other: Counter[str] = Counter()  # files of no format, by suffix
         self._pending: list[tuple[Path, str, int]] = [(root, "", 0)]  # path, prefix of its files, depth
         self._seen: set[tuple[int, int]] = set()
@@ -50,7 +53,7 @@ class Layout:
             self._look_into(*self._pending.pop(0))
         if not self.files and not self.images:
             counts = ", ".join(f"{count} {suffix}" for suffix, count in self._other.most_common(5))
-            unreadable = "".join(f"; {name}: {reason}" for name, reason in self.unreadable[:3])
+            unreadable = "".join(f"; {it}: {why}" for it, why in [*self.passed_over, *self.unreadable[:3]])
             raise DataError(
                 f"{root}: no dataset recognised; looked for {LOOKED_FOR}; "
                 f"found {counts or 'no files'}{unreadable}",
@@ -65,6 +68,15 @@ class Layout:
         found = {file.format for file in self.files}
         names = dict.fromkeys(format.layout or format.name for format in FORMATS if format.name in found)
         return (*names, "images") if self.images else tuple(names)
+
+    @property
+    def passed_over(self) -> list[tuple[str, str]]:
+        """Files that are known and not read, with what they are (`Format.passed_over`); of many the first."""
+        rows = []
+        for what, names in self._passed_over.items():
+            rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            rows.append((f"{', '.join(names[:5])}{rest}", f"{what} (not read)"))
+        return rows
 
     def _look_into(self, directory: Path, prefix: str, depth: int) -> None:
         try:
@@ -111,7 +123,9 @@ class Layout:
             if own == "store" and format is not None and format.in_stores:
                 self.files.append(AnnotationFile(file.path, name, None, format.name))
             return
-        format = _of_name(file) or _of_content(file)
+        format = _of_content(file, _FIRST) or _of_name(file) or _of_content(file, _BY_CONTENT)
+        if format is not None and format.passed_over:
+            self._passed_over.setdefault(format.passed_over, []).append(name)
         if format is None or format.holds is Holds.NOTHING:
             self._other[file.suffix or file.path.name] += 1
             return
@@ -132,9 +146,9 @@ def _of_name(file: Candidate) -> Format | None:
     return next((each for each in _BY_NAME if file.suffix in each.suffixes and each.has_name(file)), None)
 
 
-def _of_content(file: Candidate) -> Format | None:
+def _of_content(file: Candidate, formats: Sequence[Format]) -> Format | None:
     """Raises OSError where the file cannot be read."""
-    likely = (each for each in _BY_CONTENT if file.suffix in each.suffixes)
+    likely = (each for each in formats if file.suffix in each.suffixes)
     return next((each for each in likely if each.content is not None and each.content(file)), None)
 
 

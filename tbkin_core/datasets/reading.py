@@ -66,7 +66,8 @@ class Problems:
 class Source:
     """An annotation file being read, where its problems are noted, and the images its ids refer to.
 
-    `listed` gives the images by id where another file lists them (see `Format.listed_by`), and reads it.
+    `listed` gives the images by id where another file lists them (see `Format.listed_by`), and reads it;
+    `picture` the image file that an id or name of this file means, as far as the files on disk tell.
 
     Raises:
         DataError: From every method that reads: the file cannot be read.
@@ -75,6 +76,7 @@ class Source:
     file: AnnotationFile
     problems: Problems
     listed: Callable[[], Mapping[ImageId, ListedImage]] = dict
+    picture: Callable[[ImageId], Path | None] = lambda _: None
 
     def problem(self, subject: str, what: str, count: int = 1) -> None:
         self.problems.add(self.file.name, subject, what, count)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tbkin_core.boxes import box_area, box_iou_paired, scale_between, turned, xywh_to_xyxy
+from tbkin_core.datasets.formats.own_expressions import SHAPE
 from tbkin_core.datasets.records import Expression
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.regions import ImageId
@@ -255,8 +256,10 @@ def expression_set(dataset: Dataset, name: str | None) -> str:
     sets = dataset.expression_sets()
     if not sets:
         raise DataError(
-            f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})",
-            hint="expected refs(unc).p or refs(umd).p beside instances.json",
+            f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})"
+            + "".join(f"; {line}" for line in dataset.passed_over),
+            hint="expected refs(unc).p, refs(umd).p or the same as JSON beside instances.json, or a file"
+            f" such as expressions.jsonl with lines such as {SHAPE}",
         )
     try:
         return dataset.expression_set(name or sets[0])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from tbkin_core.datasets.reading import AnnotationFile, Source, encoding_of
 from tbkin_core.datasets.records import CaptionRow, Content, NamedImage
+from tbkin_core.datasets.splits import split_in
 
 SNIFF_BYTES = 4096
 
@@ -65,6 +66,8 @@ class Version(NamedTuple):
     name: str = ""  # where the file's name gives none
     rank: int = 0  # 0 is the version that papers report; unknown ones have the highest
     split_by_object: bool = False  # whether one image may be in several splits
+    set: str = ""  # name of the set of expressions, where it is not the directory's
+    is_part: bool = False  # whether other files of the format hold other parts of the set
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -86,6 +89,8 @@ class Format:
     beside: re.Pattern[str] | None = None
     # Whether a file's ends look like the format; `Candidate.name` may be asked first.
     content: Callable[[Candidate], bool] | None = None
+    # Whether its `content` decides before any name does: results are often called as what they are about.
+    content_first: bool = False
     # Whether the other formats' `content` is asked first: its own keys are common ones.
     content_last: bool = False
     # Split that the ends of a file state, as the publisher writes it.
@@ -105,6 +110,7 @@ class Format:
     yields: bool = False
     claims: bool = False  # whether captions of its images count as given, see `yields`
     split_by_row: bool = False  # whether a question may say of which split it is
+    passed_over: str = ""  # what its files are, where they are named in a note and not read
     in_stores: bool = False  # whether its files are also looked for in a store that tbkin wrote
 
     def has_name(self, candidate: Candidate) -> bool:
@@ -112,6 +118,17 @@ class Format:
         if self.names is None or not self.names.fullmatch(candidate.name):
             return False
         return self.beside is None or any(map(self.beside.fullmatch, candidate.beside))
+
+
+def set_named(file: AnnotationFile, is_part: bool = False) -> Version:
+    """Version of a file whose own name may say which set its expressions are of: "refcoco+_val.json"."""
+    name = file.path.name.lower()
+    found = re.search(r"g?ref(coco([+g]|_?plus)?|clef)(?![a-z])", name)
+    set_name = re.sub("_?plus", "+", found.group()) if found else ""
+    by_object = set_name == "refcocog" and "google" in name
+    if not set_name:  # of the directory, those of its splits aside
+        set_name = next((each.name.lower() for each in file.path.parents if not split_in(each.name)), "")
+    return Version("", 0, by_object, set_name + "-google" * by_object, is_part)
 
 
 def named_images(source: Source, captions: Iterable[CaptionRow]) -> list[NamedImage]:

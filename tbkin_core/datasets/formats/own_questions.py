@@ -26,7 +26,7 @@ def read_questions(source: Source) -> Content:
     rows: list[QuestionRow] = []
     named: dict[str, NamedImage] = {}
     seen: set[ImageId] = set()
-    for number, item in _table(source) if table else source.json_lines():
+    for number, item in table_rows(source) if table else source.json_lines():
         subject = f"line {number}"
         if not isinstance(item, dict):
             source.problem(subject, "is no JSON object (skipped)")
@@ -48,7 +48,7 @@ def read_questions(source: Source) -> Content:
     return Content(questions=rows, named=list(named.values()))
 
 
-def _table(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
+def table_rows(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows by the header's names; line by line: a quotation mark without its second costs its line alone."""
     names: list[str] = []
     for number, line in source.lines():
