@@ -83,11 +83,17 @@ class AnnotationFiles:
     def read(self, file: AnnotationFile) -> Content:
         """What a file holds, as its format reads it."""
         if file.name not in self._contents:
-            form = format_of(file)
-            listed = dict if form.listed_by is None else partial(self.images_for, file)
-            source = Source(file, self.problems, listed, partial(self._picture, file))
-            self._contents[file.name] = form.read(source) if form.read else Content()
+            read = format_of(file).read
+            self._contents[file.name] = read(self._source(file)) if read else Content()
         return self._contents[file.name]
+
+    def _source(self, file: AnnotationFile) -> Source:
+        listed = dict if format_of(file).listed_by is None else partial(self.images_for, file)
+
+        def companions(name: str) -> list[Source]:
+            return [self._source(each) for each in self._layout.companions(file, name)]
+
+        return Source(file, self.problems, listed, partial(self._picture, file), companions)
 
     def _picture(self, file: AnnotationFile, image_id: ImageId) -> Path | None:
         key, _ = self._on_disk.by_id(image_id, file.split, file.directory)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tbkin_core.datasets.formats import FORMAT_OF, FORMATS
@@ -61,13 +61,20 @@ class Layout:
                 f"{MAX_DEPTH} levels deep",
             )
         self.images.sort()
-        self.files = _without_repeats(self.files)
+        superseding = [file for file in self.files if FORMAT_OF[file.format].supersedes]
+        self._superseded = [file for file in self.files if _is_superseded(file, superseding)]
+        self.files = _without_repeats([file for file in self.files if file not in self._superseded])
 
     def names(self) -> tuple[str, ...]:
         """Layouts found, in the order of `FORMATS`; "images" where image files are on disk."""
         found = {file.format for file in self.files}
         names = dict.fromkeys(format.layout or format.name for format in FORMATS if format.name in found)
         return (*names, "images") if self.images else tuple(names)
+
+    def companions(self, file: AnnotationFile, format_name: str) -> list[AnnotationFile]:
+        """The files of a format that are read with a file that supersedes them."""
+        found = [it for it in self._superseded if it.format == format_name and _same_split(it, file)]
+        return FORMAT_OF[format_name].prefer(found)
 
     @property
     def passed_over(self) -> list[tuple[str, str]]:
@@ -153,9 +160,15 @@ def _of_content(file: Candidate, formats: Sequence[Format]) -> Format | None:
 
 
 def _without_repeats(files: list[AnnotationFile]) -> list[AnnotationFile]:
-    """The files in order, without those that repeat what a better file beside them says."""
-    superseded = {name for file in files for name in FORMAT_OF[file.format].supersedes}
+    """The files in order, without those that repeat what a better one of the same format says."""
     files = sorted(files, key=lambda file: file.name)
-    wanted = (format for format in FORMATS if format.name not in superseded)
-    kept = (form.prefer([file for file in files if file.format == form.name]) for form in wanted)
+    kept = (form.prefer([file for file in files if file.format == form.name]) for form in FORMATS)
     return [file for of_format in kept for file in of_format]
+
+
+def _is_superseded(file: AnnotationFile, superseding: Iterable[AnnotationFile]) -> bool:
+    return any(file.format in FORMAT_OF[it.format].supersedes and _same_split(it, file) for it in superseding)
+
+
+def _same_split(first: AnnotationFile, second: AnnotationFile) -> bool:
+    return first.split == second.split or None in (first.split, second.split)

@@ -89,7 +89,7 @@ class GoldRelation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GoldGraph:
-    """The scene graph that people annotated for an image (Visual Genome's `scene_graphs.json`).
+    """The scene graph that people annotated for an image (Visual Genome).
 
     Names, attributes and predicates are as the annotators wrote them ("ON", "parked on"), without surrounding
     white space.

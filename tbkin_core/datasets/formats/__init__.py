@@ -44,6 +44,7 @@ FORMATS: tuple[Format, ...] = (
     refcoco.WITHOUT_BOXES,
     visual_genome.REGIONS,
     visual_genome.SCENE_GRAPHS,
+    visual_genome.RELATIONSHIPS,
     visual_genome.OBJECTS,
     visual_genome.ATTRIBUTES,
     visual_genome.IMAGES,

@@ -97,7 +97,9 @@ class Format:
     stated_split: Callable[[Candidate], str | None] = lambda _: None
     # Keeps those files of a dataset that do not only repeat others of the same format.
     prefer: Callable[[list[AnnotationFile]], list[AnnotationFile]] = list
-    supersedes: tuple[str, ...] = ()  # names of formats whose files are not read where there is one of this
+    # Names of formats whose files of the same split are not read by themselves where there is one of this,
+    # whose reader may read them with it (`Source.companions`).
+    supersedes: tuple[str, ...] = ()
     # Files that list the images (and boxes) whose ids a file uses; the file itself unless given.
     listed_by: Callable[[AnnotationFile, Sequence[AnnotationFile]], list[AnnotationFile]] | None = None
     # Version of a file of referring expressions.
