@@ -93,7 +93,16 @@ def test_photos_without_texts(tmp_path: Path) -> None:
     before = files_below(tmp_path)
     says = ("no VQA questions", '"question": "what color is the dog?", "answer": "brown"')
     fails("finetune", "--task", "vqa", "--data", "photos", cwd=tmp_path, code=1, says=says)
-    fails("finetune", "--task", "rec", "--data", "photos", cwd=tmp_path, code=1, says="refs(unc).p")
+    fails(
+        "finetune",
+        "--task",
+        "rec",
+        "--data",
+        "photos",
+        cwd=tmp_path,
+        code=1,
+        says=("refs(unc).p", '"text": "the dog on the left"'),
+    )
     assert files_below(tmp_path) == before
 
 

@@ -229,6 +229,32 @@ def test_files_of_any_name_are_recognised_by_content(tmp_path: Path) -> None:
     assert dataset.questions("minival")[0].answers == ("yes",)
 
 
+def test_results_that_lie_beside_the_data_are_named(tmp_path: Path) -> None:
+    vqa_files(tmp_path, "val", [1])
+    write(tmp_path, "captions_val.json", captions_file("a dog", "a cat"))
+    good = open_dataset(tmp_path)
+    result = {"question_id": 0, "image_id": 1, "text": "what?", "answer": "no", "answers": ["yes"]}
+    run = {"task": "vqa", "split": "val", "checkpoint": "runs/x", "data": ".", "results": [result]}
+    detection = {"image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 0.5}
+    found = {
+        "captions_val2014_fakecap_results.json": [{"image_id": 0, "caption": "a cow"}],
+        "instances_val2014_results.json": [detection] * 999,
+        "predictions-test.json": [{"sent_id": 1, "ref_id": 1, "image_id": 1, "box": [1, 2, 3, 4]}],
+        "results-val.json": run,
+        "v2_OpenEnded_mscoco_val2014_questions_results.json": [{"question_id": 0, "answer": "no"}],
+    }
+    for name, content in found.items():
+        write(tmp_path, name, content)
+    dataset = open_dataset(tmp_path)
+    assert dataset.problems == [f"{', '.join(found)}: results of a model (not read)"]
+    assert (dataset.captions(), dataset.questions()) == (good.captions(), good.questions())
+    assert dataset.layouts == good.layouts
+    # What only looks like it is read, or its fault told.
+    write(tmp_path, "captions_val.json", [{"image_id": 0, "caption": "a cow", "id": 3}])
+    with pytest.raises(DataError, match=r"captions_val.json: expected a JSON object"):
+        open_dataset(tmp_path).captions()
+
+
 def test_common_keys_claim_no_file_of_another_format(tmp_path: Path) -> None:
     image = {"id": 0, "file_name": "0.jpg"}
     questions = [{"question_id": 1, "image_id": 0, "question": "is it?"}]

@@ -20,6 +20,7 @@ from tbkin_core.datasets.records import (
     ImageId,
     ListedImage,
     NamedImage,
+    RefRow,
     SceneGraphRow,
 )
 
@@ -43,6 +44,11 @@ def version_of(file: AnnotationFile) -> Version:
     return format_of(file).version(file)
 
 
+def set_of(file: AnnotationFile) -> str:
+    """Name of the set that a file's expressions are of, its version aside."""
+    return version_of(file).set or file.path.parent.name.lower()
+
+
 class AnnotationFiles:
     """What `Layout` finds in a directory, read file by file when first asked for.
 
@@ -50,20 +56,26 @@ class AnnotationFiles:
         layouts: See `Dataset`.
         problems: What was skipped or repaired so far.
         unread: See `Layout`.
+        passed_over: Files that are known and not read, and what they are, one line each.
 
     Raises:
         DataError: As `Layout`; from any method, a file that is needed is malformed as a whole.
     """
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._layout = Layout(root)
         self.layouts = self._layout.names()
         self.unread = self._layout.unread
         self.problems = Problems()
         for name, reason in self._layout.unreadable:
             self.problems.add(name, "", f"cannot be read: {reason} (skipped)")
+        self.passed_over = [f"{files}: {what}" for files, what in self._layout.passed_over]
+        for files, what in self._layout.passed_over:
+            self.problems.add(files, "", what)
         self._contents: dict[str, Content] = {}
         self._listed: dict[str, Mapping[ImageId, ListedImage]] = {}
+        self._keyed_refs: dict[str, list[tuple[ImageId, RefRow]]] = {}
 
     def holding(self, holds: Holds) -> list[AnnotationFile]:
         """Files of the formats that hold something, in the order of the formats' table."""
@@ -72,11 +84,27 @@ class AnnotationFiles:
     def read(self, file: AnnotationFile) -> Content:
         """What a file holds, as its format reads it."""
         if file.name not in self._contents:
-            form = format_of(file)
-            listed = dict if form.listed_by is None else partial(self.images_for, file)
-            source = Source(file, self.problems, listed)
-            self._contents[file.name] = form.read(source) if form.read else Content()
+            read = format_of(file).read
+            self._contents[file.name] = read(self._source(file)) if read else Content()
         return self._contents[file.name]
+
+    def _source(self, file: AnnotationFile) -> Source:
+        listed = dict if format_of(file).listed_by is None else partial(self.images_for, file)
+
+        def companions(name: str) -> list[Source]:
+            return [self._source(each) for each in self._layout.companions(file, name)]
+
+        return Source(file, self.problems, listed, partial(self._picture, file), companions)
+
+    def _picture(self, file: AnnotationFile, image_id: ImageId) -> Path | None:
+        key, _ = self._on_disk.by_id(image_id, file.split, file.directory)
+        path = None if key is None else self._on_disk.path_of.get(key)
+        return None if path is None else self._root / path
+
+    @cached_property
+    def _on_disk(self) -> ImageIndex:
+        """Keys of the images on disk, before any file is read."""
+        return ImageIndex(self._layout.images, (), (), Problems())
 
     def forget_captions(self) -> None:
         """Frees the captions of all files read so far."""
@@ -174,6 +202,18 @@ class AnnotationFiles:
         return splits
 
     # --- rows with the keys of their images ----------------------------------------------------------
+
+    def keyed_refs(self, file: AnnotationFile) -> list[tuple[ImageId, RefRow]]:
+        """Refs of a file; those that name a box themselves may name an image that is not clear, and are left
+        out."""
+        if file.name not in self._keyed_refs:
+            keyed = self._keyed_refs[file.name] = list[tuple[ImageId, RefRow]]()
+            for ref in self.read(file).refs:
+                if ref.target is None:
+                    keyed.append((self.listed_key(file, ref.image_id), ref))
+                elif (key := self.resolve(file, ref.image_id, ref.ref_id)) is not None:
+                    keyed.append((key, ref))
+        return self._keyed_refs[file.name]
 
     @cached_property
     def scene_graphs(self) -> list[tuple[AnnotationFile, ImageId, SceneGraphRow]]:

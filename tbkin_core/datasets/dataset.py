@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from tbkin_core.datasets import records
-from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of, version_of
+from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of, set_of, version_of
 from tbkin_core.datasets.formats.base import Holds
 from tbkin_core.datasets.image_index import coco_id_of, key_of_name, listed_coco_id
 from tbkin_core.datasets.question_sets import QuestionSets
 from tbkin_core.datasets.reading import AnnotationFile, as_box
-from tbkin_core.datasets.records import BoxRow, ImageId
+from tbkin_core.datasets.records import BoxRow, ImageId, RefRow, Target
 from tbkin_core.datasets.splits import normalise_split, split_of_path
 from tbkin_core.errors import DataError
 
@@ -52,6 +53,7 @@ class Dataset:
         root: The directory.
         layouts: What was found, in the words and order of `tbkin_core.datasets.formats.FORMATS`:
             "coco-captions", "vqa", ...; "images" last, for image files on disk.
+        passed_over: Files that are known and not read, and what they are, one line each.
 
     Raises:
         DataError: From any method: a file that is needed is malformed as a whole (file, line, column), or
@@ -62,6 +64,7 @@ class Dataset:
         self.root = root
         self._files = AnnotationFiles(root)
         self.layouts: tuple[str, ...] = self._files.layouts
+        self.passed_over: list[str] = self._files.passed_over
         self._questions = QuestionSets(self._files)
         self._expressions: dict[str, list[records.Expression]] = {}
 
@@ -74,10 +77,11 @@ class Dataset:
         return self._files.problems.lines()
 
     def unread(self) -> str:
-        """For messages: files that may be data and that no format here reads; "" for none."""
+        """For messages: files that are passed over, or may be data that no format reads; "" for none."""
         found = [f"{name} ({', '.join(keys) or 'binary'})" for name, keys in self._files.unread.items()]
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        return f"; of no format known here: {'; '.join(found[:3])}{more}" if found else ""
+        unread = [f"of no format known here: {'; '.join(found[:3])}{more}"] if found else []
+        return "".join(f"; {line}" for line in (*self.passed_over, *unread))
 
     # --- images --------------------------------------------------------------------------------------
 
@@ -193,7 +197,7 @@ class Dataset:
         of RefCOCO and RefCOCO+, "umd" of RefCOCOg (no image in two splits). `every_version` also lists the
         others, as "refcocog-google" (split by object: one image may be in train and in val).
         """
-        usual = {file.path.parent.name.lower() for file in self._files.holding(Holds.EXPRESSIONS)}
+        usual = set(map(set_of, self._files.holding(Holds.EXPRESSIONS)))
         found = [name for name in self._refs_files if every_version or name in usual]
         return tuple(sorted(found, key=lambda name: (name.split("-")[0] not in _EXPRESSION_SETS, name)))
 
@@ -267,7 +271,8 @@ class Dataset:
         return bool(self._files.holding(Holds.SCENE_GRAPHS))
 
     def gold_graphs(self, split: str | None = None) -> dict[ImageId, records.GoldGraph]:
-        """Annotated scene graph of each image, from Visual Genome's `scene_graphs.json` where there is one.
+        """Annotated scene graph of each image: Visual Genome's `scene_graphs.json`, or its
+        `relationships.json` with the objects and attributes beside it.
 
         Objects without a usable box, and the relations with them, are left out and counted as problems.
         """
@@ -300,9 +305,8 @@ class Dataset:
     def _mentions(self) -> Iterator[tuple[ImageId, str | None]]:
         """Images that annotations speak of, each with the split of the annotation."""
         for file in (file for name in sorted(self.expression_sets()) for file in self._refs_files[name]):
-            for ref in self._files.read(file).refs:
-                key = self._files.listed_key(file, ref.image_id)
-                if ref.split != "all" and key in self._files.index.listed:
+            for key, ref in self._files.keyed_refs(file):
+                if ref.split != "all" and (ref.target or key in self._files.index.listed):
                     yield key, ref.split
         for name in self.question_splits():
             yield from ((key, None if name == "all" else name) for key, _ in self._questions.keyed(name))
@@ -369,13 +373,13 @@ class Dataset:
     def _refs_files(self) -> dict[str, list[AnnotationFile]]:
         """Files of each set of expressions, whatever its version; those of a directory by rank."""
         files: dict[str, list[AnnotationFile]] = {}
-        seen: set[Path] = set()
+        seen: dict[tuple[Path, str], str] = {}
         found = [(file, version_of(file)) for file in self._files.holding(Holds.EXPRESSIONS)]
         for file, version in sorted(found, key=lambda row: (row[0].path.parent, row[1].rank, row[0].name)):
-            name = file.path.parent.name.lower()
-            if file.path.parent in seen:
+            name = set_of(file)
+            first = seen.setdefault((file.path.parent, name), file.name)
+            if first != file.name and not (version.is_part and format_of(files[name][0]) is format_of(file)):
                 name = f"{name}-{version.name or file.path.name.lower()}"
-            seen.add(file.path.parent)
             files.setdefault(name, []).append(file)
         return files
 
@@ -395,11 +399,30 @@ class Dataset:
 
     def _expressions_of_set(self, name: str) -> list[records.Expression]:
         if name not in self._expressions:
-            files = self._refs_files[name]
-            self._expressions[name] = [row for file in files for row in self._expressions_of_file(file)]
+            rows = self._expressions[name] = list[records.Expression]()
+            seen: set[int | str] = set()
+            for file in self._refs_files[name]:
+                for row in self._expressions_of_file(file):
+                    if (
+                        row.sent_id in seen and version_of(file).is_part
+                    ):  # each file may number its rows from 1
+                        row = replace(row, sent_id=f"{file.name}:{row.sent_id}")
+                    seen.add(row.sent_id)
+                    rows.append(row)
         return self._expressions[name]
 
     def _expressions_of_file(self, file: AnnotationFile) -> Iterator[records.Expression]:
+        for key, ref, box in self._targets(file):
+            width, height, xywh = box.width, box.height, box.xywh
+            if not width or not height:
+                record = self._records[key]
+                width, height = record.width or 0, record.height or 0
+                xywh = as_box(xywh, record.width, record.height)[0] or xywh
+            for sent_id, text in ref.sentences:
+                yield records.Expression(sent_id, ref.ref_id, key, text, ref.split, xywh, width, height)
+
+    def _targets(self, file: AnnotationFile) -> Iterator[tuple[ImageId, RefRow, Target]]:
+        """Refs of a file with the keys of their images and their boxes."""
         lists = self._files.lists_for(file)
         if not lists:
             raise DataError(
@@ -408,21 +431,17 @@ class Dataset:
             )
         images = self._files.images_for(file)
         boxes = {box.box_id: box for each in reversed(lists) for box in self._files.read(each).boxes}
-        for ref in self._files.read(file).refs:
+        for key, ref in self._files.keyed_refs(file):
+            if ref.target is not None:
+                yield key, ref, ref.target
+                continue
             box, image = boxes.get(ref.box_id), images.get(ref.image_id)
             if box is None or box.image_id != ref.image_id or image is None:
                 lacks = "image" if box and box.image_id == ref.image_id else "usable annotation"
                 what = f"has no {lacks} in instances.json (skipped)"
                 self._files.problems.add(file.name, f"ref {ref.ref_id}", what)
                 continue
-            key = self._files.index.key_in(image.listed_in, ref.image_id)
-            xywh, width, height = box.xywh, image.width, image.height
-            if width is None or height is None:
-                record = self._records[key]
-                width, height = record.width or 0, record.height or 0
-                xywh = as_box(xywh, record.width, record.height)[0] or xywh
-            for sent_id, text in ref.sentences:
-                yield records.Expression(sent_id, ref.ref_id, key, text, ref.split, xywh, width, height)
+            yield key, ref, Target(box.xywh, image.width or 0, image.height or 0)
 
 
 def _place(key: ImageId, box: BoxRow) -> tuple[ImageId, str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tbkin_core.datasets.formats import FORMAT_OF, FORMATS
@@ -22,6 +23,7 @@ _MAY_BE_DATA = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parque
 LOOKED_FOR = ", ".join([*filter(None, (format.looked_for for format in FORMATS)), "or image files"])
 
 _BY_NAME = sorted(FORMATS, key=lambda format: format.beside is None)
+_FIRST = [format for format in FORMATS if format.content_first]
 _BY_CONTENT = sorted(FORMATS, key=lambda format: format.content_last)
 
 
@@ -46,6 +48,7 @@ class Layout:
         self.images: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
         self.unread: dict[str, list[str]] = {}
+        self._passed_over: dict[str, list[str]] = {}
         self._other: Counter[str] = Counter()  # files of no format, by suffix
         self._pending: list[tuple[Path, str, int]] = [(root, "", 0)]  # path, prefix of its files, depth
         self._seen: set[tuple[int, int]] = set()
@@ -53,7 +56,7 @@ class Layout:
             self._look_into(*self._pending.pop(0))
         if not self.files and not self.images:
             counts = ", ".join(f"{count} {suffix}" for suffix, count in self._other.most_common(5))
-            unreadable = "".join(f"; {name}: {reason}" for name, reason in self.unreadable[:3])
+            unreadable = "".join(f"; {it}: {why}" for it, why in [*self.passed_over, *self.unreadable[:3]])
             raise DataError(
                 f"{root}: no dataset recognised; looked for {LOOKED_FOR}; "
                 f"found {counts or 'no files'}{unreadable}",
@@ -61,13 +64,29 @@ class Layout:
                 f"{MAX_DEPTH} levels deep",
             )
         self.images.sort()
-        self.files = _without_repeats(self.files)
+        superseding = [file for file in self.files if FORMAT_OF[file.format].supersedes]
+        self._superseded = [file for file in self.files if _is_superseded(file, superseding)]
+        self.files = _without_repeats([file for file in self.files if file not in self._superseded])
 
     def names(self) -> tuple[str, ...]:
         """Layouts found, in the order of `FORMATS`; "images" where image files are on disk."""
         found = {file.format for file in self.files}
         names = dict.fromkeys(format.layout or format.name for format in FORMATS if format.name in found)
         return (*names, "images") if self.images else tuple(names)
+
+    def companions(self, file: AnnotationFile, format_name: str) -> list[AnnotationFile]:
+        """The files of a format that are read with a file that supersedes them."""
+        found = [it for it in self._superseded if it.format == format_name and _same_split(it, file)]
+        return FORMAT_OF[format_name].prefer(found)
+
+    @property
+    def passed_over(self) -> list[tuple[str, str]]:
+        """Files that are known and not read, with what they are (`Format.passed_over`); of many the first."""
+        rows = []
+        for what, names in self._passed_over.items():
+            rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            rows.append((f"{', '.join(names[:5])}{rest}", f"{what} (not read)"))
+        return rows
 
     def _look_into(self, directory: Path, prefix: str, depth: int) -> None:
         try:
@@ -114,10 +133,14 @@ class Layout:
             if own == "store" and format is not None and format.in_stores:
                 self.files.append(AnnotationFile(file.path, name, None, format.name))
             return
-        format = _of_name(file) or _of_content(file)
+        format = _of_content(file, _FIRST) or _of_name(file) or _of_content(file, _BY_CONTENT)
+        if format is not None and format.passed_over:
+            self._passed_over.setdefault(format.passed_over, []).append(name)
         if format is None or format.holds is Holds.NOTHING:
             self._other[file.suffix or file.path.name] += 1
-            if file.suffix in _MAY_BE_DATA and (format is None or format.name != GRAPH_EXPORT.name):
+            if file.suffix in _MAY_BE_DATA and not (
+                format and (format.passed_over or format is GRAPH_EXPORT)
+            ):
                 self.unread[name] = file.names_within
             return
         stated = format.stated_split(file)
@@ -134,16 +157,22 @@ def _of_name(file: Candidate) -> Format | None:
     return next((each for each in _BY_NAME if file.suffix in each.suffixes and each.has_name(file)), None)
 
 
-def _of_content(file: Candidate) -> Format | None:
+def _of_content(file: Candidate, formats: Sequence[Format]) -> Format | None:
     """Raises OSError where the file cannot be read."""
-    likely = (each for each in _BY_CONTENT if file.suffix in each.suffixes)
+    likely = (each for each in formats if file.suffix in each.suffixes)
     return next((each for each in likely if each.content is not None and each.content(file)), None)
 
 
 def _without_repeats(files: list[AnnotationFile]) -> list[AnnotationFile]:
-    """The files in order, without those that repeat what a better file beside them says."""
-    superseded = {name for file in files for name in FORMAT_OF[file.format].supersedes}
+    """The files in order, without those that repeat what a better one of the same format says."""
     files = sorted(files, key=lambda file: file.name)
-    wanted = (format for format in FORMATS if format.name not in superseded)
-    kept = (form.prefer([file for file in files if file.format == form.name]) for form in wanted)
+    kept = (form.prefer([file for file in files if file.format == form.name]) for form in FORMATS)
     return [file for of_format in kept for file in of_format]
+
+
+def _is_superseded(file: AnnotationFile, superseding: Iterable[AnnotationFile]) -> bool:
+    return any(file.format in FORMAT_OF[it.format].supersedes and _same_split(it, file) for it in superseding)
+
+
+def _same_split(first: AnnotationFile, second: AnnotationFile) -> bool:
+    return first.split == second.split or None in (first.split, second.split)

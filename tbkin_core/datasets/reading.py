@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import gc
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ BORDER_TOLERANCE = 1.0
 # Longer texts are kept and reported: a caption of this length is mostly a faulty column or a whole page.
 LONG_TEXT_WORDS = 1000
 
+_JSON_BLANKS = re.compile(r"[ \t\n\r]*")
 # Line breaks and tabs are blanks like any other; these are no part of a text.
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
 
@@ -65,7 +68,9 @@ class Problems:
 class Source:
     """An annotation file being read, where its problems are noted, and the images its ids refer to.
 
-    `listed` gives the images by id where another file lists them (see `Format.listed_by`), and reads it.
+    `listed` gives the images by id where another file lists them (see `Format.listed_by`), and reads it;
+    `picture` the image file that an id or name of this file means, as far as the files on disk tell;
+    `companions` the files of a format that are read with this one (see `Format.supersedes`).
 
     Raises:
         DataError: From every method that reads: the file cannot be read.
@@ -74,6 +79,8 @@ class Source:
     file: AnnotationFile
     problems: Problems
     listed: Callable[[], Mapping[ImageId, ListedImage]] = dict
+    picture: Callable[[ImageId], Path | None] = lambda _: None
+    companions: Callable[[str], Sequence[Source]] = lambda _: ()
 
     def problem(self, subject: str, what: str, count: int = 1) -> None:
         self.problems.add(self.file.name, subject, what, count)
@@ -81,6 +88,28 @@ class Source:
     def json(self, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
         """Parsed content; the DataError of a malformed one names file, line and column."""
         return parse_json(self.text(), self.file.path, object_hook=object_hook)
+
+    def json_items(self) -> Iterator[Any]:
+        """The items of a file that is one JSON list, one at a time; else as `json`."""
+        text, path = self.text(), self.file.path
+        decode = json.JSONDecoder(strict=False).raw_decode
+        place = _after_blanks(text, 0)
+        if not text.startswith("[", place):
+            raise malformed(path, f"expected a list, got {type_name(parse_json(text, path))}")
+        with _json_faults(text, path), _not_collecting():
+            place = _after_blanks(text, place + 1)
+            more = not text.startswith("]", place)
+            while more:
+                item, place = decode(text, place)
+                yield item
+                place = _after_blanks(text, place)
+                more = text.startswith(",", place)
+                if more:
+                    place = _after_blanks(text, place + 1)
+            if not text.startswith("]", place):
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+            if (place := _after_blanks(text, place + 1)) != len(text):
+                raise json.JSONDecodeError("Extra data", text, place)
 
     def text(self) -> str:
         """Content as UTF-8 (UTF-16 or UTF-32 where it is that); other bytes become U+FFFD and are counted."""
@@ -133,6 +162,28 @@ class Source:
                 yield number, content
         if first_fault is not None and not found:
             raise first_fault
+
+    def table_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Line number and values, by the header's names, of each line of a table (see `delimiter_of`).
+
+        Line by line: a quotation mark without its second costs its line alone.
+        """
+        names: list[str] = []
+        delimiter = ","
+        for number, line in self.lines():
+            delimiter = delimiter if names else delimiter_of(line)
+            try:
+                values = next(csv.reader([line], delimiter=delimiter, strict=True), [])
+            except csv.Error as error:
+                self.problem(f"line {number}", f"is no row of separated values: {error} (skipped)")
+                continue
+            if not names:
+                names = [value.strip().lower() for value in values]
+            elif len(values) > len(names):
+                what = f"has {len(values)} columns, the header {len(names)}"
+                self.problem(f"line {number}", f"{what}: a text with commas needs quotes (skipped)")
+            elif values:
+                yield number, {name: value or None for name, value in zip(names, values, strict=False)}
 
     def sentence(self, subject: str, value: Any) -> str | None:
         """`as_text` of a caption, question or phrase, without control characters.
@@ -228,15 +279,41 @@ def encoding_of(start: bytes) -> str:
     return wide.get(zeros, "utf-8")
 
 
+def delimiter_of(header: str) -> str:
+    """What stands between the names in a table's first line: a comma, a semicolon or a tab."""
+    return max(",;\t", key=header.count)
+
+
 def parse_json(
     text: str, path: Path, *, first_line: int = 1, object_hook: Callable[[dict[str, Any]], Any] | None = None
 ) -> Any:
     """`json.loads` whose errors are DataErrors with file, line (counted from `first_line`) and column."""
-    collecting = gc.isenabled()
-    try:
-        gc.disable()  # millions of small objects and no cycles: collecting would take most of the time
+    with _json_faults(text, path, first_line), _not_collecting():
         # Not strict: a raw tab or line break within a text spoils no file.
         return json.loads(text, object_hook=object_hook, strict=False)
+
+
+def _after_blanks(text: str, place: int) -> int:
+    blanks = _JSON_BLANKS.match(text, place)
+    return blanks.end() if blanks else place
+
+
+@contextmanager
+def _not_collecting() -> Iterator[None]:
+    """Millions of small objects and no cycles: collecting would take most of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+@contextmanager
+def _json_faults(text: str, path: Path, first_line: int = 1) -> Iterator[None]:
+    try:
+        yield
     except json.JSONDecodeError as error:
         line = error.lineno + first_line - 1
         reason = "ends early" if error.pos >= len(text.rstrip()) else error.msg
@@ -246,9 +323,6 @@ def parse_json(
         ) from error
     except (ValueError, RecursionError) as error:  # an endless integer, a nesting of thousands of levels
         raise malformed(path, f"malformed JSON at or below line {first_line}: {error}") from error
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def type_name(value: Any) -> str:

@@ -51,8 +51,8 @@ class Question:
 class Expression:
     """One referring expression; `target_xywh` in absolute pixels (COCO order); unknown image sizes are 0."""
 
-    sent_id: int
-    ref_id: int
+    sent_id: int | str
+    ref_id: int | str
     image_id: ImageId
     text: str
     split: str
@@ -89,7 +89,7 @@ class GoldRelation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GoldGraph:
-    """The scene graph that people annotated for an image (Visual Genome's `scene_graphs.json`).
+    """The scene graph that people annotated for an image (Visual Genome).
 
     Names, attributes and predicates are as the annotators wrote them ("ON", "parked on"), without surrounding
     white space.
@@ -176,15 +176,24 @@ class QuestionRow:
     split: str | None = None  # where the row says so; else the file's
 
 
+class Target(NamedTuple):
+    """The box of a referred object, and its image's size in pixels, 0 where unknown."""
+
+    xywh: Xywh
+    width: int
+    height: int
+
+
 @dataclass(frozen=True, slots=True)
 class RefRow:
-    """One referred object: the `BoxRow` of `box_id`; `sentences` are (sent_id, text)."""
+    """One referred object; `sentences` are (sent_id, text)."""
 
-    ref_id: int
-    box_id: int | str
+    ref_id: int | str
+    target: Target | None  # None where it is the `BoxRow` of `box_id` in another file
     image_id: ImageId
     split: str
-    sentences: tuple[tuple[int, str], ...]
+    sentences: tuple[tuple[int | str, str], ...]
+    box_id: int | str = ""
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tbkin_core.boxes import box_area, box_iou_paired, scale_between, turned, xywh_to_xyxy
+from tbkin_core.datasets.formats.own_expressions import SHAPE
 from tbkin_core.datasets.records import Expression
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.regions import ImageId
@@ -255,7 +256,8 @@ def expression_set(dataset: Dataset, name: str | None) -> str:
         raise DataError(
             f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})"
             f"{dataset.unread()}",
-            hint="expected refs(unc).p or refs(umd).p beside instances.json",
+            hint="expected refs(unc).p, refs(umd).p or the same as JSON beside instances.json, or a file"
+            f" such as expressions.jsonl with lines such as {SHAPE}",
         )
     try:
         return dataset.expression_set(name or sets[0])

@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from tbkin_core.datasets.reading import AnnotationFile, Source, encoding_of
+from tbkin_core.datasets.reading import AnnotationFile, Source, delimiter_of, encoding_of
 from tbkin_core.datasets.records import CaptionRow, Content, NamedImage
+from tbkin_core.datasets.splits import split_in
 
 SNIFF_BYTES = 4096
 
@@ -58,15 +59,19 @@ class Candidate:
             return ends.decode("latin-1").removeprefix("\xef\xbb\xbf")
         return ends.decode(encoding, errors="replace")
 
+    @cached_property
+    def header(self) -> list[str]:
+        """Names in the first line of a table, in lower case."""
+        line = re.split(r"[\r\n]", self.ends.lstrip("\ufeff"), maxsplit=1)[0].lower()
+        return [name.strip(' "') for name in line.split(delimiter_of(line))]
+
     @property
     def names_within(self) -> list[str]:
         """The first keys of JSON, or the header of a table; empty for another file."""
+        found = re.findall(r'"([A-Za-z_]\w{0,30})"\s*:', self.ends) if "json" in self.suffix else []
         if self.suffix in {".csv", ".tsv"}:
-            header = re.split(r"[\r\n]", self.ends, maxsplit=1)[0]
-            found = [name.strip(' "') for name in re.split(r"[,;\t]", header)]
-        else:
-            found = re.findall(r'"([A-Za-z_]\w{0,30})"\s*:', self.ends) if "json" in self.suffix else []
-        return [name[:30] for name in dict.fromkeys(found) if name.isprintable()][:6]
+            found = [name[:30] for name in self.header if name.isprintable()]
+        return list(dict.fromkeys(found))[:6]
 
 
 class Version(NamedTuple):
@@ -75,6 +80,8 @@ class Version(NamedTuple):
     name: str = ""  # where the file's name gives none
     rank: int = 0  # 0 is the version that papers report; unknown ones have the highest
     split_by_object: bool = False  # whether one image may be in several splits
+    set: str = ""  # name of the set of expressions, where it is not the directory's
+    is_part: bool = False  # whether other files of the format hold other parts of the set
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -96,13 +103,17 @@ class Format:
     beside: re.Pattern[str] | None = None
     # Whether a file's ends look like the format; `Candidate.name` may be asked first.
     content: Callable[[Candidate], bool] | None = None
+    # Whether its `content` decides before any name does: results are often called as what they are about.
+    content_first: bool = False
     # Whether the other formats' `content` is asked first: its own keys are common ones.
     content_last: bool = False
     # Split that the ends of a file state, as the publisher writes it.
     stated_split: Callable[[Candidate], str | None] = lambda _: None
     # Keeps those files of a dataset that do not only repeat others of the same format.
     prefer: Callable[[list[AnnotationFile]], list[AnnotationFile]] = list
-    supersedes: tuple[str, ...] = ()  # names of formats whose files are not read where there is one of this
+    # Names of formats whose files of the same split are not read by themselves where there is one of this,
+    # whose reader may read them with it (`Source.companions`).
+    supersedes: tuple[str, ...] = ()
     # Files that list the images (and boxes) whose ids a file uses; the file itself unless given.
     listed_by: Callable[[AnnotationFile, Sequence[AnnotationFile]], list[AnnotationFile]] | None = None
     # Version of a file of referring expressions.
@@ -117,6 +128,7 @@ class Format:
     split_by_row: bool = False  # whether a question may say of which split it is
     # Whether question files of one directory with different names are different sets.
     family_by_name: bool = True
+    passed_over: str = ""  # what its files are, where they are named in a note and not read
     in_stores: bool = False  # whether its files are also looked for in a store that tbkin wrote
 
     def has_name(self, candidate: Candidate) -> bool:
@@ -124,6 +136,17 @@ class Format:
         if self.names is None or not self.names.fullmatch(candidate.name):
             return False
         return self.beside is None or any(map(self.beside.fullmatch, candidate.beside))
+
+
+def set_named(file: AnnotationFile, is_part: bool = False) -> Version:
+    """Version of a file whose own name may say which set its expressions are of: "refcoco+_val.json"."""
+    name = file.path.name.lower()
+    found = re.search(r"g?ref(coco([+g]|_?plus)?|clef)(?![a-z])", name)
+    set_name = re.sub("_?plus", "+", found.group()) if found else ""
+    by_object = set_name == "refcocog" and "google" in name
+    if not set_name:  # of the directory, those of its splits aside
+        set_name = next((each.name.lower() for each in file.path.parents if not split_in(each.name)), "")
+    return Version("", 0, by_object, set_name + "-google" * by_object, is_part)
 
 
 def named_images(source: Source, captions: Iterable[CaptionRow]) -> list[NamedImage]:

@@ -35,6 +35,10 @@ def read_image_texts(source: Source) -> Content:
             if given is not None and split is None:
                 source.problem(subject, "has a split that is no name (the file's counts)")
             name = name if name is None else sys.intern(name)
+            if item.get("box", item.get("bbox")):
+                source.problem(
+                    subject, "has a box (not read: expressions have image, text and box in each line)"
+                )
             rows.append(CaptionRow(number, text, image_name=name, split=split))
     return Content(named=named_images(source, rows), captions=rows)
 

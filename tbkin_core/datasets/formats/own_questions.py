@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Iterator
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
@@ -24,7 +21,9 @@ from tbkin_core.datasets.splits import normalise_split
 
 SHAPE = '{"image": "dog.jpg", "question": "what color is the dog?", "answer": "brown"}'
 """A line that is read; "answers" may be a list of what several people said, "split" train, val or test."""
-_DELIMITERS = (",", ";", "\t")  # a semicolon where commas stand in numbers
+
+
+TABLES = frozenset({".csv", ".tsv"})
 
 
 def read_questions(source: Source) -> Content:
@@ -32,11 +31,11 @@ def read_questions(source: Source) -> Content:
 
     A table has these names as its header; several answers stand apart by "|".
     """
-    table = source.file.path.suffix.lower() in _TABLES
+    table = source.file.path.suffix.lower() in TABLES
     rows: list[QuestionRow] = []
     named: dict[str, NamedImage] = {}
     seen: set[ImageId] = set()
-    for number, item in _table(source) if table else source.json_lines():
+    for number, item in source.table_rows() if table else source.json_lines():
         subject = f"line {number}"
         if not isinstance(item, dict):
             source.problem(subject, "is no JSON object (skipped)")
@@ -59,27 +58,6 @@ def read_questions(source: Source) -> Content:
     return Content(questions=rows, named=list(named.values()))
 
 
-def _table(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows by the header's names; line by line: a quotation mark without its second costs its line alone."""
-    names: list[str] = []
-    delimiter = ","
-    for number, line in source.lines():
-        if not names:
-            delimiter = _delimiter(line)
-        try:
-            values = next(csv.reader([line], delimiter=delimiter, strict=True), [])
-        except csv.Error as error:
-            source.problem(f"line {number}", f"is no row of separated values: {error} (skipped)")
-            continue
-        if not names:
-            names = [value.strip().lower() for value in values]
-        elif len(values) > len(names):
-            what = f"has {len(values)} columns, the header {len(names)}: a text with commas needs quotes"
-            source.problem(f"line {number}", f"{what} (skipped)")
-        elif values:
-            yield number, {name: value or None for name, value in zip(names, values, strict=False)}
-
-
 def _answers(source: Source, subject: str, item: dict[str, Any], table: bool) -> AnswerRow | None:
     given = first_of(item, ANSWER_KEYS)
     if given is None:
@@ -89,27 +67,21 @@ def _answers(source: Source, subject: str, item: dict[str, Any], table: bool) ->
     return answers_of(source, subject, {"answers": given, "answer_type": item.get("answer_type")})
 
 
-def _delimiter(header: str) -> str:
-    """What stands between the names of a table's header."""
-    return max(_DELIMITERS, key=header.count)
-
-
 def _has_questions(file: Candidate) -> bool:
-    if file.suffix in _TABLES:
-        header = re.split(r"[\r\n]", file.ends.lstrip("\ufeff"), maxsplit=1)[0].lower()
-        names = {name.strip().strip('"') for name in header.split(_delimiter(header))}
-        return all(names & {key.lower() for key in keys} for keys in (IMAGE_KEYS, QUESTION_KEYS[:1]))
+    if file.suffix in TABLES:
+        return all(
+            set(file.header) & {key.lower() for key in keys} for keys in (IMAGE_KEYS, QUESTION_KEYS[:1])
+        )
     return has_keys(file, IMAGE_KEYS, QUESTION_KEYS[:1])
 
 
-_TABLES = frozenset({".csv", ".tsv"})
 QUESTION_LINES = Format(
     name="own-questions",
     layout="questions",
     holds=Holds.IMAGES | Holds.QUESTIONS,
     read=read_questions,
     looked_for="lines of image, question and answer",
-    suffixes=frozenset({".jsonl", ".ndjson"}) | _TABLES,
+    suffixes=frozenset({".jsonl", ".ndjson"}) | TABLES,
     content=_has_questions,
     split_by_row=True,
     family_by_name=False,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlparse
 
 from tbkin_core.datasets.formats.base import Format, Holds
@@ -19,11 +19,17 @@ from tbkin_core.datasets.reading import (
     as_id,
     as_pixels,
     as_text,
-    malformed,
     texts_in,
-    type_name,
 )
-from tbkin_core.datasets.records import BoxRow, CaptionRow, Content, GoldRelation, ImageId, SceneGraphRow
+from tbkin_core.datasets.records import (
+    BoxRow,
+    CaptionRow,
+    Content,
+    GoldRelation,
+    ImageId,
+    SceneGraphRow,
+    Xywh,
+)
 
 
 def read_images(source: Source) -> Content:
@@ -60,10 +66,27 @@ def read_regions(source: Source) -> Content:
     return Content(captions=rows)
 
 
-def read_objects(source: Source, list_key: str = "objects") -> Content:
-    """Objects of `objects.json`, or of `attributes.json`, which lists them under "attributes"."""
-    boxes = [row for image_id, entry in _entries(source) for row in _boxes(source, image_id, entry, list_key)]
-    return Content(boxes=boxes)
+def read_objects(source: Source) -> Content:
+    """Objects of `objects.json` with the attributes that an `attributes.json` beside it gives them."""
+    images = _put_together([(source, "objects"), *_companions(source, ATTRIBUTES)])
+    return Content(boxes=[box for things in images.values() for box in things.boxes])
+
+
+def read_attributes(source: Source) -> Content:
+    """Objects of `attributes.json`, which lists them all, also those without attributes."""
+    images = _put_together([(source, "attributes")])
+    return Content(boxes=[box for things in images.values() for box in things.boxes])
+
+
+def read_relationships(source: Source) -> Content:
+    """Scene graph of each image, from `relationships.json` and the objects and attributes beside it."""
+    images = _put_together([*_companions(source, OBJECTS), *_companions(source, ATTRIBUTES)])
+    relations: dict[ImageId, list[GoldRelation]] = {image_id: [] for image_id in images}
+    for image_id, entry in _entries(source):
+        things = images.setdefault(image_id, _Things())
+        relations.setdefault(image_id, []).extend(_relations(source, image_id, entry, things))
+    rows = [SceneGraphRow(image_id, things.boxes, relations[image_id]) for image_id, things in images.items()]
+    return Content(graphs=rows)
 
 
 def read_scene_graphs(source: Source) -> Content:
@@ -76,88 +99,189 @@ def read_scene_graphs(source: Source) -> Content:
         if image_id in rows:
             source.problem(f"image {image_id}", "has a second scene graph (skipped)")
             continue
-        boxes = _boxes(source, image_id, entry, "objects")
-        place = {box.box_id: position for position, box in enumerate(boxes)}
-        relations: list[GoldRelation] = []
-        listed = entry.get("relationships")
-        if listed is not None and not isinstance(listed, list):
-            source.problem(f"image {image_id}", "has relationships that are no list (left out)")
-            listed = None
-        seen: set[ImageId] = set()
-        for position, item in enumerate(listed or ()):
-            if not isinstance(item, _Relationship):
-                subject = f"image {image_id}: relationship at position {position}"
-                source.problem(subject, "lacks subject_id, predicate or object_id (skipped)")
-                continue
-            relation_id, subject_id, predicate, object_id = item
-            subject = f"image {image_id}: relationship {position if relation_id is None else relation_id}"
-            if relation_id in seen:
-                source.problem(subject, "has an id used before (skipped)")
-            elif not predicate:
-                source.problem(subject, "has no predicate (skipped)")
-            elif subject_id not in place or object_id not in place:
-                source.problem(subject, "relates an object that is not among the image's (skipped)")
-            else:
-                if relation_id is not None:
-                    seen.add(relation_id)
-                relations.append(GoldRelation(place[subject_id], predicate, place[object_id]))
-        rows[image_id] = SceneGraphRow(image_id, boxes, relations)
+        things = _Things()
+        things.add(source, image_id, entry, "objects")
+        relations = list(_relations(source, image_id, entry, things))
+        rows[image_id] = SceneGraphRow(image_id, things.boxes, relations)
     return Content(graphs=list(rows.values()))
 
 
-class _Relationship(NamedTuple):
-    relation_id: ImageId | None
-    subject_id: ImageId
-    predicate: str
-    object_id: ImageId
+# ---- objects of an image, and what is said of them ----------------------------------------------
 
 
-def _boxes(source: Source, image_id: ImageId, entry: dict[str, Any], list_key: str) -> list[BoxRow]:
-    rows: list[BoxRow] = []
+class _Things:
+    """The objects of one image, from one file or several, which mean the same object by its id.
+
+    In version 1.4 `objects.json` has many objects merged into one, which it names in `merged_object_ids`, or
+    does not name at all: then that of the same name and place is meant. What another file alone has is added.
+    """
+
+    __slots__ = ("_first", "_merged", "boxes")
+
+    def __init__(self) -> None:
+        self.boxes: list[BoxRow] = []
+        self._first = 0  # how many of the boxes are of the file that was read first
+        self._merged: list[
+            tuple[ImageId, int]
+        ] = []  # ids of objects that are one with another, and its place
+
+    def add(self, source: Source, image_id: ImageId, entry: dict[str, Any], list_key: str) -> None:
+        """Take the objects of a file's entry about the image; known ones get their attributes."""
+        place, known = self.places(), bool(self.boxes)
+        seen: set[ImageId] = set()
+        size = _size(source, image_id, entry)
+        listed = source.objects(entry.get(list_key), f"image {image_id}: object", "object_id", "id")
+        for position, object_id, subject, item in listed:
+            if not source.admits(seen, object_id, subject):
+                continue
+            object_id = f"at {position}" if object_id is None else object_id
+            box = _box(source, image_id, object_id, subject, item, size)
+            if box is not None:
+                self.place_of(box, item, place)
+        if not known:
+            self._first = len(self.boxes)
+
+    def places(self) -> dict[ImageId, int]:
+        """Place in `boxes` of each id."""
+        return {box.box_id: number for number, box in enumerate(self.boxes)} | dict(self._merged)
+
+    def place_of(self, box: BoxRow, item: dict[str, Any], place: dict[ImageId, int]) -> int:
+        """Place of an object, which is added where it is new; `place` is kept up to date."""
+        merged = item.get("merged_object_ids")
+        ids = [box.box_id, *map(as_id, merged if isinstance(merged, list) else ())]
+        found = next((place[each] for each in ids if each in place), None)
+        if found is None:
+            found = self._alike(box)
+        if found is None:
+            found = len(self.boxes)
+            self.boxes.append(box)
+        elif box.attributes:
+            attributes = tuple(dict.fromkeys([*self.boxes[found].attributes, *box.attributes]))
+            self.boxes[found] = replace(self.boxes[found], attributes=attributes)
+        for each in ids:
+            if each is not None and each not in place:
+                place[each] = found
+                if each != self.boxes[found].box_id:
+                    self._merged.append((each, found))
+        return found
+
+    def _alike(self, box: BoxRow) -> int | None:
+        """Place of the object of the first file that has the same name and lies in nearly the same place."""
+        best, overlap = None, _SAME_OBJECT
+        for number, known in enumerate(self.boxes[: self._first]):
+            if known.label == box.label != "" and _overlap(known.xywh, box.xywh) >= overlap:
+                best, overlap = number, _overlap(known.xywh, box.xywh)
+        return best
+
+
+def _overlap(first: Xywh, second: Xywh) -> float:
+    """Intersection over union."""
+    (x1, y1, w1, h1), (x2, y2, w2, h2) = first, second
+    width, height = min(x1 + w1, x2 + w2) - max(x1, x2), min(y1 + h1, y2 + h2) - max(y1, y2)
+    both = max(0.0, width) * max(0.0, height)
+    return both / (w1 * h1 + w2 * h2 - both)
+
+
+def _put_together(parts: Sequence[tuple[Source, str]]) -> dict[ImageId, _Things]:
+    """Objects by image, from files that each list them under a key; the first says which there are."""
+    images: dict[ImageId, _Things] = {}
+    for source, list_key in parts:
+        for image_id, entry in _entries(source):
+            images.setdefault(image_id, _Things()).add(source, image_id, entry, list_key)
+    return images
+
+
+def _companions(source: Source, form: Format) -> list[tuple[Source, str]]:
+    return [(each, form.name.removeprefix("vg-")) for each in source.companions(form.name)]
+
+
+def _relations(
+    source: Source, image_id: ImageId, entry: dict[str, Any], things: _Things
+) -> Iterator[GoldRelation]:
+    """Relations of an entry, whose objects are ids or, in `relationships.json`, objects, which are added."""
+    listed = entry.get("relationships")
+    if listed is not None and not isinstance(listed, list):
+        source.problem(f"image {image_id}", "has relationships that are no list (left out)")
+        listed = None
+    place, size = things.places(), _size(source, image_id, entry)
+    seen: set[ImageId] = set()
+
+    def end(item: dict[str, Any], name: str) -> tuple[ImageId | None, int | None]:
+        """Id of a relation's subject or object, and its place among the image's objects, if it is there."""
+        whole = item.get(name)
+        if not isinstance(whole, dict):
+            object_id = as_id(item.get(f"{name}_id"))
+            return object_id, None if object_id is None else place.get(object_id)
+        object_id = as_id(whole.get("object_id", whole.get("id")))
+        if object_id is None or object_id in place:
+            return object_id, None if object_id is None else place[object_id]
+        box = _box(source, image_id, object_id, f"image {image_id}: object {object_id}", whole, size)
+        return object_id, None if box is None else things.place_of(box, whole, place)
+
+    for position, item in enumerate(listed or ()):
+        ends = [end(item, name) for name in ("subject", "object")] if isinstance(item, dict) else []
+        if not ends or any(object_id is None for object_id, _ in ends):
+            subject = f"image {image_id}: relationship at position {position}"
+            source.problem(subject, "lacks subject_id, predicate or object_id (skipped)")
+            continue
+        relation_id = as_id(item.get("relationship_id", item.get("id")))
+        subject = f"image {image_id}: relationship {position if relation_id is None else relation_id}"
+        predicate = as_text(item.get("predicate"))
+        first, second = (number for _, number in ends)
+        if relation_id in seen:
+            source.problem(subject, "has an id used before (skipped)")
+        elif not predicate:
+            source.problem(subject, "has no predicate (skipped)")
+        elif first is None or second is None:
+            source.problem(subject, "relates an object that is not among the image's (skipped)")
+        else:
+            if relation_id is not None:
+                seen.add(relation_id)
+            yield GoldRelation(first, sys.intern(predicate), second)
+
+
+def _size(source: Source, image_id: ImageId, entry: dict[str, Any]) -> tuple[int | None, int | None]:
     image = source.listed().get(image_id)
     width = as_pixels(entry.get("width")) or (image.width if image else None)
-    height = as_pixels(entry.get("height")) or (image.height if image else None)
-    seen: set[ImageId] = set()
-    objects = source.objects(entry.get(list_key), f"image {image_id}: object", "object_id", "id")
-    for position, object_id, subject, item in objects:
-        if not source.admits(seen, object_id, subject):
-            continue
-        object_id = f"at {position}" if object_id is None else object_id
-        xywh, what = as_box([item.get(key) for key in "xywh"], width, height)
-        if what:
-            source.problem(subject, what)
-        if xywh is None:
-            continue
-        names = item.get("names", item.get("object_names", [item.get("name")]))
-        label = next((name for name in texts_in(names)), "")
-        if not label:
-            source.problem(subject, "has no name (kept without a label)")
-        rows.append(BoxRow(object_id, image_id, label, xywh, tuple(texts_in(item.get("attributes")))))
-    return rows
+    return width, as_pixels(entry.get("height")) or (image.height if image else None)
+
+
+def _box(
+    source: Source,
+    image_id: ImageId,
+    object_id: ImageId,
+    subject: str,
+    item: dict[str, Any],
+    size: tuple[int | None, int | None],
+) -> BoxRow | None:
+    xywh, what = as_box([item.get(key) for key in "xywh"], *size)
+    if what:
+        source.problem(subject, what)
+    if xywh is None:
+        return None
+    names = item.get("names", item.get("object_names", [item.get("name")]))
+    label = next((name for name in texts_in(names)), "")
+    if not label:
+        source.problem(subject, "has no name (kept without a label)")
+    attributes = tuple(map(sys.intern, texts_in(item.get("attributes"))))
+    return BoxRow(object_id, image_id, sys.intern(label), xywh, attributes)
 
 
 def _entries(source: Source) -> Iterator[tuple[ImageId, dict[str, Any]]]:
-    def compact(item: dict[str, Any]) -> Any:
-        item.pop("synsets", None)
-        if "subject_id" in item and "object_id" in item:  # millions, so made small while parsing
-            subject_id, object_id = as_id(item["subject_id"]), as_id(item["object_id"])
-            if subject_id is not None and object_id is not None:
-                predicate = sys.intern(as_text(item.get("predicate")) or "")
-                return _Relationship(as_id(item.get("relationship_id")), subject_id, predicate, object_id)
-        return item
-
-    content = source.json(compact)
-    if not isinstance(content, list):
-        raise malformed(source.file.path, f"expected a list of images, got {type_name(content)}")
-    for position, image_id, _, entry in source.objects(content, "image", "image_id", "id"):
-        regions = entry.get("regions")
+    """Image id and entry, one image at a time: the files are of hundreds of megabytes."""
+    for position, item in enumerate(source.json_items()):
+        if not isinstance(item, dict):
+            source.problem(f"image at position {position}", "is no JSON object (skipped)")
+            continue
+        image_id = as_id(item.get("image_id", item.get("id")))
+        regions = item.get("regions")
         if image_id is None and isinstance(regions, list) and regions and isinstance(regions[0], dict):
             # Version 1 puts the image's id into its regions only.
             image_id = as_id(regions[0].get("image_id", regions[0].get("image")))
         if image_id is None:
             source.problem(f"image at position {position}", "has no image_id (skipped)")
         else:
-            yield image_id, entry
+            yield image_id, item
 
 
 def _newest(files: list[AnnotationFile]) -> list[AnnotationFile]:
@@ -176,6 +300,8 @@ def _image_data(_: AnnotationFile, files: Sequence[AnnotationFile]) -> list[Anno
     return [file for file in files if file.format == IMAGES.name]
 
 
+# Two boxes of one name in one image, of files that were cleaned differently, are one object from this IoU up.
+_SAME_OBJECT = 0.5
 _genome = partial(Format, layout="visual-genome", prefer=_newest)
 _OF_VERSION_OR_SPLIT = r"([_.]v?\d.*|[_.](train|val|test).*)?(\.json.*)?\.json"
 
@@ -198,6 +324,16 @@ SCENE_GRAPHS = _genome(
     read=read_scene_graphs,
     names=re.compile(r"scene_graphs.*\.json"),
     content=lambda file: '"subject_id"' in file.ends and '"objects"' in file.ends,
+    supersedes=("vg-objects", "vg-attributes", "vg-relationships"),
+    listed_by=_image_data,
+    noun="scene graph of",
+    yields=True,
+)
+RELATIONSHIPS = _genome(
+    name="vg-relationships",
+    holds=Holds.BOXES | Holds.SCENE_GRAPHS,
+    read=read_relationships,
+    names=re.compile("relationships" + _OF_VERSION_OR_SPLIT),
     supersedes=("vg-objects", "vg-attributes"),
     listed_by=_image_data,
     noun="scene graph of",
@@ -216,7 +352,7 @@ OBJECTS = _genome(
 ATTRIBUTES = _genome(
     name="vg-attributes",
     holds=Holds.BOXES,
-    read=partial(read_objects, list_key="attributes"),
+    read=read_attributes,
     names=re.compile("attributes" + _OF_VERSION_OR_SPLIT),
     listed_by=_image_data,
     noun="object",
@@ -225,5 +361,5 @@ ATTRIBUTES = _genome(
 OTHERS = Format(
     name="vg-others",
     holds=Holds.NOTHING,
-    names=re.compile(r"(question_answers|qa_to_region_mapping|relationships?)(_.*|\.json.*)?\.json"),
+    names=re.compile(r"(question_answers|qa_to_region_mapping|relationship)(_.*|\.json.*)?\.json"),
 )
