@@ -25,7 +25,7 @@ from tbkin_core.boxes import pairwise_iou
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import DataError
 from tbkin_core.features.extract import extract_dataset
-from tbkin_core.features.extractors.imported import read_bottom_up_npz
+from tbkin_core.features.image_files import read_feature_file
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import (
     FEATURES,
@@ -515,11 +515,11 @@ def write_npz(path: Path, **changes: Any) -> Path:
 
 
 def test_bottom_up_files_are_read_with_either_set_of_keys(tmp_path: Path) -> None:
-    plain = read_bottom_up_npz(write_npz(tmp_path / "a.npz"), 7)
+    plain = read_feature_file(write_npz(tmp_path / "a.npz"), 7)
     assert (plain.image_id, plain.image_width, plain.image_height) == (7, 50, 40)
     assert not len(plain.object_ids)  # the store says -1
     boxes = plain.boxes
-    labelled = read_bottom_up_npz(
+    labelled = read_feature_file(
         write_npz(
             tmp_path / "b.npz",
             boxes=None,
@@ -554,7 +554,7 @@ def test_bottom_up_files_are_read_with_either_set_of_keys(tmp_path: Path) -> Non
 )
 def test_files_of_another_form_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_bottom_up_npz(write_npz(tmp_path / "a.npz", **changes), 1)
+        read_feature_file(write_npz(tmp_path / "a.npz", **changes), 1)
 
 
 def test_of_too_many_regions_the_surest_stay_and_this_is_said(tmp_path: Path) -> None:
@@ -597,7 +597,7 @@ def test_a_damaged_file_never_gives_more_than_a_message(
         content[int(place * len(content))] = byte
     path.write_bytes(content)
     try:
-        assert read_bottom_up_npz(path, 1).features.shape == (2, SIZE)
+        assert read_feature_file(path, 1).features.shape == (2, SIZE)
     except DataError as error:
         assert str(path) in error.message
 
@@ -605,7 +605,7 @@ def test_a_damaged_file_never_gives_more_than_a_message(
 def test_files_of_the_public_extractor(shared_data: Path) -> None:
     files = sorted((shared_data / "butd_coco8").rglob("*.npz"))
     assert files
-    regions = read_bottom_up_npz(files[0], 1)
+    regions = read_feature_file(files[0], 1)
     assert regions.features.shape == (36, 2048)
     assert (regions.boxes[:, 2] <= regions.image_width).all()
     assert (regions.boxes[:, 2:] > regions.boxes[:, :2]).all()

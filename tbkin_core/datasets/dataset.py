@@ -113,7 +113,7 @@ class Dataset:
         return record
 
     def bottom_up_files(self) -> dict[ImageId, Path]:
-        """Image key to the npz file with its bottom-up-attention features."""
+        """Image key to the npz file with its region features, or to the npy file of MMF's two."""
         files: dict[ImageId, Path] = {}
         for file, (key, _) in self._files.feature_images.items():
             if key in files:
@@ -124,7 +124,11 @@ class Dataset:
         return files
 
     def feature_tables(self) -> list[Path]:
-        """TSV and HDF5 files of region features, see `tbkin_core.features.tables`."""
+        """TSV and HDF5 files of region features, see `tbkin_core.features.tables`; what looks like one and is
+        not read becomes a problem.
+        """
+        for file in self._files.holding(Holds.UNREAD_FEATURES):
+            self._files.read(file)
         return [file.path for file in self._files.holding(Holds.FEATURE_TABLES)]
 
     def key_of(self, name: str) -> ImageId:

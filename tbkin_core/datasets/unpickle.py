@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import pickletools
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tbkin_core.datasets.reading import unreadable
 from tbkin_core.errors import DataError
@@ -21,6 +26,8 @@ _PLAIN_OPCODES = """
     EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET
     """.split()  # noqa: SIM905 - readable as a block
+# What NumPy's arrays and scalars are written with, besides.
+_ARRAY_OPCODES = ("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD")
 MAX_PICKLE_BYTES = 1 << 30
 
 
@@ -62,18 +69,49 @@ def loads_plain(data: bytes, name: str = "pickle") -> Any:
         raise _refused(f"{name}: not a readable pickle: {type(error).__name__}: {error}") from error
 
 
+def loads_object_npy(data: bytes, name: str) -> Any:
+    """The object that `numpy.save` was given, of a `.npy` file that holds it as a pickle.
+
+    Besides plain objects it may consist of NumPy arrays and scalars of numbers and strings; these are put
+    together here from their bytes, no function of NumPy's is looked up by a name that the file gives.
+
+    Args:
+        data: Content of the file.
+        name: Stands for the file in messages.
+
+    Raises:
+        DataError: It is no whole `.npy` file, or asks for anything else.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        _, _, dtype = headers[version](stream)
+    except (ValueError, KeyError, TypeError, EOFError, SyntaxError, RecursionError) as error:
+        raise DataError(f"{name}: is no .npy file ({error})") from error
+    if dtype.kind != "O":
+        raise DataError(f"{name}: holds numbers alone, expected a dict")
+    content = data[stream.tell() :]
+    _refuse_other_opcodes(content, name, _ARRAY_OPCODES)
+    try:
+        value = _restored(_ArrayUnpickler(io.BytesIO(content), encoding="latin-1").load())
+        return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+    except Exception as error:
+        raise _refused(f"{name}: not a readable pickle: {type(error).__name__}: {error}") from error
+
+
 def _refused(what: str) -> DataError:
     hint = "take the file from the publisher; tbkin reads only pickles of lists, dicts, strings and numbers"
     return DataError(what, hint=hint)
 
 
-def _refuse_other_opcodes(data: bytes, name: str) -> None:
-    """Walks the opcodes without executing them; raises DataError at the first that is not plain."""
+def _refuse_other_opcodes(data: bytes, name: str, more: tuple[str, ...] = ()) -> None:
+    """Walks the opcodes without executing them; DataError at the first that is not plain, nor of `more`."""
     strings: list[str] = []  # STACK_GLOBAL takes its module and name from the two strings pushed last
     position: int | None = 0
     try:
         for opcode, argument, position in pickletools.genops(data):
-            if opcode.name not in _PLAIN_OPCODES:
+            if opcode.name not in _PLAIN_OPCODES and opcode.name not in more:
                 if opcode.name == "STACK_GLOBAL":
                     argument = ".".join(strings[-2:])
                 wanted = str(argument).replace(" ", ".") if argument is not None else ""
@@ -99,3 +137,97 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError("refused: persistent object")
+
+
+# ---- arrays -------------------------------------------------------------------------------------
+
+
+class _Call:
+    """Stands for one of the names below; has no attributes that a pickle could change for others."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+
+class _Dtype:
+    """A type of numbers or strings."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, name: str, *_: Any) -> None:
+        if not isinstance(name, str) or not re.fullmatch(r"[<>|=]?[biufcSUO]\d{0,6}", name):
+            raise ValueError(f"type {name!r}")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """An array whose content comes after it."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, *_: Any) -> None:
+        self._state: tuple[Any, ...] = ()
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._state = state
+
+    def restored(self) -> np.ndarray:
+        _, shape, kind, fortran, content = self._state
+        if kind.dtype.kind != "O":
+            flat = np.frombuffer(_as_bytes(content), kind.dtype)
+        elif len(content) != math.prod(shape):
+            raise ValueError(f"{len(content)} objects for shape {shape}")
+        else:
+            flat = np.empty(len(content), object)
+            for place, item in enumerate(content):
+                flat[place] = _restored(item)
+        return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _restored(value: Any) -> Any:
+    """A value with its arrays put together."""
+    if isinstance(value, _Array):
+        return value.restored()
+    if isinstance(value, dict):
+        return {key: _restored(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_restored, value))
+    if isinstance(value, _Call | _Dtype):
+        raise ValueError("a name without a value")
+    return value
+
+
+def _as_bytes(content: Any) -> bytes:
+    return content.encode("latin-1") if isinstance(content, str) else bytes(memoryview(content))
+
+
+def _scalar(kind: _Dtype, content: Any) -> Any:
+    return np.frombuffer(_as_bytes(content), kind.dtype)[0].item()
+
+
+_ARRAY_NAMES: dict[str, Callable[..., Any]] = {
+    "numpy.core.multiarray._reconstruct": _Array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.ndarray": _Array,
+    "numpy.dtype": _Dtype,
+    "_codecs.encode": lambda text, _: text.encode("latin-1"),  # of bytes, up to protocol 2
+}
+
+
+class _ArrayUnpickler(_PlainUnpickler):
+    """Knows what NumPy writes arrays with, as code of this module."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        name = f"{module_name.replace('numpy._core', 'numpy.core')}.{global_name}"
+        if name not in _ARRAY_NAMES:
+            raise pickle.UnpicklingError(f"refused: {name}")
+        return _Call(_ARRAY_NAMES[name])

@@ -17,7 +17,7 @@ from tbkin_core.features.pictures import is_turned
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
 from tbkin_core.support.console import progress
-from tbkin_core.support.shards import replaced_store, share_of_store
+from tbkin_core.support.shards import MANIFEST, replaced_store, share_of_store
 from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
@@ -110,6 +110,7 @@ def extract_dataset(
         if not extraction.missing and not writer.done:
             for empty in out.glob("shard-*.safetensors"):
                 empty.unlink()  # it tells of failures alone
+            (out / MANIFEST).unlink(missing_ok=True)
             shown = f"; the first: {extraction.problems[0]}" if extraction.problems else ""
             raise DataError(f"{dataset.root}: none of {extraction.skipped} images could be read{shown}")
         if not extraction.missing:
@@ -171,6 +172,7 @@ class _Share:
         cut: dict[bool, list[int]] = {True: [], False: []}
         guessed: list[str] = []
         turned: list[str] = []
+        noted: dict[str, list[str]] = {}
         for job, result in results:
             if job.number is None and not retrying:
                 retrying = True
@@ -178,10 +180,11 @@ class _Share:
             problem = result if isinstance(result, str) else self._added(result, job)
             if not problem:
                 extraction.made += 1
-                if isinstance(result, RegionFeatures) and result.left_out:
-                    cut[bool(len(result.object_scores))].append(result.left_out)
-                if isinstance(result, RegionFeatures) and result.size_guessed:
-                    guessed.append(str(job.image_id))
+                if isinstance(result, RegionFeatures):
+                    cut[bool(len(result.object_scores))] += [result.left_out] if result.left_out else []
+                    guessed += [str(job.image_id)] if result.size_guessed else []
+                    for note in result.notes:
+                        noted.setdefault(note, []).append(str(job.image_id))
                 if self._has_boxes and isinstance(job.source, Path) and is_turned(job.source):
                     turned.append(job.source.name)
                 continue
@@ -201,6 +204,7 @@ class _Share:
                 f"{len(guessed)} images, such as {guessed[0]}: nothing tells their width and height, which"
                 " are taken to be where the last box ends; put their pictures, or VinVL's hw.tsv, beside them"
             )
+        extraction.problems += [f"{len(ids)} images, such as {ids[0]}: {note}" for note, ids in noted.items()]
         for scored, counts in cut.items():
             if counts:
                 which = "those of the highest confidence" if scored else "the first (there is no confidence)"

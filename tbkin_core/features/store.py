@@ -45,6 +45,7 @@ _LABELS: dict[str, tuple[float, type, type]] = {
     "attribute_ids": (-1, np.int32, np.int64),
     "attribute_scores": (0, np.float32, np.float32),
 }
+_TEXTS = "object_texts"  # of a shard: each name that the store's object names lack, with its rows
 _REGION_ARRAYS = ("features", "boxes", *_LABELS)
 
 
@@ -91,6 +92,7 @@ class FeatureStore:
             ) from error
         self.image_ids: list[ImageId] = []
         self._arrays: list[dict[str, NDArray]] = []
+        self._texts: list[dict[int, str]] = []  # of each shard, names that `object_names` lacks, by row
         shard_of: list[int] = []
         for number, (name, (mapped, metadata)) in enumerate(zip(manifest.shards, shards, strict=True)):
             ids: Any = metadata.get("image_ids")
@@ -103,6 +105,8 @@ class FeatureStore:
                     hint=f"remove its file and run `{FEATURES.command}` again: it makes what is missing",
                 )
             self._arrays.append(arrays)
+            texts: dict[str, list[int]] = metadata.get(_TEXTS, {})
+            self._texts.append({row: text for text, rows in texts.items() for row in rows})
             self.image_ids += ids
             shard_of += [number] * len(ids)
         self._rows: dict[ImageId, int] = {image_id: row for row, image_id in enumerate(self.image_ids)}
@@ -143,8 +147,11 @@ class FeatureStore:
         arrays = self._arrays[self._shards[row]]
         own = slice(self._begins[row], self._begins[row] + self._counts[row])
         width, height = map(int, self._sizes[row])
-        regions = {name: arrays[name][own] for name in _REGION_ARRAYS}
-        return RegionFeatures(image_id=image_id, image_width=width, image_height=height, **regions)
+        regions: dict[str, Any] = {name: arrays[name][own] for name in _REGION_ARRAYS}
+        texts = self._texts[self._shards[row]]
+        named = tuple(texts.get(place, "") for place in range(own.start, own.stop)) if texts else ()
+        regions |= {"image_width": width, "image_height": height, "object_texts": named}
+        return RegionFeatures(image_id=image_id, **regions)
 
     def fingerprint(self) -> int:
         """A number that changes with the images of the store and with their regions."""
@@ -223,10 +230,10 @@ def _wrong(arrays: Mapping[str, NDArray], ids: Any, feature_size: int) -> str:
 def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes features comparable: a store's settings, or a checkpoint's note of them.
 
-    How many regions were kept, where the store lies, and where a model lay whose weights are known make no
-    other kind; nor does a hub's revision.
+    How many regions were kept, how files that were imported gave their boxes, where the store lies, and where
+    a model lay whose weights are known make no other kind; nor does a hub's revision.
     """
-    aside = {"max_regions", "store", "revision", "backbone_revision"}
+    aside = {"max_regions", "boxes", "store", "revision", "backbone_revision"}
     aside |= {name for name, weights in _NAMED_BY_WEIGHTS if weights in settings}
     return {name: value for name, value in settings.items() if name not in aside}
 
@@ -317,6 +324,7 @@ class FeatureStoreWriter:
         self, path: Path, settings: Mapping[str, Any], shard_images: int | None = None, alone: bool = True
     ) -> None:
         self.path = Path(path)
+        _refuse_nameless(self.path, settings)
         self._writer = StoreWriter(path, FEATURES, _spelt_as_there(path, settings), alone)
         self._digest = hashlib.blake2b(
             json.dumps([FEATURES.name, self._writer.settings], sort_keys=True).encode(), digest_size=16
@@ -412,6 +420,13 @@ class FeatureStoreWriter:
         metadata: dict[str, Any] = {"image_ids": [regions.image_id for regions in images], "skipped": skipped}
         if any(files):
             metadata["files"] = files
+        texts: dict[str, list[int]] = {}
+        for begin, regions in zip(arrays["offsets"].tolist(), images, strict=False):
+            for row, text in enumerate(regions.object_texts, start=begin):
+                if text:
+                    texts.setdefault(text, []).append(row)
+        if texts:
+            metadata[_TEXTS] = texts
         self._writer.prepare([number])
         write_shard(self.path / shard_name(number), arrays, {**metadata, "made_with": self._digest})
         self._shards[number] = metadata
@@ -462,6 +477,17 @@ class FeatureStoreWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None:
             self.finish()
+
+
+def _refuse_nameless(path: Path, settings: Mapping[str, Any]) -> None:
+    """DataError where features lie at `path` that an earlier version imported, without the regions' names."""
+    there = Manifest.read(path).settings if (path / MANIFEST).exists() else {}
+    names = {"object_names": there.get("object_names"), "attribute_names": there.get("attribute_names")}
+    if not any(names.values()) and there == {**settings, **names} != settings:
+        raise DataError(
+            f"{path}: holds these features without the names of their regions, as earlier versions did",
+            hint="--overwrite imports them anew, with the names; they can also be used as they are",
+        )
 
 
 def _spelt_as_there(path: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,13 +4,15 @@ A line of column names, if the table begins with one, says what is where. Else a
 lie in their columns as base64, float32 if not said otherwise:
 
 - Bottom-up attention (Anderson et al. 2018): image_id, image_w, image_h, num_boxes, boxes, features.
+  ViLBERT (Lu et al. 2019) adds cls_prob, (K, 1601) probabilities of the background and of 1,600 objects.
 - LXMERT (Tan & Bansal 2019): img_id, img_h, img_w, objects_id (int64), objects_conf, attrs_id (int64),
   attrs_conf, num_boxes, boxes, features.
 - ROSITA (Cui et al. 2021): filename, features, image_h, image_w, num_boxes, boxes, objects_id, objects_conf,
   attrs_id, attrs_conf, all float32. Its `.lineidx` is not needed: the rows are read in their order.
 - VinVL (Zhang et al. 2021), `features.tsv` as its authors publish it: image key and {"num_boxes", "features"}
   as JSON, or image key, num_boxes, features; boxes and scores are in `labels.tsv` or `predictions.tsv` beside
-  it, image key and [{"class", "conf", "rect"}, ...] as JSON. The six numbers of place at the end of each
+  it, image key and [{"class", "conf", "rect", "attributes", "attr_scores"}, ...] as JSON, names as texts.
+  The six numbers of place at the end of each
   vector are left out of the features and tell the image's size.
 - VinVL, `predictions.tsv` as its extractor writes it: image key and {"objects": [{"rect", "conf", "feature"},
   ...]} as JSON; the image's size is in `hw.tsv` beside it, [{"height", "width"}], else is where the last box
@@ -24,6 +26,7 @@ both end to end with `pos_boxes` (N, 2); `spatial_features` tell the images' siz
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -31,7 +34,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +42,9 @@ from numpy.typing import NDArray
 from tbkin_core.datasets.splits import split_in
 from tbkin_core.datasets.unpickle import load_plain_pickle
 from tbkin_core.errors import DataError, MissingDependencyError
+from tbkin_core.features.image_files import LABELS, class_labels, other_classes
 from tbkin_core.features.regions import ImageId, RegionFeatures
+from tbkin_core.names.vocabulary import tidy, visual_genome_names
 
 BOTTOM_UP, LXMERT, ROSITA, VINVL = "bottom-up", "lxmert", "rosita", "vinvl"
 MAX_LINE = 64 * 2**20  # bytes; 100 regions of 2048 numbers take 1.1 MB
@@ -56,12 +61,14 @@ _COLUMNS = {
     ),
 }
 _OTHER_NAMES = {"img_id": "image_id", "filename": "image_id", "img_h": "image_h", "img_w": "image_w"}
-LABEL_COLUMNS = {
-    "object_ids": ("objects_id", np.int32),
-    "object_scores": ("objects_conf", np.float32),
-    "attribute_ids": ("attrs_id", np.int32),
-    "attribute_scores": ("attrs_conf", np.float32),
-}
+_PROBABILITIES = "cls_prob"
+
+
+class RowReader(Protocol):
+    """Decodes the regions of a row for the key of its image."""
+
+    def __call__(self, image_id: ImageId, vectors: bool = True) -> RegionFeatures:
+        """The regions, as `read_feature_file`; a DataError where they are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +77,7 @@ class FeatureRow:
 
     name: str  # what the file calls the image
     where: str  # the row, for messages
-    # Decodes the regions for the key of the image; a DataError where they are damaged.
-    read: Callable[[ImageId], RegionFeatures]
+    read: RowReader
 
 
 def feature_rows(path: Path) -> Iterator[FeatureRow]:
@@ -143,7 +149,7 @@ def _table_rows(path: Path) -> Iterator[FeatureRow]:
 
 
 def _rows_of(
-    file: IO[bytes], path: Path, number: int, decode: Callable[[list[bytes], ImageId], RegionFeatures]
+    file: IO[bytes], path: Path, number: int, decode: Callable[[list[bytes], ImageId, bool], RegionFeatures]
 ) -> Iterator[FeatureRow]:
     while line := file.readline(MAX_LINE):
         number += 1
@@ -151,9 +157,11 @@ def _rows_of(
         name = columns[0].decode("utf-8", "replace").strip()
         where = f"{path}: line {number} (image {name[:80]!r})"
 
-        def read(image_id: ImageId, columns: list[bytes] = columns, where: str = where) -> RegionFeatures:
+        def read(
+            image_id: ImageId, vectors: bool = True, columns: list[bytes] = columns, where: str = where
+        ) -> RegionFeatures:
             try:
-                return decode(columns, image_id)
+                return decode(columns, image_id, vectors)
             except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 raise DataError(
                     f"{where}: is cut short or damaged ({error})", hint="the other rows are kept"
@@ -167,13 +175,22 @@ def _numbers(column: bytes | str, dtype: type = np.float32) -> NDArray[Any]:
     return np.frombuffer(base64.b64decode(column, validate=True), dtype)
 
 
-def _decode(columns: list[bytes], image_id: ImageId, names: tuple[str, ...]) -> RegionFeatures:
+def _zeros(column: bytes) -> NDArray[Any]:
+    """What `_numbers` has of float32, zeros in their place: nothing is decoded."""
+    whole = column.strip()
+    count = (len(whole) // 4 * 3 - whole[-2:].count(b"=")) // 4
+    return np.broadcast_to(np.float32(0), count)
+
+
+def _decode(columns: list[bytes], image_id: ImageId, vectors: bool, names: tuple[str, ...]) -> RegionFeatures:
+    if len(columns) == len(names) + 1 and names == _COLUMNS[BOTTOM_UP]:
+        names = (*names, _PROBABILITIES)
     if len(columns) != len(names):
         raise ValueError(f"{len(columns)} columns, expected {len(names)}")
     row = dict(zip(names, columns, strict=True))
     width, height, count = (int(float(row[name])) for name in ("image_w", "image_h", "num_boxes"))
     labels: dict[str, Any] = {}
-    for name, (column, dtype) in LABEL_COLUMNS.items():
+    for name, (column, dtype) in LABELS.items():
         if column in row:
             raw = base64.b64decode(row[column], validate=True)
             wide = name.endswith("_ids") and len(raw) == 8 * count
@@ -181,8 +198,12 @@ def _decode(columns: list[bytes], image_id: ImageId, names: tuple[str, ...]) -> 
             if len(values) != count:
                 raise ValueError(f"{len(values)} {name} for {count} boxes")
             labels[name] = values
-    vectors, boxes = _numbers(row["features"]), _numbers(row["boxes"])
-    return _regions(image_id, vectors, boxes, count, (width, height), labels)
+    if row.get(_PROBABILITIES):
+        chances = _numbers(row[_PROBABILITIES]).reshape(count, -1)
+        own: dict[str, Any] = {**class_labels(chances)}
+        labels |= own or {"notes": (other_classes(chances.shape[1]),)}
+    features = _numbers(row["features"]) if vectors else _zeros(row["features"])
+    return _regions(image_id, features, _numbers(row["boxes"]), count, (width, height), labels)
 
 
 def _regions(
@@ -197,7 +218,7 @@ def _regions(
         raise ValueError(f"{boxes.size} numbers of boxes and {features.size} of features for {count} boxes")
     if min(size) < 1:
         raise ValueError(f"image size {size[0]}x{size[1]}")
-    vectors, corners = (part.reshape(count, -1).astype(np.float32) for part in (features, boxes))
+    vectors, corners = features.reshape(count, -1), boxes.reshape(count, -1).astype(np.float32)
     return RegionFeatures(image_id, vectors, corners, *size, **labels)
 
 
@@ -236,8 +257,8 @@ class _VinvlLabels:
         file.seek(self._starts[what][key])
         return json.loads(file.readline(MAX_LINE).partition(b"\t")[2])
 
-    def decode(self, columns: list[bytes], image_id: ImageId) -> RegionFeatures:
-        """One row; ValueError and its like where it is damaged."""
+    def decode(self, columns: list[bytes], image_id: ImageId, vectors: bool) -> RegionFeatures:
+        """One row, always with its vectors; ValueError and its like where it is damaged."""
         key = columns[0].strip()
         content = json.loads(columns[1]) if columns[1].lstrip()[:1] in (b"{", b"[") else None
         objects: Any = content.get("objects") if isinstance(content, dict) else content
@@ -260,11 +281,47 @@ class _VinvlLabels:
         features, spatial = _without_place(features)
         sizes = self._beside("hw", key)
         size = (int(sizes[0]["width"]), int(sizes[0]["height"])) if sizes else _size_of(boxes, spatial)
-        scores = [item.get("conf") for item in objects]
-        labels: dict[str, Any] = {"size_guessed": not sizes and spatial is None}
-        if None not in scores:
-            labels["object_scores"] = np.array(scores, np.float32)
+        labels = {**_named_labels(objects), "size_guessed": not sizes and spatial is None}
         return _regions(image_id, features, boxes, len(features), size, labels)
+
+
+def _named_labels(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """Labels, as `RegionFeatures` has them, of the classes and attributes that VinVL gives as texts."""
+    labels: dict[str, Any] = {}
+    scores = [item.get("conf") for item in objects]
+    if None not in scores:
+        labels["object_scores"] = np.array(scores, np.float32)
+    classes = [item.get("class") for item in objects]
+    if any(classes):
+        texts = [tidy(name) if isinstance(name, str) else "" for name in classes]
+        ids = [_number("objects", text) for text in texts]
+        labels["object_ids"] = np.array(ids, np.int32)
+        if any(text and number < 0 for text, number in zip(texts, ids, strict=True)):
+            beyond = (text if number < 0 else "" for text, number in zip(texts, ids, strict=True))
+            labels["object_texts"] = tuple(beyond)
+    if any(item.get("attributes") for item in objects):
+        best = [_best_attribute(item) for item in objects]
+        labels["attribute_ids"] = np.array([number for number, _ in best], np.int32)
+        labels["attribute_scores"] = np.array([score for _, score in best], np.float32)
+    return labels
+
+
+def _best_attribute(item: dict[str, Any]) -> tuple[int, float]:
+    """Number and score of the surest attribute that the vocabulary has: a region has room for one."""
+    names = item.get("attributes") or []
+    scores = item.get("attr_scores") or [1.0] * len(names)
+    known = [
+        (float(score), number)
+        for name, score in zip(names, scores, strict=True)
+        if isinstance(name, str) and (number := _number("attributes", tidy(name))) >= 0
+    ]
+    score, number = max(known, key=lambda pair: pair[0], default=(0.0, -1))
+    return number, score
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _number(kind: str, name: str) -> int:
+    return visual_genome_names(kind).number(name)
 
 
 def _without_place(features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -308,13 +365,19 @@ def _hdf5_rows(path: Path) -> Iterator[FeatureRow]:
                 place: Any = slice(*map(int, ranges[row])) if ranges is not None else row
                 where = f"{path}: row {row} (image {name!r})"
 
-                def read(image_id: ImageId, place: Any = place, where: str = where) -> RegionFeatures:
+                def read(
+                    image_id: ImageId, vectors: bool = True, place: Any = place, where: str = where
+                ) -> RegionFeatures:
                     own = np.asarray(boxes[place], np.float32).reshape(-1, 4)
-                    vectors = np.asarray(features[place], np.float32)
-                    if not len(own) or len(own) != len(vectors):
-                        raise DataError(f"{where}: {len(own)} boxes and {len(vectors)} feature vectors")
+                    rows = (
+                        np.asarray(features[place], np.float32)
+                        if vectors or ranges is not None
+                        else (np.broadcast_to(np.float32(0), features.shape[1:]))
+                    )
+                    if not len(own) or len(own) != len(rows):
+                        raise DataError(f"{where}: {len(own)} boxes and {len(rows)} feature vectors")
                     size = _size_of(own, None if spatial is None else np.asarray(spatial[place]))
-                    return RegionFeatures(image_id, vectors, own, *size, size_guessed=spatial is None)
+                    return RegionFeatures(image_id, rows, own, *size, size_guessed=spatial is None)
 
                 yield FeatureRow(name, where, read)
     except (OSError, KeyError, TypeError, ValueError) as error:

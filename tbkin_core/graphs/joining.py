@@ -56,7 +56,7 @@ class DatasetRegions:
             return GraphImage(image_id, np.zeros((0, 4), np.float32), ())
         regions = self._features[image_id]
         if names := self._features.object_names:
-            labels = tuple(names[number] if 0 <= number < len(names) else "" for number in regions.object_ids)
+            labels = regions.labels(names)
         else:
             given, scale = [box.label for box in annotated], self._scale(image_id)
             labels = ("",) * len(regions)

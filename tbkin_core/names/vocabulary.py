@@ -23,6 +23,14 @@ class Vocabulary:
     names: tuple[str, ...]
     spellings: dict[str, str]  # each spelling of a name to that name
 
+    def number(self, name: str) -> int:
+        """Place of a name as `match` finds it; -1 where this vocabulary does not have it."""
+        return self._numbers.get(self._matched(tidy(name)), -1)
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
     def match(self, names: Iterable[str]) -> tuple[str, ...]:
         """Each name as this vocabulary has it; one that it does not have stays as it is, tidied.
 

@@ -145,7 +145,7 @@ class Answerer:
         boxes = np.asarray(regions.boxes[: self.model.config.max_regions], np.float32)
         passes = self._passes(regions, boxes, (width, height))
         looks = _names(attribute_names, regions.attribute_ids, len(boxes))
-        own = _names(object_names, regions.object_ids, len(boxes))
+        own = [*regions.labels(object_names), *[""] * len(boxes)][: len(boxes)]
         has_names = bool(object_names)
         called = own if has_names else self.data.borrowed_names(image_id, boxes, (width, height))
         labels = [name or look for name, look in zip(called, looks, strict=True)]

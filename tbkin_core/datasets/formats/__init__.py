@@ -11,6 +11,7 @@ from tbkin_core.datasets.formats import (
     flickr,
     jsonl,
     karpathy,
+    mmf,
     own,
     own_expressions,
     own_questions,
@@ -50,6 +51,8 @@ FORMATS: tuple[Format, ...] = (
     visual_genome.IMAGES,
     visual_genome.OTHERS,
     bottom_up.BOTTOM_UP,
+    mmf.NPY,
     feature_tables.FEATURE_TABLES,
+    feature_tables.UNREAD,
 )
 FORMAT_OF = {format.name: format for format in FORMATS}

@@ -16,6 +16,7 @@ from tbkin_core.datasets.records import CaptionRow, Content, NamedImage
 from tbkin_core.datasets.splits import split_in
 
 SNIFF_BYTES = 4096
+_PART = re.compile(r"(?<=\.tsv)\.\d{1,4}$")
 
 
 class Holds(Flag):
@@ -33,6 +34,7 @@ class Holds(Flag):
     EXPRESSIONS = auto()
     IMAGE_FEATURES = auto()  # region features of one image, named in `Content.named`
     FEATURE_TABLES = auto()  # region features of many images, read by `tbkin_core.features`
+    UNREAD_FEATURES = auto()  # what may be region features, in a form that is not read
 
 
 class Candidate:
@@ -41,7 +43,8 @@ class Candidate:
     def __init__(self, path: Path, beside: Collection[str] = ()) -> None:
         self.path = path
         self.name = path.name.lower()
-        self.suffix = os.path.splitext(self.name)[1]  # noqa: PTH122 - 100,000 files in a directory
+        # A table in parts counts as a table: "train.tsv.0", "train.tsv.1".
+        self.suffix = os.path.splitext(_PART.sub("", self.name))[1]  # noqa: PTH122 - 100,000 files
         self.beside = beside  # names of all files in its directory, in lower case
 
     @cached_property

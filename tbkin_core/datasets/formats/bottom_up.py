@@ -1,4 +1,4 @@
-"""Bottom-up-attention features (Anderson et al. 2018), one npz file per image, perhaps with its captions."""
+"""Region features of one image per file: npz of bottom-up attention, perhaps with captions, and of UNITER."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def read_npz(source: Source) -> Content:
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = set(archive.files)
-            if "x" not in names or not names & {"boxes", "bbox"}:
-                what = "is no bottom-up-attention file: it lacks x or boxes (skipped)"
+            if not {"norm_bb", "features"} <= names and ("x" not in names or not names & {"boxes", "bbox"}):
+                found = ", ".join(sorted(names)[:8]) or "nothing"
+                what = "is no file of region features: it has neither x and boxes (or bbox), as bottom-up"
+                what += f" attention, nor features and norm_bb, as UNITER; it has {found} (skipped)"
                 problems.add(where, path.name, what)
                 return Content()
             sizes = (archive[key] if key in names else np.empty(0) for key in ("image_h", "image_w"))
@@ -62,7 +64,7 @@ BOTTOM_UP = Format(
     layout="bottom-up-npz",
     holds=Holds.IMAGES | Holds.CAPTIONS | Holds.IMAGE_FEATURES,
     read=read_npz,
-    looked_for="bottom-up-attention npz files",
+    looked_for="npz files of bottom-up attention or UNITER",
     suffixes=frozenset({".npz"}),
     names=re.compile(r".*\.npz", re.DOTALL),
     in_stores=True,  # `features/` may hold the files a store was imported from, beside the store

@@ -1,33 +1,69 @@
-"""Import of region features that other programs extracted: bottom-up-attention .npz, TSV tables, HDF5."""
+"""Import of region features that other programs extracted: files of one image each, TSV tables, HDF5."""
 
 from __future__ import annotations
 
 import contextlib
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tbkin_core.datasets import Dataset
 from tbkin_core.datasets.records import ImageRecord
 from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.features.box_forms import SAMPLE, BoxForm, box_form
 from tbkin_core.features.extractors.base import FeatureReader, Request
+from tbkin_core.features.image_files import LABELS, read_feature_file
 from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import ImageId, RegionFeatures
-from tbkin_core.features.tables import LABEL_COLUMNS, feature_rows
+from tbkin_core.features.tables import FeatureRow, feature_rows
+from tbkin_core.names.vocabulary import visual_genome_names
 
-_ROWS_LOOKED_AT = 16  # of the files, for the size of their features
+_NAMES = {"object_ids": "objects", "attribute_ids": "attributes"}  # of bottom-up attention, in their order
+_BACKGROUND_SHARE = 0.05  # of regions numbered 0: the first name, "yolk", is nowhere near as common
+_BEYOND = "some of its numbers are beyond the {} {} of bottom-up attention: those regions have no such name"
 
 
 def open_extractor(request: Request) -> FeatureReader:
     """The feature files of the request's dataset."""
     return ImportedFeatures(request.needed_dataset(), request.max_regions)
+
+
+@dataclass
+class _Survey:
+    """What the first images of a table, or of the files of a directory, show of all of them."""
+
+    name: str  # for messages
+    form: BoxForm = field(default_factory=BoxForm)
+    feature_sizes: Counter[int] = field(default_factory=Counter)
+    named: set[str] = field(default_factory=set)  # fields whose numbers have names
+    unnamed: set[str] = field(default_factory=set)  # fields whose numbers are of another list
+    background: bool = False  # whether numbers count the background as 0
+
+    def notes(self) -> Iterator[str]:
+        """What it changes."""
+        if self.form != BoxForm():
+            yield f"{self.name}: boxes are given as {self.form}: taken to x1, y1, x2, y2 in pixels"
+        if self.background:
+            yield f"{self.name}: objects are numbered from 1, the background is 0: it names no region"
+        for kind in sorted(_NAMES[name] for name in self.unnamed):
+            count = len(visual_genome_names(kind).names)
+            yield (
+                f"{self.name}: {kind} are numbered beyond the {count} of bottom-up attention, by a list that"
+                " is not known: they have no names"
+            )
+
+    def numbered(self, name: str, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Numbers (K,) of the field, counted from 0 without a background; -1 where unknown."""
+        if name in self.unnamed:
+            return np.full_like(numbers, -1)
+        return np.maximum(numbers - self.background, -1)
 
 
 class ImportedFeatures(FeatureReader):
@@ -39,39 +75,110 @@ class ImportedFeatures(FeatureReader):
 
     Raises:
         ConfigError: The dataset has no such files.
-        DataError: None of the first rows can be read.
+        DataError: None of the first rows can be read, or it cannot be told what their boxes are.
     """
 
     def __init__(self, dataset: Dataset, max_regions: int) -> None:
         self._dataset = dataset
         self._max_regions = max_regions
-        self._feature_size, self._format = _size_and_format(dataset)
+        self._error: DataError | None = None
+        files = dataset.bottom_up_files()
+        directories: dict[Path, list[FeatureRow]] = {}
+        for path in files.values():
+            rows = directories.setdefault(path.parent, [])
+            if len(rows) < SAMPLE:
+                rows.append(FeatureRow(path.name, str(path), partial(read_feature_file, path)))
+        self._directories = {path: self._surveyed(str(path), rows) for path, rows in directories.items()}
+        self._tables = {
+            path: self._surveyed(str(path), feature_rows(path)) for path in dataset.feature_tables()
+        }
+        surveys = [*self._directories.values(), *self._tables.values()]
+        first = next((survey for survey in surveys if survey.feature_sizes), None)
+        if first is None:
+            raise self._error or ConfigError(
+                f"{dataset.root}: no features to import (bottom-up-attention .npz, TSV or HDF5 files)",
+                hint="use --extractor builtin",
+            )
+        file_format = (
+            "bottom-up-attention table" if first in self._tables.values() else "bottom-up-attention npz"
+        )
+        if file_format.endswith("npz") and next(iter(files.values())).suffix == ".npy":
+            file_format = "mmf npy"
+        named = set[str]().union(*(survey.named for survey in surveys))
+        self._names = {
+            name: visual_genome_names(kind).names for name, kind in _NAMES.items() if name in named
+        }
+        forms = sorted({str(survey.form) for survey in surveys if survey.form != BoxForm()})
+        self._settings = {
+            "extractor": "import",
+            "format": file_format,
+            "feature_size": first.feature_sizes.most_common(1)[0][0],
+            "max_regions": max_regions,
+            "object_names": list(self._names.get("object_ids", ())),
+            "attribute_names": list(self._names.get("attribute_ids", ())),
+            **({"boxes": forms} if forms else {}),
+        }
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "extractor": "import",
-            "format": self._format,
-            "feature_size": self._feature_size,
-            "max_regions": self._max_regions,
-            "object_names": [],
-            "attribute_names": [],
-        }
+        return self._settings
+
+    def _surveyed(self, name: str, rows: Iterable[FeatureRow]) -> _Survey:
+        survey = _Survey(name)
+        boxes, sizes, names = [], [], []
+        numbers: dict[str, list[NDArray]] = {name: [] for name in _NAMES}
+        try:
+            for row in islice(rows, SAMPLE):
+                try:
+                    found = row.read(key := self._dataset.key_of(row.name), vectors=False)
+                except DataError as error:
+                    self._error = self._error or error
+                    continue
+                survey.feature_sizes[found.features.shape[1]] += 1
+                size = (0, 0) if found.size_guessed else (found.image_width, found.image_height)
+                if min(size) < 1 and (found.boxes[:, 2:] < found.boxes[:, :2]).any():
+                    size = self._true_size(key)
+                boxes.append(found.boxes)
+                sizes.append(size)
+                names.append(row.where)
+                for field_name, values in numbers.items():
+                    values.append(getattr(found, field_name))
+        except DataError as error:  # the table as a whole, which `rows` says again
+            self._error = self._error or error
+            return survey
+        survey.form = box_form(boxes, sizes, names)
+        for field_name, values in numbers.items():
+            found_numbers = np.concatenate([np.zeros(0, np.int32), *values])
+            if not len(found_numbers):
+                continue
+            count = len(visual_genome_names(_NAMES[field_name]).names)
+            (survey.named if found_numbers.max() <= count else survey.unnamed).add(field_name)
+            if field_name == "object_ids":  # attributes are numbered alike, but their first name is common
+                zeros = found_numbers == 0
+                shown = zeros.sum() >= 10 and zeros.mean() >= _BACKGROUND_SHARE
+                survey.background = bool(shown or found_numbers.max() == count)
+        return survey
 
     def rows(self) -> Iterator[tuple[ImageId, Callable[[ImageId], RegionFeatures]] | str]:
         seen: set[ImageId] = set()
         for image_id, path in self._dataset.bottom_up_files().items():
             seen.add(image_id)
-            yield image_id, partial(read_bottom_up_npz, path)
-        for path in self._dataset.feature_tables():
+            row = FeatureRow(path.name, str(path), partial(read_feature_file, path))
+            yield image_id, partial(self._read, row, self._directories[path.parent])
+        for path, survey in self._tables.items():
             own: set[ImageId] = set()
-            for row in feature_rows(path):
-                key = self._dataset.key_of(row.name)
-                if key in own:
-                    yield f"{row.where}: is a second row of its image (skipped)"
-                elif key not in seen:
-                    yield key, partial(self._with_size, row.read)
-                own.add(key)
-                seen.add(key)
+            try:
+                for row in feature_rows(path):
+                    key = self._dataset.key_of(row.name)
+                    if key in own:
+                        yield f"{row.where}: is a second row of its image (skipped)"
+                    elif key not in seen:
+                        yield key, partial(self._read, row, survey)
+                    own.add(key)
+                    seen.add(key)
+            except DataError as error:
+                yield f"{error.message} (the rest of the file is skipped)"
+        for survey in (*self._directories.values(), *self._tables.values()):
+            yield from survey.notes()
 
     @cached_property
     def _records(self) -> dict[ImageId, ImageRecord]:
@@ -80,20 +187,36 @@ class ImportedFeatures(FeatureReader):
         except DataError:
             return {}  # some other file of the dataset is damaged, which is not asked for here
 
-    def _with_size(self, read: Callable[[ImageId], RegionFeatures], image_id: ImageId) -> RegionFeatures:
-        """A row's regions; where its file does not tell the image's size, annotations or the picture do."""
-        found = read(image_id)
-        record = self._records.get(image_id) if found.size_guessed else None
+    def _true_size(self, image_id: ImageId) -> tuple[int, int]:
+        """Width and height of an image as annotations or its picture tell them; 0 where neither does."""
+        record = self._records.get(image_id)
         if record is None:
-            return found
+            return 0, 0
         width, height = record.width, record.height
         if (width is None or height is None) and record.path is not None:
             with contextlib.suppress(DataError):
                 _, width, height = load_image(record.path, max_side=32)
-        # What the boxes exceed is another picture, or one that was scaled down since.
-        if not width or not height or width < found.image_width - 1 or height < found.image_height - 1:
-            return found
-        return replace(found, image_width=width, image_height=height, size_guessed=False)
+        return width or 0, height or 0
+
+    def _read(self, row: FeatureRow, survey: _Survey, image_id: ImageId) -> RegionFeatures:
+        """A row's regions in pixels; where its file does not tell the image's size, others do."""
+        found = row.read(image_id)
+        size = found.image_width, found.image_height
+        if found.size_guessed and survey.form != BoxForm():
+            size = 0, 0  # the guess took the boxes for corners in pixels
+        if found.size_guessed or min(size) < 1:
+            true = self._true_size(image_id)
+            # What the boxes exceed is another picture, or one that was scaled down since.
+            if all(told and told >= guess - 1 for told, guess in zip(true, size, strict=True)):
+                size, found = true, replace(found, size_guessed=False)
+        try:
+            boxes = survey.form.pixels(found.boxes, size)
+        except DataError as error:
+            raise DataError(f"{row.where}: {error.message}") from error
+        numbers: dict[str, Any] = {
+            name: survey.numbered(name, values) for name in _NAMES if len(values := getattr(found, name))
+        }
+        return replace(found, boxes=boxes, image_width=size[0], image_height=size[1], **numbers)
 
     def regions(self, image_id: ImageId, source: Callable[[ImageId], RegionFeatures]) -> RegionFeatures:
         found = source(image_id)
@@ -109,84 +232,18 @@ class ImportedFeatures(FeatureReader):
             # The order of rows means nothing in such files; the surest first, so that a later cut keeps them.
             kept = kept[np.argsort(-np.nan_to_num(found.object_scores[kept]), kind="stable")]
         kept = kept[: self._max_regions]
-        labels = {name: getattr(found, name) for name in LABEL_COLUMNS}
-        given = {name: values[kept] for name, values in labels.items() if len(values)}
-        return replace(found, features=found.features[kept], boxes=boxes[kept], left_out=left_out, **given)
-
-
-def _size_and_format(dataset: Dataset) -> tuple[int, str]:
-    """Size of the features that most of the first rows have, and what kind of files they are in."""
-    error: DataError | None = None
-    npz = (partial(read_bottom_up_npz, path, name) for name, path in dataset.bottom_up_files().items())
-    rows = (partial(row.read, 0) for path in dataset.feature_tables() for row in feature_rows(path))
-    for file_format, readers in (("bottom-up-attention npz", npz), ("bottom-up-attention table", rows)):
-        sizes: Counter[int] = Counter()
-        for read in readers:
-            try:
-                sizes[int(read().features.shape[1])] += 1
-            except DataError as found:
-                error = error or found
-            if sizes.total() == _ROWS_LOOKED_AT:
-                break
-        if sizes:
-            return sizes.most_common(1)[0][0], file_format
-    if error is None:
-        raise ConfigError(
-            f"{dataset.root}: no features to import (bottom-up-attention .npz, TSV or HDF5 files)",
-            hint="use --extractor builtin",
+        labels, notes = {name: getattr(found, name) for name in LABELS}, list(found.notes)
+        given = {name: np.nan_to_num(values[kept]) for name, values in labels.items() if len(values)}
+        for name, names in self._names.items():
+            if name in given and (beyond := given[name] >= len(names)).any():
+                given[name] = np.where(beyond, -1, given[name])
+                notes.append(_BEYOND.format(len(names), _NAMES[name]))
+        return replace(
+            found,
+            features=found.features[kept],
+            boxes=boxes[kept],
+            left_out=left_out,
+            object_texts=tuple(found.object_texts[row] for row in kept) if found.object_texts else (),
+            notes=tuple(notes),
+            **given,
         )
-    raise error
-
-
-def read_bottom_up_npz(path: Path, image_id: ImageId) -> RegionFeatures:
-    """Read one bottom-up-attention file (Anderson et al. 2018; the key sets of the public extractors).
-
-    Args:
-        path: `.npz` with `x` (K, D), `boxes` or `bbox` (K, 4) absolute-pixel xyxy, `image_h`, `image_w`;
-            optional `objects_id`, `objects_conf`, `attrs_id`, `attrs_conf` (K,), and `num_bbox`, how many of
-            the rows are regions. Pickled content is refused.
-        image_id: Key of the image.
-
-    Raises:
-        DataError: The file is cut short, holds pickles, lacks a key, or has arrays of other shapes.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = set(archive.files)
-            box_key = "boxes" if "boxes" in names else "bbox"
-            missing = {"x", box_key, "image_h", "image_w"} - names
-            if missing:
-                raise DataError(
-                    f"{path}: lacks {', '.join(sorted(missing))}; found {', '.join(sorted(names))}",
-                    hint="expected a bottom-up-attention file with x, boxes (or bbox), image_h, image_w",
-                )
-            features = np.asarray(archive["x"], np.float32)
-            boxes = np.asarray(archive[box_key], np.float32)
-            width, height = int(archive["image_w"].item()), int(archive["image_h"].item())
-            labels: dict[str, Any] = {
-                field: np.asarray(archive[key]).reshape(-1).astype(dtype)
-                for field, (key, dtype) in LABEL_COLUMNS.items()
-                if key in names
-            }
-            count = int(archive["num_bbox"].item()) if "num_bbox" in names else None
-    except (
-        *(OSError, ValueError, TypeError, EOFError, KeyError, OverflowError),
-        *(NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
-    ) as error:
-        raise DataError(
-            f"{path}: is not a whole .npz file ({error})",
-            hint="fetch or make this file again; the others are kept",
-        ) from error
-    if features.ndim != 2 or boxes.shape != (len(features), 4) or len(features) == 0:
-        raise DataError(f"{path}: expected x (K, D) and boxes (K, 4), got {features.shape} and {boxes.shape}")
-    if width <= 0 or height <= 0:
-        raise DataError(f"{path}: image size {width}×{height} is not positive")
-    if count is not None and not 0 < count <= len(features):
-        raise DataError(f"{path}: num_bbox is {count}, of {len(features)} rows")
-    for field, values in labels.items():
-        # Of padded files some pad these too.
-        if len(values) not in (len(features), count):
-            raise DataError(f"{path}: {field} has {len(values)} entries for {len(features)} regions")
-    features, boxes = features[:count], boxes[:count]
-    labels = {field: values[:count] for field, values in labels.items()}
-    return RegionFeatures(image_id, features, boxes, width, height, **labels)

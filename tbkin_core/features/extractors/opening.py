@@ -72,8 +72,9 @@ def open_extractor(name: str, request: Request) -> OpenExtractor:
         records = dataset.images()
         files = [(record.image_id, record.path) for record in records if record.path is not None]
         if not files:
+            seen = "".join(f"; {problem}" for problem in dataset.problems[:3])
             raise DataError(
-                f"{dataset.root}: none of its {len(records)} images is on disk",
+                f"{dataset.root}: none of its {len(records)} images is on disk{seen}",
                 hint="put the image files into the directory, or import features made elsewhere",
             )
     request = replace(
