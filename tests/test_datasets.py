@@ -911,6 +911,16 @@ def test_a_table_with_semicolons_or_tabs(tmp_path: Path) -> None:
         assert (question.image_id, question.answers, question.split) == ("a", ("red, or so",), "val")
 
 
+def test_lists_by_split_and_files_that_only_look_like_questions(tmp_path: Path) -> None:
+    row = {"image": "a.jpg", "question": "what?", "answer": "red"}
+    write(tmp_path, "mine.json", {"train": [row], "validation": [{**row, "question": "and?"}]})
+    write(tmp_path, "settings.json", {"prompt": {"image": "<image>", "question": "{}"}, "shots": 4})
+    dataset = open_dataset(tmp_path)
+    assert [(q.question, q.split) for q in dataset.questions()] == [("what?", "train"), ("and?", "val")]
+    assert len(dataset.question_sets()) == 1 and not dataset.mixes_questions()
+    assert dataset.problems == ["settings.json: holds no list of questions (found prompt, shots; not read)"]
+
+
 def test_files_that_nobody_reads_are_named_where_questions_are_missing(tmp_path: Path) -> None:
     write(tmp_path, "a.jpg")
     write(tmp_path, "chats.json", [{"id": 1, "image": "a.jpg", "conversations": []}])

@@ -47,7 +47,7 @@ class QuestionSets:
         return tuple(self._sets)
 
     def _found(self) -> dict[str, list[AnnotationFile]]:
-        files = self._all.holding(Holds.QUESTIONS)
+        files = list(filter(self._main_split, self._all.holding(Holds.QUESTIONS)))
         families: dict[_Family, list[AnnotationFile]] = {}
         for file in files:
             families.setdefault(_family(file), []).append(file)
@@ -64,7 +64,7 @@ class QuestionSets:
         return sets
 
     def _main_split(self, file: AnnotationFile) -> str:
-        """Split that a file is of, without reading it where its name says so."""
+        """Split that a file is of, without reading it where its name says so; "" of one without questions."""
         return file.split or ",".join(sorted(self._splits_of(file)))
 
     def splits(self, name: str | None = None) -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.reading import AnnotationFile, Source, as_id, as_text, malformed
+from tbkin_core.datasets.reading import AnnotationFile, Source, as_id, as_text, malformed, type_name
 from tbkin_core.datasets.records import AnswerRow, Content, ImageId, QuestionRow
-from tbkin_core.datasets.splits import more_exact_split, normalise_split
+from tbkin_core.datasets.splits import more_exact_split, normalise_split, split_in
 
 # What publishers call the parts of an entry; of several that it has the first counts.
 QUESTION_KEYS = ("question", "sent", "query")
@@ -33,7 +33,8 @@ _GQA_LARGE = ("semantic", "entailed", "equivalent", "annotations", "semanticStr"
 def read_questions(source: Source) -> Content:
     """Questions of a JSON file, with answers where they are in it.
 
-    The file is a list, has one under "questions", "data" or "annotations", or is an object of entries by id.
+    The file is a list, has one under "questions", "data" or "annotations" or a list under the name of each
+    split, or is an object of entries by id.
     Where no entry has an id, each gets FILE:NUMBER, from 0.
     """
     content = source.json(_small)
@@ -87,12 +88,23 @@ def _entries(source: Source, content: Any) -> list[Any]:
     """The list of a file's entries, wherever it is."""
     if isinstance(content, list):
         return content
-    if isinstance(content, dict):
-        key = next((key for key in _LIST_KEYS if isinstance(content.get(key), list)), None)
-        if key is None and content and all(map(_is_entry, content.values())):
-            return [{"id": question_id, **item} for question_id, item in content.items()]
-        return source.items(content, key or "questions")
-    raise malformed(source.file.path, "expected a list of questions")
+    if not isinstance(content, dict):
+        raise malformed(source.file.path, f"expected a list of questions, got {type_name(content)}")
+    key = next((key for key in _LIST_KEYS if isinstance(content.get(key), list)), None)
+    if key is None and content and all(map(_is_entry, content.values())):
+        return [{"id": question_id, **item} for question_id, item in content.items()]
+    lists = {name: value for name, value in content.items() if isinstance(value, list) and split_in(name)}
+    if key is None and lists:
+        return [
+            {"split": name, **item} if isinstance(item, dict) else item
+            for name, listed in lists.items()
+            for item in listed
+        ]
+    if key is None and "questions" not in content:
+        # Common words alone make a file one of questions: what else it may be must not stop a command.
+        source.problem("", f"holds no list of questions (found {', '.join(list(content)[:4])}; not read)")
+        return []
+    return source.items(content, key or "questions")
 
 
 def _is_entry(value: Any) -> bool:
