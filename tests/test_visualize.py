@@ -21,7 +21,7 @@ from tbkin_core.datasets import open_dataset
 from tbkin_core.figures.trace import load_trace
 from tbkin_core.graphs.question import unified_graph
 from tbkin_core.results import AnswersResult
-from tbkin_core.texts.language import is_question, looks_foreign
+from tbkin_core.texts.language import looks_foreign
 
 # In `tbkin_core.stages` the name of a stage is its function.
 visualize_module = importlib.import_module("tbkin_core.stages.visualize")
@@ -407,8 +407,14 @@ def test_which_texts_look_foreign(text: str, foreign: bool) -> None:
     assert looks_foreign(text) is foreign
 
 
-def test_a_question_asks() -> None:
-    assert is_question("what color") and is_question("a dog?") and not is_question("the red dog")
+@pytest.mark.parametrize(
+    ("text", "task"), [("can on the left", "rec"), ("the can on the left", "rec"), ("is it red", "vqa")]
+)
+def test_a_question_goes_to_the_model_that_answers_it(
+    trained: Path, tmp_path: Path, text: str, task: str
+) -> None:
+    outcome = succeeds("visualize", "img.jpg", text, "--json", "--out", tmp_path, cwd=trained)
+    assert json.loads(outcome.out)["task"] == task
 
 
 def test_no_display_is_needed(trained: Path, tmp_path: Path) -> None:

@@ -56,10 +56,13 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     from tbkin_core.texts.language import is_question
 
     sources: list[Path | str] = [*config.images, *config.image_id]
-    # Of a VQA and a REC model, a question goes to the first and an expression to the second.
-    asks = is_question(config.question)
-    wanted = next((name for name in FINETUNE_TASKS if task_named(name).asks == asks), None)
-    model = Answerer(config, config.checkpoint or find_checkpoint(list(TASKS), prefer=wanted))
+    checkpoint = config.checkpoint
+    if checkpoint is None:
+        # Of a VQA and a REC model, a question goes to the first and an expression to the second.
+        asks = is_question(config.question)
+        wanted = next((name for name in FINETUNE_TASKS if task_named(name).asks == asks), None)
+        checkpoint = find_checkpoint(list(TASKS), prefer=wanted)
+    model = Answerer(config, checkpoint)
     result = AnswersResult(
         out=make_directory(config.out or ROOT / "visualize"),
         title=f"{shortened(model.question)}  ({model.checkpoint})",
