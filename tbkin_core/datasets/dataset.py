@@ -260,8 +260,8 @@ class Dataset:
         return bool(self._files.holding(Holds.SCENE_GRAPHS))
 
     def gold_graphs(self, split: str | None = None) -> dict[ImageId, records.GoldGraph]:
-        """Annotated scene graph of each image: Visual Genome's `scene_graphs.json`, or `relationships.json` with
-        the objects and attributes beside it.
+        """Annotated scene graph of each image: `scene_graphs.json` of Visual Genome, or `relationships.json`
+        with the objects and attributes beside it.
 
         Objects without a usable box, and the relations with them, are left out and counted as problems.
         """

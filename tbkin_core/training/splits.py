@@ -16,7 +16,7 @@ from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.regions import ImageId
-from tbkin_core.runs import finished_runs
+from tbkin_core.runs import finished_runs, kept_contents, settings_of
 from tbkin_core.support.randomness import mix
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import FinetuneTask, SampleSet
@@ -289,6 +289,25 @@ def changed_splits(kept: Mapping[str, int] | None, samples: Mapping[str, Sequenc
     """Splits whose samples are no longer those of which a run kept the `samples_content`; new ones aside."""
     now = {name: samples_content({name: samples.get(name, ())}) for name in kept or ()}
     return [name for name, number in now.items() if number != (kept or {})[name]]
+
+
+def changed_since(run: Path, task: FinetuneTask, dataset: Dataset, split: str | None = None) -> list[str]:
+    """Splits, or one of them, whose samples are no longer those that a finished run speaks of."""
+    kept = {name: number for name, number in kept_contents(run).items() if split in (None, name)}
+    if not kept:  # of a run that an earlier version made
+        return []
+    settings = settings_of(run)
+    subset = settings.get("dataset")
+    try:
+        # A split that was not divided is quickly compared, without the others.
+        if split in task.split_names(dataset, subset):
+            whole = {split: task.split_samples(dataset, split, subset)}
+            if not changed_splits(kept, whole):
+                return []
+        divided = task_splits(task, dataset, subset, settings.get("train_split"), settings.get("seed", 0))
+    except TbkinError:  # the samples are gone, or cannot be trained on any more
+        return list(kept)
+    return changed_splits(kept, divided.samples)
 
 
 def find_data(task: FinetuneTask) -> Path:
