@@ -62,14 +62,18 @@ def _with_key(content: Any, key: str) -> Any:
 
 
 def answers_of(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
-    """Answers of an entry: texts, numbers, or {"answer": ...}."""
+    """Answers of an entry: texts, numbers, or {"answer": ...}.
+
+    Of several answers an empty one is kept, as the official evaluator keeps it.
+    """
     listed = item.get("answers")
     if not isinstance(listed, list) or not listed:
         listed = [item.get(_MULTIPLE_CHOICE, item.get("answer"))]
     answers = []
     for answer in listed:
         value = answer.get("answer") if isinstance(answer, dict) else answer
-        if text := as_text(str(value) if isinstance(value, int | float) else value):
+        text = as_text(str(value) if isinstance(value, int | float) else value)
+        if text or (text is not None and len(listed) > 1):
             answers.append(sys.intern(text))
         else:
             source.problem(subject, "has an answer without text (left out)")
