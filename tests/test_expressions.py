@@ -15,6 +15,7 @@ from test_datasets import one_problem, ref, write
 
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import DataError
+from tbkin_core.tasks.rec import expression_set
 
 
 def expressions_of(dataset: Dataset, *names: str) -> list[tuple[Any, ...]]:
@@ -295,6 +296,17 @@ def test_a_picture_that_is_turned_counts_as_it_is_shown(tmp_path: Path) -> None:
     # Within 480 x 640 two corners alone, within 640 x 480 neither reading.
     write(tmp_path, "mine.jsonl", lines([{"image": "a.jpg", "text": "it", "box": [300, 400, 470, 620]}]))
     assert boxes_of(tmp_path) == [(300, 400, 170, 220)]
+
+
+def test_a_dataset_is_called_as_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "mine/a.png")
+    monkeypatch.chdir(tmp_path)
+    dataset = open_dataset("mine")
+    assert (dataset.path, dataset.root) == (Path("mine"), tmp_path / "mine")
+    with pytest.raises(DataError, match=r"^mine: no image"):
+        dataset.image("b")
+    with pytest.raises(DataError, match=r"^mine: no referring expressions"):
+        expression_set(dataset, None)
 
 
 def test_own_expressions_beside_others(tmp_path: Path) -> None:

@@ -303,7 +303,8 @@ def test_images_that_any_dataset_evaluates_on_are_known_in_all(tmp_path: Path) -
     write_json_file(
         tmp_path / "listed/annotations/captions_train2017.json", {"images": listed, "annotations": captions}
     )
-    evaluated = EvaluatedImages([tmp_path / "refcoco", tmp_path / "coco14"], [tmp_path / "questions"])
+    opened = [open_dataset(tmp_path / place) for place in ("refcoco", "coco14", "questions")]
+    evaluated = EvaluatedImages(opened[:2], opened[2:])
     assert evaluated.places == [tmp_path / "refcoco", tmp_path / "questions"]
 
     def known(place: str, *image_ids: int) -> list[int]:
@@ -330,9 +331,10 @@ def test_questions_without_splits_are_no_reason_to_leave_captions_out(tmp_path: 
         Image.new("RGB", (8, 8)).save(tmp_path / place / "1.jpg")
     for place, expected in (("own", [False, False]), ("both", [False, True]), ("val", [False, False])):
         dataset = open_dataset(tmp_path / place)
-        assert EvaluatedImages([tmp_path / place]).among(dataset, [0, 1]).tolist() == expected
+        assert EvaluatedImages([dataset]).among(dataset, [0, 1]).tolist() == expected
     # Of data that nothing is trained on here, val counts.
-    assert EvaluatedImages([], [tmp_path / "val"]).among(open_dataset(tmp_path / "val"), [0]).all()
+    dataset = open_dataset(tmp_path / "val")
+    assert EvaluatedImages([], [dataset]).among(dataset, [0]).all()
 
 
 # ---- what a region gets right -------------------------------------------------------------------

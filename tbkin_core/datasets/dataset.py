@@ -39,7 +39,7 @@ def open_dataset(path: str | Path) -> Dataset:
         raise DataError(f"{path}: no such directory", hint="give the directory of a dataset, such as coco/")
     if not root.is_dir():
         raise DataError(f"{path}: a file, not a dataset directory", hint=f"give its directory: {root.parent}")
-    return Dataset(root)
+    return Dataset(root, Path(path))
 
 
 class Dataset:
@@ -49,7 +49,8 @@ class Dataset:
     collection where the dataset has no such records. All records of an image carry the same `image_id`.
 
     Attributes:
-        root: The directory.
+        root: The directory, as an absolute path.
+        path: The directory as it was named, for messages.
         layouts: What was found, in the words and order of `tbkin_core.datasets.formats.FORMATS`:
             "coco-captions", "vqa", ...; "images" last, for image files on disk.
         passed_over: Files that are known and not read, and what they are, one line each.
@@ -59,8 +60,8 @@ class Dataset:
             there is no image or set of expressions of the name that is asked for.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, path: Path) -> None:
+        self.root, self.path = root, path
         self._files = AnnotationFiles(root)
         self.layouts: tuple[str, ...] = self._files.layouts
         self.passed_over: list[str] = self._files.passed_over
@@ -104,7 +105,7 @@ class Dataset:
         if record is None:
             example = next(iter(self._records), None)
             raise DataError(
-                f"{self.root}: no image {image_id!r} among {len(self._records)}",
+                f"{self.path}: no image {image_id!r} among {len(self._records)}",
                 hint=f"ids look like {example!r}" if example is not None else "the dataset has no images",
             )
         return record
@@ -441,7 +442,7 @@ class Dataset:
             if asked in (each.replace("_", "-"), f"{each}-{version_of(files[0]).name}".replace("_", "-")):
                 return (each,)
         raise DataError(
-            f"{self.root}: no referring expressions {name!r}; found"
+            f"{self.path}: no referring expressions {name!r}; found"
             f" {', '.join(self.expression_sets(every_version=True)) or 'none'}",
             hint="RefCOCO expects a directory refcoco/ with refs(unc).p and instances.json",
         )

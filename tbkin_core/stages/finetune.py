@@ -95,7 +95,7 @@ def _check_data_unchanged(task: FinetuneTask, dataset: Dataset, out: Path) -> No
     """DataError where a finished run was made with other samples: what it found is not about these."""
     if changed := changed_since(out, task, dataset):
         raise DataError(
-            f"{out}: the data have changed since this run was made ({', '.join(changed)} of {dataset.root}),"
+            f"{out}: the data have changed since this run was made ({', '.join(changed)} of {dataset.path}),"
             " and its results are of the data before",
             hint="--overwrite trains it again; --out DIR keeps both; its old results are in run.json",
         )

@@ -238,14 +238,14 @@ def _evaluable(items: Sequence[Any], subject: _Subject, split: str) -> tuple[lis
     labelled = [item for item in items if subject.task.labelled(item)]
     if not labelled:
         raise DataError(
-            f"{subject.dataset.root}: split {split} has no {subject.task.label} to evaluate against",
+            f"{subject.dataset.path}: split {split} has no {subject.task.label} to evaluate against",
             hint="choose --split val",
         )
     found = subject.task.usable(labelled, subject.store)
     if not found:
         raise DataError(
             f"{subject.store.path}: holds features of no image of split {split}",
-            hint=f"run `tbkin extract-features {subject.dataset.root}` with these images in place",
+            hint=f"run `tbkin extract-features {subject.dataset.path}` with these images in place",
         )
     lacking = len(labelled) - len(found)
     note = f"{split}: {lacking} of {len(labelled)} samples skipped, their images have no features that fit"

@@ -87,7 +87,7 @@ class VqaTask(FinetuneTask[Question]):
         names = list(dataset.question_splits())
         if not names:
             raise DataError(
-                f"{dataset.root}: no VQA questions (found: {', '.join(dataset.layouts)})",
+                f"{dataset.path}: no VQA questions (found: {', '.join(dataset.layouts)})",
                 hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json, or your own"
                 f" questions.jsonl with lines such as {SHAPE}",
             )
