@@ -316,6 +316,11 @@ def test_own_expressions_beside_others(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "parts")
     assert dataset.expression_sets() == ("lines",) and dataset.expression_splits() == ("train", "val")
     assert expressions_of(dataset, "sent_id") == [(1,), ("lines/val/it.jsonl:1",)]
+    # Images may have numbers, of which nothing else knows.
+    write(tmp_path / "numbers", "mine.json", [{**row, "image": 7}, {**row, "image": None}])
+    dataset = open_dataset(tmp_path / "numbers")
+    assert expressions_of(dataset, "image_id", "width") == [(7, 0)] and len(dataset.images()) == 1
+    one_problem(dataset.problems, "mine.json: entry 2 has no image")
     # Questions stay questions, captions captions.
     asked = {"image": "a.png", "question": "what?", "answer": "it", "text": "it", "box": [1, 2, 3, 4]}
     write(tmp_path / "others", "questions.jsonl", lines([asked]))

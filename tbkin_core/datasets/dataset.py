@@ -296,8 +296,9 @@ class Dataset:
         """Images that annotations speak of, each with the split of the annotation."""
         for file in (file for name in sorted(self.expression_sets()) for file in self._refs_files[name]):
             for key, ref in self._files.keyed_refs(file):
-                if ref.split != "all" and (ref.target or key in self._files.index.listed):
-                    yield key, ref.split
+                split = None if ref.split == "all" else ref.split
+                if ref.target is not None or (split and key in self._files.index.listed):
+                    yield key, split
         for name in self.question_splits():
             yield from ((key, None if name == "all" else name) for key, _ in self._keyed_questions(name))
         # Files whose images are all listed mention no others, and some are long to read.
