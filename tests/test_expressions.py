@@ -134,6 +134,15 @@ def test_expressions_without_boxes_are_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
     write(tmp_path, "train2014/COCO_train2014_000000000042.jpg")
     one_problem(open_dataset(tmp_path).problems, "refcoco+_train.json: expressions without boxes")
+    write(
+        tmp_path,
+        "google_refexp_val_201511.json",
+        {"annotations": {"1": {"bbox": [1, 2, 3, 4]}}, "images": {}},
+    )
+    dataset = open_dataset(tmp_path)
+    one_problem(dataset.problems, "google_refexp_val_201511.json: RefCOCOg in Google's first form")
+    assert not dataset.boxes()
+    (tmp_path / "google_refexp_val_201511.json").unlink()
     # The same list with boxes is read.
     write(tmp_path, "refcoco+_train.json", [{**rows[0], "xywh": [1, 2, 30, 40]}])
     dataset = open_dataset(tmp_path)
