@@ -166,6 +166,17 @@ def finish_run(path: Path, results: dict[str, Any]) -> None:
     shutil.rmtree(_replaced(path), ignore_errors=True)
 
 
+def settings_of(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that made a checkpoint; empty where it was made elsewhere."""
+    return read_json(checkpoint / RUN_FILE)["settings"] if (checkpoint / RUN_FILE).exists() else {}
+
+
+def kept_contents(run: Path) -> dict[str, int]:
+    """What a finished run noted of its samples, by split (`samples_content`); {} where it noted nothing."""
+    found: dict[str, int] = ((_read_run(run) or {}).get("results") or {}).get("contents") or {}
+    return found
+
+
 def finished_runs(stage: str) -> list[tuple[Path, dict[str, Any]]]:
     """Finished runs of a stage, the latest first; those of threshold sweeps are left out."""
     found = []

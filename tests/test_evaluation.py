@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbkin_core.boxes import box_iou_paired, xywh_to_xyxy
+from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference, too_few_images
 from tbkin_core.evaluation.vqa import answer_accuracy, normalize_answer, soft_scores, vqa_accuracy
@@ -251,6 +252,33 @@ def test_vqa_accuracy_accepts_lists_and_own_annotations_without_types() -> None:
     assert accuracy.per_question == {"a": 0, "b": 100}
     assert accuracy.per_answer_type == {"yes/no": 100}
     assert accuracy.per_question_type == {}
+
+
+def test_an_empty_answer_counts_as_the_official_evaluator_counts_it(tmp_path: Path) -> None:
+    given_answers: dict[int, list[Any]] = {
+        1: ["red"] * 3 + ["blue"] * 6 + [" "],
+        2: ["two"] * 9 + [""],  # not all agree, so that both are 2
+        3: [""] * 10,
+        4: [""],
+        5: ["", "yes", None],
+    }
+    annotations = [
+        {"question_id": number, "image_id": 1, "answers": [{"answer": it} for it in answers]}
+        for number, answers in given_answers.items()
+    ]
+    questions = [{"question_id": number, "image_id": 1, "question": "what?"} for number in given_answers]
+    (tmp_path / "v2_train_questions.json").write_text(json.dumps({"questions": questions}))
+    (tmp_path / "v2_train_annotations.json").write_text(json.dumps({"annotations": annotations}))
+    dataset = open_dataset(tmp_path)
+    read = {item.question_id: item.answers for item in dataset.questions()}
+    for number, answer in ((1, "red"), (1, "blue"), (2, "2"), (3, "red"), (3, "")):
+        results = [{"question_id": number, "answer": answer}]
+        official = vqa_accuracy(questions, [annotations[number - 1]], results).overall / 100
+        assert answer_accuracy(answer, read[number]) == pytest.approx(official)
+    assert answer_accuracy("red", read[1]) == pytest.approx(0.9) and answer_accuracy("2", read[2]) == 1
+    assert (read[4], read[5]) == ((), ("", "yes"))
+    what = "v2_train_annotations.json: question 4 and 1 more: has an answer without text (left out)"
+    assert dataset.problems == [what]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from test_datasets import one_problem, ref, write
 
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import DataError
+from tbkin_core.tasks.rec import expression_set
 
 
 def expressions_of(dataset: Dataset, *names: str) -> list[tuple[Any, ...]]:
@@ -133,6 +134,15 @@ def test_expressions_without_boxes_are_named(tmp_path: Path) -> None:
         open_dataset(tmp_path)
     write(tmp_path, "train2014/COCO_train2014_000000000042.jpg")
     one_problem(open_dataset(tmp_path).problems, "refcoco+_train.json: expressions without boxes")
+    write(
+        tmp_path,
+        "google_refexp_val_201511.json",
+        {"annotations": {"1": {"bbox": [1, 2, 3, 4]}}, "images": {}},
+    )
+    dataset = open_dataset(tmp_path)
+    one_problem(dataset.problems, "google_refexp_val_201511.json: RefCOCOg in Google's first form")
+    assert not dataset.boxes()
+    (tmp_path / "google_refexp_val_201511.json").unlink()
     # The same list with boxes is read.
     write(tmp_path, "refcoco+_train.json", [{**rows[0], "xywh": [1, 2, 30, 40]}])
     dataset = open_dataset(tmp_path)
@@ -297,6 +307,17 @@ def test_a_picture_that_is_turned_counts_as_it_is_shown(tmp_path: Path) -> None:
     assert boxes_of(tmp_path) == [(300, 400, 170, 220)]
 
 
+def test_a_dataset_is_called_as_it_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "mine/a.png")
+    monkeypatch.chdir(tmp_path)
+    dataset = open_dataset("mine")
+    assert (dataset.path, dataset.root) == (Path("mine"), tmp_path / "mine")
+    with pytest.raises(DataError, match=r"^mine: no image"):
+        dataset.image("b")
+    with pytest.raises(DataError, match=r"^mine: no referring expressions"):
+        expression_set(dataset, None)
+
+
 def test_own_expressions_beside_others(tmp_path: Path) -> None:
     row = {"image": "a.png", "text": "it", "xywh": [1, 2, 3, 4]}
     for split in ("train", "val"):
@@ -304,6 +325,11 @@ def test_own_expressions_beside_others(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "parts")
     assert dataset.expression_sets() == ("lines",) and dataset.expression_splits() == ("train", "val")
     assert expressions_of(dataset, "sent_id") == [(1,), ("lines/val/it.jsonl:1",)]
+    # Images may have numbers, of which nothing else knows.
+    write(tmp_path / "numbers", "mine.json", [{**row, "image": 7}, {**row, "image": None}])
+    dataset = open_dataset(tmp_path / "numbers")
+    assert expressions_of(dataset, "image_id", "width") == [(7, 0)] and len(dataset.images()) == 1
+    one_problem(dataset.problems, "mine.json: entry 2 has no image")
     # Questions stay questions, captions captions.
     asked = {"image": "a.png", "question": "what?", "answer": "it", "text": "it", "box": [1, 2, 3, 4]}
     write(tmp_path / "others", "questions.jsonl", lines([asked]))

@@ -147,7 +147,7 @@ def test_two_sets_of_questions_in_one_directory_are_a_choice(tmp_path: Path) -> 
     # In what one set trains on, another may validate.
     asked = [{"question_id": 1, "image_id": 3, "question": "what?"}]
     (tmp_path / "OpenEnded_mscoco_val2014_questions.json").write_text(json.dumps({"questions": asked}))
-    evaluated = EvaluatedImages([tmp_path]).among(open_dataset(tmp_path), range(6))
+    evaluated = EvaluatedImages([open_dataset(tmp_path)]).among(open_dataset(tmp_path), range(6))
     assert evaluated.tolist() == [False, False, False, True, True, True]
 
 
@@ -338,7 +338,8 @@ def test_images_that_any_dataset_evaluates_on_are_known_in_all(tmp_path: Path) -
     write_json_file(
         tmp_path / "listed/annotations/captions_train2017.json", {"images": listed, "annotations": captions}
     )
-    evaluated = EvaluatedImages([tmp_path / "refcoco", tmp_path / "coco14"], [tmp_path / "questions"])
+    opened = [open_dataset(tmp_path / place) for place in ("refcoco", "coco14", "questions")]
+    evaluated = EvaluatedImages(opened[:2], opened[2:])
     assert evaluated.places == [tmp_path / "refcoco", tmp_path / "questions"]
 
     def known(place: str, *image_ids: int) -> list[int]:
@@ -365,9 +366,10 @@ def test_questions_without_splits_are_no_reason_to_leave_captions_out(tmp_path: 
         Image.new("RGB", (8, 8)).save(tmp_path / place / "1.jpg")
     for place, expected in (("own", [False, False]), ("both", [False, True]), ("val", [False, False])):
         dataset = open_dataset(tmp_path / place)
-        assert EvaluatedImages([tmp_path / place]).among(dataset, [0, 1]).tolist() == expected
+        assert EvaluatedImages([dataset]).among(dataset, [0, 1]).tolist() == expected
     # Of data that nothing is trained on here, val counts.
-    assert EvaluatedImages([], [tmp_path / "val"]).among(open_dataset(tmp_path / "val"), [0]).all()
+    dataset = open_dataset(tmp_path / "val")
+    assert EvaluatedImages([], [dataset]).among(dataset, [0]).all()
 
 
 # ---- what a region gets right -------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from tbkin_core.datasets import open_dataset
 from tbkin_core.figures.trace import load_trace
 from tbkin_core.graphs.question import unified_graph
 from tbkin_core.results import AnswersResult
-from tbkin_core.texts.language import is_question, looks_foreign
+from tbkin_core.texts.language import looks_foreign
 
 # In `tbkin_core.stages` the name of a stage is its function.
 visualize_module = importlib.import_module("tbkin_core.stages.visualize")
@@ -407,8 +408,14 @@ def test_which_texts_look_foreign(text: str, foreign: bool) -> None:
     assert looks_foreign(text) is foreign
 
 
-def test_a_question_asks() -> None:
-    assert is_question("what color") and is_question("a dog?") and not is_question("the red dog")
+@pytest.mark.parametrize(
+    ("text", "task"), [("can on the left", "rec"), ("the can on the left", "rec"), ("is it red", "vqa")]
+)
+def test_a_question_goes_to_the_model_that_answers_it(
+    trained: Path, tmp_path: Path, text: str, task: str
+) -> None:
+    outcome = succeeds("visualize", "img.jpg", text, "--json", "--out", tmp_path, cwd=trained)
+    assert json.loads(outcome.out)["task"] == task
 
 
 def test_no_display_is_needed(trained: Path, tmp_path: Path) -> None:
@@ -417,3 +424,31 @@ def test_no_display_is_needed(trained: Path, tmp_path: Path) -> None:
     outcome = tbkin_process(*arguments, cwd=trained, DISPLAY="", WAYLAND_DISPLAY="", MPLBACKEND="TkAgg")
     assert outcome.code == 0, outcome.err
     assert Path(json.loads(outcome.out)["figure"]).stat().st_size > 5000
+
+
+def test_figures_say_that_the_data_have_changed(trained_workspace: Path) -> None:
+    wrong = ("--from", f"{VQA}/results-val.json")
+    assert not any("changed" in note for note in values_of(*wrong, cwd=trained_workspace)["problems"])
+    for file in (trained_workspace / "coco").rglob("*annotations.json"):
+        file.write_text(re.sub(r'"answer":"\w+"', '"answer":"purple"', file.read_text()))
+    notes = values_of(*wrong, cwd=trained_workspace)["problems"]
+    assert sum(f"coco: val changed since {VQA} was made" in note for note in notes) == 1
+    # The target of an expression is that of the data as they are now.
+    dataset = open_dataset(trained_workspace / "coco")
+    item = dataset.expressions("val")[0]
+    picture = dataset.image(item.image_id).path
+    assert picture is not None
+    line = (picture, item.text, "--checkpoint", REC)
+    before = values_of(*line, cwd=trained_workspace)
+    assert before["target_box"] and not any("changed" in note for note in before["problems"])
+    for file in (trained_workspace / "coco").rglob("instances.json"):
+        content = json.loads(file.read_text())
+        for box in content["annotations"]:
+            box["bbox"][0] += 1
+        file.write_text(json.dumps(content))
+    after = values_of(*line, cwd=trained_workspace)
+    assert after["target_box"][0] == before["target_box"][0] + 1
+    assert sum(f"changed since {REC} was made" in note for note in after["problems"]) == 1
+    # Nothing is said where nothing of the data is shown.
+    after = values_of(picture, "the red square nowhere", "--checkpoint", REC, cwd=trained_workspace)
+    assert not any("changed" in note for note in after["problems"])

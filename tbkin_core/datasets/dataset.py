@@ -40,7 +40,7 @@ def open_dataset(path: str | Path) -> Dataset:
         raise DataError(f"{path}: no such directory", hint="give the directory of a dataset, such as coco/")
     if not root.is_dir():
         raise DataError(f"{path}: a file, not a dataset directory", hint=f"give its directory: {root.parent}")
-    return Dataset(root)
+    return Dataset(root, Path(path))
 
 
 class Dataset:
@@ -50,7 +50,8 @@ class Dataset:
     collection where the dataset has no such records. All records of an image carry the same `image_id`.
 
     Attributes:
-        root: The directory.
+        root: The directory, as an absolute path.
+        path: The directory as it was named, for messages.
         layouts: What was found, in the words and order of `tbkin_core.datasets.formats.FORMATS`:
             "coco-captions", "vqa", ...; "images" last, for image files on disk.
         passed_over: Files that are known and not read, and what they are, one line each.
@@ -60,8 +61,8 @@ class Dataset:
             there is no image or set of expressions of the name that is asked for.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, path: Path) -> None:
+        self.root, self.path = root, path
         self._files = AnnotationFiles(root)
         self.layouts: tuple[str, ...] = self._files.layouts
         self.passed_over: list[str] = self._files.passed_over
@@ -107,7 +108,7 @@ class Dataset:
         if record is None:
             example = next(iter(self._records), None)
             raise DataError(
-                f"{self.root}: no image {image_id!r} among {len(self._records)}",
+                f"{self.path}: no image {image_id!r} among {len(self._records)}",
                 hint=f"ids look like {example!r}" if example is not None else "the dataset has no images",
             )
         return record
@@ -275,8 +276,8 @@ class Dataset:
         return bool(self._files.holding(Holds.SCENE_GRAPHS))
 
     def gold_graphs(self, split: str | None = None) -> dict[ImageId, records.GoldGraph]:
-        """Annotated scene graph of each image: Visual Genome's `scene_graphs.json`, or its
-        `relationships.json` with the objects and attributes beside it.
+        """Annotated scene graph of each image: `scene_graphs.json` of Visual Genome, or `relationships.json`
+        with the objects and attributes beside it.
 
         Objects without a usable box, and the relations with them, are left out and counted as problems.
         """
@@ -310,8 +311,9 @@ class Dataset:
         """Images that annotations speak of, each with the split of the annotation."""
         for file in (file for name in sorted(self.expression_sets()) for file in self._refs_files[name]):
             for key, ref in self._files.keyed_refs(file):
-                if ref.split != "all" and (ref.target or key in self._files.index.listed):
-                    yield key, ref.split
+                split = None if ref.split == "all" else ref.split
+                if ref.target is not None or (split and key in self._files.index.listed):
+                    yield key, split
         for name in self.question_splits():
             yield from ((key, None if name == "all" else name) for key, _ in self._questions.keyed(name))
         # Files whose images are all listed mention no others, and some are long to read.
@@ -396,7 +398,7 @@ class Dataset:
             if asked in (each.replace("_", "-"), f"{each}-{version_of(files[0]).name}".replace("_", "-")):
                 return (each,)
         raise DataError(
-            f"{self.root}: no referring expressions {name!r}; found"
+            f"{self.path}: no referring expressions {name!r}; found"
             f" {', '.join(self.expression_sets(every_version=True)) or 'none'}",
             hint="RefCOCO expects a directory refcoco/ with refs(unc).p and instances.json",
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tbkin_core.datasets.formats import FORMAT_OF, FORMATS
@@ -133,7 +134,10 @@ class Layout:
             if own == "store" and format is not None and format.in_stores:
                 self.files.append(AnnotationFile(file.path, name, None, format.name))
             return
-        format = _of_content(file, _FIRST) or _of_name(file) or _of_content(file, _BY_CONTENT)
+        format = None
+        with suppress(OSError):  # a file known by its name says what is wrong when it is read
+            format = _of_content(file, _FIRST)
+        format = format or _of_name(file) or _of_content(file, _BY_CONTENT)
         if format is not None and format.passed_over:
             self._passed_over.setdefault(format.passed_over, []).append(name)
         if format is None or format.holds is Holds.NOTHING:

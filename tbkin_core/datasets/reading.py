@@ -357,7 +357,7 @@ def texts_in(values: Any) -> list[str]:
 
 def as_pixels(value: Any) -> int | None:
     """Width or height in pixels, above 0; None where the value is none."""
-    return int(value) if _is_number(value) and math.isfinite(value) and value >= 1 else None
+    return int(value) if _is_number(value) and 1 <= value < 1 << 31 else None
 
 
 def _is_number(value: Any) -> bool:

@@ -105,7 +105,7 @@ def texts_of(dataset: Dataset) -> tuple[Sequence[Caption], str]:
     if questions:
         return questions, "questions"
     raise DataError(
-        f"{dataset.root}: no captions, expressions or questions to build graphs from"
+        f"{dataset.path}: no captions, expressions or questions to build graphs from"
         f" (found: {', '.join(dataset.layouts)})",
         hint="add COCO captions_*.json, or a JSONL file with lines such as"
         ' {"image": "dog.jpg", "text": "a dog on a sofa"}',

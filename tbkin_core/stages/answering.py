@@ -28,16 +28,18 @@ from tbkin_core.figures.views import check_choice
 from tbkin_core.graphs.joining import borrowed_labels
 from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model, load_model_config, task_of
+from tbkin_core.runs import settings_of
 from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks.base import Task, task_named, to_device
+from tbkin_core.tasks.base import Task, finetune_task, task_named, to_device
 from tbkin_core.texts.language import looks_foreign
 from tbkin_core.texts.table import encode_texts
 from tbkin_core.texts.tokenizer import words_of
-from tbkin_core.training.start import check_feature_kind, settings_of
+from tbkin_core.training.splits import changed_since
+from tbkin_core.training.start import check_feature_kind
 
 _PICTURE_SIDE = 800  # pixels; more than a figure shows
 
@@ -154,6 +156,8 @@ class Answerer:
         target = None
         if self.task.presentation.answers_are_regions and image_id is not None:
             target = self.data.target_box(self.task, image_id, self.question, (width, height))
+            if target is not None:
+                self.problems += [note for note in self.data.changes if note not in self.problems]
         trace = Trace(
             task=self.task.name,
             text=self.question,
@@ -347,7 +351,7 @@ class _DatasetOfImages:
     """What the dataset that a checkpoint was trained on, or another one asked for, knows of an image."""
 
     def __init__(self, config: VisualizeConfig, checkpoint: Path) -> None:
-        self._settings = settings_of(checkpoint)
+        self._checkpoint, self._settings = checkpoint, settings_of(checkpoint)
         self._asked = config.data is not None
         found = config.data or self._settings.get("data")
         found = found[0] if isinstance(found, list) and found else found
@@ -391,6 +395,15 @@ class _DatasetOfImages:
         if self._dataset is None:
             return None
         return task.target_box(self._dataset, image_id, text, self._settings.get("dataset"), size)
+
+    @cached_property
+    def changes(self) -> list[str]:
+        """A note where the data are no longer those that the checkpoint's run speaks of."""
+        if self._dataset is None or self._settings.get("task") is None:
+            return []
+        changed = changed_since(self._checkpoint, finetune_task(self._settings["task"]), self._dataset)
+        what = f"{self.place}: {', '.join(changed)} changed since {self._checkpoint} was made"
+        return [f"{what}; the target shown is that of now"] if changed else []
 
     def borrowed_names(
         self, image_id: ImageId | None, boxes: NDArray[np.float32], size: tuple[int, int]

@@ -33,7 +33,7 @@ from tbkin_core.training.plan import FinetunePlan, plan_finetuning
 from tbkin_core.training.run import TrainingResult, draw_training_curves, growing_threshold, train
 from tbkin_core.training.splits import (
     TaskSplits,
-    changed_splits,
+    changed_since,
     find_data,
     samples_content,
     task_splits,
@@ -61,7 +61,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     out, results = train_together(config, "finetune", ROOT / "finetune" / run_name(config), finetune_run)
     problems: list[str] = results["problems"]
     if FINISHED_BEFORE in problems:
-        _check_data_unchanged(config, task, dataset, out, results)
+        _check_data_unchanged(task, dataset, out)
     entries = [ReportEntry.read(entry) for entry in results["report"]]
     if task.question_only and not config.blind:
         beside = question_only_entries(results)
@@ -92,17 +92,11 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     )
 
 
-def _check_data_unchanged(
-    config: FinetuneConfig, task: FinetuneTask, dataset: Dataset, out: Path, results: Mapping[str, Any]
-) -> None:
+def _check_data_unchanged(task: FinetuneTask, dataset: Dataset, out: Path) -> None:
     """DataError where a finished run was made with other samples: what it found is not about these."""
-    kept = results.get("contents")
-    if not kept:  # of a run that an earlier version made
-        return
-    samples = task_splits(task, dataset, config.dataset, config.train_split, config.seed).samples
-    if changed := changed_splits(kept, samples):
+    if changed := changed_since(out, task, dataset):
         raise DataError(
-            f"{out}: the data have changed since this run was made ({', '.join(changed)} of {dataset.root}),"
+            f"{out}: the data have changed since this run was made ({', '.join(changed)} of {dataset.path}),"
             " and its results are of the data before",
             hint="--overwrite trains it again; --out DIR keeps both; its old results are in run.json",
         )

@@ -80,17 +80,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
     Raises:
         TbkinError: Features or graphs do not fit each other or the initial weights; training failed.
     """
-    parts: list[_Captions] = []
-    evaluated = EvaluatedImages(config.data, config.evaluated_on)
-    for places in _sources(config):
-        parts.append(_captions(*places, config.seed, evaluated))
-        first, last = parts[0].features, parts[-1].features
-        if feature_kind(first.settings) != feature_kind(last.settings):
-            raise DataError(
-                f"{last.path}: features of another kind than {first.path}; they are not mixed",
-                hint="extract the features of all datasets with the same extractor",
-            )
-    notes = [*evaluated.notes, *(note for part in parts for note in part.notes)]
+    parts, notes = _all_captions(config)
     count = sum(len(part.training) for part in parts)
     store = parts[0].features
     start = starting_point(initial_source(config, store), [text for part in parts for text in part.texts])
@@ -133,22 +123,37 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         finish_run(out, results)
 
 
+def _all_captions(config: PretrainConfig) -> tuple[list[_Captions], list[str]]:
+    """The captions of each dataset, and notes; DataError where features of different kinds would be mixed."""
+    opened = {data: open_dataset(data) for data in config.data}
+    evaluated = EvaluatedImages(list(opened.values()), [open_dataset(place) for place in config.evaluated_on])
+    parts: list[_Captions] = []
+    for data, features, graphs in _sources(config):
+        parts.append(_captions(opened[data], features, graphs, config.seed, evaluated))
+        first, last = parts[0].features, parts[-1].features
+        if feature_kind(first.settings) != feature_kind(last.settings):
+            raise DataError(
+                f"{last.path}: features of another kind than {first.path}; they are not mixed",
+                hint="extract the features of all datasets with the same extractor",
+            )
+    return parts, [*evaluated.notes, *(note for part in parts for note in part.notes)]
+
+
 def _captions(
-    data: Path, feature_dir: Path, graph_dir: Path, seed: int, evaluated: EvaluatedImages
+    dataset: Dataset, feature_dir: Path, graph_dir: Path, seed: int, evaluated: EvaluatedImages
 ) -> _Captions:
     """The captions of a dataset, those of train apart from those of val; test splits are left alone."""
     features, graphs = FeatureStore(feature_dir), GraphStore(graph_dir)
     if graphs.settings["features"] != features.settings:
         raise DataError(
             f"{graph_dir}: was built over other regions than those of {feature_dir}",
-            hint=f"run `tbkin build-graphs {data} --overwrite`",
+            hint=f"run `tbkin build-graphs {dataset.path} --overwrite`",
         )
     splits = graphs.splits()
     spare = sorted(split for split in splits if not split.startswith("test"))
     trained = ["train"] if "train" in splits else [s for s in spare if s not in ("val", "minival")] or spare
     if not trained:
         raise DataError(f"{graph_dir}: only test splits ({', '.join(sorted(splits))}); nothing to train on")
-    dataset = open_dataset(data)
     training = load_captions(graphs, trained, features)
     spare_rows = ~evaluated.among(dataset, training.image_ids)
     left_out = int((~spare_rows).sum())
@@ -156,8 +161,8 @@ def _captions(
     notes = []
     if left_out:
         notes.append(
-            f"{data}: {left_out} captions left out, their images are in a val or test split of referring"
-            f" expressions or questions ({', '.join(map(str, evaluated.places))})"
+            f"{dataset.path}: {left_out} captions left out, their images are in a val or test split of"
+            f" referring expressions or questions ({', '.join(map(str, evaluated.places))})"
         )
     if not len(training):
         raise DataError(

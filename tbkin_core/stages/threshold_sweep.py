@@ -26,12 +26,13 @@ from tbkin_core.modeling.checkpoint import load_model_config, task_of
 from tbkin_core.results import SweepResult
 from tbkin_core.runs import (
     ROOT,
-    RUN_FILE,
     SWEEP_FILE,
     find_checkpoint,
     finished_runs,
+    kept_contents,
     rank_zero_first,
     run_settings,
+    settings_of,
 )
 from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
@@ -43,7 +44,7 @@ from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import FinetuneTask, finetune_task
 from tbkin_core.training.plan import most_minutes
 from tbkin_core.training.splits import changed_splits, find_data, samples_content, task_splits
-from tbkin_core.training.start import feature_place, initial_source, settings_of
+from tbkin_core.training.start import feature_place, initial_source
 
 logger = logging.getLogger("tbkin")
 
@@ -220,10 +221,7 @@ def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
 
 def _kept_contents(subject: _Subject, split: str) -> dict[str, int]:
     """What the checkpoint's run noted of the samples of a split; empty where it noted nothing."""
-    file = subject.checkpoint / RUN_FILE if subject.checkpoint is not None else None
-    if file is None or not file.exists():
-        return {}
-    kept = (read_json(file).get("results") or {}).get("contents") or {}
+    kept = {} if subject.checkpoint is None else kept_contents(subject.checkpoint)
     return {split: kept[split]} if split in kept else {}
 
 
@@ -240,14 +238,14 @@ def _evaluable(items: Sequence[Any], subject: _Subject, split: str) -> tuple[lis
     labelled = [item for item in items if subject.task.labelled(item)]
     if not labelled:
         raise DataError(
-            f"{subject.dataset.root}: split {split} has no {subject.task.label} to evaluate against",
+            f"{subject.dataset.path}: split {split} has no {subject.task.label} to evaluate against",
             hint="choose --split val",
         )
     found = subject.task.usable(labelled, subject.store)
     if not found:
         raise DataError(
             f"{subject.store.path}: holds features of no image of split {split}",
-            hint=f"run `tbkin extract-features {subject.dataset.root}` with these images in place",
+            hint=f"run `tbkin extract-features {subject.dataset.path}` with these images in place",
         )
     lacking = len(labelled) - len(found)
     note = f"{split}: {lacking} of {len(labelled)} samples skipped, their images have no features that fit"

@@ -21,7 +21,7 @@ from tbkin_core.features.pictures import load_image
 from tbkin_core.figures.contact_sheet import COLUMNS, SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
 from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult, ResultSheet, StageResult
-from tbkin_core.runs import ROOT, find_checkpoint
+from tbkin_core.runs import ROOT, find_checkpoint, kept_contents
 from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import progress, shortened
@@ -56,10 +56,13 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     from tbkin_core.texts.language import is_question
 
     sources: list[Path | str] = [*config.images, *config.image_id]
-    # Of a VQA and a REC model, a question goes to the first and an expression to the second.
-    asks = is_question(config.question)
-    wanted = next((name for name in FINETUNE_TASKS if task_named(name).asks == asks), None)
-    model = Answerer(config, config.checkpoint or find_checkpoint(list(TASKS), prefer=wanted))
+    checkpoint = config.checkpoint
+    if checkpoint is None:
+        # Of a VQA and a REC model, a question goes to the first and an expression to the second.
+        asks = is_question(config.question)
+        wanted = next((name for name in FINETUNE_TASKS if task_named(name).asks == asks), None)
+        checkpoint = find_checkpoint(list(TASKS), prefer=wanted)
+    model = Answerer(config, checkpoint)
     result = AnswersResult(
         out=make_directory(config.out or ROOT / "visualize"),
         title=f"{shortened(model.question)}  ({model.checkpoint})",
@@ -206,6 +209,16 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
         missing += sum(item.image is None for item in items)
         problems += filter(None, unread)
         groups.append(SheetGroup(f"{kind}: {share}" if kind else share, items))
+    if kept_contents(file.parent):
+        # What samples are is known to the tasks, with which comes torch.
+        from tbkin_core.tasks.base import finetune_task
+        from tbkin_core.training.splits import changed_since
+
+        if changed_since(file.parent, finetune_task(content["task"]), dataset, content["split"]):
+            problems.append(
+                f"{data}: {content['split']} changed since {file.parent} was made; its answers were judged"
+                f" by the data before (`tbkin finetune --task {content['task']} --overwrite` judges anew)"
+            )
     if missing:
         problems.insert(0, f"{missing} pictures are not in {data}; name the dataset with --data DIR")
     shown, failed = sum(map(len, chosen.values())), sum(map(_is_wrong, rows))

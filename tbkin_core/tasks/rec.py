@@ -254,7 +254,7 @@ def expression_set(dataset: Dataset, name: str | None) -> str:
     sets = dataset.expression_sets()
     if not sets:
         raise DataError(
-            f"{dataset.root}: no referring expressions (found: {', '.join(dataset.layouts)})"
+            f"{dataset.path}: no referring expressions (found: {', '.join(dataset.layouts)})"
             f"{dataset.unread()}",
             hint="expected refs(unc).p, refs(umd).p or the same as JSON beside instances.json, or a file"
             f" such as expressions.jsonl with lines such as {SHAPE}",

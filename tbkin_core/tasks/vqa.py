@@ -338,7 +338,7 @@ def question_set(dataset: Dataset, name: str | None) -> str:
     """The set of questions of a name, or the first; errors as `FinetuneTask.split_names`."""
     if not dataset.question_splits():
         raise DataError(
-            f"{dataset.root}: no VQA questions (found: {', '.join(dataset.layouts)}){dataset.unread()}",
+            f"{dataset.path}: no VQA questions (found: {', '.join(dataset.layouts)}){dataset.unread()}",
             hint="expected files such as v2_OpenEnded_mscoco_train2014_questions.json, or your own"
             f" questions.jsonl with lines such as {SHAPE}",
         )

@@ -4,11 +4,44 @@ from __future__ import annotations
 
 import re
 
-_QUESTION = re.compile(
-    r"(what|which|who|whose|whom|where|when|why|how|is|are|was|were|does?|did|can|could|will|would|has|have"
-    r"|had|should)\b|.*\?\s*$",
-    re.IGNORECASE | re.DOTALL,
+from tbkin_core.parsing.parser import CaptionParser
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+# "in this picture, what is red": what follows asks.
+_BEFORE = re.compile(r"\s*((in|on|at|from)\s[^,?]*,|(tell|ask)\s+me\b)", re.IGNORECASE)
+_AUXILIARY = re.compile(
+    r"(is|are|was|were|am|do|does|did|can|could|will|would|has|have|had|should|must|may|might)(n't)?|won't|can't"
 )
+# First words that are a verb before its subject, or else: the can on the left, Will, one that has a hat.
+_OR_ELSE = re.compile(r"(can|will|may|might|must|do|does|has|have|had)(n't)?|can't|won't")
+_ASKS = re.compile(r"which|whose|why|how|(what|who|where|when|why|how)'(s|re|d|ll)")
+# Behind "what" or "who" these begin a clause that names something: "what the man is holding".
+_SUBJECTS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "he",
+        "she",
+        "it",
+        "they",
+        "i",
+        "you",
+        "we",
+        "his",
+        "her",
+        "its",
+        "their",
+        "my",
+        "your",
+    ]
+)
+_SEEMS = re.compile(r"(what|who) (looks? like|resembles?|(appears?|seems?) to be an?)\b")
+_DETERMINERS = frozenset(["the", "a", "an", "this", "these", "those", "any"])
 # Small words of English, and of the languages with these letters that many people write; none is in both.
 _ENGLISH = frozenset(
     re.findall(
@@ -31,8 +64,40 @@ _FOREIGN = frozenset(
 
 
 def is_question(text: str) -> bool:
-    """Whether an English text asks ("what color", "is it red") rather than names something."""
-    return _QUESTION.match(text.strip()) is not None
+    """Whether an English text asks ("what color", "is it red") rather than names something.
+
+    Word order decides where the first word may do either: "can he swim" asks, "can on the left" and "what he
+    holds" name. Only where that word may be a noun is the text parsed, which takes a second or two.
+    """
+    if text.rstrip().endswith("?"):
+        return True
+    text = text[found.end() :] if (found := _BEFORE.match(text)) else text
+    words = [word.replace("’", "'") for word in _WORD.findall(text.lower())]
+    first, second = (*words, "", "")[:2]
+    if second == "ever":  # whichever
+        return False
+    if first in ("when", "where"):
+        return second not in _SUBJECTS and (not second or any(map(_AUXILIARY.fullmatch, words)))
+    if first in ("what", "who", "whom"):
+        return second not in _SUBJECTS and not _SEEMS.match(f"{first} {' '.join(words[1:])}")
+    if _OR_ELSE.fullmatch(first):
+        return len(words) > 1 and _is_inverted(text, second)
+    return (_ASKS.fullmatch(first) or _AUXILIARY.fullmatch(first)) is not None
+
+
+def _is_inverted(text: str, second: str) -> bool:
+    """Whether a text begins with an auxiliary, then its subject, then its verb, which is not finite."""
+    words = CaptionParser.pipeline()(" ".join(text.split()))
+    verb = words[0].head
+    finite = {"VBZ", "MD"} & {
+        word.tag_ for word in (verb, *verb.children) if word.i and word.dep_ in ("ROOT", "aux")
+    }
+    if finite:  # "can that is open"
+        return False
+    subjects = [word for word in verb.lefts if word.dep_ in ("nsubj", "nsubjpass")]
+    # A parse may miss the verb, as "fall" in "will the man fall".
+    missed = second in _DETERMINERS and words[0].tag_ == "MD"
+    return missed or bool(subjects and 0 < subjects[0].i < verb.i)
 
 
 def looks_foreign(text: str) -> bool:

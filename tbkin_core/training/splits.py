@@ -16,7 +16,7 @@ from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.regions import ImageId
-from tbkin_core.runs import finished_runs
+from tbkin_core.runs import finished_runs, kept_contents, settings_of
 from tbkin_core.support.randomness import mix
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import FinetuneTask, SampleSet
@@ -120,7 +120,7 @@ def _without_validation(
         if twice:
             example = f"{task.text(twice[0])!r} about image {twice[0].image_id}"
             raise DataError(
-                f"{dataset.root}: {len(twice)} questions of {'+'.join(trained)} are in {validation} too,"
+                f"{dataset.path}: {len(twice)} questions of {'+'.join(trained)} are in {validation} too,"
                 f" about the same images (such as {example}); what is trained on cannot be validated on",
                 hint="take them out of one of the two files, or take the files of"
                 f" {validation} away: images of {trained[0]} are then held out",
@@ -140,14 +140,14 @@ def _without_validation(
     if shared:
         some = ", ".join(map(str, sorted(shared, key=str)[:3]))
         raise DataError(
-            f"{dataset.root}: {len(shared)} images of {validation} are in {label} too (such as {some});"
+            f"{dataset.path}: {len(shared)} images of {validation} are in {label} too (such as {some});"
             " what is trained on cannot be validated on",
             hint=f"take their samples out of one of the two files, or take the files of {validation} away:"
             f" images of {trained[0]} are then held out",
         )
     if not train:
         raise DataError(
-            f"{dataset.root}: all samples of {label} are of images of {validation}; none is left to train on",
+            f"{dataset.path}: all samples of {label} are of images of {validation}; none is left to train on",
             hint="name other splits with --train-split",
         )
     return train, left_out
@@ -175,7 +175,7 @@ def _trained_splits(
             reason = f"only test splits ({', '.join(found.splits)}), which are never trained on"
         else:
             reason = f"no usable {task.unit}"
-        text = "; ".join([f"{dataset.root}: {reason}", *dataset.problems[:3]])
+        text = "; ".join([f"{dataset.path}: {reason}", *dataset.problems[:3]])
         raise DataError(text, hint="are the annotation files of the training split there, and named so?")
     if train_split is None:
         return [next((name for name in _TRAINED if name in spare), spare[0])]
@@ -185,7 +185,7 @@ def _trained_splits(
             raise ConfigError(f"train_split: {name!r} is a test split, which is never trained on")
         if name not in spare:
             raise ConfigError(
-                f"train_split: {dataset.root} has no split {name!r} to train on",
+                f"train_split: {dataset.path} has no split {name!r} to train on",
                 hint=f"it has {', '.join(spare)}",
             )
     return asked
@@ -223,26 +223,26 @@ class EvaluatedImages:
         notes: What is worth knowing, one line each.
     """
 
-    def __init__(self, data: Sequence[Path], others: Sequence[Path] = ()) -> None:
+    def __init__(self, data: Sequence[Dataset], others: Sequence[Dataset] = ()) -> None:
         self.places: list[Path] = []
         self.notes: list[str] = []
         self._images: dict[Path, set[ImageId]] = {}
         self._coco_ids: set[int] = set()
-        places = dict.fromkeys([*data, *others])
         nameless: list[str] = []
         in_coco = False
-        for place in places:
-            dataset = open_dataset(place)
-            images = _evaluated_images(dataset, place in data)
+        for dataset in (*data, *others):
+            if dataset.root in self._images:
+                continue
+            images = _evaluated_images(dataset, dataset in data)
             self._images[dataset.root] = images
             ids = {record.coco_id for record in dataset.images() if record.image_id in images}
             self._coco_ids |= {number for number in ids if number is not None}
             if images:
-                self.places.append(place)
+                self.places.append(dataset.path)
             if images and None in ids:
-                nameless.append(f"{place} ({len(images)} images)")
+                nameless.append(f"{dataset.path} ({len(images)} images)")
             in_coco |= any(record.coco_id is not None for record in dataset.images())
-        if nameless and in_coco and len(places) > 1:
+        if nameless and in_coco and len(self._images) > 1:
             self.notes.append(
                 f"COCO's id of some images that are evaluated on is not known: {', '.join(nameless)};"
                 " captions of the same pictures in other datasets are not left out"
@@ -295,6 +295,25 @@ def changed_splits(kept: Mapping[str, int] | None, samples: Mapping[str, Sequenc
     """Splits whose samples are no longer those of which a run kept the `samples_content`; new ones aside."""
     now = {name: samples_content({name: samples.get(name, ())}) for name in kept or ()}
     return [name for name, number in now.items() if number != (kept or {})[name]]
+
+
+def changed_since(run: Path, task: FinetuneTask, dataset: Dataset, split: str | None = None) -> list[str]:
+    """Splits, or one of them, whose samples are no longer those that a finished run speaks of."""
+    kept = {name: number for name, number in kept_contents(run).items() if split in (None, name)}
+    if not kept:  # of a run that an earlier version made
+        return []
+    settings = settings_of(run)
+    subset = settings.get("dataset")
+    try:
+        # A split that was not divided is quickly compared, without the others.
+        if split in task.split_names(dataset, subset):
+            whole = {split: task.split_samples(dataset, split, subset)}
+            if not changed_splits(kept, whole):
+                return []
+        divided = task_splits(task, dataset, subset, settings.get("train_split"), settings.get("seed", 0))
+    except TbkinError:  # the samples are gone, or cannot be trained on any more
+        return list(kept)
+    return changed_splits(kept, divided.samples)
 
 
 def find_data(task: FinetuneTask) -> Path:

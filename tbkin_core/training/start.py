@@ -14,7 +14,6 @@ from tbkin_core.features.store import FeatureStore, feature_kind
 from tbkin_core.modeling.checkpoint import load_init
 from tbkin_core.runs import finished_runs
 from tbkin_core.settings import FinetuneConfig, TrainingConfig
-from tbkin_core.support.files import read_json
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import finetune_task
 from tbkin_core.texts.tokenizer import build_tokenizer, extend_tokenizer, load_tokenizer
@@ -114,8 +113,3 @@ def check_feature_kind(trained_on: Mapping[str, Any] | None, store: FeatureStore
             f" {expected.get('feature_size')} (other: {', '.join(changed)})",
             hint="use the features the checkpoint was trained on, or fine-tune on these",
         )
-
-
-def settings_of(checkpoint: Path) -> dict[str, Any]:
-    """The settings of the run that made a checkpoint; empty where it was made elsewhere."""
-    return read_json(checkpoint / "run.json")["settings"] if (checkpoint / "run.json").exists() else {}

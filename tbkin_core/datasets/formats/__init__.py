@@ -42,6 +42,7 @@ FORMATS: tuple[Format, ...] = (
     refcoco.REFS,
     refcoco.INSTANCES,
     refcoco.MDETR,
+    refcoco.GOOGLE,
     refcoco.WITHOUT_BOXES,
     visual_genome.REGIONS,
     visual_genome.SCENE_GRAPHS,

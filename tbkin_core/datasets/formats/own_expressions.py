@@ -67,7 +67,7 @@ def read_expressions(source: Source) -> Content:
     seen: set[ImageId] = set()
     counts = {"several": 0, "none": 0}
     for number, item in _rows(source):
-        subject = f"line {number}"
+        subject = f"{'entry' if source.file.path.suffix.lower() == '.json' else 'line'} {number}"
         if not isinstance(item, dict):
             source.problem(subject, "is no JSON object (skipped)")
             continue

@@ -188,6 +188,12 @@ MDETR = Format(
     version=lambda file: set_named(file, is_part=True),
     noun="image",
 )
+GOOGLE = Format(
+    name="google-refexp",
+    holds=Holds.NOTHING,
+    names=re.compile(r"google_refexp.*\.json"),
+    passed_over="RefCOCOg in Google's first form: refs(google).p, refs(umd).p are read, with instances.json",
+)
 WITHOUT_BOXES = Format(
     name="refs-without-boxes",
     holds=Holds.NOTHING,

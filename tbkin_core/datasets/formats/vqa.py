@@ -142,7 +142,7 @@ def answers_of(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
     for answer in listed:
         value = answer.get("answer") if isinstance(answer, dict) else answer
         text = as_text(str(value) if isinstance(value, int | float) else value)
-        if text or (text == "" and len(listed) > 1):
+        if text or (text is not None and len(listed) > 1):
             answers.append(sys.intern(text))
         else:
             source.problem(subject, "has an answer without text (left out)")
