@@ -351,6 +351,50 @@ def test_no_trailing_number(stem: str) -> None:
     assert trailing_number("dev-850-0-img0") is None
 
 
+def test_a_picture_is_not_that_of_the_same_name_in_another_directory(tmp_path: Path) -> None:
+    rows = [{"image": f"{kind}/1.jpg", "question": f"{kind}?", "answer": "x"} for kind in ("cats", "dogs")]
+    for kind, content in (("jsonl", "\n".join(map(json.dumps, rows))), ("json", rows)):
+        write(tmp_path / kind, "dogs/1.jpg")
+        write(tmp_path / kind, f"questions.{kind}", content)
+        dataset = open_dataset(tmp_path / kind)
+        cat, dog = dataset.questions()
+        assert dataset.image(cat.image_id).path is None
+        assert dataset.image(dog.image_id).path == tmp_path / kind / "dogs/1.jpg"
+
+    # Nor in another split.
+    write(tmp_path / "split", "val/1.jpg")
+    write(tmp_path / "split", "questions.jsonl", json.dumps({**rows[0], "image": "train/1.jpg"}))
+    dataset = open_dataset(tmp_path / "split")
+    assert dataset.image(dataset.questions()[0].image_id).path is None and dataset.problems == []
+
+    # Where only one is called so, it may have been moved: with a word.
+    write(tmp_path / "moved", "photos/a.jpg")
+    write(tmp_path / "moved", "questions.jsonl", json.dumps({**rows[0], "image": "images/a.jpg"}))
+    dataset = open_dataset(tmp_path / "moved")
+    assert dataset.image(dataset.questions()[0].image_id).path == tmp_path / "moved/photos/a.jpg"
+    one_problem(dataset.problems, "photos: images/a.jpg is not where its name says")
+    for name in ("/home/somebody/photos/a.jpg", "photos/a", "a.jpg"):
+        write(tmp_path / "moved", "questions.jsonl", json.dumps({**rows[0], "image": name}))
+        dataset = open_dataset(tmp_path / "moved")
+        assert dataset.image(dataset.questions()[0].image_id).path and dataset.problems == []
+
+
+def test_a_listed_picture_is_not_one_that_only_shares_name_or_number(tmp_path: Path) -> None:
+    for name in ("dogs/1.jpg", "mine/scan-7.jpg", "val2014/COCO_val2014_000000000009.jpg"):
+        write(tmp_path, name)
+    names = {1: "cats/1.jpg", 101: "dogs/1.jpg", 7: "000000000007.jpg", 9: "000000000009.jpg"}
+    content = captions_file(
+        "a", "b", "c", "d", images=[{"id": n, "file_name": it} for n, it in names.items()]
+    )
+    for row, number in zip(content["annotations"], names, strict=True):
+        row["image_id"] = number
+    write(tmp_path, "captions_val2014.json", content)
+    dataset = open_dataset(tmp_path)
+    paths = {number: dataset.image(number).path for number in names}
+    coco = tmp_path / "val2014/COCO_val2014_000000000009.jpg"
+    assert paths == {1: None, 101: tmp_path / "dogs/1.jpg", 7: None, 9: coco}
+
+
 @pytest.mark.parametrize(
     ("name", "key"),
     [

@@ -98,7 +98,8 @@ class ImageIndex:
         files: Image files, relative to the dataset directory.
         named: Names of images in files that give no ids, each with the directory that the name is relative
             to and the split it is about.
-        problems: Counts ids that two files use for different images.
+        problems: Counts ids that two files use for different images, and names of which only the last part is
+            that of a file.
     """
 
     def __init__(
@@ -108,7 +109,14 @@ class ImageIndex:
         named: Iterable[tuple[str, str, str | None]],
         problems: Problems,
     ) -> None:
-        self.files = list(files)
+        self.files, listed, named = list(files), list(listed), list(named)
+        self._problems = problems
+        self._directories: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # of names, by their last part
+        self._elsewhere: set[tuple[str, str]] = set()
+        for name in (*(image.file_name or "" for image in listed), *(name for name, _, _ in named)):
+            *directory, last = _plain(name).split("/")
+            if directory and not is_coco_name(last):
+                self._directories[last].add(tuple(reversed(directory)))
         self.listed: dict[ImageId, ListedImage] = {}
         self.path_of: dict[ImageId, str] = {}
         self.splits_of: dict[ImageId, list[str]] = {}
@@ -123,7 +131,7 @@ class ImageIndex:
         self._key_in: dict[tuple[str, ImageId], ImageId] = {}  # their keys, by annotation file and id
         for file in self.files:
             self._add_path(file)
-        self._claim_listed(listed, problems)
+        self._claim_listed(listed)
         missing = dict.fromkeys(filter(None, (self._missing_path(*image) for image in named)))
         for path in missing:
             self._add_path(path)
@@ -183,7 +191,14 @@ class ImageIndex:
         if same := self._same_name.get(basename):
             keys = self._keys_of_split(same, split)
             return keys[0] if len(keys) == 1 else None
-        return self._listed_by_name.get(basename)
+        return self._listed_key(_plain(name))
+
+    def _listed_key(self, plain: str) -> ImageId | None:
+        """Key of the listed image of a name, whether it is on disk or not."""
+        key = self._listed_by_name.get(posixpath.basename(plain))
+        if key is None or not self._may_be(plain, _plain(self.listed[key].file_name or "")):
+            return None
+        return key
 
     def by_row(self, row: int, split: str | None) -> ImageId | None:
         """Key of the image file whose whole stem is a row's number ("000000012.jpg"); None if there is none.
@@ -222,7 +237,7 @@ class ImageIndex:
         if number is not None:
             self._by_number[number].append(path)
 
-    def _claim_listed(self, listed: Iterable[ListedImage], problems: Problems) -> None:
+    def _claim_listed(self, listed: Iterable[ListedImage]) -> None:
         groups: dict[ImageId, list[_Listing]] = {}
         claimed: set[str] = set()
         for image in listed:
@@ -236,11 +251,12 @@ class ImageIndex:
                 group.append(listing)
                 if path is not None:
                     claimed.add(path)
+                    self._note_elsewhere(_plain(image.file_name or ""), path)
                 if len(group) > 1:
                     first = group[0]
                     other = f"{first.path or first.image.file_name} in {first.image.listed_in}"
                     what = f"is {path or image.file_name} here and {other} (kept apart)"
-                    problems.add(image.listed_in, f"image {image.image_id}", what)
+                    self._problems.add(image.listed_in, f"image {image.image_id}", what)
             else:
                 known = listing.image
                 listing.image = replace(
@@ -312,13 +328,13 @@ class ImageIndex:
             name = _plain(image.file_name)
             if (path := self._relative_to(posixpath.dirname(image.listed_in), name)) is not None:
                 return [path]
-            paths = self._by_basename.get(PurePosixPath(name).name, [])
-            paths = [path for path in paths if path.endswith("/" + name)] or paths
-            if trailing_number(PurePosixPath(name).stem) != number:
+            paths = self._among(self._by_basename.get(PurePosixPath(name).name, []), name)
+            if not is_coco_name(name) or trailing_number(PurePosixPath(name).stem) != number:
                 number = None
         if not paths and number is not None:
             # COCO's releases name one image COCO_val2014_000000000042.jpg and 000000000042.jpg.
             paths = self._by_number.get(number, [])
+            paths = list(filter(is_coco_name, paths)) if image.file_name else paths
         if image.split is not None:
             paths = _of_split(paths, image.split) or paths
         return paths
@@ -330,7 +346,10 @@ class ImageIndex:
         same = self._of_name(plain)
         if len(same) > 1 and split is not None:
             same = _of_split(same, split)
-        return same[0] if len(same) == 1 else None
+        if len(same) != 1:
+            return None
+        self._note_elsewhere(plain, same[0])
+        return same[0]
 
     def _relative_to(self, directory: str, plain: str) -> str | None:
         """The likeliest path that a name may stand for in a file that lies in the directory."""
@@ -343,12 +362,49 @@ class ImageIndex:
         same = self._by_basename.get(pure.name, [])
         if not same and pure.suffix.lower() not in IMAGE_SUFFIXES:
             same = self._by_stem.get(pure.name, [])
-        return [path for path in same if path.endswith("/" + plain)] or same
+        return self._among(same, plain)
+
+    def _among(self, paths: list[str], plain: str) -> list[str]:
+        """Of paths with the last part of a name those that end in all of it; else those that may be it."""
+        whole = [path for path in paths if path.endswith("/" + plain) or _ends_in(plain, path)]
+        return whole or [path for path in paths if self._may_be(plain, path)]
+
+    def _may_be(self, plain: str, path: str) -> bool:
+        """Whether a name may stand for a path with the same last part.
+
+        Not where pictures of several directories are called so, nor from one split to another: unless it is
+        COCO's, whose numbers tell all.
+        """
+        last = posixpath.basename(plain)
+        if last == plain or is_coco_name(last) or _ends_in(plain, path) or _ends_in(path, plain):
+            return True
+        here, there = split_of_path(plain), split_of_path(path)
+        crosses = here and there and split_family(here) != split_family(there)
+        return not crosses and not self._is_of_several(last)
+
+    def _is_of_several(self, last: str) -> bool:
+        """Whether files call several pictures so, in different directories."""
+        longest = sorted(self._directories.get(last, ()), key=len, reverse=True)
+        return any(longest[0][: len(each)] != each for each in longest[1:])
+
+    def _note_elsewhere(self, plain: str, path: str) -> None:
+        """Say that a picture lies in another directory than its name says."""
+        named, lies = (posixpath.basename(posixpath.dirname(each)) for each in (plain, path))
+        if named in ("", lies) or is_coco_name(plain) or (plain, path) in self._elsewhere:
+            return
+        self._elsewhere.add((plain, path))
+        what = "is not where its name says: the picture of that name here is taken"
+        self._problems.add(posixpath.dirname(path) or ".", plain, what)
 
     def _missing_path(self, name: str, directory: str, split: str | None) -> str | None:
         """Path by which an image that is on no disk and in no list is known; None if it is on one of them."""
         plain = _plain(name)
-        if PurePosixPath(plain).name in self._listed_by_name or self._find(name, directory, split):
+        last = PurePosixPath(plain).name
+        if (
+            last in self._same_name
+            or self._listed_key(plain) is not None
+            or self._find(name, directory, split)
+        ):
             return None
         if len(self._of_name(plain)) > 1:
             return None  # on disk, and not clear which
@@ -377,6 +433,11 @@ class ImageIndex:
 
 def _plain(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
+
+
+def _ends_in(longer: str, shorter: str) -> bool:
+    """Whether a path is another one with directories before it; a file name alone is the end of any."""
+    return "/" in shorter and (longer == shorter or longer.endswith("/" + shorter))
 
 
 def _of_split(paths: list[str], split: str) -> list[str]:

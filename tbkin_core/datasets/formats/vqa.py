@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
 from tbkin_core.datasets.reading import AnnotationFile, Source, as_id, as_text, malformed, type_name
-from tbkin_core.datasets.records import AnswerRow, Content, ImageId, QuestionRow
+from tbkin_core.datasets.records import AnswerRow, Content, ImageId, NamedImage, QuestionRow
 from tbkin_core.datasets.splits import more_exact_split, normalise_split, split_in
 
 # What publishers call the parts of an entry; of several that it has the first counts.
@@ -41,6 +42,7 @@ def read_questions(source: Source) -> Content:
     listed = _entries(source, content)
     numbered = not any(isinstance(item, dict) and first_of(item, ID_KEYS) is not None for item in listed)
     rows: list[QuestionRow] = []
+    named: dict[str, NamedImage] = {}
     seen: set[ImageId] = set()
     for position, question_id, subject, item in source.objects(listed, "question", *ID_KEYS):
         image_id = as_id(first_of(item, IMAGE_KEYS))
@@ -55,8 +57,12 @@ def read_questions(source: Source) -> Content:
             source.problem(subject, "has no text (skipped)")
         elif source.admits(seen, question_id, subject, "a question_id"):
             answers = answers_of(source, subject, item) if first_of(item, ANSWER_KEYS) is not None else None
-            rows.append(QuestionRow(question_id, image_id, text, answers, _split_of(source, item)))
-    return Content(questions=rows, split=_stated_split(content))
+            split = _split_of(source, item)
+            rows.append(QuestionRow(question_id, image_id, text, answers, split))
+            if isinstance(image_id, str) and image_id not in named and PurePosixPath(image_id).suffix:
+                where = source.file.directory, split or source.file.split
+                named[image_id] = NamedImage(image_id, *where)
+    return Content(questions=rows, named=list(named.values()), split=_stated_split(content))
 
 
 def read_answers(source: Source) -> Content:
@@ -208,7 +214,7 @@ def _without_multiple_choice(files: list[AnnotationFile]) -> list[AnnotationFile
 QUESTIONS = Format(
     name="vqa-questions",
     layout="vqa",
-    holds=Holds.QUESTIONS,
+    holds=Holds.IMAGES | Holds.QUESTIONS,
     read=read_questions,
     looked_for="VQA questions and annotations",
     content=_has_questions,
