@@ -20,6 +20,7 @@ _LONGEST_NUMBER = 18
 _COCO_PATH = re.compile(
     r"(?:(?:^|/)(?:train|val|test|unlabeled)20\d\d/|(?:^|/)COCO_(?:train|val|test)20\d\d_)([0-9]{12})\.[A-Za-z]+$"
 )
+_COCO_STEM = re.compile(r"(?:coco_(?:train|val|test)20\d\d_)?[0-9]{12}(?:\.jpg)?", re.IGNORECASE)
 _COCO_NAME = re.compile(r"(?:^|[^0-9])[0-9]{12}\.[A-Za-z]+$")
 
 
@@ -352,6 +353,13 @@ class ImageIndex:
             return None
         if len(self._of_name(plain)) > 1:
             return None  # on disk, and not clear which
+        number = key_of_name(PurePosixPath(plain).name)
+        if isinstance(number, int) and _COCO_STEM.fullmatch(PurePosixPath(plain).name):
+            # Other programs leave out ".jpg", write "coco_val2014_...", or name the other release's file.
+            listed = self.listed.get(number)
+            names = [(listed.file_name or "") if listed else "", *self._by_number.get(number, ())]
+            if any(_COCO_STEM.fullmatch(PurePosixPath(each).name) for each in names):
+                return None
         path = posixpath.normpath(posixpath.join(directory, plain))
         return None if path in {".", ".."} else path
 

@@ -87,7 +87,7 @@ def loads_object_npy(data: bytes, name: str) -> Any:
         version = np.lib.format.read_magic(stream)
         headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         _, _, dtype = headers[version](stream)
-    except (ValueError, KeyError, TypeError, EOFError, SyntaxError, RecursionError) as error:
+    except Exception as error:  # so does a broken header: SyntaxError, TokenError, ...
         raise DataError(f"{name}: is no .npy file ({error})") from error
     if dtype.kind != "O":
         raise DataError(f"{name}: holds numbers alone, expected a dict")

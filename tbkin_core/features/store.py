@@ -234,6 +234,8 @@ def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     a model lay whose weights are known make no other kind; nor does a hub's revision.
     """
     aside = {"max_regions", "boxes", "store", "revision", "backbone_revision"}
+    if settings.get("extractor") == "import":
+        aside |= {"object_names", "attribute_names"}  # there or not, a number means the same
     aside |= {name for name, weights in _NAMED_BY_WEIGHTS if weights in settings}
     return {name: value for name, value in settings.items() if name not in aside}
 

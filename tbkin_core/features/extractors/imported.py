@@ -26,8 +26,9 @@ from tbkin_core.features.tables import FeatureRow, feature_rows
 from tbkin_core.names.vocabulary import visual_genome_names
 
 _NAMES = {"object_ids": "objects", "attribute_ids": "attributes"}  # of bottom-up attention, in their order
-_BACKGROUND_SHARE = 0.05  # of regions numbered 0: the first name, "yolk", is nowhere near as common
-_BEYOND = "some of its numbers are beyond the {} {} of bottom-up attention: those regions have no such name"
+# Share and number of regions numbered 0: the first name, "yolk", is nowhere near as common.
+_BACKGROUND_SHARE, _BACKGROUND_REGIONS = 0.05, 10
+_BEYOND = "some of their numbers are beyond the {} {} of bottom-up attention: those regions have no such name"
 
 
 def open_extractor(request: Request) -> FeatureReader:
@@ -43,7 +44,7 @@ class _Survey:
     form: BoxForm = field(default_factory=BoxForm)
     feature_sizes: Counter[int] = field(default_factory=Counter)
     named: set[str] = field(default_factory=set)  # fields whose numbers have names
-    unnamed: set[str] = field(default_factory=set)  # fields whose numbers are of another list
+    unnamed: dict[str, str] = field(default_factory=dict)  # fields whose numbers have none, with the reason
     background: bool = False  # whether numbers count the background as 0
 
     def notes(self) -> Iterator[str]:
@@ -52,12 +53,23 @@ class _Survey:
             yield f"{self.name}: boxes are given as {self.form}: taken to x1, y1, x2, y2 in pixels"
         if self.background:
             yield f"{self.name}: objects are numbered from 1, the background is 0: it names no region"
-        for kind in sorted(_NAMES[name] for name in self.unnamed):
-            count = len(visual_genome_names(kind).names)
-            yield (
-                f"{self.name}: {kind} are numbered beyond the {count} of bottom-up attention, by a list that"
-                " is not known: they have no names"
-            )
+        for name, why in self.unnamed.items():
+            yield f"{self.name}: {_NAMES[name]} have no names: {why}"
+
+    def learn_numbers(self, name: str, numbers: NDArray[np.int32]) -> None:
+        """Find out what the numbers (M,) of a field stand for; objects before attributes."""
+        count = len(visual_genome_names(_NAMES[name]).names)
+        if numbers.max() > count:
+            self.unnamed[name] = f"their numbers go beyond the {count} of bottom-up attention"
+        elif name == "object_ids":  # attributes are counted alike, but the first of them is common
+            zeros = int((numbers == 0).sum())
+            common = zeros >= _BACKGROUND_SHARE * len(numbers)
+            self.background = bool(numbers.max() == count or (common and zeros >= _BACKGROUND_REGIONS))
+            if common and not self.background and zeros:
+                self.unnamed[name] = "it cannot be told whether 0 is the background or the first name"
+        elif "object_ids" in self.unnamed:
+            self.unnamed[name] = "what the numbers of the objects stand for is not known"
+        self.named |= {name} - self.unnamed.keys()
 
     def numbered(self, name: str, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """Numbers (K,) of the field, counted from 0 without a background; -1 where unknown."""
@@ -87,7 +99,7 @@ class ImportedFeatures(FeatureReader):
         for path in files.values():
             rows = directories.setdefault(path.parent, [])
             if len(rows) < SAMPLE:
-                rows.append(FeatureRow(path.name, str(path), partial(read_feature_file, path)))
+                rows.append(FeatureRow(path.stem, str(path), partial(read_feature_file, path)))
         self._directories = {path: self._surveyed(str(path), rows) for path, rows in directories.items()}
         self._tables = {
             path: self._surveyed(str(path), feature_rows(path)) for path in dataset.feature_tables()
@@ -124,45 +136,39 @@ class ImportedFeatures(FeatureReader):
 
     def _surveyed(self, name: str, rows: Iterable[FeatureRow]) -> _Survey:
         survey = _Survey(name)
-        boxes, sizes, names = [], [], []
+        boxes, sizes, wheres = [], list[tuple[int, int]](), []
         numbers: dict[str, list[NDArray]] = {name: [] for name in _NAMES}
         try:
             for row in islice(rows, SAMPLE):
                 try:
-                    found = row.read(key := self._dataset.key_of(row.name), vectors=False)
+                    found = row.read("", vectors=False)
                 except DataError as error:
                     self._error = self._error or error
                     continue
                 survey.feature_sizes[found.features.shape[1]] += 1
                 size = (0, 0) if found.size_guessed else (found.image_width, found.image_height)
                 if min(size) < 1 and (found.boxes[:, 2:] < found.boxes[:, :2]).any():
-                    size = self._true_size(key)
+                    size = self._true_size(self._dataset.key_of(row.name))
                 boxes.append(found.boxes)
                 sizes.append(size)
-                names.append(row.where)
+                wheres.append(row.where)
                 for field_name, values in numbers.items():
                     values.append(getattr(found, field_name))
         except DataError as error:  # the table as a whole, which `rows` says again
             self._error = self._error or error
             return survey
-        survey.form = box_form(boxes, sizes, names)
+        survey.form = box_form(boxes, sizes, wheres)
         for field_name, values in numbers.items():
             found_numbers = np.concatenate([np.zeros(0, np.int32), *values])
-            if not len(found_numbers):
-                continue
-            count = len(visual_genome_names(_NAMES[field_name]).names)
-            (survey.named if found_numbers.max() <= count else survey.unnamed).add(field_name)
-            if field_name == "object_ids":  # attributes are numbered alike, but their first name is common
-                zeros = found_numbers == 0
-                shown = zeros.sum() >= 10 and zeros.mean() >= _BACKGROUND_SHARE
-                survey.background = bool(shown or found_numbers.max() == count)
+            if len(found_numbers):
+                survey.learn_numbers(field_name, found_numbers)
         return survey
 
     def rows(self) -> Iterator[tuple[ImageId, Callable[[ImageId], RegionFeatures]] | str]:
         seen: set[ImageId] = set()
         for image_id, path in self._dataset.bottom_up_files().items():
             seen.add(image_id)
-            row = FeatureRow(path.name, str(path), partial(read_feature_file, path))
+            row = FeatureRow(path.stem, str(path), partial(read_feature_file, path))
             yield image_id, partial(self._read, row, self._directories[path.parent])
         for path, survey in self._tables.items():
             own: set[ImageId] = set()
@@ -227,12 +233,15 @@ class ImportedFeatures(FeatureReader):
             raise DataError(
                 f"image {image_id!r}: none of its boxes lies within its {size[0]:g} x {size[1]:g} pixels"
             )
+        notes = list(found.notes)
+        if len(kept) < len(boxes):
+            notes.append("some of their boxes have no area within the image: those regions are left out")
         left_out = max(len(kept) - self._max_regions, 0)
         if left_out and len(found.object_scores):
             # The order of rows means nothing in such files; the surest first, so that a later cut keeps them.
             kept = kept[np.argsort(-np.nan_to_num(found.object_scores[kept]), kind="stable")]
         kept = kept[: self._max_regions]
-        labels, notes = {name: getattr(found, name) for name in LABELS}, list(found.notes)
+        labels = {name: getattr(found, name) for name in LABELS}
         given = {name: np.nan_to_num(values[kept]) for name, values in labels.items() if len(values)}
         for name, names in self._names.items():
             if name in given and (beyond := given[name] >= len(names)).any():
