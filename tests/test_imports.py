@@ -191,6 +191,22 @@ def test_numbers_of_another_list_give_no_names(tmp_path: Path) -> None:
     assert result.store.object_names == [] and result.store.attribute_names == []
 
 
+def test_numbers_that_the_first_images_do_not_have_or_that_are_too_large_are_said_to_be_left_out(
+    tmp_path: Path,
+) -> None:
+    for data, first in (("late", {}), ("large", {"info": info([DOG] * 4, [1] * 4)})):
+        for number in range(201):
+            write_npz(tmp_path / data / f"{number:03}.npz", **first)
+        write_npz(tmp_path / data / "201.npz", info=info([DOG, 7, -5, 1650], [1] * 4))
+    late, large = imported(tmp_path / "late"), imported(tmp_path / "large")
+    assert late.store.object_names == [] and (late.store[201].object_ids == -1).all()
+    assert [note[:24] for note in late.problems] == ["1 images, such as 201: t"] * 2
+    assert "while those of the first images are not" in late.problems[0]
+    assert large.store[201].object_ids.tolist() == [DOG, 7, -1, -1]
+    (note,) = large.problems
+    assert "beyond the 1600 objects" in note
+
+
 class _Payload:
     def __init__(self, marker: Path) -> None:
         self.marker = marker

@@ -30,6 +30,8 @@ _NAMES = {"object_ids": "objects", "attribute_ids": "attributes"}  # of bottom-u
 _BACKGROUND_SHARE, _BACKGROUND_REGIONS = 0.05, 10
 _BEYOND = "some of their numbers are beyond the {} {} of bottom-up attention: those regions have no such name"
 
+_LATE = "their {} are numbered, while those of the first images are not: these have no names"
+
 
 def open_extractor(request: Request) -> FeatureReader:
     """The feature files of the request's dataset."""
@@ -222,6 +224,8 @@ class ImportedFeatures(FeatureReader):
         numbers: dict[str, Any] = {
             name: survey.numbered(name, values) for name in _NAMES if len(values := getattr(found, name))
         }
+        if boxes is found.boxes and size == (found.image_width, found.image_height) and not numbers:
+            return found
         return replace(found, boxes=boxes, image_width=size[0], image_height=size[1], **numbers)
 
     def regions(self, image_id: ImageId, source: Callable[[ImageId], RegionFeatures]) -> RegionFeatures:
@@ -242,11 +246,16 @@ class ImportedFeatures(FeatureReader):
             kept = kept[np.argsort(-np.nan_to_num(found.object_scores[kept]), kind="stable")]
         kept = kept[: self._max_regions]
         labels = {name: getattr(found, name) for name in LABELS}
-        given = {name: np.nan_to_num(values[kept]) for name, values in labels.items() if len(values)}
-        for name, names in self._names.items():
+        given = {
+            name: np.nan_to_num(values[kept], posinf=1, neginf=0)
+            for name, values in labels.items()
+            if len(values)
+        }
+        for name, kind in _NAMES.items():
+            names = self._names.get(name, ())
             if name in given and (beyond := given[name] >= len(names)).any():
                 given[name] = np.where(beyond, -1, given[name])
-                notes.append(_BEYOND.format(len(names), _NAMES[name]))
+                notes.append(_BEYOND.format(len(names), kind) if names else _LATE.format(kind))
         return replace(
             found,
             features=found.features[kept],
