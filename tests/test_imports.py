@@ -23,7 +23,7 @@ from PIL import Image
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.datasets.unpickle import loads_object_npy
-from tbkin_core.errors import DataError
+from tbkin_core.errors import DataError, TbkinError
 from tbkin_core.features.box_forms import BoxForm, box_form
 from tbkin_core.features.extract import Extraction, extract_dataset
 from tbkin_core.features.image_files import read_feature_file
@@ -396,13 +396,14 @@ def test_parts_of_a_table_are_read_and_what_is_packed_is_named(tmp_path: Path) -
     with zipfile.ZipFile(data / "val2014.zip", "w") as archive:
         archive.writestr("val2014/1.jpg", "")
     (data / "more.tsv.gz").write_bytes(gzip.compress(b""))
+    (data / "odd.tsv").write_text(f"a,b\t'{packed(vectors(100))}'\n")
     (data / "genome.lmdb").mkdir()
     for name in ("data.mdb", "lock.mdb"):
         (data / "genome.lmdb" / name).touch()
     dataset = open_dataset(data)
     assert extract_dataset(dataset, tmp_path / "store", workers=0).store.image_ids == [1, 2, 91, 92]
     named = sorted(problem.split(":")[0] for problem in dataset.problems)
-    assert named == ["genome.lmdb/data.mdb", "more.tsv.gz", "trainval_36.zip"]
+    assert named == ["genome.lmdb/data.mdb", "more.tsv.gz", "odd.tsv", "trainval_36.zip"]
 
 
 def test_a_file_of_another_kind_costs_itself_alone(tmp_path: Path) -> None:
@@ -414,6 +415,52 @@ def test_a_file_of_another_kind_costs_itself_alone(tmp_path: Path) -> None:
     assert result.store.image_ids == [1]
     (problem,) = result.problems
     assert "other.h5: lacks image_bb" in problem and "spam" in problem
+
+
+@pytest.mark.parametrize("told", ["a picture", "nothing"])
+def test_hdf5_boxes_that_are_fractions_twice_take_the_pictures_size(tmp_path: Path, told: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    data = tmp_path / "data"
+    data.mkdir()
+    fractions = corners(4) / SIDES
+    with h5py.File(data / "val.h5", "w") as file:
+        file["image_features"], file["image_ids"] = vectors(4)[None], [1]
+        file["image_bb"], file["spatial_features"] = fractions[None], fractions[None]
+    if told == "nothing":
+        assert "nothing tells the image's width and height" in fails(
+            "extract-features", data, cwd=data, code=1
+        )
+        return
+    Image.new("RGB", (WIDTH, HEIGHT)).save(data / "1.png")
+    np.testing.assert_allclose(imported(data).store[1].boxes, corners(4), atol=1e-2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_files_never_give_more_than_messages(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("damaged") / "data"
+    kind = data.draw(st.sampled_from(["pair", "uniter", "info", "vilbert"]))
+    place.mkdir()
+    if kind == "pair":
+        write_pair(place, "1")
+    elif kind == "uniter":
+        fractions = corners(4) / SIDES
+        np.savez(place / "1.npz", norm_bb=fractions, features=vectors(4), soft_labels=chances([1, 2, 3, 4]))
+    elif kind == "info":
+        write_npz(place / "1.npz", info=info([DOG] * 4, [1] * 4))
+    else:
+        write_table(place / "t.tsv", [corners(2)], packed(chances([DOG, COUCH])))
+    path = data.draw(st.sampled_from(sorted(place.iterdir())))
+    content = bytearray(path.read_bytes())
+    where = data.draw(st.integers(0, min(len(content), 2000) - 1))
+    content[where] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[:where] if data.draw(st.booleans()) else content)
+    try:
+        imported(place)
+    except TbkinError as error:
+        assert error.message
 
 
 # ---- boxes --------------------------------------------------------------------------------------

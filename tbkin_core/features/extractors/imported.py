@@ -219,6 +219,8 @@ class ImportedFeatures(FeatureReader):
                 size, found = true, replace(found, size_guessed=False)
         try:
             boxes = survey.form.pixels(found.boxes, size)
+            if min(size) < 1:
+                raise DataError("nothing tells the image's width and height")
         except DataError as error:
             raise DataError(f"{row.where}: {error.message}") from error
         numbers: dict[str, Any] = {
