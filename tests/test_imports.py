@@ -174,6 +174,7 @@ def test_numbers_that_count_the_background_are_taken_one_lower(tmp_path: Path) -
     assert names_of(result.store, 1) == ["dog", "couch", "", ""]
     attributes = [result.store.attribute_names[number] for number in result.store[1].attribute_ids[:2]]
     assert attributes == ["red", "gray"]
+    assert result.store.settings["background"] == 0
     # Of few regions it cannot be told.
     few = tmp_path / "few"
     write_npz(few / "1.npz", info=info([DOG + 1, COUCH + 1, 0, 0], [5, 1, 0, 0]))
@@ -189,6 +190,23 @@ def test_numbers_of_another_list_give_no_names(tmp_path: Path) -> None:
     result = imported(tmp_path / "data")
     assert any("objects have no names: their numbers go beyond the 1600" in it for it in result.problems)
     assert result.store.object_names == [] and result.store.attribute_names == []
+
+
+def test_one_damaged_number_costs_no_names_but_its_own(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    rows = [
+        [
+            *(number, HEIGHT, WIDTH, packed([DOG] * 40, np.int64), packed([0.5] * 40)),
+            *(packed([1] * 40, np.int64), packed([0.5] * 40), 40, packed(corners(40)), packed(vectors(40))),
+        ]
+        for number in range(1, 40)
+    ]
+    rows[3][3] = packed([DOG, 1600, *[DOG] * 38], np.int64)
+    data.mkdir()
+    (data / "t.tsv").write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
+    result = imported(data)
+    assert names_of(result.store, 4)[:3] == ["dog", "", "dog"] and names_of(result.store, 5)[0] == "dog"
+    assert any("beyond the 1600 objects" in note and "1 images" in note for note in result.problems)
 
 
 def test_numbers_that_the_first_images_do_not_have_or_that_are_too_large_are_said_to_be_left_out(

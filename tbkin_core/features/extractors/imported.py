@@ -28,8 +28,8 @@ from tbkin_core.names.vocabulary import visual_genome_names
 _NAMES = {"object_ids": "objects", "attribute_ids": "attributes"}  # of bottom-up attention, in their order
 # Share and number of regions numbered 0: the first name, "yolk", is nowhere near as common.
 _BACKGROUND_SHARE, _BACKGROUND_REGIONS = 0.05, 10
+_DAMAGED_SHARE = 0.001  # of numbers that are too large; more are of another list
 _BEYOND = "some of their numbers are beyond the {} {} of bottom-up attention: those regions have no such name"
-
 _LATE = "their {} are numbered, while those of the first images are not: these have no names"
 
 
@@ -61,16 +61,17 @@ class _Survey:
     def learn_numbers(self, name: str, numbers: NDArray[np.int32]) -> None:
         """Find out what the numbers (M,) of a field stand for; objects before attributes."""
         count = len(visual_genome_names(_NAMES[name]).names)
-        if numbers.max() > count:
-            self.unnamed[name] = f"their numbers go beyond the {count} of bottom-up attention"
-        elif name == "object_ids":  # attributes are counted alike, but the first of them is common
+        if name == "object_ids":  # attributes are counted alike, but the first of them is common
             zeros = int((numbers == 0).sum())
-            common = zeros >= _BACKGROUND_SHARE * len(numbers)
-            self.background = bool(numbers.max() == count or (common and zeros >= _BACKGROUND_REGIONS))
-            if common and not self.background and zeros:
+            common = zeros > 0 and zeros >= _BACKGROUND_SHARE * len(numbers)
+            self.background = common and zeros >= _BACKGROUND_REGIONS
+            if common and not self.background:
                 self.unnamed[name] = "it cannot be told whether 0 is the background or the first name"
         elif "object_ids" in self.unnamed:
             self.unnamed[name] = "what the numbers of the objects stand for is not known"
+        beyond = int((numbers >= count + self.background).sum())
+        if beyond and beyond >= _DAMAGED_SHARE * len(numbers):
+            self.unnamed[name] = f"their numbers go beyond the {count} of bottom-up attention"
         self.named |= {name} - self.unnamed.keys()
 
     def numbered(self, name: str, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -130,7 +131,9 @@ class ImportedFeatures(FeatureReader):
             "max_regions": max_regions,
             "object_names": list(self._names.get("object_ids", ())),
             "attribute_names": list(self._names.get("attribute_ids", ())),
+            # Where they are not the usual ones, so that later images are not read another way.
             **({"boxes": forms} if forms else {}),
+            **({"background": 0} if any(survey.background for survey in surveys) else {}),
         }
 
     def settings(self) -> dict[str, Any]:
