@@ -185,6 +185,15 @@ def test_numbers_that_count_the_background_are_taken_one_lower(tmp_path: Path) -
     assert result.store.object_names == [] and (result.store[1].object_ids == -1).all()
 
 
+def test_the_numbers_of_padding_tell_nothing(tmp_path: Path) -> None:
+    boxes = np.concatenate([corners(4), np.zeros((4, 4))])
+    for number in range(1, 7):
+        labels = info([DOG, COUCH, 7, 8, 0, 0, 0, 0], [4, 0, 1, 2, 0, 0, 0, 0])
+        write_npz(tmp_path / "data" / f"{number}.npz", x=vectors(8), bbox=boxes, info=labels)
+    store = imported(tmp_path / "data").store
+    assert names_of(store, 1)[:2] == ["dog", "couch"] and len(store[1]) == 4
+
+
 def test_numbers_of_another_list_give_no_names(tmp_path: Path) -> None:
     write_npz(tmp_path / "data" / "1.npz", info=info([DOG, COUCH, 7, 1700], [1, 2, 3, 4]))
     result = imported(tmp_path / "data")
@@ -291,6 +300,9 @@ def test_features_that_an_earlier_version_imported_are_not_mixed_with_named_ones
     nameless = {**store.settings, "object_names": [], "attribute_names": []}
     write_feature_store(data / "features", nameless, [store[1]])
     assert "without the names of their regions" in fails("extract-features", data, cwd=tmp_path, code=1)
+    write_captions(data, "a dog on a couch")
+    told = succeeds("build-graphs", data, cwd=tmp_path)
+    assert "an earlier version imported them without the names" in told.err + told.out
     old = FeatureStore(data / "features")
     assert names_of(old, 1) == [""] * 4 and old.settings != store.settings
     assert feature_kind(old.settings) == feature_kind(store.settings)  # what was trained on them still fits
@@ -577,3 +589,15 @@ def test_files_of_features_meet_the_images_that_annotations_list(
         Image.new("RGB", (WIDTH, HEIGHT)).save(data / listed)
     dataset = open_dataset(data)
     assert [it.image_id for it in dataset.captions()] == list(dataset.bottom_up_files()) == [42]
+
+
+@pytest.mark.parametrize("name", ["dog", "dog.jpg", "7", "7.jpg"])
+def test_files_of_features_meet_the_images_that_captions_name(tmp_path: Path, name: str) -> None:
+    data = tmp_path / "data"
+    write_npz(data / f"{name}.npz")
+    (data / "texts").mkdir()
+    line = {"image": f"{name.removesuffix('.jpg')}.jpg", "text": "a dog"}
+    (data / "texts" / "captions.jsonl").write_text(json.dumps(line))
+    dataset = open_dataset(data)
+    assert [it.image_id for it in dataset.captions()] == list(dataset.bottom_up_files())
+    assert len(dataset.images()) == 1

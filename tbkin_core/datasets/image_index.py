@@ -100,6 +100,7 @@ class ImageIndex:
         named: Names of images in files that give no ids, each with the directory that the name is relative
             to and the split it is about.
         problems: Counts ids that two files use for different images.
+        features: Names of images in files of features, which lie elsewhere than the images: as `named`.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class ImageIndex:
         listed: Iterable[ListedImage],
         named: Iterable[tuple[str, str, str | None]],
         problems: Problems,
+        features: Iterable[tuple[str, str, str | None]] = (),
     ) -> None:
         self.files = list(files)
         self.listed: dict[ImageId, ListedImage] = {}
@@ -125,9 +127,12 @@ class ImageIndex:
         for file in self.files:
             self._add_path(file)
         self._claim_listed(listed, problems)
-        missing = dict.fromkeys(filter(None, (self._missing_path(*image) for image in named)))
-        for path in missing:
-            self._add_path(path)
+        missing: dict[str, None] = {}
+        for names in (named, features):  # features are of images that annotations name, where there are such
+            found = dict.fromkeys(filter(None, [self._missing_path(*image) for image in names]))
+            for path in [path for path in found if path not in missing]:
+                self._add_path(path)
+            missing |= found
         self._name_the_rest([*self.files, *missing])
         self._keys = set(self._key_of_path.values())
 

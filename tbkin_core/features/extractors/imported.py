@@ -157,8 +157,9 @@ class ImportedFeatures(FeatureReader):
                 boxes.append(found.boxes)
                 sizes.append(size)
                 wheres.append(row.where)
+                real = found.boxes.any(axis=1)  # of padded files some pad the numbers too
                 for field_name, values in numbers.items():
-                    values.append(getattr(found, field_name))
+                    values += [own[real]] if len(own := getattr(found, field_name)) else []
         except DataError as error:  # the table as a whole, which `rows` says again
             self._error = self._error or error
             return survey
