@@ -281,6 +281,17 @@ def test_what_numpy_pickled_comes_back(value: dict[str, Any], protocol: int) -> 
     np.testing.assert_equal(loads_object_npy(as_npy(value, protocol), "info"), value)
 
 
+def test_a_small_pickle_that_stands_for_endless_lists_stays_small() -> None:
+    value: Any = [1]
+    for _ in range(40):
+        value = [value] * 10
+    content = as_npy({"a": value})
+    assert len(content) < 5000 and loads_object_npy(content, "info")["a"][0][0] is not None
+    value.append(value)
+    with pytest.raises(DataError, match="RecursionError"):
+        loads_object_npy(as_npy({"a": value}), "info")
+
+
 @settings(max_examples=150, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), cut=st.booleans())
 def test_a_damaged_pickle_is_an_object_or_a_data_error(place: float, byte: int, cut: bool) -> None:

@@ -128,12 +128,8 @@ def _read_uniter(path: Path, archive: Any, image_id: ImageId, vectors: bool) -> 
     return _cut(path, RegionFeatures(image_id, features, boxes, 0, 0, notes=notes), labels, None)
 
 
-def info_of(path: Path) -> Mapping[str, Any]:
-    """The dict beside MMF's `NAME.npy`.
-
-    Raises:
-        DataError: There is none, or it is none.
-    """
+def _info_beside(path: Path) -> Mapping[str, Any]:
+    """The dict beside MMF's `NAME.npy`; DataError where there is none."""
     beside = path.with_name(f"{path.stem}_info.npy")
     if not beside.is_file():
         raise DataError(
@@ -144,7 +140,7 @@ def info_of(path: Path) -> Mapping[str, Any]:
 
 
 def _read_pair(path: Path, image_id: ImageId, vectors: bool) -> RegionFeatures:
-    info = info_of(path)
+    info = _info_beside(path)
     missing = {"bbox", "image_width", "image_height"} - set(info)
     if missing:
         raise DataError(f"{path.stem}_info.npy: lacks {', '.join(sorted(missing))}; found {', '.join(info)}")
