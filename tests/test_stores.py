@@ -562,7 +562,7 @@ def test_of_too_many_regions_the_surest_stay_and_this_is_said(tmp_path: Path) ->
     corners = np.arange(8, dtype=np.float32)[:, None] + [0, 0]
     boxes = np.concatenate([corners, corners + 5], axis=1)
     features = np.repeat(np.arange(8, dtype=np.float32)[:, None], SIZE, axis=1)
-    given = {"x": features, "boxes": boxes, "objects_id": np.arange(8)}
+    given = {"x": features, "boxes": boxes, "objects_id": np.arange(1, 9)}
     sure = np.array([0.1, 0.9, 0.3, 0.8, 0.7, 0.2, 0.95, 0.99], np.float32)
     data = tmp_path / "data"
     data.mkdir()
@@ -575,9 +575,9 @@ def test_of_too_many_regions_the_surest_stay_and_this_is_said(tmp_path: Path) ->
     assert kept == {1: [7, 6, 1], 2: [1, 3, 4], 3: [0, 1, 2], 4: [0, 1, 2]}
     for number in (1, 2):
         regions = result.store[number]
-        np.testing.assert_array_equal(regions.object_ids, kept[number])
-        np.testing.assert_array_equal(regions.boxes, boxes[regions.object_ids])
-        np.testing.assert_array_equal(regions.object_scores, sure[regions.object_ids])
+        np.testing.assert_array_equal(regions.object_ids - 1, kept[number])
+        np.testing.assert_array_equal(regions.boxes, boxes[regions.object_ids - 1])
+        np.testing.assert_array_equal(regions.object_scores, sure[regions.object_ids - 1])
     sure_ones, first_ones = result.problems
     assert sure_ones.startswith("2 images have more regions") and "highest confidence" in sure_ones
     assert first_ones.startswith("1 images have more regions") and "no confidence" in first_ones

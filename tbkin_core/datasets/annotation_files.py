@@ -137,9 +137,11 @@ class AnnotationFiles:
         # Files that give splits to the images of others come last: these files' own lists say more.
         lists = sorted(files, key=lambda file: Holds.IMAGE_SPLITS in format_of(file).holds)
         listed = [image for file in lists for image in self.read(file).images.values()]
-        named = [image for file in files for image in self.read(file).named]
-        names = dict.fromkeys((image.name, image.directory, image.split) for image in named)
-        return ImageIndex(self._layout.images, listed, names, self.problems)
+        names: dict[bool, dict[tuple[str, str, str | None], None]] = {True: {}, False: {}}
+        for file in files:
+            own = ((image.name, image.directory, image.split) for image in self.read(file).named)
+            names[Holds.IMAGE_FEATURES in format_of(file).holds] |= dict.fromkeys(own)
+        return ImageIndex(self._layout.images, listed, names[False], self.problems, names[True])
 
     def listed_key(self, file: AnnotationFile, image_id: ImageId) -> ImageId:
         """Key of the image that is listed for a file under an id; the id itself if none is."""

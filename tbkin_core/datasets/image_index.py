@@ -20,6 +20,7 @@ _LONGEST_NUMBER = 18
 _COCO_PATH = re.compile(
     r"(?:(?:^|/)(?:train|val|test|unlabeled)20\d\d/|(?:^|/)COCO_(?:train|val|test)20\d\d_)([0-9]{12})\.[A-Za-z]+$"
 )
+_COCO_STEM = re.compile(r"(?:coco_(?:train|val|test)20\d\d_)?[0-9]{12}(?:\.jpg)?", re.IGNORECASE)
 _COCO_NAME = re.compile(r"(?:^|[^0-9])[0-9]{12}\.[A-Za-z]+$")
 
 
@@ -100,6 +101,7 @@ class ImageIndex:
             to and the split it is about.
         problems: Counts ids that two files use for different images, and names of which only the last part is
             that of a file.
+        features: Names of images in files of features, which lie elsewhere than the images: as `named`.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class ImageIndex:
         listed: Iterable[ListedImage],
         named: Iterable[tuple[str, str, str | None]],
         problems: Problems,
+        features: Iterable[tuple[str, str, str | None]] = (),
     ) -> None:
         self.files, listed, named = list(files), list(listed), list(named)
         self._problems = problems
@@ -132,9 +135,12 @@ class ImageIndex:
         for file in self.files:
             self._add_path(file)
         self._claim_listed(listed)
-        missing = dict.fromkeys(filter(None, (self._missing_path(*image) for image in named)))
-        for path in missing:
-            self._add_path(path)
+        missing: dict[str, None] = {}
+        for names in (named, features):  # features are of images that annotations name, where there are such
+            found = dict.fromkeys(filter(None, [self._missing_path(*image) for image in names]))
+            for path in [path for path in found if path not in missing]:
+                self._add_path(path)
+            missing |= found
         self._name_the_rest([*self.files, *missing])
         self._keys = set(self._key_of_path.values())
 
@@ -408,6 +414,13 @@ class ImageIndex:
             return None
         if len(self._of_name(plain)) > 1:
             return None  # on disk, and not clear which
+        number = key_of_name(PurePosixPath(plain).name)
+        if isinstance(number, int) and _COCO_STEM.fullmatch(PurePosixPath(plain).name):
+            # Other programs leave out ".jpg", write "coco_val2014_...", or name the other release's file.
+            listed = self.listed.get(number)
+            names = [(listed.file_name or "") if listed else "", *self._by_number.get(number, ())]
+            if any(_COCO_STEM.fullmatch(PurePosixPath(each).name) for each in names):
+                return None
         path = posixpath.normpath(posixpath.join(directory, plain))
         return None if path in {".", ".."} else path
 

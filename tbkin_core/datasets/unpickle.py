@@ -87,14 +87,15 @@ def loads_object_npy(data: bytes, name: str) -> Any:
         version = np.lib.format.read_magic(stream)
         headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         _, _, dtype = headers[version](stream)
-    except (ValueError, KeyError, TypeError, EOFError, SyntaxError, RecursionError) as error:
+    except Exception as error:  # so does a broken header: SyntaxError, TokenError, ...
         raise DataError(f"{name}: is no .npy file ({error})") from error
     if dtype.kind != "O":
         raise DataError(f"{name}: holds numbers alone, expected a dict")
     content = data[stream.tell() :]
     _refuse_other_opcodes(content, name, _ARRAY_OPCODES)
     try:
-        value = _restored(_ArrayUnpickler(io.BytesIO(content), encoding="latin-1").load())
+        loaded = _ArrayUnpickler(io.BytesIO(content), encoding="latin-1").load()
+        value = _restored(loaded, {})
         return value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
     except Exception as error:
         raise _refused(f"{name}: not a readable pickle: {type(error).__name__}: {error}") from error
@@ -180,7 +181,7 @@ class _Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._state = state
 
-    def restored(self) -> np.ndarray:
+    def restored(self, known: dict[int, Any]) -> np.ndarray:
         _, shape, kind, fortran, content = self._state
         if kind.dtype.kind != "O":
             flat = np.frombuffer(_as_bytes(content), kind.dtype)
@@ -189,21 +190,25 @@ class _Array:
         else:
             flat = np.empty(len(content), object)
             for place, item in enumerate(content):
-                flat[place] = _restored(item)
+                flat[place] = _restored(item, known)
         return flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _restored(value: Any) -> Any:
-    """A value with its arrays put together."""
+def _restored(value: Any, known: dict[int, Any]) -> Any:
+    """A value with its arrays put together; what is `known`, by its identity, is so already."""
+    if id(value) in known:
+        return known[id(value)]
+    found = value
     if isinstance(value, _Array):
-        return value.restored()
-    if isinstance(value, dict):
-        return {key: _restored(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_restored, value))
-    if isinstance(value, _Call | _Dtype):
+        found = value.restored(known)
+    elif isinstance(value, dict):
+        found = {key: _restored(item, known) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        found = type(value)([_restored(item, known) for item in value])
+    elif isinstance(value, _Call | _Dtype):
         raise ValueError("a name without a value")
-    return value
+    known[id(value)] = found
+    return found
 
 
 def _as_bytes(content: Any) -> bytes:

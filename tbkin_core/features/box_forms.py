@@ -38,6 +38,8 @@ class BoxForm(NamedTuple):
             DataError: The boxes are of another form, or fractions of an unknown size.
         """
         boxes = np.asarray(boxes, np.float32)
+        if not any(self) and boxes.max(initial=0) > _LARGEST_FRACTION and not _backwards(boxes).any():
+            return boxes  # as nearly all are
         known = boxes[np.isfinite(boxes).all(axis=1)]
         if len(known) and _are_fractions(known, np.array([size])) != self.fractions:
             what = "are not fractions" if self.fractions else "look like fractions of the image's sides"

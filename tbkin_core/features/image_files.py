@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -34,7 +36,8 @@ LABELS = {
 _CLASSES = 1601  # of bottom-up attention's detector, the background first
 _DAMAGED = (
     *(OSError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, AttributeError),
-    *(NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error),
+    *(NotImplementedError, RuntimeError, SyntaxError, tokenize.TokenError, struct.error),
+    *(zipfile.BadZipFile, zlib.error),
 )
 
 
@@ -100,9 +103,9 @@ def _read_npz(path: Path, image_id: ImageId, vectors: bool) -> RegionFeatures:
         notes: tuple[str, ...] = ()
         if not known and "info" in names:
             try:
-                known = _dict(loads_object_npy(archive.zip.read("info.npy"), f"{path}: info"))
+                known = _dict(loads_object_npy(archive.zip.read("info.npy"), "info"))
             except DataError as error:
-                notes = (f"its names are not read: {error.message}",)
+                notes = (f"their regions have no names, which cannot be read ({error.message})",)
     if width <= 0 or height <= 0:
         raise DataError(f"{path}: image size {width}×{height} is not positive")
     features, boxes = _oriented(path, features, boxes)
@@ -125,12 +128,8 @@ def _read_uniter(path: Path, archive: Any, image_id: ImageId, vectors: bool) -> 
     return _cut(path, RegionFeatures(image_id, features, boxes, 0, 0, notes=notes), labels, None)
 
 
-def info_of(path: Path) -> Mapping[str, Any]:
-    """The dict beside MMF's `NAME.npy`.
-
-    Raises:
-        DataError: There is none, or it is none.
-    """
+def _info_beside(path: Path) -> Mapping[str, Any]:
+    """The dict beside MMF's `NAME.npy`; DataError where there is none."""
     beside = path.with_name(f"{path.stem}_info.npy")
     if not beside.is_file():
         raise DataError(
@@ -141,7 +140,7 @@ def info_of(path: Path) -> Mapping[str, Any]:
 
 
 def _read_pair(path: Path, image_id: ImageId, vectors: bool) -> RegionFeatures:
-    info = info_of(path)
+    info = _info_beside(path)
     missing = {"bbox", "image_width", "image_height"} - set(info)
     if missing:
         raise DataError(f"{path.stem}_info.npy: lacks {', '.join(sorted(missing))}; found {', '.join(info)}")

@@ -230,10 +230,12 @@ def _wrong(arrays: Mapping[str, NDArray], ids: Any, feature_size: int) -> str:
 def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes features comparable: a store's settings, or a checkpoint's note of them.
 
-    How many regions were kept, how files that were imported gave their boxes, where the store lies, and where
-    a model lay whose weights are known make no other kind; nor does a hub's revision.
+    How many regions were kept, how files that were imported gave their boxes and numbers, where the store
+    lies, and where a model lay whose weights are known make no other kind; nor does a hub's revision.
     """
-    aside = {"max_regions", "boxes", "store", "revision", "backbone_revision"}
+    aside = {"max_regions", "boxes", "background", "store", "revision", "backbone_revision"}
+    if settings.get("extractor") == "import":
+        aside |= {"object_names", "attribute_names"}  # there or not, a number means the same
     aside |= {name for name, weights in _NAMED_BY_WEIGHTS if weights in settings}
     return {name: value for name, value in settings.items() if name not in aside}
 

@@ -216,7 +216,7 @@ def _regions(
 ) -> RegionFeatures:
     if count < 1 or boxes.size != 4 * count or not features.size or features.size % count:
         raise ValueError(f"{boxes.size} numbers of boxes and {features.size} of features for {count} boxes")
-    if min(size) < 1:
+    if min(size) < 1 and any(size):
         raise ValueError(f"image size {size[0]}x{size[1]}")
     vectors, corners = features.reshape(count, -1), boxes.reshape(count, -1).astype(np.float32)
     return RegionFeatures(image_id, vectors, corners, *size, **labels)
@@ -427,7 +427,10 @@ def _row_names(file: Path, count: int) -> list[str] | None:
 
 
 def _size_of(boxes: NDArray[np.float32], spatial: NDArray | None) -> tuple[int, int]:
-    """Width and height of an image, from boxes in pixels and as fractions; else where the last box ends."""
+    """Width and height of an image, from boxes in pixels and as fractions; else where the last box ends.
+
+    0 where both are fractions.
+    """
     ends = boxes[:, 2:].max(axis=0)
     if spatial is not None and spatial.ndim == 2 and spatial.shape[1] >= 4:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -435,4 +438,5 @@ def _size_of(boxes: NDArray[np.float32], spatial: NDArray | None) -> tuple[int, 
         known = np.isfinite(sizes).all(axis=1)
         if known.any():
             ends = np.maximum(ends, np.median(sizes[known], axis=0))
-    return max(round(float(ends[0])), 1), max(round(float(ends[1])), 1)
+    size = max(round(float(ends[0])), 1), max(round(float(ends[1])), 1)
+    return (0, 0) if size == (1, 1) else size

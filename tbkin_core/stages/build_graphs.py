@@ -48,6 +48,11 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
             "the regions have no labels (features without object names, no annotated boxes):"
             " there are no cross-modal edges"
         )
+        if features.extractor == "import" and (features.gather([0]).object_ids >= 0).any():
+            problems.append(
+                f"{place}: regions are numbered, but an earlier version imported them without the names:"
+                f" `tbkin extract-features {config.data} --overwrite` imports these too"
+            )
     problems += dataset.problems
     write_text(out / "config.yaml", dump_config(config))
     result = BuildGraphsResult(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import PurePosixPath
@@ -16,7 +17,7 @@ from tbkin_core.datasets.records import CaptionRow, Content, NamedImage
 
 _UNREADABLE_NPZ = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error),
 )
 
 

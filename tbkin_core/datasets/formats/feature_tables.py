@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
 from tbkin_core.datasets.reading import Source
@@ -16,26 +15,26 @@ _FEATURES = re.compile(
     r"(?:(?:\d+\t){0,3}[A-Za-z0-9+/]{16}[A-Za-z0-9+/=\t]{200}"
     r"|[\[{][^\t\r\n]*\"features?\"\s*:\s*\"[A-Za-z0-9+/]{200})"
 )
-# Of files of features within others.
-_PACKED = re.compile(r".*\.(?:tsv|npz|npy|h5|hdf5)(?:\.\d{1,4})?", re.DOTALL | re.IGNORECASE)
+_FEATURE_FILE = r"\.(?:tsv|npz|npy|h5|hdf5)(?:\.\d{1,4})?"
+_PACKED = re.compile(rf".*{_FEATURE_FILE}(?:\.tar)?\.[a-z0-9]+", re.DOTALL)
+# A zip file ends with the names of what is in it.
+_IN_ZIP = re.compile(rf"PK\x01\x02.{{42}}[^\x00]{{0,300}}?{_FEATURE_FILE}(?=PK|[^A-Za-z0-9])", re.DOTALL)
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{1500}")
 
 
-def _packs_features(file: Candidate) -> bool:
-    """Whether an archive holds, or by its name is, files of features."""
-    if file.suffix != ".zip":
-        return _PACKED.fullmatch(file.name.removesuffix(file.suffix).removesuffix(".tar")) is not None
-    try:
-        with zipfile.ZipFile(file.path) as archive:
-            return any(map(_PACKED.fullmatch, archive.namelist()))
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return _PACKED.fullmatch(file.name.removesuffix(".zip")) is not None
+def _may_hold_features(file: Candidate) -> bool:
+    """Whether an archive has files of features in it, or a table long stretches of base64."""
+    if file.suffix == ".tsv":
+        return _BASE64.search(file.ends) is not None
+    return bool(_PACKED.fullmatch(file.name) or (file.suffix == ".zip" and _IN_ZIP.search(file.ends)))
 
 
 def _note(source: Source) -> Content:
-    lmdb = source.file.name.lower().endswith(("mdb", ".lmdb"))
-    what = (
-        "is an LMDB database, which is not read: convert it to npz or TSV" if lmdb else "is packed: unpack it"
-    )
+    suffix = Candidate(source.file.path).suffix
+    what = {
+        ".tsv": "has rows of no form that is known: write them as bottom-up attention does",
+        ".mdb": "is an LMDB database, which is not read: convert it to npz or TSV",
+    }.get(suffix.replace(".lmdb", ".mdb"), "is packed: unpack it")
     source.problem("", f"{what}, if the region features that it may hold are to be imported (skipped)")
     return Content()
 
@@ -44,9 +43,10 @@ UNREAD = Format(
     name="unread-features",
     holds=Holds.UNREAD_FEATURES,
     read=_note,
-    suffixes=frozenset({".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz", ".mdb", ".lmdb"}),
+    suffixes=frozenset({".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tsv", ".mdb", ".lmdb"}),
     names=re.compile(r"(?!lock\.mdb).*\.l?mdb", re.DOTALL),
-    content=_packs_features,
+    content=_may_hold_features,
+    content_last=True,
 )
 FEATURE_TABLES = Format(
     name="feature-table",

@@ -47,7 +47,7 @@ EXTRACTORS = {
         ExtractorRow(
             name="import",
             module="imported",
-            words="reads bottom-up .npz, TSV or HDF5 files",
+            words="reads features in .npz, .npy, TSV or HDF5 files",
             finds_boxes=False,
         ),
         ExtractorRow(

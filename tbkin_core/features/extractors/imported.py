@@ -26,8 +26,11 @@ from tbkin_core.features.tables import FeatureRow, feature_rows
 from tbkin_core.names.vocabulary import visual_genome_names
 
 _NAMES = {"object_ids": "objects", "attribute_ids": "attributes"}  # of bottom-up attention, in their order
-_BACKGROUND_SHARE = 0.05  # of regions numbered 0: the first name, "yolk", is nowhere near as common
-_BEYOND = "some of its numbers are beyond the {} {} of bottom-up attention: those regions have no such name"
+# Share and number of regions numbered 0: the first name, "yolk", is nowhere near as common.
+_BACKGROUND_SHARE, _BACKGROUND_REGIONS = 0.05, 10
+_DAMAGED_SHARE = 0.001  # of numbers that are too large; more are of another list
+_BEYOND = "some of their numbers are beyond the {} {} of bottom-up attention: those regions have no such name"
+_LATE = "their {} are numbered, while those of the first images are not: these have no names"
 
 
 def open_extractor(request: Request) -> FeatureReader:
@@ -43,7 +46,7 @@ class _Survey:
     form: BoxForm = field(default_factory=BoxForm)
     feature_sizes: Counter[int] = field(default_factory=Counter)
     named: set[str] = field(default_factory=set)  # fields whose numbers have names
-    unnamed: set[str] = field(default_factory=set)  # fields whose numbers are of another list
+    unnamed: dict[str, str] = field(default_factory=dict)  # fields whose numbers have none, with the reason
     background: bool = False  # whether numbers count the background as 0
 
     def notes(self) -> Iterator[str]:
@@ -52,12 +55,24 @@ class _Survey:
             yield f"{self.name}: boxes are given as {self.form}: taken to x1, y1, x2, y2 in pixels"
         if self.background:
             yield f"{self.name}: objects are numbered from 1, the background is 0: it names no region"
-        for kind in sorted(_NAMES[name] for name in self.unnamed):
-            count = len(visual_genome_names(kind).names)
-            yield (
-                f"{self.name}: {kind} are numbered beyond the {count} of bottom-up attention, by a list that"
-                " is not known: they have no names"
-            )
+        for name, why in self.unnamed.items():
+            yield f"{self.name}: {_NAMES[name]} have no names: {why}"
+
+    def learn_numbers(self, name: str, numbers: NDArray[np.int32]) -> None:
+        """Find out what the numbers (M,) of a field stand for; objects before attributes."""
+        count = len(visual_genome_names(_NAMES[name]).names)
+        if name == "object_ids":  # attributes are counted alike, but the first of them is common
+            zeros = int((numbers == 0).sum())
+            common = zeros > 0 and zeros >= _BACKGROUND_SHARE * len(numbers)
+            self.background = common and zeros >= _BACKGROUND_REGIONS
+            if common and not self.background:
+                self.unnamed[name] = "it cannot be told whether 0 is the background or the first name"
+        elif "object_ids" in self.unnamed:
+            self.unnamed[name] = "what the numbers of the objects stand for is not known"
+        beyond = int((numbers >= count + self.background).sum())
+        if beyond and beyond >= _DAMAGED_SHARE * len(numbers):
+            self.unnamed[name] = f"their numbers go beyond the {count} of bottom-up attention"
+        self.named |= {name} - self.unnamed.keys()
 
     def numbered(self, name: str, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """Numbers (K,) of the field, counted from 0 without a background; -1 where unknown."""
@@ -87,7 +102,7 @@ class ImportedFeatures(FeatureReader):
         for path in files.values():
             rows = directories.setdefault(path.parent, [])
             if len(rows) < SAMPLE:
-                rows.append(FeatureRow(path.name, str(path), partial(read_feature_file, path)))
+                rows.append(FeatureRow(path.stem, str(path), partial(read_feature_file, path)))
         self._directories = {path: self._surveyed(str(path), rows) for path, rows in directories.items()}
         self._tables = {
             path: self._surveyed(str(path), feature_rows(path)) for path in dataset.feature_tables()
@@ -96,7 +111,7 @@ class ImportedFeatures(FeatureReader):
         first = next((survey for survey in surveys if survey.feature_sizes), None)
         if first is None:
             raise self._error or ConfigError(
-                f"{dataset.root}: no features to import (bottom-up-attention .npz, TSV or HDF5 files)",
+                f"{dataset.root}: no features to import (.npz, pairs of .npy, TSV or HDF5 files)",
                 hint="use --extractor builtin",
             )
         file_format = (
@@ -116,7 +131,9 @@ class ImportedFeatures(FeatureReader):
             "max_regions": max_regions,
             "object_names": list(self._names.get("object_ids", ())),
             "attribute_names": list(self._names.get("attribute_ids", ())),
+            # Where they are not the usual ones, so that later images are not read another way.
             **({"boxes": forms} if forms else {}),
+            **({"background": 0} if any(survey.background for survey in surveys) else {}),
         }
 
     def settings(self) -> dict[str, Any]:
@@ -124,45 +141,40 @@ class ImportedFeatures(FeatureReader):
 
     def _surveyed(self, name: str, rows: Iterable[FeatureRow]) -> _Survey:
         survey = _Survey(name)
-        boxes, sizes, names = [], [], []
+        boxes, sizes, wheres = [], list[tuple[int, int]](), []
         numbers: dict[str, list[NDArray]] = {name: [] for name in _NAMES}
         try:
             for row in islice(rows, SAMPLE):
                 try:
-                    found = row.read(key := self._dataset.key_of(row.name), vectors=False)
+                    found = row.read("", vectors=False)
                 except DataError as error:
                     self._error = self._error or error
                     continue
                 survey.feature_sizes[found.features.shape[1]] += 1
                 size = (0, 0) if found.size_guessed else (found.image_width, found.image_height)
                 if min(size) < 1 and (found.boxes[:, 2:] < found.boxes[:, :2]).any():
-                    size = self._true_size(key)
+                    size = self._true_size(self._dataset.key_of(row.name))
                 boxes.append(found.boxes)
                 sizes.append(size)
-                names.append(row.where)
+                wheres.append(row.where)
+                real = found.boxes.any(axis=1)  # of padded files some pad the numbers too
                 for field_name, values in numbers.items():
-                    values.append(getattr(found, field_name))
+                    values += [own[real]] if len(own := getattr(found, field_name)) else []
         except DataError as error:  # the table as a whole, which `rows` says again
             self._error = self._error or error
             return survey
-        survey.form = box_form(boxes, sizes, names)
+        survey.form = box_form(boxes, sizes, wheres)
         for field_name, values in numbers.items():
             found_numbers = np.concatenate([np.zeros(0, np.int32), *values])
-            if not len(found_numbers):
-                continue
-            count = len(visual_genome_names(_NAMES[field_name]).names)
-            (survey.named if found_numbers.max() <= count else survey.unnamed).add(field_name)
-            if field_name == "object_ids":  # attributes are numbered alike, but their first name is common
-                zeros = found_numbers == 0
-                shown = zeros.sum() >= 10 and zeros.mean() >= _BACKGROUND_SHARE
-                survey.background = bool(shown or found_numbers.max() == count)
+            if len(found_numbers):
+                survey.learn_numbers(field_name, found_numbers)
         return survey
 
     def rows(self) -> Iterator[tuple[ImageId, Callable[[ImageId], RegionFeatures]] | str]:
         seen: set[ImageId] = set()
         for image_id, path in self._dataset.bottom_up_files().items():
             seen.add(image_id)
-            row = FeatureRow(path.name, str(path), partial(read_feature_file, path))
+            row = FeatureRow(path.stem, str(path), partial(read_feature_file, path))
             yield image_id, partial(self._read, row, self._directories[path.parent])
         for path, survey in self._tables.items():
             own: set[ImageId] = set()
@@ -211,11 +223,15 @@ class ImportedFeatures(FeatureReader):
                 size, found = true, replace(found, size_guessed=False)
         try:
             boxes = survey.form.pixels(found.boxes, size)
+            if min(size) < 1:
+                raise DataError("nothing tells the image's width and height")
         except DataError as error:
             raise DataError(f"{row.where}: {error.message}") from error
         numbers: dict[str, Any] = {
             name: survey.numbered(name, values) for name in _NAMES if len(values := getattr(found, name))
         }
+        if boxes is found.boxes and size == (found.image_width, found.image_height) and not numbers:
+            return found
         return replace(found, boxes=boxes, image_width=size[0], image_height=size[1], **numbers)
 
     def regions(self, image_id: ImageId, source: Callable[[ImageId], RegionFeatures]) -> RegionFeatures:
@@ -227,17 +243,25 @@ class ImportedFeatures(FeatureReader):
             raise DataError(
                 f"image {image_id!r}: none of its boxes lies within its {size[0]:g} x {size[1]:g} pixels"
             )
+        notes = list(found.notes)
+        if len(kept) < len(boxes):
+            notes.append("some of their boxes have no area within the image: those regions are left out")
         left_out = max(len(kept) - self._max_regions, 0)
         if left_out and len(found.object_scores):
             # The order of rows means nothing in such files; the surest first, so that a later cut keeps them.
             kept = kept[np.argsort(-np.nan_to_num(found.object_scores[kept]), kind="stable")]
         kept = kept[: self._max_regions]
-        labels, notes = {name: getattr(found, name) for name in LABELS}, list(found.notes)
-        given = {name: np.nan_to_num(values[kept]) for name, values in labels.items() if len(values)}
-        for name, names in self._names.items():
+        labels = {name: getattr(found, name) for name in LABELS}
+        given = {
+            name: np.nan_to_num(values[kept], posinf=1, neginf=0)
+            for name, values in labels.items()
+            if len(values)
+        }
+        for name, kind in _NAMES.items():
+            names = self._names.get(name, ())
             if name in given and (beyond := given[name] >= len(names)).any():
                 given[name] = np.where(beyond, -1, given[name])
-                notes.append(_BEYOND.format(len(names), _NAMES[name]))
+                notes.append(_BEYOND.format(len(names), kind) if names else _LATE.format(kind))
         return replace(
             found,
             features=found.features[kept],
