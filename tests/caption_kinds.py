@@ -32,16 +32,31 @@ COLLECTIVE += tuple(f"{word} of" for word in COLLECTIVE) + tuple(f"a {word} of" 
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What the graph of a caption must say, one of each set, and what else it may say."""
+class Wording:
+    """What a graph must say, one of each set, and what else it may say."""
 
-    kind: str
-    caption: str
     needed: tuple[frozenset[Fact], ...]
     allowed: frozenset[Fact]
 
-    def is_exact(self, found: frozenset[Fact]) -> bool:
+    def is_met(self, found: frozenset[Fact]) -> bool:
         return found <= self.allowed and all(found & one_of for one_of in self.needed)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A caption with the graphs that are right, of which one is as good as another."""
+
+    kind: str
+    caption: str
+    wordings: tuple[Wording, ...]
+
+    @property
+    def allowed(self) -> frozenset[Fact]:
+        """What some right graph says."""
+        return frozenset().union(*(wording.allowed for wording in self.wordings))
+
+    def is_exact(self, found: frozenset[Fact]) -> bool:
+        return any(wording.is_met(found) for wording in self.wordings)
 
 
 def facts(graph: TextGraph) -> frozenset[Fact]:
@@ -60,26 +75,23 @@ def read_references() -> list[Reference]:
             kind = line[3:]
         elif " :: " in line:
             caption, written = line.split(" :: ")
-            references.append(_reference(kind, caption, written))
+            wordings = tuple(_wording(part) for part in written.split(" || "))
+            references.append(Reference(kind, caption, wordings))
     return references
 
 
-def _reference(kind: str, caption: str, written: str) -> Reference:
+def _wording(written: str) -> Wording:
     needed: list[frozenset[Fact]] = []
     allowed: set[Fact] = set()
     for item in written.split("; "):
         one_of = {fact for part in item.lstrip("?*").split(" or ") for fact in _facts(part)}
         if item.startswith("*"):
-            allowed |= {(name, said) for (name,) in one_of for said in COLLECTIVE}
-            continue
-        allowed |= one_of
-        if not item.startswith("?"):
+            one_of = {(name, said) for (name,) in one_of for said in COLLECTIVE}
+        elif not item.startswith("?"):
             needed.append(frozenset(one_of))
-            # Whichever of them is said, its objects are there.
-            allowed |= {(name,) for fact in one_of for name in fact[:: 2 if len(fact) == 3 else 5]}
-    objects = [{(name,) for fact in one_of for name in fact[:: 2 if len(fact) == 3 else 5]} for one_of in needed]
-    single = [frozenset({name}) for names in objects for name in names if len(names) <= 2]
-    return Reference(kind, caption, tuple(needed + single), frozenset(allowed))
+            allowed |= {(name,) for fact in one_of for name in (fact[0], *fact[2:])}
+        allowed |= one_of
+    return Wording(tuple(needed), frozenset(allowed))
 
 
 def _facts(part: str) -> Iterable[Fact]:
@@ -112,7 +124,7 @@ def main() -> None:
             for place, number in enumerate((*numbers, len(relations - reference.allowed))):
                 row[place] += number
         if wrong is not None and not exact and (not wrong or reference.kind in wrong):
-            missing = [sorted(one_of)[:2] for one_of in reference.needed if not found & one_of]
+            missing = [sorted(one_of)[:2] for one_of in reference.wordings[0].needed if not found & one_of]
             print(f"{reference.kind}: {reference.caption}\n    extra {sorted(found - reference.allowed)}")
             print(f"    missing {missing}")
     print(f"{'kind':14}exact  wrong objects  wrong relations")
