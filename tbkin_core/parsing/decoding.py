@@ -13,6 +13,7 @@ import numpy as np
 
 from tbkin_core.names.lexicon import plain_sides
 from tbkin_core.parsing import negation
+from tbkin_core.parsing.coordination import Coordination
 from tbkin_core.parsing.network import (
     JOINED,
     NO_OBJECT,
@@ -109,6 +110,7 @@ class _Decoder:
     ) -> None:
         self.network, self.tags, self.factual = network, tags, factual
         self.sentences = Sentences(network.vocabulary, batch)
+        self.islands = Coordination(network.vocabulary, batch).islands
         self.role = [network.roles[role] for role in choices.role.tolist()]
         self.form: list[int] = choices.form.tolist()
         self.prefix: list[bool] = choices.prefix.tolist()
@@ -274,6 +276,9 @@ class _Draft:
         if first not in self.index or second not in self.index:
             return
         decoder, begin = self._decoder, self._begin
+        for island in decoder.islands.get(begin, ()):
+            if island.parts(first, second, self.index):
+                return
         names = (decoder.network.outcomes[outcome] for outcome in outcomes)
         likeliest = zip(names, probabilities, strict=True)
         found = decoder.predicate(first, second, begin, self._end, likeliest)
