@@ -7,18 +7,20 @@ outside into what they say. Token numbers are positions in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import numpy as np
 
 from tbkin_core.parsing.network import ParsedBatch, Vocabulary
+from tbkin_core.parsing.sentences import PLACES, VERB_TAGS
 
 CLAUSES = ("conj", "parataxis", "advcl", "ccomp")
-SUBJECTS = ("nsubj", "nsubjpass")
-DESCRIPTIONS = ("prep", "acl", "relcl")
 FINITE = frozenset({"is", "are", "was", "were", "has", "have"})
 LINKS = frozenset({"and", "but", "or", ",", "while", "as"})  # a clause after one of these is no complement
+# How much more alike a noun must be to one than to the other of the nouns that it may be coordinated with;
+# less where both are described by the same preposition, more where the first is the subject of a clause.
+ALIKE, SAME_PREPOSITION, OF_CLAUSE = 0.1, 0.5, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,43 +50,55 @@ class Island:
 
 
 class Coordination:
-    """The islands of a batch.
+    """The islands of a batch's texts.
 
-    Attributes:
-        islands: Where a text begins -> its islands.
+    Args:
+        vocabulary: The network's.
+        batch: The texts.
+        likeness: How alike two nouns are, a cosine. Coordinated nouns mostly are (Resnik, JAIR 11, 1999).
     """
 
-    def __init__(self, vocabulary: Vocabulary, batch: ParsedBatch) -> None:
-        self._heads = batch.heads.tolist()
-        self._labels = labels = batch.labels
-        self._text = [vocabulary.text[row] for row in batch.words.tolist()]
-        self._subject, self._description, self._auxiliary = (
-            {vocabulary.label(label) for label in names} for names in (SUBJECTS, DESCRIPTIONS, ("aux", "auxpass"))
-        )
-        self._conjunct, self._complement = vocabulary.label("conj"), vocabulary.label("ccomp")
-        noun = vocabulary.tagged({"NN", "NNS", "NNP", "NNPS"})[batch.tags]
-        verb = vocabulary.tagged({"VB", "VBD", "VBG", "VBN", "VBP", "VBZ"})[batch.tags]
-        conjunct = labels == self._conjunct
-        clause = np.isin(labels, [vocabulary.label(label) for label in CLAUSES]) & verb
-        self.islands: dict[int, list[Island]] = {}
-        candidates = np.flatnonzero(clause | (conjunct & noun))
-        texts = np.searchsorted(batch.offsets, candidates, side="right") - 1
-        offsets = batch.offsets.tolist()
-        children: dict[int, list[int]] = {}
-        for token, text in zip(candidates.tolist(), texts.tolist(), strict=True):
-            begin = offsets[text]
-            if begin not in self.islands:
-                self.islands[begin] = []
-                children = self._children(begin, offsets[text + 1])
-            island = self._clause(token, begin, children) if verb[token] else self._noun(token, children)
-            if island is not None:
-                self.islands[begin].append(island)
+    def __init__(
+        self, vocabulary: Vocabulary, batch: ParsedBatch, likeness: Callable[[str, str], float]
+    ) -> None:
+        self._head = batch.heads.tolist()
+        self._likeness = likeness
+        rows = batch.words.tolist()
+        self._text, self._lemma = ([words[row] for row in rows] for words in (vocabulary.text, vocabulary.noun))
+        labels = batch.labels
 
-    def _children(self, begin: int, end: int) -> dict[int, list[int]]:
-        found: dict[int, list[int]] = {}
+        def labelled(*names: str) -> list[bool]:
+            return np.isin(labels, [vocabulary.label(name) for name in names]).tolist()
+
+        self._is_subject, self._is_auxiliary = labelled("nsubj", "nsubjpass"), labelled("aux", "auxpass")
+        self._is_conjunct, self._is_complement = labelled("conj"), labelled("ccomp")
+        self._is_object, self._describes = labelled("pobj", "dobj"), labelled("prep", "acl", "relcl")
+        self._is_noun = vocabulary.tagged({"NN", "NNS", "NNP", "NNPS"})[batch.tags].tolist()
+        self._is_verb = (verb := vocabulary.tagged(VERB_TAGS)[batch.tags]).tolist()
+        self._begins_phrase = vocabulary.tagged({"IN", "TO", "VBG", "VBN"})[batch.tags].tolist()
+        clauses = verb & np.array(labelled(*CLAUSES), bool)
+        linked = clauses | np.array(labelled("cc"), bool) | np.array(self._is_conjunct, bool)
+        self._texts = set((np.searchsorted(batch.offsets, np.flatnonzero(linked), side="right") - 1).tolist())
+        self._clauses: list[bool] = clauses.tolist()
+
+    def islands(self, text: int, begin: int, end: int, related: Container[tuple[int, int]]) -> list[Island]:
+        """The islands of a text, of which `related` are the pairs of objects that the network relates."""
+        if text not in self._texts:
+            return []
+        children: dict[int, list[int]] = {}
         for token in range(begin, end):
-            if (head := self._heads[token]) != token:
-                found.setdefault(head, []).append(token)
+            if (head := self._head[token]) != token:
+                children.setdefault(head, []).append(token)
+        found = []
+        for token in range(begin + 1, end):
+            if self._clauses[token]:
+                island = self._clause(token, begin, children)
+            elif self._is_noun[token]:
+                island = self._noun(token, end, children, related)
+            else:
+                continue
+            if island is not None:
+                found.append(island)
         return found
 
     def _clause(self, verb: int, begin: int, children: dict[int, list[int]]) -> Island | None:
@@ -93,30 +107,43 @@ class Coordination:
             return None
         tokens = _below(verb, children) | _below(subject, children)
         first = min(tokens)
-        if self._labels[verb] == self._complement and (first == begin or self._text[first - 1] not in LINKS):
+        if self._is_complement[verb] and (first == begin or self._text[first - 1] not in LINKS):
             return None  # "a man watching a dog run"
         return Island(verb, tokens, _below(subject, children), frozenset())
 
     def _subject_of(self, verb: int, begin: int, children: dict[int, list[int]]) -> int | None:
-        auxiliary = None
+        auxiliary = begin
         for token in children.get(verb, ()):
-            if token < verb and self._labels[token] in self._subject:
+            if token < verb and self._is_subject[token]:
                 return token
-            if self._labels[token] in self._auxiliary and self._text[token] in FINITE:
+            if self._is_auxiliary[token] and self._text[token] in FINITE:
                 auxiliary = token
-        if auxiliary is None or auxiliary == begin:
+        if auxiliary == begin:
             return None
         # Only the subject is before "is" where the tree has a second object: "a pizza and a woman IS eating".
         noun = auxiliary - 1
-        while self._labels[noun] != self._conjunct and noun < auxiliary and self._heads[noun] != noun:
-            noun = self._heads[noun]
-        return noun if noun < auxiliary and self._labels[noun] == self._conjunct else None
+        while not self._is_conjunct[noun] and noun < auxiliary and self._head[noun] != noun:
+            noun = self._head[noun]
+        return noun if noun < auxiliary and self._is_conjunct[noun] else None
 
-    def _noun(self, noun: int, children: dict[int, list[int]]) -> Island | None:
-        partner = self._heads[noun]
-        if not (self._described(noun, children) and self._described(partner, children, before=noun)):
+    def _noun(
+        self, noun: int, end: int, children: dict[int, list[int]], related: Container[tuple[int, int]]
+    ) -> Island | None:
+        partner = self._head[noun]
+        if not self._is_conjunct[noun]:  # a second object of one preposition is coordinated as well
+            siblings = children.get(partner, ()) if self._is_object[noun] else ()
+            partner = next((token for token in siblings if token < noun and self._is_object[token]), noun)
+        if partner == noun or not self._is_noun[partner]:
             return None
         tokens = _below(noun, children)
+        if not (self._described(noun, children) and self._described(partner, children, before=noun)):
+            phrase = noun + 1
+            if phrase >= end or not (self._begins_phrase[phrase] or self._text[phrase] == "next"):
+                return None
+            higher = self._higher_partner(noun, partner, phrase, children, related)
+            if higher is None:
+                return None
+            partner, tokens = higher, tokens | _below(phrase, children)
         return Island(noun, tokens, frozenset(), _below(partner, children) - tokens)
 
     def _described(self, noun: int, children: dict[int, list[int]], before: int | None = None) -> bool:
@@ -124,10 +151,49 @@ class Coordination:
         return any(
             token > noun
             and (before is None or token < before)
-            and self._labels[token] in self._description
+            and self._describes[token]
             and self._text[token] != "of"
             for token in children.get(noun, ())
         )
+
+    def _higher_partner(
+        self,
+        noun: int,
+        partner: int,
+        phrase: int,
+        children: dict[int, list[int]],
+        related: Container[tuple[int, int]],
+    ) -> int | None:
+        """The noun that a partner of the tree's choice describes, where that is rather the partner.
+
+        "a man with a dog and a woman with a cat", where the tree has a dog and a woman; `phrase` is the
+        second "with".
+        """
+        governor = self._head[partner]
+        if self._text[governor] == "of" and self._text[self._head[governor]] in PLACES:
+            governor = self._head[self._head[governor]]  # "in front of"
+        higher = self._head[governor]
+        while self._describes[higher] and not self._is_verb[higher] and self._head[higher] != higher:
+            governor, higher = higher, self._head[higher]  # "next to"
+        if self._text[governor] == "of" or not self._is_object[partner]:
+            return None
+        subjects = []
+        if self._is_verb[governor] and not self._describes[governor]:
+            higher = governor
+        if self._is_verb[higher]:
+            subjects = [token for token in children[higher] if self._is_subject[token]]
+            higher = subjects[0] if subjects else self._head[higher]
+        if not self._is_noun[higher] or higher >= governor or self._text[phrase] == "of":
+            return None
+        if (higher, noun) not in related:
+            return higher
+        nearest = max(token for token in range(partner, noun) if self._is_noun[token])
+        if self._text[partner] not in PLACES:
+            nearest = partner
+        lemma, likeness = self._lemma, self._likeness
+        more = likeness(lemma[higher], lemma[noun]) - likeness(lemma[nearest], lemma[noun])
+        more += SAME_PREPOSITION * (self._text[phrase] == self._text[governor]) - OF_CLAUSE * bool(subjects)
+        return higher if more > ALIKE else None
 
 
 def _below(token: int, children: dict[int, list[int]]) -> frozenset[int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tbkin_core.names.lexicon import plain_sides
 from tbkin_core.parsing import negation
-from tbkin_core.parsing.coordination import Coordination
+from tbkin_core.parsing.coordination import Coordination, Island
 from tbkin_core.parsing.network import (
     JOINED,
     NO_OBJECT,
@@ -89,9 +89,13 @@ def decode_graphs(
             draft.add_attribute(token, head)
         if factual is None:
             draft.add_absences()
-        for row in range(pair_cuts[number], pair_cuts[number + 1]):
-            first, second = pair_rows[row]
-            draft.add_relation(first, second, likeliest_rows[row], likeliest_probabilities[row])
+        rows = slice(pair_cuts[number], pair_cuts[number + 1])
+        draft.find_islands(number, end, pair_rows[rows])
+        for (first, second), *outcomes in zip(
+            pair_rows[rows], likeliest_rows[rows], likeliest_probabilities[rows], strict=True
+        ):
+            draft.add_relation(first, second, *outcomes)
+        draft.return_relations()
         if factual is None:
             draft.turn_worn_color_into_attribute()
         yield draft.graph(tokens[number])
@@ -110,7 +114,7 @@ class _Decoder:
     ) -> None:
         self.network, self.tags, self.factual = network, tags, factual
         self.sentences = Sentences(network.vocabulary, batch)
-        self.islands = Coordination(network.vocabulary, batch).islands
+        self.coordination = Coordination(network.vocabulary, batch, network.likeness)
         self.role = [network.roles[role] for role in choices.role.tolist()]
         self.form: list[int] = choices.form.tolist()
         self.prefix: list[bool] = choices.prefix.tolist()
@@ -198,6 +202,9 @@ class _Draft:
         # (object, name) and (subject, predicate, object) -> tokens of the text
         self.attributes: dict[tuple[int, str], tuple[int, ...]] = {}
         self.relations: dict[tuple[int, str, int], tuple[int, ...]] = {}
+        self._islands: list[Island] = []
+        # Relations from outside into what an island says: the island's own, where it lacks them.
+        self._displaced: list[tuple[int, int, str, tuple[int, ...]]] = []
 
     def add_object(self, head: int) -> None:
         """The object at a head, under the name that its role gives it."""
@@ -276,9 +283,9 @@ class _Draft:
         if first not in self.index or second not in self.index:
             return
         decoder, begin = self._decoder, self._begin
-        for island in decoder.islands.get(begin, ()):
-            if island.parts(first, second, self.index):
-                return
+        island = next((one for one in self._islands if one.parts(first, second, self.index)), None)
+        if island is not None and not (island.head in self.index and first < island.head < second):
+            return
         names = (decoder.network.outcomes[outcome] for outcome in outcomes)
         likeliest = zip(names, probabilities, strict=True)
         found = decoder.predicate(first, second, begin, self._end, likeliest)
@@ -286,6 +293,10 @@ class _Draft:
             return
         forward, predicate, where = found
         subject, other = (first, second) if forward else (second, first)
+        if island is not None:
+            if forward and where and min(where) > island.head:
+                self._displaced.append((island.head, second, predicate, where))
+            return
         if decoder.factual is None and where:
             if negation.relates_something_absent(decoder.sentences, where, self.index, begin):
                 return
@@ -297,6 +308,19 @@ class _Draft:
             (self.index[subject], predicate, self.index[other]),
             tuple(token - begin for token in sorted(set(where))),
         )
+
+    def find_islands(self, number: int, end: int, related: Sequence[Sequence[int]]) -> None:
+        """Note what coordination keeps apart; `related` are the pairs of heads that the network relates."""
+        pairs = {(first, second) for first, second in related}
+        self._islands = self._decoder.coordination.islands(number, self._begin, end, pairs)
+
+    def return_relations(self) -> None:
+        """Give a noun of an island the relation that the network gave to a noun outside of it."""
+        pairs = {frozenset((one, other)) for one, _, other in self.relations}
+        for subject, other, predicate, where in self._displaced:
+            key = self.index[subject], predicate, self.index[other]
+            if frozenset((key[0], key[2])) not in pairs:
+                self.relations.setdefault(key, tuple(token - self._begin for token in sorted(set(where))))
 
     def turn_worn_color_into_attribute(self) -> None:
         """A colour that somebody is in is an attribute and no object ("a woman in red"); one per caption."""

@@ -188,6 +188,14 @@ class GraphNetwork:
         """Whether a lower-case word has a vector of its own."""
         return word in self._known
 
+    def likeness(self, first: str, second: str) -> float:
+        """Cosine of the vectors of two lower-case words, 0 where one has none."""
+        if first not in self._known or second not in self._known:
+            return float(first == second)
+        rows = np.array([self._known[first], self._known[second]])
+        one, other = _table(self._arrays, "word", rows)
+        return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-9))
+
     def word_inputs(self, words: Sequence[str]) -> Array:
         """(len(words), D) shares of words in the input of the first layer."""
         arrays = self._arrays
