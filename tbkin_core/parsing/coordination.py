@@ -101,6 +101,16 @@ class Coordination:
                 found.append(island)
         return found
 
+    def are_coordinated(self, first: int, second: int) -> bool:
+        """Whether the tree has the second noun as a partner of the first, or of the first's."""
+        while self._is_conjunct[second] and self._head[second] < second:
+            second = self._head[second]
+            if second == first:
+                return True
+        while self._is_conjunct[first] and self._head[first] < first:
+            first = self._head[first]
+        return first == second
+
     def _clause(self, verb: int, begin: int, children: dict[int, list[int]]) -> Island | None:
         subject = self._subject_of(verb, begin, children)
         if subject is None:

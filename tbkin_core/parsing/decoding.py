@@ -26,6 +26,7 @@ from tbkin_core.parsing.network import (
     GraphNetwork,
     ParsedBatch,
 )
+from tbkin_core.parsing.phrases import FLAT, VESSELS, Phrases
 from tbkin_core.parsing.sentences import Reading, Sentences
 from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 from tbkin_core.parsing.wording import FactualWording
@@ -88,6 +89,7 @@ def decode_graphs(
         for token, head in attribute_rows[attribute_cuts[number] : attribute_cuts[number + 1]]:
             draft.add_attribute(token, head)
         if factual is None:
+            draft.add_counts()
             draft.add_absences()
         rows = slice(pair_cuts[number], pair_cuts[number + 1])
         draft.find_islands(number, end, pair_rows[rows])
@@ -96,6 +98,8 @@ def decode_graphs(
         ):
             draft.add_relation(first, second, *outcomes)
         draft.return_relations()
+        draft.tie_collectives()
+        draft.put_contents_into_vessels()
         if factual is None:
             draft.turn_worn_color_into_attribute()
         yield draft.graph(tokens[number])
@@ -114,6 +118,7 @@ class _Decoder:
     ) -> None:
         self.network, self.tags, self.factual = network, tags, factual
         self.sentences = Sentences(network.vocabulary, batch)
+        self.phrases = Phrases(self.sentences, network.vocabulary, batch)
         self.coordination = Coordination(network.vocabulary, batch, network.likeness)
         self.role = [network.roles[role] for role in choices.role.tolist()]
         self.form: list[int] = choices.form.tolist()
@@ -156,6 +161,8 @@ class _Decoder:
             return None
         where = tokens.get(best[1])
         if factual is None and where is None:
+            if self.coordination.are_coordinated(first, second) and not self.sentences.is_owned[second]:
+                return None  # "a red bus and a blue bus"
             if best[1] not in UNSAID:
                 best, where = _own_words(best, mass, tokens, readings)
             if where is None and best[1] in UNSAID and self._says_without(first, second, readings):
@@ -235,6 +242,9 @@ class _Draft:
         if role != OBJECT and (decoder.factual is not None or decoder.tags(head) in PRONOUN_TAGS):
             return role[1:]
         name = sentences.noun[head]
+        phrases = decoder.phrases
+        if decoder.factual is None and name == "glasses" and head in {**phrases.numeral, **phrases.contents}:
+            return "glass"
         if name == sentences.text[head] and name.endswith("ed") and name not in NO_PARTICIPLES:
             stem = sentences.verb[head]  # "a curly haired woman" has hair
             return stem if len(stem) > 2 and decoder.network.knows(stem) else name
@@ -250,7 +260,9 @@ class _Draft:
         if head not in self.index:
             return
         decoder, begin = self._decoder, self._begin
-        text, own_words = decoder.sentences.text, decoder.factual is None
+        phrases, text, own_words = decoder.phrases, decoder.sentences.text, decoder.factual is None
+        if phrases.counts_another(token, head, self.index) or phrases.is_of_another(token, head, self.index):
+            return
         written = decoder.network.forms[decoder.form[token]]
         start = token
         if written and not own_words:
@@ -267,6 +279,16 @@ class _Draft:
         if denial is not None and text[denial] != "without":
             name, where = f"not {name}", (denial - begin, *where)
         self.attributes.setdefault((self.index[head], name), where)
+
+    def add_counts(self) -> None:
+        """The number of objects that the tree has counted and the network has not; "one" goes without saying."""
+        decoder = self._decoder
+        numeral, text = decoder.phrases.numeral, decoder.sentences.text
+        for head, number in self.index.items():
+            token = numeral.get(head, head)
+            name = NUMBERS.get(text[token], text[token])
+            if token != head and name.isdigit() and name != "1" and decoder.tags(head) != "NN":
+                self.attributes.setdefault((number, name), (token - self._begin,))
 
     def add_absences(self) -> None:
         """The attribute "no" of objects that the text says are not there."""
@@ -304,10 +326,49 @@ class _Draft:
             denial = negation.denial_of_relation(decoder.sentences, where, starts, begin)
             if denial is not None:
                 predicate, where = f"not {predicate}", (denial, *where)
-        self.relations.setdefault(
-            (self.index[subject], predicate, self.index[other]),
-            tuple(token - begin for token in sorted(set(where))),
-        )
+        tokens = tuple(token - begin for token in sorted(set(where)))
+        key = self.index[subject], predicate, self.index[other]
+        self.relations.setdefault(key, tokens)
+        if predicate.endswith((" than", " as")):  # what is compared is said with the comparison
+            compared = [item for item, said in self.attributes.items() if item[0] == key[0] and {*said} <= {*tokens}]
+            for item in compared:
+                del self.attributes[item]
+
+    def tie_collectives(self) -> None:
+        """The relations that the network misses where a collective stands between: "a couple of dogs near"."""
+        decoder, begin = self._decoder, self._begin
+        pairs = {frozenset((one, other)) for one, _, other in self.relations}
+        for first, second in decoder.phrases.tied_collectives(begin, self._end, self.index):
+            subject, other = self.index[first], self.index[second]
+            readings = decoder.sentences.readings(first, second, begin, self._end) if first < second else {}
+            if "preposition" in readings and frozenset((subject, other)) not in pairs:
+                words, where = readings["preposition"]
+                words = plain_sides(words) if decoder.factual is None else decoder.factual.predicate(words)
+                tokens = tuple(token - begin for token in where)
+                self.relations.setdefault((subject, words, other), tokens)
+
+    def put_contents_into_vessels(self) -> None:
+        """What is said of "a glass of wine" is said of the glass, and the wine is of the glass."""
+        decoder, begin = self._decoder, self._begin
+        sentences, contents = decoder.sentences, decoder.phrases.contents
+        for vessel in [head for head in self.index if head in contents and sentences.noun[head] in VESSELS]:
+            of, content = contents[vessel]
+            if content not in self.index:
+                continue
+            outer, inner = self.index[vessel], self.index[content]
+            inside = {("in", outer), ("inside", outer), *[("on", outer)] * (sentences.noun[vessel] in FLAT)}
+            for (subject, predicate, other), where in list(self.relations.items()):
+                if {subject, other} == {outer, inner}:
+                    if decoder.factual is None and (predicate, other) not in inside:
+                        del self.relations[subject, predicate, other]
+                elif (subject, predicate, outer) in self.relations and other == inner:
+                    del self.relations[subject, predicate, other]
+                elif subject == inner and where and begin + where[0] > content:
+                    if sentences.head[begin + where[0]] == vessel:
+                        del self.relations[subject, predicate, other]
+                        self.relations.setdefault((outer, predicate, other), where)
+            if decoder.factual is None and not any((inner, *said) in self.relations for said in inside):
+                self.relations.setdefault((outer, "of", inner), (of - begin,))
 
     def find_islands(self, number: int, end: int, related: Sequence[Sequence[int]]) -> None:
         """Note what coordination keeps apart; `related` are the pairs of heads that the network relates."""

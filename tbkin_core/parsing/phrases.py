@@ -1,0 +1,85 @@
+"""Noun phrases of more than one noun or with a number: "a glass of wine", "a couple of dogs", "three cats".
+
+Token numbers are positions in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import numpy as np
+
+from tbkin_core.parsing.network import ParsedBatch, Vocabulary
+from tbkin_core.parsing.sentences import COLLECTIVES, PLACES, Sentences
+
+# What stands on a table is the glass, not the wine.
+VESSELS = frozenset(
+    {
+        "barrel", "basin", "basket", "bin", "bottle", "bowl", "box", "bucket", "can", "carafe", "cart", "carton",
+        "case", "cooler", "crate", "cup", "dish", "glass", "glasses", "goblet", "jar", "jug", "keg", "mug", "pail",
+        "pan", "pitcher", "plate", "platter", "pot", "sack", "saucer", "tank", "teacup", "thermos", "tin", "tray",
+        "tub", "tumbler", "vase", "wagon", "wheelbarrow", "bag",
+    }
+)  # fmt: skip
+
+FLAT = frozenset({"dish", "plate", "platter", "saucer", "tray"})  # what they hold is on them
+
+
+class Phrases:
+    """The noun phrases of a batch.
+
+    Attributes:
+        numeral: Noun -> the numeral that counts it.
+        contents: Vessel or collective -> (its "of", the noun after that).
+    """
+
+    def __init__(self, sentences: Sentences, vocabulary: Vocabulary, batch: ParsedBatch) -> None:
+        self._sentences = sentences
+        head, noun = sentences.head, sentences.noun
+        counts = vocabulary.tagged({"CD"})[batch.tags] & (batch.labels == vocabulary.label("nummod"))
+        self.numeral = {head[token]: token for token in np.flatnonzero(counts).tolist() if token < head[token]}
+        self.contents: dict[int, tuple[int, int]] = {}
+        self._is_object = (batch.labels == vocabulary.label("pobj")).tolist()
+        for token in np.flatnonzero(self._is_object).tolist():
+            of = head[token]
+            if sentences.text[of] == "of" and noun[head[of]] in VESSELS | COLLECTIVES:
+                self.contents.setdefault(head[of], (of, token))
+
+    def counts_another(self, token: int, noun: int, heads: Container[int]) -> bool:
+        """Whether a token counts another object than `noun`: "three" is not of the dogs in "two dogs, three cats"."""
+        counted = self._sentences.head[token]
+        if counted == noun or self.numeral.get(counted) != token or counted not in heads:
+            return False
+        return noun in self.numeral or self._sentences.head[noun] != counted
+
+    def is_of_another(self, token: int, noun: int, heads: Container[int]) -> bool:
+        """Whether a token is the "group" of another object: not of the helmets in "a group of men in helmets"."""
+        of, content = self.contents.get(token, (token, noun))
+        return content != noun and content in heads
+
+    def meant(self, noun: int, heads: Container[int]) -> int | None:
+        """The object that a noun is, or that a collective is of; None for none."""
+        if noun in heads:
+            return noun
+        content = self.contents.get(noun, (noun, noun))[1]
+        return content if content in heads else None
+
+    def governor(self, noun: int) -> int:
+        """What the preposition before a noun hangs from: "dogs" of the house in "dogs in front of a house"."""
+        head, text = self._sentences.head, self._sentences.text
+        token = head[noun]
+        while head[token] != token and (text[token] in PLACES or self._is_object[token] or token == head[noun]):
+            token = head[token]
+        return token
+
+    def tied_collectives(self, begin: int, end: int, heads: Container[int]) -> list[tuple[int, int]]:
+        """Objects that a preposition ties where one is named by a collective: "dogs near a pair of shoes"."""
+        tied = []
+        if any(begin <= noun < end for noun in self.contents):
+            for token in range(begin, end):
+                if self._is_object[token] and self._sentences.text[self._sentences.head[token]] != "of":
+                    governor = self.governor(token)
+                    first, second = self.meant(governor, heads), self.meant(token, heads)
+                    if first is not None and second is not None and (first, second) != (governor, token):
+                        tied.append((first, second))
+        return tied
