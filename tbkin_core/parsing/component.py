@@ -25,6 +25,7 @@ from spacy.vocab import Vocab
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.parsing.decoding import decode_graphs
+from tbkin_core.parsing.mending import mend
 from tbkin_core.parsing.network import Array, ParsedBatch, new_shipped_network
 from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 from tbkin_core.parsing.wording import WORDINGS, shipped_factual_wording
@@ -96,6 +97,7 @@ class SceneGraphComponent:
         rows = np.concatenate(parts)
         offsets = np.cumsum([0, *map(len, parts)])
         batch = self._batch(rows, offsets)
+        mend(self._network.vocabulary, batch)
         tags, words = rows[:, 1].tolist(), rows[:, 4].tolist()
         text = {number: self._strings[number] for number in {*tags, *words}}
         tokens = [text[number] for number in words]
