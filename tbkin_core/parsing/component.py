@@ -96,8 +96,7 @@ class SceneGraphComponent:
         parts = [_without_spaces(doc.to_array(_COLUMNS).reshape(-1, len(_COLUMNS))) for doc in docs]
         rows = np.concatenate(parts)
         offsets = np.cumsum([0, *map(len, parts)])
-        batch = self._batch(rows, offsets)
-        mend(self._network.vocabulary, batch)
+        batch = mend(self._network.vocabulary, self._batch(rows, offsets))
         tags, words = rows[:, 1].tolist(), rows[:, 4].tolist()
         text = {number: self._strings[number] for number in {*tags, *words}}
         tokens = [text[number] for number in words]

@@ -84,8 +84,10 @@ def decode_graphs(
     pair_rows, likeliest_rows = pairs.tolist(), likeliest.tolist()
     for number, (begin, end) in enumerate(itertools.pairwise(batch.offsets.tolist())):
         draft = _Draft(decoder, begin, end)
-        for head in head_rows[object_cuts[number] : object_cuts[number + 1]]:
+        objects = head_rows[object_cuts[number] : object_cuts[number + 1]]
+        for head in sorted({*objects, *decoder.missed_objects(begin, end)}):
             draft.add_object(head)
+        draft.add_adjectives()
         for token, head in attribute_rows[attribute_cuts[number] : attribute_cuts[number + 1]]:
             draft.add_attribute(token, head)
         if factual is None:
@@ -98,6 +100,7 @@ def decode_graphs(
         ):
             draft.add_relation(first, second, *outcomes)
         draft.return_relations()
+        draft.add_clauses()
         draft.tie_collectives()
         draft.put_contents_into_vessels()
         if factual is None:
@@ -118,10 +121,15 @@ class _Decoder:
     ) -> None:
         self.network, self.tags, self.factual = network, tags, factual
         self.sentences = Sentences(network.vocabulary, batch)
-        self.phrases = Phrases(self.sentences, network.vocabulary, batch)
+        self.phrases = phrases = Phrases(self.sentences, network.vocabulary, batch)
         self.coordination = Coordination(network.vocabulary, batch, network.likeness)
+        self.found_adjectives = batch.adjectives
         self.role = [network.roles[role] for role in choices.role.tolist()]
         self.form: list[int] = choices.form.tolist()
+        # Verbs that tagger or network have for nouns.
+        self.verbs = batch.verbs | {
+            verb for verb in phrases.subject if self.sentences.is_verb[verb] and self.role[verb] == OBJECT
+        }
         self.prefix: list[bool] = choices.prefix.tolist()
         self.compound: list[bool] = _compounds(network, batch).tolist()
         self.taken = [role != NO_OBJECT for role in self.role]
@@ -160,6 +168,9 @@ class _Decoder:
         if not best[1]:
             return None
         where = tokens.get(best[1])
+        said = self.clause(first, second, readings)
+        if said is not None and (where is None or said.tokens[0] not in where):
+            return True, *said  # the network leaves out verbs that it does not know
         if factual is None and where is None:
             if self.coordination.are_coordinated(first, second) and not self.sentences.is_owned[second]:
                 return None  # "a red bus and a blue bus"
@@ -169,6 +180,23 @@ class _Decoder:
                 return best[0] == ">", *readings["preposition"]
         predicate = best[1] if factual is None else factual.sides(best[1])
         return best[0] == ">", predicate, where or self._tokens_of(best[1], first, second, readings)
+
+    def missed_objects(self, begin: int, end: int) -> list[int]:
+        """Nouns that the network, which has their verb for a noun, may not have for objects."""
+        pairs = self.phrases.clause.items()
+        found = [pair for pair, (verb, _) in pairs if verb in self.verbs and begin <= verb < end]
+        return [noun for pair in found for noun in pair if self.sentences.is_noun[noun]]
+
+    def clause(self, first: int, second: int, readings: Mapping[str, Reading]) -> Reading | None:
+        """What the tree says of a subject and an object of one verb."""
+        if (first, second) not in self.phrases.clause:
+            return None
+        verb, is_direct = self.phrases.clause[first, second]
+        reading = readings.get("verb" if is_direct else "verb preposition")
+        if reading is None or reading.tokens[0] != verb:
+            return None
+        words, where = reading
+        return Reading(plain_sides(words) if self.factual is None else self.factual.predicate(words), where)
 
     def _says_without(self, first: int, second: int, readings: Mapping[str, Reading]) -> bool:
         """Whether what is left unsaid is denied: "a man without a hat" wears none."""
@@ -216,6 +244,8 @@ class _Draft:
     def add_object(self, head: int) -> None:
         """The object at a head, under the name that its role gives it."""
         decoder, begin = self._decoder, self._begin
+        if head in decoder.verbs or (decoder.factual is None and head in decoder.phrases.adjective):
+            return
         role, noun = decoder.role, decoder.sentences.noun
         start = last = head
         if role[head] == SAME:
@@ -235,6 +265,15 @@ class _Draft:
             name = f"{name} {noun[last]}"
         self.index[head] = len(self.objects)
         self.objects.append(TextObject(last - begin, (start - begin, last + 1 - begin), name))
+
+    def add_adjectives(self) -> None:
+        """Adjectives that the network would name objects by: "snow" of "a snowy road"."""
+        decoder, begin = self._decoder, self._begin
+        if decoder.factual is None:
+            for token, noun in decoder.phrases.adjective.items():
+                seen = token in decoder.found_adjectives or decoder.role[token] != NO_OBJECT
+                if seen and begin <= token < self._end and noun in self.index:
+                    self.add_attribute(token, noun)
 
     def _own_name(self, head: int) -> str:
         decoder, sentences = self._decoder, self._decoder.sentences
@@ -333,6 +372,19 @@ class _Draft:
             compared = [item for item, said in self.attributes.items() if item[0] == key[0] and {*said} <= {*tokens}]
             for item in compared:
                 del self.attributes[item]
+
+    def add_clauses(self) -> None:
+        """The relations of verbs that tagger or network have for nouns, where the network lacks them."""
+        decoder, begin = self._decoder, self._begin
+        pairs = {frozenset((one, other)) for one, _, other in self.relations}
+        for (first, second), (verb, _) in decoder.phrases.clause.items():
+            if verb not in decoder.verbs or first not in self.index or second not in self.index:
+                continue
+            found = decoder.clause(first, second, decoder.sentences.readings(first, second, begin, self._end))
+            if found is not None and frozenset((self.index[first], self.index[second])) not in pairs:
+                words, where = found
+                key = self.index[first], words, self.index[second]
+                self.relations.setdefault(key, tuple(token - begin for token in where))
 
     def tie_collectives(self) -> None:
         """The relations that the network misses where a collective stands between: "a couple of dogs near"."""

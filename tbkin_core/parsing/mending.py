@@ -7,9 +7,11 @@ in the batch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tbkin_core.names.lexicon import parser_file
 from tbkin_core.parsing.network import ParsedBatch, Vocabulary
@@ -20,7 +22,7 @@ SEVERAL = frozenset(
     {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "several", "many", "some", "both"}
 )
 SUBORDINATING = frozenset({"while", "as", "when"})
-FINITE_TAGS = ("VBZ", "VBP", "VBD")
+MODALS = frozenset({"can", "will", "may", "must"})
 
 
 @cache
@@ -29,101 +31,131 @@ def shipped_adjectives() -> frozenset[str]:
     return frozenset(parser_file("adjectives.txt").read_text(encoding="utf-8").split())
 
 
-def mend(vocabulary: Vocabulary, batch: ParsedBatch) -> None:
-    """Mend tags, labels and heads of a batch in place; a text's depend on no other text."""
-    if len(batch.words):
-        _Mender(vocabulary, batch).mend()
+def mend(vocabulary: Vocabulary, batch: ParsedBatch) -> ParsedBatch:
+    """The batch with its tags, labels and heads mended in place, and the verbs found; no text depends on others."""
+    return _Mender(vocabulary, batch).mended() if len(batch.words) else batch
 
 
 class _Mender:
     def __init__(self, vocabulary: Vocabulary, batch: ParsedBatch) -> None:
         self._vocabulary, self._batch = vocabulary, batch
-        self._text = [vocabulary.text[row] for row in batch.words.tolist()]
+        rows = batch.words.tolist()
+        self._text = text = [vocabulary.text[row] for row in rows]
         tagged = vocabulary.tagged
         self._singular, self._plural = (tagged({tag})[batch.tags] for tag in ("NN", "NNS"))
+        inflected = [word.endswith("s") and vocabulary.noun[row] != word for word, row in zip(text, rows, strict=True)]
+        self._with_s = (self._singular | self._plural) & np.array(inflected, bool)
         self._noun = tagged({"NN", "NNS", "NNP", "NNPS"})[batch.tags]
         self._verb = tagged(VERB_TAGS)[batch.tags]
-        self._in_phrase = tagged({"NN", "NNS", "NNP", "JJ", "VBN", "CD"})[batch.tags]
-        self._place = np.arange(len(batch.words))
+        self._adjective = tagged({"JJ"})[batch.tags]
+        self._in_phrase = self._noun | tagged({"JJ", "VBN", "CD"})[batch.tags]
+        self._place = np.arange(len(text))
 
     def _label(self, *names: str) -> list[int]:
         return [self._vocabulary.label(name) for name in names]
 
-    def mend(self) -> None:
-        adjectives = shipped_adjectives()
-        listed = [token for token, text in enumerate(self._text) if text in adjectives and self._noun[token]]
-        for token in listed:
-            self._make_adjective(token)
-        for token in self._verbs():
-            self._make_verb(token)
+    def mended(self) -> ParsedBatch:
+        listed = shipped_adjectives()
+        adjectives = [
+            token
+            for token, text in enumerate(self._text)
+            if text in listed and self._noun[token] and self._make_adjective(token)
+        ]
+        verbs = [token for token in self._candidates() if self._make_verb(token)]
+        return replace(self._batch, verbs=frozenset(verbs), adjectives=frozenset(adjectives))
 
-    def _make_adjective(self, token: int) -> None:
+    def _make_adjective(self, token: int) -> bool:
         batch = self._batch
         compound, modifier, attribute, complement = self._label("compound", "amod", "attr", "acomp")
         renamed = {compound: modifier, attribute: complement, modifier: modifier}
-        if batch.labels[token] in renamed:
-            batch.tags[token] = self._vocabulary.tag("JJ")
-            batch.labels[token] = renamed[int(batch.labels[token])]
+        if batch.labels[token] not in renamed:
+            return False
+        batch.tags[token] = self._vocabulary.tag("JJ")
+        batch.labels[token] = renamed[int(batch.labels[token])]
+        self._noun[token] = self._singular[token] = False
+        return True
 
-    def _verbs(self) -> list[int]:
-        """Tokens that the tagger or the parser takes for nouns and that can only be verbs.
+    def _candidates(self) -> list[int]:
+        """Tokens that the tagger takes for nouns and that agree with the noun before them as verbs do.
 
-        No phrase begins with "a" and ends with a plural, nor with "two" and ends with a singular.
+        Either the parser gives them a subject nevertheless, or as nouns they would not agree with what the
+        phrase begins with: "a ... leaps", "two ... wave".
         """
         batch, text = self._batch, self._text
-        begins = batch.offsets[:-1]
-        noun_before = np.append(False, self._noun[:-1])
-        noun_before[begins[begins < len(text)]] = False
-        goes_on = np.append((self._noun | self._verb)[1:], False)
-        last = batch.offsets[1:] - 1
-        goes_on[last[last >= 0]] = False
-        candidates = np.flatnonzero(noun_before & (self._singular | self._plural) & ~goes_on)
-        starts = batch.offsets[np.searchsorted(batch.offsets, candidates, side="right") - 1]
-        found = []
-        for token, begin in zip(candidates.tolist(), starts.tolist(), strict=True):
-            if self._plural[token] != self._singular[token - 1]:
-                continue
-            start = token - 1
-            while start > begin and self._in_phrase[start - 1] and text[start] not in SEVERAL:
-                start -= 1
-            opening = text[start] if text[start] in SEVERAL or start == begin else text[start - 1]
-            if self._plural[token]:
-                right = opening in ONE and text[token].endswith("s")
+        before = np.append(0, self._place[:-1])
+        singular = self._singular & ~self._with_s
+        agrees = (singular[before] & self._with_s) | (self._plural[before] & (singular | self._adjective))
+        begins = np.zeros(len(text) + 1, bool)
+        begins[batch.offsets] = True
+        agrees &= ~begins[:-1]
+        goes_on = np.append((self._noun | self._verb)[1:], False) & ~begins[1:]
+        subject = (batch.labels[before] == self._label("nsubj")[0]) & (batch.heads[before] == self._place)
+        found = [
+            token
+            for token, word in enumerate(text)
+            if word == "like" and not begins[token] and self._is_liking(token, begins)
+        ]
+        for token in np.flatnonzero(agrees & (~self._adjective | subject)).tolist():
+            begin = token - 1
+            while begin > 0 and not begins[begin] and self._in_phrase[begin] and text[begin] not in SEVERAL:
+                begin -= 1
+            if goes_on[token]:  # only where the caption begins with it: "a boy pours water"
+                right = begins[begin] and text[begin] in ONE and self._with_s[token]
+            elif self._with_s[token]:
+                right = text[begin] in ONE
             else:
-                twice = token + 2 < len(text) and text[token] == text[token + 2]  # "side by side"
-                right = opening in SEVERAL and self._plural[token - 1] and not twice
-            if right:
+                right = text[begin] in SEVERAL and text[token : token + 1] != text[token + 2 : token + 3]
+            if right or (subject[token] and text[token] not in MODALS):
                 found.append(token)
         return found
 
-    def _make_verb(self, verb: int) -> None:
+    def _is_liking(self, token: int, begins: NDArray[np.bool_]) -> bool:
+        """Whether a "like" that the parser has for a preposition is the verb of "the kids like pizza"."""
+        batch, vocabulary = self._batch, self._vocabulary
+        if batch.labels[token] != self._label("prep")[0] or batch.heads[token] != token - 1:
+            return False
+        definite = self._text[token + 1 : token + 2] == ["the"] and not begins[token + 1]
+        return self._plural[token - 1] and (batch.tags[token] == vocabulary.tag("VBP") or definite)
+
+    def _make_verb(self, verb: int) -> bool:
         """Make a noun a verb whose subject is the noun before it, or the noun that that one describes."""
         batch, subject = self._batch, verb - 1
         head, labels = batch.heads, batch.labels
-        root, nsubj, mark, advcl, direct, conjunct = self._label("ROOT", "nsubj", "mark", "advcl", "dobj", "conj")
+        root, nsubj, mark, advcl, direct, conjunct, preposition = self._label(
+            "ROOT", "nsubj", "mark", "advcl", "dobj", "conj", "prep"
+        )
         governor, label = int(head[verb]), labels[verb]
-        children = np.flatnonzero((head == verb) & (self._place != verb))
-        batch.tags[verb] = self._vocabulary.tag("VBZ" if self._plural[verb] else "VBP")
-        self._plural[verb] = self._singular[verb] = self._noun[verb] = False
-        head[children[children < subject]] = subject
-        if self._text[governor] in SUBORDINATING and governor < subject:
+        if labels[subject] == nsubj and head[subject] == verb:
+            pass
+        elif self._text[governor] in SUBORDINATING and governor < subject:
             above = int(head[governor])
             labels[governor], head[governor] = mark, verb
             labels[verb], head[verb] = advcl, above if above != governor else verb
+        elif label == preposition and governor == subject:
+            labels[verb] = labels[subject]
+            head[verb] = verb if head[subject] == subject else head[subject]
+        elif label == self._label("compound")[0] and governor > verb:
+            labels[verb], labels[governor] = labels[governor], direct
+            head[verb], head[governor] = verb if head[governor] == governor else head[governor], verb
+            head[(head == governor) & (self._place < subject)] = subject
         elif label in self._label("pobj", "dobj") and governor < subject:
             labels[subject], head[subject] = label, governor
+            head[(head == verb) & (self._place < subject)] = subject
             while not self._noun[subject] or subject >= governor:
                 if head[subject] == subject:
-                    break
+                    return False
                 subject = int(head[subject])
             labels[verb] = labels[subject]
             head[verb] = verb if head[subject] == subject else head[subject]
-            later = np.flatnonzero((head == subject) & (self._place > verb))
-            head[later] = verb
+            head[(head == subject) & (self._place > verb)] = verb
         elif label not in (root, conjunct):
-            return
+            return False
+        batch.tags[verb] = self._vocabulary.tag("VBZ" if self._with_s[verb] else "VBP")
+        self._noun[verb] = False
+        head[(head == verb) & (self._place < subject) & (self._place != verb)] = subject
         labels[subject], head[subject] = nsubj, verb
         for child in np.flatnonzero((head == verb) & (self._place > verb) & self._noun):
             if labels[child] != conjunct:
                 labels[child] = direct
                 break
+        return True

@@ -72,6 +72,9 @@ class ParsedBatch:
     heads: Array  # (T,) int64 position in the batch of each token's head; a root is its own
     offsets: Array  # (N+1,) int64 where each text begins
     generation: int  # `Vocabulary.generation` when the rows were given out
+    # Tokens that the tagger took for nouns and that are verbs or adjectives, see `parsing.mending`.
+    verbs: frozenset[int] = frozenset()
+    adjectives: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Container
 
 import numpy as np
 
+from tbkin_core.parsing.mending import shipped_adjectives
 from tbkin_core.parsing.network import ParsedBatch, Vocabulary
 from tbkin_core.parsing.sentences import COLLECTIVES, PLACES, Sentences
 
@@ -31,6 +32,9 @@ class Phrases:
     Attributes:
         numeral: Noun -> the numeral that counts it.
         contents: Vessel or collective -> (its "of", the noun after that).
+        adjective: Adjective in -y, which the network may take for an object -> the noun that it describes.
+        subject: Verb -> its subject.
+        clause: (subject, object) -> (their verb, whether it is the verb's own object and not a preposition's).
     """
 
     def __init__(self, sentences: Sentences, vocabulary: Vocabulary, batch: ParsedBatch) -> None:
@@ -44,6 +48,23 @@ class Phrases:
             of = head[token]
             if sentences.text[of] == "of" and noun[head[of]] in VESSELS | COLLECTIVES:
                 self.contents.setdefault(head[of], (of, token))
+
+        self.subject = {
+            head[token]: token for token in np.flatnonzero(batch.labels == vocabulary.label("nsubj")).tolist()
+        }
+        self.adjective = {
+            token: self.subject.get(head[token], head[token])
+            for token, text in enumerate(sentences.text)
+            if text in shipped_adjectives() and sentences.is_adjective[token]
+        }
+        self.clause: dict[tuple[int, int], tuple[int, bool]] = {}
+        direct = dict.fromkeys(batch.heads[batch.labels == vocabulary.label("dobj")].tolist())
+        for label in ("dobj", "pobj"):
+            for token in np.flatnonzero(batch.labels == vocabulary.label(label)).tolist():
+                verb = head[token] if label == "dobj" else head[head[token]]
+                subject = self.subject.get(verb, verb)
+                if sentences.is_verb[verb] and subject < verb < token and (label == "dobj" or verb not in direct):
+                    self.clause[subject, token] = verb, label == "dobj"
 
     def counts_another(self, token: int, noun: int, heads: Container[int]) -> bool:
         """Whether a token counts another object than `noun`: "three" is not of the dogs in "two dogs, three cats"."""
