@@ -31,6 +31,7 @@ class Island:
         head: Its verb or noun.
         tokens: All of it.
         subject: Of a clause, the tokens of its subject; empty for a noun.
+        owned: Of a clause, a subject that belongs to somebody outside: "and his dog sleeps".
         partner: Of a noun, the noun that it is coordinated with, and what describes that one.
     """
 
@@ -38,14 +39,15 @@ class Island:
     tokens: frozenset[int]
     subject: frozenset[int]
     partner: frozenset[int]
+    owned: int | None = None
 
     def parts(self, first: int, second: int, heads: Container[int]) -> bool:
         """Whether it stands between two objects, of which `heads` are all of the text."""
         if (first in self.tokens) == (second in self.tokens):
             return False
-        if self.subject:
-            return any(token in heads for token in self.subject)
         outer, inner = (second, first) if first in self.tokens else (first, second)
+        if self.subject:
+            return inner != self.owned and any(token in heads for token in self.subject)
         return inner != self.head or outer in self.partner
 
 
@@ -73,6 +75,8 @@ class Coordination:
         self._is_subject, self._is_auxiliary = labelled("nsubj", "nsubjpass"), labelled("aux", "auxpass")
         self._is_conjunct, self._is_complement = labelled("conj"), labelled("ccomp")
         self._is_object, self._describes = labelled("pobj", "dobj"), labelled("prep", "acl", "relcl")
+        self._owns = labelled("poss")
+        self._opens = labelled("det", "nummod", "poss")
         self._is_noun = vocabulary.tagged({"NN", "NNS", "NNP", "NNPS"})[batch.tags].tolist()
         self._is_verb = (verb := vocabulary.tagged(VERB_TAGS)[batch.tags]).tolist()
         self._begins_phrase = vocabulary.tagged({"IN", "TO", "VBG", "VBN"})[batch.tags].tolist()
@@ -101,15 +105,15 @@ class Coordination:
                 found.append(island)
         return found
 
+    def first_partner(self, noun: int) -> int:
+        """The first of the nouns that a noun is coordinated with, itself where there is none."""
+        while self._is_conjunct[noun] and self._head[noun] < noun:
+            noun = self._head[noun]
+        return noun
+
     def are_coordinated(self, first: int, second: int) -> bool:
         """Whether the tree has the second noun as a partner of the first, or of the first's."""
-        while self._is_conjunct[second] and self._head[second] < second:
-            second = self._head[second]
-            if second == first:
-                return True
-        while self._is_conjunct[first] and self._head[first] < first:
-            first = self._head[first]
-        return first == second
+        return self.first_partner(first) == self.first_partner(second)
 
     def _clause(self, verb: int, begin: int, children: dict[int, list[int]]) -> Island | None:
         subject = self._subject_of(verb, begin, children)
@@ -119,7 +123,8 @@ class Coordination:
         first = min(tokens)
         if self._is_complement[verb] and (first == begin or self._text[first - 1] not in LINKS):
             return None  # "a man watching a dog run"
-        return Island(verb, tokens, _below(subject, children), frozenset())
+        owned = subject if any(self._owns[child] for child in children.get(subject, ())) else None
+        return Island(verb, tokens, _below(subject, children), frozenset(), owned)
 
     def _subject_of(self, verb: int, begin: int, children: dict[int, list[int]]) -> int | None:
         auxiliary = begin
@@ -150,7 +155,7 @@ class Coordination:
             phrase = noun + 1
             if phrase >= end or not (self._begins_phrase[phrase] or self._text[phrase] == "next"):
                 return None
-            higher = self._higher_partner(noun, partner, phrase, children, related)
+            higher = self._higher_partner(noun, partner, phrase, end, children, related)
             if higher is None:
                 return None
             partner, tokens = higher, tokens | _below(phrase, children)
@@ -171,6 +176,7 @@ class Coordination:
         noun: int,
         partner: int,
         phrase: int,
+        end: int,
         children: dict[int, list[int]],
         related: Container[tuple[int, int]],
     ) -> int | None:
@@ -200,9 +206,14 @@ class Coordination:
         nearest = max(token for token in range(partner, noun) if self._is_noun[token])
         if self._text[partner] not in PLACES:
             nearest = partner
+        same = self._text[phrase] == self._text[governor]
+        described = any(later > phrase and (noun, later) in related for later in range(phrase, end))
+        opened = any(self._opens[child] for child in children.get(noun, ()))
+        if not (described or (same and opened)):
+            return None  # "a table with food and drinks with posters"
         lemma, likeness = self._lemma, self._likeness
         more = likeness(lemma[higher], lemma[noun]) - likeness(lemma[nearest], lemma[noun])
-        more += SAME_PREPOSITION * (self._text[phrase] == self._text[governor]) - OF_CLAUSE * bool(subjects)
+        more += SAME_PREPOSITION * same - OF_CLAUSE * bool(subjects)
         return higher if more > ALIKE else None
 
 

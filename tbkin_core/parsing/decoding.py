@@ -104,6 +104,7 @@ def decode_graphs(
         draft.tie_collectives()
         draft.put_contents_into_vessels()
         if factual is None:
+            draft.except_some()
             draft.turn_worn_color_into_attribute()
         yield draft.graph(tokens[number])
 
@@ -128,8 +129,11 @@ class _Decoder:
         self.form: list[int] = choices.form.tolist()
         # Verbs that tagger or network have for nouns.
         self.verbs = batch.verbs | {
-            verb for verb in phrases.subject if self.sentences.is_verb[verb] and self.role[verb] == OBJECT
+            verb
+            for verb in phrases.subject
+            if self.sentences.is_verb[verb] and self.role[verb] == OBJECT and self.sentences.head[verb] == verb
         }
+        self.late = [pair for pair, (verb, _) in phrases.clause.items() if verb in self.verbs]
         self.prefix: list[bool] = choices.prefix.tolist()
         self.compound: list[bool] = _compounds(network, batch).tolist()
         self.taken = [role != NO_OBJECT for role in self.role]
@@ -169,7 +173,11 @@ class _Decoder:
             return None
         where = tokens.get(best[1])
         said = self.clause(first, second, readings)
-        if said is not None and (where is None or said.tokens[0] not in where):
+        if where is None:  # "sleeps with his head on a pillow" says that he has one
+            leaves_out = not (self.sentences.is_owned[second] and said is not None and len(said.tokens) > 1)
+        else:
+            leaves_out = said is not None and said.tokens[0] not in where and min(where) < second
+        if said is not None and leaves_out:
             return True, *said  # the network leaves out verbs that it does not know
         if factual is None and where is None:
             if self.coordination.are_coordinated(first, second) and not self.sentences.is_owned[second]:
@@ -183,9 +191,8 @@ class _Decoder:
 
     def missed_objects(self, begin: int, end: int) -> list[int]:
         """Nouns that the network, which has their verb for a noun, may not have for objects."""
-        pairs = self.phrases.clause.items()
-        found = [pair for pair, (verb, _) in pairs if verb in self.verbs and begin <= verb < end]
-        return [noun for pair in found for noun in pair if self.sentences.is_noun[noun]]
+        found = [noun for pair in self.late for noun in pair if begin <= noun < end and self.sentences.is_noun[noun]]
+        return found + [who for who, _ in negation.exceptions(self.sentences, begin, end)]
 
     def clause(self, first: int, second: int, readings: Mapping[str, Reading]) -> Reading | None:
         """What the tree says of a subject and an object of one verb."""
@@ -244,7 +251,11 @@ class _Draft:
     def add_object(self, head: int) -> None:
         """The object at a head, under the name that its role gives it."""
         decoder, begin = self._decoder, self._begin
-        if head in decoder.verbs or (decoder.factual is None and head in decoder.phrases.adjective):
+        if head in decoder.verbs:
+            return
+        if decoder.factual is None and head in decoder.phrases.adjective:
+            return
+        if decoder.factual is not None and decoder.sentences.text[head] in negation.NOBODY:
             return
         role, noun = decoder.role, decoder.sentences.noun
         start = last = head
@@ -280,6 +291,8 @@ class _Draft:
         role = decoder.role[head]
         if role != OBJECT and (decoder.factual is not None or decoder.tags(head) in PRONOUN_TAGS):
             return role[1:]
+        if sentences.text[head] in negation.NOBODY:
+            return "person"
         name = sentences.noun[head]
         phrases = decoder.phrases
         if decoder.factual is None and name == "glasses" and head in {**phrases.numeral, **phrases.contents}:
@@ -330,12 +343,20 @@ class _Draft:
                 self.attributes.setdefault((number, name), (token - self._begin,))
 
     def add_absences(self) -> None:
-        """The attribute "no" of objects that the text says are not there."""
-        for number in self.index.values():
-            start = self._begin + self.objects[number].span[0]
-            absence = negation.absence_of(self._decoder.sentences, start, self._begin)
+        """The attribute "no" of objects that the text says are not there; "not every", "not all"."""
+        decoder, begin = self._decoder, self._begin
+        sentences, partner_of = decoder.sentences, decoder.coordination.first_partner
+        for head, number in self.index.items():
+            start = begin + self.objects[number].span[0]
+            absence = negation.absence_of(sentences, start, begin)
+            if sentences.text[head] in negation.NOBODY:
+                absence = head
+            elif absence is None and (partner := partner_of(head)) != head:
+                absence = negation.shared_absence(sentences, start, partner, begin)
             if absence is not None:
-                self.attributes.setdefault((number, "no"), (absence - self._begin,))
+                self.attributes.setdefault((number, "no"), (absence - begin,))
+            if (denied := negation.denied_quantifier(sentences, start, begin)) is not None:
+                self.attributes[number, f"not {sentences.text[denied + 1]}"] = (denied - begin, denied + 1 - begin)
 
     def add_relation(
         self, first: int, second: int, outcomes: Sequence[int], probabilities: Sequence[float]
@@ -377,14 +398,25 @@ class _Draft:
         """The relations of verbs that tagger or network have for nouns, where the network lacks them."""
         decoder, begin = self._decoder, self._begin
         pairs = {frozenset((one, other)) for one, _, other in self.relations}
-        for (first, second), (verb, _) in decoder.phrases.clause.items():
-            if verb not in decoder.verbs or first not in self.index or second not in self.index:
+        for first, second in decoder.late:
+            if first not in self.index or second not in self.index:
                 continue
             found = decoder.clause(first, second, decoder.sentences.readings(first, second, begin, self._end))
             if found is not None and frozenset((self.index[first], self.index[second])) not in pairs:
                 words, where = found
                 key = self.index[first], words, self.index[second]
                 self.relations.setdefault(key, tuple(token - begin for token in where))
+
+    def except_some(self) -> None:
+        """What "everyone but the goalie" does, the goalie does not."""
+        begin = self._begin
+        for who, but in negation.exceptions(self._decoder.sentences, begin, self._end):
+            some = next((number for head, number in sorted(self.index.items()) if head > but), None)
+            for (subject, predicate, other), where in list(self.relations.items()):
+                if subject == some and who in self.index:
+                    del self.relations[subject, predicate, other]
+                    self.relations[self.index[who], predicate, other] = where
+                    self.relations[subject, f"not {predicate}", other] = (but - begin, *where)
 
     def tie_collectives(self) -> None:
         """The relations that the network misses where a collective stands between: "a couple of dogs near"."""

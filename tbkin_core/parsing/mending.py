@@ -17,7 +17,7 @@ from tbkin_core.names.lexicon import parser_file
 from tbkin_core.parsing.network import ParsedBatch, Vocabulary
 from tbkin_core.parsing.sentences import VERB_TAGS
 
-ONE = frozenset({"a", "an", "another", "one", "each", "every"})
+ONE = frozenset({"a", "an", "another", "one"})
 SEVERAL = frozenset(
     {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "several", "many", "some", "both"}
 )
@@ -126,7 +126,8 @@ class _Mender:
         )
         governor, label = int(head[verb]), labels[verb]
         if labels[subject] == nsubj and head[subject] == verb:
-            pass
+            if label not in (root, conjunct, advcl, *self._label("relcl", "parataxis")):
+                return False
         elif self._text[governor] in SUBORDINATING and governor < subject:
             above = int(head[governor])
             labels[governor], head[governor] = mark, verb

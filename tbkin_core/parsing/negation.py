@@ -13,6 +13,9 @@ from tbkin_core.parsing.sentences import BE_FORMS, Sentences
 NEGATIONS = frozenset({"not", "n't", "n’t", "nt", "never", "neither", "nor", "without", "hardly"})
 # "not only a bag but also", "not far from", "not all of them": what follows is not denied.
 NO_NEGATION_BEFORE = frozenset({"only", "just", "merely", "necessarily", "far", "all", "every", "everybody"})
+NOBODY = frozenset({"nobody", "noone", "no-one"})
+EVERYONE, EXCEPT = frozenset({"everyone", "everybody"}), frozenset({"but", "except"})
+QUANTIFIERS = frozenset({"every", "each", "all", "both"})
 DETERMINERS = frozenset({"the", "a", "an", "any", "his", "her", "its", "their", "my", "your", "this", "that"})
 
 
@@ -27,6 +30,36 @@ def absence_of(sentences: Sentences, start: int, begin: int) -> int | None:
         if not (sentences.is_adjective[token] or text[token] in DETERMINERS):
             return None
     return None
+
+
+def shared_absence(sentences: Sentences, start: int, partner: int, begin: int) -> int | None:
+    """The "no" that a noun phrase at `start` shares with the noun before "or": "no dogs or cats"."""
+    text = sentences.text
+    while start > begin and sentences.is_adjective[start - 1]:
+        start -= 1
+    if start == begin or text[start - 1] not in {"or", "nor", "and", ","}:
+        return None
+    while partner > begin and (sentences.is_noun[partner - 1] or sentences.is_adjective[partner - 1]):
+        partner -= 1
+    return absence_of(sentences, partner, begin)
+
+
+def denied_quantifier(sentences: Sentences, start: int, begin: int) -> int | None:
+    """The "not" of "not every dog" and "not all the dogs" before the noun phrase at `start`."""
+    text = sentences.text
+    for token in range(start - 1, max(begin + 1, start - 3) - 1, -1):
+        if text[token] in QUANTIFIERS and text[token - 1] == "not":
+            return token - 1
+        if not (sentences.is_adjective[token] or text[token] in DETERMINERS):
+            return None
+    return None
+
+
+def exceptions(sentences: Sentences, begin: int, end: int) -> list[tuple[int, int]]:
+    """(who, "but") of what all do but some: "everyone but the goalie"."""
+    text = sentences.text
+    places = range(begin, end - 1)
+    return [(token, token + 1) for token in places if text[token] in EVERYONE and text[token + 1] in EXCEPT]
 
 
 def relates_something_absent(

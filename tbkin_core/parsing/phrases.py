@@ -58,13 +58,19 @@ class Phrases:
             if text in shipped_adjectives() and sentences.is_adjective[token]
         }
         self.clause: dict[tuple[int, int], tuple[int, bool]] = {}
-        direct = dict.fromkeys(batch.heads[batch.labels == vocabulary.label("dobj")].tolist())
-        for label in ("dobj", "pobj"):
+        taken = set(batch.heads[batch.labels == vocabulary.label("dobj")].tolist())
+        for label in ("dobj", "pobj"):  # a verb's own object, or else that of its first preposition
             for token in np.flatnonzero(batch.labels == vocabulary.label(label)).tolist():
-                verb = head[token] if label == "dobj" else head[head[token]]
+                preposition = head[token]
+                if sentences.text[preposition] == "of" and sentences.text[head[preposition]] in PLACES:
+                    preposition = head[head[preposition]]  # "in front of"
+                verb = preposition if label == "dobj" else head[preposition]
                 subject = self.subject.get(verb, verb)
-                if sentences.is_verb[verb] and subject < verb < token and (label == "dobj" or verb not in direct):
+                if sentences.text[token] in PLACES:
+                    continue
+                if sentences.is_verb[verb] and subject < verb < token and (label == "dobj" or verb not in taken):
                     self.clause[subject, token] = verb, label == "dobj"
+                    taken.add(verb)
 
     def counts_another(self, token: int, noun: int, heads: Container[int]) -> bool:
         """Whether a token counts another object than `noun`: "three" is not of the dogs in "two dogs, three cats"."""
