@@ -1,7 +1,7 @@
 """Reads and scores `tests/golden/captions.txt`: captions with graphs written by hand, by kind.
 
-`python tests/caption_kinds.py [--wrong]` prints, of each kind, the share of captions whose graph is exactly right,
-and of the objects and of the relations that were found, the share that is wrong.
+`python tests/caption_kinds.py [--wrong]` prints, of each kind, the share of captions whose graph is exactly
+right, and of the objects and of the relations that were found, the share that is wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,20 @@ SAME_PREDICATE = {
     "without": ("without", "not have", "not wear"),
 }
 INSIDE, HOLDS = ("in", "inside", "on"), ("have", "of", "with")
-COLLECTIVE = ("2", "couple", "pair", "group", "bunch", "row", "line", "crowd", "herd", "flock", "pack", "team")
+COLLECTIVE = (
+    "2",
+    "couple",
+    "pair",
+    "group",
+    "bunch",
+    "row",
+    "line",
+    "crowd",
+    "herd",
+    "flock",
+    "pack",
+    "team",
+)
 COLLECTIVE += ("set", "lot", "lots", "number", "dozen", "12", "variety", "many")
 COLLECTIVE += tuple(f"{word} of" for word in COLLECTIVE) + tuple(f"a {word} of" for word in COLLECTIVE)
 
@@ -64,7 +77,9 @@ def facts(graph: TextGraph) -> frozenset[Fact]:
     names = [item.name for item in graph.objects]
     found: set[Fact] = {(name,) for name in names}
     found |= {(names[item.object], item.name) for item in graph.attributes}
-    return frozenset(found | {(names[item.subject], item.predicate, names[item.object]) for item in graph.relations})
+    return frozenset(
+        found | {(names[item.subject], item.predicate, names[item.object]) for item in graph.relations}
+    )
 
 
 def read_references() -> list[Reference]:
@@ -109,12 +124,16 @@ def _facts(part: str) -> Iterable[Fact]:
 
 def main() -> None:
     """Print the shares of each kind as a table."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--wrong", nargs="*", help="show what is wrong in captions (of these kinds)")
     wrong = options.parse_args().wrong
     references = read_references()
     counts: dict[str, list[int]] = defaultdict(lambda: [0] * 6)
-    for reference, graph in zip(references, CaptionParser().parse(item.caption for item in references), strict=True):
+    for reference, graph in zip(
+        references, CaptionParser().parse(item.caption for item in references), strict=True
+    ):
         found = facts(graph)
         rows = [counts[reference.kind], counts["all"]]
         exact = reference.is_exact(found)

@@ -7,7 +7,7 @@ outside into what they say. Token numbers are positions in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,9 @@ class Coordination:
         self._head = batch.heads.tolist()
         self._likeness = likeness
         rows = batch.words.tolist()
-        self._text, self._lemma = ([words[row] for row in rows] for words in (vocabulary.text, vocabulary.noun))
+        self._text, self._lemma = (
+            [words[row] for row in rows] for words in (vocabulary.text, vocabulary.noun)
+        )
         labels = batch.labels
 
         def labelled(*names: str) -> list[bool]:
@@ -85,10 +87,11 @@ class Coordination:
         self._texts = set((np.searchsorted(batch.offsets, np.flatnonzero(linked), side="right") - 1).tolist())
         self._clauses: list[bool] = clauses.tolist()
 
-    def islands(self, text: int, begin: int, end: int, related: Container[tuple[int, int]]) -> list[Island]:
-        """The islands of a text, of which `related` are the pairs of objects that the network relates."""
+    def islands(self, text: int, begin: int, end: int, pairs: Iterable[Sequence[int]]) -> list[Island]:
+        """The islands of a text, of which `pairs` are the objects that the network relates."""
         if text not in self._texts:
             return []
+        related = {(first, second) for first, second in pairs}
         children: dict[int, list[int]] = {}
         for token in range(begin, end):
             if (head := self._head[token]) != token:
@@ -223,5 +226,5 @@ def _below(token: int, children: dict[int, list[int]]) -> frozenset[int]:
     while waiting:
         below = children.get(waiting.pop(), ())
         found.update(below)
-        waiting.extend(below)
+        waiting += below
     return frozenset(found)

@@ -7,6 +7,7 @@ The network chooses a predicate of its own only where no place in the text gives
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -94,7 +95,7 @@ def decode_graphs(
             draft.add_counts()
             draft.add_absences()
         rows = slice(pair_cuts[number], pair_cuts[number + 1])
-        draft.find_islands(number, end, pair_rows[rows])
+        draft.find_islands(number, pair_rows[rows])
         for (first, second), *outcomes in zip(
             pair_rows[rows], likeliest_rows[rows], likeliest_probabilities[rows], strict=True
         ):
@@ -131,8 +132,12 @@ class _Decoder:
         self.verbs = batch.verbs | {
             verb
             for verb in phrases.subject
-            if self.sentences.is_verb[verb] and self.role[verb] == OBJECT and self.sentences.head[verb] == verb
+            if self.sentences.is_verb[verb]
+            and self.role[verb] == OBJECT
+            and self.sentences.head[verb] == verb
         }
+        self.exceptions = negation.exceptions(self.sentences)
+        self.denials = [token for token, word in enumerate(self.sentences.text) if word in negation.DENIALS]
         self.late = [pair for pair, (verb, _) in phrases.clause.items() if verb in self.verbs]
         self.prefix: list[bool] = choices.prefix.tolist()
         self.compound: list[bool] = _compounds(network, batch).tolist()
@@ -191,8 +196,13 @@ class _Decoder:
 
     def missed_objects(self, begin: int, end: int) -> list[int]:
         """Nouns that the network, which has their verb for a noun, may not have for objects."""
-        found = [noun for pair in self.late for noun in pair if begin <= noun < end and self.sentences.is_noun[noun]]
-        return found + [who for who, _ in negation.exceptions(self.sentences, begin, end)]
+        found = [
+            noun
+            for pair in self.late
+            for noun in pair
+            if begin <= noun < end and self.sentences.is_noun[noun]
+        ]
+        return found + [who for who, _ in self.exceptions if begin <= who < end]
 
     def clause(self, first: int, second: int, readings: Mapping[str, Reading]) -> Reading | None:
         """What the tree says of a subject and an object of one verb."""
@@ -244,6 +254,8 @@ class _Draft:
         # (object, name) and (subject, predicate, object) -> tokens of the text
         self.attributes: dict[tuple[int, str], tuple[int, ...]] = {}
         self.relations: dict[tuple[int, str, int], tuple[int, ...]] = {}
+        at = bisect_left(decoder.denials, begin)
+        self._denies = decoder.factual is None and at < len(decoder.denials) and decoder.denials[at] < end
         self._islands: list[Island] = []
         # Relations from outside into what an island says: the island's own, where it lacks them.
         self._displaced: list[tuple[int, int, str, tuple[int, ...]]] = []
@@ -327,13 +339,13 @@ class _Draft:
                 start -= 1
                 name = f"{text[start]} {name}"
         where = tuple(range(start - begin, token + 1 - begin))
-        denial = negation.denial_before(decoder.sentences, start, begin) if own_words else None
+        denial = negation.denial_before(decoder.sentences, start, begin) if self._denies else None
         if denial is not None and text[denial] != "without":
             name, where = f"not {name}", (denial - begin, *where)
         self.attributes.setdefault((self.index[head], name), where)
 
     def add_counts(self) -> None:
-        """The number of objects that the tree has counted and the network has not; "one" goes without saying."""
+        """Numbers of objects that the tree has and the network has not; "one" goes without saying."""
         decoder = self._decoder
         numeral, text = decoder.phrases.numeral, decoder.sentences.text
         for head, number in self.index.items():
@@ -344,6 +356,8 @@ class _Draft:
 
     def add_absences(self) -> None:
         """The attribute "no" of objects that the text says are not there; "not every", "not all"."""
+        if not self._denies:
+            return
         decoder, begin = self._decoder, self._begin
         sentences, partner_of = decoder.sentences, decoder.coordination.first_partner
         for head, number in self.index.items():
@@ -356,7 +370,10 @@ class _Draft:
             if absence is not None:
                 self.attributes.setdefault((number, "no"), (absence - begin,))
             if (denied := negation.denied_quantifier(sentences, start, begin)) is not None:
-                self.attributes[number, f"not {sentences.text[denied + 1]}"] = (denied - begin, denied + 1 - begin)
+                self.attributes[number, f"not {sentences.text[denied + 1]}"] = (
+                    denied - begin,
+                    denied + 1 - begin,
+                )
 
     def add_relation(
         self, first: int, second: int, outcomes: Sequence[int], probabilities: Sequence[float]
@@ -379,38 +396,38 @@ class _Draft:
             if forward and where and min(where) > island.head:
                 self._displaced.append((island.head, second, predicate, where))
             return
-        if decoder.factual is None and where:
+        if self._denies and where:
             if negation.relates_something_absent(decoder.sentences, where, self.index, begin):
                 return
             starts = [begin + self.objects[self.index[head]].span[0] for head in (first, second)]
             denial = negation.denial_of_relation(decoder.sentences, where, starts, begin)
             if denial is not None:
                 predicate, where = f"not {predicate}", (denial, *where)
-        tokens = tuple(token - begin for token in sorted(set(where)))
-        key = self.index[subject], predicate, self.index[other]
-        self.relations.setdefault(key, tokens)
+        self._relate(subject, predicate, where, other)
         if predicate.endswith((" than", " as")):  # what is compared is said with the comparison
-            compared = [item for item, said in self.attributes.items() if item[0] == key[0] and {*said} <= {*tokens}]
-            for item in compared:
+            number, tokens = self.index[subject], {token - begin for token in where}
+            for item in [
+                item for item, said in self.attributes.items() if item[0] == number and tokens >= {*said}
+            ]:
                 del self.attributes[item]
 
     def add_clauses(self) -> None:
         """The relations of verbs that tagger or network have for nouns, where the network lacks them."""
         decoder, begin = self._decoder, self._begin
-        pairs = {frozenset((one, other)) for one, _, other in self.relations}
         for first, second in decoder.late:
-            if first not in self.index or second not in self.index:
-                continue
-            found = decoder.clause(first, second, decoder.sentences.readings(first, second, begin, self._end))
-            if found is not None and frozenset((self.index[first], self.index[second])) not in pairs:
-                words, where = found
-                key = self.index[first], words, self.index[second]
-                self.relations.setdefault(key, tuple(token - begin for token in where))
+            if first in self.index and second in self.index and not self._are_related(first, second):
+                found = decoder.clause(
+                    first, second, decoder.sentences.readings(first, second, begin, self._end)
+                )
+                if found is not None:
+                    self._relate(first, *found, second)
 
     def except_some(self) -> None:
         """What "everyone but the goalie" does, the goalie does not."""
         begin = self._begin
-        for who, but in negation.exceptions(self._decoder.sentences, begin, self._end):
+        for who, but in self._decoder.exceptions:
+            if not begin <= who < self._end:
+                continue
             some = next((number for head, number in sorted(self.index.items()) if head > but), None)
             for (subject, predicate, other), where in list(self.relations.items()):
                 if subject == some and who in self.index:
@@ -419,17 +436,14 @@ class _Draft:
                     self.relations[subject, f"not {predicate}", other] = (but - begin, *where)
 
     def tie_collectives(self) -> None:
-        """The relations that the network misses where a collective stands between: "a couple of dogs near"."""
+        """The relations that the network misses where a collective stands between them."""
         decoder, begin = self._decoder, self._begin
-        pairs = {frozenset((one, other)) for one, _, other in self.relations}
         for first, second in decoder.phrases.tied_collectives(begin, self._end, self.index):
-            subject, other = self.index[first], self.index[second]
             readings = decoder.sentences.readings(first, second, begin, self._end) if first < second else {}
-            if "preposition" in readings and frozenset((subject, other)) not in pairs:
+            if "preposition" in readings and not self._are_related(first, second):
                 words, where = readings["preposition"]
                 words = plain_sides(words) if decoder.factual is None else decoder.factual.predicate(words)
-                tokens = tuple(token - begin for token in where)
-                self.relations.setdefault((subject, words, other), tokens)
+                self._relate(first, words, where, second)
 
     def put_contents_into_vessels(self) -> None:
         """What is said of "a glass of wine" is said of the glass, and the wine is of the glass."""
@@ -441,31 +455,37 @@ class _Draft:
                 continue
             outer, inner = self.index[vessel], self.index[content]
             inside = {("in", outer), ("inside", outer), *[("on", outer)] * (sentences.noun[vessel] in FLAT)}
-            for (subject, predicate, other), where in list(self.relations.items()):
+            for key, where in list(self.relations.items()):
+                subject, predicate, other = key
                 if {subject, other} == {outer, inner}:
                     if decoder.factual is None and (predicate, other) not in inside:
-                        del self.relations[subject, predicate, other]
+                        del self.relations[key]
                 elif (subject, predicate, outer) in self.relations and other == inner:
-                    del self.relations[subject, predicate, other]
-                elif subject == inner and where and begin + where[0] > content:
-                    if sentences.head[begin + where[0]] == vessel:
-                        del self.relations[subject, predicate, other]
-                        self.relations.setdefault((outer, predicate, other), where)
+                    del self.relations[key]
+                elif subject == inner and where and sentences.head[begin + where[0]] == vessel:
+                    if begin + where[0] > content:
+                        self.relations.setdefault((outer, predicate, other), self.relations.pop(key))
             if decoder.factual is None and not any((inner, *said) in self.relations for said in inside):
                 self.relations.setdefault((outer, "of", inner), (of - begin,))
 
-    def find_islands(self, number: int, end: int, related: Sequence[Sequence[int]]) -> None:
+    def find_islands(self, number: int, related: Iterable[Sequence[int]]) -> None:
         """Note what coordination keeps apart; `related` are the pairs of heads that the network relates."""
-        pairs = {(first, second) for first, second in related}
-        self._islands = self._decoder.coordination.islands(number, self._begin, end, pairs)
+        self._islands = self._decoder.coordination.islands(number, self._begin, self._end, related)
 
     def return_relations(self) -> None:
         """Give a noun of an island the relation that the network gave to a noun outside of it."""
-        pairs = {frozenset((one, other)) for one, _, other in self.relations}
         for subject, other, predicate, where in self._displaced:
-            key = self.index[subject], predicate, self.index[other]
-            if frozenset((key[0], key[2])) not in pairs:
-                self.relations.setdefault(key, tuple(token - self._begin for token in sorted(set(where))))
+            if not self._are_related(subject, other):
+                self._relate(subject, predicate, where, other)
+
+    def _are_related(self, first: int, second: int) -> bool:
+        pair = {self.index[first], self.index[second]}
+        return any({one, other} == pair for one, _, other in self.relations)
+
+    def _relate(self, subject: int, predicate: str, where: Iterable[int], other: int) -> None:
+        """Add a relation of the objects at two heads, with its tokens in the batch."""
+        key = self.index[subject], predicate, self.index[other]
+        self.relations.setdefault(key, tuple(token - self._begin for token in sorted(set(where))))
 
     def turn_worn_color_into_attribute(self) -> None:
         """A colour that somebody is in is an attribute and no object ("a woman in red"); one per caption."""

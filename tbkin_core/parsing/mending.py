@@ -19,7 +19,21 @@ from tbkin_core.parsing.sentences import VERB_TAGS
 
 ONE = frozenset({"a", "an", "another", "one"})
 SEVERAL = frozenset(
-    {"two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "several", "many", "some", "both"}
+    {
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "several",
+        "many",
+        "some",
+        "both",
+    }
 )
 SUBORDINATING = frozenset({"while", "as", "when"})
 MODALS = frozenset({"can", "will", "may", "must"})
@@ -32,7 +46,7 @@ def shipped_adjectives() -> frozenset[str]:
 
 
 def mend(vocabulary: Vocabulary, batch: ParsedBatch) -> ParsedBatch:
-    """The batch with its tags, labels and heads mended in place, and the verbs found; no text depends on others."""
+    """The batch, mended in place, with what was found; a text's mending depends on no other text."""
     return _Mender(vocabulary, batch).mended() if len(batch.words) else batch
 
 
@@ -43,7 +57,9 @@ class _Mender:
         self._text = text = [vocabulary.text[row] for row in rows]
         tagged = vocabulary.tagged
         self._singular, self._plural = (tagged({tag})[batch.tags] for tag in ("NN", "NNS"))
-        inflected = [word.endswith("s") and vocabulary.noun[row] != word for word, row in zip(text, rows, strict=True)]
+        inflected = [
+            word.endswith("s") and vocabulary.noun[row] != word for word, row in zip(text, rows, strict=True)
+        ]
         self._with_s = (self._singular | self._plural) & np.array(inflected, bool)
         self._noun = tagged({"NN", "NNS", "NNP", "NNPS"})[batch.tags]
         self._verb = tagged(VERB_TAGS)[batch.tags]
@@ -119,44 +135,66 @@ class _Mender:
 
     def _make_verb(self, verb: int) -> bool:
         """Make a noun a verb whose subject is the noun before it, or the noun that that one describes."""
-        batch, subject = self._batch, verb - 1
-        head, labels = batch.heads, batch.labels
-        root, nsubj, mark, advcl, direct, conjunct, preposition = self._label(
-            "ROOT", "nsubj", "mark", "advcl", "dobj", "conj", "prep"
+        batch, text = self._batch, int(np.searchsorted(self._batch.offsets, verb, side="right")) - 1
+        part = slice(*batch.offsets[text : text + 2].tolist())
+        labels, heads = batch.labels[part].copy(), batch.heads[part].copy()
+        subject = self._move_subject(verb, part.stop - part.start)
+        if subject is not None:
+            nsubj, direct, conjunct = self._label("nsubj", "dobj", "conj")
+            children = (batch.heads == verb) & (self._place != verb)
+            batch.heads[children & (self._place < subject)] = subject
+            batch.labels[subject], batch.heads[subject] = nsubj, verb
+            objects = np.flatnonzero(
+                children & (self._place > verb) & self._noun & (batch.labels != conjunct)
+            )
+            batch.labels[objects[:1]] = direct
+            if self._is_tree(part):
+                batch.tags[verb] = self._vocabulary.tag("VBZ" if self._with_s[verb] else "VBP")
+                self._noun[verb] = False
+                return True
+        batch.labels[part], batch.heads[part] = labels, heads
+        return False
+
+    def _move_subject(self, verb: int, length: int) -> int | None:
+        """The subject of a verb, freed from where the parser has it; None for none."""
+        subject, (head, labels) = verb - 1, (self._batch.heads, self._batch.labels)
+        nsubj, mark, advcl, direct = self._label("nsubj", "mark", "advcl", "dobj")
+        root, conjunct, relative, aside, preposition = self._label(
+            "ROOT", "conj", "relcl", "parataxis", "prep"
         )
-        governor, label = int(head[verb]), labels[verb]
+        compound, of_preposition = self._label("compound", "pobj")
+        governor, label = int(head[verb]), int(labels[verb])
         if labels[subject] == nsubj and head[subject] == verb:
-            if label not in (root, conjunct, advcl, *self._label("relcl", "parataxis")):
-                return False
-        elif self._text[governor] in SUBORDINATING and governor < subject:
+            return subject if label in (root, conjunct, advcl, relative, aside) else None
+        if self._text[governor] in SUBORDINATING and governor < subject:
             above = int(head[governor])
             labels[governor], head[governor] = mark, verb
             labels[verb], head[verb] = advcl, above if above != governor else verb
-        elif label == preposition and governor == subject:
-            labels[verb] = labels[subject]
-            head[verb] = verb if head[subject] == subject else head[subject]
-        elif label == self._label("compound")[0] and governor > verb:
+        elif label == preposition and governor == subject:  # "the kids like pizza"
+            labels[verb], head[verb] = labels[subject], verb if head[subject] == subject else head[subject]
+        elif label == compound and governor > verb:  # "a boy pours water"
             labels[verb], labels[governor] = labels[governor], direct
             head[verb], head[governor] = verb if head[governor] == governor else head[governor], verb
             head[(head == governor) & (self._place < subject)] = subject
-        elif label in self._label("pobj", "dobj") and governor < subject:
-            labels[subject], head[subject] = label, governor
+        elif label in (of_preposition, direct) and governor < subject:  # "a man in a hat runs"
             head[(head == verb) & (self._place < subject)] = subject
-            while not self._noun[subject] or subject >= governor:
-                if head[subject] == subject:
-                    return False
+            labels[subject], head[subject] = label, governor
+            for _ in range(length):
+                if self._noun[subject] and subject < governor:
+                    break
                 subject = int(head[subject])
-            labels[verb] = labels[subject]
-            head[verb] = verb if head[subject] == subject else head[subject]
+            else:
+                return None
+            labels[verb], head[verb] = labels[subject], verb if head[subject] == subject else head[subject]
             head[(head == subject) & (self._place > verb)] = verb
         elif label not in (root, conjunct):
-            return False
-        batch.tags[verb] = self._vocabulary.tag("VBZ" if self._with_s[verb] else "VBP")
-        self._noun[verb] = False
-        head[(head == verb) & (self._place < subject) & (self._place != verb)] = subject
-        labels[subject], head[subject] = nsubj, verb
-        for child in np.flatnonzero((head == verb) & (self._place > verb) & self._noun):
-            if labels[child] != conjunct:
-                labels[child] = direct
-                break
-        return True
+            return None
+        return subject
+
+    def _is_tree(self, part: slice) -> bool:
+        """Whether the heads of a text lead to roots."""
+        heads = self._batch.heads[part]
+        above = heads - part.start
+        for _ in range(len(heads).bit_length()):
+            above = above[above]
+        return bool((above == (heads - part.start)[above]).all())

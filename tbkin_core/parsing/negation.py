@@ -5,15 +5,18 @@ Token numbers are positions in the batch; `begin` is where the text begins.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Sequence
 
 from tbkin_core.parsing.sentences import BE_FORMS, Sentences
 
 # "nt" is what is left of "isnt".
+NOBODY = frozenset({"nobody", "noone", "no-one"})
 NEGATIONS = frozenset({"not", "n't", "n’t", "nt", "never", "neither", "nor", "without", "hardly"})
+# Without one of these nothing is denied.
+DENIALS = NEGATIONS | NOBODY | {"no", "instead", "longer", "none"}
 # "not only a bag but also", "not far from", "not all of them": what follows is not denied.
 NO_NEGATION_BEFORE = frozenset({"only", "just", "merely", "necessarily", "far", "all", "every", "everybody"})
-NOBODY = frozenset({"nobody", "noone", "no-one"})
 EVERYONE, EXCEPT = frozenset({"everyone", "everybody"}), frozenset({"but", "except"})
 QUANTIFIERS = frozenset({"every", "each", "all", "both"})
 DETERMINERS = frozenset({"the", "a", "an", "any", "his", "her", "its", "their", "my", "your", "this", "that"})
@@ -55,11 +58,10 @@ def denied_quantifier(sentences: Sentences, start: int, begin: int) -> int | Non
     return None
 
 
-def exceptions(sentences: Sentences, begin: int, end: int) -> list[tuple[int, int]]:
+def exceptions(sentences: Sentences) -> list[tuple[int, int]]:
     """(who, "but") of what all do but some: "everyone but the goalie"."""
-    text = sentences.text
-    places = range(begin, end - 1)
-    return [(token, token + 1) for token in places if text[token] in EVERYONE and text[token + 1] in EXCEPT]
+    words = enumerate(itertools.pairwise(sentences.text))
+    return [(token, token + 1) for token, (who, but) in words if who in EVERYONE and but in EXCEPT]
 
 
 def relates_something_absent(

@@ -16,13 +16,13 @@ from tbkin_core.parsing.sentences import COLLECTIVES, PLACES, Sentences
 # What stands on a table is the glass, not the wine.
 VESSELS = frozenset(
     {
-        "barrel", "basin", "basket", "bin", "bottle", "bowl", "box", "bucket", "can", "carafe", "cart", "carton",
-        "case", "cooler", "crate", "cup", "dish", "glass", "glasses", "goblet", "jar", "jug", "keg", "mug", "pail",
-        "pan", "pitcher", "plate", "platter", "pot", "sack", "saucer", "tank", "teacup", "thermos", "tin", "tray",
-        "tub", "tumbler", "vase", "wagon", "wheelbarrow", "bag",
+        "bag", "barrel", "basin", "basket", "bin", "bottle", "bowl", "box", "bucket", "can", "carafe", "cart",
+        "carton", "case", "cooler", "crate", "cup", "dish", "glass", "glasses", "goblet", "jar", "jug", "keg",
+        "mug", "pail", "pan", "pitcher", "plate", "platter", "pot", "sack", "saucer", "tank", "teacup",
+        "thermos", "tin", "tray", "tub", "tumbler", "vase", "wagon", "wheelbarrow",
     }
 )  # fmt: skip
-
+NAMED = VESSELS | COLLECTIVES
 FLAT = frozenset({"dish", "plate", "platter", "saucer", "tray"})  # what they hold is on them
 
 
@@ -34,28 +34,35 @@ class Phrases:
         contents: Vessel or collective -> (its "of", the noun after that).
         adjective: Adjective in -y, which the network may take for an object -> the noun that it describes.
         subject: Verb -> its subject.
-        clause: (subject, object) -> (their verb, whether it is the verb's own object and not a preposition's).
+        clause: (subject, object) -> (their verb, whether the object is its own and not a preposition's).
     """
 
     def __init__(self, sentences: Sentences, vocabulary: Vocabulary, batch: ParsedBatch) -> None:
         self._sentences = sentences
         head, noun = sentences.head, sentences.noun
         counts = vocabulary.tagged({"CD"})[batch.tags] & (batch.labels == vocabulary.label("nummod"))
-        self.numeral = {head[token]: token for token in np.flatnonzero(counts).tolist() if token < head[token]}
+        self.numeral = {
+            head[token]: token for token in np.flatnonzero(counts).tolist() if token < head[token]
+        }
         self.contents: dict[int, tuple[int, int]] = {}
         self._is_object = (batch.labels == vocabulary.label("pobj")).tolist()
         for token in np.flatnonzero(self._is_object).tolist():
             of = head[token]
-            if sentences.text[of] == "of" and noun[head[of]] in VESSELS | COLLECTIVES:
+            if sentences.text[of] == "of" and noun[head[of]] in NAMED:
                 self.contents.setdefault(head[of], (of, token))
-
+        objects = [
+            token for token in np.flatnonzero(self._is_object).tolist() if sentences.text[head[token]] != "of"
+        ]
+        ties = [(self._governor(token), token) for token in objects] if self.contents else []
+        self._ties = [tie for tie in ties if tie[0] in self.contents or tie[1] in self.contents]
         self.subject = {
             head[token]: token for token in np.flatnonzero(batch.labels == vocabulary.label("nsubj")).tolist()
         }
+        listed, is_adjective = shipped_adjectives(), sentences.is_adjective
         self.adjective = {
             token: self.subject.get(head[token], head[token])
             for token, text in enumerate(sentences.text)
-            if text in shipped_adjectives() and sentences.is_adjective[token]
+            if is_adjective[token] and text in listed
         }
         self.clause: dict[tuple[int, int], tuple[int, bool]] = {}
         taken = set(batch.heads[batch.labels == vocabulary.label("dobj")].tolist())
@@ -68,20 +75,24 @@ class Phrases:
                 subject = self.subject.get(verb, verb)
                 if sentences.text[token] in PLACES:
                     continue
-                if sentences.is_verb[verb] and subject < verb < token and (label == "dobj" or verb not in taken):
+                if (
+                    sentences.is_verb[verb]
+                    and subject < verb < token
+                    and (label == "dobj" or verb not in taken)
+                ):
                     self.clause[subject, token] = verb, label == "dobj"
                     taken.add(verb)
 
     def counts_another(self, token: int, noun: int, heads: Container[int]) -> bool:
-        """Whether a token counts another object than `noun`: "three" is not of the dogs in "two dogs, three cats"."""
+        """Whether a token counts another object than `noun`, as "two" of "two dogs and three cats"."""
         counted = self._sentences.head[token]
         if counted == noun or self.numeral.get(counted) != token or counted not in heads:
             return False
         return noun in self.numeral or self._sentences.head[noun] != counted
 
     def is_of_another(self, token: int, noun: int, heads: Container[int]) -> bool:
-        """Whether a token is the "group" of another object: not of the helmets in "a group of men in helmets"."""
-        of, content = self.contents.get(token, (token, noun))
+        """Whether a token is the "group" of another object: of the men in "a group of men in helmets"."""
+        content = self.contents.get(token, (token, noun))[1]
         return content != noun and content in heads
 
     def meant(self, noun: int, heads: Container[int]) -> int | None:
@@ -91,22 +102,22 @@ class Phrases:
         content = self.contents.get(noun, (noun, noun))[1]
         return content if content in heads else None
 
-    def governor(self, noun: int) -> int:
-        """What the preposition before a noun hangs from: "dogs" of the house in "dogs in front of a house"."""
+    def _governor(self, noun: int) -> int:
+        """What the preposition before a noun hangs from: the dogs, of "dogs in front of a house"."""
         head, text = self._sentences.head, self._sentences.text
         token = head[noun]
-        while head[token] != token and (text[token] in PLACES or self._is_object[token] or token == head[noun]):
+        while head[token] != token and (
+            text[token] in PLACES or self._is_object[token] or token == head[noun]
+        ):
             token = head[token]
         return token
 
     def tied_collectives(self, begin: int, end: int, heads: Container[int]) -> list[tuple[int, int]]:
         """Objects that a preposition ties where one is named by a collective: "dogs near a pair of shoes"."""
         tied = []
-        if any(begin <= noun < end for noun in self.contents):
-            for token in range(begin, end):
-                if self._is_object[token] and self._sentences.text[self._sentences.head[token]] != "of":
-                    governor = self.governor(token)
-                    first, second = self.meant(governor, heads), self.meant(token, heads)
-                    if first is not None and second is not None and (first, second) != (governor, token):
-                        tied.append((first, second))
+        for governor, token in self._ties:
+            if begin <= token < end:
+                first, second = self.meant(governor, heads), self.meant(token, heads)
+                if first is not None and second is not None and (first, second) != (governor, token):
+                    tied.append((first, second))
         return tied

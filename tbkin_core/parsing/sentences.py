@@ -38,8 +38,8 @@ PLACES = frozenset(
 # What these are of is what is there.
 COLLECTIVES = frozenset(
     {
-        "array", "bunch", "collection", "couple", "crowd", "dozen", "flock", "group", "handful", "herd", "line",
-        "lot", "lots", "number", "pack", "pair", "pile", "row", "set", "stack", "team", "variety",
+        "array", "bunch", "collection", "couple", "crowd", "dozen", "flock", "group", "handful", "herd",
+        "line", "lot", "lots", "number", "pack", "pair", "pile", "row", "set", "stack", "team", "variety",
     }
 )  # fmt: skip
 AFTER_PLACES = frozenset({"of", "to", "by", "side"})
