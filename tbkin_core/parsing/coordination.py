@@ -31,7 +31,6 @@ class Island:
         head: Its verb or noun.
         tokens: All of it.
         subject: Of a clause, the tokens of its subject; empty for a noun.
-        owned: Of a clause, a subject that belongs to somebody outside: "and his dog sleeps".
         partner: Of a noun, the noun that it is coordinated with, and what describes that one.
     """
 
@@ -39,15 +38,14 @@ class Island:
     tokens: frozenset[int]
     subject: frozenset[int]
     partner: frozenset[int]
-    owned: int | None = None
 
     def parts(self, first: int, second: int, heads: Container[int]) -> bool:
         """Whether it stands between two objects, of which `heads` are all of the text."""
         if (first in self.tokens) == (second in self.tokens):
             return False
-        outer, inner = (second, first) if first in self.tokens else (first, second)
         if self.subject:
-            return inner != self.owned and any(token in heads for token in self.subject)
+            return any(token in heads for token in self.subject)
+        outer, inner = (second, first) if first in self.tokens else (first, second)
         return inner != self.head or outer in self.partner
 
 
@@ -77,7 +75,6 @@ class Coordination:
         self._is_subject, self._is_auxiliary = labelled("nsubj", "nsubjpass"), labelled("aux", "auxpass")
         self._is_conjunct, self._is_complement = labelled("conj"), labelled("ccomp")
         self._is_object, self._describes = labelled("pobj", "dobj"), labelled("prep", "acl", "relcl")
-        self._owns = labelled("poss")
         self._opens = labelled("det", "nummod", "poss")
         self._is_noun = vocabulary.tagged({"NN", "NNS", "NNP", "NNPS"})[batch.tags].tolist()
         self._is_verb = (verb := vocabulary.tagged(VERB_TAGS)[batch.tags]).tolist()
@@ -126,8 +123,7 @@ class Coordination:
         first = min(tokens)
         if self._is_complement[verb] and (first == begin or self._text[first - 1] not in LINKS):
             return None  # "a man watching a dog run"
-        owned = subject if any(self._owns[child] for child in children.get(subject, ())) else None
-        return Island(verb, tokens, _below(subject, children), frozenset(), owned)
+        return Island(verb, tokens, _below(subject, children), frozenset())
 
     def _subject_of(self, verb: int, begin: int, children: dict[int, list[int]]) -> int | None:
         auxiliary = begin

@@ -209,7 +209,10 @@ class _Decoder:
         if (first, second) not in self.phrases.clause:
             return None
         verb, is_direct = self.phrases.clause[first, second]
-        reading = readings.get("verb" if is_direct else "verb preposition")
+        name = "verb" if is_direct else "verb preposition"
+        if is_direct and verb + 1 < second and self.sentences.is_preposition[verb + 1]:
+            name = "verb particle"  # "climbs up a slope"
+        reading = readings.get(name)
         if reading is None or reading.tokens[0] != verb:
             return None
         words, where = reading
@@ -462,9 +465,10 @@ class _Draft:
                         del self.relations[key]
                 elif (subject, predicate, outer) in self.relations and other == inner:
                     del self.relations[key]
-                elif subject == inner and where and sentences.head[begin + where[0]] == vessel:
-                    if begin + where[0] > content:
-                        self.relations.setdefault((outer, predicate, other), self.relations.pop(key))
+                elif subject == inner and any(
+                    begin + token > content and sentences.head[begin + token] == vessel for token in where[:1]
+                ):
+                    self.relations.setdefault((outer, predicate, other), self.relations.pop(key))
             if decoder.factual is None and not any((inner, *said) in self.relations for said in inside):
                 self.relations.setdefault((outer, "of", inner), (of - begin,))
 

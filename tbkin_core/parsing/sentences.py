@@ -60,7 +60,8 @@ class Sentences:
     Attributes:
         text, noun, verb: Of each token: the word in lower case, its lemma as a noun and as a verb.
         head: Of each token, its head in the tree.
-        is_noun, is_verb, is_adjective, is_adverb: Of each token; forms of "be" are no verbs here.
+        is_noun, is_verb, is_adjective, is_adverb, is_preposition: Of each token; forms of "be" are no verbs
+            here.
         is_owned: Of each token, whether it has a possessive: "his dog".
         verb_before: Of each token, the last verb before it in its text, -1 without one.
     """
@@ -85,7 +86,7 @@ class Sentences:
         self.is_adjective = vocabulary.tagged({"JJ", "JJR", "JJS"})[batch.tags].tolist()
         self.is_adverb = adverb.tolist()
         self._is_comparative = vocabulary.tagged({"JJR", "RBR"})[batch.tags].tolist()
-        self._is_preposition = preposition.tolist()
+        self.is_preposition = preposition.tolist()
         self._is_particle = vocabulary.tagged(PARTICLE_TAGS)[batch.tags].tolist()
         self._preposition_before = _last_before(preposition, batch.offsets)
         self.verb_before = _last_before(verb, batch.offsets)
@@ -98,7 +99,7 @@ class Sentences:
 
     def _preposition(self, last: int, begin: int) -> list[int]:
         """Tokens of the preposition that ends at `last`, without articles: "on (the) side of"."""
-        text, is_preposition = self.text, self._is_preposition
+        text, is_preposition = self.text, self.is_preposition
         if compared := self._comparison(last, begin):
             return compared
         tokens = [last]
@@ -162,7 +163,7 @@ class Sentences:
         verb = self._verb_after[second]
         if verb >= 0:
             add("later verb", verb, ())
-            if verb + 1 < end and self._is_preposition[verb + 1]:
+            if verb + 1 < end and self.is_preposition[verb + 1]:
                 add("later verb preposition", verb, (verb + 1,))
         last = self._last_preposition[second]
         if last > second:
