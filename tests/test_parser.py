@@ -325,6 +325,10 @@ def test_the_scorer_of_graphs_written_by_hand() -> None:
             {("table", "wooden"), ("table", "top with", "glass"), ("glass", "of", "wine")},
         ),
         ("a woman wearing glasses", {("woman", "wear", "glasses")}),
+        (
+            "Bowls of fruit, carrots, and celery are sitting on a table.",
+            {("bowl", "of", "fruit"), ("bowl", "sit on", "table")},
+        ),
         ("a bigger dog than the cat", {("dog", "bigger than", "cat")}),
         ("a tree as tall as a house", {("tree", "as tall as", "house")}),
         ("not every man is wearing a hat", {("man", "not every"), ("man", "wear", "hat")}),

@@ -17,6 +17,7 @@ from tbkin_core.parsing.sentences import PLACES, VERB_TAGS
 
 CLAUSES = ("conj", "parataxis", "advcl", "ccomp")
 FINITE = frozenset({"is", "are", "was", "were", "has", "have"})
+PLURAL = frozenset({"are", "were", "have"})
 LINKS = frozenset({"and", "but", "or", ",", "while", "as"})  # a clause after one of these is no complement
 # How much more alike a noun must be to one than to the other of the nouns that it may be coordinated with;
 # less where both are described by the same preposition, more where the first is the subject of a clause.
@@ -77,6 +78,7 @@ class Coordination:
         self._is_object, self._describes = labelled("pobj", "dobj"), labelled("prep", "acl", "relcl")
         self._opens = labelled("det", "nummod", "poss")
         self._is_noun = vocabulary.tagged({"NN", "NNS", "NNP", "NNPS"})[batch.tags].tolist()
+        self._is_singular = vocabulary.tagged({"NN"})[batch.tags].tolist()
         self._is_verb = (verb := vocabulary.tagged(VERB_TAGS)[batch.tags]).tolist()
         self._begins_phrase = vocabulary.tagged({"IN", "TO", "VBG", "VBN"})[batch.tags].tolist()
         clauses = verb & np.array(labelled(*CLAUSES), bool)
@@ -117,8 +119,10 @@ class Coordination:
 
     def _clause(self, verb: int, begin: int, children: dict[int, list[int]]) -> Island | None:
         subject = self._subject_of(verb, begin, children)
-        if subject is None:
-            return None
+        if subject is None or not self._is_noun[subject]:
+            return None  # "she" may be anybody of the other clause
+        if self._is_singular[subject] and any(self._text[child] in PLURAL for child in children[verb]):
+            return None  # "bowls of fruit and celery ARE sitting": all of them
         tokens = _below(verb, children) | _below(subject, children)
         first = min(tokens)
         if self._is_complement[verb] and (first == begin or self._text[first - 1] not in LINKS):
@@ -138,7 +142,14 @@ class Coordination:
         noun = auxiliary - 1
         while not self._is_conjunct[noun] and noun < auxiliary and self._head[noun] != noun:
             noun = self._head[noun]
-        return noun if noun < auxiliary and self._is_conjunct[noun] else None
+        if noun >= auxiliary or not self._is_conjunct[noun]:
+            return None
+        above = self._head[noun]
+        while not self._is_verb[above] and self._head[above] != above:
+            above = self._head[above]
+        return (
+            noun if self._is_verb[above] and above != verb else None
+        )  # else all nouns before "is" are subjects
 
     def _noun(
         self, noun: int, end: int, children: dict[int, list[int]], related: Container[tuple[int, int]]

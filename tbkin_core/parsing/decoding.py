@@ -407,7 +407,9 @@ class _Draft:
             if denial is not None:
                 predicate, where = f"not {predicate}", (denial, *where)
         self._relate(subject, predicate, where, other)
-        if predicate.endswith((" than", " as")):  # what is compared is said with the comparison
+        if predicate.endswith(" than") or predicate.startswith(
+            "as "
+        ):  # what is compared is said with the comparison
             number, tokens = self.index[subject], {token - begin for token in where}
             for item in [
                 item for item, said in self.attributes.items() if item[0] == number and tokens >= {*said}
