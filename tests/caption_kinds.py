@@ -1,7 +1,8 @@
-"""Reads and scores `tests/golden/captions.txt`: captions with graphs written by hand, by kind.
+"""Reads and scores captions of several kinds whose graphs were written by hand, in `golden`.
 
-`python tests/caption_kinds.py [--wrong]` prints, of each kind, the share of captions whose graph is exactly
-right, and of the objects and of the relations that were found, the share that is wrong.
+`python tests/caption_kinds.py [--file captions_unseen.txt] [--wrong]` prints, of each kind, the share of
+captions whose graph is exactly right, and of the objects and relations that were found, the share that is
+wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from tbkin_core.parsing.parser import CaptionParser
 from tbkin_core.parsing.text_graph import TextGraph
 
-CAPTIONS = Path(__file__).parent / "golden" / "captions.txt"
+GOLDEN = Path(__file__).parent / "golden"
 Fact = tuple[str, ...]
 
 SAME_PREDICATE = {
@@ -82,10 +83,10 @@ def facts(graph: TextGraph) -> frozenset[Fact]:
     )
 
 
-def read_references() -> list[Reference]:
-    """The captions of the file, in its order."""
+def read_references(name: str = "captions.txt") -> list[Reference]:
+    """The captions of a file in `golden`, in its order."""
     kind, references = "", []
-    for line in CAPTIONS.read_text(encoding="utf-8").splitlines():
+    for line in (GOLDEN / name).read_text(encoding="utf-8").splitlines():
         if line.startswith("== "):
             kind = line[3:]
         elif " :: " in line:
@@ -128,8 +129,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--wrong", nargs="*", help="show what is wrong in captions (of these kinds)")
-    wrong = options.parse_args().wrong
-    references = read_references()
+    options.add_argument("--file", default="captions.txt")
+    arguments = options.parse_args()
+    wrong, references = arguments.wrong, read_references(arguments.file)
     counts: dict[str, list[int]] = defaultdict(lambda: [0] * 6)
     for reference, graph in zip(
         references, CaptionParser().parse(item.caption for item in references), strict=True

@@ -273,7 +273,7 @@ def test_verbs_and_marks_stay_out_of_names(parser: CaptionParser, caption: str, 
 # Exact graphs of fifty captions of a kind, as reached; before the rules that these kinds led to it was 51 %.
 EXACT = {
     "clauses": 0.98, "phrases": 0.88, "counts": 0.98, "adjectives": 0.98, "measures": 0.94, "verbs": 0.90,
-    "collectives": 0.88, "comparatives": 0.94, "negations": 0.94,
+    "collectives": 0.90, "comparatives": 0.94, "negations": 0.94,
 }  # fmt: skip
 
 
@@ -289,6 +289,14 @@ def test_graphs_written_by_hand(parser: CaptionParser) -> None:
     assert {kind: share for kind, share in shares.items() if share < EXACT[kind] - 1e-9} == {}
     # A text's graph depends on no other text.
     assert graphs == [next(parser.parse([reference.caption])) for reference in references]
+
+
+def test_graphs_of_captions_that_no_rule_was_made_for(parser: CaptionParser) -> None:
+    references = read_references("captions_unseen.txt")
+    graphs = parser.parse(reference.caption for reference in references)
+    right = [item.is_exact(named_facts(graph)) for item, graph in zip(references, graphs, strict=True)]
+    assert len(right) == 10 * len(EXACT)
+    assert sum(right) >= 0.9 * len(right)  # 46 % before
 
 
 def test_the_scorer_of_graphs_written_by_hand() -> None:
@@ -331,6 +339,8 @@ def test_the_scorer_of_graphs_written_by_hand() -> None:
         ),
         ("a bigger dog than the cat", {("dog", "bigger than", "cat")}),
         ("a tree as tall as a house", {("tree", "as tall as", "house")}),
+        ("no dogs or cats", {("cat", "no")}),
+        ("a group of children wearing helmets", {("child", "wear", "helmet")}),
         ("not every man is wearing a hat", {("man", "not every"), ("man", "wear", "hat")}),
         ("nobody is on the beach", {("person", "no"), ("person", "on", "beach")}),
         (

@@ -92,6 +92,8 @@ class Phrases:
 
     def is_of_another(self, token: int, noun: int, heads: Container[int]) -> bool:
         """Whether a token is the "group" of another object: of the men in "a group of men in helmets"."""
+        if self._sentences.text[token] == "of":  # the network may have "group of" end there
+            token = self._sentences.head[token]
         content = self.contents.get(token, (token, noun))[1]
         return content != noun and content in heads
 
