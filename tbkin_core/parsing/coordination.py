@@ -147,9 +147,8 @@ class Coordination:
         above = self._head[noun]
         while not self._is_verb[above] and self._head[above] != above:
             above = self._head[above]
-        return (
-            noun if self._is_verb[above] and above != verb else None
-        )  # else all nouns before "is" are subjects
+        # Without a verb before, all nouns before "is" are subjects.
+        return noun if self._is_verb[above] and above != verb else None
 
     def _noun(
         self, noun: int, end: int, children: dict[int, list[int]], related: Container[tuple[int, int]]

@@ -20,21 +20,10 @@ from tbkin_core.parsing.sentences import VERB_TAGS
 ONE = frozenset({"a", "an", "another", "one"})
 SEVERAL = frozenset(
     {
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "several",
-        "many",
-        "some",
+        "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "several", "many", "some",
         "both",
     }
-)
+)  # fmt: skip
 SUBORDINATING = frozenset({"while", "as", "when"})
 MODALS = frozenset({"can", "will", "may", "must"})
 
@@ -120,7 +109,8 @@ class _Mender:
             elif self._with_s[token]:
                 right = text[begin] in ONE
             else:
-                right = text[begin] in SEVERAL and text[token : token + 1] != text[token + 2 : token + 3]
+                following = text[token + 1 : token + 3] if not begins[token + 1 : token + 3].any() else []
+                right = text[begin] in SEVERAL and text[token] not in following  # "two cups side by side"
             if right or (subject[token] and text[token] not in MODALS):
                 found.append(token)
         return found
