@@ -297,9 +297,12 @@ class _Draft:
         decoder, begin = self._decoder, self._begin
         if decoder.factual is None:
             for token, noun in decoder.phrases.adjective.items():
-                seen = token in decoder.found_adjectives or decoder.role[token] != NO_OBJECT
-                if seen and begin <= token < self._end and noun in self.index:
-                    self.add_attribute(token, noun)
+                if not begin <= token < self._end:
+                    continue
+                if token in decoder.found_adjectives or decoder.role[token] != NO_OBJECT:
+                    spans = {head: self.objects[number].span for head, number in self.index.items()}
+                    for head in (one for one, (start, end) in spans.items() if start <= noun - begin < end):
+                        self.add_attribute(token, head)
 
     def _own_name(self, head: int) -> str:
         decoder, sentences = self._decoder, self._decoder.sentences
