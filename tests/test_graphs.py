@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 import tbkin_core.graphs.build as build_module
+import tbkin_core.parsing.parser as parser_module
 from tbkin_core.boxes import pairwise_iou
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
@@ -46,6 +47,7 @@ from tbkin_core.graphs.unified import (
 )
 from tbkin_core.names.lexicon import lemmatize_predicate
 from tbkin_core.names.similarity import LexicalSimilarity, make_similarity
+from tbkin_core.parsing.parser import CaptionParser
 from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 from tbkin_core.support.shards import ragged_offsets, shard_name
 
@@ -642,6 +644,18 @@ def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int | None, world: int, names
             monkeypatch.delenv(name)
         else:
             monkeypatch.setenv(name, str(value))
+
+
+def test_graphs_of_two_versions_of_a_parser_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = coco_directory(tmp_path / "coco"), tmp_path / "graphs"
+    assert build(root, out, CaptionParser()).made
+    assert not build(root, out, CaptionParser()).made
+    monkeypatch.setattr(parser_module, "RULES", parser_module.RULES + 1)
+    with pytest.raises(DataError, match=r"other settings \(parser_version\)"):
+        build(root, out, CaptionParser())
+    assert build(root, out, CaptionParser(), overwrite=True).made
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from caption_kinds import facts as named_facts
+from caption_kinds import read_references
 from factual import graph_tuples, parse_factual_graph, read_factual, score, tuple_f1
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from networks import parsed_batch
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
 from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb, plain_sides, shipped_lemmas
 from tbkin_core.parsing.decoding import decode_graphs
+from tbkin_core.parsing.mending import mend
 from tbkin_core.parsing.network import (
     REMEMBERED_WORDS,
     GraphNetwork,
@@ -265,6 +268,146 @@ def test_rules_on_top_of_the_network(parser: CaptionParser, caption: str, said: 
 )
 def test_verbs_and_marks_stay_out_of_names(parser: CaptionParser, caption: str, names: list[str]) -> None:
     assert [item.name for item in next(parser.parse([caption])).objects] == names
+
+
+# Exact graphs of fifty captions of a kind, as reached; before the rules that these kinds led to it was 51 %.
+EXACT = {
+    "clauses": 0.98, "phrases": 0.88, "counts": 0.98, "adjectives": 0.98, "measures": 0.94, "verbs": 0.90,
+    "collectives": 0.90, "comparatives": 0.94, "negations": 0.94,
+}  # fmt: skip
+
+
+def test_graphs_written_by_hand(parser: CaptionParser) -> None:
+    references = read_references()
+    graphs = list(parser.parse(reference.caption for reference in references))
+    right: dict[str, list[bool]] = {}
+    for reference, graph in zip(references, graphs, strict=True):
+        assert_valid(graph)
+        right.setdefault(reference.kind, []).append(reference.is_exact(named_facts(graph)))
+    assert {kind: len(exact) for kind, exact in right.items()} == dict.fromkeys(EXACT, 50)
+    shares = {kind: sum(exact) / len(exact) for kind, exact in right.items()}
+    assert {kind: share for kind, share in shares.items() if share < EXACT[kind] - 1e-9} == {}
+    # A text's graph depends on no other text.
+    assert graphs == [next(parser.parse([reference.caption])) for reference in references]
+
+
+def test_graphs_of_captions_that_no_rule_was_made_for(parser: CaptionParser) -> None:
+    references = read_references("captions_unseen.txt")
+    graphs = parser.parse(reference.caption for reference in references)
+    right = [item.is_exact(named_facts(graph)) for item, graph in zip(references, graphs, strict=True)]
+    assert len(right) == 10 * len(EXACT)
+    assert sum(right) >= 0.9 * len(right)  # 46 % before
+
+
+def test_the_scorer_of_graphs_written_by_hand() -> None:
+    (reference,) = [item for item in read_references() if item.caption == "a dog without a collar"]
+    said = frozenset({("dog",), ("collar",), ("dog", "not wear", "collar")})
+    assert reference.is_exact(said)
+    assert reference.is_exact(frozenset({("dog",)}))
+    assert not reference.is_exact(said | {("dog", "wear", "collar")})
+    assert not reference.is_exact(frozenset({("dog",), ("collar",)}))
+    assert not reference.is_exact(frozenset())
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [
+        ("a snowy road", {("road", "snowy")}),
+        ("a man skiing down a snowy hill", {("man", "ski down", "hill"), ("hill", "snowy")}),
+        ("a person on a snowy hill top", {("person", "on", "hill top"), ("hill top", "snowy")}),
+        ("two dogs and three cats", {("dog", "2"), ("cat", "3")}),
+        ("a red bus and a blue bus", {("bus", "red"), ("bus", "blue")}),
+        (
+            "a man is eating a pizza and a woman is eating a salad",
+            {("man", "eat", "pizza"), ("woman", "eat", "salad")},
+        ),
+        ("a man with a dog and a woman with a cat", {("man", "with", "dog"), ("woman", "with", "cat")}),
+        (
+            "a man in a shirt and a tie on a bench",
+            {("man", "wear", "shirt"), ("man", "wear", "tie"), ("man", "on", "bench")},
+        ),
+        ("a glass of wine on a table", {("glass", "on", "table"), ("glass", "of", "wine")}),
+        ("the kids like pizza", {("kid", "like", "pizza")}),
+        ("a couple of dogs near a pair of shoes", {("dog", "near", "shoe")}),
+        (
+            "a wooden table topped with glasses of wine",
+            {("table", "wooden"), ("table", "top with", "glass"), ("glass", "of", "wine")},
+        ),
+        ("a woman wearing glasses", {("woman", "wear", "glasses")}),
+        (
+            "Bowls of fruit, carrots, and celery are sitting on a table.",
+            {
+                ("bowl", "of", "fruit"),
+                ("bowl", "have", "carrot"),
+                ("bowl", "sit on", "table"),
+                ("celery", "sit on", "table"),
+            },
+        ),
+        ("a bigger dog than the cat", {("dog", "bigger than", "cat")}),
+        ("a tree as tall as a house", {("tree", "as tall as", "house")}),
+        ("no dogs or cats", {("cat", "no")}),
+        ("a group of children wearing helmets", {("child", "wear", "helmet")}),
+        ("not every man is wearing a hat", {("man", "not every"), ("man", "wear", "hat")}),
+        ("nobody is on the beach", {("person", "no"), ("person", "on", "beach")}),
+        (
+            "everyone but the goalie is wearing a helmet",
+            {("everyone", "wear", "helmet"), ("goalie", "not wear", "helmet")},
+        ),
+        ("a bird perches on a wire", {("bird", "perch on", "wire")}),
+        ("a boy pours water on a plant", {("boy", "pour", "water"), ("water", "on", "plant")}),
+        ("two children wave to a clown", {("child", "2"), ("child", "wave to", "clown")}),
+        ("a baseball player slides in the dirt", {("baseball player", "slide in", "dirt")}),
+        ("two zebras side by side", {("zebra", "2")}),
+        (
+            "a man is sitting on a bench and his dog is lying on the ground",
+            {("man", "sit on", "bench"), ("dog", "lay on", "ground")},
+        ),
+    ],
+)
+def test_what_belongs_together(parser: CaptionParser, caption: str, said: set[tuple[str, ...]]) -> None:
+    """Clauses, coordination, numbers, vessels, collectives, comparisons and verbs, nothing beside them."""
+    graph = next(parser.parse([caption]))
+    assert_valid(graph)
+    found = facts(graph)
+    assert said <= found
+    relations = {fact for fact in said if len(fact) == 3}
+    assert {fact for fact in found if len(fact) == 3} == relations
+
+
+MENDED = """a an the two three man men dog dogs leaps leap like snowy icy while as and with in of on rides
+race water pours is are her kids towers , ."""
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    words=st.lists(st.sampled_from(MENDED.split()), min_size=1, max_size=14),
+    data=st.data(),
+)
+def test_mended_parses_are_trees(words: list[str], data: st.DataObject) -> None:
+    """Whatever a tagger and a parser make of a text, mending leaves a tree and other texts alone."""
+    names = ["NN", "NNS", "JJ", "VBZ", "IN", "DT", "CD"]
+    labels = ["nsubj", "dobj", "pobj", "prep", "compound", "amod", "conj", "ROOT", "attr", "advcl"]
+    vocabulary = Vocabulary(names, labels)
+    drawn = [
+        data.draw(st.lists(st.sampled_from(of), min_size=len(words), max_size=len(words)))
+        for of in (names, labels)
+    ]
+    order = data.draw(st.permutations(range(len(words))))
+    heads = [0] * len(words)
+    for place, token in enumerate(order):  # each hangs from one drawn before it
+        heads[token] = order[data.draw(st.integers(0, max(place - 1, 0)))]
+    other = (["a", "dog", "leaps"], ["DT", "NN", "NNS"], ["ROOT", "compound", "ROOT"], [1, 2, 2])
+    alone = mend(vocabulary, parsed_batch(vocabulary, [(words, *drawn, heads)]))
+    batch = mend(vocabulary, parsed_batch(vocabulary, [other, (words, *drawn, heads), other]))
+    size = len(words)
+    assert (batch.heads[3 : 3 + size] - 3).tolist() == alone.heads.tolist()
+    assert batch.labels[3 : 3 + size].tolist() == alone.labels.tolist()
+    assert batch.tags[3 : 3 + size].tolist() == alone.tags.tolist()
+    above = alone.heads
+    for _ in range(size):
+        above = alone.heads[above]
+    assert (alone.heads[above] == above).all()
+    assert {2, 5 + size} <= batch.verbs
 
 
 def test_what_a_question_asks_for_is_no_object(parser: CaptionParser) -> None:

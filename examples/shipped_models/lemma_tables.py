@@ -29,6 +29,7 @@ TREEBANK, ITSELF, INFLECTED, ITSELF_TOO, LOOSE = range(5)
 PLURAL_WORD = 5.0  # "outskirts"
 NO_PLURAL = 10.0  # likewise of what looks like a singular: "tetris", which is no plural of "tetri"
 COMMON = -17.0  # log probability from which on nouns that WordNet lacks count: "hoodies"
+RARE = -19.0  # log probability from which on adjectives count
 UNSEEN = -25.0  # log probability of a word that the frequencies lack
 
 # What people see in pictures: bases are of baseball, bras and tabs not of music. Garments and tools of two
@@ -94,6 +95,18 @@ def wordnet() -> tuple[Words, Words]:
         return Words(bases, known, frequency)
 
     return words("noun"), words("verb")
+
+
+def only_adjectives() -> list[str]:
+    """WordNet's adjectives in -y that are no nouns or verbs as well, without rare ones."""
+    files = registry.lookups.get("en")
+    index, frequency = (load_language_data(files[name]) for name in ("lemma_index", "lexeme_prob"))
+    words = set(index["adj"]) - set(index["noun"]) - set(index["verb"])
+    return sorted(word for word in words if word.endswith("y") and _is_seen(word, frequency))
+
+
+def _is_seen(word: str, frequency: Mapping[str, float]) -> bool:
+    return word.isalpha() and word.islower() and frequency.get(word, UNSEEN) > RARE
 
 
 def _is_word(text: str) -> bool:

@@ -12,8 +12,8 @@ without their punctuation, and cut down to noun phrases ("the man is riding a ho
 horse"). With `--captions`, captions with human-made scene graphs join in: those that a first pipeline
 (`--teacher`) parses to exactly the graph their annotator drew.
 
-The output holds the pipeline (tok2vec, tagger, parser, attribute_ruler), `lemmas.json` (which
-`lemma_tables.py` makes of the treebank's and WordNet's words; `--lemmas-only` makes nothing else), and
+The output holds the pipeline (tok2vec, tagger, parser, attribute_ruler), `lemmas.json` and `adjectives.txt`
+(which `lemma_tables.py` makes of the treebank's and WordNet's words; `--lemmas-only` makes nothing else), and
 `lexicon.json`, what the rules in `caption_rules.py` know of compounds and of how annotators word relations;
 the rules serve only to find the captions that were parsed correctly.
 `train_scene_graphs.py` trains the network that reads the graphs.
@@ -42,7 +42,7 @@ from factual import (
     parse_factual_graph,
     read_factual,
 )
-from lemma_tables import lemma_tables, wordnet
+from lemma_tables import lemma_tables, only_adjectives, wordnet
 from spacy.language import Language
 from spacy.tokenizer import Tokenizer
 from spacy.tokens import Doc
@@ -1225,7 +1225,9 @@ def main() -> None:
     options.add_argument(
         "--lexicon-only", action="store_true", help="learn the lexicon from --captions, do not train"
     )
-    options.add_argument("--lemmas-only", action="store_true", help="make lemmas.json and nothing else")
+    options.add_argument(
+        "--lemmas-only", action="store_true", help="make lemmas.json and adjectives.txt alone"
+    )
     options.add_argument("--epochs", type=int, default=13)
     options.add_argument("--seed", type=int, default=1)
     arguments = options.parse_args()
@@ -1247,6 +1249,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     lemmas = json.dumps({"nouns": nouns, "verbs": verbs}, indent=0, ensure_ascii=False, sort_keys=True)
     (arguments.output / "lemmas.json").write_text(lemmas + "\n", encoding="utf-8")
+    (arguments.output / "adjectives.txt").write_text("\n".join(only_adjectives()) + "\n", encoding="utf-8")
     if arguments.lemmas_only:
         return
     pairs: list[tuple[str, str]] = []

@@ -25,6 +25,7 @@ from spacy.vocab import Vocab
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.parsing.decoding import decode_graphs
+from tbkin_core.parsing.mending import mend
 from tbkin_core.parsing.network import Array, ParsedBatch, new_shipped_network
 from tbkin_core.parsing.text_graph import TextAttribute, TextGraph, TextObject, TextRelation
 from tbkin_core.parsing.wording import WORDINGS, shipped_factual_wording
@@ -95,7 +96,7 @@ class SceneGraphComponent:
         parts = [_without_spaces(doc.to_array(_COLUMNS).reshape(-1, len(_COLUMNS))) for doc in docs]
         rows = np.concatenate(parts)
         offsets = np.cumsum([0, *map(len, parts)])
-        batch = self._batch(rows, offsets)
+        batch = mend(self._network.vocabulary, self._batch(rows, offsets))
         tags, words = rows[:, 1].tolist(), rows[:, 4].tolist()
         text = {number: self._strings[number] for number in {*tags, *words}}
         tokens = [text[number] for number in words]

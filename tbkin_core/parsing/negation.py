@@ -5,14 +5,20 @@ Token numbers are positions in the batch; `begin` is where the text begins.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Sequence
 
 from tbkin_core.parsing.sentences import BE_FORMS, Sentences
 
 # "nt" is what is left of "isnt".
+NOBODY = frozenset({"nobody", "noone", "no-one"})
 NEGATIONS = frozenset({"not", "n't", "n’t", "nt", "never", "neither", "nor", "without", "hardly"})
+# Without one of these nothing is denied.
+DENIALS = NEGATIONS | NOBODY | {"no", "instead", "longer", "none"}
 # "not only a bag but also", "not far from", "not all of them": what follows is not denied.
 NO_NEGATION_BEFORE = frozenset({"only", "just", "merely", "necessarily", "far", "all", "every", "everybody"})
+EVERYONE, EXCEPT = frozenset({"everyone", "everybody"}), frozenset({"but", "except"})
+QUANTIFIERS = frozenset({"every", "each", "all", "both"})
 DETERMINERS = frozenset({"the", "a", "an", "any", "his", "her", "its", "their", "my", "your", "this", "that"})
 
 
@@ -27,6 +33,35 @@ def absence_of(sentences: Sentences, start: int, begin: int) -> int | None:
         if not (sentences.is_adjective[token] or text[token] in DETERMINERS):
             return None
     return None
+
+
+def shared_absence(sentences: Sentences, start: int, partner: int, begin: int) -> int | None:
+    """The "no" that a noun phrase at `start` shares with the noun before "or": "no dogs or cats"."""
+    text = sentences.text
+    while start > begin and sentences.is_adjective[start - 1]:
+        start -= 1
+    if start == begin or text[start - 1] not in {"or", "nor", "and", ","}:
+        return None
+    while partner > begin and (sentences.is_noun[partner - 1] or sentences.is_adjective[partner - 1]):
+        partner -= 1
+    return absence_of(sentences, partner, begin)
+
+
+def denied_quantifier(sentences: Sentences, start: int, begin: int) -> int | None:
+    """The "not" of "not every dog" and "not all the dogs" before the noun phrase at `start`."""
+    text = sentences.text
+    for token in range(start - 1, max(begin + 1, start - 3) - 1, -1):
+        if text[token] in QUANTIFIERS and text[token - 1] == "not":
+            return token - 1
+        if not (sentences.is_adjective[token] or text[token] in DETERMINERS):
+            return None
+    return None
+
+
+def exceptions(sentences: Sentences) -> list[tuple[int, int]]:
+    """(who, "but") of what all do but some: "everyone but the goalie"."""
+    words = enumerate(itertools.pairwise(sentences.text))
+    return [(token, token + 1) for token, (who, but) in words if who in EVERYONE and but in EXCEPT]
 
 
 def relates_something_absent(

@@ -72,6 +72,9 @@ class ParsedBatch:
     heads: Array  # (T,) int64 position in the batch of each token's head; a root is its own
     offsets: Array  # (N+1,) int64 where each text begins
     generation: int  # `Vocabulary.generation` when the rows were given out
+    # Tokens that the tagger took for nouns and that are verbs or adjectives, see `parsing.mending`.
+    verbs: frozenset[int] = frozenset()
+    adjectives: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,14 @@ class GraphNetwork:
     def knows(self, word: str) -> bool:
         """Whether a lower-case word has a vector of its own."""
         return word in self._known
+
+    def likeness(self, first: str, second: str) -> float:
+        """Cosine of the vectors of two lower-case words, 0 where one has none."""
+        if first not in self._known or second not in self._known:
+            return float(first == second)
+        rows = np.array([self._known[first], self._known[second]])
+        one, other = _table(self._arrays, "word", rows)
+        return float(one @ other / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-9))
 
     def word_inputs(self, words: Sequence[str]) -> Array:
         """(len(words), D) shares of words in the input of the first layer."""

@@ -24,7 +24,7 @@ MAX_CHARACTERS = 16_384
 PIPE_TEXTS = 256  # texts that a component sees together
 NEW_STRINGS = 200_000  # words and their affixes; about 100 MB
 # Raised whenever this package or the lexicon gives other graphs for the same parses.
-RULES = 3
+RULES = 4
 # Marks that turn the direction of writing: they would hide in names and scramble what a terminal shows.
 _DIRECTION_MARKS = dict.fromkeys([0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 _WITHOUT = re.compile(r"\bw/o(?:ut)?\b", re.IGNORECASE)
@@ -118,7 +118,7 @@ class CaptionParser:
 def _digest(wording: str) -> str:
     """Digest of whatever decides which graphs come from a parse."""
     digest = hashlib.blake2b(f"{RULES} {wording}".encode(), digest_size=4)
-    for name in ("scene_graph.npz", "wording.json", "lemmas.json"):
+    for name in ("scene_graph.npz", "wording.json", "lemmas.json", "adjectives.txt"):
         digest.update(parser_file(name).read_bytes())
     return digest.hexdigest()
 

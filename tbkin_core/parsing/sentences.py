@@ -35,7 +35,15 @@ PLACES = frozenset(
         "outside", "part", "lap",
     }
 )  # fmt: skip
+# What these are of is what is there.
+COLLECTIVES = frozenset(
+    {
+        "array", "bunch", "collection", "couple", "crowd", "dozen", "flock", "group", "handful", "herd",
+        "line", "lot", "lots", "number", "pack", "pair", "pile", "row", "set", "stack", "team", "variety",
+    }
+)  # fmt: skip
 AFTER_PLACES = frozenset({"of", "to", "by", "side"})
+COMPARED = 5  # tokens before "than" that may hold its adjective
 ARTICLES = frozenset({"the", "a", "an", "his", "her", "its", "their", "very"})
 
 
@@ -52,7 +60,9 @@ class Sentences:
     Attributes:
         text, noun, verb: Of each token: the word in lower case, its lemma as a noun and as a verb.
         head: Of each token, its head in the tree.
-        is_noun, is_verb, is_adjective, is_adverb: Of each token; forms of "be" are no verbs here.
+        is_noun, is_verb, is_adjective, is_adverb, is_preposition: Of each token; forms of "be" are no verbs
+            here.
+        is_owned: Of each token, whether it has a possessive: "his dog".
         verb_before: Of each token, the last verb before it in its text, -1 without one.
     """
 
@@ -66,11 +76,17 @@ class Sentences:
         verb = vocabulary.tagged(VERB_TAGS)[batch.tags] & ~self._among(BE_FORMS)
         preposition = vocabulary.tagged(PREPOSITION_TAGS)[batch.tags] & ~self._among(NO_PREPOSITIONS)
         preposition |= self._among(STRANDED) & adverb
+        # What stands before "a pair of shoes" stands before the shoes.
+        collective = np.array([word in COLLECTIVES for word in self.noun], bool)
+        preposition[1:] &= ~(collective[:-1] & self._among(frozenset({"of"}))[1:])
+        possessive = np.flatnonzero(batch.labels == vocabulary.label("poss"))
+        self.is_owned = np.isin(np.arange(len(rows)), batch.heads[possessive]).tolist()
         self.is_noun = vocabulary.tagged({"NN", "NNS"})[batch.tags].tolist()
         self.is_verb = verb.tolist()
         self.is_adjective = vocabulary.tagged({"JJ", "JJR", "JJS"})[batch.tags].tolist()
         self.is_adverb = adverb.tolist()
-        self._is_preposition = preposition.tolist()
+        self._is_comparative = vocabulary.tagged({"JJR", "RBR"})[batch.tags].tolist()
+        self.is_preposition = preposition.tolist()
         self._is_particle = vocabulary.tagged(PARTICLE_TAGS)[batch.tags].tolist()
         self._preposition_before = _last_before(preposition, batch.offsets)
         self.verb_before = _last_before(verb, batch.offsets)
@@ -83,7 +99,9 @@ class Sentences:
 
     def _preposition(self, last: int, begin: int) -> list[int]:
         """Tokens of the preposition that ends at `last`, without articles: "on (the) side of"."""
-        text, is_preposition = self.text, self._is_preposition
+        text, is_preposition = self.text, self.is_preposition
+        if compared := self._comparison(last, begin):
+            return compared
         tokens = [last]
         for token in range(last - 1, begin - 1, -1):
             # A place belongs to it ("on top of") unless the words end there ("on the right with").
@@ -99,6 +117,19 @@ class Sentences:
             ):
                 break
         return tokens[::-1]
+
+    def _comparison(self, last: int, begin: int) -> list[int]:
+        """Tokens of a comparison that ends at `last`: "bigger (dog) than", "as tall as"; none elsewhere."""
+        text = self.text
+        if text[last] == "as" and last - 2 >= begin and text[last - 2] == "as":
+            return [last - 2, last - 1, last]
+        if text[last] == "than":
+            for token in range(last - 1, max(begin, last - COMPARED) - 1, -1):
+                guessed = text[token].endswith("er") and (token == last - 1 or text[token - 1] in ARTICLES)
+                if self._is_comparative[token] or guessed:
+                    more = text[token] in {"more", "less"} and token + 1 < last
+                    return [token, token + 1, last] if more else [token, last]
+        return []
 
     def readings(self, first: int, second: int, begin: int, end: int) -> dict[str, Reading]:
         """Predicates that stand in the text for a pair of objects, by their name in `READINGS`.
@@ -132,7 +163,7 @@ class Sentences:
         verb = self._verb_after[second]
         if verb >= 0:
             add("later verb", verb, ())
-            if verb + 1 < end and self._is_preposition[verb + 1]:
+            if verb + 1 < end and self.is_preposition[verb + 1]:
                 add("later verb preposition", verb, (verb + 1,))
         last = self._last_preposition[second]
         if last > second:
