@@ -220,6 +220,7 @@ def test_own_expressions_as_lines(tmp_path: Path) -> None:
         ("image,text,xyxy", '"[10 20 40 60]"'),
         ("image,text,box,width,height", '"10, 20, 40, 60",45,70'),
         ("image,text,width,height,box", '45,70,"(10, 20, 40, 60)"'),
+        ("image,text,x,y,w,h,width,height", "10,20,90,40,40,60"),  # it reaches out of the image
     ],
 )
 def test_own_expressions_as_a_table(tmp_path: Path, header: str, cells: str) -> None:

@@ -36,13 +36,17 @@ def in_words(graph: GoldGraph) -> tuple[list[Any], list[Any]]:
 
 
 def test_attributes_are_joined_to_the_objects(tmp_path: Path) -> None:
-    objects = [thing(1, "man", merged_object_ids=[11]), thing(2, "shoe", 50), thing(3, "sky", 80)]
+    objects = [
+        thing(1, "man", merged_object_ids=[11]),
+        thing(2, "shoe", 50, merged_object_ids=[11, 1]),  # which is 1's
+        {**thing(3, "sky", 80), "object_id": None},
+    ]
     attributes = [
         thing(1, "man", attributes=["tall"]),
         thing(11, "guy", 30, attributes=["tall", "old"]),  # merged into 1
         thing(21, "shoe", 52, attributes=["red"]),  # object 2, but for the way it was cleaned
         thing(22, "shoe", 90, attributes=["blue"]),  # another one
-        thing(23, "cloud", 80, attributes=["white"]),
+        {**thing(23, "cloud", 80, attributes=["white"]), "object_id": None},
     ]
     write(tmp_path, "objects.json", [{"image_id": 7, "objects": objects}])
     boxes = open_dataset(tmp_path).boxes()[7]

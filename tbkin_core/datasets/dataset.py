@@ -409,9 +409,8 @@ class Dataset:
             seen: set[int | str] = set()
             for file in self._refs_files[name]:
                 for row in self._expressions_of_file(file):
-                    if (
-                        row.sent_id in seen and version_of(file).is_part
-                    ):  # each file may number its rows from 1
+                    # Each part may number its rows from 1.
+                    if row.sent_id in seen and version_of(file).is_part:
                         row = replace(row, sent_id=f"{file.name}:{row.sent_id}")
                     seen.add(row.sent_id)
                     rows.append(row)

@@ -17,28 +17,7 @@ _OR_ELSE = re.compile(r"(can|will|may|might|must|do|does|has|have|had)(n't)?|can
 _ASKS = re.compile(r"which|whose|why|how|(what|who|where|when|why|how)'(s|re|d|ll)")
 # Behind "what" or "who" these begin a clause that names something: "what the man is holding".
 _SUBJECTS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "this",
-        "that",
-        "these",
-        "those",
-        "he",
-        "she",
-        "it",
-        "they",
-        "i",
-        "you",
-        "we",
-        "his",
-        "her",
-        "its",
-        "their",
-        "my",
-        "your",
-    ]
+    re.findall(r"\w+", "a an the this that these those he she it they i you we his her its their my your")
 )
 _SEEMS = re.compile(r"(what|who) (looks? like|resembles?|(appears?|seems?) to be an?)\b")
 _DETERMINERS = frozenset(["the", "a", "an", "this", "these", "those", "any"])

@@ -121,9 +121,7 @@ class _Things:
     def __init__(self) -> None:
         self.boxes: list[BoxRow] = []
         self._first = 0  # how many of the boxes are of the file that was read first
-        self._merged: list[
-            tuple[ImageId, int]
-        ] = []  # ids of objects that are one with another, and its place
+        self._merged: list[tuple[ImageId, int]] = []  # further ids of objects, and their places
 
     def add(self, source: Source, image_id: ImageId, entry: dict[str, Any], list_key: str) -> None:
         """Take the objects of a file's entry about the image; known ones get their attributes."""
@@ -134,7 +132,8 @@ class _Things:
         for position, object_id, subject, item in listed:
             if not source.admits(seen, object_id, subject):
                 continue
-            object_id = f"at {position}" if object_id is None else object_id
+            # Without an id an object is no other file's.
+            object_id = f"{list_key} at {position}" if object_id is None else object_id
             box = _box(source, image_id, object_id, subject, item, size)
             if box is not None:
                 self.place_of(box, item, place)
@@ -149,9 +148,10 @@ class _Things:
         """Place of an object, which is added where it is new; `place` is kept up to date."""
         merged = item.get("merged_object_ids")
         ids = [box.box_id, *map(as_id, merged if isinstance(merged, list) else ())]
-        found = next((place[each] for each in ids if each in place), None)
-        if found is None:
-            found = self._alike(box)
+        found = None
+        if self._first:  # what the first file lists apart stays apart
+            found = next((place[each] for each in ids if each in place), None)
+            found = self._alike(box) if found is None else found
         if found is None:
             found = len(self.boxes)
             self.boxes.append(box)
