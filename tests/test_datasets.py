@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import pickle
@@ -446,7 +447,7 @@ def test_json_lines_find_their_images(tmp_path: Path) -> None:
     write(tmp_path, "train/pairs.jsonl", "\n\n".join(map(json.dumps, lines)))
     dataset = open_dataset(tmp_path)
     assert [(c.image_id, c.text) for c in dataset.captions()] == [
-        *(("dog", "a dog"), ("cat", "a cat"), (7, "gone"), (None, "no image"), (None, "three"))
+        *(("dog", "a dog"), ("cat", "a cat"), (7, "gone"), (None, "no image"), (3, "three"))
     ]
     assert dataset.image("cat").path == tmp_path / "images/cat.jpg"
     assert dataset.image(7) == ImageRecord(7, None, "train")
@@ -786,6 +787,7 @@ def test_own_questions_as_lines_and_as_a_table(tmp_path: Path) -> None:
     assert found == [
         ("questions.jsonl:1", "dog", "what is this?", ("a dog",)),
         ("questions.jsonl:4", "dog", "unanswered?", ()),
+        ("questions.jsonl:7", "dog", "again?", ()),
         (7, "cat", "what is it?", ("a cat", "cat")),
         ("questions.jsonl:3", "cat", "is it red?", ("no",)),
     ]
@@ -793,7 +795,6 @@ def test_own_questions_as_lines_and_as_a_table(tmp_path: Path) -> None:
     for part in (
         "line 5 has no question",
         "line 6 has no image",
-        "line 7",
         "line 8 is no JSON object",
         "line 3",
     ):
@@ -912,6 +913,55 @@ def test_scores_of_answers_are_those_that_ten_people_give(tmp_path: Path, scores
     dataset = open_dataset(tmp_path)
     found = soft_scores(dataset.questions()[0].answers)
     assert dataset.problems == [] and found == pytest.approx(scores)
+
+
+@pytest.mark.parametrize(
+    ("cell", "answers"),
+    [
+        ("['yes', 'yes', \"it's\"]", ("yes", "yes", "it's")),
+        ('["no", "a, b"]', ("no", "a, b")),
+        ("['yes' 'no'\n 'yes']", ("yes", "no", "yes")),  # as NumPy prints its arrays
+        ("yes|no|", ("yes", "no")),
+        ("[]", ()),
+        ("42.0", ("42",)),
+    ],
+)
+def test_cells_of_a_table_with_several_answers(tmp_path: Path, cell: str, answers: tuple[str, ...]) -> None:
+    with (tmp_path / "mine.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerows([["image", "question", "answers"], ["7.0", "how many?", cell.replace("\n", " ")]])
+    dataset = open_dataset(tmp_path)
+    (question,) = dataset.questions()
+    assert (question.image_id, question.answers) == (7, answers) and dataset.problems == []
+
+
+def test_a_cell_that_is_no_list_of_texts_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "mine.csv", "image;question;answers\na.jpg;what?;[nan, {'x': 1}]\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset.questions()[0].answers == ()
+    one_problem(dataset.problems, "mine.csv: line 2 has answers that are no list of texts")
+
+
+def test_ids_that_begin_anew_cost_no_question(tmp_path: Path) -> None:
+    row = {"question_id": 1, "image": "a.jpg", "question": "what?", "answer": "x"}
+    write(
+        tmp_path / "one", "all.json", [{**row, "split": "train"}, {**row, "image": "b.jpg", "split": "val"}]
+    )
+    for name in ("a", "b"):  # the same question of another picture
+        write(tmp_path / "two", f"{name}.jsonl", json.dumps({**row, "image": f"{name}.jpg"}))
+    for place in ("one", "two"):
+        dataset = open_dataset(tmp_path / place)
+        assert len({item.question_id for item in dataset.questions()}) == 2 and dataset.problems == []
+    write(tmp_path / "big", "all.json", [{**row, "question_id": 1 << 64}])
+    one_problem(open_dataset_problems(tmp_path / "big"), "neither text nor a number of 64 bits")
+    write(tmp_path / "none", "val.json", {"questions": []})
+    one_problem(open_dataset_problems(tmp_path / "none"), "val.json: holds no question that can be used")
+
+
+def open_dataset_problems(place: Path) -> list[str]:
+    dataset = open_dataset(place)
+    dataset.questions()
+    return dataset.problems
 
 
 def test_scores_that_nobody_gives_are_named(tmp_path: Path) -> None:
@@ -1128,7 +1178,7 @@ def test_faulty_questions_are_counted(tmp_path: Path) -> None:
     assert [(q.question_id, len(q.answers)) for q in dataset.questions()] == [(0, 10), (7, 0)]
     one_problem(dataset.problems, "question 7 has no annotation")
     one_problem(dataset.problems, "question 1 is in no questions file")
-    one_problem(dataset.problems, "question 0 has a question_id used before")
+    one_problem(dataset.problems, "question 0 is there twice")
 
 
 def test_refs_without_annotation_or_image_are_counted(tmp_path: Path) -> None:

@@ -540,7 +540,7 @@ def multiple_choice_alone(questions: Entries, annotations: Entries) -> None:
             (
                 "question 999 is in no questions file",
                 "question 0 is annotated twice",
-                "question 0 has a question_id used before",
+                "question 0 is there twice",
             ),
         ),
         (multiple_choice_alone, ()),

@@ -118,7 +118,8 @@ class QuestionSets:
         for file in self._files(name):
             of_split = replace(file, split=split)
             for row in self._rows(file, split):
-                if (known := seen.get(row.question_id)) and known.question != row.question:
+                known = seen.get(row.question_id)
+                if known and (known.question, known.image_id) != (row.question, row.image_id):
                     # People number each of their files from 1.
                     row = replace(row, question_id=f"{file.name}:{row.question_id}")
                 if row.question_id in seen:

@@ -45,7 +45,7 @@ def more_exact_split(named: str | None, stated: str | None) -> str | None:
 
     A part that was cut out of val keeps val's name within: then "minival" says more.
     """
-    return named if named and (stated is None or stated in named) else stated
+    return named if named and (stated is None or split_family(named) == stated) else stated
 
 
 def split_of_path(name: str) -> str | None:

@@ -6,7 +6,8 @@ import re
 import sys
 
 from tbkin_core.datasets.formats.base import Format, Holds, named_images
-from tbkin_core.datasets.reading import Source, as_text
+from tbkin_core.datasets.formats.vqa import IMAGE_KEYS, first_of
+from tbkin_core.datasets.reading import Source, as_id, as_text
 from tbkin_core.datasets.records import CaptionRow, Content
 from tbkin_core.datasets.splits import normalise_split
 
@@ -26,9 +27,10 @@ def read_image_texts(source: Source) -> Content:
         elif not text:
             source.problem(subject, "has an empty text (skipped)")
         else:
-            image = item.get("image")
-            name = as_text(image) or None
-            if image is not None and name is None:
+            image = first_of(item, IMAGE_KEYS)
+            image_id = as_id(image)
+            name = image_id if isinstance(image_id, str) else None
+            if image is not None and image_id is None:
                 source.problem(subject, "has an image that is no file name (text kept)")
             given = item.get("split")
             split = normalise_split(as_text(given) or "") or None
@@ -39,7 +41,11 @@ def read_image_texts(source: Source) -> Content:
                 source.problem(
                     subject, "has a box (not read: expressions have image, text and box in each line)"
                 )
-            rows.append(CaptionRow(number, text, image_name=name, split=split))
+            number_of = image_id if isinstance(image_id, int) else None
+            rows.append(CaptionRow(number, text, image_id=number_of, image_name=name, split=split))
+    lacking = sum(row.image_id is None and row.image_name is None for row in rows)
+    if 0 < lacking < len(rows):
+        source.problem("", f"{lacking} of its {len(rows)} texts name no image (texts kept)")
     return Content(named=named_images(source, rows), captions=rows)
 
 

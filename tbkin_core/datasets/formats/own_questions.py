@@ -2,69 +2,67 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
 from tbkin_core.datasets.formats.vqa import (
     ANSWER_KEYS,
-    ID_KEYS,
     IMAGE_KEYS,
     QUESTION_KEYS,
-    SPLIT_KEYS,
-    answers_of,
     first_of,
     has_keys,
+    questions_of,
 )
-from tbkin_core.datasets.reading import Source, as_id, as_text
-from tbkin_core.datasets.records import AnswerRow, Content, ImageId, NamedImage, QuestionRow
-from tbkin_core.datasets.splits import normalise_split
+from tbkin_core.datasets.reading import Source
+from tbkin_core.datasets.records import Content
 
 SHAPE = '{"image": "dog.jpg", "question": "what color is the dog?", "answer": "brown"}'
 """A line that is read; "answers" may be a list of what several people said, "split" train, val or test."""
 
 
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 TABLES = frozenset({".csv", ".tsv"})
 
 
 def read_questions(source: Source) -> Content:
     """Questions of lines `{"image", "question", "answer" (or "answers"), "split", "id"}`; two are a must.
 
-    A table has these names as its header; several answers stand apart by "|".
+    A table has these names as its header; several answers stand apart by "|", or are a list in brackets.
     """
     table = source.file.path.suffix.lower() in TABLES
-    rows: list[QuestionRow] = []
-    named: dict[str, NamedImage] = {}
-    seen: set[ImageId] = set()
+    return questions_of(source, _entries(source, table))
+
+
+def _entries(source: Source, table: bool) -> Iterator[tuple[int, str, dict[str, Any]]]:
     for number, item in source.table_rows() if table else source.json_lines():
         subject = f"line {number}"
         if not isinstance(item, dict):
             source.problem(subject, "is no JSON object (skipped)")
             continue
-        image, text = (
-            as_id(first_of(item, IMAGE_KEYS)),
-            source.sentence(subject, first_of(item, QUESTION_KEYS)),
-        )
-        question_id = as_id(first_of(item, ID_KEYS))
-        question_id = f"{source.file.name}:{number}" if question_id in (None, "") else question_id
-        if image is None or image == "":
-            source.problem(subject, "has no image (skipped)")
-        elif not text:
-            source.problem(subject, "has no question (skipped)")
-        elif source.admits(seen, question_id, subject, "an id"):
-            split = normalise_split(as_text(first_of(item, SPLIT_KEYS)) or "") or None
-            if isinstance(image, str):
-                named.setdefault(image, NamedImage(image, source.file.directory, split or source.file.split))
-            rows.append(QuestionRow(question_id, image, text, _answers(source, subject, item, table), split))
-    return Content(questions=rows, named=list(named.values()))
+        if table:
+            item = {key: _plain_number(value) for key, value in item.items()}
+            if (given := first_of(item, ANSWER_KEYS)) is not None:
+                if (texts := _texts(str(given))) is None:
+                    source.problem(subject, f"has answers that are no list of texts: {given[:40]} (left out)")
+                item = {key: value for key, value in item.items() if key not in ANSWER_KEYS}
+                item |= {"answers": texts} if texts else {}
+        yield number, subject, item
 
 
-def _answers(source: Source, subject: str, item: dict[str, Any], table: bool) -> AnswerRow | None:
-    given = first_of(item, ANSWER_KEYS)
-    if given is None:
+def _plain_number(value: str | None) -> str | None:
+    """42 of "42.0", as tables have it in a column in which a value is missing."""
+    return value and re.sub(r"^(\d+)\.0$", r"\1", value)
+
+
+def _texts(cell: str) -> list[str] | None:
+    """The texts of "yes|no", or of a list as Python, JSON or NumPy write it; None where it is none."""
+    if not re.fullmatch(r"\s*\[.*\]\s*", cell, re.DOTALL):
+        return [part.strip() for part in cell.split("|") if part.strip()]
+    if re.sub(_QUOTED, "", cell).strip("[], \t\n").replace(",", "").strip():
         return None
-    if table:
-        given = [part.strip() for part in str(given).split("|") if part.strip()]
-    return answers_of(source, subject, {"answers": given, "answer_type": item.get("answer_type")})
+    return [re.sub(r"\\(.)", r"\1", found.group()[1:-1]) for found in re.finditer(_QUOTED, cell)]
 
 
 def _has_questions(file: Candidate) -> bool:

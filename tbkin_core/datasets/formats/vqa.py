@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -36,33 +37,49 @@ def read_questions(source: Source) -> Content:
 
     The file is a list, has one under "questions", "data" or "annotations" or a list under the name of each
     split, or is an object of entries by id.
-    Where no entry has an id, each gets FILE:NUMBER, from 0.
     """
     content = source.json(_small)
-    listed = _entries(source, content)
-    numbered = not any(isinstance(item, dict) and first_of(item, ID_KEYS) is not None for item in listed)
+    entries = _entries(source, content)
+    if entries is None:
+        return Content()
+    listed = source.objects(entries, "question", *ID_KEYS)
+    found = questions_of(source, ((row.position, row.subject, row.item) for row in listed))
+    if not found.questions:
+        source.problem("", "holds no question that can be used")
+    return replace(found, split=_stated_split(content))
+
+
+def questions_of(source: Source, entries: Iterable[tuple[int, str, dict[str, Any]]]) -> Content:
+    """Questions of a file's entries, each with its number and what messages call it; images by name, too.
+
+    An entry without an id, or with the id of another question, gets FILE:NUMBER.
+    """
     rows: list[QuestionRow] = []
     named: dict[str, NamedImage] = {}
-    seen: set[ImageId] = set()
-    for position, question_id, subject, item in source.objects(listed, "question", *ID_KEYS):
+    seen: dict[ImageId, tuple[ImageId, str]] = {}
+    for number, subject, item in entries:
         image_id = as_id(first_of(item, IMAGE_KEYS))
         text = source.sentence(subject, first_of(item, QUESTION_KEYS))
-        if numbered:
-            question_id = f"{source.file.name}:{position}"
-        if question_id is None:
-            source.problem(f"question at position {position}", "has no question_id (skipped)")
+        given = first_of(item, ID_KEYS)
+        question_id = as_id(given)
+        if given is not None and question_id is None:
+            source.problem(subject, "has an id that is neither text nor a number of 64 bits (skipped)")
         elif image_id is None:
-            source.problem(subject, "has no image_id (skipped)")
+            source.problem(subject, "has no image (skipped)")
         elif not text:
-            source.problem(subject, "has no text (skipped)")
-        elif source.admits(seen, question_id, subject, "a question_id"):
-            answers = answers_of(source, subject, item) if first_of(item, ANSWER_KEYS) is not None else None
+            source.problem(subject, "has no question (skipped)")
+        elif question_id in seen and seen[question_id] == (image_id, text):
+            source.problem(subject, "is there twice, id and question (skipped)")
+        else:
+            if question_id is None or question_id in seen:
+                question_id = f"{source.file.name}:{number}"
+            seen[question_id] = image_id, text
             split = _split_of(source, item)
+            answers = answers_of(source, subject, item) if first_of(item, ANSWER_KEYS) is not None else None
             rows.append(QuestionRow(question_id, image_id, text, answers, split))
             if isinstance(image_id, str) and image_id not in named and PurePosixPath(image_id).suffix:
-                where = source.file.directory, split or source.file.split
-                named[image_id] = NamedImage(image_id, *where)
-    return Content(questions=rows, named=list(named.values()), split=_stated_split(content))
+                named[image_id] = NamedImage(image_id, source.file.directory, split or source.file.split)
+    return Content(questions=rows, named=list(named.values()))
 
 
 def read_answers(source: Source) -> Content:
@@ -90,8 +107,8 @@ def _small(item: dict[str, Any]) -> Any:
     return item
 
 
-def _entries(source: Source, content: Any) -> list[Any]:
-    """The list of a file's entries, wherever it is."""
+def _entries(source: Source, content: Any) -> list[Any] | None:
+    """The list of a file's entries, wherever it is; None, and a problem, of a file that has none."""
     if isinstance(content, list):
         return content
     if not isinstance(content, dict):
@@ -109,7 +126,7 @@ def _entries(source: Source, content: Any) -> list[Any]:
     if key is None and "questions" not in content:
         # Common words alone make a file one of questions: what else it may be must not stop a command.
         source.problem("", f"holds no list of questions (found {', '.join(list(content)[:4])}; not read)")
-        return []
+        return None
     return source.items(content, key or "questions")
 
 
@@ -194,6 +211,8 @@ def _has_questions(file: Candidate) -> bool:
     """Questions about images: with ids, as VQA has them, or with the answers beside."""
     if has_keys(file, ("question_id",), ("question", "questions")):
         return True
+    if re.search(r'"questions"\s*:\s*\[\s*\]', file.ends):
+        return True  # where a split should be, nothing is: worth a word
     if has_keys(file, ("question", "query"), IMAGE_KEYS):
         return True
     return has_keys(file, ("sent",), ("img_id",), ("label", "question_id"))  # LXMERT
