@@ -380,6 +380,33 @@ def test_a_picture_is_not_that_of_the_same_name_in_another_directory(tmp_path: P
         assert dataset.image(dataset.questions()[0].image_id).path and dataset.problems == []
 
 
+def test_names_that_file_systems_write_otherwise(tmp_path: Path) -> None:
+    names = {
+        "cafe\u0301.jpg": "caf\u00e9.jpg",
+        "B.JPG": "b.jpg",
+        "c.jpg": " c.jpg",
+        "d.jpg": "d.jpg",
+        "D.jpg": "D.jpg",
+    }
+    for name in names:
+        write(tmp_path, name)
+    rows = [{"image": name, "question": "what?"} for name in [*names.values(), "d.JPG"]]
+    write(tmp_path, "questions.json", rows)
+    dataset = open_dataset(tmp_path)
+    paths = [dataset.image(question.image_id).path for question in dataset.questions()]
+    assert paths == [tmp_path / name for name in names]
+    one_problem(dataset.problems, "d.JPG, which may be")
+
+
+def test_pictures_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.heic", "c.HEIC", "d.jfif", "1/2/3/4/e.jpg", "1/2/3/4/5/f.jpg"):
+        write(tmp_path, name)
+    dataset = open_dataset(tmp_path)
+    assert [image.path.name for image in dataset.images() if image.path] == ["e.jpg", "a.jpg", "d.jfif"]
+    one_problem(dataset.problems, "b.heic and 1 more: is a .heic picture, a kind that is not read")
+    one_problem(dataset.problems, "1/2/3/4: 5 lies below 4 directories (not looked into)")
+
+
 def test_a_listed_picture_is_not_one_that_only_shares_name_or_number(tmp_path: Path) -> None:
     for name in ("dogs/1.jpg", "mine/scan-7.jpg", "val2014/COCO_val2014_000000000009.jpg"):
         write(tmp_path, name)

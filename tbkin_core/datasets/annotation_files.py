@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tbkin_core.datasets.formats import FORMAT_OF
@@ -68,6 +68,8 @@ class AnnotationFiles:
         self.layouts = self._layout.names()
         self.unread = self._layout.unread
         self.problems = Problems()
+        for name, reason in self._layout.left_out:
+            self.problems.add(PurePosixPath(name).parent.as_posix(), PurePosixPath(name).name, reason)
         for name, reason in self._layout.unreadable:
             self.problems.add(name, "", f"cannot be read: {reason} (skipped)")
         self.passed_over = [f"{files}: {what}" for files, what in self._layout.passed_over]

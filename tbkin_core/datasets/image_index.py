@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -126,6 +127,8 @@ class ImageIndex:
         self._key_of_path: dict[str, ImageId] = {}
         self._known = set(self.files)
         self._by_basename: dict[str, list[str]] = defaultdict(list)
+        self._folded: dict[str, list[str]] = defaultdict(list)
+        self._folded_names = 0  # how many names `_folded` was made of
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         self._by_number: dict[int, list[str]] = defaultdict(list)
         self._listed_by_name: dict[str, ImageId] = {}
@@ -334,7 +337,7 @@ class ImageIndex:
             name = _plain(image.file_name)
             if (path := self._relative_to(posixpath.dirname(image.listed_in), name)) is not None:
                 return [path]
-            paths = self._among(self._by_basename.get(PurePosixPath(name).name, []), name)
+            paths = self._among(self._called(PurePosixPath(name).name), name)
             if not is_coco_name(name) or trailing_number(PurePosixPath(name).stem) != number:
                 number = None
         if not paths and number is not None:
@@ -365,10 +368,22 @@ class ImageIndex:
     def _of_name(self, plain: str) -> list[str]:
         """Files of a name, in whatever directory; an extension may be left out."""
         pure = PurePosixPath(plain)
-        same = self._by_basename.get(pure.name, [])
+        same = self._called(pure.name)
         if not same and pure.suffix.lower() not in IMAGE_SUFFIXES:
             same = self._by_stem.get(pure.name, [])
         return self._among(same, plain)
+
+    def _called(self, last: str) -> list[str]:
+        """Files of a name; else those that are called so but for case, blanks around it, or how accents are
+        written, which file systems and archives change."""
+        if found := self._by_basename.get(last):
+            return found
+        if len(self._by_basename) != self._folded_names:
+            self._folded_names = len(self._by_basename)
+            self._folded.clear()
+            for name, paths in self._by_basename.items():
+                self._folded[_fold(name)] += paths
+        return self._folded.get(_fold(last), [])
 
     def _among(self, paths: list[str], plain: str) -> list[str]:
         """Of paths with the last part of a name those that end in all of it; else those that may be it."""
@@ -446,6 +461,10 @@ class ImageIndex:
 
 def _plain(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 def _ends_in(longer: str, shorter: str) -> bool:

@@ -19,7 +19,10 @@ from tbkin_core.datasets.splits import more_exact_split, normalise_split, split_
 from tbkin_core.errors import DataError
 
 MAX_DEPTH = 4
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+)
+_OTHER_IMAGES = frozenset({".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".dng", ".cr2", ".nef", ".arw"})
 _MAY_BE_DATA = frozenset({".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".pkl", ".npy"})
 LOOKED_FOR = ", ".join([*filter(None, (format.looked_for for format in FORMATS)), "or image files"])
 
@@ -36,6 +39,7 @@ class Layout:
             their names.
         images: Paths of image files relative to the directory, "/" between parts.
         unreadable: Directories and files that could not be looked into, with the reason.
+        left_out: Pictures of kinds that are not read and directories that lie too deep, with the reason.
         unread: Files that may be data and that nobody reads, with the first names of what is in them.
 
     Raises:
@@ -48,6 +52,7 @@ class Layout:
         self.files: list[AnnotationFile] = []
         self.images: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
+        self.left_out: list[tuple[str, str]] = []
         self.unread: dict[str, list[str]] = {}
         self._passed_over: dict[str, list[str]] = {}
         self._other: Counter[str] = Counter()  # files of no format, by suffix
@@ -118,9 +123,15 @@ class Layout:
         for entry in listed:
             name = prefix + entry.name
             try:
-                if entry.is_dir() and not own and depth < MAX_DEPTH:
-                    self._pending.append((directory / entry.name, name + "/", depth + 1))
-                if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 - 100,000 files
+                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - 100,000 files
+                if entry.is_dir() and not own:
+                    if depth < MAX_DEPTH:
+                        self._pending.append((directory / entry.name, name + "/", depth + 1))
+                    else:
+                        self.left_out.append((name, f"lies below {MAX_DEPTH} directories (not looked into)"))
+                if suffix in _OTHER_IMAGES and not own:
+                    self.left_out.append((name, f"is a {suffix} picture, a kind that is not read (skipped)"))
+                if suffix in IMAGE_SUFFIXES:
                     # A directory, a broken symlink, a socket, too: reading it fails, with its name.
                     self.images += [] if own else [name]
                 elif entry.is_file():
