@@ -576,6 +576,16 @@ def test_an_answers_file_that_fits_nothing(squares: Path, tmp_path: Path) -> Non
         assert not (tmp_path / "out").exists()
 
 
+def test_answers_that_are_not_spelt_as_the_metric_compares_them_are_named(
+    squares: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.json").write_text('["red", "Blue."]')
+    arguments = ("--data", squares, "--answers", "mine.json", "--epochs", "1", "--json")
+    notes = json.loads(succeeds("finetune", "--task", "vqa", *arguments, cwd=tmp_path).out)["problems"]
+    (note,) = (note for note in notes if "not spelt" in note)
+    assert note.startswith("1 of the 2 answers of mine.json") and "'Blue.' ('blue')" in note
+
+
 def test_faulty_boxes_and_refs_cost_what_is_faulty(squares: Path, tmp_path: Path) -> None:
     place = tmp_path / "data"
     shutil.copytree(squares, place)

@@ -128,13 +128,14 @@ class VqaTask(FinetuneTask[Question]):
 
     def build_head(self, training: Sequence[Question], config: FinetuneConfig) -> Head:
         if config.answers is not None:
-            answers, minimum = load_answers(config.answers), 0
+            answers, source = load_answers(config.answers), f"those of {config.answers}"
         else:
             answers, minimum = answer_vocabulary(training, config.min_answer_count)
+            source = f"questions per answer: at least {minimum}"
         names = dict(enumerate(answers))
         numbers = {answer: number for number, answer in names.items()}
         values = {"num_answers": len(answers), "id2label": names, "label2id": numbers}
-        note = f"{len(answers)} answers to learn (questions per answer: at least {minimum})"
+        note = f"{len(answers)} answers to learn ({source})"
         return Head({**values, "use_regions": not config.blind}, len(answers), note)
 
     def targets(self, samples: Sequence[Question], store: FeatureStore) -> list[dict[str, float]]:
@@ -155,6 +156,13 @@ class VqaTask(FinetuneTask[Question]):
         answers = list(head.values["id2label"].values())
         hidden = config.seed, plan.image_dropout, plan.blind_epochs
         objective = VqaObjective(train, validation, answers, kl_epochs, plan.batch_size, *hidden)
+        given = set().union(*train.targets) if config.answers else set(answers)
+        odd = [answer for answer in answers if answer not in given and normalize_answer(answer) != answer]
+        if odd:
+            objective.notes.append(
+                f"{len(odd)} of the {len(answers)} answers of {config.answers} are not spelt as the metric"
+                f" compares them, such as {odd[0]!r} ({normalize_answer(odd[0])!r}): nothing teaches these"
+            )
         counts = {name: without_known_answer(questions, answers) for name, questions in splits.items()}
         objective.values["without_known_answer"] = {name: count for name, count in counts.items() if count}
         for name, count in objective.values["without_known_answer"].items():
