@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,18 @@ def test_an_image_in_no_store_gives_the_batch_it_would_give_from_one(tmp_path: P
     if not labels:
         assert (stored.object_ids == -1).all() and (stored.attribute_ids == -1).all()
         assert not stored.object_scores.any() and not stored.attribute_scores.any()
+
+
+def test_the_same_picture_under_two_names_is_found(tmp_path: Path) -> None:
+    one, other = regions_of("a", 3, seed=1), regions_of("b", 3, seed=2)
+    boxes_alone = replace(one, image_id="same boxes", features=one.features + np.float32(1))
+    later = replace(one, image_id="later vector", features=one.features * [[1], [1], [2]])
+    copies = [replace(one, image_id="copy of a"), replace(other, image_id=7)]
+    write_feature_store(tmp_path, [one, other, boxes_alone, later, *copies], SETTINGS)
+    store = FeatureStore(tmp_path)
+    found = store.same_pictures(["copy of a", 7, "same boxes", "later vector"], ["a", "b", 7])
+    assert found == {"copy of a": "a", 7: "b"}
+    assert store.same_pictures(["a"], []) == {}
 
 
 def test_features_beyond_half_precision_are_clipped(tmp_path: Path) -> None:
