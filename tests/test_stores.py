@@ -270,7 +270,7 @@ def test_the_same_picture_under_two_names_is_found(tmp_path: Path) -> None:
     boxes_alone = replace(one, image_id="same boxes", features=one.features + np.float32(1))
     later = replace(one, image_id="later vector", features=one.features * [[1], [1], [2]])
     copies = [replace(one, image_id="copy of a"), replace(other, image_id=7)]
-    write_feature_store(tmp_path, [one, other, boxes_alone, later, *copies], SETTINGS)
+    write_feature_store(tmp_path, SETTINGS, [one, other, boxes_alone, later, *copies])
     store = FeatureStore(tmp_path)
     found = store.same_pictures(["copy of a", 7, "same boxes", "later vector"], ["a", "b", 7])
     assert found == {"copy of a": "a", 7: "b"}
