@@ -92,6 +92,7 @@ class FeatureStore:
             ) from error
         self.image_ids: list[ImageId] = []
         self._arrays: list[dict[str, NDArray]] = []
+        self._checksums: list[int | None] = []  # of each shard; None of one that an early version wrote
         self._texts: list[dict[int, str]] = []  # of each shard, names that `object_names` lacks, by row
         shard_of: list[int] = []
         for number, (name, (mapped, metadata)) in enumerate(zip(manifest.shards, shards, strict=True)):
@@ -105,6 +106,7 @@ class FeatureStore:
                     hint=f"remove its file and run `{FEATURES.command}` again: it makes what is missing",
                 )
             self._arrays.append(arrays)
+            self._checksums.append(metadata.get("checksum"))
             texts: dict[str, list[int]] = metadata.get(_TEXTS, {})
             self._texts.append({row: text for text, rows in texts.items() for row in rows})
             self.image_ids += ids
@@ -158,6 +160,20 @@ class FeatureStore:
         value = zlib.crc32(repr(self.image_ids).encode("utf-8", errors="replace"))
         for arrays in self._arrays:
             value = zlib.crc32(arrays["boxes"].tobytes(), zlib.crc32(arrays["offsets"].tobytes(), value))
+        return value
+
+    def content(self, image_ids: Iterable[ImageId]) -> int:
+        """A number that changes with what the store holds of some images, the vectors of their regions too.
+
+        It is of their shards' checksums: images that come later go into further shards, and change nothing.
+        """
+        shards = {int(self._shards[self._rows[image_id]]) for image_id in image_ids if image_id in self._rows}
+        value = 0
+        for number in sorted(shards):
+            checksum, arrays = self._checksums[number], self._arrays[number]
+            if checksum is None:
+                checksum = zlib.crc32(arrays["boxes"].tobytes(), zlib.crc32(arrays["offsets"].tobytes()))
+            value = zlib.crc32(repr((number, checksum)).encode(), value)
         return value
 
     def size_of(self, image_id: ImageId) -> tuple[int, int]:
