@@ -214,9 +214,9 @@ def check_inputs(path: Path, made_from: Mapping[str, int | None]) -> None:
     """DataError where a run was made from other inputs than those of now: it tells nothing about these."""
     if changed := changed_inputs(path, made_from):
         raise DataError(
-            f"{path}: its inputs have changed since this run was made ({', '.join(changed)}); what it learnt"
-            " and found is of those before",
-            hint="--overwrite trains it again; --out DIR keeps both; its old results are in run.json",
+            f"{path}: its inputs have changed since this run began ({', '.join(changed)}); what it learnt is"
+            " of those before",
+            hint="--overwrite trains it again; --out DIR keeps both; results that it has are in its run.json",
         )
 
 

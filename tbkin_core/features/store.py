@@ -30,6 +30,7 @@ from tbkin_core.support.shards import (
     StoreWriter,
     ragged_offsets,
     read_store,
+    shard_checksum,
     shard_name,
     write_shard,
 )
@@ -80,6 +81,7 @@ class FeatureStore:
         manifest, shards = read_store(self.path, FEATURES, verify)
         self.complete = manifest.complete
         self.settings = manifest.settings
+        self._names = manifest.shards
         try:
             self.extractor = str(self.settings["extractor"])
             self.feature_size = int(self.settings["feature_size"])
@@ -92,7 +94,6 @@ class FeatureStore:
             ) from error
         self.image_ids: list[ImageId] = []
         self._arrays: list[dict[str, NDArray]] = []
-        self._checksums: list[int | None] = []  # of each shard; None of one that an early version wrote
         self._texts: list[dict[int, str]] = []  # of each shard, names that `object_names` lacks, by row
         shard_of: list[int] = []
         for number, (name, (mapped, metadata)) in enumerate(zip(manifest.shards, shards, strict=True)):
@@ -106,7 +107,6 @@ class FeatureStore:
                     hint=f"remove its file and run `{FEATURES.command}` again: it makes what is missing",
                 )
             self._arrays.append(arrays)
-            self._checksums.append(metadata.get("checksum"))
             texts: dict[str, list[int]] = metadata.get(_TEXTS, {})
             self._texts.append({row: text for text, rows in texts.items() for row in rows})
             self.image_ids += ids
@@ -170,7 +170,7 @@ class FeatureStore:
         shards = {int(self._shards[self._rows[image_id]]) for image_id in image_ids if image_id in self._rows}
         value = 0
         for number in sorted(shards):
-            checksum, arrays = self._checksums[number], self._arrays[number]
+            checksum, arrays = shard_checksum(self.path / self._names[number]), self._arrays[number]
             if checksum is None:
                 checksum = zlib.crc32(arrays["boxes"].tobytes(), zlib.crc32(arrays["offsets"].tobytes()))
             value = zlib.crc32(repr((number, checksum)).encode(), value)

@@ -142,7 +142,7 @@ def _samples(
         items[seed], skipped = _evaluable(splits[split], subject, split)
         contents[seed] = samples_content(splits if config.refit else {split: items[seed]})
         if changed := _changed(subject, split, splits) if subject.divided and not config.refit else []:
-            verb = "has" if len(changed) == 1 else "have"
+            verb = "has" if changed == [split] else "have"
             notes.append(
                 f"{' and '.join(changed)} {verb} changed since {subject.checkpoint} was made: its run says"
                 " other numbers"

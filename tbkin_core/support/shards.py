@@ -65,7 +65,7 @@ def _checksum(arrays: Mapping[str, NDArray], metadata: Mapping[str, Any]) -> int
 
 
 def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], dict[str, Any]]:
-    """Map one shard into memory: its arrays (no copy) and its metadata, "checksum" of both among it.
+    """Map one shard into memory: its arrays (no copy) and its metadata.
 
     With `verify` the whole file is read and compared with the checksum that it carries.
 
@@ -80,6 +80,7 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
                 raise ValueError("header longer than the file")
             header = json.loads(file.read(length))
         metadata = dict(json.loads(header.pop("__metadata__")["metadata"]))
+        checksum = metadata.pop("checksum", None)
         if max((entry["data_offsets"][1] for entry in header.values()), default=0) != size - 8 - length:
             raise ValueError("the file is shorter or longer than its header says")
         base = np.memmap(path, dtype=np.uint8, mode="r")
@@ -89,8 +90,7 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
             if end > size:
                 raise ValueError(f"{name} ends after the file does")
             arrays[name] = base[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        own = {name: value for name, value in metadata.items() if name != "checksum"}
-        if verify and metadata.get("checksum") != _checksum(arrays, own):
+        if verify and checksum != _checksum(arrays, metadata):
             raise ValueError("its content is not what was written")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -100,6 +100,15 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
             hint="remove this file and run the stage that made it again",
         ) from error
     return arrays, metadata
+
+
+def shard_checksum(path: Path) -> int | None:
+    """The checksum that a shard carries of all it holds; None of one that an early version wrote."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    checksum: int | None = json.loads(header["__metadata__"]["metadata"]).get("checksum")
+    return checksum
 
 
 @dataclass(frozen=True)
