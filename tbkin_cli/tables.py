@@ -94,7 +94,9 @@ def _threshold_sweep(result: results.SweepResult) -> list[Table]:
     types = list(rows[0].get("answer_types", {})) if rows else []
     types = types if len(types) <= _MOST_SWEPT_TYPES else []
     seeds = ["± seeds"] if rows and "accuracy_by_seed" in rows[0] else []
-    counted = f"({result.samples} samples, {result.images} images)"
+    # Each seed may hold other samples out.
+    counts = " to ".join(map(str, sorted({min(result.samples_by_seed), max(result.samples_by_seed)})))
+    counted = f"({counts} samples, {result.images} images)"
     columns = ["selection", "accuracy", "95 % interval", *seeds, "against dense", "p", *types]
     return [
         Table(

@@ -164,7 +164,8 @@ class SweepResult(StageResult):
     split: str
     metric: str  # name of the accuracy, with its unit
     title: str  # what was evaluated
-    samples: int  # of the split
+    samples: int  # of the split; of the first seed, where each holds other ones out
+    samples_by_seed: list[int]
     images: int  # that these are of, over all seeds
     rows: list[dict[str, Any]] = field(default_factory=list)
     conclusion: SweepConclusion = field(default_factory=lambda: SweepConclusion({}, False, False, ""))
@@ -175,6 +176,7 @@ class SweepResult(StageResult):
             "out": str(self.out),
             **self.identity,
             "samples": self.samples,
+            **({"samples_by_seed": self.samples_by_seed} if len(self.samples_by_seed) > 1 else {}),
             "rows": self.rows,
             "conclusion": self.conclusion.text,
             "differs_from_dense": self.conclusion.differs,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ RUN_FILE = "run.json"
 SWEEP_FILE = "sweep.json"
 ROOT = Path("runs")
 FINISHED_BEFORE = "this run had finished already; --overwrite trains it again"
+# Settings that name a place; one that is no absolute path is looked for from where the run was made.
+_PLACES = ("data", "features", "graphs", "answers", "init")
 # Settings that do not change what a run computes.
 _NO_RESULT = (
     "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
@@ -76,6 +79,8 @@ def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict
     make_directory(path)
     write_text(path / "config.yaml", dump_config(config))
     content = {"stage": stage, "status": "running", "settings": settings, "started": time.time()}
+    # As the run sees it, so that both can be moved together.
+    content["made_in"] = os.path.relpath(Path.cwd(), path)
     write_json(path / RUN_FILE, content)
     return path, None
 
@@ -167,8 +172,59 @@ def finish_run(path: Path, results: dict[str, Any]) -> None:
 
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:
-    """The settings of the run that made a checkpoint; empty where it was made elsewhere."""
-    return read_json(checkpoint / RUN_FILE)["settings"] if (checkpoint / RUN_FILE).exists() else {}
+    """The settings of the run that made a checkpoint; empty where it was made elsewhere.
+
+    Their paths lead from the working directory of now to what the run was made from.
+    """
+    if not (checkpoint / RUN_FILE).exists():
+        return {}
+    content = read_json(checkpoint / RUN_FILE)
+    settings: dict[str, Any] = content["settings"]
+    if (made_in := content.get("made_in")) is None:  # an earlier version did not keep it
+        return settings
+
+    def found(typed: Any) -> Any:
+        if isinstance(typed, list):
+            return [found(entry) for entry in typed]
+        place = Path(os.path.normpath(checkpoint.absolute() / made_in / typed)) if typed else Path()
+        elsewhere = typed and place.exists() and place.resolve() != Path(typed).resolve()
+        return os.path.relpath(place) if elsewhere else typed
+
+    return settings | {name: found(settings[name]) for name in _PLACES if name in settings}
+
+
+def note_inputs(path: Path, made_from: Mapping[str, int | None], resume: bool) -> None:
+    """Keep in its run.json what a run that begins is made from; each process of the run calls this.
+
+    Args:
+        made_from: For each input, as messages call it, a number that changes with it; None of one that cannot
+            be looked at.
+        resume: Whether a run goes on where it has a state; then it must be made from the same.
+
+    Raises:
+        DataError: The run goes on, and some of that has changed since it began.
+    """
+    if resume and (path / "state").is_dir():
+        check_inputs(path, made_from)
+    elif rank() == 0:
+        write_json(path / RUN_FILE, read_json(path / RUN_FILE) | {"made_from": dict(made_from)})
+
+
+def check_inputs(path: Path, made_from: Mapping[str, int | None]) -> None:
+    """DataError where a run was made from other inputs than those of now: it tells nothing about these."""
+    if changed := changed_inputs(path, made_from):
+        raise DataError(
+            f"{path}: its inputs have changed since this run began ({', '.join(changed)}); what it learnt is"
+            " of those before",
+            hint="--overwrite trains it again; --out DIR keeps both; results that it has are in its run.json",
+        )
+
+
+def changed_inputs(run: Path, made_from: Mapping[str, int | None]) -> list[str]:
+    """Inputs of a run that are not those of now; new ones and what cannot be looked at aside."""
+    kept = (_read_run(run) or {}).get("made_from") or kept_contents(run)
+    now = {name: made_from.get(name, -1) for name in kept}
+    return [name for name, value in kept.items() if None not in (value, now[name]) and value != now[name]]
 
 
 def kept_contents(run: Path) -> dict[str, int]:

@@ -446,6 +446,9 @@ def test_settings_are_refused(shop: Path, arguments: str, says: str) -> None:
         ("epochs: 1: 2", "not valid YAML"),
         ("dropout: 2\nepochs: -1\nwarmap: 3", "did you mean warmup?"),
         ("threshold: yes", "threshold"),
+        ("threshold: 0.5\nepochs: 1\nthreshold: 0", "threshold is given twice, in line 1 and in line 3"),
+        ("max-regions: 4\nmax_regions: 8", "max_regions is given twice, in line 1 and in line 2"),
+        ("masking: {base: 0.1, base: 0.2}", "base is given twice, in line 1 and in line 1"),
         ("!!python/object/apply:os.mkdir [trapped]", "not valid YAML"),
     ],
 )

@@ -320,7 +320,7 @@ def test_a_finished_run_does_not_speak_of_data_that_have_changed(trained_workspa
     succeeds(*line, "--predict", "test-dev", cwd=trained_workspace)
     content["questions"][0]["question"] = "how many are there now?"
     questions.write_text(json.dumps(content))
-    fails(*line, cwd=trained_workspace, code=1, says=("have changed since this run", "val", "--overwrite"))
+    fails(*line, cwd=trained_workspace, code=1, says=("changed since this run began (val)", "--overwrite"))
     outcome = succeeds(
         *("threshold-sweep", "--task", "vqa", "--thresholds", "0", "--checkpoint", "run"),
         cwd=trained_workspace,
@@ -330,3 +330,51 @@ def test_a_finished_run_does_not_speak_of_data_that_have_changed(trained_workspa
     succeeds(*line, cwd=trained_workspace)
     questions.write_text(whole)
     fails(*line, cwd=trained_workspace, code=1, says="have changed since this run")
+
+
+def test_a_finished_run_does_not_speak_of_other_features_answers_or_weights(trained_workspace: Path) -> None:
+    place = trained_workspace
+    (place / "a.json").write_text('["yes", "no", "1", "2", "red"]')
+    line = ("finetune", "--task", "vqa", "--data", "coco", "--epochs", "1", "--answers", "a.json")
+    line = (*line, "--init", "runs/pretrain", "--out", "run", "--devices", "cpu")
+    results = json.loads(succeeds(*line, "--json", cwd=place).out)
+    assert results["samples_seen"] == results["training_samples"] > 0
+    for name, called in (("a.json", "answers in a.json"), ("runs/pretrain", "weights of runs/pretrain")):
+        file = place / name if name == "a.json" else place / name / "model.safetensors"
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + b" ")
+        fails(*line, cwd=place, code=1, says=f"have changed since this run began (the {called})")
+        file.write_bytes(whole)
+        assert "had finished already" in succeeds(*line, cwd=place).out
+    # What is gone cannot be compared.
+    (place / "runs/pretrain").rename(place / "elsewhere")
+    assert "had finished already" in succeeds(*line, cwd=place).out
+    succeeds("extract-features", "coco", "--overwrite", "--max-regions", "4", "--workers", "0", cwd=place)
+    fails(*line, cwd=place, code=1, says=("features of train", "features of val", "--overwrite"))
+    sweep = ("threshold-sweep", "--task", "vqa", "--thresholds", "0", "--checkpoint", "run")
+    assert "features of val have changed since run was made" in succeeds(*sweep, cwd=place).out
+    # An earlier version kept the samples alone.
+    content = json.loads((place / "run/run.json").read_text())
+    del content["made_from"]
+    (place / "run/run.json").write_text(json.dumps(content))
+    assert "had finished already" in succeeds(*line, cwd=place).out
+
+
+def test_texts_that_are_cut_or_unknown_are_counted_in_every_split(trained_workspace: Path) -> None:
+    for split, spoilt in (("val", "please " * 40), ("test", "бгд ")):
+        file = trained_workspace / f"coco/v2_OpenEnded_scenes_{split}_questions.json"
+        content = json.loads(file.read_text())
+        for number, entry in enumerate(content["questions"][:3]):
+            entry["question"] = spoilt + (entry["question"] if split == "val" else number * "б")
+        file.write_text(json.dumps(content))
+    line = ("finetune", "--task", "vqa", "--data", "coco", "--epochs", "1", "--init", "none", "--out", "run")
+    sweep = ("threshold-sweep", "--task", "vqa", "--thresholds", "0", "--checkpoint", "run")
+    lines = ((*line, "--predict", "test"), sweep, (*sweep, "--refit"), (*sweep, "--refit"))
+    found = [
+        json.loads(succeeds(*it, "--json", cwd=trained_workspace).out)["problems"] for it in lines
+    ]  # the last one measures nothing anew
+    assert all("val: 3 texts were cut to 32 tokens" in problems for problems in found)
+    notes = found[0]
+    assert "test: 3 texts hold no known word" in notes
+    assert "predictions of test: 3 texts hold no known word" in notes
+    assert not [note for note in notes if note.startswith("train: ") and "texts" in note]

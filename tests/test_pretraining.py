@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import fails, succeeds
 from tiny_plans import tiny_plan
 
 from tbkin_core.errors import DataError
@@ -350,3 +353,32 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
         torch.set_num_threads(before)
     for (name, one), other in zip(whole.named_parameters(), rest.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_a_finished_run_does_not_speak_of_captions_that_have_changed(trained_workspace: Path) -> None:
+    line = ("pretrain", "coco", "--epochs", "1", "--devices", "cpu")
+    assert "had finished already" in succeeds(*line, cwd=trained_workspace).out
+    for split in ("val", "train"):
+        file = trained_workspace / f"coco/annotations/captions_{split}.json"
+        whole = file.read_text()
+        content = json.loads(whole)
+        content["annotations"][0]["caption"] = "a purple dog on a green horse"
+        file.write_text(json.dumps(content))
+        succeeds("build-graphs", "coco", "--workers", "0", cwd=trained_workspace)
+        says = ("have changed since this run began (captions of coco)", "--overwrite")
+        fails(*line, cwd=trained_workspace, code=1, says=says)
+        file.write_text(whole)
+    succeeds("build-graphs", "coco", "--workers", "0", cwd=trained_workspace)
+    assert "had finished already" in succeeds(*line, cwd=trained_workspace).out
+
+
+def test_the_store_with_most_regions_says_how_many_are_read(trained_workspace: Path) -> None:
+    shutil.copytree(trained_workspace / "coco", trained_workspace / "few")
+    extract = ("extract-features", "few", "--overwrite", "--max-regions", "8", "--workers", "0")
+    succeeds(*extract, cwd=trained_workspace)
+    succeeds("build-graphs", "few", "--overwrite", "--workers", "0", cwd=trained_workspace)
+    for order in (("few", "coco"), ("coco", "few")):
+        line = ("pretrain", *order, "--epochs", "0", "--out", f"{order[0]}-first", "--devices", "cpu")
+        succeeds(*line, cwd=trained_workspace)
+        config = json.loads((trained_workspace / f"{order[0]}-first/config.json").read_text())
+        assert config["max_regions"] == config["extractor"]["max_regions"] == 36

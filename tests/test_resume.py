@@ -160,6 +160,32 @@ def test_a_state_of_other_data_is_refused(trained_workspace: Path) -> None:
     succeeds(*line, "--overwrite", cwd=trained_workspace)
 
 
+def test_a_run_goes_on_with_the_validation_samples_and_the_weights_that_it_began_with(
+    trained_workspace: Path,
+) -> None:
+    """Its best epoch was chosen by those; an earlier version did not keep them, and its runs go on."""
+    place = trained_workspace
+    (place / "each.yaml").write_text(EACH_STEP)
+    line = [*STAGES["finetune"], "--config", "each.yaml", "--epochs", "2", "--out", "changed"]
+    line += ["--init", "runs/pretrain"]
+    run = place / "changed"
+    disturb(start(line, place), lambda: step_of(run) >= 1, signal.SIGKILL)
+    weights = place / "runs/pretrain/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole + b" ")
+    assert "the weights of runs/pretrain" in tbkin(*line, cwd=place).err
+    weights.write_bytes(whole)
+    file = place / "coco/v2_scenes_val_annotations.json"
+    file.write_text(file.read_text().replace('"yes"', '"purple"'))
+    outcome = tbkin(*line, cwd=place)
+    assert outcome.code == 1
+    assert "have changed since this run began (val)" in outcome.err and "--overwrite" in outcome.err
+    content = json.loads((run / "run.json").read_text())
+    del content["made_from"]
+    (run / "run.json").write_text(json.dumps(content))
+    assert "going on at epoch" in succeeds(*line, cwd=place).err
+
+
 def test_a_broken_state_is_refused(place: Path) -> None:
     line = [*STAGES["finetune"], "--config", "each.yaml", "--epochs", "1", "--out", "broken"]
     run = place / "broken"

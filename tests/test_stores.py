@@ -323,6 +323,22 @@ def test_an_interrupted_writer_goes_on(tmp_path: Path) -> None:
         assert_same(store[regions.image_id], regions)
 
 
+def test_content_is_of_the_images_asked_for_and_of_their_vectors(tmp_path: Path) -> None:
+    images = [regions_of(number, 2) for number in range(5)]
+    store = write_feature_store(tmp_path / "store", SETTINGS, images[:3])
+    before = store.content([0, 2])
+    assert before == store.content([2, 0, "absent"]) != store.content([])
+    with FeatureStoreWriter(tmp_path / "store", SETTINGS) as writer:
+        for regions in images[3:]:
+            writer.add(regions)
+    later = FeatureStore(tmp_path / "store")
+    assert later.content([0, 2]) == before != later.content([0, 4])
+    # The same boxes with other vectors, of which the fingerprint says nothing.
+    images[2] = replace(images[2], features=images[2].features + 1)
+    other = write_feature_store(tmp_path / "other", SETTINGS, images[:3])
+    assert other.fingerprint() == store.fingerprint() and other.content([0, 2]) != before
+
+
 def test_what_is_written_is_not_added_to(tmp_path: Path) -> None:
     with FeatureStoreWriter(tmp_path, SETTINGS) as writer:
         for number in range(3):

@@ -28,6 +28,7 @@ from tbkin_core.modeling import AttentionRecord, TbkinConfig, TbkinForVqa
 from tbkin_core.runs import find_checkpoint, finished_runs
 from tbkin_core.selection import Selection
 from tbkin_core.settings import ThresholdSweepConfig
+from tbkin_core.tasks.base import OWN_ROW
 
 SAMPLES = 400
 IMAGES = [number // 4 for number in range(SAMPLES)]
@@ -358,14 +359,46 @@ def test_a_sweep_takes_what_was_held_out_of_own_data_and_all_of_other(trained_wo
     assert own["samples"] == held < questions
     assert own["rows"][0]["accuracy"] == pytest.approx(tuned["accuracy"]["val"])
     assert any("val: only" in problem for problem in own["problems"])
-    # Nothing of other data was trained on, and it need not have anything to train on.
+    # The same samples at another place are own data; where they have changed they may be.
+    shutil.copytree(place / "coco", place / "copy")
+    copy = result(*line, "--data", "copy", cwd=place)
+    assert copy["samples"] == held and copy["rows"][0]["accuracy"] == own["rows"][0]["accuracy"]
+    assert not any("other data" in problem for problem in copy["problems"])
+    file = place / "copy/v2_scenes_val_annotations.json"
+    file.write_text(file.read_text().replace('"yes"', '"maybe"'))
+    changed = result(*line, "--data", "copy", cwd=place)
+    assert changed["samples"] == held
+    assert "trained on train+val of other data than copy: divided as they were" in changed["problems"][0]
+    # Nothing of other data need be there to train on.
     shutil.copytree(place / "coco", place / "other")
     for file in (place / "other").glob("v2_*train*"):
         file.unlink()
-    assert result(*line, "--data", "other", cwd=place)["samples"] == questions
+    other = result(*line, "--data", "other", cwd=place)
+    assert other["samples"] == questions
+    assert "taken whole: some of it may be trained on" in other["problems"][0]
     fails(*line, "--data", "other", "--split", "train", cwd=place, code=2, says="one of test, val")
     (place / "other/v2_scenes_val_annotations.json").unlink()
     fails(*line, "--data", "other", cwd=place, code=1, says="has no answers")
+
+
+def test_a_run_is_evaluated_from_elsewhere_on_its_own_data(trained_workspace: Path) -> None:
+    """A relative path leads from where the run was made, not into another directory's data of that name."""
+    here, there = trained_workspace, trained_workspace.parent / "there"
+    shutil.copytree(here / "coco", there / "coco")
+    file = there / "coco/v2_scenes_val_annotations.json"
+    file.write_text(file.read_text().replace('"answer": "', '"answer": "un'))
+    run = Path("runs/finetune/vqa-relative-0.3")
+    own = result(*LINE, "--thresholds", "0", "--checkpoint", run, cwd=here)
+    away = result(*LINE, "--thresholds", "0", "--checkpoint", "../workspace" / run, cwd=there)
+    assert away["data"] == "../workspace/coco"
+    assert away["rows"][0]["accuracy"] == own["rows"][0]["accuracy"] > 0
+    assert not any("changed" in problem for problem in away["problems"])
+    sheet = ("visualize", "--from", "../workspace" / run / "results-val.json", "--limit", "2", "--json")
+    assert json.loads(succeeds(*sheet, cwd=there).out)["problems"] == []
+    # Moved as a whole, it finds what was moved with it.
+    here.rename(here.with_name("moved"))
+    moved = ("../moved" / run, "--thresholds", "0")
+    assert result(*LINE, "--checkpoint", *moved, cwd=there)["data"] == "../moved/coco"
 
 
 def test_a_sweep_without_effect_warns(trained_workspace: Path) -> None:
@@ -410,6 +443,7 @@ def test_refit_trains_a_model_for_each_threshold_and_seed(
         accuracy = run["results"]["accuracy"]["val"]
         row = values["rows"][int(threshold > 0)]
         assert row["accuracy_by_seed"][seed] == pytest.approx(accuracy)
+    assert "samples_by_seed" in values
     result(*REFIT, "--seeds", "3", "--out", "refit", cwd=trained_workspace)
     assert [path.name for path in trainings[5:]] == ["dense-seed-2", "relative-0.4-seed-2"], "only the new"
 
@@ -444,18 +478,51 @@ def test_refit_takes_what_is_trained_already_and_is_nobodys_latest_model(
     assert [path.name for path in trainings] == ["dense-seed-0", "relative-0.3-seed-0"]
 
 
+def test_refit_measures_anew_where_the_list_of_answers_has_changed(trained_workspace: Path) -> None:
+    answers = trained_workspace / "a.json"
+    answers.write_text('["yes", "no"]')
+    line = "finetune --task vqa --data coco --epochs 1 --init none --answers a.json --out listed"
+    succeeds(*line.split(), "--devices", "cpu", cwd=trained_workspace)
+    refit = (*LINE, "--refit", "--checkpoint", "listed", "--thresholds", "0")
+    first = result(*refit, cwd=trained_workspace)
+    assert result(*refit, cwd=trained_workspace)["out"] == first["out"]
+    answers.write_text('["red"]')
+    again = result(*refit, cwd=trained_workspace)
+    assert again["out"] == f"{first['out']}-2" and again["answers"] != first["answers"]
+    assert again["rows"][0]["accuracy"] != first["rows"][0]["accuracy"]
+    # A sweep of an earlier version did not keep it, and goes on.
+    file = trained_workspace / again["out"] / "sweep.json"
+    content = json.loads(file.read_text())
+    del content["identity"]["answers"], content["identity"]["vectors"]
+    file.write_text(json.dumps(content))
+    assert result(*refit, "--out", again["out"], cwd=trained_workspace)["out"] == again["out"]
+
+
 def test_refit_pairs_each_seed_with_its_own_held_out_images(
     trained_workspace: Path,
 ) -> None:
     """Without a val split each seed holds out other images, and is judged by those it was not trained on."""
     for file in (trained_workspace / "coco").glob("v2_*_val_*.json"):
         file.unlink()
+    file = next((trained_workspace / "coco").glob("v2_*_train_questions.json"))
+    content = json.loads(file.read_text())
+    # More of each image than of the one before, up to 8.
+    asked: dict[Any, list[Any]] = {}
+    for question in content["questions"]:
+        asked.setdefault(question["image_id"], []).append(question)
+    content["questions"] = [it for number, own in enumerate(asked.values()) for it in own[: number + 1]]
+    file.write_text(json.dumps(content))
     values = result(*REFIT, "--seeds", "2", "--init", "none", "--out", "own", cwd=trained_workspace)
+    counts = []
     for name, threshold in (("dense", 0), ("relative-0.4", 1)):
         for seed in (0, 1):
             run = json.loads((trained_workspace / f"own/refit/{name}-seed-{seed}/run.json").read_text())
             accuracy = run["results"]["accuracy"]["val"]
             assert values["rows"][threshold]["accuracy_by_seed"][seed] == pytest.approx(accuracy)
+            own_rows = [entry for entry in run["results"]["report"] if entry["order"] == OWN_ROW]
+            counts += [entry["n"] for entry in own_rows if entry["split"] == "val"]
+    assert values["samples_by_seed"] == counts[:2] == counts[2:]
+    assert values["samples"] == counts[0] != counts[1]
 
 
 # ---- what is refused ----------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from tbkin_core.support.shards import (
     StoreWriter,
     ragged_offsets,
     read_store,
+    shard_checksum,
     shard_name,
     write_shard,
 )
@@ -80,6 +81,7 @@ class FeatureStore:
         manifest, shards = read_store(self.path, FEATURES, verify)
         self.complete = manifest.complete
         self.settings = manifest.settings
+        self._names = manifest.shards
         try:
             self.extractor = str(self.settings["extractor"])
             self.feature_size = int(self.settings["feature_size"])
@@ -158,6 +160,20 @@ class FeatureStore:
         value = zlib.crc32(repr(self.image_ids).encode("utf-8", errors="replace"))
         for arrays in self._arrays:
             value = zlib.crc32(arrays["boxes"].tobytes(), zlib.crc32(arrays["offsets"].tobytes(), value))
+        return value
+
+    def content(self, image_ids: Iterable[ImageId]) -> int:
+        """A number that changes with what the store holds of some images, the vectors of their regions too.
+
+        It is of their shards' checksums: images that come later go into further shards, and change nothing.
+        """
+        shards = {int(self._shards[self._rows[image_id]]) for image_id in image_ids if image_id in self._rows}
+        value = 0
+        for number in sorted(shards):
+            checksum, arrays = shard_checksum(self.path / self._names[number]), self._arrays[number]
+            if checksum is None:
+                checksum = zlib.crc32(arrays["boxes"].tobytes(), zlib.crc32(arrays["offsets"].tobytes()))
+            value = zlib.crc32(repr((number, checksum)).encode(), value)
         return value
 
     def size_of(self, image_id: ImageId) -> tuple[int, int]:

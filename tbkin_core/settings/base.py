@@ -308,8 +308,23 @@ def config_values(config: StageConfig) -> dict[str, Any]:
 def _read_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses what `safe_load` passes over: a name that is given twice, of which the last one counts."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
+                if name in lines:
+                    raise ConfigError(
+                        f"{file}: {name} is given twice, in line {lines[name]} and in line {line}",
+                        hint="leave one of them",
+                    )
+                lines[name] = line
+            return super().construct_mapping(node, deep)
+
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror or error})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

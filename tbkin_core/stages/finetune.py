@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from tbkin_core.datasets import Dataset, open_dataset
@@ -21,24 +20,33 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model, save_model
 from tbkin_core.results import FinetuneResult, ReportEntry
-from tbkin_core.runs import FINISHED_BEFORE, ROOT, finish_run, train_together
+from tbkin_core.runs import FINISHED_BEFORE, ROOT, check_inputs, finish_run, note_inputs, train_together
 from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, dump_config
 from tbkin_core.support.devices import resolve_devices, torch_device
-from tbkin_core.support.files import write_json, write_text
+from tbkin_core.support.files import file_content, write_json, write_text
 from tbkin_core.support.ranks import rank
-from tbkin_core.tasks.base import FinetuneObjective, FinetuneTask, Head, InputSource, Split, finetune_task
+from tbkin_core.tasks.base import (
+    FinetuneObjective,
+    FinetuneTask,
+    Head,
+    InputSource,
+    Split,
+    finetune_task,
+    text_notes,
+)
 from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import FinetunePlan, plan_finetuning
 from tbkin_core.training.run import TrainingResult, draw_training_curves, growing_threshold, train
-from tbkin_core.training.splits import (
-    TaskSplits,
-    changed_since,
-    find_data,
-    samples_content,
-    task_splits,
+from tbkin_core.training.splits import TaskSplits, features_content, find_data, samples_content, task_splits
+from tbkin_core.training.start import (
+    Start,
+    check_feature_kind,
+    feature_place,
+    initial_source,
+    starting_point,
+    weights_content,
 )
-from tbkin_core.training.start import Start, check_feature_kind, feature_place, initial_source, starting_point
 
 logger = logging.getLogger("tbkin")
 
@@ -61,7 +69,9 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     out, results = train_together(config, "finetune", ROOT / "finetune" / run_name(config), finetune_run)
     problems: list[str] = results["problems"]
     if FINISHED_BEFORE in problems:
-        _check_data_unchanged(task, dataset, out)
+        # What it found is not about other inputs.
+        splits = task_splits(task, dataset, config.dataset, config.train_split, config.seed)
+        check_inputs(out, _made_from(config, task, splits, store))
     entries = [ReportEntry.read(entry) for entry in results["report"]]
     if task.question_only and not config.blind:
         beside = question_only_entries(results)
@@ -92,14 +102,17 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     )
 
 
-def _check_data_unchanged(task: FinetuneTask, dataset: Dataset, out: Path) -> None:
-    """DataError where a finished run was made with other samples: what it found is not about these."""
-    if changed := changed_since(out, task, dataset):
-        raise DataError(
-            f"{out}: the data have changed since this run was made ({', '.join(changed)} of {dataset.path}),"
-            " and its results are of the data before",
-            hint="--overwrite trains it again; --out DIR keeps both; its old results are in run.json",
-        )
+def _made_from(
+    config: FinetuneConfig, task: FinetuneTask, splits: TaskSplits, store: FeatureStore
+) -> dict[str, int | None]:
+    """What a run's results follow from beside its settings, see `note_inputs`."""
+    made_from: dict[str, int | None] = {
+        name: samples_content({name: items}) for name, items in splits.samples.items()
+    }
+    made_from |= features_content(task, splits.samples, store)
+    if config.answers is not None:
+        made_from[f"the answers in {config.answers}"] = file_content(config.answers)
+    return made_from | {f"the weights of {config.init}": weights_content(config.init)}
 
 
 def run_name(config: FinetuneConfig) -> str:
@@ -133,6 +146,7 @@ class _Prepared:
     plan: FinetunePlan
     parts: Mapping[str, Split]
     objective: FinetuneObjective
+    made_from: dict[str, int | None]  # see `note_inputs`
     notes: list[str]
 
 
@@ -172,7 +186,10 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     training = task.usable(splits.samples["train"], store)
     head = task.build_head(training, config)
     texts = [task.text(item) for item in training]
-    start = starting_point(initial_source(config, store), texts, texts)
+    config = replace(config, init=initial_source(config, store))
+    made_from = _made_from(config, task, splits, store)
+    note_inputs(out, made_from, config.resume)
+    start = starting_point(config.init, texts, texts)
     if start.weights_are_random and not config.blind:
         notes.append(
             f"weights begin at random, so all is learnt from these {len(training)} samples; `tbkin pretrain"
@@ -187,9 +204,10 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     }
     objective = task.objective(parts, head, config, plan)
     notes += objective.notes
-    if cut := parts["train"].inputs.table.cut:
-        notes.append(f"train: {cut} texts were cut to {plan.max_text_tokens} tokens")
-    return _Prepared(task, data, dataset, store, splits, training, head, start, plan, parts, objective, notes)
+    for name, part in parts.items():
+        notes += text_notes(name, part.inputs.table, plan.max_text_tokens)
+    learnt = (training, head, start, plan, parts, objective)
+    return _Prepared(task, data, dataset, store, splits, *learnt, made_from, notes)
 
 
 def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: TrainingResult) -> None:
@@ -202,14 +220,12 @@ def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: Trainin
     notes = [*ready.notes, *report.notes]
     if not best.config.use_regions and not config.blind:
         notes.append("on validation the regions brought nothing: the model that is kept ignores the image")
-    if unknown := int(np.sum(ready.parts["train"].inputs.table.unknown)):
-        notes.append(f"train: {unknown} texts hold no known word")
     results = {
         "task": task.name,
         "data": str(ready.data),
         "content": samples_content(ready.splits.samples),
-        "contents": {name: samples_content({name: it}) for name, it in ready.splits.samples.items()},
-        "samples": len(ready.objective.lengths()),
+        "contents": {name: ready.made_from[name] for name in ready.splits.samples},
+        "training_samples": len(ready.objective.lengths()),
         "parameters": best.num_parameters(),
         "initialised_from": ready.start.source,
         # Without this, the same command given again would go on.
@@ -282,5 +298,7 @@ def write_predictions(config: FinetuneConfig, out: Path, split: str) -> tuple[Pa
     path = out / f"predictions-{split}.json"
     write_json(path, rows, indent=None)
     lacking = len(samples) - len(known)
-    note = f"predictions of {split}: {lacking} of {len(samples)} have no features, they {rest}"
-    return path, [note] if lacking else []
+    notes = text_notes(f"predictions of {split}", known.inputs.table, model.config.max_text_tokens)
+    if lacking:
+        notes.append(f"predictions of {split}: {lacking} of {len(samples)} have no features, they {rest}")
+    return path, notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +16,20 @@ from tbkin_core.graphs.store import GraphStore
 from tbkin_core.modeling import TbkinForPreTraining
 from tbkin_core.modeling.checkpoint import save_model
 from tbkin_core.results import PretrainResult
-from tbkin_core.runs import ROOT, finish_run, train_together
+from tbkin_core.runs import FINISHED_BEFORE, ROOT, check_inputs, finish_run, note_inputs, train_together
 from tbkin_core.settings import PretrainConfig, dump_config
 from tbkin_core.support.devices import resolve_devices
 from tbkin_core.support.files import write_text
 from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
+from tbkin_core.tasks.base import text_notes
 from tbkin_core.tasks.captions import CaptionTable, caption_texts, load_captions, select_captions
 from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import plan_pretraining
 from tbkin_core.training.run import draw_training_curves, train
 from tbkin_core.training.splits import EvaluatedImages, hold_out
-from tbkin_core.training.start import feature_place, initial_source, starting_point
+from tbkin_core.training.start import feature_place, initial_source, starting_point, weights_content
 
 
 def pretrain(config: PretrainConfig) -> PretrainResult:
@@ -47,6 +49,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         if not (graphs / MANIFEST).exists():
             raise DataError(f"{graphs}: holds no graphs", hint=f"make them with `tbkin build-graphs {data}`")
     out, results = train_together(config, "pretrain", ROOT / "pretrain", pretrain_run)
+    if FINISHED_BEFORE in results["problems"]:
+        check_inputs(out, _made_from(config, _all_captions(config)[0]))
     files = draw_training_curves(out, f"Pretraining: {out}")
     return PretrainResult(out=out, results=results, problems=results["problems"], files=files)
 
@@ -62,6 +66,7 @@ def _sources(config: PretrainConfig) -> Iterable[tuple[Path, Path, Path]]:
 class _Captions:
     """What one dataset gives to pretraining: captions, and texts whose words the tokenizer should know."""
 
+    data: Path
     features: FeatureStore
     training: CaptionTable
     validation: CaptionTable
@@ -82,9 +87,10 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
     """
     parts, notes = _all_captions(config)
     count = sum(len(part.training) for part in parts)
+    note_inputs(out, _made_from(config, parts), config.resume)
     store = parts[0].features
     start = starting_point(initial_source(config, store), [text for part in parts for text in part.texts])
-    plan = plan_pretraining(config, count, start, store)
+    plan = plan_pretraining(config, count, start, [part.features for part in parts])
     if rank() == 0:
         write_text(out / "config.yaml", dump_config(plan.settings(config, start.source)))
     objective = PretrainObjective(
@@ -106,8 +112,8 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         for part in parts
     ]
     model = build_model(TbkinForPreTraining, plan, start, rows)
-    if cut := objective.train.table.cut:
-        notes.append(f"{cut} captions were cut to {plan.max_text_tokens} tokens")
+    for name, side in (("train", objective.train), ("val", objective.validation)):
+        notes += text_notes(name, side.table, plan.max_text_tokens) if side else []
     plan.announce("pretraining", f"{count} captions, weights from {start.source}", model.num_parameters())
     devices = resolve_devices(config.devices)
     result = train(objective, model, plan, out, devices, lambda best: save_model(best, start.tokenizer, out))
@@ -121,6 +127,17 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
             "problems": [*notes, *result.notes(plan)],
         }
         finish_run(out, results)
+
+
+def _made_from(config: PretrainConfig, parts: Sequence[_Captions]) -> dict[str, int | None]:
+    """What a run's results follow from beside its settings, see `note_inputs`."""
+    made_from: dict[str, int | None] = {f"the weights of {config.init}": weights_content(config.init)}
+    for part in parts:
+        captions = (part.training.content(), part.validation.content(), part.texts)
+        made_from[f"captions of {part.data}"] = zlib.crc32(repr(captions).encode("utf-8", errors="replace"))
+        images = (*part.training.image_ids, *part.validation.image_ids)
+        made_from[f"features of {part.data}"] = part.features.content(images)
+    return made_from
 
 
 def _all_captions(config: PretrainConfig) -> tuple[list[_Captions], list[str]]:
@@ -175,7 +192,7 @@ def _captions(
     if not len(validation):
         training, validation = _split_captions(training, seed)
     texts = [*caption_texts(graphs, trained), *_training_texts(dataset)]
-    return _Captions(features, training, validation, texts, notes)
+    return _Captions(dataset.path, features, training, validation, texts, notes)
 
 
 def _split_captions(table: CaptionTable, seed: int) -> tuple[CaptionTable, CaptionTable]:

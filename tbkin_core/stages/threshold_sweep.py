@@ -27,6 +27,7 @@ from tbkin_core.results import SweepResult
 from tbkin_core.runs import (
     ROOT,
     SWEEP_FILE,
+    changed_inputs,
     find_checkpoint,
     finished_runs,
     kept_contents,
@@ -38,12 +39,25 @@ from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
 from tbkin_core.stages.finetune import finetune
 from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
-from tbkin_core.support.files import atomic_path, make_directory, read_json, write_json, write_text
+from tbkin_core.support.files import (
+    atomic_path,
+    file_content,
+    make_directory,
+    read_json,
+    write_json,
+    write_text,
+)
 from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks.base import FinetuneTask, finetune_task
+from tbkin_core.tasks.base import FinetuneTask, finetune_task, text_notes
 from tbkin_core.training.plan import most_minutes
-from tbkin_core.training.splits import changed_splits, find_data, samples_content, task_splits
+from tbkin_core.training.splits import (
+    changed_since,
+    features_content,
+    find_data,
+    samples_content,
+    task_splits,
+)
 from tbkin_core.training.start import feature_place, initial_source
 
 logger = logging.getLogger("tbkin")
@@ -95,8 +109,9 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
     keep = _Keeper(out / SWEEP_FILE, identity, done)
     if config.refit:
         with keep.forgotten_if_empty():
-            _sweep_refit(subject, wanted, contents, evaluate, keep, config.overwrite)
+            notes += _sweep_refit(subject, wanted, contents, evaluate, keep, split, config.overwrite)
     else:
+        notes += _text_notes(evaluate, split)
         _sweep_checkpoint(wanted, subject.base.seed, evaluate, keep)
     return _finish(config, subject, wanted, evaluate.samples, keep, split, notes)
 
@@ -126,10 +141,11 @@ def _samples(
             raise ConfigError(f"split: expected one of {', '.join(names)}, got {split!r}")
         items[seed], skipped = _evaluable(splits[split], subject, split)
         contents[seed] = samples_content(splits if config.refit else {split: items[seed]})
-        kept = _kept_contents(subject, split) if subject.divided and not config.refit else {}
-        if changed_splits(kept, splits):
+        if changed := _changed(subject, split, splits) if subject.divided and not config.refit else []:
+            verb = "has" if changed == [split] else "have"
             notes.append(
-                f"{split} has changed since {subject.checkpoint} was made: its run says other numbers"
+                f"{' and '.join(changed)} {verb} changed since {subject.checkpoint} was made: its run says"
+                " other numbers"
             )
         notes += [*skipped, *too_few_images(split, [item.image_id for item in items[seed]])]
     if base.blind and not config.refit:
@@ -148,9 +164,11 @@ def _identity(
         "trained": checkpoint and modified(checkpoint / "model.safetensors"),
         "settings": run_settings(replace(base, seed=0)) if config.refit else None,
         "init": modified(Path(base.init) / "model.safetensors") if config.refit else None,
+        "answers": file_content(base.answers) if config.refit and base.answers else None,
         "data": str(subject.data),
         "dataset": base.dataset,
         "features": subject.store.fingerprint(),
+        "vectors": subject.store.content(subject.store.image_ids),
         "split": split,
         "content": next(iter(contents.values())),
     }
@@ -168,7 +186,17 @@ def _checkpoint_subject(config: ThresholdSweepConfig) -> _Subject:
     data = config.data or (Path(trained["data"]) if trained.get("data") else find_data(task))
     own_features = trained.get("features") if config.data is None else None
     features = config.features or (Path(own_features) if own_features else None)
+    dataset = open_dataset(data)
     own = bool(trained.get("data")) and data.resolve() == Path(trained["data"]).resolve()
+    # The same samples at another place are own data too.
+    own = own or (bool(kept_contents(checkpoint)) and not changed_since(checkpoint, task, dataset))
+    split = normalise_split(config.split or "val")
+    parts = [] if own else [normalise_split(part) for part in (trained.get("train_split") or "").split("+")]
+    divided, notes = own, []
+    if split in parts:
+        divided = set(parts) <= set(task.split_names(dataset, config.dataset))
+        how = "divided as they were for that" if divided else "taken whole: some of it may be trained on"
+        notes.append(f"{checkpoint} was trained on {trained['train_split']} of other data than {data}: {how}")
     base = FinetuneConfig(
         task=config.task,
         data=data,
@@ -179,7 +207,7 @@ def _checkpoint_subject(config: ThresholdSweepConfig) -> _Subject:
         seed=int(trained.get("seed", 0)),
     )
     store = FeatureStore(feature_place(features, data))
-    return _Subject(task, checkpoint, base, data, open_dataset(data), store, own, [])
+    return _Subject(task, checkpoint, base, data, dataset, store, divided, notes)
 
 
 def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
@@ -219,10 +247,11 @@ def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
     return _Subject(task, checkpoint, base, data, open_dataset(data), store, True, notes)
 
 
-def _kept_contents(subject: _Subject, split: str) -> dict[str, int]:
-    """What the checkpoint's run noted of the samples of a split; empty where it noted nothing."""
-    kept = {} if subject.checkpoint is None else kept_contents(subject.checkpoint)
-    return {split: kept[split]} if split in kept else {}
+def _changed(subject: _Subject, split: str, splits: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The samples of a split, and their features, where they are not those that the checkpoint's run saw."""
+    now = {split: samples_content({split: splits.get(split, ())})}
+    now |= features_content(subject.task, {split: splits.get(split, ())}, subject.store)
+    return [name for name in changed_inputs(subject.checkpoint or Path(), now) if name in now]
 
 
 def _check_task(checkpoint: Path, found: str, task: str) -> None:
@@ -269,7 +298,9 @@ def _place(
             content = read_json(file)
             kept = content.get("identity") if isinstance(content, dict) else None
             kept = kept if isinstance(kept, dict) and "measurements" in content else {}
-            changed = sorted(key for key in {*kept, *identity} if kept.get(key) != identity.get(key))
+            # What an earlier version did not keep cannot be told.
+            known = kept or dict.fromkeys(identity)
+            changed = sorted(key for key in known if key not in identity or kept.get(key) != identity[key])
             if config.overwrite and (not changed or config.out is not None):
                 if rank() == 0:
                     shutil.rmtree(path / "refit", ignore_errors=True)
@@ -338,9 +369,14 @@ def _sweep_refit(
     contents: Mapping[int, int],
     evaluate: Evaluation,
     keep: _Keeper,
+    split: str,
     overwrite: bool,
-) -> None:
-    """Train and measure each cell of the sweep; `contents` are the seeds, each with its `samples_content`."""
+) -> list[str]:
+    """Train and measure each cell of the sweep; notes on what was measured.
+
+    `contents` are the seeds, each with its `samples_content`.
+    """
+    notes: list[str] = []
     cells = [(seed, rule, threshold) for seed in contents for rule, threshold in wanted]
     minutes = most_minutes(subject.base)
     limit = "" if minutes is None else f", each of at most {minutes:g} minutes"
@@ -357,9 +393,18 @@ def _sweep_refit(
             logger.info("%d of %d: %s is trained already, %s", number, len(cells), name, source)
         known = keep.found.get((rule, threshold, seed))
         # With more --max-minutes a run may have trained on since.
-        if rank() == 0 and (known is None or known.trained != modified(source / "model.safetensors")):
+        stale = known is None or known.trained != modified(source / "model.safetensors")
+        if rank() == 0 and (stale or threshold == 0):
             evaluate.use(source, seed)
+            notes += _text_notes(evaluate, split)
+        if rank() == 0 and stale:
             keep.add(evaluate(evaluate.model.config.attention_selection()))
+    return list(dict.fromkeys(notes))
+
+
+def _text_notes(evaluate: Evaluation, split: str) -> list[str]:
+    """What the model that is evaluated misses of the texts."""
+    return text_notes(split, evaluate.split.inputs.table, evaluate.model.config.max_text_tokens)
 
 
 def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Path) -> FinetuneConfig:
@@ -373,7 +418,8 @@ def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Pat
 
 def _finished_elsewhere(cell: FinetuneConfig, store: FeatureStore, content: int) -> Path | None:
     """A finished run of the same settings whose data, features and initial weights are those of today."""
-    inputs = max(modified(store.path / MANIFEST), modified(Path(cell.init) / "model.safetensors"))
+    files = [store.path / MANIFEST, Path(cell.init) / "model.safetensors", *filter(None, [cell.answers])]
+    inputs = max(map(modified, files))
     for path, run in finished_runs("finetune"):
         results = run["results"]
         # What a run learns in its minutes depends on what else the machine does: that is trained again.
@@ -404,6 +450,7 @@ def _finish(
         metric=f"{subject.task.metric} (%)",
         title="fine-tuned for each" if config.refit else str(checkpoint),
         samples=len(next(iter(samples.values())).images),
+        samples_by_seed=[len(entry.images) for entry in samples.values()],
         images=len({str(image) for entry in samples.values() for image in entry.images}),
     )
     if rank() > 0:

@@ -21,7 +21,7 @@ from tbkin_core.features.pictures import load_image
 from tbkin_core.figures.contact_sheet import COLUMNS, SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
 from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult, ResultSheet, StageResult
-from tbkin_core.runs import ROOT, find_checkpoint, kept_contents
+from tbkin_core.runs import ROOT, find_checkpoint, kept_contents, settings_of
 from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import progress, shortened
@@ -192,7 +192,8 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
     """
     content = _read_results(file)
     rows = content["results"]
-    data = config.data or Path(content["data"])
+    # From another working directory the run leads to its data.
+    data = config.data or Path(settings_of(file.parent).get("data") or content["data"])
     dataset = open_dataset(data)
     chosen = choose_results(rows, config.wrong, config.limit, COLUMNS)
     if not chosen:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,17 @@ def read_json(path: Path, hint: str = "remove it and run the stage again") -> An
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise DataError(f"{path}: is not valid JSON ({error})", hint=hint) from error
+
+
+def file_content(path: Path) -> int | None:
+    """A number that changes with the bytes of a file; None where there is none."""
+    if not path.is_file():
+        return None
+    value = zlib.crc32(str(path.stat().st_size).encode())
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -102,6 +102,15 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
     return arrays, metadata
 
 
+def shard_checksum(path: Path) -> int | None:
+    """The checksum that a shard carries of all it holds; None of one that an early version wrote."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    checksum: int | None = json.loads(header["__metadata__"]["metadata"]).get("checksum")
+    return checksum
+
+
 @dataclass(frozen=True)
 class StoreKind:
     """What a store holds; the module that knows its arrays declares it."""

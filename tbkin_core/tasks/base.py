@@ -67,6 +67,13 @@ def listed(what: str, items: Sequence[Any], shown: int = 4) -> str:
     return f"{what} {', '.join(map(str, items[:shown]))}{rest}"
 
 
+def text_notes(name: str, table: TextTable, max_tokens: int) -> list[str]:
+    """What a model that reads at most `max_tokens` of a text misses of some texts, one line each."""
+    unknown = int(table.unknown.sum())
+    lines = [f"{name}: {table.cut} texts were cut to {max_tokens} tokens"] if table.cut else []
+    return [*lines, f"{name}: {unknown} texts hold no known word"] if unknown else lines
+
+
 # ---- model inputs -------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ Letters: B batch, N captions, K regions.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
@@ -61,6 +62,15 @@ class CaptionTable:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def content(self) -> int:
+        """A number that changes with the captions, their order, their images and their graphs."""
+        value = 0
+        for values in vars(self).values():
+            for part in values if isinstance(values, list) else [values.tobytes()]:
+                text = part if isinstance(part, bytes) else repr(part).encode("utf-8", errors="replace")
+                value = zlib.crc32(text, value)
+        return value
 
 
 def load_captions(graphs: GraphStore, splits: Sequence[str] | None, known: FeatureStore) -> CaptionTable:

@@ -36,7 +36,12 @@ def build_model(
     """
     torch.manual_seed(plan.seed)
     store = parts[0][0]
-    model = kind(_model_config(plan, start, store, values))
+    extractor = {**store.settings, "store": str(store.path.resolve())}
+    if len(parts) > 1:
+        # Regions of new images are made like the most that were trained on, whatever the order of the stores.
+        counts = [it.settings["max_regions"] for it, _ in parts if "max_regions" in it.settings]
+        extractor |= {"max_regions": max(counts)} if counts else {}
+    model = kind(_model_config(plan, start, store, {**values, "extractor": extractor}))
     if _PROJECTION not in start.weights:
         # Weights that know region features bring the statistics they were trained with.
         mean, scale = feature_statistics(parts)
@@ -74,7 +79,6 @@ def _model_config(
         region_feature_size=store.feature_size,
         num_object_classes=len(store.object_names) or 1600,
         num_attribute_classes=len(store.attribute_names) or 400,
-        extractor={**store.settings, "store": str(store.path.resolve())},
         max_regions=plan.max_regions,
         max_text_tokens=plan.max_text_tokens,
         data_vocabulary=start.values is None or bool(start.values.get("data_vocabulary")),

@@ -118,8 +118,10 @@ class _Choices:
         return value
 
 
-def plan_pretraining(config: PretrainConfig, samples: int, start: Start, store: FeatureStore) -> TrainingPlan:
-    """What pretraining on so many captions does.
+def plan_pretraining(
+    config: PretrainConfig, samples: int, start: Start, stores: Sequence[FeatureStore]
+) -> TrainingPlan:
+    """What pretraining on so many captions does, their images being in some feature stores.
 
     Raises:
         ConfigError: The initial weights have another size than was asked for.
@@ -131,7 +133,7 @@ def plan_pretraining(config: PretrainConfig, samples: int, start: Start, store: 
     rate = {"tiny": 1e-3, "small": 4e-4, "base": 1e-4}[size]
     batch = 64 if samples < 30_000 else 128 if samples < 300_000 else 256
     return TrainingPlan(
-        **_common(choices, size, samples, store, epochs=(60_000, 40), batch=batch, rate=rate),
+        **_common(choices, size, samples, stores, epochs=(60_000, 40), batch=batch, rate=rate),
         max_minutes=math.inf if config.max_minutes is None else config.max_minutes,
         choices=tuple(choices.made),
     )
@@ -158,7 +160,7 @@ def plan_finetuning(
     # On a processor the time ends most runs: what a small model learns late (that "no" turns an answer round)
     # needs it.
     seen = 120_000 if cuda else 1_000_000
-    common = _common(choices, size, samples, store, epochs=(seen, 60), batch=batch, rate=rate)
+    common = _common(choices, size, samples, [store], epochs=(seen, 60), batch=batch, rate=rate)
     if (minutes := most_minutes(config)) is not None:
         choices.take("max_minutes", minutes, "on a CPU without --epochs")
     hidden, early = 0.0, 0
@@ -217,7 +219,7 @@ def _common(
     choices: _Choices,
     size: str,
     samples: int,
-    store: FeatureStore,
+    stores: Sequence[FeatureStore],
     epochs: tuple[int, int],
     batch: int,
     rate: float,
@@ -227,7 +229,7 @@ def _common(
     # Small data is passed over more often: about as many samples are seen in all.
     seen, most = epochs
     count = min(max(round(seen / max(samples, 1)), 4), most)
-    regions = int(store.settings.get("max_regions", 36))
+    regions = max(int(store.settings.get("max_regions", 36)) for store in stores)
     chosen = (
         Choice("epochs", count, f"some {seen:,} samples, 4 to {most} epochs"),
         Choice("batch_size", min(batch, max(samples // 4, 1)), f"for {samples:,} samples"),

@@ -48,6 +48,7 @@ class TrainingResult:
         where = self.where
         return {
             "steps": where.step,
+            "samples_seen": where.samples,
             "epochs": where.epoch,
             **{name: getattr(where, name) for name in ("best", "best_epoch", "seconds", "samples")},
             "reason": self.reason,

@@ -16,6 +16,7 @@ from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.regions import ImageId
+from tbkin_core.features.store import FeatureStore
 from tbkin_core.runs import finished_runs, kept_contents, settings_of
 from tbkin_core.support.randomness import mix
 from tbkin_core.support.shards import MANIFEST
@@ -289,6 +290,16 @@ def samples_content(splits: Mapping[str, Sequence[Any]]) -> int:
         for item in items:
             value = zlib.crc32(repr(item).encode("utf-8", errors="replace"), value)
     return value
+
+
+def features_content(
+    task: FinetuneTask, splits: Mapping[str, Sequence[Any]], store: FeatureStore
+) -> dict[str, int]:
+    """For "features of SPLIT" a number that changes with what a store has of the images that count there."""
+    return {
+        f"features of {name}": store.content(item.image_id for item in items if task.labelled(item))
+        for name, items in splits.items()
+    }
 
 
 def changed_splits(kept: Mapping[str, int] | None, samples: Mapping[str, Sequence[Any]]) -> list[str]:

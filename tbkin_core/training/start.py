@@ -14,6 +14,7 @@ from tbkin_core.features.store import FeatureStore, feature_kind
 from tbkin_core.modeling.checkpoint import load_init
 from tbkin_core.runs import finished_runs
 from tbkin_core.settings import FinetuneConfig, TrainingConfig
+from tbkin_core.support.files import file_content
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import finetune_task
 from tbkin_core.texts.tokenizer import build_tokenizer, extend_tokenizer, load_tokenizer
@@ -64,6 +65,13 @@ def initial_source(config: TrainingConfig, store: FeatureStore) -> str:
     if isinstance(config, FinetuneConfig) and not config.blind:
         return _matching_checkpoint(store, config.task, config.size) or "none"
     return "none"
+
+
+def weights_content(source: str) -> int | None:
+    """A number that changes with the weights of a path; None of a hub's, of none, and where they are gone."""
+    place = Path(source)
+    files = (place, place / "model.safetensors", place / "pytorch_model.bin")
+    return next((content for file in files if (content := file_content(file)) is not None), None)
 
 
 def _matching_checkpoint(store: FeatureStore, task: str, size: str) -> str | None:
