@@ -95,6 +95,65 @@ def test_several_images_in_one_call_answer_as_one_by_one(trained: Path, tmp_path
         assert alone["answers"] == entry["answers"]
 
 
+def test_nothing_of_something_else_is_overwritten(trained: Path, tmp_path: Path) -> None:
+    first, second = pictures(trained)[:2]
+    for name, picture in (("a", first), ("b", second)):
+        (tmp_path / name).mkdir()
+        shutil.copy(picture, tmp_path / name / "img.jpg")
+    shutil.copytree(trained / VQA, tmp_path / "another")
+    one, other, out = tmp_path / "a/img.jpg", tmp_path / "b/img.jpg", tmp_path / "out"
+    same = "is there a red circle to the left of the small blue square or of the "
+    asked: list[tuple[str | Path, ...]] = [
+        (one, QUESTION, "--checkpoint", VQA),
+        (other, QUESTION, "--checkpoint", VQA),
+        (one, QUESTION, "--checkpoint", tmp_path / "another"),
+        (one, "is it red? цвет"),
+        (one, "is it red? размер"),
+        (one, same + "cross"),
+        (one, same + "star"),
+        (one, "the star", "--checkpoint", REC, "--graph"),
+        (one, "the star graph", "--checkpoint", REC),
+        (one, "is the star graph red", "--checkpoint", VQA),
+        (one, "is the star graph red", "--checkpoint", VQA, "--threshold", "0.3"),
+    ]
+    made = [values_of(*arguments, "--out", out, cwd=trained) for arguments in asked]
+    files = [file for values in made for file in (values["trace"], *values["files"])]
+    assert len(set(files)) == len(files) == 2 * len(asked) + 1
+    content = {file: Path(file).read_bytes() for file in files}
+    # The same again has its place again, also where its checkpoint is named in another way.
+    again = [values_of(*arguments, "--out", out, cwd=trained) for arguments in asked[:2]]
+    again.append(values_of(one, QUESTION, "--checkpoint", trained / VQA, "--out", out, cwd=trained))
+    assert [values["trace"] for values in again] == [made[place]["trace"] for place in (0, 1, 0)]
+    assert {path.name for path in out.iterdir()} == {Path(file).name for file in files}
+    assert all(Path(file).read_bytes() == content[file] for file in files if file.endswith(".png"))
+    # A picture that nobody knows, and a trace that cannot be read.
+    Path(made[0]["trace"]).unlink()
+    Path(made[1]["trace"]).write_bytes(b"PK")
+    assert Path(values_of(*asked[0], "--out", out, cwd=trained)["trace"]).stem.endswith("-4")
+    assert Path(made[1]["trace"]).read_bytes() == b"PK"
+
+
+def test_traces_of_one_name_are_drawn_again_side_by_side(trained: Path, tmp_path: Path) -> None:
+    traces = []
+    for number, picture in enumerate(pictures(trained)[:2]):
+        shutil.copy(picture, tmp_path / "img.jpg")
+        options = ("--out", tmp_path / str(number))
+        traces.append(values_of(tmp_path / "img.jpg", QUESTION, *options, cwd=trained)["trace"])
+    assert Path(traces[0]).name == Path(traces[1]).name
+    drawn = values_of(*traces, "--out", tmp_path / "both", cwd=trained)["images"]
+    assert len({Path(entry["figure"]).read_bytes() for entry in drawn}) == 2
+
+
+def test_sheets_of_models_of_one_name_lie_side_by_side(trained: Path, tmp_path: Path) -> None:
+    content = json.loads((trained / VQA / "results-val.json").read_text())
+    figures = []
+    for place in (VQA, "elsewhere/vqa-relative-0.3"):
+        (tmp_path / "results.json").write_text(json.dumps({**content, "checkpoint": place}))
+        arguments = ("--from", tmp_path / "results.json", "--out", tmp_path)
+        figures.append(Path(values_of(*arguments, cwd=trained)["figure"]).name)
+    assert figures[0] == "vqa-relative-0-3-val-answers.png" != figures[1]
+
+
 def test_an_image_of_a_store_brings_its_picture_and_its_target(trained: Path, tmp_path: Path) -> None:
     expression = open_dataset(trained / "coco").expressions("val")[0]
     stored = values_of(
