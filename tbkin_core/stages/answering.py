@@ -98,7 +98,7 @@ class Answerer:
             )
         self.input_ids, self.attention_mask, word_ids = table.padded(np.array([0]))
         self.word_ids = word_ids[0]
-        words = words_of(self.question)
+        words = words_of(self.question, tokenizer)
         self.words = words[: int(self.word_ids.max()) + 1]
         self.pieces = [tokenizer.id_to_token(int(number)) or "[UNK]" for number in table.ids]
         if table.cut:
