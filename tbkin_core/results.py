@@ -166,6 +166,7 @@ class SweepResult(StageResult):
     title: str  # what was evaluated
     samples: int  # of the split
     images: int  # that these are of, over all seeds
+    recorded: int  # samples whose attention was recorded, for "kept" and "entropy"
     rows: list[dict[str, Any]] = field(default_factory=list)
     conclusion: SweepConclusion = field(default_factory=lambda: SweepConclusion({}, False, False, ""))
 
@@ -175,6 +176,7 @@ class SweepResult(StageResult):
             "out": str(self.out),
             **self.identity,
             "samples": self.samples,
+            "recorded": self.recorded,
             "rows": self.rows,
             "conclusion": self.conclusion.text,
             "differs_from_dense": self.conclusion.differs,

@@ -84,6 +84,8 @@ class Answerer:
         if threshold is None:
             threshold = own.threshold if own.threshold and rule == own.rule else usual_threshold(rule)
         self.selection = Selection(rule, threshold, own.layers, own.scope)
+        if where := self.selection.where:
+            self.problems.append(f"the threshold selects {where}, as the model was trained")
         self.thresholded = bool(own.threshold)
         self.data = _DatasetOfImages(config, checkpoint)
         self.regions = _RegionSource(config, self.model.config.extractor or {}, self.data)

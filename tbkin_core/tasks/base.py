@@ -151,13 +151,11 @@ def run_batches(
             yield indices, output
 
 
-def accuracy_and_kept(
-    model: Any, accuracy: Callable[[Any], float], inputs: Inputs, batch_size: int
-) -> dict[str, float]:
+def accuracy_and_kept(model: Any, accuracy: Callable[[Any], float], inputs: Inputs) -> dict[str, float]:
     """What `accuracy` finds in one pass over the inputs, and what share of attention a selection keeps."""
     if not model.tbkin.selection.threshold:
         return {"accuracy": accuracy(model)}
-    meter = AttentionMeter(model, -(-len(inputs) // batch_size))
+    meter = AttentionMeter(model, len(inputs))
     return {"accuracy": accuracy(meter), **meter.shares()}
 
 
@@ -314,7 +312,7 @@ class FinetuneObjective(Objective):
         if self.validation is None:
             return {}
         inputs = self.validation.inputs
-        return accuracy_and_kept(model, lambda it: self.accuracy(it, inputs, device), inputs, self.batch_size)
+        return accuracy_and_kept(model, lambda it: self.accuracy(it, inputs, device), inputs)
 
     def kept_configuration(self, model: Any) -> AbstractContextManager[None]:
         """While the model is written its configuration says what the last evaluation found."""
