@@ -113,8 +113,6 @@ def test_nothing_of_something_else_is_overwritten(trained: Path, tmp_path: Path)
         (one, same + "star"),
         (one, "the star", "--checkpoint", REC, "--graph"),
         (one, "the star graph", "--checkpoint", REC),
-        (one, "is the star graph red", "--checkpoint", VQA),
-        (one, "is the star graph red", "--checkpoint", VQA, "--threshold", "0.3"),
     ]
     made = [values_of(*arguments, "--out", out, cwd=trained) for arguments in asked]
     files = [file for values in made for file in (values["trace"], *values["files"])]
@@ -171,6 +169,39 @@ def test_an_image_of_a_store_brings_its_picture_and_its_target(trained: Path, tm
     with Image.open(path) as picture:
         np.testing.assert_array_equal(trace.image, np.asarray(picture))
     assert trace.target_box == pytest.approx(stored["target_box"], abs=0.1)
+
+
+def test_a_text_that_means_two_objects_has_no_target(trained_workspace: Path) -> None:
+    place = trained_workspace
+    dataset = open_dataset(place / "coco")
+    first = dataset.expressions("val")[0]
+    others = [item for item in dataset.expressions("val") if item.image_id == first.image_id]
+    second = next(item for item in others if item.target_xywh != first.target_xywh)
+    picture = dataset.image(first.image_id).path
+    assert picture is not None
+    shutil.rmtree(place / "coco/refcoco")
+
+    def write(name: str, *targets: tuple[float, float, float, float]) -> None:
+        rows = [
+            {"image": picture.name, "text": "the  Thing", **dict(zip("xywh", map(float, box), strict=True))}
+            for box in targets
+        ]
+        lines = "".join(json.dumps({**row, "split": "val"}) + "\n" for row in rows)
+        (place / "coco" / name).write_text(lines)
+
+    line = (picture, "the thing", "--checkpoint", REC)
+    write("expressions.jsonl", first.target_xywh, second.target_xywh)
+    values = values_of(*line, cwd=place)
+    assert "target_box" not in values and "iou" not in values
+    (problem,) = [problem for problem in values["problems"] if "2 objects" in problem]
+    assert "'the thing'" in problem and "none is shown" in problem
+    assert load_trace(place / values["trace"]).target_box is None
+    # Said twice of one object it is no less clear.
+    write("expressions.jsonl", second.target_xywh, second.target_xywh)
+    values = values_of(*line, cwd=place)
+    left, top, width, height = second.target_xywh
+    assert values["target_box"] == pytest.approx([left, top, left + width, top + height], abs=0.1)
+    assert not any("objects of" in problem for problem in values["problems"])
 
 
 def test_a_stored_image_without_a_picture_is_drawn_on_white(trained: Path, tmp_path: Path) -> None:

@@ -157,9 +157,16 @@ class Answerer:
         both = [f"{look} {name}".strip() for name, look in zip(called, looks, strict=True)]
         target = None
         if self.task.presentation.answers_are_regions and image_id is not None:
-            target = self.data.target_box(self.task, image_id, self.question, (width, height))
-            if target is not None:
+            targets = self.data.target_boxes(self.task, image_id, self.question, (width, height))
+            if len(targets) == 1:
+                (target,) = targets
                 self.problems += [note for note in self.data.changes if note not in self.problems]
+            elif targets:
+                places = "; ".join(", ".join(f"{side:.0f}" for side in box) for box in targets)
+                self.problems.append(
+                    f"image {image_id}: {len(targets)} objects of {self.data.place} are called"
+                    f" {shortened(self.question)!r} ({places}): none is shown as the target"
+                )
         trace = Trace(
             task=self.task.name,
             text=self.question,
@@ -390,13 +397,13 @@ class _DatasetOfImages:
         picture, *size = load_image(record.path, max_side=_PICTURE_SIDE)
         return picture if size == [width, height] else None
 
-    def target_box(
+    def target_boxes(
         self, task: Task, image_id: ImageId, text: str, size: tuple[int, int]
-    ) -> tuple[float, float, float, float] | None:
-        """The true box, where the dataset has this text of this image."""
+    ) -> list[tuple[float, float, float, float]]:
+        """The true boxes that the dataset has for this text of this image."""
         if self._dataset is None:
-            return None
-        return task.target_box(self._dataset, image_id, text, self._settings.get("dataset"), size)
+            return []
+        return task.target_boxes(self._dataset, image_id, text, self._settings.get("dataset"), size)
 
     @cached_property
     def changes(self) -> list[str]:

@@ -388,11 +388,11 @@ class Task(ABC):
             size: Width and height of the image in pixels.
         """
 
-    def target_box(
+    def target_boxes(
         self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None, size: tuple[int, int]
-    ) -> tuple[float, float, float, float] | None:
-        """The true box (x1, y1, x2, y2) of a text about an image of a size, where the dataset has it."""
-        return None
+    ) -> list[tuple[float, float, float, float]]:
+        """The true boxes (x1, y1, x2, y2) that the dataset has for a text about an image of a size."""
+        return []
 
 
 class FinetuneTask(Task, Generic[Sample]):
