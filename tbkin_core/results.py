@@ -167,6 +167,7 @@ class SweepResult(StageResult):
     samples: int  # of the split; of the first seed, where each holds other ones out
     samples_by_seed: list[int]
     images: int  # that these are of, over all seeds
+    recorded: int  # samples whose attention was recorded, for "kept" and "entropy"
     rows: list[dict[str, Any]] = field(default_factory=list)
     conclusion: SweepConclusion = field(default_factory=lambda: SweepConclusion({}, False, False, ""))
 
@@ -177,6 +178,7 @@ class SweepResult(StageResult):
             **self.identity,
             "samples": self.samples,
             **({"samples_by_seed": self.samples_by_seed} if len(self.samples_by_seed) > 1 else {}),
+            "recorded": self.recorded,
             "rows": self.rows,
             "conclusion": self.conclusion.text,
             "differs_from_dense": self.conclusion.differs,

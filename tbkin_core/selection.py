@@ -72,7 +72,13 @@ RULE_TABLE = {rule.name: rule for rule in _TABLE}
 RULES = tuple(rule.name for rule in _TABLE if not rule.is_transform)
 TRANSFORMS = tuple(rule.name for rule in _TABLE if rule.is_transform)  # to compare with
 SELECTIONS = (*RULES, *TRANSFORMS)
-SCOPES = ("all", "cross-modal", "text-to-image", "image-to-text")
+_SCOPES = {
+    "all": "",
+    "cross-modal": "across modalities",
+    "text-to-image": "from text to image",
+    "image-to-text": "from image to text",
+}
+SCOPES = tuple(_SCOPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,15 @@ class Selection:
             return "dense"
         rule = RULE_TABLE[self.rule]
         return rule.name if rule.is_transform else f"{rule.name} {rule.symbol} = {self.threshold:g}"
+
+    @property
+    def where(self) -> str:
+        """Where it selects, as people read it: "in layers 1, 3, across modalities", "" for everywhere."""
+        layers = ""
+        if self.layers is not None:
+            plural = "s" if len(self.layers) > 1 else ""
+            layers = f"in layer{plural} {', '.join(map(str, self.layers))}" if self.layers else "in no layer"
+        return ", ".join(filter(None, (layers, _SCOPES[self.scope])))
 
     def in_layer(self, layer: int) -> Selection:
         """What a layer does: this, or where it does not select the dense attention."""

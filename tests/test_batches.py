@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
@@ -115,6 +116,44 @@ def test_a_vocabulary_file_of_bert_is_read(tmp_path: Path) -> None:
     pieces = [*SPECIAL_TOKENS, "dog", "##s", "a"]
     (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
     assert load_tokenizer(tmp_path).encode("A dogs").tokens == ["[CLS]", "a", "dog", "##s", "[SEP]"]
+
+
+@pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_lower_case": False},
+        {"do_lower_case": True},
+        {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False},
+        {"do_lower_case": True, "strip_accents": False, "tokenize_chinese_chars": True},
+        {"do_lower_case": True, "strip_accents": None},
+        {},
+    ],
+)
+def test_case_and_accents_are_read_as_transformers_reads_them(
+    tmp_path: Path, settings: dict[str, bool | None], file: str
+) -> None:
+    from transformers import BertTokenizerFast
+
+    letters = [*string.ascii_letters, "é", "É", "红", "色"]
+    words = ["Is", "is", "there", "a", "Red", "red", "Café", "café", "cafe", "Cafe", "红色", "?"]
+    pieces = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *words]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    if file == "tokenizer.json":
+        tokenizer_of(pieces).save(str(tmp_path / file))
+    content = json.dumps({**settings, "tokenizer_class": "BertTokenizer"})
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    theirs, ours = BertTokenizerFast.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    text = "Is there a Red Café 红色 CAFÉ?"
+    encoding = ours.encode(text)
+    assert encoding.ids == theirs(text)["input_ids"]
+    assert ("Red" in encoding.tokens) is (settings.get("do_lower_case") is False)
+    # The words of a figure are those that the pieces belong to.
+    assert len(words_of(text, ours)) == max(number for number in encoding.word_ids if number is not None) + 1
+    # A checkpoint that began from it reads as it.
+    (tmp_path / "saved").mkdir()
+    save_tokenizer(ours, tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").encode(text).ids == encoding.ids
 
 
 @pytest.mark.parametrize("content", [None, "[PAD]\n[UNK]\ndog\n"])

@@ -209,11 +209,11 @@ def test_what_attention_keeps_is_logged_by_layer_and_direction(
         task.task.predict(model, inputs, torch.device("cpu"), len(inputs))
         return 50.0
 
-    found = accuracy_and_kept(model, accuracy, inputs, len(inputs))
+    found = accuracy_and_kept(model, accuracy, inputs)
     assert found["accuracy"] == 50
     with monkeypatch.context() as patch:
         patch.setattr(model.tbkin, "selection", Selection())
-        assert accuracy_and_kept(model, accuracy, inputs, 4) == {"accuracy": 50}, "dense keeps all"
+        assert accuracy_and_kept(model, accuracy, inputs) == {"accuracy": 50}, "dense keeps all"
     batch = to_device(inputs.batch(np.arange(len(inputs))), torch.device("cpu"))
     with torch.inference_mode():
         records = model(**batch, output_attentions=True).attentions

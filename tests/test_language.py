@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
+from pathlib import Path
 
 import pytest
+from command_line import succeeds
 
+from tbkin_core.datasets import open_dataset
 from tbkin_core.parsing.parser import CaptionParser
-from tbkin_core.texts.language import is_question
+from tbkin_core.texts.language import is_question, looks_foreign
 
 # Labelled by hand before the rule was written.
 QUESTIONS = """
@@ -169,3 +173,64 @@ def test_only_what_is_ambiguous_is_parsed(monkeypatch: pytest.MonkeyPatch) -> No
         is_question(text)
     with pytest.raises(AssertionError):
         is_question("can on the left")
+
+
+# ---- other languages ----------------------------------------------------------------------------
+
+# Written before the rule was tried on them.
+FOREIGN_CAPTIONS = """
+ein roter Kreis über einem blauen Quadrat
+zwei Hunde spielen auf einer Wiese
+eine Frau mit einem Regenschirm wartet an der Haltestelle
+der Junge springt ins Wasser
+mehrere Leute sitzen um einen Tisch
+un cercle rouge au-dessus d un carré bleu
+un homme en chemise blanche joue de la guitare
+deux enfants jouent dans le sable
+une femme tient un parapluie
+des gens attendent le bus
+un círculo rojo encima de un cuadrado azul
+dos perros corren por la playa
+una mujer con un sombrero lee un libro
+el niño salta al agua
+hombre con gafas sentado en una silla
+due cani che giocano sulla spiaggia
+una donna con un ombrello
+um homem de camisa branca toca violão
+uma menina com um cachorro
+een vrouw met een paraplu
+de jongen springt in het water
+красный круг над синим квадратом
+две собаки играют на траве
+红色的圆圈在蓝色方块上面
+青い四角の上の赤い丸
+"""
+
+
+def test_most_captions_of_other_languages_are_told() -> None:
+    captions = FOREIGN_CAPTIONS.strip().splitlines()
+    told = [caption for caption in captions if looks_foreign(caption, least=1)]
+    assert len(told) >= 0.85 * len(captions), set(captions) - set(told)
+
+
+@pytest.mark.parametrize("name", ["coco", "flickr8k", "visual_genome_samples"])
+def test_english_captions_do_not_look_foreign(shared_data: Path, name: str) -> None:
+    if not (shared_data / name).is_dir():
+        pytest.skip(f"no {shared_data / name}")
+    captions = [caption.text for caption in open_dataset(shared_data / name).captions()]
+    alarms = [caption for caption in captions if looks_foreign(caption, least=1)]
+    assert len(alarms) < len(captions) / 1000, alarms
+
+
+@pytest.mark.parametrize(("foreign", "english", "told"), [(25, 10, True), (3, 20, True), (2, 2, False)])
+def test_graphs_of_captions_of_other_languages_are_told_of(
+    tmp_path: Path, foreign: int, english: int, told: bool
+) -> None:
+    captions = [*FOREIGN_CAPTIONS.strip().splitlines()[:foreign], *["a red circle on a table"] * english]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/captions.jsonl").write_text("".join(json.dumps({"text": it}) + "\n" for it in captions))
+    outcome = succeeds("build-graphs", "data", "--json", cwd=tmp_path)
+    notes = [note for note in json.loads(outcome.out)["problems"] if "not look English" in note]
+    assert len(notes) == told
+    if told:
+        assert f"of {foreign + english} captions" in notes[0] and "ein roter Kreis" in notes[0]

@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from tbkin_core import stages
 from tbkin_core.errors import DataError
-from tbkin_core.evaluation.attribution import DIRECTIONS, AttentionMeter, attention_entropy, kept_counts
+from tbkin_core.evaluation.attribution import (
+    DIRECTIONS,
+    AttentionMeter,
+    attention_entropy,
+    kept_counts,
+    recorded_samples,
+)
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
 from tbkin_core.evaluation.sweep import Evaluation, Measurement, Samples, conclude, p_text, summarise
 from tbkin_core.modeling import AttentionRecord, TbkinConfig, TbkinForVqa
@@ -75,6 +81,19 @@ def test_rows_hold_accuracy_intervals_differences_and_shares() -> None:
     assert other["kept"]["text-to-image"] == [1.0, 0.75]
     assert other["kept"]["image-to-image"] == [None, None], "there was nothing to keep"
     assert (dense["kept_fraction"], other["kept_fraction"], other["entropy"]) == (1.0, 0.875, 1.25)
+
+
+def test_samples_without_an_answer_type_count_for_none() -> None:
+    """As in the report of `finetune`; they were told as "other"."""
+    types = ["", "yes/no", "other", ""] * (SAMPLES // 4)
+    scores = drawn(0.5)
+    (row,) = summarise([measurement(0, scores)], {0: Samples(IMAGES, types)}, [])
+    assert row["accuracy"] == pytest.approx(100 * scores.mean())
+    assert row["answer_types"] == pytest.approx(
+        {"yes/no": 100 * scores[1::4].mean(), "other": 100 * scores[2::4].mean()}
+    )
+    (row,) = summarise([measurement(0, scores)], {0: Samples(IMAGES, [""] * SAMPLES)}, [])
+    assert "answer_types" not in row
 
 
 def test_rows_come_in_order_with_dense_first_and_once() -> None:
@@ -253,11 +272,11 @@ def test_a_model_is_measured_over_what_is_there() -> None:
     found = {}
     for threshold in (0.0, 0.3, 0.9, 1.0):
         model.tbkin.selection = Selection("relative", threshold)
-        meter = AttentionMeter(model, 2)
+        meter = AttentionMeter(model, 4)
         with torch.no_grad():
             outputs = [meter(**batch), meter(**batch)]
             assert torch.equal(outputs[0].vqa_logits, model(**batch).vqa_logits)
-        assert sum(output.attentions is not None for output in outputs) == 1, "one of few batches is recorded"
+        assert meter.recorded == 4, "all of few"
         counts = np.sum([np.sum(rows, axis=0) for rows in meter.kept().values()], axis=0)
         found[threshold] = (counts[0] / counts[1], meter.entropy())
     kept = [found[threshold][0] for threshold in sorted(found)]
@@ -267,6 +286,52 @@ def test_a_model_is_measured_over_what_is_there() -> None:
     assert kept[-1] == pytest.approx((7 + 3) / (7**2 + 3**2), abs=1e-6), "one key a query is left"
     assert entropy[-1] == pytest.approx(0, abs=1e-6)
     assert entropy[0] > entropy[2] > entropy[3]
+
+
+@settings(max_examples=200, deadline=None)
+@given(samples=st.integers(1, 300_000))
+def test_attention_is_recorded_of_samples_spread_over_all(samples: int) -> None:
+    chosen = recorded_samples(samples)
+    assert len(chosen) == samples
+    assert min(samples, 65) <= chosen.sum() <= max(128, min(samples / 8, 4096))
+    if samples <= 128:
+        assert chosen.all()
+    else:
+        # As many in either half, up to a block.
+        assert abs(chosen[: samples // 2].sum() - chosen[samples // 2 :].sum()) <= 64
+
+
+def test_what_attention_kept_does_not_depend_on_the_batch_size() -> None:
+    torch.manual_seed(0)
+    config = TbkinConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        region_feature_size=3, num_answers=2, initializer_range=0.5,
+    )  # fmt: skip
+    model: Any = TbkinForVqa(config).eval()
+    model.tbkin.selection = Selection("relative", 0.5)
+    count = 200
+    words, regions = torch.arange(count) // 20 + 2, torch.arange(count) % 5 + 1
+    batch = {
+        "input_ids": torch.randint(0, 20, (count, 12)),
+        "attention_mask": torch.arange(12) < words[:, None],
+        "region_features": torch.randn(count, 5, 3),
+        "region_geometry": torch.rand(count, 5, 5),
+        "region_mask": torch.arange(5) < regions[:, None],
+    }
+    found = []
+    for size in (1, 7, 64, 200):
+        meter = AttentionMeter(model, count)
+        for begin in range(0, count, size):
+            most = int(words[begin : begin + size].max())
+            rows = {name: value[begin : begin + size] for name, value in batch.items()}
+            texts = {name: rows[name][:, :most] for name in ("input_ids", "attention_mask")}
+            with torch.no_grad():
+                meter(**{**rows, **texts})
+        found.append((meter.kept(), meter.entropy()))
+    for kept, entropy in found[1:]:
+        assert kept == found[0][0]
+        assert entropy == pytest.approx(found[0][1], abs=1e-5)
+    assert 64 < meter.recorded < count
 
 
 # ---- the command --------------------------------------------------------------------------------
@@ -399,6 +464,62 @@ def test_a_run_is_evaluated_from_elsewhere_on_its_own_data(trained_workspace: Pa
     here.rename(here.with_name("moved"))
     moved = ("../moved" / run, "--thresholds", "0")
     assert result(*LINE, "--checkpoint", *moved, cwd=there)["data"] == "../moved/coco"
+
+
+def test_report_and_sweep_agree_where_some_answers_have_no_type(trained_workspace: Path) -> None:
+    file = trained_workspace / "coco/v2_scenes_val_annotations.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"][::2]:
+        entry["answer_type"] = ""
+    file.write_text(json.dumps(content))
+    tune = "finetune --task vqa --data coco --epochs 1 --out typed --json --init none --devices cpu"
+    for file in (trained_workspace / "coco").glob("v2_*_test_*"):
+        file.unlink()
+    report = json.loads(succeeds(*tune.split(), cwd=trained_workspace).out)
+    assert report["type_split"] == "val"
+    values = result(*LINE, "--checkpoint", "typed", "--thresholds", "0", cwd=trained_workspace)
+    assert values["rows"][0]["answer_types"] == pytest.approx(report["per_answer_type"])
+
+
+def test_a_sweep_says_where_the_model_selects(trained_workspace: Path) -> None:
+    place, vqa = trained_workspace, "runs/finetune/vqa-relative-0.3"
+    line = (*LINE, "--checkpoint", vqa, "--thresholds", "0,0.3")
+    assert "where" not in result(*line, cwd=place)["rows"][1]
+    config = json.loads((place / vqa / "config.json").read_text())
+    config |= {"threshold_layers": [1], "threshold_scope": "cross-modal"}
+    (place / vqa / "config.json").write_text(json.dumps(config))
+    values = result(*line, "--out", "some", cwd=place)
+    where = "in layer 1, across modalities"
+    assert [row["where"] for row in values["rows"]] == ["", where]
+    assert sum(where in problem for problem in values["problems"]) == 1
+    with (place / "some/sweep.csv").open(newline="") as file:
+        assert [row["where"] for row in csv.DictReader(file)] == ["", where]
+    shown = ("visualize", "img.jpg", "what color is the star?", "--checkpoint", vqa)
+    assert any(where in problem for problem in result(*shown, cwd=place)["problems"])
+    refit = result(*LINE, "--refit", "--epochs", "1", "--thresholds", "0", "--devices", "cpu", cwd=place)
+    assert "where" not in refit["rows"][0], "the settings of the runs are those of run.json"
+
+
+def test_a_sweep_continued_with_another_batch_size_is_one_sweep(trained_workspace: Path) -> None:
+    line = (*LINE, "--out", "mine", "--thresholds")
+    result(*line, "0,0.3", "--batch-size", "64", cwd=trained_workspace)
+    mixed = result(*line, "0,0.3,0.5", "--batch-size", "5", cwd=trained_workspace)
+    whole = result(*line, "0,0.3,0.5", "--batch-size", "5", "--overwrite", cwd=trained_workspace)
+    assert mixed["recorded"] == min(whole["samples"], 128)
+    for found, expected in zip(mixed["rows"], whole["rows"], strict=True):
+        assert found["kept_fraction"] == pytest.approx(expected["kept_fraction"], abs=1e-4)
+        assert found["entropy"] == pytest.approx(expected["entropy"], abs=1e-3)
+    # What an earlier version measured is of samples that depended on the batch size: it is measured anew.
+    file = trained_workspace / "mine/sweep.json"
+    content = json.loads(file.read_text())
+    for entry in content["measurements"]:
+        del entry["recorded"]
+        entry["entropy"] = 99
+    file.write_text(json.dumps(content))
+    again = result(*line, "0,0.3,0.5", cwd=trained_workspace)
+    assert [row["entropy"] for row in again["rows"]] == pytest.approx(
+        [row["entropy"] for row in whole["rows"]], abs=1e-3
+    )
 
 
 def test_a_sweep_without_effect_warns(trained_workspace: Path) -> None:

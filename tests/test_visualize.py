@@ -95,6 +95,63 @@ def test_several_images_in_one_call_answer_as_one_by_one(trained: Path, tmp_path
         assert alone["answers"] == entry["answers"]
 
 
+def test_nothing_of_something_else_is_overwritten(trained: Path, tmp_path: Path) -> None:
+    first, second = pictures(trained)[:2]
+    for name, picture in (("a", first), ("b", second)):
+        (tmp_path / name).mkdir()
+        shutil.copy(picture, tmp_path / name / "img.jpg")
+    shutil.copytree(trained / VQA, tmp_path / "another")
+    one, other, out = tmp_path / "a/img.jpg", tmp_path / "b/img.jpg", tmp_path / "out"
+    same = "is there a red circle to the left of the small blue square or of the "
+    asked: list[tuple[str | Path, ...]] = [
+        (one, QUESTION, "--checkpoint", VQA),
+        (other, QUESTION, "--checkpoint", VQA),
+        (one, QUESTION, "--checkpoint", tmp_path / "another"),
+        (one, "is it red? цвет"),
+        (one, "is it red? размер"),
+        (one, same + "cross"),
+        (one, same + "star"),
+        (one, "the star", "--checkpoint", REC, "--graph"),
+        (one, "the star graph", "--checkpoint", REC),
+    ]
+    made = [values_of(*arguments, "--out", out, cwd=trained) for arguments in asked]
+    files = [file for values in made for file in (values["trace"], *values["files"])]
+    assert len(set(files)) == len(files) == 2 * len(asked) + 1
+    content = {file: Path(file).read_bytes() for file in files}
+    # The same again has its place again, also where its checkpoint is named in another way.
+    again = [values_of(*arguments, "--out", out, cwd=trained) for arguments in asked[:2]]
+    again.append(values_of(one, QUESTION, "--checkpoint", trained / VQA, "--out", out, cwd=trained))
+    assert [values["trace"] for values in again] == [made[place]["trace"] for place in (0, 1, 0)]
+    assert {path.name for path in out.iterdir()} == {Path(file).name for file in files}
+    assert all(Path(file).read_bytes() == content[file] for file in files if file.endswith(".png"))
+    # A picture that nobody knows, and a trace that cannot be read.
+    Path(made[0]["trace"]).unlink()
+    Path(made[1]["trace"]).write_bytes(b"PK")
+    assert Path(values_of(*asked[0], "--out", out, cwd=trained)["trace"]).stem.endswith("-4")
+    assert Path(made[1]["trace"]).read_bytes() == b"PK"
+
+
+def test_traces_of_one_name_are_drawn_again_side_by_side(trained: Path, tmp_path: Path) -> None:
+    traces = []
+    for number, picture in enumerate(pictures(trained)[:2]):
+        shutil.copy(picture, tmp_path / "img.jpg")
+        options = ("--out", tmp_path / str(number))
+        traces.append(values_of(tmp_path / "img.jpg", QUESTION, *options, cwd=trained)["trace"])
+    assert Path(traces[0]).name == Path(traces[1]).name
+    drawn = values_of(*traces, "--out", tmp_path / "both", cwd=trained)["images"]
+    assert len({Path(entry["figure"]).read_bytes() for entry in drawn}) == 2
+
+
+def test_sheets_of_models_of_one_name_lie_side_by_side(trained: Path, tmp_path: Path) -> None:
+    content = json.loads((trained / VQA / "results-val.json").read_text())
+    figures = []
+    for place in (VQA, "elsewhere/vqa-relative-0.3"):
+        (tmp_path / "results.json").write_text(json.dumps({**content, "checkpoint": place}))
+        arguments = ("--from", tmp_path / "results.json", "--out", tmp_path)
+        figures.append(Path(values_of(*arguments, cwd=trained)["figure"]).name)
+    assert figures[0] == "vqa-relative-0-3-val-answers.png" != figures[1]
+
+
 def test_an_image_of_a_store_brings_its_picture_and_its_target(trained: Path, tmp_path: Path) -> None:
     expression = open_dataset(trained / "coco").expressions("val")[0]
     stored = values_of(
@@ -112,6 +169,39 @@ def test_an_image_of_a_store_brings_its_picture_and_its_target(trained: Path, tm
     with Image.open(path) as picture:
         np.testing.assert_array_equal(trace.image, np.asarray(picture))
     assert trace.target_box == pytest.approx(stored["target_box"], abs=0.1)
+
+
+def test_a_text_that_means_two_objects_has_no_target(trained_workspace: Path) -> None:
+    place = trained_workspace
+    dataset = open_dataset(place / "coco")
+    first = dataset.expressions("val")[0]
+    others = [item for item in dataset.expressions("val") if item.image_id == first.image_id]
+    second = next(item for item in others if item.target_xywh != first.target_xywh)
+    picture = dataset.image(first.image_id).path
+    assert picture is not None
+    shutil.rmtree(place / "coco/refcoco")
+
+    def write(name: str, *targets: tuple[float, float, float, float]) -> None:
+        rows = [
+            {"image": picture.name, "text": "the  Thing", **dict(zip("xywh", map(float, box), strict=True))}
+            for box in targets
+        ]
+        lines = "".join(json.dumps({**row, "split": "val"}) + "\n" for row in rows)
+        (place / "coco" / name).write_text(lines)
+
+    line = (picture, "the thing", "--checkpoint", REC)
+    write("expressions.jsonl", first.target_xywh, second.target_xywh)
+    values = values_of(*line, cwd=place)
+    assert "target_box" not in values and "iou" not in values
+    (problem,) = [problem for problem in values["problems"] if "2 objects" in problem]
+    assert "'the thing'" in problem and "none is shown" in problem
+    assert load_trace(place / values["trace"]).target_box is None
+    # Said twice of one object it is no less clear.
+    write("expressions.jsonl", second.target_xywh, second.target_xywh)
+    values = values_of(*line, cwd=place)
+    left, top, width, height = second.target_xywh
+    assert values["target_box"] == pytest.approx([left, top, left + width, top + height], abs=0.1)
+    assert not any("objects of" in problem for problem in values["problems"])
 
 
 def test_a_stored_image_without_a_picture_is_drawn_on_white(trained: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Attention is recorded in one batch of so many, and in so many batches at most.
-_RECORD_EVERY, _MOST_RECORDED = 16, 64
+# Attention is recorded of blocks of so many samples, as a usual batch has: of one in so many, and of so many
+# blocks at least and at most.
+_BLOCK, _RECORD_EVERY, _LEAST_RECORDED, _MOST_RECORDED = 64, 16, 2, 64
 
 DIRECTIONS = ("text-to-text", "text-to-image", "image-to-text", "image-to-image")
 
@@ -58,35 +59,54 @@ def attention_entropy(records: Sequence[Any], valid: Tensor) -> float:
     return total / max(count, 1.0)
 
 
-class AttentionMeter:
-    """Stands in for a model during an evaluation and records attention in a few batches on the way.
+def recorded_samples(samples: int) -> NDArray[np.bool_]:
+    """(N,) of which samples attention is recorded: all of few, else blocks spread over the whole order.
 
-    A pass of its own would cost as much again as its samples; this costs the recording alone. `batches` is
-    how many there will be.
+    Which they are does not depend on how many are evaluated at once.
+    """
+    blocks = -(-samples // _BLOCK)
+    count = min(max(blocks // _RECORD_EVERY, _LEAST_RECORDED), _MOST_RECORDED, blocks)
+    chosen = [int((place + 0.5) * blocks / count) for place in range(count)]
+    return np.isin(np.arange(samples) // _BLOCK, chosen)
+
+
+class AttentionMeter:
+    """Stands in for a model during an evaluation and records attention of some samples on the way.
+
+    A pass of its own would cost as much again as its samples; this costs the recording alone. `samples` is
+    how many there will be, in an order that is always the same (`evaluation_order`).
     """
 
-    def __init__(self, model: Any, batches: int) -> None:
+    def __init__(self, model: Any, samples: int) -> None:
         self.model, self.config = model, model.config
-        count = min(max(batches // _RECORD_EVERY, 1), _MOST_RECORDED)
-        # Spread over the whole order, which goes by length.
-        self._chosen = {int((place + 0.5) * batches / count) for place in range(count)}
+        self._chosen = recorded_samples(samples)
         self._seen = 0
         self._kept: dict[str, NDArray[np.float64]] = {}
-        self._entropy: list[float] = []
+        self._entropy, self._queries = 0.0, 0
 
     def __call__(self, **inputs: Any) -> Any:
         import torch
 
-        record = self._seen in self._chosen
-        self._seen += 1
+        batch = len(inputs["input_ids"])
+        chosen = torch.from_numpy(self._chosen[self._seen : self._seen + batch])
+        self._seen += batch
+        record = bool(chosen.any())
         output = self.model(**inputs, output_attentions=record)
         if record:
             valid = torch.cat([inputs["attention_mask"].bool(), inputs["region_mask"].bool()], dim=1)
+            valid &= chosen.to(valid.device)[:, None]
             counts = kept_counts(output.attentions, valid, inputs["input_ids"].shape[1])
             for name, found in counts.items():
                 self._kept[name] = self._kept.get(name, 0) + found
-            self._entropy.append(attention_entropy(output.attentions, valid))
+            queries = int(valid.sum())
+            self._entropy += queries * attention_entropy(output.attentions, valid)
+            self._queries += queries
         return output
+
+    @property
+    def recorded(self) -> int:
+        """How many samples are recorded."""
+        return int(self._chosen.sum())
 
     def kept(self) -> dict[str, list[list[float]]]:
         """(kept, total) a layer, for each direction."""
@@ -104,4 +124,4 @@ class AttentionMeter:
 
     def entropy(self) -> float:
         """Mean entropy of attention in nats."""
-        return float(np.mean(self._entropy))
+        return self._entropy / max(self._queries, 1)

@@ -26,7 +26,7 @@ DENSE = ("dense", 0.0)
 
 @dataclass(slots=True)
 class Samples:
-    """What a split is made of, sample by sample: N image ids and, for VQA, N answer types."""
+    """What a split is made of: N image ids and, for VQA, N answer types, "" where unknown."""
 
     images: list[Any]
     answer_types: list[str] = field(default_factory=list)
@@ -44,6 +44,7 @@ class Measurement:
     entropy: float  # mean entropy of attention in nats, over the same samples
     seconds: float  # what the evaluation took
     trained: float = 0.0  # when the weights were written
+    recorded: int = 0  # samples that `kept` and `entropy` are of; 0 where an earlier version chose them
 
     @property
     def key(self) -> tuple[str, float]:
@@ -69,8 +70,7 @@ class Evaluation:
         self.samples: dict[int, Samples] = {}
         for seed, found in self.items.items():
             kinds = [self.task.kind(item) for item in found]
-            named = [kind or "other" for kind in kinds] if any(kinds) else []
-            self.samples[seed] = Samples([item.image_id for item in found], named)
+            self.samples[seed] = Samples([item.image_id for item in found], kinds)
 
     def use(self, checkpoint: Path, seed: int) -> None:
         """Evaluate a checkpoint from now on, on the samples of a seed; a TbkinError where it does not fit."""
@@ -94,7 +94,7 @@ class Evaluation:
         """Scores, sparsity and time of the model under a selection."""
         self.model.tbkin.selection = selection
         inputs = self.split.inputs
-        meter = AttentionMeter(self.model, -(-len(inputs) // self.batch_size))
+        meter = AttentionMeter(self.model, len(inputs))
         started = time.perf_counter()
         predictions = self.task.predict(meter, inputs, self.device, self.batch_size)
         seconds = time.perf_counter() - started
@@ -102,7 +102,7 @@ class Evaluation:
         name = DENSE[0] if selection.threshold == 0 else selection.rule
         rounded = [round(float(score), 6) for score in scores]
         found = rounded, meter.kept(), meter.entropy(), seconds
-        return Measurement(name, float(selection.threshold), self.seed, *found, self.trained)
+        return Measurement(name, float(selection.threshold), self.seed, *found, self.trained, meter.recorded)
 
 
 def summarise(
@@ -157,8 +157,8 @@ def summarise(
                 "difference_high": 100 * difference.high,
                 "p_value": difference.p_value,
             }
-        if len(types):
-            names = sorted(set(types.tolist()))
+        # As in the official evaluation, a sample without a type counts for none.
+        if names := sorted(filter(None, set(types.tolist()))):
             row["answer_types"] = {name: 100 * float(scores[types == name].mean()) for name in names}
         kept = {name: np.sum([entry.kept[name] for entry in entries], axis=0) for name in DIRECTIONS}
         total = np.sum([counts.sum(axis=0) for counts in kept.values()], axis=0)

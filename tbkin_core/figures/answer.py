@@ -17,7 +17,7 @@ from tbkin_core.figures.attention_panels import LineStyle, Outline
 from tbkin_core.figures.canvas import COLORS, check_format, clean_text, figure_style, region_name
 from tbkin_core.figures.trace import Pass, Trace
 from tbkin_core.figures.views import AttentionView, attention_views
-from tbkin_core.selection import rule_of
+from tbkin_core.selection import Selection, rule_of
 
 _MAX_ANSWERS = 5
 _CHOSEN, _RUNNER_UP, _TARGET, _PREDICTED = COLORS[1], COLORS[5], COLORS[2], COLORS[3]
@@ -52,6 +52,11 @@ def trace_figure(
         answers = [(names.get(answer, answer), value) for answer, value in content.answers]
         return Side(view, answers, content.chosen, content.runner_up, scaled(content.box))
 
+    notes = ["Regions are named by the annotated boxes that they meet."] if trace.names_annotated else []
+    if where := Selection(
+        layers=None if trace.layers is None else tuple(trace.layers), scope=trace.scope
+    ).where:
+        notes.append(f"The threshold selects {where}.")
     answer_figure(
         path,
         image=trace.image,
@@ -65,7 +70,7 @@ def trace_figure(
         target_box=scaled(trace.target_box),
         kept_fraction=trace.kept_fraction(),
         title=trace.text,
-        note="Regions are named by the annotated boxes that they meet." if trace.names_annotated else "",
+        note=" ".join(notes),
         column=column,
     )
 

@@ -84,6 +84,8 @@ class Answerer:
         if threshold is None:
             threshold = own.threshold if own.threshold and rule == own.rule else usual_threshold(rule)
         self.selection = Selection(rule, threshold, own.layers, own.scope)
+        if where := self.selection.where:
+            self.problems.append(f"the threshold selects {where}, as the model was trained")
         self.thresholded = bool(own.threshold)
         self.data = _DatasetOfImages(config, checkpoint)
         self.regions = _RegionSource(config, self.model.config.extractor or {}, self.data)
@@ -98,7 +100,7 @@ class Answerer:
             )
         self.input_ids, self.attention_mask, word_ids = table.padded(np.array([0]))
         self.word_ids = word_ids[0]
-        words = words_of(self.question)
+        words = words_of(self.question, tokenizer)
         self.words = words[: int(self.word_ids.max()) + 1]
         self.pieces = [tokenizer.id_to_token(int(number)) or "[UNK]" for number in table.ids]
         if table.cut:
@@ -155,9 +157,16 @@ class Answerer:
         both = [f"{look} {name}".strip() for name, look in zip(called, looks, strict=True)]
         target = None
         if self.task.presentation.answers_are_regions and image_id is not None:
-            target = self.data.target_box(self.task, image_id, self.question, (width, height))
-            if target is not None:
+            targets = self.data.target_boxes(self.task, image_id, self.question, (width, height))
+            if len(targets) == 1:
+                (target,) = targets
                 self.problems += [note for note in self.data.changes if note not in self.problems]
+            elif targets:
+                places = "; ".join(", ".join(f"{side:.0f}" for side in box) for box in targets)
+                self.problems.append(
+                    f"image {image_id}: {len(targets)} objects of {self.data.place} are called"
+                    f" {shortened(self.question)!r} ({places}): none is shown as the target"
+                )
         trace = Trace(
             task=self.task.name,
             text=self.question,
@@ -388,13 +397,13 @@ class _DatasetOfImages:
         picture, *size = load_image(record.path, max_side=_PICTURE_SIDE)
         return picture if size == [width, height] else None
 
-    def target_box(
+    def target_boxes(
         self, task: Task, image_id: ImageId, text: str, size: tuple[int, int]
-    ) -> tuple[float, float, float, float] | None:
-        """The true box, where the dataset has this text of this image."""
+    ) -> list[tuple[float, float, float, float]]:
+        """The true boxes that the dataset has for this text of this image."""
         if self._dataset is None:
-            return None
-        return task.target_box(self._dataset, image_id, text, self._settings.get("dataset"), size)
+            return []
+        return task.target_boxes(self._dataset, image_id, text, self._settings.get("dataset"), size)
 
     @cached_property
     def changes(self) -> list[str]:

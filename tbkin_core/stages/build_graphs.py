@@ -18,9 +18,12 @@ from tbkin_core.names.similarity import make_similarity
 from tbkin_core.parsing.parser import CaptionParser
 from tbkin_core.results import BuildGraphsResult
 from tbkin_core.settings import BuildGraphsConfig, dump_config
-from tbkin_core.support.console import progress
+from tbkin_core.support.console import progress, shortened
 from tbkin_core.support.files import write_text
 from tbkin_core.support.shards import MANIFEST, store_place
+from tbkin_core.texts.language import looks_foreign
+
+_MOST_LOOKED_AT = 20_000  # captions, to tell their language in less than a second
 
 
 def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
@@ -53,7 +56,7 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
                 f"{place}: regions are numbered, but an earlier version imported them without the names:"
                 f" `tbkin extract-features {config.data} --overwrite` imports these too"
             )
-    problems += dataset.problems
+    problems += [*dataset.problems, *_language_notes(dataset)]
     write_text(out / "config.yaml", dump_config(config))
     result = BuildGraphsResult(
         out=out, made=build.made, present=build.present, missing=build.missing, problems=problems
@@ -92,6 +95,20 @@ def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path)
         check_jsonl_place(config.export, out)
     if config.networkx is not None:
         check_networkx_place(config.networkx, out)
+
+
+def _language_notes(dataset: Dataset) -> list[str]:
+    """A note where captions are in other languages, whose words would be read as English ones."""
+    captions = dataset.captions()
+    looked = captions[:: max(-(-len(captions) // _MOST_LOOKED_AT), 1)]
+    foreign = [caption.text for caption in looked if looks_foreign(caption.text, least=1)]
+    # Of English captions fewer than 1 in 1,000 look foreign.
+    if len(foreign) < max(3, len(looked) / 100):
+        return []
+    return [
+        f"{len(foreign):,} of {len(looked):,} captions looked at do not look English, such as"
+        f" {shortened(foreign[0])!r}: the parser knows English only, leave them out or translate them"
+    ]
 
 
 def _size_notes(dataset: Dataset, features: FeatureStore) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
+from tbkin_core.evaluation.attribution import recorded_samples
 from tbkin_core.evaluation.intervals import too_few_images
 from tbkin_core.evaluation.sweep import DENSE, Evaluation, Measurement, Samples, conclude, modified, summarise
 from tbkin_core.features.store import FeatureStore
@@ -35,7 +36,7 @@ from tbkin_core.runs import (
     run_settings,
     settings_of,
 )
-from tbkin_core.selection import require_library, run_name_part
+from tbkin_core.selection import Selection, require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
 from tbkin_core.stages.finetune import finetune
 from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
@@ -306,7 +307,9 @@ def _place(
                     shutil.rmtree(path / "refit", ignore_errors=True)
                 return make_directory(path), []
             if not changed:
-                return make_directory(path), [Measurement(**entry) for entry in content["measurements"]]
+                found = [Measurement(**entry) for entry in content["measurements"]]
+                # What attention kept is of other samples where an earlier version measured it.
+                return make_directory(path), [entry for entry in found if entry.recorded]
             what = f"a sweep of something else ({', '.join(changed)})"
             hint = "use --overwrite to replace it, or another --out DIR"
         elif not path.is_dir() or not any(path.iterdir()):
@@ -452,10 +455,13 @@ def _finish(
         samples=len(next(iter(samples.values())).images),
         samples_by_seed=[len(entry.images) for entry in samples.values()],
         images=len({str(image) for entry in samples.values() for image in entry.images}),
+        recorded=int(recorded_samples(len(next(iter(samples.values())).images)).sum()),
     )
     if rank() > 0:
         return result
     rows = summarise(list(keep.found.values()), samples, wanted, config.seed)
+    if where := _where(config, subject):
+        rows = [{**row, "where": where if row["threshold"] else ""} for row in rows]
     conclusion = conclude(rows, config.refit)
     if conclusion.all_alike:
         logger.warning(conclusion.text)
@@ -464,6 +470,7 @@ def _finish(
     used = replace(config, checkpoint=checkpoint, split=split, data=subject.data, features=base.features)
     write_text(out / "config.yaml", dump_config(replace(used, dataset=base.dataset)))
     headline = f"{config.task} on {split}, {'fine-tuned for each threshold' if config.refit else checkpoint}"
+    headline += f"; selects {where}" if where else ""
     if len(samples) > 1:
         headline += f", {len(samples)} seeds"
     # matplotlib is loaded by the rank that draws.
@@ -472,7 +479,22 @@ def _finish(
     sweep_figure(out / "sweep.png", rows, title=headline, accuracy_name=result.metric)
     sparsity_figure(out / "sparsity.png", rows, title=headline)
     files = [out / name for name in ("sweep.png", "sparsity.png", "sweep.csv", SWEEP_FILE)]
+    if where:
+        notes = [
+            f"thresholds select {where}: elsewhere all attention is kept",
+            *notes,
+        ]
+    if result.recorded < result.samples:
+        notes = [*notes, f"kept and entropy are of {result.recorded} of the {result.samples} samples"]
     return replace(result, rows=rows, conclusion=conclusion, problems=notes, files=files)
+
+
+def _where(config: ThresholdSweepConfig, subject: _Subject) -> str:
+    """Where the thresholds select, in words; "" for everywhere."""
+    if config.refit or subject.checkpoint is None:
+        layers, scope = subject.base.threshold_layers, subject.base.threshold_scope
+        return Selection(layers=None if layers is None else tuple(layers), scope=scope).where
+    return load_model_config(subject.checkpoint).attention_selection().where
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -5,9 +5,11 @@ A trace (`tbkin_core.figures.trace`) is made for every image; figures are drawn 
 
 from __future__ import annotations
 
+import itertools
 import re
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,6 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     question = [slug(model.question) or "question"]
     if config.threshold is not None or config.selection is not None:
         question.append(run_name_part(model.selection.rule, model.selection.threshold))
-    taken: set[str] = set()
     for source in progress(sources, "visualize", total=len(sources)) if len(sources) > 1 else sources:
         try:
             trace = model.trace(source)
@@ -85,7 +86,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
             result.problems.append(f"left out: {error.message}")
             continue
         stem = source.stem if isinstance(source, Path) else slug(source) or "image"
-        base = result.out / _free_name("-".join([stem, *question]), taken)
+        base = _free_base(config, result.out / "-".join([stem, *question]), trace)
         file = base.with_name(f"{base.name}.npz")
         save_trace(file, trace)
         figures = _draw_trace(config, base, trace)
@@ -137,20 +138,28 @@ def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace) -> list[Path]
     from tbkin_core.figures.graph import graph_figure
     from tbkin_core.figures.page import write_page
 
+    figures = _figure_files(config, base)
+    for file in figures:
+        if file.suffix == ".html":
+            write_page(file, trace)
+        elif file.stem == f"{base.name}-graph":
+            graph_figure(file, trace)
+        else:
+            trace_figure(file, trace, config.aggregate, config.layer, config.head, config.column)
+    return figures
+
+
+def _figure_files(config: VisualizeConfig, base: Path) -> list[Path]:
+    """The files that the figures of a trace are drawn into, the one of the attention first."""
     parts = [base.name, *([config.aggregate] if config.aggregate else [])]
     parts += [f"{name}{value}" for name in ("layer", "head") if (value := getattr(config, name)) is not None]
     parts += ["column"] if config.column else []
     files = []
     for suffix in dict.fromkeys(config.format):
         files.append(base.with_name(f"{'-'.join(parts)}.{suffix}"))
-        trace_figure(files[-1], trace, config.aggregate, config.layer, config.head, config.column)
         if config.graph:
             files.append(base.with_name(f"{base.name}-graph.{suffix}"))
-            graph_figure(files[-1], trace)
-    if config.html:
-        files.append(base.with_name(f"{base.name}.html"))
-        write_page(files[-1], trace)
-    return files
+    return [*files, base.with_name(f"{base.name}.html")] if config.html else files
 
 
 def _draw_again(config: VisualizeConfig) -> RedrawnResult:
@@ -158,6 +167,7 @@ def _draw_again(config: VisualizeConfig) -> RedrawnResult:
     out = None if config.out is None else make_directory(config.out)
     files: list[Path] = []
     images = []
+    taken: set[Path] = set()
     for path in config.images:
         trace = load_trace(path)
         if config.wants_graph and trace.graph is None:
@@ -165,20 +175,51 @@ def _draw_again(config: VisualizeConfig) -> RedrawnResult:
             from tbkin_core.graphs.question import unified_graph
 
             trace = replace(trace, graph=unified_graph(trace.text, trace.boxes, trace.region_labels))
-        figures = _draw_trace(config, (out or path.parent) / path.stem, trace)
+        # Traces of several directories may have one name.
+        base = next(place for place in _numbered((out or path.parent) / path.stem) if place not in taken)
+        taken.add(base)
+        figures = _draw_trace(config, base, trace)
         files += figures
         images.append(image_answer(trace, trace.dense, str(path), figures, path))
     return RedrawnResult(out=out or files[0].parent, images=images, files=files)
 
 
-def _free_name(name: str, taken: set[str]) -> str:
-    """The name, with a number where an image before it in this call has the same."""
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}-{number}"
-    taken.add(free)
-    return free
+def _free_base(config: VisualizeConfig, base: Path, trace: Trace) -> Path:
+    """Where a trace and its figures go: at `base`, with a number where something else lies there.
+
+    The same thing drawn again has its place again.
+    """
+
+    def is_free(place: Path) -> bool:
+        own, figures = place.with_name(f"{place.name}.npz"), _figure_files(config, place)
+        # "the bar" with --graph draws into the file of "the bar graph".
+        if any(other.exists() for file in figures if (other := file.with_suffix(".npz")) != own):
+            return False
+        if not own.exists():
+            return not any(file.exists() for file in figures)
+        try:
+            return _shows_the_same(load_trace(own), trace)
+        except DataError:
+            return False
+
+    return next(filter(is_free, _numbered(base)))
+
+
+def _numbered(base: Path) -> Iterator[Path]:
+    """The place itself, then with the numbers from 2."""
+    yield base
+    yield from (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+
+
+def _shows_the_same(one: Trace, other: Trace) -> bool:
+    """Whether two traces are of one image and its regions, text, checkpoint and selection."""
+    alike = all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("task", "text", "image_size", "selection", "threshold", "scope", "layers")
+    )
+    same_model = Path(one.checkpoint).resolve() == Path(other.checkpoint).resolve()
+    same_boxes = one.boxes.shape == other.boxes.shape and np.allclose(one.boxes, other.boxes, atol=1)
+    return alike and same_model and same_boxes and np.array_equal(one.image, other.image)
 
 
 # ---- sheets of results --------------------------------------------------------------------------
@@ -249,7 +290,11 @@ def _draw_sheet(
         caption += "✗ what the model answered with its probability, ✓ what is right."
     out = make_directory(config.out or ROOT / "visualize")
     title = f"{content['checkpoint']} on {content['split']}: {what}"
-    name = f"{slug(Path(content['checkpoint']).name)}-{slug(content['split'])}"
+    checkpoint = Path(content["checkpoint"])
+    name = f"{slug(checkpoint.name)}-{slug(content['split'])}"
+    if checkpoint.parent != ROOT / "finetune":
+        # Models of several directories may have one name.
+        name += f"-{zlib.crc32(str(checkpoint).encode()):08x}"
     files = []
     for suffix in dict.fromkeys(config.format):
         files.append(out / f"{name}-{'wrong' if config.wrong else 'answers'}.{suffix}")

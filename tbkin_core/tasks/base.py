@@ -158,13 +158,11 @@ def run_batches(
             yield indices, output
 
 
-def accuracy_and_kept(
-    model: Any, accuracy: Callable[[Any], float], inputs: Inputs, batch_size: int
-) -> dict[str, float]:
+def accuracy_and_kept(model: Any, accuracy: Callable[[Any], float], inputs: Inputs) -> dict[str, float]:
     """What `accuracy` finds in one pass over the inputs, and what share of attention a selection keeps."""
     if not model.tbkin.selection.threshold:
         return {"accuracy": accuracy(model)}
-    meter = AttentionMeter(model, -(-len(inputs) // batch_size))
+    meter = AttentionMeter(model, len(inputs))
     return {"accuracy": accuracy(meter), **meter.shares()}
 
 
@@ -321,7 +319,7 @@ class FinetuneObjective(Objective):
         if self.validation is None:
             return {}
         inputs = self.validation.inputs
-        return accuracy_and_kept(model, lambda it: self.accuracy(it, inputs, device), inputs, self.batch_size)
+        return accuracy_and_kept(model, lambda it: self.accuracy(it, inputs, device), inputs)
 
     def kept_configuration(self, model: Any) -> AbstractContextManager[None]:
         """While the model is written its configuration says what the last evaluation found."""
@@ -397,11 +395,11 @@ class Task(ABC):
             size: Width and height of the image in pixels.
         """
 
-    def target_box(
+    def target_boxes(
         self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None, size: tuple[int, int]
-    ) -> tuple[float, float, float, float] | None:
-        """The true box (x1, y1, x2, y2) of a text about an image of a size, where the dataset has it."""
-        return None
+    ) -> list[tuple[float, float, float, float]]:
+        """The true boxes (x1, y1, x2, y2) that the dataset has for a text about an image of a size."""
+        return []
 
 
 class FinetuneTask(Task, Generic[Sample]):

@@ -89,19 +89,24 @@ class RecTask(FinetuneTask[Expression]):
     def text(self, sample: Expression) -> str:
         return sample.text
 
-    def target_box(
+    def target_boxes(
         self, dataset: Dataset, image_id: ImageId, text: str, subset: str | None, size: tuple[int, int]
-    ) -> tuple[float, float, float, float] | None:
+    ) -> list[tuple[float, float, float, float]]:
         sets = dataset.expression_sets()
-        wanted = text.casefold()
-        for item in dataset.expressions(name=subset if subset in sets else None) if sets else ():
-            if item.image_id == image_id and " ".join(item.text.split()).casefold() == wanted:
-                scale = scale_between((item.width, item.height), size)
-                if scale is None:
-                    return None
-                x1, y1, x2, y2 = (xywh_to_xyxy([item.target_xywh], np.float64)[0] * scale).tolist()
-                return x1, y1, x2, y2
-        return None
+        # Of several sets the first that has the text, as training takes the first.
+        for name in [subset] if subset in sets else sets:
+            found: set[tuple[float, float, float, float]] = set()
+            for item in dataset.expressions(name=name):
+                said = " ".join(item.text.split()).casefold() == text.casefold()
+                if item.image_id == image_id and said:
+                    scale = scale_between((item.width, item.height), size)
+                    if scale is None:
+                        return []
+                    x1, y1, x2, y2 = (xywh_to_xyxy([item.target_xywh], np.float64)[0] * scale).tolist()
+                    found.add((x1, y1, x2, y2))
+            if found:
+                return sorted(found)
+        return []
 
     def build_head(self, training: Sequence[Expression], config: FinetuneConfig) -> Head:
         return Head()

@@ -36,7 +36,7 @@ _FOREIGN = frozenset(
         "auf aus che chi combien con cor couleur cual cuál cuantos cuántos da das de dei der des di donde"
         " dónde dos dove e é ein eine el en er es esta está est et farbe gli het hay hoeveel hvad hvilken il"
         " ist kleur la las le les lo los mit och od o ona os où para per por pour qual quale quanti quantos"
-        " que qué quel quelle quelles quem quién qui são sind sont sono sur todo tu um uma un una une und van"
+        " que qué quel quelle quelles quem quién qui são sind sont sono sur todo tu um uma un una une und"
         " vor waar wat welche welcher welches welke wer wie wo y zijn",
     )
 )
@@ -79,12 +79,16 @@ def _is_inverted(text: str, second: str) -> bool:
     return missed or bool(subjects and 0 < subjects[0].i < verb.i)
 
 
-def looks_foreign(text: str) -> bool:
-    """Whether a text is in another language than English, as far as its small words and letters tell."""
+def looks_foreign(text: str, least: int = 2) -> bool:
+    """Whether a text is in another language than English, as far as its small words and letters tell.
+
+    Where its letters do not, it must have `least` small words of other languages, and fewer of English. One
+    says little of one text, such as "le mans poster", and enough of many.
+    """
     letters = [character for character in text if character.isalpha()]
     if sum(character > "\u024f" for character in letters) > len(letters) / 2:
         return True
     words = re.findall(r"\w+", text.lower())
     # Each once: "la la land poster" is English.
     foreign, english = (len(known.intersection(words)) for known in (_FOREIGN, _ENGLISH))
-    return foreign >= 2 and foreign > english
+    return foreign >= least and foreign > english

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_VOCABULARY = 30522
+# What the tokenizers library calls the settings of transformers.
+_NORMALIZER_SETTINGS = {
+    "lowercase": "do_lower_case",
+    "strip_accents": "strip_accents",
+    "handle_chinese_chars": "tokenize_chinese_chars",
+}
 
 
-def words_of(text: str) -> list[str]:
-    """Lower-case words and punctuation without accents, as BERT's uncased tokenizer splits them."""
+def words_of(text: str, tokenizer: Tokenizer | None = None) -> list[str]:
+    """Words and punctuation as a tokenizer splits them, by default BERT's: lower case, without accents."""
     from tokenizers.normalizers import BertNormalizer
     from tokenizers.pre_tokenizers import BertPreTokenizer
 
-    plain = BertNormalizer(lowercase=True).normalize_str(text)
+    normalizer = tokenizer.normalizer if tokenizer else BertNormalizer(lowercase=True)
+    plain = normalizer.normalize_str(text) if normalizer else text
     return [word for word, _ in BertPreTokenizer().pre_tokenize_str(plain)]
 
 
@@ -82,6 +89,7 @@ def extend_tokenizer(
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory (tokenizer.json or vocab.txt) or of a hub id.
 
+    A `tokenizer_config.json` beside it says whether it lowers case and strips accents, as in transformers.
     Of a file of weights, such as ROSITA's, it is the one in its directory, else that of bert-base-uncased.
 
     Raises:
@@ -105,13 +113,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             tokenizer.no_padding()
             tokenizer.no_truncation()
         elif (directory / "vocab.txt").is_file():
-            return tokenizer_of((directory / "vocab.txt").read_text(encoding="utf-8").splitlines())
+            tokenizer = tokenizer_of((directory / "vocab.txt").read_text(encoding="utf-8").splitlines())
         elif directory.exists():
             raise CheckpointError(f"{path}: has no tokenizer.json and no vocab.txt")
         else:
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(str(path)).backend_tokenizer
+        _configure(tokenizer, directory / "tokenizer_config.json")
     except CheckpointError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
@@ -123,6 +132,20 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             hint="a BERT-type (WordPiece) tokenizer is needed",
         )
     return tokenizer
+
+
+def _configure(tokenizer: Tokenizer, file: Path) -> None:
+    """What a tokenizer_config.json says of case, accents and Chinese characters, where there is one."""
+    from tokenizers.normalizers import BertNormalizer
+
+    normalizer = tokenizer.normalizer
+    if not file.is_file() or not isinstance(normalizer, BertNormalizer):
+        return
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    for name, setting in _NORMALIZER_SETTINGS.items():
+        if setting in settings:
+            setattr(normalizer, name, settings[setting])
+    tokenizer.normalizer = normalizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:

@@ -113,7 +113,7 @@ def main() -> None:
             """Seconds of a plain evaluation, as training does it after an epoch."""
             evaluate.model.tbkin.selection = Selection()
             started = time.perf_counter()
-            evaluate.task.predict(evaluate.model, evaluate.split.inputs, evaluate.device)
+            evaluate.task.predict(evaluate.model, evaluate.split.inputs, evaluate.device, arguments.batch)
             return time.perf_counter() - started
 
         dense()
