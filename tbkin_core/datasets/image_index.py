@@ -410,6 +410,8 @@ class ImageIndex:
 
     def _note_elsewhere(self, plain: str, path: str) -> None:
         """Say that a picture lies in another directory than its name says."""
+        if "/" not in plain:
+            return
         named, lies = (posixpath.basename(posixpath.dirname(each)) for each in (plain, path))
         if named in ("", lies) or is_coco_name(plain) or (plain, path) in self._elsewhere:
             return
