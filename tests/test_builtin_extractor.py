@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import succeeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from PIL import Image, ImageDraw
 from tbkin_core.boxes import pairwise_iou
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.extractors.builtin import BuiltinExtractor
-from tbkin_core.features.pictures import load_image
+from tbkin_core.features.pictures import load_image, used_bits
 from tbkin_core.features.regions import RegionFeatures
 
 COLOURS = {
@@ -326,6 +327,48 @@ def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     expected = np.asarray((source if mode in ("RGB", "P", "RGBA", "CMYK", "YCbCr") else source.convert(
         "1" if mode == "1" else "L")).convert("RGB"))  # fmt: skip
     assert np.abs(pixels.astype(int) - expected).mean() < 12
+
+
+def twelve_bit_tiff(path: Path, values: np.ndarray) -> Path:
+    """A grey TIFF of 12 bits per sample, two pixels in three bytes."""
+    height, width = values.shape
+    pairs = values.reshape(-1, 2).astype(np.uint32)
+    packed = pairs[:, 0] << 12 | pairs[:, 1]
+    data = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8).tobytes()
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    end = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + end)
+    return path
+
+
+def test_twelve_bits_of_a_tiff_are_scaled_from_twelve(tmp_path: Path) -> None:
+    values = np.linspace(0, 4095, 40 * 20).astype(np.uint16).reshape(20, 40)
+    path = twelve_bit_tiff(tmp_path / "x.tif", values)
+    expected = np.rint(values / 4095 * 255)
+    assert np.abs(load_image(path)[0][..., 0] - expected).max() <= 1
+    assert used_bits(path) == 0, "nothing to tell of it"
+
+
+@pytest.mark.parametrize(("top", "bits"), [(4095, 12), (1000, 10), (200, 8), (16383, 14), (16384, 0), (0, 0)])
+def test_few_bits_in_sixteen_are_told_of_and_left_as_they_are(tmp_path: Path, top: int, bits: int) -> None:
+    values = np.linspace(0, top, 40 * 20).astype(np.uint16).reshape(20, 40)
+    for name in ("x.png", "x.tif"):
+        path = save(tmp_path / name, Image.fromarray(values))
+        assert used_bits(path) == bits
+        assert load_image(path)[0].max() == round(top / 257)
+    assert used_bits(save(tmp_path / "dark.png", Image.new("L", (4, 4), 3))) == 0, "of 8 bits"
+    (tmp_path / "broken.png").write_bytes(b"x")
+    assert used_bits(tmp_path / "broken.png") == 0
+
+
+def test_extraction_names_pictures_that_use_few_bits(tmp_path: Path) -> None:
+    grey = np.asarray(corner_image((80, 60)).convert("L")).astype(np.uint16)
+    for number, scale in enumerate((16, 16, 257)):
+        save(tmp_path / f"{number}.png", Image.fromarray(grey * scale))
+    problems = json.loads(succeeds("extract-features", tmp_path, "--json", cwd=tmp_path).out)["problems"]
+    (note,) = [problem for problem in problems if "16 bits" in problem]
+    assert "2 of 3 PNG and TIFF pictures looked at, such as 0.png" in note and "multiply them by 32" in note
 
 
 def test_transparency_is_laid_over_white(tmp_path: Path) -> None:

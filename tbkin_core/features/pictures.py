@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import Pixels
@@ -34,6 +34,9 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_WHITE = 65535  # of 16 bits
+_BITS_PER_SAMPLE = 258  # tag of TIFF
+
 # Filters of the warnings module are global to the process, so threads change them one at a time.
 _warnings_lock = threading.Lock()
 
@@ -42,7 +45,8 @@ def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, in
     """Read an image file as 8-bit RGB.
 
     The EXIF orientation is applied; of an animation or a multi-page file the first frame is taken;
-    transparency is laid over white; 16-bit values are scaled to 8 bits.
+    transparency is laid over white; 16-bit values are scaled to 8 bits, and those of a TIFF that says that
+    it has 12 bits from 12 (`used_bits` finds other files that use fewer than 16).
 
     Args:
         path: The image file.
@@ -126,6 +130,31 @@ def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[Pixel
     return np.array(flat, dtype=np.uint8), width, height
 
 
+def used_bits(path: Path) -> int:
+    """How many bits the values of a 16-bit picture take, where these are 14 or fewer; 0 for all others.
+
+    Medical pictures are often kept so, and are then read as nearly black. A file does not say whether it is
+    meant to be.
+    """
+    try:
+        with _open(path) as image:
+            deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+            if not deep or _white(image) != _WHITE or image.width * image.height > MAX_PIXELS:
+                return 0
+            bits = int(np.asarray(image).max()).bit_length()
+    except Exception:  # whatever is wrong with it, reading it has told already
+        return 0
+    return max(bits, 8) if 0 < bits <= 14 else 0
+
+
+def darkness(bits: int) -> str:
+    """What people should know of a 16-bit picture that uses so many bits, behind its name and a verb."""
+    return (
+        f"read as dark: of 16 bits, values below {1 << bits:,}; where they are meant to have {bits} bits,"
+        f" multiply them by {1 << (16 - bits)}"
+    )
+
+
 def is_turned(path: Path) -> bool:
     """Whether an EXIF tag shows a picture otherwise than its pixels lie; False where it cannot be read."""
     try:
@@ -154,7 +183,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if mode == "RGB" and "transparency" not in image.info:
         return image
     if mode.startswith("I") or mode == "F":  # 16-bit, 32-bit and floating point, one channel
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_to_8_bit(np.asarray(image), _white(image))).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         layer = image.convert("LA").convert("RGBA") if mode == "La" else image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -162,11 +191,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(values: NDArray) -> Pixels:
-    """One channel of 16-bit, 32-bit or floating-point values as (H, W) uint8."""
+def _white(image: Image.Image) -> int:
+    """The value of white in a picture of up to 16 bits; Pillow reads TIFFs of 12 bits as if of 16."""
+    twelve = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_BITS_PER_SAMPLE) == (12,)
+    return 4095 if twelve else _WHITE
+
+
+def _to_8_bit(values: NDArray, white: int) -> Pixels:
+    """One channel of values of up to 16 bits, of 32 bits or floating point as (H, W) uint8."""
     if values.dtype.kind in "iu":
         top = int(values.max())
-        divisor = 1.0 if values.dtype.itemsize > 2 and top <= 255 else 257.0 if top <= 65535 else top / 255.0
+        bytes_each = values.dtype.itemsize
+        divisor = 1.0 if bytes_each > 2 and top <= 255 else (white if top <= _WHITE else top) / 255.0
         scaled = values.astype(np.float32) / np.float32(divisor)
     else:
         finite = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)

@@ -20,7 +20,7 @@ from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.extractors import recorded_extractor
 from tbkin_core.features.extractors.base import regions_of_file
 from tbkin_core.features.extractors.opening import reopen_extractor
-from tbkin_core.features.pictures import load_image
+from tbkin_core.features.pictures import darkness, load_image, used_bits
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, batch_of_one, feature_kind
 from tbkin_core.figures.trace import Pass, Trace
@@ -139,6 +139,8 @@ class Answerer:
             picture, width, height = load_image(source, max_side=_PICTURE_SIDE)
             regions, object_names, attribute_names = self.regions.of_file(source, (width, height))
             self.problems += self.regions.notes
+            if bits := used_bits(source):
+                self.problems.append(f"{source}: is {darkness(bits)}")
             # Reading the annotations of a large dataset takes a while: only for what shows something of them.
             needed = self.task.presentation.answers_are_regions or self.config.wants_graph
             image_id = self.data.image_id_of(source) if needed else None

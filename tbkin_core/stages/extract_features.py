@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from tbkin_core.datasets import open_dataset
+from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.features.extract import extract_dataset
+from tbkin_core.features.extractors import recorded_extractor
+from tbkin_core.features.pictures import darkness, used_bits
+from tbkin_core.features.store import FeatureStore
 from tbkin_core.results import ExtractFeaturesResult
 from tbkin_core.settings import ExtractFeaturesConfig, dump_config
 from tbkin_core.support.files import write_text
 from tbkin_core.support.shards import store_place
+
+_DEEP_SUFFIXES = (".png", ".tif", ".tiff")
+_MOST_LOOKED_AT = 100  # files; those of 16 bits are decoded once more
 
 
 def extract_features(config: ExtractFeaturesConfig) -> ExtractFeaturesResult:
@@ -36,9 +42,25 @@ def extract_features(config: ExtractFeaturesConfig) -> ExtractFeaturesResult:
     if not extraction.missing:
         store = extraction.store
         counts |= {"images": len(store), "feature_size": store.feature_size}
+        problems += _dark_notes(dataset, store) if extraction.made else []
         return ExtractFeaturesResult(out=out, problems=problems, extractor=store.extractor, **counts)
     problems.append(
         f"{extraction.missing} shards of other ranks are missing: the rank that ends last completes the"
         " store; what a rank has left out, the same command makes when it is run again"
     )
     return ExtractFeaturesResult(out=out, problems=problems, **counts)
+
+
+def _dark_notes(dataset: Dataset, store: FeatureStore) -> list[str]:
+    """A note on pictures of 16 bits that are nearly black because their values are of fewer."""
+    extractor = recorded_extractor(store.settings)
+    if extractor is None or not extractor.finds_boxes:  # then no picture was looked at
+        return []
+    # Other formats have 8 bits, or are scaled by what they say of themselves.
+    paths = [it.path for it in dataset.images() if it.path and it.path.suffix.lower() in _DEEP_SUFFIXES]
+    looked = paths[:: max(-(-len(paths) // _MOST_LOOKED_AT), 1)]
+    found = {path.name: bits for path in looked if (bits := used_bits(path))}
+    if not found:
+        return []
+    which = f"{len(found)} of {len(looked)} PNG and TIFF pictures looked at, such as {next(iter(found))}"
+    return [f"{which}, are {darkness(max(found.values()))}"]
