@@ -382,3 +382,31 @@ def test_the_store_with_most_regions_says_how_many_are_read(trained_workspace: P
         succeeds(*line, cwd=trained_workspace)
         config = json.loads((trained_workspace / f"{order[0]}-first/config.json").read_text())
         assert config["max_regions"] == config["extractor"]["max_regions"] == 36
+
+
+def test_captions_without_features_are_counted_and_a_dataset_is_named_once(trained_workspace: Path) -> None:
+    line = ("pretrain", "coco", "--epochs", "0", "--devices", "cpu", "--out", "some", "--json")
+    whole = json.loads(succeeds(*line, cwd=trained_workspace).out)
+    assert not any("left out, they have" in note for note in whole["problems"])
+    pictures = sorted((trained_workspace / "coco/train").glob("*.jpg"))
+    for picture in pictures[:3]:
+        picture.unlink()
+    for command in ("extract-features", "build-graphs"):
+        succeeds(command, "coco", "--overwrite", "--workers", "0", cwd=trained_workspace)
+    fewer = json.loads(succeeds(*line, "--overwrite", cwd=trained_workspace).out)
+    (note,) = (note for note in fewer["problems"] if "left out, they have" in note)
+    assert fewer["captions"] < whole["captions"] and note.startswith("coco: ")
+    (trained_workspace / "again").symlink_to("coco", target_is_directory=True)
+    says = ("data: again is coco again", "name each dataset once")
+    fails("pretrain", "coco", "again", cwd=trained_workspace, code=2, says=says)
+    for picture in (trained_workspace / "coco/train").glob("*.jpg"):
+        picture.unlink()
+    for command in ("extract-features", "build-graphs"):
+        succeeds(command, "coco", "--overwrite", "--workers", "0", cwd=trained_workspace)
+    fails(
+        *line,
+        "--overwrite",
+        cwd=trained_workspace,
+        code=1,
+        says=("holds features of no image of the captions",),
+    )

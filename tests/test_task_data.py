@@ -474,7 +474,9 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "images").mkdir(parents=True)
     for number in range(10):
         picture = Image.new("RGB", (96, 72), (240, 240, 240))
-        ImageDraw.Draw(picture).rectangle((20, 15, 60, 55), fill=COLOURS[list(COLOURS)[number % 3]])
+        ImageDraw.Draw(picture).rectangle(
+            (20 + number, 15, 60 + number, 55), fill=COLOURS[list(COLOURS)[number % 3]]
+        )
         picture.save(place / "images" / f"{number}.jpg")
     write_vqa(place, *vqa_entries({"train": range(6), "val": range(6, 9)}))
     write_rec(place / "refcoco", {"unc": rec_entries({"train": range(5), "val": [6, 7], "testA": [8]})}, 9)
@@ -561,6 +563,19 @@ def test_faulty_vqa_files_cost_what_is_faulty(
         assert sum(text in note for note in notes) == 1, notes
     told = ("no question-only model", "weights begin at random", "val: only 3 images")
     assert len([note for note in notes if not note.startswith(told)]) == len(says), notes
+
+
+def test_a_picture_under_two_names_in_train_and_val_is_named(squares: Path, tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    shutil.copytree(squares, place)
+    shutil.copyfile(place / "images/2.jpg", place / "images/7.jpg")
+    line = ("finetune", "--task", "vqa", "--epochs", "1", "--json")
+    for told in (False, True):
+        notes = json.loads(succeeds(*line, "--out", f"told-{told}", cwd=tmp_path).out)["problems"]
+        same = [note for note in notes if "under other names" in note]
+        assert bool(same) is told
+        succeeds("extract-features", "data", "--overwrite", "--workers", "0", cwd=tmp_path)
+    assert same[0].startswith("val: 1 of 3 images") and "such as 7, which is 2 too" in same[0]
 
 
 def test_an_answers_file_that_fits_nothing(squares: Path, tmp_path: Path) -> None:

@@ -206,8 +206,23 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     notes += objective.notes
     for name, part in parts.items():
         notes += text_notes(name, part.inputs.table, plan.max_text_tokens)
+    notes += _same_pictures(parts, store)
     learnt = (training, head, start, plan, parts, objective)
     return _Prepared(task, data, dataset, store, splits, *learnt, made_from, notes)
+
+
+def _same_pictures(parts: Mapping[str, Split], store: FeatureStore) -> list[str]:
+    """Notes on pictures that are trained on under one name and evaluated under another."""
+    notes, trained = [], dict.fromkeys(parts["train"].image_ids)
+    for name, part in parts.items():
+        others = [image_id for image_id in dict.fromkeys(part.image_ids) if image_id not in trained]
+        if found := store.same_pictures(others, trained):
+            own, other = next(iter(found.items()))
+            notes.append(
+                f"{name}: {len(found)} of {len(others)} images are pictures that are trained on under other"
+                f" names (such as {own}, which is {other} too), so results tell less of new images"
+            )
+    return notes
 
 
 def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: TrainingResult) -> None:

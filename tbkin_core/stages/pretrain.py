@@ -43,7 +43,10 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             "data: name at least one dataset directory", hint="for example `tbkin pretrain coco/`"
         )
     resolve_devices(config.devices)
+    places: dict[Path, Path] = {}
     for data, features, graphs in _sources(config):
+        if (same := places.setdefault(data.resolve(), data)) is not data:
+            raise ConfigError(f"data: {data} is {same} again", hint="name each dataset once; --weights mixes")
         open_dataset(data)
         feature_place(features, data)
         if not (graphs / MANIFEST).exists():
@@ -172,10 +175,21 @@ def _captions(
     if not trained:
         raise DataError(f"{graph_dir}: only test splits ({', '.join(sorted(splits))}); nothing to train on")
     training = load_captions(graphs, trained, features)
+    written = caption_texts(graphs, trained)
+    notes = []
+    if lacking := len(written) - len(training):
+        notes.append(
+            f"{dataset.path}: {lacking} of {len(written)} captions of {'+'.join(trained)} left out, they have"
+            " no image or none with features"
+        )
+    if not len(training):
+        raise DataError(
+            f"{feature_dir}: holds features of no image of the captions in {graph_dir}",
+            hint=f"run `tbkin extract-features {dataset.path}` with the pictures in place",
+        )
     spare_rows = ~evaluated.among(dataset, training.image_ids)
     left_out = int((~spare_rows).sum())
     training = select_captions(training, spare_rows) if left_out else training
-    notes = []
     if left_out:
         notes.append(
             f"{dataset.path}: {left_out} captions left out, their images are in a val or test split of"
@@ -191,7 +205,7 @@ def _captions(
         validation = load_captions(graphs, ["val"], features)
     if not len(validation):
         training, validation = _split_captions(training, seed)
-    texts = [*caption_texts(graphs, trained), *_training_texts(dataset)]
+    texts = [*written, *_training_texts(dataset)]
     return _Captions(dataset.path, features, training, validation, texts, notes)
 
 
