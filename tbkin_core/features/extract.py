@@ -112,7 +112,7 @@ def extract_dataset(
                 empty.unlink()  # it tells of failures alone
             (out / MANIFEST).unlink(missing_ok=True)
             shown = f"; the first: {extraction.problems[0]}" if extraction.problems else ""
-            raise DataError(f"{dataset.root}: none of {extraction.skipped} images could be read{shown}")
+            raise DataError(f"{dataset.path}: none of {extraction.skipped} images could be read{shown}")
         if not extraction.missing:
             writer.finish()
         return extraction

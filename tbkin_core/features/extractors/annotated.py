@@ -51,7 +51,7 @@ class AnnotatedRegions(PictureExtractor):
         annotated = dataset.boxes()
         if not annotated:
             raise ConfigError(
-                f"{dataset.root}: no annotated boxes (COCO instances_*.json, Visual Genome objects)",
+                f"{dataset.path}: no annotated boxes (COCO instances_*.json, Visual Genome objects)",
                 hint="use --extractor builtin, or a detection model",
             )
         objects, attributes = visual_genome_names("objects"), visual_genome_names("attributes")

@@ -111,7 +111,7 @@ class ImportedFeatures(FeatureReader):
         first = next((survey for survey in surveys if survey.feature_sizes), None)
         if first is None:
             raise self._error or ConfigError(
-                f"{dataset.root}: no features to import (.npz, pairs of .npy, TSV or HDF5 files)",
+                f"{dataset.path}: no features to import (.npz, pairs of .npy, TSV or HDF5 files)",
                 hint="use --extractor builtin",
             )
         file_format = (

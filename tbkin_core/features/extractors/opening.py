@@ -74,7 +74,7 @@ def open_extractor(name: str, request: Request) -> OpenExtractor:
         if not files:
             seen = "".join(f"; {problem}" for problem in dataset.problems[:3])
             raise DataError(
-                f"{dataset.root}: none of its {len(records)} images is on disk{seen}",
+                f"{dataset.path}: none of its {len(records)} images is on disk{seen}",
                 hint="put the image files into the directory, or import features made elsewhere",
             )
     request = replace(
