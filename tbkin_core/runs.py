@@ -60,7 +60,9 @@ def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict
                 hint = "choose another place with --out DIR"
                 raise DataError(f"{path}: holds something else than a run", hint=hint)
             break
-        same = found.get("stage") == stage and _as_now(found.get("settings"), config) == settings
+        kept = _as_now(found.get("settings") or {}, config)
+        changed = _changed_settings(kept, settings, path, found.get("made_in"))
+        same = found.get("stage") == stage and not changed
         if config.overwrite and (same or config.out is not None):
             _set_aside(path)
             break
@@ -70,8 +72,6 @@ def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict
             _tidy(path)
             return path, None
         if config.out is not None:
-            kept = _as_now(found.get("settings") or {}, config)
-            changed = sorted(key for key in {*kept, *settings} if kept.get(key) != settings.get(key))
             other = f" with other settings ({', '.join(changed)})" if found.get("stage") == stage else ""
             hint = "use --overwrite to replace it, or another --out DIR"
             raise DataError(f"{path}: holds a run of {found.get('stage')}{other}", hint=hint)
@@ -91,6 +91,25 @@ def _as_now(kept: Any, config: StageConfig) -> Any:
         return kept
     defaults = {name: field.default for name, field in fields_of(type(config)).items()}
     return {name: defaults[name] for name in run_settings(config) if name in defaults} | kept
+
+
+def _changed_settings(
+    kept: Mapping[str, Any], settings: Mapping[str, Any], run: Path, made_in: str | None
+) -> list[str]:
+    """Names of the settings that differ; a place is the same by whatever path it is named."""
+
+    def place(base: Path, typed: Any) -> Any:
+        if isinstance(typed, list):
+            return [place(base, entry) for entry in typed]
+        return (base.absolute() / typed).resolve() if typed else typed
+
+    def same(name: str) -> bool:
+        one, other = kept.get(name), settings.get(name)
+        if one == other or made_in is None or name not in _PLACES:
+            return one == other
+        return bool(one and other) and place(run / made_in, one) == place(Path(), other)
+
+    return sorted(name for name in {*kept, *settings} if not same(name))
 
 
 @contextlib.contextmanager

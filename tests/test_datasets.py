@@ -10,6 +10,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -950,7 +951,7 @@ def test_scores_of_answers_are_those_that_ten_people_give(tmp_path: Path, scores
         ("['yes' 'no'\n 'yes']", ("yes", "no", "yes")),  # as NumPy prints its arrays
         ("yes|no|", ("yes", "no")),
         ("[]", ()),
-        ("42.0", ("42",)),
+        ("42.0", ("42.0",)),
     ],
 )
 def test_cells_of_a_table_with_several_answers(tmp_path: Path, cell: str, answers: tuple[str, ...]) -> None:
@@ -991,8 +992,78 @@ def open_dataset_problems(place: Path) -> list[str]:
     return dataset.problems
 
 
+def test_counts_and_choices_are_taken_for_what_they_are(tmp_path: Path) -> None:
+    row = {"image": "a.jpg", "question": "where?"}
+    rows = [
+        {"answers": {"red": 2, "blue": 1}},
+        {"answers": {"ids": ["x"], "weights": [1]}},
+        {"choices": ["Maine", "Ohio"], "answer": 1},
+        {"options": ["Maine", "Ohio"], "answer": "B"},
+        {"options": {"A": "Maine", "B": "Ohio"}, "answer": "B"},
+        {"options": ["a", "b"], "answer": "b"},
+        {"answer": "yes", "label": 1},
+        {"label": "yes"},
+    ]
+    entries = [{**row, "question": f"where {number}?", **more} for number, more in enumerate(rows)]
+    write(tmp_path, "train.json", [{**entry, "id": number} for number, entry in enumerate(entries)])
+    dataset = open_dataset(tmp_path)
+    found = [question.answers for question in dataset.questions()]
+    assert found == [
+        ("red", "red", "blue"), (), ("Ohio",), ("Ohio",), ("Ohio",), ("b",), ("yes",), ("yes",)
+    ]  # fmt: skip
+    one_problem(dataset.problems, "question 1", "none of 0 to 1")
+
+
+def test_the_name_of_a_file_goes_before_an_id_beside_it(tmp_path: Path) -> None:
+    for number in (1, 9):
+        write(tmp_path, f"images/img{number}.jpg")
+    row = {"image": "img9.jpg", "image_id": 1, "question": "what?", "answer": "x"}
+    write(tmp_path, "q.json", [row])
+    write(tmp_path, "q.jsonl", json.dumps({**row, "question": "and?"}))
+    write(tmp_path, "c.jsonl", json.dumps({"image": "img9.jpg", "image_id": 1, "text": "a dog"}))
+    dataset = open_dataset(tmp_path)
+    assert {item.image_id for item in (*dataset.questions(), *dataset.captions())} == {9}
+
+
+def test_a_set_without_answers_takes_none_of_another_set(tmp_path: Path) -> None:
+    for place, text in (("vqa1", "what?"), ("okvqa", "who?")):
+        for split in ("train", "val"):
+            asked = [{"question_id": 5, "image_id": 1, "question": text}]
+            write(tmp_path, f"{place}/OpenEnded_mscoco_{split}2014_questions.json", {"questions": asked})
+    told = [{"question_id": 5, "multiple_choice_answer": "red"}]
+    write(tmp_path, "vqa1/mscoco_train2014_annotations.json", {"annotations": told})
+    dataset = open_dataset(tmp_path)
+    answers = {
+        name: [q.answers for q in dataset.questions("train", name)] for name in dataset.question_sets()
+    }
+    assert sorted(answers.items()) == [("okvqa", [()]), ("vqa1", [("red",)])]
+
+
+def test_a_quoted_text_over_several_lines_of_a_table(tmp_path: Path) -> None:
+    rows = ["image,question,answer", 'a.jpg,"what', 'is it?",red', 'b.jpg,"open,x', 'c.jpg,"is, it?",no']
+    write(tmp_path, "mine.csv", "\n".join(rows))
+    dataset = open_dataset(tmp_path)
+    assert [(q.image_id, q.question) for q in dataset.questions()] == [("a", "what is it?"), ("c", "is, it?")]
+    one_problem(dataset.problems, "line 4 is no row of separated values")
+
+
+def test_many_pictures_of_one_name_take_no_longer_than_others() -> None:
+    def seconds(count: int) -> float:
+        files = [f"images/s{number}/img.jpg" for number in range(count)]
+        names = [(f"s{number}/img.jpg", "annotations", None) for number in range(count)]
+        begin = time.process_time()
+        index = ImageIndex(files, [], names, Problems())
+        assert all(index.by_name(name, "annotations") is not None for name, _, _ in names)
+        return time.process_time() - begin
+
+    seconds(100)
+    assert seconds(8000) < 30 * max(seconds(1000), 0.01)  # 8 times as many; squared it would be 64 times
+
+
 def test_scores_that_nobody_gives_are_named(tmp_path: Path) -> None:
-    for number, scores in enumerate([{"a": 0.45}, {"a": 1, "b": 1, "c": 1}, {"a": 7}, {"a": "x", "b": 0.6}]):
+    for number, scores in enumerate(
+        [{"a": 0.45}, {"a": 1, "b": 1, "c": 1}, {"a": 7.5}, {"a": "x", "b": 0.6}]
+    ):
         row = {"question_id": 1, "sent": "what?", "img_id": "x", "label": scores}
         write(tmp_path / str(number), "train.json", [row])
         dataset = open_dataset(tmp_path / str(number))

@@ -339,3 +339,16 @@ def test_own_expressions_beside_others(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "others")
     assert not dataset.expression_sets() and len(dataset.questions()) == len(dataset.captions()) == 1
     one_problem(dataset.problems, "captions.jsonl: line 1 has a box (not read")
+
+
+def test_shares_of_the_image_among_pixels_are_left_out_and_most_of_them_refused(tmp_path: Path) -> None:
+    share = {"image": "a.jpg", "text": "left", "x1": 0.1, "y1": 0.2, "x2": 0.5, "y2": 1.002}
+    pixels = {"image": "a.jpg", "text": "right", "x1": 10, "y1": 20, "x2": 50, "y2": 90}
+    file = tmp_path / "expressions.jsonl"
+    file.write_text("\n".join(map(json.dumps, [pixels, pixels, share])))
+    dataset = open_dataset(tmp_path)
+    assert [item.text for item in dataset.expressions()] == ["right", "right"]
+    assert any("line 3 has a box of shares of the image" in problem for problem in dataset.problems)
+    file.write_text("\n".join(map(json.dumps, [pixels, share, share])))
+    with pytest.raises(DataError, match="shares of the image"):
+        open_dataset(tmp_path).expressions()

@@ -116,6 +116,8 @@ class ImageIndex:
         self.files, listed, named = list(files), list(listed), list(named)
         self._problems = problems
         self._directories: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # of names, by their last part
+        self._several: dict[str, bool] = {}  # of names, whether pictures of several directories are called so
+        self._by_tail: dict[str, list[str]] = defaultdict(list)  # by directory and name
         self._elsewhere: set[tuple[str, str]] = set()
         for name in (*(image.file_name or "" for image in listed), *(name for name, _, _ in named)):
             *directory, last = _plain(name).split("/")
@@ -132,6 +134,7 @@ class ImageIndex:
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         self._by_number: dict[int, list[str]] = defaultdict(list)
         self._listed_by_name: dict[str, ImageId] = {}
+        self._listed_by_stem: dict[str, ImageId | None] = {}  # None where several listed images share it
         self._same_name: dict[str, list[ImageId]] = {}  # names that several listed images share
         self._same_id: dict[ImageId, list[ImageId]] = {}  # ids that several listed images share
         self._key_in: dict[tuple[str, ImageId], ImageId] = {}  # their keys, by annotation file and id
@@ -204,7 +207,11 @@ class ImageIndex:
 
     def _listed_key(self, plain: str) -> ImageId | None:
         """Key of the listed image of a name, whether it is on disk or not."""
-        key = self._listed_by_name.get(posixpath.basename(plain))
+        last = posixpath.basename(plain)
+        key = self._listed_by_name.get(last)
+        if key is None and posixpath.splitext(last)[1].lower() not in IMAGE_SUFFIXES:
+            key = self._listed_by_stem.get(last)
+            plain = last
         if key is None or not self._may_be(plain, _plain(self.listed[key].file_name or "")):
             return None
         return key
@@ -241,6 +248,7 @@ class ImageIndex:
         pure = PurePosixPath(path)
         self._known.add(path)
         self._by_basename[pure.name].append(path)
+        self._by_tail[_tail(path)].append(path)
         self._by_stem[pure.stem].append(path)
         number = trailing_number(pure.stem)
         if number is not None:
@@ -296,6 +304,8 @@ class ImageIndex:
             self._key_of_path.setdefault(listing.path, key)
         if listing.image.file_name:
             name = PurePosixPath(listing.image.file_name).name
+            stem = PurePosixPath(name).stem
+            self._listed_by_stem[stem] = None if stem in self._listed_by_stem else key
             if self._listed_by_name.setdefault(name, key) != key:
                 self._same_name.setdefault(name, [self._listed_by_name[name]]).append(key)
 
@@ -387,8 +397,17 @@ class ImageIndex:
 
     def _among(self, paths: list[str], plain: str) -> list[str]:
         """Of paths with the last part of a name those that end in all of it; else those that may be it."""
-        whole = [path for path in paths if path.endswith("/" + plain) or _ends_in(plain, path)]
-        return whole or [path for path in paths if self._may_be(plain, path)]
+        if "/" not in plain or not paths:
+            return paths
+        whole = [
+            path
+            for path in self._by_tail.get(_tail(plain), ())
+            if path.endswith("/" + plain) or _ends_in(plain, path)
+        ]
+        last = posixpath.basename(plain)
+        if whole or (self._is_of_several(last) and not is_coco_name(last)):
+            return whole
+        return [path for path in paths if self._may_be(plain, path)]
 
     def _may_be(self, plain: str, path: str) -> bool:
         """Whether a name may stand for a path with the same last part.
@@ -405,8 +424,10 @@ class ImageIndex:
 
     def _is_of_several(self, last: str) -> bool:
         """Whether files call several pictures so, in different directories."""
-        longest = sorted(self._directories.get(last, ()), key=len, reverse=True)
-        return any(longest[0][: len(each)] != each for each in longest[1:])
+        if last not in self._several:
+            longest = sorted(self._directories.get(last, ()), key=len, reverse=True)
+            self._several[last] = any(longest[0][: len(each)] != each for each in longest[1:])
+        return self._several[last]
 
     def _note_elsewhere(self, plain: str, path: str) -> None:
         """Say that a picture lies in another directory than its name says."""
@@ -463,6 +484,11 @@ class ImageIndex:
 
 def _plain(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
+
+
+def _tail(path: str) -> str:
+    """Directory and name at the end of a path."""
+    return "/".join(path.rsplit("/", 2)[-2:])
 
 
 def _fold(name: str) -> str:

@@ -152,16 +152,18 @@ class QuestionSets:
         return questions
 
     def _answer_files(self, name: str, split: str) -> list[AnnotationFile]:
-        """Files with answers to a set's questions of a split; where none is named so, all of the split.
+        """Files with answers to a set's questions of a split; where none is named so, those of no other set.
 
         The ids of VQA v1 and OK-VQA overlap, so that another set's answers would fit some questions.
         """
         files = [file for file in self._all.holding(Holds.ANSWERS) if self._all.split_of(file) == split]
         families = set(map(_family, self._files(name)))
+        others = {_family(file) for each in self.names() if each != name for file in self._files(each)}
         for parts in (2, 1):  # by directory and name, else by name alone
             wanted = {family[-parts:] for family in families}
             if own := [file for file in files if _family(file)[-parts:] in wanted]:
                 return own
+            files = [file for file in files if _family(file) not in others]
         return files
 
     def _answers_in(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import gc
 import json
@@ -24,6 +25,8 @@ BORDER_TOLERANCE = 1.0
 LONG_TEXT_WORDS = 1000
 
 _JSON_BLANKS = re.compile(r"[ \t\n\r]*")
+_MOST_LINES = 20  # of a text in a table
+
 # Line breaks and tabs are blanks like any other; these are no part of a text.
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
 
@@ -166,18 +169,20 @@ class Source:
     def table_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line number and values, by the header's names, of each line of a table (see `delimiter_of`).
 
-        Line by line: a quotation mark without its second costs its line alone.
+        A quoted text may go over several lines; a quotation mark without its second costs its line alone.
         """
         names: list[str] = []
-        delimiter = ","
-        for number, line in self.lines():
+        delimiter, lines, place = ",", list(self.lines()), 0
+        while place < len(lines):
+            number, line = lines[place]
             delimiter = delimiter if names else delimiter_of(line)
-            try:
-                values = next(csv.reader([line], delimiter=delimiter, strict=True), [])
-            except csv.Error as error:
-                self.problem(f"line {number}", f"is no row of separated values: {error} (skipped)")
-                continue
-            if not names:
+            values, taken = _row_of([text for _, text in lines[place : place + _MOST_LINES]], delimiter)
+            place += max(taken, 1)
+            if not taken:
+                self.problem(
+                    f"line {number}", "is no row of separated values: its quotes do not fit (skipped)"
+                )
+            elif not names:
                 names = [value.strip().lower() for value in values]
             elif len(values) > len(names):
                 what = f"has {len(values)} columns, the header {len(names)}"
@@ -277,6 +282,15 @@ def encoding_of(start: bytes) -> str:
     zeros = "".join("0" if byte == 0 else "x" for byte in start[:4])
     wide = {"x0x0": "utf-16-le", "0x0x": "utf-16-be", "x000": "utf-32-le", "000x": "utf-32-be"}
     return wide.get(zeros, "utf-8")
+
+
+def _row_of(lines: Sequence[str], delimiter: str) -> tuple[list[str], int]:
+    """The values that the first of some lines begins, and how many lines they take: 0 where it is no row."""
+    for taken in range(1, len(lines) + 1):
+        with contextlib.suppress(csv.Error):
+            row = csv.reader([" ".join(lines[:taken])], delimiter=delimiter, strict=True)
+            return next(row, []), taken
+    return [], 0
 
 
 def delimiter_of(header: str) -> str:

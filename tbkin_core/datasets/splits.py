@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 
 _SPLIT = re.compile(
-    r"(?<![a-z])(valminusminival|minival|nominival|trainval|training|train|validation|valid|val|evaluation|eval"
+    r"(?<![a-z])(valminusminival|minival|nominival|trainval|training|train|validation|validate|valid|val|evaluation|eval"
     r"|unlabeled|development|dev|testing|test[-_ ]?(?:dev|standard|std|challenge)|test[ab]?)"
     r"(?=(?:[-_ ]?(?:set|split))?(?:(?:19|20)\d\d(?!\d)|[^a-z0-9]|$))"
 )
@@ -16,6 +16,7 @@ _SYNONYMS = {
     "eval": "val",
     "evaluation": "val",
     "validation": "val",
+    "validate": "val",
     "valid": "val",
     "dev": "val",
     "development": "val",

@@ -36,7 +36,7 @@ LABELS = {
 _CLASSES = 1601  # of bottom-up attention's detector, the background first
 _DAMAGED = (
     *(OSError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, AttributeError),
-    *(NotImplementedError, RuntimeError, SyntaxError, tokenize.TokenError, struct.error),
+    *(NotImplementedError, RuntimeError, MemoryError, SyntaxError, tokenize.TokenError, struct.error),
     *(zipfile.BadZipFile, zlib.error),
 )
 

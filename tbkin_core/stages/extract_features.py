@@ -57,7 +57,8 @@ def _dark_notes(dataset: Dataset, store: FeatureStore) -> list[str]:
     if extractor is None or not extractor.finds_boxes:  # then no picture was looked at
         return []
     # Other formats have 8 bits, or are scaled by what they say of themselves.
-    paths = [it.path for it in dataset.images() if it.path and it.path.suffix.lower() in _DEEP_SUFFIXES]
+    read = (it.path for it in dataset.images() if it.path and it.image_id in store)
+    paths = [path for path in read if path.suffix.lower() in _DEEP_SUFFIXES and path.is_file()]
     looked = paths[:: max(-(-len(paths) // _MOST_LOOKED_AT), 1)]
     found = {path.name: bits for path in looked if (bits := used_bits(path))}
     if not found:

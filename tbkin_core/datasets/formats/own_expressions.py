@@ -32,6 +32,7 @@ _SIDES = {
 _BOX = {"xyxy": "xyxy", "xywh": "xywh", "box": "", "bbox": ""}
 # Of fewer boxes that rule a reading out, each may be a slip.
 _LEAST_SHARE = 0.05
+_LARGEST_SHARE = 1.05  # of an image's side: boxes may leave it a little
 _MOST_PICTURES = 1000  # that are opened for their size, to tell the two readings apart
 
 
@@ -163,13 +164,17 @@ def _numbers(value: Any) -> tuple[float, ...]:
 
 
 def _refs(source: Source, lines: Sequence[_Line]) -> Iterator[RefRow]:
-    if any(line.box.numbers for line in lines) and all(
-        abs(it) <= 1 for line in lines for it in line.box.numbers
-    ):
+    boxes = [line for line in lines if line.box.numbers]
+    shares = [line for line in boxes if max(map(abs, line.box.numbers)) <= _LARGEST_SHARE]
+    parts = [line for line in shares if any(number % 1 for number in line.box.numbers)]
+    if shares and (len(shares) == len(boxes) or len(parts) > 0.5 * len(boxes)):
         raise DataError(
-            f"{source.file.path}: its boxes are shares of the image, as {_example(lines)}",
+            f"{source.file.path}: its boxes are shares of the image, as {_example(shares)}",
             hint="multiply them by the image's width and height: boxes are in pixels",
         )
+    for line in parts:
+        source.problem(line.subject, "has a box of shares of the image, where others are in pixels (skipped)")
+    lines = [line for line in lines if line not in parts]
     nameless = [line for line in lines if line.box.numbers and not line.box.form]
     form = _form(source, nameless) if nameless else ""
     for line in lines:
@@ -227,7 +232,7 @@ def picture_size(path: Path | None) -> tuple[int, int] | None:
     """Width and height of a picture as it is shown; None where there is none, or it cannot be read."""
     from PIL import Image  # most datasets need none of it
 
-    if path is None:
+    if path is None or not path.is_file():  # to open a pipe would wait for ever
         return None
     try:
         with Image.open(path) as image:

@@ -9,6 +9,7 @@ from typing import Any
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
 from tbkin_core.datasets.formats.vqa import (
     ANSWER_KEYS,
+    ID_KEYS,
     IMAGE_KEYS,
     QUESTION_KEYS,
     first_of,
@@ -23,6 +24,7 @@ SHAPE = '{"image": "dog.jpg", "question": "what color is the dog?", "answer": "b
 
 
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_ID_COLUMNS = frozenset({*IMAGE_KEYS, *ID_KEYS})
 TABLES = frozenset({".csv", ".tsv"})
 
 
@@ -42,7 +44,7 @@ def _entries(source: Source, table: bool) -> Iterator[tuple[int, str, dict[str, 
             source.problem(subject, "is no JSON object (skipped)")
             continue
         if table:
-            item = {key: _plain_number(value) for key, value in item.items()}
+            item = {key: _plain_id(value) if key in _ID_COLUMNS else value for key, value in item.items()}
             if (given := first_of(item, ANSWER_KEYS)) is not None:
                 if (texts := _texts(str(given))) is None:
                     source.problem(subject, f"has answers that are no list of texts: {given[:40]} (left out)")
@@ -51,7 +53,7 @@ def _entries(source: Source, table: bool) -> Iterator[tuple[int, str, dict[str, 
         yield number, subject, item
 
 
-def _plain_number(value: str | None) -> str | None:
+def _plain_id(value: str | None) -> str | None:
     """42 of "42.0", as tables have it in a column in which a value is missing."""
     return value and re.sub(r"^(\d+)\.0$", r"\1", value)
 

@@ -20,14 +20,16 @@ from tbkin_core.datasets.splits import more_exact_split, normalise_split, split_
 
 # What publishers call the parts of an entry; of several that it has the first counts.
 QUESTION_KEYS = ("question", "sent", "query")
-IMAGE_KEYS = (
-    *("image_id", "image", "image_name", "img_name", "image_filename", "file_path", "file_name"),
-    *("imageId", "img_id", "imgname", "img_file", "image_path"),
+IMAGE_KEYS = (  # names of files first: an id beside one may count something else
+    *("image", "image_name", "img_name", "image_filename", "file_path", "file_name", "imgname", "img_file"),
+    *("image_path", "image_id", "imageId", "img_id"),
 )
 ID_KEYS = ("question_id", "questionId", "qid", "question_index", "id")
-ANSWER_KEYS = ("answers", "direct_answers", "label", "multiple_choice_answer", "answer")
+ANSWER_KEYS = ("answers", "direct_answers", "multiple_choice_answer", "answer", "label")
+_CHOICE_KEYS = ("choices", "options")
 SPLIT_KEYS = ("split", "set_name", "data_split")
 _LIST_KEYS = ("questions", "data", "annotations")
+_MOST_PEOPLE = 1000
 # Parts of GQA's entries, most of its gigabyte, that are not needed.
 _GQA_LARGE = ("semantic", "entailed", "equivalent", "annotations", "semanticStr", "groups", "fullAnswer")
 
@@ -40,6 +42,8 @@ def read_questions(source: Source) -> Content:
     """
     content = source.json(_small)
     entries = _entries(source, content)
+    if isinstance(content, dict) and isinstance(content.get("images"), list) and content["images"]:
+        source.problem("", "lists images, which is not read: its questions' ids are looked for among all")
     if entries is None:
         return Content()
     listed = source.objects(entries, "question", *ID_KEYS)
@@ -69,7 +73,7 @@ def questions_of(source: Source, entries: Iterable[tuple[int, str, dict[str, Any
         elif not text:
             source.problem(subject, "has no question (skipped)")
         elif question_id in seen and seen[question_id] == (image_id, text):
-            source.problem(subject, "is there twice, id and question (skipped)")
+            source.problem(subject, "is there twice, id and question (first kept)")
         else:
             if question_id is None or question_id in seen:
                 question_id = f"{source.file.name}:{number}"
@@ -158,6 +162,7 @@ def answers_of(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
     given = first_of(item, ANSWER_KEYS)
     if given == []:  # what else it says of the answer
         given = first_of(item, ANSWER_KEYS[1:])
+    given = _chosen(first_of(item, _CHOICE_KEYS), given)
     if isinstance(given, dict) and "answer" not in given:
         given = _ten_of(source, subject, given)
     listed = given if isinstance(given, list) else [given]
@@ -176,11 +181,27 @@ def answers_of(source: Source, subject: str, item: dict[str, Any]) -> AnswerRow:
     return AnswerRow(tuple(answers), question_type or "", answer_type or "", as_id(item.get("image_id")))
 
 
+def _chosen(choices: Any, given: Any) -> Any:
+    """The text of a choice that is given by its place from 0, or by its letter; else what is given."""
+    if isinstance(choices, dict):
+        return choices.get(given, given) if isinstance(given, str) else given
+    if not isinstance(choices, list) or given in choices:
+        return given
+    place = given
+    if isinstance(given, str) and re.fullmatch(r"[A-Za-z]", given):
+        place = ord(given.upper()) - ord("A")
+    is_place = isinstance(place, int) and not isinstance(place, bool) and 0 <= place < len(choices)
+    return choices[place] if is_place else given
+
+
 def _ten_of(source: Source, subject: str, scores: dict[str, Any]) -> list[str]:
     """Ten answers that earn the scores by which LXMERT and its heirs keep them: 0.3, 0.6, 0.9 and 1.
 
-    One, two, three and four or more of ten people earn these; answers that nobody knows of are empty.
+    One, two, three and four or more of ten people earn these; answers that nobody knows of are empty. Whole
+    numbers of which one is above 1 say how many people gave an answer.
     """
+    if all(isinstance(score, int) and score >= 0 for score in scores.values()) and max(scores.values()) > 1:
+        return [answer for answer, count in scores.items() for _ in range(min(count, _MOST_PEOPLE))]
     counts: dict[str, int] = {}
     for answer, score in scores.items():
         if not isinstance(score, int | float) or not 0 < score <= 1:
@@ -189,6 +210,8 @@ def _ten_of(source: Source, subject: str, scores: dict[str, Any]) -> list[str]:
         counts[answer] = max(1, round(score / 0.3)) if score < 1 else 4
         if all(abs(score - usual) > 0.04 for usual in (0.3, 0.6, 0.9, 1.0)):
             source.problem(subject, "has a score other than 0.3, 0.6, 0.9 and 1 (taken as the nearest)")
+    if not counts:
+        return []
     ten = [answer for answer, count in counts.items() for _ in range(count)]
     if len(counts) == 1 and len(ten) == 4:
         return [*counts]  # all agree

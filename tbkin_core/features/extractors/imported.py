@@ -29,6 +29,7 @@ _NAMES = {"object_ids": "objects", "attribute_ids": "attributes"}  # of bottom-u
 # Share and number of regions numbered 0: the first name, "yolk", is nowhere near as common.
 _BACKGROUND_SHARE, _BACKGROUND_REGIONS = 0.05, 10
 _DAMAGED_SHARE = 0.001  # of numbers that are too large; more are of another list
+_MANY_REGIONS, _SHORT_LIST = 1000, 100  # so many have no higher number where all 1,600 may be
 _BEYOND = "some of their numbers are beyond the {} {} of bottom-up attention: those regions have no such name"
 _LATE = "their {} are numbered, while those of the first images are not: these have no names"
 
@@ -69,6 +70,11 @@ class _Survey:
                 self.unnamed[name] = "it cannot be told whether 0 is the background or the first name"
         elif "object_ids" in self.unnamed:
             self.unnamed[name] = "what the numbers of the objects stand for is not known"
+        few = name == "object_ids" and len(numbers) >= _MANY_REGIONS and numbers.max() < _SHORT_LIST
+        if few and name not in self.unnamed:
+            self.unnamed[name] = (
+                f"none is above {numbers.max()}, so they are of a shorter list, such as COCO's"
+            )
         beyond = int((numbers >= count + self.background).sum())
         if beyond and beyond >= _DAMAGED_SHARE * len(numbers):
             self.unnamed[name] = f"their numbers go beyond the {count} of bottom-up attention"
