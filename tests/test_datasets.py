@@ -398,6 +398,19 @@ def test_names_that_file_systems_write_otherwise(tmp_path: Path) -> None:
     assert paths == [tmp_path / name for name in names]
     one_problem(dataset.problems, "d.JPG, which may be")
 
+    # Directories, too, also where other ones have a picture of the name.
+    for name in ("Zoe\u0308/1.jpg", "img/1.jpg"):
+        write(tmp_path / "deep", name)
+    rows = [
+        {"image": name, "question": "what?"}
+        for name in ("Zo\u00eb/1.jpg", "IMG/1.jpg", "img/1.jpg", "far/1.jpg")
+    ]
+    write(tmp_path / "deep", "questions.json", rows)
+    dataset = open_dataset(tmp_path / "deep")
+    paths = [dataset.image(question.image_id).path for question in dataset.questions()]
+    img = tmp_path / "deep/img/1.jpg"
+    assert paths == [tmp_path / "deep/Zoe\u0308/1.jpg", img, img, None]
+
 
 def test_pictures_that_are_not_read_are_counted(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.heic", "c.HEIC", "d.jfif", "1/2/3/4/e.jpg", "1/2/3/4/5/f.jpg"):

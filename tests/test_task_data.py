@@ -578,6 +578,24 @@ def test_a_picture_under_two_names_in_train_and_val_is_named(squares: Path, tmp_
     assert same[0].startswith("val: 1 of 3 images") and "such as 7, which is 2 too" in same[0]
 
 
+def test_a_run_is_the_same_by_whatever_path_its_data_are_named(squares: Path, tmp_path: Path) -> None:
+    shutil.copytree(squares, tmp_path / "data")
+    (tmp_path / "sub").mkdir()
+    line = ("finetune", "--task", "vqa", "--epochs", "1", "--data")
+    succeeds(*line, "data", cwd=tmp_path)
+    again = (
+        (tmp_path, ("data",)),
+        (tmp_path, (tmp_path / "data",)),
+        (tmp_path / "sub", ("../data", "--out", "../runs/finetune/vqa")),
+    )
+    for place, named in again:
+        assert "had finished already" in succeeds(*line, *named, cwd=place).out
+    assert [run.name for run in (tmp_path / "runs/finetune").iterdir()] == ["vqa"]
+    shutil.copytree(tmp_path / "data", tmp_path / "other")
+    says = ("other settings (data)",)
+    fails(*line, "other", "--out", "runs/finetune/vqa", cwd=tmp_path, code=1, says=says)
+
+
 def test_an_answers_file_that_fits_nothing(squares: Path, tmp_path: Path) -> None:
     for content, says in (
         ('["Elephant", "tiger"]', ("none of the 2 answers", "'Elephant'", "--answers")),

@@ -122,7 +122,7 @@ class ImageIndex:
         for name in (*(image.file_name or "" for image in listed), *(name for name, _, _ in named)):
             *directory, last = _plain(name).split("/")
             if directory and not is_coco_name(last):
-                self._directories[last].add(tuple(reversed(directory)))
+                self._directories[last].add(tuple(map(_fold, reversed(directory))))
         self.listed: dict[ImageId, ListedImage] = {}
         self.path_of: dict[ImageId, str] = {}
         self.splits_of: dict[ImageId, list[str]] = {}
@@ -248,7 +248,7 @@ class ImageIndex:
         pure = PurePosixPath(path)
         self._known.add(path)
         self._by_basename[pure.name].append(path)
-        self._by_tail[_tail(path)].append(path)
+        self._by_tail[_fold(_tail(path))].append(path)
         self._by_stem[pure.stem].append(path)
         number = trailing_number(pure.stem)
         if number is not None:
@@ -399,11 +399,12 @@ class ImageIndex:
         """Of paths with the last part of a name those that end in all of it; else those that may be it."""
         if "/" not in plain or not paths:
             return paths
-        whole = [
-            path
-            for path in self._by_tail.get(_tail(plain), ())
-            if path.endswith("/" + plain) or _ends_in(plain, path)
-        ]
+        tails = self._by_tail.get(_fold(_tail(plain)), [])
+        whole = [path for path in tails if path.endswith("/" + plain) or _ends_in(plain, path)]
+        if not whole:
+            folded = _fold(plain)
+            ends = ((path, _fold(path)) for path in tails)
+            whole = [path for path, end in ends if f"/{end}".endswith("/" + folded) or _ends_in(folded, end)]
         last = posixpath.basename(plain)
         if whole or (self._is_of_several(last) and not is_coco_name(last)):
             return whole
@@ -492,6 +493,8 @@ def _tail(path: str) -> str:
 
 
 def _fold(name: str) -> str:
+    if name.isascii():
+        return name.strip().lower()
     return unicodedata.normalize("NFC", name).strip().casefold()
 
 
