@@ -10,6 +10,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -1276,6 +1277,31 @@ def test_faulty_boxes_are_clipped_or_skipped(tmp_path: Path) -> None:
     assert [box.xywh for box in dataset.boxes("val")[1]] == [(1, 1, 5, 5), (8, 2, 2, 2)]
     for part in ("clipped", "without area", "outside the image", "not finite", "four numbers"):
         one_problem(dataset.problems, part)
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_boxes_of_another_form_are_known_from_all_together(data: st.DataObject) -> None:
+    sides = st.tuples(*[st.integers(0, 500), st.integers(0, 400), st.integers(2, 130), st.integers(2, 70)])
+    boxes = [list(map(float, box)) for box in data.draw(st.lists(sides, min_size=1, max_size=60))]
+    spread = [[x, y, 130.0, 70.0] for x in (400.0, 450.0, 500.0) for y in (250.0, 300.0, 350.0, 400.0)]
+    forms = {
+        "": boxes,
+        "shares of the image": [[x / 640, y / 480, w / 640, h / 480] for x, y, w, h in boxes],
+        "two corners": [[x, y, x + w, y + h] for x, y, w, h in boxes + spread],
+    }
+    images = [{"id": 1, "file_name": "1.jpg", "width": 640, "height": 480}]
+    for says, form in forms.items():
+        rows = [{"id": i, "image_id": 1, "bbox": box, "category_id": 1} for i, box in enumerate(form)]
+        with tempfile.TemporaryDirectory() as place:
+            content = {"images": images, "categories": [{"id": 1, "name": "dog"}], "annotations": rows}
+            write(Path(place), "instances_val.json", content)
+            dataset = open_dataset(place)
+            if says:
+                with pytest.raises(DataError, match=says):
+                    dataset.boxes()
+            else:
+                assert len(dataset.boxes()[1]) == len(form) and dataset.problems == []
 
 
 def test_faulty_questions_are_counted(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
 from tbkin_core.datasets.reading import Source, as_box, as_id, as_pixels, as_text
 from tbkin_core.datasets.records import BoxRow, CaptionRow, Content, ImageId, ListedImage
+from tbkin_core.errors import DataError
 
 
 def read_captions(source: Source) -> Content:
@@ -49,6 +50,7 @@ def read_instances(source: Source) -> Content:
         if category_id is not None and (name := as_text(item.get("name"))):
             categories[category_id] = name
     boxes: dict[int | str, BoxRow] = {}
+    given: list[tuple[Any, int | None, int | None]] = []
     annotations = source.items(content, "annotations", required=not images)
     for position, box_id, subject, item in source.objects(annotations, "annotation", "id"):
         image_id = as_id(item.get("image_id"))
@@ -57,6 +59,7 @@ def read_instances(source: Source) -> Content:
             continue
         image = images.get(image_id)
         size = (image.width, image.height) if image else (None, None)
+        given.append((item.get("bbox"), *size))
         xywh, what = as_box(item.get("bbox"), *size)
         if what:
             source.problem(subject, what)
@@ -71,7 +74,36 @@ def read_instances(source: Source) -> Content:
             source.problem(subject, "has an id used before (skipped)")
             continue
         boxes[box_id] = BoxRow(box_id, image_id, label, xywh)
+    _refuse_other_forms(source, given)
     return Content(images=images, boxes=list(boxes.values()))
+
+
+def _refuse_other_forms(source: Source, given: list[tuple[Any, int | None, int | None]]) -> None:
+    """DataError where the boxes of a file, each with its image's size, are not x, y, width, height in pixels.
+
+    That they are shares of the image, or two corners, no single box shows, but all together do.
+    """
+    shares = corners = beyond = sized = 0
+    for box, width, height in given:
+        try:
+            x, y, w, h = map(float, box)
+        except (TypeError, ValueError):
+            continue
+        shares += 0 <= max(abs(x), abs(y), abs(w), abs(h)) <= 1.05 and any(it % 1 for it in (x, y, w, h))
+        if width and height:
+            sized += 1
+            beyond += x + w > width + 1 or y + h > height + 1
+            corners += x < w <= width + 1 and y < h <= height + 1
+    what = ""
+    if shares > 0.5 * len(given):
+        what = "shares of the image"
+    elif beyond >= max(10, 0.05 * sized) and corners >= 0.99 * sized:
+        what = "two corners, x1, y1, x2, y2"
+    if what:
+        raise DataError(
+            f"{source.file.path}: its boxes are {what}, such as {given[0][0]}",
+            hint="COCO's bbox is x, y, width, height in pixels: write it so",
+        )
 
 
 def _images(source: Source, content: Any) -> dict[ImageId, ListedImage]:
