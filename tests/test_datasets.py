@@ -304,6 +304,13 @@ def test_split_names(text: str, split: str | None) -> None:
         assert normalise_split(split) == split
 
 
+@given(st.one_of(st.text(), st.from_regex(r"[./\\\\ ]*(train|x|\.\.)(/\.\.)*(20\d\d|set)?", fullmatch=True)))
+def test_the_name_of_a_split_is_one_part_of_a_path(text: str) -> None:
+    name = normalise_split(text)
+    assert "/" not in name and "\\" not in name and "\0" not in name and not name.startswith(".")
+    assert len(name) <= 100 and normalise_split(name) == normalise_split(normalise_split(name))
+
+
 def test_test_split_without_answers(tmp_path: Path) -> None:
     vqa_files(tmp_path, "train2014", [42])
     vqa_files(tmp_path, "test-dev2015", [43], answered=False)

@@ -596,6 +596,19 @@ def test_a_run_is_the_same_by_whatever_path_its_data_are_named(squares: Path, tm
     fails(*line, "other", "--out", "runs/finetune/vqa", cwd=tmp_path, code=1, says=says)
 
 
+def test_a_split_from_the_data_writes_nowhere_else(squares: Path, tmp_path: Path) -> None:
+    place = tmp_path / "in" / "data"
+    shutil.copytree(squares, place)
+    rows = [{"image_id": 8, "question": "what?", "answer": "x", "split": "test/../../../../victim"}]
+    (place / "more.jsonl").write_text(json.dumps(rows[0]))
+    (tmp_path / "victim.json").write_text("mine")
+    line = ("finetune", "--task", "vqa", "--epochs", "1", "--json")
+    values = json.loads(succeeds(*line, cwd=tmp_path / "in").out)
+    assert values["accuracy"].keys() == {"val", "test_.._.._.._.._victim"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "victim.json"]
+    assert (tmp_path / "victim.json").read_text() == "mine"
+
+
 def test_an_answers_file_that_fits_nothing(squares: Path, tmp_path: Path) -> None:
     for content, says in (
         ('["Elephant", "tiger"]', ("none of the 2 answers", "'Elephant'", "--answers")),

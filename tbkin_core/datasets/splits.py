@@ -24,14 +24,20 @@ _SYNONYMS = {
     "testb": "testB",
     "test-standard": "test-std",
 }
+_LONGEST = 100  # characters of a split's name
 _WHOLE = {"minival": "val", "nominival": "val", "valminusminival": "val", "testA": "test", "testB": "test"}
 
 
 def normalise_split(text: str) -> str:
-    """Plain name of a split: "train2014" -> "train", "test-dev2015" -> "test-dev", "testA" stays."""
+    """Plain name of a split: "train2014" -> "train", "test-dev2015" -> "test-dev", "testA" stays.
+
+    Data say what their splits are called, and files are named after them: the name is one part of a path,
+    whatever they say.
+    """
     plain = re.sub(r"(?<=[a-z])[-_]?(?:19|20)\d\d$", "", text.strip().lower())
     plain = re.sub(r"(?<=[a-z])[-_ ]?(?:set|split)$", "", plain)
     plain = re.sub(r"^test[_ ]?(dev|std|standard|challenge)$", r"test-\1", plain)
+    plain = re.sub(r"[^\w+. -]", "_", plain)[:_LONGEST].lstrip(". ")
     return _SYNONYMS.get(plain, plain)
 
 
