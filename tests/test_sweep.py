@@ -255,13 +255,18 @@ def test_kept_counts_and_entropy_equal_loops(seed: int, layers: int, text: int) 
     assert attention_entropy(records, valid) == pytest.approx(np.mean(entropies), abs=1e-5)
 
 
-def test_a_model_is_measured_over_what_is_there() -> None:
+def drawn_model() -> Any:
+    """A small VQA model whose weights are large enough to prefer some keys."""
     torch.manual_seed(0)
     config = TbkinConfig(
         vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         region_feature_size=3, num_answers=2, initializer_range=0.5,
     )  # fmt: skip
-    model: Any = TbkinForVqa(config).eval()
+    return TbkinForVqa(config).eval()
+
+
+def test_a_model_is_measured_over_what_is_there() -> None:
+    model = drawn_model()
     batch = {
         "input_ids": torch.randint(0, 20, (2, 4)),
         "attention_mask": torch.tensor([[True] * 4, [True, True, False, False]]),
@@ -302,12 +307,7 @@ def test_attention_is_recorded_of_samples_spread_over_all(samples: int) -> None:
 
 
 def test_what_attention_kept_does_not_depend_on_the_batch_size() -> None:
-    torch.manual_seed(0)
-    config = TbkinConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        region_feature_size=3, num_answers=2, initializer_range=0.5,
-    )  # fmt: skip
-    model: Any = TbkinForVqa(config).eval()
+    model = drawn_model()
     model.tbkin.selection = Selection("relative", 0.5)
     count = 200
     words, regions = torch.arange(count) // 20 + 2, torch.arange(count) % 5 + 1

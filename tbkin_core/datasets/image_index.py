@@ -129,8 +129,7 @@ class ImageIndex:
         self._key_of_path: dict[str, ImageId] = {}
         self._known = set(self.files)
         self._by_basename: dict[str, list[str]] = defaultdict(list)
-        self._folded: dict[str, list[str]] = defaultdict(list)
-        self._folded_names = 0  # how many names `_folded` was made of
+        self._by_folded: dict[str, list[str]] = defaultdict(list)
         self._by_stem: dict[str, list[str]] = defaultdict(list)
         self._by_number: dict[int, list[str]] = defaultdict(list)
         self._listed_by_name: dict[str, ImageId] = {}
@@ -248,6 +247,7 @@ class ImageIndex:
         pure = PurePosixPath(path)
         self._known.add(path)
         self._by_basename[pure.name].append(path)
+        self._by_folded[_fold(pure.name)].append(path)
         self._by_tail[_fold(_tail(path))].append(path)
         self._by_stem[pure.stem].append(path)
         number = trailing_number(pure.stem)
@@ -386,14 +386,7 @@ class ImageIndex:
     def _called(self, last: str) -> list[str]:
         """Files of a name; else those that are called so but for case, blanks around it, or how accents are
         written, which file systems and archives change."""
-        if found := self._by_basename.get(last):
-            return found
-        if len(self._by_basename) != self._folded_names:
-            self._folded_names = len(self._by_basename)
-            self._folded.clear()
-            for name, paths in self._by_basename.items():
-                self._folded[_fold(name)] += paths
-        return self._folded.get(_fold(last), [])
+        return self._by_basename.get(last) or self._by_folded.get(_fold(last), [])
 
     def _among(self, paths: list[str], plain: str) -> list[str]:
         """Of paths with the last part of a name those that end in all of it; else those that may be it."""

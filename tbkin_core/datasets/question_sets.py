@@ -47,11 +47,14 @@ class QuestionSets:
         return tuple(self._sets)
 
     def _found(self) -> dict[str, list[AnnotationFile]]:
-        files = list(filter(self._main_split, self._all.holding(Holds.QUESTIONS)))
+        files: list[AnnotationFile] = []
         families: dict[_Family, list[AnnotationFile]] = {}
-        for file in files:
-            families.setdefault(_family(file), []).append(file)
-        splits = {family: set(map(self._main_split, members)) for family, members in families.items()}
+        splits: dict[_Family, set[str]] = {}
+        for file in self._all.holding(Holds.QUESTIONS):
+            if split := self._main_split(file):
+                files.append(file)
+                families.setdefault(family := _family(file), []).append(file)
+                splits.setdefault(family, set()).add(split)
         if sum(map(len, splits.values())) == len(set[str]().union(*splits.values())):
             self.is_mixed = len(families) > 1
             families = {next(iter(families)): files} if files else {}
@@ -78,6 +81,8 @@ class QuestionSets:
 
     def keyed(self, split: str, name: str | None = None) -> _Keyed:
         """Image key and row of each question of a split, each question_id once."""
+        if name is None and len(self.names()) == 1:
+            (name,) = self.names()
         if name is None:
             return _with_own_ids({each: self.keyed(split, each) for each in self.names()})
         if (name, split) not in self._keyed:  # what is wrong with a row counts once

@@ -25,6 +25,7 @@ BORDER_TOLERANCE = 1.0
 LONG_TEXT_WORDS = 1000
 
 _JSON_BLANKS = re.compile(r"[ \t\n\r]*")
+_LARGEST_SHARE = 1.05
 _MOST_LINES = 20  # of a text in a table
 
 # Line breaks and tabs are blanks like any other; these are no part of a text.
@@ -376,6 +377,16 @@ def as_pixels(value: Any) -> int | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_small(box: Sequence[float]) -> bool:
+    """Whether four numbers may be shares of an image's sides, which boxes may leave a little."""
+    return max(map(abs, box)) <= _LARGEST_SHARE
+
+
+def are_shares(box: Sequence[float]) -> bool:
+    """Whether four numbers can only be shares of an image's sides: no whole pixels, within one of them."""
+    return is_small(box) and any(number % 1 for number in box)
 
 
 def as_box(value: Any, width: int | None, height: int | None) -> tuple[Xywh | None, str]:

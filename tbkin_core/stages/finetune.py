@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -213,14 +214,19 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
 
 def _same_pictures(parts: Mapping[str, Split], store: FeatureStore) -> list[str]:
     """Notes on pictures that are trained on under one name and evaluated under another."""
-    notes, trained = [], dict.fromkeys(parts["train"].image_ids)
-    for name, part in parts.items():
-        others = [image_id for image_id in dict.fromkeys(part.image_ids) if image_id not in trained]
-        if found := store.same_pictures(others, trained):
-            own, other = next(iter(found.items()))
+    trained = dict.fromkeys(parts["train"].image_ids)
+    others = {
+        name: [image_id for image_id in dict.fromkeys(part.image_ids) if image_id not in trained]
+        for name, part in parts.items()
+    }
+    found = store.same_pictures(dict.fromkeys(chain.from_iterable(others.values())), trained)
+    notes = []
+    for name, images in others.items():
+        if same := [image_id for image_id in images if image_id in found]:
             notes.append(
-                f"{name}: {len(found)} of {len(others)} images are pictures that are trained on under other"
-                f" names (such as {own}, which is {other} too), so results tell less of new images"
+                f"{name}: {len(same)} of {len(images)} images are pictures that are trained on under other"
+                f" names (such as {same[0]}, which is {found[same[0]]} too), so results tell less of new"
+                " images"
             )
     return notes
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.reading import Source, as_box, as_id, as_pixels, as_text
+from tbkin_core.datasets.reading import Source, are_shares, as_box, as_id, as_pixels, as_text
 from tbkin_core.datasets.records import BoxRow, CaptionRow, Content, ImageId, ListedImage
 from tbkin_core.errors import DataError
 
@@ -89,7 +89,7 @@ def _refuse_other_forms(source: Source, given: list[tuple[Any, int | None, int |
             x, y, w, h = map(float, box)
         except (TypeError, ValueError):
             continue
-        shares += 0 <= max(abs(x), abs(y), abs(w), abs(h)) <= 1.05 and any(it % 1 for it in (x, y, w, h))
+        shares += are_shares((x, y, w, h))
         if width and height:
             sized += 1
             beyond += x + w > width + 1 or y + h > height + 1

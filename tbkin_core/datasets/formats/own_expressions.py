@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds, set_named
 from tbkin_core.datasets.formats.own_questions import TABLES
 from tbkin_core.datasets.formats.vqa import first_of
-from tbkin_core.datasets.reading import Source, as_box, as_id, as_pixels, as_text, malformed, type_name
+from tbkin_core.datasets.reading import (
+    Source,
+    are_shares,
+    as_box,
+    as_id,
+    as_pixels,
+    as_text,
+    is_small,
+    malformed,
+    type_name,
+)
 from tbkin_core.datasets.records import CaptionRow, Content, ImageId, NamedImage, RefRow, Target
 from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import DataError
@@ -32,7 +42,6 @@ _SIDES = {
 _BOX = {"xyxy": "xyxy", "xywh": "xywh", "box": "", "bbox": ""}
 # Of fewer boxes that rule a reading out, each may be a slip.
 _LEAST_SHARE = 0.05
-_LARGEST_SHARE = 1.05  # of an image's side: boxes may leave it a little
 _MOST_PICTURES = 1000  # that are opened for their size, to tell the two readings apart
 
 
@@ -165,16 +174,15 @@ def _numbers(value: Any) -> tuple[float, ...]:
 
 def _refs(source: Source, lines: Sequence[_Line]) -> Iterator[RefRow]:
     boxes = [line for line in lines if line.box.numbers]
-    shares = [line for line in boxes if max(map(abs, line.box.numbers)) <= _LARGEST_SHARE]
-    parts = [line for line in shares if any(number % 1 for number in line.box.numbers)]
-    if shares and (len(shares) == len(boxes) or len(parts) > 0.5 * len(boxes)):
+    shares = [line for line in boxes if are_shares(line.box.numbers)]
+    if boxes and (len(shares) > 0.5 * len(boxes) or all(is_small(line.box.numbers) for line in boxes)):
         raise DataError(
-            f"{source.file.path}: its boxes are shares of the image, as {_example(shares)}",
+            f"{source.file.path}: its boxes are shares of the image, as {_example(shares or boxes)}",
             hint="multiply them by the image's width and height: boxes are in pixels",
         )
-    for line in parts:
+    for line in shares:
         source.problem(line.subject, "has a box of shares of the image, where others are in pixels (skipped)")
-    lines = [line for line in lines if line not in parts]
+    lines = [line for line in lines if not line.box.numbers or not are_shares(line.box.numbers)]
     nameless = [line for line in lines if line.box.numbers and not line.box.form]
     form = _form(source, nameless) if nameless else ""
     for line in lines:
