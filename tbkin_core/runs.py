@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +18,11 @@ from tbkin_core.errors import CheckpointError, DataError, TbkinError
 from tbkin_core.settings import StageConfig, config_values, dump_config
 from tbkin_core.settings.base import fields_of
 from tbkin_core.support.devices import join_ranks, launch, resolve_devices
-from tbkin_core.support.files import make_directory, read_json, write_errors, write_json, write_text
+from tbkin_core.support.files import other_entries, read_json, write_json, write_text
+from tbkin_core.support.places import Content, open_place, place_of, put_in_place
 from tbkin_core.support.ranks import rank, wait_for_ranks
+
+logger = logging.getLogger("tbkin")
 
 Config = TypeVar("Config", bound=StageConfig)
 
@@ -26,6 +32,21 @@ ROOT = Path("runs")
 FINISHED_BEFORE = "this run had finished already; --overwrite trains it again"
 # Settings that name a place; one that is no absolute path is looked for from where the run was made.
 _PLACES = ("data", "features", "graphs", "answers", "init")
+# What a run's directory holds. Whatever else is there is somebody's.
+_RUN_NAMES = frozenset(
+    (RUN_FILE, "config.yaml", "metrics.jsonl", "training.png", "state", "tensorboard", "config.json",
+     "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+)  # fmt: skip
+_RUN_SPLIT_FILE = re.compile(r"(results|predictions)-[^/]*\.json")
+# What run.json holds, and besides that of a finished run.
+_RUN_TYPES: dict[str, Any] = {
+    "stage": str, "status": str, "settings": dict, "made_in": str | None, "made_from": dict | None,
+}  # fmt: skip
+_FINISHED_TYPES: dict[str, Any] = {
+    "started": int | float, "finished": int | float, "results": dict, "results.problems": list,
+    "results.report": list | None, "results.contents": dict | None, "results.reason": str | None,
+    "results.seconds": int | float | None,
+}  # fmt: skip
 # Settings that do not change what a run computes.
 _NO_RESULT = (
     "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
@@ -38,51 +59,92 @@ def run_settings(config: StageConfig) -> dict[str, Any]:
     return {name: value for name, value in config_values(config).items() if name not in _NO_RESULT}
 
 
-def open_run(config: StageConfig, stage: str, default: Path) -> tuple[Path, dict[str, Any] | None]:
+def open_run(
+    config: StageConfig, stage: str, default: Path, stack: contextlib.ExitStack
+) -> tuple[Path, Path, dict[str, Any] | None]:
     """The directory for a run: a new one, an interrupted one of the same settings, or a finished one.
 
-    Without --out, runs of other settings are left alone and a number is appended to the name. What
-    --overwrite replaces is kept until the new run has finished.
+    Without --out, runs of other settings are left alone and a number is appended to the name. A run that
+    replaces another is made beside it (`tbkin_core.support.places`) and gone on with there.
+
+    Args:
+        stack: Keeps other processes out of the directory for as long as it is open.
 
     Returns:
-        The directory, and the results of a run that has finished there.
+        The directory, where to make the run, and the results of one that has finished there.
 
     Raises:
-        DataError: --out names a run of other settings, or cannot be written to.
+        DataError: --out names a run of other settings, another process is at work there, or it cannot be
+            written to.
     """
-    settings = run_settings(config)
-    number = 1
-    while True:
+    for number in itertools.count(1):
         path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
-        found = _read_run(path)
-        if found is None:
-            if config.out is not None and path.is_dir() and any(path.iterdir()):
-                hint = "choose another place with --out DIR"
-                raise DataError(f"{path}: holds something else than a run", hint=hint)
+        # What is of no use is looked at without keeping others out.
+        taken = _found_at(path, stage, config).content in (Content.OTHER, Content.FOREIGN)
+        if config.out is not None or not taken:
             break
-        kept = _as_now(found.get("settings") or {}, config)
-        changed = _changed_settings(kept, settings, path, found.get("made_in"))
-        same = found.get("stage") == stage and not changed
-        if config.overwrite and (same or config.out is not None):
-            _set_aside(path)
-            break
-        if same:
-            if found.get("status") == "finished" and not _has_more_time(config, found["results"]):
-                return path, found["results"]
-            _tidy(path)
-            return path, None
-        if config.out is not None:
-            other = f" with other settings ({', '.join(changed)})" if found.get("stage") == stage else ""
-            hint = "use --overwrite to replace it, or another --out DIR"
-            raise DataError(f"{path}: holds a run of {found.get('stage')}{other}", hint=hint)
-        number += 1
-    make_directory(path)
-    write_text(path / "config.yaml", dump_config(config))
-    content = {"stage": stage, "status": "running", "settings": settings, "started": time.time()}
+
+    def look(place: Path) -> Content:
+        content = _found_at(place, stage, config).content
+        restarts = content is Content.BEGUN and place != path and not getattr(config, "resume", True)
+        return Content.OTHER if restarts else content
+
+    overwrite = config.overwrite and rank() == 0
+    work = open_place(path, look, is_of_run, overwrite, stack, follows=rank() > 0)
+    found = _found_at(work, stage, config)
+    if found.content is Content.NOTHING:
+        _begin(work, stage, config)
+    elif found.content in (Content.OTHER, Content.FOREIGN):
+        raise found.refusal(path, stage)
+    return path, work, found.run["results"] if found.content is Content.WHOLE else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a directory holds."""
+
+    content: Content
+    run: Mapping[str, Any] = field(default_factory=dict)  # its run.json
+    changed: Sequence[str] = ()  # names of the settings that differ
+
+    def refusal(self, path: Path, stage: str) -> DataError:
+        """Why no run of `stage` is made there."""
+        if self.content is Content.FOREIGN:
+            if (path / RUN_FILE).exists():
+                read_run(path)  # says what is wrong with it
+            some = ", ".join(other_entries(path)[:3])
+            hint = "choose another place with --out DIR"
+            return DataError(f"{path}: holds something else than a run ({some})", hint=hint)
+        there = self.run["stage"]
+        other = f" with other settings ({', '.join(self.changed)})" if there == stage else ""
+        hint = "use --overwrite to replace it, or another --out DIR"
+        return DataError(f"{path}: holds a run of {there}{other}", hint=hint)
+
+
+def _found_at(path: Path, stage: str, config: StageConfig) -> _Found:
+    run = _read_run(path)
+    if run is None:
+        return _Found(Content.FOREIGN if other_entries(path) else Content.NOTHING)
+    kept = _as_now(run["settings"], config)
+    changed = _changed_settings(kept, run_settings(config), path, run.get("made_in"))
+    if run["stage"] != stage or changed:
+        return _Found(Content.OTHER, run, changed)
+    finished = run["status"] == "finished" and not _has_more_time(config, run["results"])
+    return _Found(Content.WHOLE if finished else Content.BEGUN, run)
+
+
+def _begin(path: Path, stage: str, config: StageConfig) -> None:
+    """Make a directory known as that of a run."""
+    content = {"stage": stage, "status": "running", "settings": run_settings(config), "started": time.time()}
     # As the run sees it, so that both can be moved together.
     content["made_in"] = os.path.relpath(Path.cwd(), path)
-    write_json(path / RUN_FILE, content)
-    return path, None
+    write_json(path / RUN_FILE, content)  # first: by this the directory is known
+    write_text(path / "config.yaml", dump_config(config))
+
+
+def is_of_run(name: str) -> bool:
+    """Whether a name in a run's directory is of what tbkin writes there."""
+    return name in _RUN_NAMES or _RUN_SPLIT_FILE.fullmatch(name) is not None
 
 
 def _as_now(kept: Any, config: StageConfig) -> Any:
@@ -101,7 +163,7 @@ def _changed_settings(
     def place(base: Path, typed: Any) -> Any:
         if isinstance(typed, list):
             return [place(base, entry) for entry in typed]
-        return (base.absolute() / typed).resolve() if typed else typed
+        return (base.absolute() / typed).resolve() if typed and isinstance(typed, str) else typed
 
     def same(name: str) -> bool:
         one, other = kept.get(name), settings.get(name)
@@ -133,13 +195,17 @@ def train_together(
     """
     devices = resolve_devices(config.devices)
     join_ranks(devices)
-    with rank_zero_first():
-        path, found = open_run(config if rank() == 0 else replace(config, overwrite=False), stage, default)
-    if found is None:
-        with _forgotten_if_empty(path):
-            launch(train, devices, config, path)
+    with contextlib.ExitStack() as stack:
+        with rank_zero_first():
+            path, work, found = open_run(config, stage, default, stack)
+        if found is None:
+            with _forgotten_if_empty(work):
+                launch(train, devices, config, work)
+                wait_for_ranks()
+            if work != path and rank() == 0:
+                put_in_place(path, is_of_run)
             wait_for_ranks()
-    results: dict[str, Any] = read_json(path / RUN_FILE)["results"]
+    results: dict[str, Any] = read_run(path)["results"]
     if found is not None:
         results["problems"].insert(0, FINISHED_BEFORE)
     return path, results
@@ -147,20 +213,14 @@ def train_together(
 
 @contextlib.contextmanager
 def _forgotten_if_empty(path: Path) -> Iterator[None]:
-    """Remove the directory of a run that fails before it saved anything, so that it is in nobody's way."""
+    """Empty the directory of a run that fails before it saved anything, so that it is in nobody's way."""
     try:
         yield
     except TbkinError:
-        if {file.name for file in path.iterdir()} <= {RUN_FILE, "config.yaml"}:
-            shutil.rmtree(path, ignore_errors=True)
-            if _replaced(path).exists():
-                _replaced(path).replace(path)
+        if set(other_entries(path)) <= {RUN_FILE, "config.yaml"}:
+            for name in other_entries(path):
+                (path / name).unlink()
         raise
-
-
-def _replaced(path: Path) -> Path:
-    """Where a run that is overwritten waits until the new one has finished."""
-    return path.with_name(f".{path.name}-replaced")
 
 
 def _has_more_time(config: StageConfig, results: dict[str, Any]) -> bool:
@@ -171,23 +231,13 @@ def _has_more_time(config: StageConfig, results: dict[str, Any]) -> bool:
     return not results.get("minutes_chosen") if minutes is None else 60 * minutes > results["seconds"]
 
 
-def _set_aside(path: Path) -> None:
-    with write_errors(path):
-        if _replaced(path).exists():
-            # What stands here is an unfinished replacement; the run worth keeping waits already.
-            shutil.rmtree(path)
-        else:
-            path.replace(_replaced(path))
-
-
 def finish_run(path: Path, results: dict[str, Any]) -> None:
     """Mark a run finished; its state is removed, unless more time would let it go on."""
-    content = read_json(path / RUN_FILE)
+    content = read_run(path)
     content |= {"status": "finished", "finished": time.time(), "results": results}
     write_json(path / RUN_FILE, content)
     if results.get("reason") != "minutes":
         shutil.rmtree(path / "state", ignore_errors=True)
-    shutil.rmtree(_replaced(path), ignore_errors=True)
 
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:
@@ -197,7 +247,7 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     """
     if not (checkpoint / RUN_FILE).exists():
         return {}
-    content = read_json(checkpoint / RUN_FILE)
+    content = read_run(checkpoint)
     settings: dict[str, Any] = content["settings"]
     if (made_in := content.get("made_in")) is None:  # an earlier version did not keep it
         return settings
@@ -205,6 +255,8 @@ def settings_of(checkpoint: Path) -> dict[str, Any]:
     def found(typed: Any) -> Any:
         if isinstance(typed, list):
             return [found(entry) for entry in typed]
+        if not isinstance(typed, str):
+            return typed
         place = Path(os.path.normpath(checkpoint.absolute() / made_in / typed)) if typed else Path()
         elsewhere = typed and place.exists() and place.resolve() != Path(typed).resolve()
         return os.path.relpath(place) if elsewhere else typed
@@ -226,15 +278,15 @@ def note_inputs(path: Path, made_from: Mapping[str, int | None], resume: bool) -
     if resume and (path / "state").is_dir():
         check_inputs(path, made_from)
     elif rank() == 0:
-        write_json(path / RUN_FILE, read_json(path / RUN_FILE) | {"made_from": dict(made_from)})
+        write_json(path / RUN_FILE, read_run(path) | {"made_from": dict(made_from)})
 
 
 def check_inputs(path: Path, made_from: Mapping[str, int | None]) -> None:
     """DataError where a run was made from other inputs than those of now: it tells nothing about these."""
     if changed := changed_inputs(path, made_from):
         raise DataError(
-            f"{path}: its inputs have changed since this run began ({', '.join(changed)}); what it learnt is"
-            " of those before",
+            f"{place_of(path)}: its inputs have changed since this run began ({', '.join(changed)}); what it"
+            " learnt is of those before",
             hint="--overwrite trains it again; --out DIR keeps both; results that it has are in its run.json",
         )
 
@@ -256,8 +308,14 @@ def finished_runs(stage: str) -> list[tuple[Path, dict[str, Any]]]:
     """Finished runs of a stage, the latest first; those of threshold sweeps are left out."""
     found = []
     for file in sorted(ROOT.glob(f"**/{RUN_FILE}")) if ROOT.is_dir() else []:
-        content = None if _is_aside(file.parent) else _read_run(file.parent)
-        if content is not None and content.get("stage") == stage and content.get("status") == "finished":
+        if _is_aside(file.parent):
+            continue
+        try:
+            content = read_run(file.parent)
+        except DataError as error:
+            logger.warning("passed over: %s", error.message)
+            continue
+        if content["stage"] == stage and content["status"] == "finished":
             found.append((file.parent, content))
     return sorted(found, key=lambda entry: entry[1]["finished"], reverse=True)
 
@@ -287,22 +345,35 @@ def find_checkpoint(tasks: Sequence[str], prefer: str | None = None) -> Path:
     raise CheckpointError(f"no finished checkpoint for {' or '.join(tasks)} below {ROOT}/", hint=hint)
 
 
-def _tidy(path: Path) -> None:
-    """After a kill: bring back a state that was just being replaced, and remove what was half-written."""
-    with write_errors(path):
-        for aside in path.glob(".state-old-*"):
-            if (aside / "progress.json").exists() and not (path / "state").exists():
-                aside.rename(path / "state")
-        for rest in path.glob(".*"):
-            if rest.is_dir():
-                shutil.rmtree(rest)
-            else:
-                rest.unlink()
-
-
 def _read_run(path: Path) -> dict[str, Any] | None:
+    """The run.json of a directory; None where there is none, or none that is whole."""
     try:
-        content = read_json(path / RUN_FILE)
+        return read_run(path)
     except DataError:
         return None
-    return content if isinstance(content, dict) else None
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """What run.json in the directory of a run says: "stage", "settings", "status" and, finished, "results".
+
+    Raises:
+        DataError: It is missing, or damaged.
+    """
+    file = path / RUN_FILE
+    content = read_json(file, hint="remove that directory, or name another")
+    types = _RUN_TYPES
+    if isinstance(content, dict) and content.get("status") == "finished":
+        types = types | _FINISHED_TYPES
+    wrong = [name for name, kind in types.items() if not isinstance(_value(content, name), kind)]
+    if wrong:
+        raise DataError(
+            f"{file}: is damaged or not of tbkin ({', '.join(wrong)} missing or of another kind)",
+            hint="train that run again with another --out DIR, or remove its directory",
+        )
+    return content
+
+
+def _value(content: Any, name: str) -> Any:
+    for part in name.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content

@@ -369,7 +369,7 @@ def test_a_graph_store_gives_back_what_was_written(
 ) -> None:
     path = tmp_path_factory.mktemp("graphs")
     parts = [data.draw(shards(number)) for number in range(data.draw(st.integers(1, 3)))]
-    writer = GraphStoreWriter(path, {"parser": "test"}, len(parts), alone=True)
+    writer = GraphStoreWriter(path, {"parser": "test"}, len(parts))
     for number, (records, images) in enumerate(parts):
         write_graph_shard(path, number, shard_of(records, images), "any")
     writer.finish({"captions": 1}, Priors())
@@ -401,8 +401,8 @@ def test_a_graph_store_gives_back_what_was_written(
 
 
 def test_rows_outside_the_store_are_refused(tmp_path: Path) -> None:
-    writer = GraphStoreWriter(tmp_path, {}, 0, alone=True)
-    writer.begin([])
+    writer = GraphStoreWriter(tmp_path, {}, 0)
+    writer.begin()
     with pytest.raises(DataError, match="interrupted"):
         GraphStore(tmp_path)
     writer.finish({}, Priors())

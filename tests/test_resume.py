@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from command_line import ENVIRONMENT, Outcome, files_below, leftovers, succeeds, tbkin
 
+from tbkin_core.support import files
 from tbkin_core.tasks.rec import RecObjective
 
 EACH_STEP = "save_minutes: 0\nbatch_size: 4\n"
@@ -136,9 +137,10 @@ def test_a_state_killed_while_it_replaces_another_is_not_lost(place: Path, whole
     line = [*STAGES["finetune"], "--config", "each.yaml", "--epochs", "2", "--out", "between"]
     run = place / "between"
     disturb(start(line, place), lambda: step_of(run) >= 3, signal.SIGKILL)
-    for rest in run.glob(".state-*"):
+    for rest in run.glob(".state.*"):
         shutil.rmtree(rest)
-    aside = run / ".state-old-killed"
+    nobody = 2**22 + 1  # no process has this number
+    aside = run / f".state.{files._HOST}-{nobody}-00000000.tbkin-old"
     (run / "state").rename(aside)
     assert "going on at epoch" in succeeds(*line, cwd=place).err
     assert (run / "model.safetensors").read_bytes() == whole["finetune"]
@@ -258,6 +260,7 @@ def test_graphs_go_on(trained_workspace: Path, monkeypatch: pytest.MonkeyPatch) 
 
     original = succeeds("build-graphs", "coco", "--export", "before.jsonl", cwd=trained_workspace)
     assert "wrote" in original.out
+    shutil.rmtree(trained_workspace / "coco/graphs")
     monkeypatch.setattr(build, "SHARD_CAPTIONS", 16)
     real = build.write_graph_shard
     done = 0
@@ -270,7 +273,7 @@ def test_graphs_go_on(trained_workspace: Path, monkeypatch: pytest.MonkeyPatch) 
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(build, "write_graph_shard", interrupted)
-    outcome = tbkin("build-graphs", "coco", "--overwrite", cwd=trained_workspace)
+    outcome = tbkin("build-graphs", "coco", cwd=trained_workspace)
     assert outcome.code == 130 and "interrupted" in outcome.err
     monkeypatch.setattr(build, "write_graph_shard", real)
     refused = tbkin("pretrain", "coco", "--epochs", "1", "--out", "early", cwd=trained_workspace)
@@ -287,13 +290,13 @@ def test_graphs_go_on(trained_workspace: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_graphs_killed(trained_workspace: Path) -> None:
-    line = ["build-graphs", "coco", "--overwrite"]
-    succeeds("build-graphs", "coco", "--export", "before.jsonl", cwd=trained_workspace)
-    (trained_workspace / "coco/graphs/store.json").unlink()
+    line = ["build-graphs", "coco"]
+    succeeds(*line, "--export", "before.jsonl", cwd=trained_workspace)
+    shutil.rmtree(trained_workspace / "coco/graphs")
     disturb(
         start(line, trained_workspace), (trained_workspace / "coco/graphs/store.json").exists, signal.SIGKILL
     )
-    succeeds("build-graphs", "coco", "--export", "after.jsonl", cwd=trained_workspace)
+    succeeds(*line, "--export", "after.jsonl", cwd=trained_workspace)
     before, after = (
         sorted((trained_workspace / name).read_text().splitlines())
         for name in ("before.jsonl", "after.jsonl")

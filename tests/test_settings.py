@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -384,11 +385,12 @@ predict: []
         asked = dataclasses.replace(config, out=tmp_path / "run")
         kept = {name: value for name, value in of_before.items() if name in run_settings(config)}
         write_json(tmp_path / "run" / "run.json", {"stage": "x", "status": "running", "settings": kept})
-        assert open_run(asked, "x", tmp_path) == (tmp_path / "run", None)
+        with contextlib.ExitStack() as held:
+            assert open_run(asked, "x", tmp_path, held) == (tmp_path / "run", tmp_path / "run", None)
         changed = {**kept, "seed": 1}
         write_json(tmp_path / "run" / "run.json", {"stage": "x", "status": "running", "settings": changed})
-        with pytest.raises(DataError, match=r"other settings \(seed\)"):
-            open_run(asked, "x", tmp_path)
+        with contextlib.ExitStack() as held, pytest.raises(DataError, match=r"other settings \(seed\)"):
+            open_run(asked, "x", tmp_path, held)
 
 
 # ---- files --------------------------------------------------------------------------------------

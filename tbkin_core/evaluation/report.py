@@ -16,6 +16,7 @@ from tbkin_core.results import ReportEntry
 from tbkin_core.runs import finished_runs
 from tbkin_core.settings import FinetuneConfig
 from tbkin_core.support.files import write_json
+from tbkin_core.support.places import place_of
 from tbkin_core.tasks.base import OWN_ROW, FinetuneTask, LearningPlan, ReportRow, Split
 
 
@@ -62,7 +63,12 @@ def report_splits(
             blind = replace(split.inputs, blind=True)
             hidden = task.predict(model, blind, model.device, plan.batch_size)
         found = task.report(split, predictions, training, config.blind, hidden)
-        content = {"task": task.name, "split": name, "checkpoint": str(out), "data": str(config.data)}
+        content = {
+            "task": task.name,
+            "split": name,
+            "checkpoint": str(place_of(out)),
+            "data": str(config.data),
+        }
         write_json(out / f"results-{name}.json", {**content, "results": found.results}, indent=None)
         report.entries += [report_entry(name, row, split.image_ids) for row in found.rows]
         # Test comes last among the splits, and is the one to show by type.

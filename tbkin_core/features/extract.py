@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from tbkin_core.features.pictures import is_turned
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
 from tbkin_core.support.console import progress
-from tbkin_core.support.shards import MANIFEST, replaced_store, share_of_store
+from tbkin_core.support.shards import MANIFEST, share_of_store, store_place_held
 from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
@@ -90,8 +89,9 @@ def extract_dataset(
         backbone_side=backbone_side,
     )
     opened = open_extractor(extractor, request)
-    with replaced_store(out, FEATURES) if overwrite else contextlib.nullcontext():
-        writer = FeatureStoreWriter(out, opened.settings(), alone=world == 1)
+    settings = opened.settings()
+    with store_place_held(out, FEATURES, settings, overwrite, alone=world == 1) as place:
+        writer = FeatureStoreWriter(place, settings)
         share = _Share(
             writer, opened, rank, world, has_boxes=bool(dataset.boxes() or dataset.expression_sets())
         )
@@ -108,13 +108,14 @@ def extract_dataset(
             results = run_batches(opened.extractor, share.jobs(), count, batch_size)
         extraction = share.fill(progress(results, "regions", total=total, unit="img"))
         if not extraction.missing and not writer.done:
-            for empty in out.glob("shard-*.safetensors"):
+            for empty in place.glob("shard-*.safetensors"):
                 empty.unlink()  # it tells of failures alone
-            (out / MANIFEST).unlink(missing_ok=True)
+            (place / MANIFEST).unlink(missing_ok=True)
             shown = f"; the first: {extraction.problems[0]}" if extraction.problems else ""
             raise DataError(f"{dataset.path}: none of {extraction.skipped} images could be read{shown}")
         if not extraction.missing:
             writer.finish()
+        extraction.path = out
         return extraction
 
 

@@ -354,7 +354,6 @@ class FeatureStoreWriter:
         path: Directory of the store.
         settings: What makes the features; a store of other settings is refused.
         shard_images: Images per shard, those that fail included; `SHARD_IMAGES` when None.
-        alone: No other process writes to this store.
 
     Attributes:
         done: Images in the store, those collected included.
@@ -362,12 +361,10 @@ class FeatureStoreWriter:
         files: Names of the files that images in the store were read from, where that was said.
     """
 
-    def __init__(
-        self, path: Path, settings: Mapping[str, Any], shard_images: int | None = None, alone: bool = True
-    ) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], shard_images: int | None = None) -> None:
         self.path = Path(path)
         _refuse_nameless(self.path, settings)
-        self._writer = StoreWriter(path, FEATURES, _spelt_as_there(path, settings), alone)
+        self._writer = StoreWriter(path, FEATURES, _spelt_as_there(path, settings))
         self._digest = hashlib.blake2b(
             json.dumps([FEATURES.name, self._writer.settings], sort_keys=True).encode(), digest_size=16
         ).hexdigest()
@@ -469,7 +466,6 @@ class FeatureStoreWriter:
                     texts.setdefault(text, []).append(row)
         if texts:
             metadata[_TEXTS] = texts
-        self._writer.prepare([number])
         write_shard(self.path / shard_name(number), arrays, {**metadata, "made_with": self._digest})
         self._shards[number] = metadata
         self._writer.list_shards(self._shards)

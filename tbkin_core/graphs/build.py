@@ -35,7 +35,7 @@ from tbkin_core.graphs.store import GRAPHS, GraphStore, GraphStoreWriter, write_
 from tbkin_core.names.similarity import Similarity, make_similarity
 from tbkin_core.parsing.text_graph import TextGraph
 from tbkin_core.support.console import progress
-from tbkin_core.support.shards import replaced_store, share_of_store
+from tbkin_core.support.shards import share_of_store, store_place_held
 from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
@@ -154,7 +154,7 @@ def build_dataset(
     make = _builder_without_torch if processes and not recipe.needs_torch else _ShardBuilder
     with (
         contextlib.ExitStack() as stack,
-        WorkerPool(partial(make, recipe, out), processes, "build-graphs") as pool,
+        WorkerPool(partial(make, recipe), processes, "build-graphs") as pool,
     ):
         settings = {
             "texts": kind,
@@ -165,10 +165,10 @@ def build_dataset(
             "features": None if features is None else features.settings,
             "annotated_relations": dataset.has_gold_graphs,
         }
-        if overwrite:  # not before all that may be wrong with the settings has been
-            stack.enter_context(replaced_store(out, GRAPHS))
+        # Not before all that may be wrong with the settings has been.
+        place = stack.enter_context(store_place_held(out, GRAPHS, settings, overwrite, alone=world == 1))
         count = -(-len(texts) // SHARD_CAPTIONS)
-        writer = GraphStoreWriter(out, settings, count, alone=world == 1)
+        writer = GraphStoreWriter(place, settings, count)
         corpus = _Corpus(texts, writer.settings, DatasetRegions(dataset, features, recipe.label_iou))
         own = range(rank, count, world)
         todo = [number for number in own if not writer.has(number, corpus.fingerprint(number))]
@@ -180,14 +180,14 @@ def build_dataset(
             logger.info("%d %s are in the store already", present, kind)
         if todo:
             logger.info("%d %s, parser %s, %d worker processes", made, kind, settings["parser"], processes)
-            writer.begin(todo)
+            writer.begin()
             corpus.find_repeated()
-            results = pool.map(_ShardBuilder.build, corpus.jobs(todo), ahead=2)
+            results = pool.map(partial(_ShardBuilder.build, place=place), corpus.jobs(todo), ahead=2)
             for _ in progress(results, "graphs", total=len(todo), unit="shard"):
                 pass
-    others = set(range(count)) - set(own)
-    missing = sum(not writer.has(number, corpus.fingerprint(number)) for number in others)
-    return Build(out, made, present, None if missing else _finished(writer), missing)
+        others = set(range(count)) - set(own)
+        missing = sum(not writer.has(number, corpus.fingerprint(number)) for number in others)
+        return Build(out, made, present, None if missing else _finished(writer), missing)
 
 
 def _finished(writer: GraphStoreWriter) -> dict[str, Any]:
@@ -314,8 +314,7 @@ def _hashes(texts: Sequence[Caption]) -> NDArray[np.int64]:
 class _ShardBuilder:
     """Builds and writes shards; one per process."""
 
-    def __init__(self, recipe: Recipe, out: Path) -> None:
-        self._out = out
+    def __init__(self, recipe: Recipe) -> None:
         self._parser = recipe.make_parser()
         self._similarity = recipe.make_similarity()
         self._weights = PairWeights(self._similarity, recipe.min_similarity)
@@ -333,12 +332,12 @@ class _ShardBuilder:
             "similarity": self._similarity.name,
         }
 
-    def build(self, job: _Job) -> None:
-        """Write the shard."""
+    def build(self, job: _Job, place: Path) -> None:
+        """Write the shard to the store at a place."""
         captions = job.captions
         graphs = self._graphs(captions.texts, job.repeated)
         cross = ragged_cross_edges(graphs, captions.image, captions.images, self._weights)
-        write_graph_shard(self._out, job.number, pack_shard(captions, graphs, cross), job.fingerprint)
+        write_graph_shard(place, job.number, pack_shard(captions, graphs, cross), job.fingerprint)
 
     def _graphs(self, texts: Sequence[str], repeated: Sequence[bool]) -> list[TextGraph]:
         found: dict[str, TextGraph] = {}
@@ -358,7 +357,7 @@ class _ShardBuilder:
         return [found[text] for text in texts]
 
 
-def _builder_without_torch(recipe: Recipe, out: Path) -> _ShardBuilder:
+def _builder_without_torch(recipe: Recipe) -> _ShardBuilder:
     """A builder in a process of its own, where spaCy is kept from importing torch."""
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    return _ShardBuilder(recipe, out)
+    return _ShardBuilder(recipe)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from tbkin_core.errors import DataError
 from tbkin_core.graphs.arrays import GraphImage, ShardArrays
 from tbkin_core.graphs.priors import Priors
 from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, region_edges
-from tbkin_core.support.files import remove_leftovers
 from tbkin_core.support.shards import (
     MANIFEST,
     StoreKind,
@@ -130,7 +129,6 @@ class GraphStoreWriter:
         path: Directory of the store.
         settings: What makes the graphs.
         count: Shards of the finished store.
-        alone: No other process works on this store.
 
     Attributes:
         settings: Those given, as JSON gives them back.
@@ -139,11 +137,9 @@ class GraphStoreWriter:
         DataError: As for `StoreWriter`.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], count: int, alone: bool) -> None:
-        self._writer = StoreWriter(path, GRAPHS, settings, alone)
+    def __init__(self, path: Path, settings: Mapping[str, Any], count: int) -> None:
+        self._writer = StoreWriter(path, GRAPHS, settings)
         self._count = count
-        if alone:
-            remove_leftovers(path, Path(PRIORS).stem)
         self.path, self.settings = path, self._writer.settings
 
     def has(self, number: int, fingerprint: str) -> bool:
@@ -157,9 +153,8 @@ class GraphStoreWriter:
         except DataError:
             return False
 
-    def begin(self, numbers: Iterable[int]) -> None:
-        """Call before these shards are written: readers learn that the store is unfinished."""
-        self._writer.prepare(numbers)
+    def begin(self) -> None:
+        """Call before shards are written: readers learn that the store is unfinished."""
         self._writer.list_shards([])
 
     def shards(self) -> Iterator[ShardArrays]:

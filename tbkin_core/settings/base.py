@@ -225,7 +225,7 @@ class StageConfig:
         Group.RUN,
         metavar="[auto|cpu|cpu:N|cuda|cuda:0,1]",
     )
-    overwrite: bool = option(False, "Remove what is at --out and start anew.", Group.OUTPUT)
+    overwrite: bool = option(False, "Replace the result at --out; it stays until the new one is whole.", Group.OUTPUT)
 
     def __post_init__(self) -> None:
         fields = fields_of(type(self))

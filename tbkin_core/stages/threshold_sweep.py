@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,11 +43,12 @@ from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
 from tbkin_core.support.files import (
     atomic_path,
     file_content,
-    make_directory,
+    other_entries,
     read_json,
     write_json,
     write_text,
 )
+from tbkin_core.support.places import Content, open_place, put_in_place
 from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import FinetuneTask, finetune_task, text_notes
@@ -105,16 +106,21 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
         # Before a place is taken: a checkpoint that does not fit its features leaves no trace.
         evaluate.use(subject.checkpoint, subject.base.seed)
     join_ranks(devices)
-    with rank_zero_first():
-        out, done = _place(config, ROOT / "threshold-sweep" / f"{name}-{split}", identity)
-    keep = _Keeper(out / SWEEP_FILE, identity, done)
-    if config.refit:
-        with keep.forgotten_if_empty():
-            notes += _sweep_refit(subject, wanted, contents, evaluate, keep, split, config.overwrite)
-    else:
-        notes += _text_notes(evaluate, split)
-        _sweep_checkpoint(wanted, subject.base.seed, evaluate, keep)
-    return _finish(config, subject, wanted, evaluate.samples, keep, split, notes)
+    with contextlib.ExitStack() as stack:
+        with rank_zero_first():
+            default = ROOT / "threshold-sweep" / f"{name}-{split}"
+            out, work, done = _open_sweep(config, default, identity, stack)
+        keep = _Keeper(work / SWEEP_FILE, identity, done)
+        if config.refit:
+            with keep.forgotten_if_empty():
+                notes += _sweep_refit(subject, wanted, contents, evaluate, keep, split, config.overwrite)
+        else:
+            notes += _text_notes(evaluate, split)
+            _sweep_checkpoint(wanted, subject.base.seed, evaluate, keep)
+        result = _finish(config, subject, wanted, evaluate.samples, keep, split, notes)
+        if work != out and rank() == 0:
+            put_in_place(out, is_of_sweep)
+        return replace(result, out=out, files=[out / file.name for file in result.files])
 
 
 def _samples(
@@ -282,41 +288,60 @@ def _evaluable(items: Sequence[Any], subject: _Subject, split: str) -> tuple[lis
     return found, [note] if lacking else []
 
 
-def _place(
-    config: ThresholdSweepConfig, default: Path, identity: dict[str, Any]
-) -> tuple[Path, list[Measurement]]:
-    """The directory of a sweep, and what is measured in it already; what is no such sweep is left alone.
+def _open_sweep(
+    config: ThresholdSweepConfig, default: Path, identity: dict[str, Any], stack: contextlib.ExitStack
+) -> tuple[Path, Path, list[Measurement]]:
+    """The directory of a sweep, where to make it, and what is measured already; others are left alone.
+
+    A sweep that replaces another is made beside it (`tbkin_core.support.places`), and gone on with there.
+
+    Args:
+        stack: Keeps other processes out of the directory for as long as it is open.
 
     Raises:
-        DataError: --out holds something else, or cannot be written to.
+        DataError: --out holds something else, another process is at work there, or it cannot be written to.
     """
-    number = 1
-    while True:
+    for number in itertools.count(1):
         path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
-        file = path / SWEEP_FILE
-        what, hint = "something else than a sweep", "choose another place with --out DIR"
-        if file.exists():
-            content = read_json(file)
-            kept = content.get("identity") if isinstance(content, dict) else None
-            kept = kept if isinstance(kept, dict) and "measurements" in content else {}
-            # What an earlier version did not keep cannot be told.
-            known = kept or dict.fromkeys(identity)
-            changed = sorted(key for key in known if key not in identity or kept.get(key) != identity[key])
-            if config.overwrite and (not changed or config.out is not None):
-                if rank() == 0:
-                    shutil.rmtree(path / "refit", ignore_errors=True)
-                return make_directory(path), []
-            if not changed:
-                found = [Measurement(**entry) for entry in content["measurements"]]
-                # What attention kept is of other samples where an earlier version measured it.
-                return make_directory(path), [entry for entry in found if entry.recorded]
-            what = f"a sweep of something else ({', '.join(changed)})"
-            hint = "use --overwrite to replace it, or another --out DIR"
-        elif not path.is_dir() or not any(path.iterdir()):
-            return make_directory(path), []
-        if config.out is not None:
-            raise DataError(f"{path}: holds {what}", hint=hint)
-        number += 1
+        # What is of no use is looked at without keeping others out.
+        if config.out is not None or _sweep_at(path, identity)[0] in (Content.NOTHING, Content.BEGUN):
+            break
+    overwrite = config.overwrite and rank() == 0
+    look = lambda place: _sweep_at(place, identity)[0]  # noqa: E731
+    work = open_place(path, look, is_of_sweep, overwrite, stack, follows=rank() > 0)
+    content, what, done = _sweep_at(work, identity)
+    if content in (Content.OTHER, Content.FOREIGN):
+        other = content is Content.OTHER
+        hint = "use --overwrite to replace it, or another --out DIR"
+        raise DataError(
+            f"{path}: holds {what}", hint=hint if other else "choose another place with --out DIR"
+        )
+    return path, work, done
+
+
+def _sweep_at(path: Path, identity: dict[str, Any]) -> tuple[Content, str, list[Measurement]]:
+    """What a directory holds, what of that is in the way, in words, and what is measured there."""
+    file = path / SWEEP_FILE
+    if not file.exists():
+        some = other_entries(path)[:3]
+        foreign = f"something else than a sweep ({', '.join(some)})"
+        return (Content.FOREIGN, foreign, []) if some else (Content.NOTHING, "", [])
+    content = read_json(file)
+    kept = content.get("identity") if isinstance(content, dict) else None
+    kept = kept if isinstance(kept, dict) and "measurements" in content else {}
+    # What an earlier version did not keep cannot be told.
+    known = kept or dict.fromkeys(identity)
+    changed = sorted(key for key in known if key not in identity or kept.get(key) != identity[key])
+    if changed:
+        return Content.OTHER, f"a sweep of something else ({', '.join(changed)})", []
+    found = [Measurement(**entry) for entry in content["measurements"]]
+    # What attention kept is of other samples where an earlier version measured it.
+    return Content.BEGUN, "", [entry for entry in found if entry.recorded]
+
+
+def is_of_sweep(name: str) -> bool:
+    """Whether a name in a sweep's directory is of what tbkin writes there."""
+    return name in (SWEEP_FILE, "sweep.csv", "sweep.png", "sparsity.png", "config.yaml", "refit")
 
 
 # ---- measuring ----------------------------------------------------------------------------------
@@ -391,7 +416,7 @@ def _sweep_refit(
         if source is None:
             logger.info("%d of %d: %s", number, len(cells), name)
             # A run that is finished is not trained again, one that was interrupted goes on.
-            source = finetune(replace(cell, overwrite=overwrite)).out
+            source = finetune(cell).out
         else:
             logger.info("%d of %d: %s is trained already, %s", number, len(cells), name, source)
         known = keep.found.get((rule, threshold, seed))

@@ -6,9 +6,12 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import re
+import secrets
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +20,9 @@ from typing import Any
 import numpy as np
 
 from tbkin_core.errors import ConfigError, DataError, TbkinError
+
+LOCK = ".tbkin-lock"  # in a directory that a process works in, see `tbkin_core.support.places`
+_OLD = "-old"
 
 
 @contextlib.contextmanager
@@ -57,12 +63,13 @@ def _os_error(error: Exception) -> int:
 
 
 def make_directory(path: Path) -> Path:
-    """Create a directory with its parents; a DataError where that is refused."""
+    """Create a directory with its parents, without leftovers in it; a DataError where that is refused."""
     with write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         # mkdir says nothing about a directory that exists and may not be written to.
         with tempfile.TemporaryFile(dir=path):
             pass
+        tidy(path)
     return path
 
 
@@ -90,68 +97,120 @@ def check_file_place(path: Path, setting: str, is_own: Callable[[bytes], bool]) 
     make_directory(path.parent)
 
 
+# Temporary names: ".STEM.HOST-PID-RANDOM.tbkin.SUFFIX", ending in -old where a directory is being replaced.
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+_TEMPORARY = re.compile(r"\.(.*)\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tbkin(?:(-old)|\..*)?", re.DOTALL)
+_ABANDONED_AFTER = 3600.0  # seconds; whether a process of another machine lives, nothing here can tell
+_in_use: set[Path] = set()  # temporary names of this process
+
+
+def _temporary_name(path: Path, ending: str) -> Path:
+    """A new temporary path beside `path`."""
+    # The stem is there for people; with all of a long one, the name might be too long.
+    stem = path.name if ending == _OLD else path.stem[:40]
+    return path.with_name(f".{stem}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tbkin{ending}")
+
+
+def tidy(directory: Path) -> None:
+    """Remove what killed writers left in a directory, and nothing else; what they put aside comes back.
+
+    Only temporary names of this module are looked at, and of those only whose process has ended.
+    """
+    with os.scandir(directory) as entries:
+        found = [
+            (Path(entry.path), match) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))
+        ]
+    for path, (stem, host, process, old) in ((path, match.groups()) for path, match in found):
+        with contextlib.suppress(OSError):
+            if path in _in_use or _is_at_work(path, host, int(process)):
+                continue
+            if old and not os.path.lexists(path.with_name(stem)):
+                path.replace(path.with_name(stem))
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _is_at_work(path: Path, host: str, process: int) -> bool:
+    """Whether the process that made a temporary file may still write to it."""
+    if host != _HOST or os.name != "posix":
+        return time.time() - path.lstat().st_mtime < _ABANDONED_AFTER
+    if process == os.getpid():
+        return False  # an earlier one of this number, as every start of a container has
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def other_entries(directory: Path) -> list[str]:
+    """Names in a directory but those that tbkin uses for a while; none where there is no directory."""
+    if not directory.is_dir():
+        return []
+    names = (path.name for path in directory.iterdir())
+    return sorted(name for name in names if name != LOCK and not _TEMPORARY.fullmatch(name))
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that replaces it when the block ends without an error.
 
-    A reader sees the old file or the new one, never a part. The suffix is kept, so that writers
-    which choose a format by it work.
+    A reader sees the old file or the new one, never a part. The suffix is kept, so that writers which choose
+    a format by it work. A link stays one, and what it leads to is replaced.
     """
-    path = Path(path)
+    path = _behind_link(Path(path))
     with write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-        os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary_name(path, path.suffix)
+    _in_use.add(temporary)
     try:
         with write_errors(path):
             yield temporary
-            # mkstemp makes files that only the owner may read; give what the umask would have given.
+            # Some writers make files that only the owner may read; give what the umask would have given.
             temporary.chmod(0o666 & ~_umask())
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(directory: Path, stem: str) -> None:
-    """Remove what killed writers (of `atomic_path`) left of the files of a stem, or of a pattern of stems."""
-    for leftover in directory.glob(f".{stem}-*"):
-        leftover.unlink(missing_ok=True)
+        _in_use.discard(temporary)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A temporary directory beside `path` that takes its place when the block ends without an error.
 
-    A directory that is there already comes back where that fails.
+    A directory that is there already comes back where that fails; after a kill, by `tidy`.
     """
-    path = Path(path)
+    path = _behind_link(Path(path))
     make_directory(path.parent)
-    with write_errors(path.parent):
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    temporary, aside = _temporary_name(path, ""), _temporary_name(path, _OLD)
+    _in_use.update((temporary, aside))
     try:
         with write_errors(path):
+            temporary.mkdir()
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
             if path.is_dir():
                 # A directory cannot be renamed over a full one: move the old one aside first.
-                aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
-                try:
-                    path.replace(aside)
-                    temporary.replace(path)
-                except OSError:
-                    if not path.exists():
-                        aside.replace(path)
-                    raise
-                finally:
-                    if path.exists():
-                        shutil.rmtree(aside, ignore_errors=True)
-            else:
+                path.replace(aside)
+            try:
                 temporary.replace(path)
+            except OSError:
+                if aside.exists():
+                    aside.replace(path)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        _in_use.difference_update((temporary, aside))
+
+
+def _behind_link(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def write_text(path: Path, text: str) -> None:
@@ -172,7 +231,7 @@ def read_json(path: Path, hint: str = "remove it and run the stage again") -> An
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not valid JSON ({error})", hint=hint) from error
 
 

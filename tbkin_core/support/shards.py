@@ -11,9 +11,7 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,20 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.support.files import (
-    atomic_path,
-    make_directory,
-    read_json,
-    remove_leftovers,
-    write_errors,
-    write_json,
-)
+from tbkin_core.support.files import atomic_path, make_directory, other_entries, read_json, write_json
+from tbkin_core.support.places import Content, open_place, put_in_place
 from tbkin_core.support.ranks import share_of_run
 
 FORMAT_VERSION = 1
 MANIFEST = "store.json"
 _ELSEWHERE = "choose another place with --out DIR"
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
+_BESIDE_SHARDS = (MANIFEST, "priors.json", "config.yaml")
 
 _DTYPES = {"BOOL": "bool", "U8": "u1", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
 _DTYPES |= {"F16": "f2", "F32": "f4", "F64": "f8"}  # of safetensors in the words of NumPy
@@ -182,33 +175,52 @@ def shard_name(number: int) -> str:
 
 
 @contextlib.contextmanager
-def replaced_store(path: Path, kind: StoreKind) -> Iterator[None]:
-    """Put the store at `path` aside for a new one; where no shard of that gets written, it comes back.
+def store_place_held(
+    path: Path, kind: StoreKind, settings: Mapping[str, Any], overwrite: bool, alone: bool
+) -> Iterator[Path]:
+    """Where to write the store that belongs at `path`, which other processes meanwhile keep out of.
+
+    That is `path` itself; with `overwrite`, where a store is there, its `replacement`, which takes its place
+    when the block has left it complete. One of the same settings that was interrupted is gone on with.
+
+    Args:
+        alone: No other process writes to this store; else they all hold it.
 
     Raises:
-        DataError: A store of another kind is there.
+        DataError: Something else than a store of this kind is there, or another process is at work there.
+        ConfigError: As `begin_replacement`.
     """
     _refuse_others(path, kind)
-    files = [*path.glob("shard-*.safetensors"), *path.glob(MANIFEST)]
-    if not files:
-        yield
-        return
-    with write_errors(path):
-        aside = Path(tempfile.mkdtemp(dir=path, prefix=".replaced-"))
-        for file in files:
-            file.replace(aside / file.name)
-    try:
-        yield
-    finally:
-        if not any(path.glob("shard-*.safetensors")):
-            for file in aside.iterdir():
-                file.replace(path / file.name)
-        shutil.rmtree(aside, ignore_errors=True)
+    given = json.loads(json.dumps(dict(settings)))
+
+    def look(place: Path) -> Content:
+        if not any(map(_is_own, other_entries(place))):
+            return Content.NOTHING
+        try:
+            found = Manifest.read(place)
+        except DataError:
+            return Content.OTHER
+        same = Content.WHOLE if found.complete else Content.BEGUN
+        return same if found.settings == given else Content.OTHER
+
+    with contextlib.ExitStack() as stack:
+        work = open_place(path, look, _is_own, overwrite, stack, shared=not alone)
+        _refuse_others(path, kind)  # once more: it may have come from beside
+        yield work
+        if work != path and look(work) is Content.WHOLE:
+            put_in_place(path, _is_own)
+
+
+def _is_own(name: str) -> bool:
+    """Whether a name in a store's directory is of what its stage writes there."""
+    return name in _BESIDE_SHARDS or _SHARD_NAME.fullmatch(name) is not None
 
 
 def _refuse_others(path: Path, kind: StoreKind) -> None:
-    """DataError where a store of another kind is, by its manifest or, where that is no help, by a shard."""
-    found = kind.name
+    """DataError where a directory is neither empty nor a store of a kind, by manifest or else by a shard."""
+    if not (names := other_entries(path)):
+        return
+    found = "something else than a store"
     try:
         found = Manifest.read(path).kind
     except DataError:
@@ -217,7 +229,8 @@ def _refuse_others(path: Path, kind: StoreKind) -> None:
                 found = kind.name if kind.array in read_shard(file)[0] else "shards of another kind"
                 break
     if found != kind.name:
-        raise DataError(f"{path}: holds {found}, not {kind.name}", hint=_ELSEWHERE)
+        some = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        raise DataError(f"{path}: holds {found}, not {kind.name} ({some})", hint=_ELSEWHERE)
 
 
 class StoreWriter:
@@ -232,7 +245,6 @@ class StoreWriter:
         path: Directory of the store.
         kind: What it holds.
         settings: What makes the content.
-        alone: No other process works on this store; what killed writers left is removed.
 
     Attributes:
         settings: Those given, as JSON gives them back.
@@ -242,14 +254,11 @@ class StoreWriter:
         DataError: A store of another kind or version is there, or one of other settings.
     """
 
-    def __init__(self, path: Path, kind: StoreKind, settings: Mapping[str, Any], alone: bool = True) -> None:
+    def __init__(self, path: Path, kind: StoreKind, settings: Mapping[str, Any]) -> None:
         self.path = make_directory(path)
         self.kind = kind
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings)))
         self.manifest = self._found()
-        if alone:
-            for stem in ("shard-*", Path(MANIFEST).stem):
-                remove_leftovers(self.path, stem)
 
     def _found(self) -> Manifest | None:
         path, kind = self.path, self.kind.name
@@ -278,11 +287,6 @@ class StoreWriter:
             if digits.isdecimal():
                 with contextlib.suppress(DataError):
                     yield int(digits), read_shard(path)[1]
-
-    def prepare(self, numbers: Iterable[int]) -> None:
-        """Remove what killed writers left of some shards, which this process and its workers write now."""
-        for number in numbers:
-            remove_leftovers(self.path, Path(shard_name(number)).stem)
 
     def list_shards(self, numbers: Iterable[int], complete: bool = False, **extra: Any) -> None:
         """Write the manifest: readers see these shards, and whether they are all."""

@@ -71,7 +71,7 @@ def drawn_features(path: Path, images: int) -> FeatureStore:
 def measure_steps(data: Path, features: FeatureStore, out: Path, shards: int) -> dict[str, Any]:
     """CPU microseconds per caption of each step, over the first shards after one to warm up."""
     builder = build._ShardBuilder(build.Recipe(partial(CaptionParser, "builtin")), out)
-    writer = GraphStoreWriter(out, {}, shards + 1, alone=True)
+    writer = GraphStoreWriter(out, {}, shards + 1)
     pipeline: Any = builder._parser._nlp  # type: ignore[attr-defined]
     dataset = open_dataset(data)
     corpus = build._Corpus(dataset.captions(), {}, DatasetRegions(dataset, features, 0.5))

@@ -1,0 +1,227 @@
+"""The directory that a command makes its result in: for one process at a time, and never half replaced.
+
+A result that replaces another is made beside it, in `.NAME.tbkin-new`, and put in its place when it is whole;
+the old one becomes `.NAME.tbkin-old` and goes. A kill at any moment leaves one of the two in the place; one
+between the two renames leaves both beside it, and the next command puts that right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+
+from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.support.files import LOCK, make_directory, other_entries, write_errors
+
+try:
+    import fcntl
+except ImportError:  # not on this platform, where nothing keeps two commands apart
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger("tbkin")
+
+_NEW, _OLD = ".tbkin-new", ".tbkin-old"
+_LONGEST_COMMAND = 120  # letters shown of what is at work in a directory
+
+
+@contextlib.contextmanager
+def held(directory: Path, shared: bool = False) -> Iterator[None]:
+    """Keep the commands of other processes out of a directory, which is made where it is missing.
+
+    Args:
+        directory: Leftovers of killed writers in it are removed.
+        shared: Processes that hold it shared, such as the ranks of one run, are let in.
+
+    Raises:
+        DataError: Another process is at work in it, which the message names; or it cannot be written to.
+    """
+    existed = directory.is_dir()
+    make_directory(directory)
+    handle = _take(directory / LOCK, shared)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            _let_go(directory / LOCK, handle, shared)
+        if not existed:
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # where nothing was made
+
+
+def _take(lock: Path, shared: bool) -> int | None:
+    """An open lock file; None where the file system knows no locks."""
+    if fcntl is None:
+        return None
+    while True:
+        with write_errors(lock.parent):
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            who = os.pread(handle, 1000, 0).decode(errors="replace") or "another process"
+            os.close(handle)
+            raise DataError(
+                f"{lock.parent}: {who} is at work here",
+                hint="wait until it has ended, or choose another place with --out DIR",
+            ) from error
+        except OSError:
+            os.close(handle)
+            lock.unlink(missing_ok=True)
+            return None
+        if _is_still(lock, handle):
+            command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])  # noqa: PTH119
+            since = time.strftime("%H:%M")
+            who = (
+                f"process {os.getpid()} on {platform.node()} (`{command[:_LONGEST_COMMAND]}`, since {since})"
+            )
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, who.encode(errors="replace"), 0)
+            return handle
+        os.close(handle)  # the one before removed it when it ended
+
+
+def _is_still(lock: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), lock.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _let_go(lock: Path, handle: int, shared: bool) -> None:
+    # The last of those that share it removes it.
+    with contextlib.suppress(OSError):
+        if shared:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in (lock, place_of(lock.parent) / LOCK):  # where it is by now
+            if _is_still(path, handle):
+                path.unlink()
+    os.close(handle)
+
+
+def replacement(path: Path) -> Path:
+    """Where a result is made that will take the place of the one at `path`; beside what a link leads to."""
+    return _beside(path, _NEW)
+
+
+def place_of(work: Path) -> Path:
+    """Where what is made at `work` belongs: there, or out of the `replacement` that it is or lies in."""
+    hidden = re.compile(rf"\.(.+){re.escape(_NEW)}", re.DOTALL)
+    return Path(*(hidden.sub(r"\1", part) if hidden.fullmatch(part) else part for part in work.parts))
+
+
+def _beside(path: Path, ending: str) -> Path:
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    return target.with_name(f".{target.name}{ending}")
+
+
+class Content(Enum):
+    """What a directory holds, for a command that wants to make something in it."""
+
+    NOTHING = "nothing"
+    FOREIGN = "something that no command of this kind made"
+    OTHER = "another result of this kind"
+    BEGUN = "this very result, unfinished"
+    WHOLE = "this very result"
+
+
+def open_place(
+    path: Path,
+    look: Callable[[Path], Content],
+    is_own: Callable[[str], bool],
+    overwrite: bool,
+    stack: contextlib.ExitStack,
+    shared: bool = False,
+    follows: bool = False,
+) -> Path:
+    """Where to make a result that belongs at `path`: there, or in its `replacement`, to be `put_in_place`.
+
+    A replacement that was interrupted is gone on with; one that a kill left whole is put in its place. A whole
+    result in a directory that may not be written to is as good as any.
+
+    Args:
+        look: Tells what a directory holds.
+        is_own: As for `put_in_place`.
+        overwrite: Replace a result that is there.
+        stack: Keeps the commands of other processes out (see `held`) for as long as it is open.
+        shared: As for `held`.
+        follows: Another process of this run, which leads it, has called this before; `overwrite` is false.
+
+    Raises:
+        DataError: Another process is at work there, or it cannot be written to.
+        ConfigError: `path` is where something is mounted, which nothing can take the place of.
+    """
+    if not overwrite and look(path) is Content.WHOLE and not os.access(path, os.W_OK):
+        return path
+    if not follows:
+        put_right(path, is_own)
+        stack.enter_context(held(path, shared))
+    work, waiting = replacement(path), look(replacement(path))
+    if waiting is Content.WHOLE:
+        put_in_place(path, is_own)
+        return path
+    if waiting is not Content.BEGUN:
+        if not overwrite or look(path) in (Content.NOTHING, Content.FOREIGN):
+            return path
+        if os.path.ismount(os.path.realpath(path)):
+            raise ConfigError(
+                f"overwrite: {path} is a mount point, which cannot be replaced", hint=f"name {path / 'new'}"
+            )
+        with write_errors(work):
+            if work.exists():
+                shutil.rmtree(work)
+    if not follows:
+        stack.enter_context(held(work, shared))
+        logger.info("%s stays as it is until what replaces it is whole", path)
+    return work
+
+
+def put_in_place(path: Path, is_own: Callable[[str], bool]) -> None:
+    """Let the `replacement` of `path`, which is whole, take its place.
+
+    Args:
+        path: Its `replacement` exists; what a link leads to is replaced.
+        is_own: Whether a name is of what the command makes. What else the old directory holds comes along.
+    """
+    new, old = _beside(path, _NEW), _beside(path, _OLD)
+    target = place_of(new)
+    with write_errors(path):
+        if target.exists():
+            target.replace(old)
+        new.replace(target)
+        _clear(old, target, is_own)
+
+
+def put_right(path: Path, is_own: Callable[[str], bool]) -> None:
+    """Complete a `put_in_place` that was killed; before `path` is `held`.
+
+    Raises:
+        DataError: Another process is doing so.
+    """
+    new, old = _beside(path, _NEW), _beside(path, _OLD)
+    target = place_of(new)
+    if not old.is_dir():
+        return
+    with held(old), write_errors(path):
+        if not other_entries(target):  # killed between the two renames
+            if target.is_dir():
+                target.rmdir()
+            old.replace(target)
+        elif not new.exists():
+            _clear(old, target, is_own)
+
+
+def _clear(old: Path, target: Path, is_own: Callable[[str], bool]) -> None:
+    for name in other_entries(old):
+        if not is_own(name) and not os.path.lexists(target / name):
+            (old / name).replace(target / name)
+    shutil.rmtree(old, ignore_errors=True)

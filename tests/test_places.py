@@ -1,0 +1,364 @@
+"""Directories that commands write to: for one process at a time, never half replaced, nothing lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import ENVIRONMENT, fails, files_below, leftovers, succeeds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.support import files, places
+from tbkin_core.support.files import atomic_directory, atomic_path, tidy, write_text
+from tbkin_core.support.places import Content, open_place, place_of, put_in_place, put_right, replacement
+from tbkin_core.support.shards import StoreKind, StoreWriter, store_place_held, write_shard
+
+NOBODY = 2**22 + 1  # no process has this number
+KIND = StoreKind("numbers", "numbers", "tbkin count")
+
+
+def temporary(stem: str, ending: str = "", process: int = NOBODY, host: str = files._HOST) -> str:
+    """A name as a writer that may be dead leaves it."""
+    return f".{stem}.{host}-{process}-0123abcd.tbkin{ending}"
+
+
+def look(place: Path) -> Content:
+    """Results of the tests are a file `result` that holds "whole" or "begun"."""
+    names = files.other_entries(place)
+    if "result" not in names:
+        return Content.FOREIGN if names else Content.NOTHING
+    return {"whole": Content.WHOLE, "begun": Content.BEGUN}.get((place / "result").read_text(), Content.OTHER)
+
+
+def is_own(name: str) -> bool:
+    return name in ("result", "weights")
+
+
+def opened(path: Path, overwrite: bool = False) -> Path:
+    with contextlib.ExitStack() as stack:
+        return open_place(path, look, is_own, overwrite, stack)
+
+
+# ---- leftovers ----------------------------------------------------------------------------------
+
+
+def test_only_what_dead_writers_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    mine = [".env", ".gitignore", ".state-12345678", ".x.tbkin", ".tbkin", ".a.0123abcd-1-0123abcd.tbkinx"]
+    alive = [temporary("g", ".jsonl", os.getppid()), temporary("h", ".png", NOBODY, "00000000")]
+    for name in [*mine, *alive, temporary("g", ".jsonl"), temporary("a.b", "", os.getpid())]:
+        (tmp_path / name).write_text("")
+    (tmp_path / temporary("state")).mkdir()
+    (tmp_path / temporary("state") / "model.pt").write_text("")
+    tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".git", *mine, *alive])
+
+
+def test_what_a_dead_writer_put_aside_comes_back(tmp_path: Path) -> None:
+    for stem in ("state", "gone"):
+        (tmp_path / temporary(stem, "-old")).mkdir()
+        (tmp_path / temporary(stem, "-old") / stem).write_text("old")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "new").write_text("")
+    tidy(tmp_path)
+    assert files_below(tmp_path) == {"state/new": b"", "gone/gone": b"old"}
+
+
+@pytest.mark.parametrize("suffix", ["", ".jsonl", ".png"])
+def test_a_killed_writer_leaves_what_the_next_one_removes(tmp_path: Path, suffix: str) -> None:
+    target = tmp_path / f"figure{suffix}"
+    code = (
+        "import os, sys, pathlib; from tbkin_core.support.files import atomic_path\n"
+        "with atomic_path(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, target], env=ENVIRONMENT, check=False)
+    assert ended.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1 and not target.exists()
+    files.make_directory(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_replace_what_a_link_leads_to_and_have_the_usual_mode(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link.json").symlink_to("elsewhere/real.json")
+    (tmp_path / "directory").symlink_to("elsewhere/graphs")
+    write_text(tmp_path / "link.json", "1")
+    with atomic_directory(tmp_path / "directory") as place:
+        (place / "a").write_text("2")
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "directory").is_symlink()
+    assert files_below(tmp_path / "elsewhere") == {"real.json": b"1", "graphs/a": b"2"}
+    assert (tmp_path / "elsewhere/real.json").stat().st_mode & 0o777 == 0o666 & ~files._umask()
+    with atomic_path(tmp_path / ("x" * 250)) as long:
+        long.write_text("")
+    assert (tmp_path / ("x" * 250)).exists() and leftovers(tmp_path) == []
+
+
+# ---- one process at a time ----------------------------------------------------------------------
+
+
+HOLD = """
+import pathlib, sys
+from tbkin_core.support.places import held
+with held(pathlib.Path(sys.argv[1]), shared=sys.argv[2] == "True"):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held_elsewhere(directory: Path, shared: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process is at work in a directory."""
+    line = [sys.executable, "-c", HOLD, directory, str(shared)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, env=ENVIRONMENT, stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        yield process  # it ends when its input is closed
+
+
+def test_a_second_process_is_told_who_is_at_work(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    with held_elsewhere(place) as other:
+        for shared in (False, True):
+            with pytest.raises(DataError, match=rf"run: process {other.pid} on .* is at work here"):
+                places.held(place, shared).__enter__()
+    assert not place.exists(), "nothing was made in it"
+    with held_elsewhere(place) as other:
+        other.kill()
+        other.wait()
+        with places.held(place):
+            (place / "result").write_text("")
+    assert [path.name for path in place.iterdir()] == ["result"]
+
+
+def test_ranks_of_one_run_are_let_in_together(tmp_path: Path) -> None:
+    with held_elsewhere(tmp_path, shared=True):
+        with places.held(tmp_path, shared=True):
+            pass
+        with pytest.raises(DataError, match="at work here"), places.held(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_refuse_a_directory_at_work(workspace: Path) -> None:
+    lines = {
+        "coco/features": ["extract-features", "coco"],
+        "coco/graphs": ["build-graphs", "coco"],
+        "runs/finetune/vqa": ["finetune", "--task", "vqa", "--data", "coco"],
+    }
+    succeeds(*lines["coco/features"], "--workers", "0", cwd=workspace)
+    for place, line in lines.items():
+        before = files_below(workspace)
+        with held_elsewhere(workspace / place):
+            fails(*line, cwd=workspace, code=1, says=(place, "process", "at work here", "--out DIR"))
+        assert files_below(workspace) == before
+
+
+# ---- replacing ----------------------------------------------------------------------------------
+
+
+def test_a_result_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    assert opened(path) == path and not path.exists()
+    path.mkdir()
+    (path / "result").write_text("whole")
+    assert opened(path) == path and opened(path, overwrite=True) == replacement(path)
+    for at_work in ("begun", "whole"):
+        replacement(path).mkdir(exist_ok=True)
+        (replacement(path) / "result").write_text(at_work)
+        (replacement(path) / "weights").write_text("new")
+        (path / "result").write_text("other")
+        if at_work == "begun":
+            assert opened(path) == opened(path, overwrite=True) == replacement(path), "gone on with"
+            assert files_below(path) == {"result": b"other"}
+        else:
+            assert opened(path) == path, "a kill came before it was put in its place"
+            assert files_below(tmp_path) == {"run/result": b"whole", "run/weights": b"new"}
+    (path / "notes.txt").write_text("mine")
+    assert opened(path / "notes", overwrite=True) == path / "notes"
+
+
+def test_nothing_takes_the_place_of_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "result").write_text("whole")
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    with pytest.raises(ConfigError, match="mount point"):
+        opened(tmp_path, overwrite=True)
+    assert files_below(tmp_path) == {"result": b"whole"}
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@given(moment=st.integers(0, 12), linked=st.booleans())
+def test_a_kill_at_any_moment_loses_nothing(
+    moment: int, linked: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = tmp_path_factory.mktemp("kill")
+    path, real = place / "run", place / ("real" if linked else "run")
+    if linked:
+        path.symlink_to("real")
+    real.mkdir()
+    replacement(path).mkdir()
+    for name, content in {"result": "other", "weights": "old", ".git": "mine", "notes": "mine"}.items():
+        (real / name).write_text(content)
+    for name, content in {"result": "whole", "weights": "new"}.items():
+        (replacement(path) / name).write_text(content)
+    steps = 0
+
+    def step(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps > moment:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patched, contextlib.suppress(Killed):
+        for owner, name in ((Path, "replace"), (files.shutil, "rmtree"), (os, "rename"), (os, "unlink")):
+            known = getattr(owner, name)
+            patched.setattr(owner, name, lambda *a, known=known, **k: (step(), known(*a, **k))[1])
+        put_in_place(path, is_own)
+    both = [(folder / "weights").exists() for folder in place.iterdir() if not folder.is_symlink()]
+    assert any(both) and (real.exists() or len(both) == 2)
+    put_right(path, is_own)
+    assert opened(path) == path
+    mine = {".git": b"mine", "notes": b"mine"}
+    assert files_below(real) == {"result": b"whole", "weights": b"new", **mine}
+    assert path.is_symlink() is linked and sorted(p.name for p in place.iterdir()) == sorted(
+        {path.name, real.name}
+    )
+
+
+def test_where_a_replacement_belongs() -> None:
+    assert place_of(Path("runs/.a.tbkin-new/refit/b")) == Path("runs/a/refit/b")
+    assert place_of(replacement(Path("runs/a"))) == Path("runs/a")
+    assert place_of(Path("runs/.a.tbkin-newer/.tbkin-new")) == Path("runs/.a.tbkin-newer/.tbkin-new")
+
+
+# ---- stores -------------------------------------------------------------------------------------
+
+
+def fill(path: Path, value: int, overwrite: bool = False, whole: bool = True) -> None:
+    settings = {"value": value}
+    with store_place_held(path, KIND, settings, overwrite, alone=True) as place:
+        writer = StoreWriter(place, KIND, settings)
+        write_shard(place / "shard-00000.safetensors", {"numbers": np.full(3, value)}, {})
+        writer.list_shards([0], complete=whole)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["config.yaml"],
+        ["priors.json"],
+        ["shard-00000.safetensors"],
+        ["store.json"],
+        [".env"],
+        ["a.jpg", "b.jpg"],
+    ],
+)
+def test_a_directory_in_use_is_no_place_for_a_store(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match=rf"something else than a store.*{names[0]}"):
+            fill(tmp_path, 1, overwrite)
+    assert files_below(tmp_path) == dict.fromkeys(names, b"mine")
+
+
+def test_a_store_is_replaced_whole_and_what_else_lies_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    path.symlink_to("features")
+    (tmp_path / "features").mkdir()
+    fill(path, 1)
+    (path / "notes.txt").write_text("mine")
+    before = files_below(path)
+    with pytest.raises(DataError, match="other settings"):
+        fill(path, 2)
+    fill(path, 2, overwrite=True, whole=False)
+    assert files_below(path) == before and replacement(path).is_dir()
+    fill(path, 2, overwrite=True)
+    assert path.is_symlink() and not replacement(path).exists()
+    after = files_below(path)
+    assert after.keys() == before.keys() and after["notes.txt"] == b"mine"
+    assert after["store.json"] != before["store.json"]
+
+
+# ---- the commands -------------------------------------------------------------------------------
+
+
+def test_out_in_a_directory_in_use_is_refused(trained_workspace: Path) -> None:
+    place = trained_workspace / "mine"
+    place.mkdir()
+    for name in ("config.yaml", "priors.json", "shard-00000.safetensors", ".shard-1", ".store-1"):
+        (place / name).write_text("mine")
+    for line in (
+        ["extract-features", "coco"],
+        ["build-graphs", "coco"],
+        ["pretrain", "coco"],
+        ["finetune", "--task", "vqa"],
+        ["threshold-sweep", "--task", "vqa", "--thresholds", "0.1"],
+    ):
+        for overwrite in ([], ["--overwrite"]):
+            says = ("mine: holds something else than a", "--out DIR")
+            fails(*line, "--out", "mine", *overwrite, cwd=trained_workspace, code=1, says=says)
+    assert set(files_below(place).values()) == {b"mine"} and len(files_below(place)) == 5
+
+
+def test_a_run_keeps_what_is_not_its_own_and_a_link_stays_one(trained_workspace: Path) -> None:
+    place = trained_workspace
+    line = ["finetune", "--task", "rec", "--data", "coco", "--init", "none", "--epochs", "1", "--out", "link"]
+    (place / "real").mkdir()
+    (place / "link").symlink_to("real")
+    succeeds(*line, cwd=place)
+    (place / "real/.git").mkdir()
+    for name in (".env", "notes.txt", ".git/HEAD"):
+        (place / "real" / name).write_text("mine")
+    before = files_below(place / "real")
+    content = (place / "real/run.json").read_text()
+    (place / "real/run.json").write_text(content.replace('"status": "finished"', '"status": "running"'))
+    succeeds(*line, cwd=place)
+    succeeds(*line, "--seed", "1", "--overwrite", cwd=place)
+    after = files_below(place / "real")
+    assert (place / "link").is_symlink() and after.keys() == before.keys()
+    assert after["model.safetensors"] != before["model.safetensors"]
+    assert {name for name, content in after.items() if content == b"mine"} == {
+        ".env",
+        "notes.txt",
+        ".git/HEAD",
+    }
+    assert b"tbkin-new" not in b"".join(content for name, content in after.items() if name.endswith("json"))
+    assert not list(place.glob(".*tbkin*")) and not (place / "real/.tbkin-lock").exists()
+
+
+def test_a_disk_that_was_full_before_the_run_was_known_goes_on(trained_workspace: Path) -> None:
+    line = ["finetune", "--task", "rec", "--data", "coco", "--init", "none", "--epochs", "0", "--out", "full"]
+    place = trained_workspace / "full"
+    place.mkdir()
+    (place / temporary("run", ".json")).write_text("")
+    succeeds(*line, cwd=trained_workspace)
+    assert leftovers(place) == []
+
+
+def test_a_damaged_run_json_is_passed_over_by_name(trained_workspace: Path) -> None:
+    bad = trained_workspace / "runs/finetune/odd"
+    bad.mkdir()
+    for content in (
+        "{",
+        "[" * 100_000,
+        '{"stage": "finetune", "status": "finished", "settings": {}}',
+        "[]",
+        "7",
+    ):
+        (bad / "run.json").write_text(content)
+        outcome = succeeds("threshold-sweep", "--task", "vqa", "--thresholds", "0.1", cwd=trained_workspace)
+        assert "passed over: runs/finetune/odd/run.json" in outcome.err
+    line = ["finetune", "--task", "vqa", "--data", "coco", "--out", "runs/finetune/odd"]
+    fails(*line, cwd=trained_workspace, code=1, says="odd/run.json")
