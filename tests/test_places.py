@@ -15,7 +15,9 @@ import pytest
 from command_line import ENVIRONMENT, fails, files_below, leftovers, succeeds
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from tbkin_core.datasets.layout import Layout
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.support import files, places
 from tbkin_core.support.files import atomic_directory, atomic_path, tidy, write_text
@@ -362,3 +364,66 @@ def test_a_damaged_run_json_is_passed_over_by_name(trained_workspace: Path) -> N
         assert "passed over: runs/finetune/odd/run.json" in outcome.err
     line = ["finetune", "--task", "vqa", "--data", "coco", "--out", "runs/finetune/odd"]
     fails(*line, cwd=trained_workspace, code=1, says="odd/run.json")
+
+
+# ---- what tbkin writes is no data ---------------------------------------------------------------
+
+
+def test_figures_do_not_become_images(trained_workspace: Path) -> None:
+    data = trained_workspace / "coco"
+    image = next(data.rglob("*.jpg")).relative_to(data)
+    before = Layout(data).images
+    asked = [
+        "visualize",
+        image,
+        "what color is the circle?",
+        "--checkpoint",
+        "../runs/finetune/vqa-relative-0.3",
+    ]
+    succeeds(*asked, "--layer", "0", cwd=data)
+    for out in (".", image.parent, "new"):
+        fails(*asked, "--out", out, cwd=data, code=2, says=(f"out: {out} lies in the dataset", "--out"))
+    sheet = ["visualize", "--from", "../runs/finetune/rec/results-val.json", "--out", "sheets"]
+    fails(*sheet, cwd=data, code=2, says="out: sheets lies in the dataset")
+    # Pictures of no dataset that the checkpoint knows: figures beside them are known by their traces.
+    photos = trained_workspace / "photos"
+    photos.mkdir()
+    for name in ("a.jpg", "a-b.jpg"):
+        (photos / name).write_bytes((data / image).read_bytes())
+    np.savez(photos / "a.npz", boxes=np.zeros((1, 4)))
+    succeeds(*asked[:1], "a.jpg", *asked[2:], "--out", ".", "--format", "png", "--format", "svg", cwd=photos)
+    succeeds(*asked[:1], "a.jpg", *asked[2:], "--out", ".", "--layer", "0", cwd=photos)
+    assert len(list(photos.glob("*.png"))) == 2
+    assert Layout(photos).images == ["a-b.jpg", "a.jpg"]
+    assert Layout(data).images == before
+
+
+def test_a_run_is_no_data_from_its_first_moment(tmp_path: Path) -> None:
+    for name in (
+        "a.jpg",
+        "begun/run.json",
+        "begun/x.png",
+        "swept/sweep.json",
+        "swept/x.png",
+        "deep/er/x.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert Layout(tmp_path).images == ["a.jpg", "deep/er/x.png"]
+
+
+def test_graphs_of_other_regions_are_refused(trained_workspace: Path) -> None:
+    again = ["extract-features", "coco", "--workers", "0", "--overwrite"]
+    with Image.open(next((trained_workspace / "coco").rglob("*.jpg"))) as picture:
+        flipped = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        flipped.save(picture.filename)  # type: ignore[attr-defined]
+    line = ["pretrain", "coco", "--epochs", "1", "--out", "again"]
+    succeeds(*again, cwd=trained_workspace)
+    fails(
+        *line,
+        cwd=trained_workspace,
+        code=1,
+        says=("coco/graphs: was built over other regions", "--overwrite"),
+    )
+    succeeds("build-graphs", "coco", "--overwrite", cwd=trained_workspace)
+    succeeds(*line, cwd=trained_workspace)

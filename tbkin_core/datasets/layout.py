@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tbkin_core.datasets.formats import FORMAT_OF, FORMATS
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.formats.own import GRAPH_EXPORT, own_directory
+from tbkin_core.datasets.formats.own import GRAPH_EXPORT, own_directory, own_figures
 from tbkin_core.datasets.reading import AnnotationFile
 from tbkin_core.datasets.splits import more_exact_split, normalise_split, split_in, split_of_path
 from tbkin_core.errors import DataError
@@ -120,7 +120,10 @@ class Layout:
                 hint="give the directory of the dataset (by default the one above)",
             )
         beside = {name.lower() for name in names}
+        figures = own_figures(directory, names) if any(name.endswith(".npz") for name in names) else set()
         for entry in listed:
+            if entry.name in figures:
+                continue
             name = prefix + entry.name
             try:
                 suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - 100,000 files

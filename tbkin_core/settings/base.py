@@ -225,7 +225,9 @@ class StageConfig:
         Group.RUN,
         metavar="[auto|cpu|cpu:N|cuda|cuda:0,1]",
     )
-    overwrite: bool = option(False, "Replace the result at --out; it stays until the new one is whole.", Group.OUTPUT)
+    overwrite: bool = option(
+        False, "Replace the result at --out; it stays until the new one is whole.", Group.OUTPUT
+    )
 
     def __post_init__(self) -> None:
         fields = fields_of(type(self))

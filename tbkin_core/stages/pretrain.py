@@ -11,6 +11,7 @@ import numpy as np
 
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, feature_kind
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.modeling import TbkinForPreTraining
@@ -169,6 +170,12 @@ def _captions(
             f"{graph_dir}: was built over other regions than those of {feature_dir}",
             hint=f"run `tbkin build-graphs {dataset.path} --overwrite`",
         )
+    if image_id := _of_other_regions(graphs, features):
+        raise DataError(
+            f"{graph_dir}: was built over other regions than those of {feature_dir}: those of image"
+            f" {image_id} have changed since",
+            hint=f"run `tbkin build-graphs {dataset.path} --overwrite`",
+        )
     splits = graphs.splits()
     spare = sorted(split for split in splits if not split.startswith("test"))
     trained = ["train"] if "train" in splits else [s for s in spare if s not in ("val", "minival")] or spare
@@ -207,6 +214,22 @@ def _captions(
         training, validation = _split_captions(training, seed)
     texts = [*written, *_training_texts(dataset)]
     return _Captions(dataset.path, features, training, validation, texts, notes)
+
+
+def _of_other_regions(graphs: GraphStore, features: FeatureStore) -> ImageId | None:
+    """An image whose regions in the graphs have other boxes than its features; None where all agree.
+
+    Images without regions in the graphs have no edges that could be wrong.
+    """
+    for shard in graphs.shards:
+        for image_id, begin, end in zip(
+            shard.image_ids, shard.region_offsets[:-1], shard.region_offsets[1:], strict=True
+        ):
+            if end > begin and image_id in features:
+                boxes = features[image_id].boxes
+                if not np.array_equal(boxes, shard.region_boxes[begin:end]):
+                    return image_id
+    return None
 
 
 def _split_captions(table: CaptionTable, seed: int) -> tuple[CaptionTable, CaptionTable]:

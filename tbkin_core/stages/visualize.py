@@ -18,7 +18,7 @@ import numpy as np
 
 from tbkin_core.boxes import box_iou_paired, scale_between
 from tbkin_core.datasets import Dataset, open_dataset
-from tbkin_core.errors import DataError
+from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.pictures import load_image
 from tbkin_core.figures.contact_sheet import COLUMNS, SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
@@ -66,7 +66,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         checkpoint = find_checkpoint(list(TASKS), prefer=wanted)
     model = Answerer(config, checkpoint)
     result = AnswersResult(
-        out=make_directory(config.out or ROOT / "visualize"),
+        out=_figure_place(config, settings_of(model.checkpoint).get("data")),
         title=f"{shortened(model.question)}  ({model.checkpoint})",
         heading=model.task.presentation.answer_heading,
         selection=model.selection.name,
@@ -95,6 +95,19 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     if not result.images:
         raise DataError(f"none of the {len(sources)} images can be shown: {'; '.join(result.problems)}")
     return result if len(sources) > 1 else replace(result, out=result.files[0])
+
+
+def _figure_place(config: VisualizeConfig, data: str | None) -> Path:
+    """The directory of figures, which is none of a dataset's: they would count as its pictures."""
+    dataset = config.data or (Path(data) if data else None)
+    if config.out is not None and dataset is not None and dataset.is_dir():
+        place, root = config.out.resolve(), dataset.resolve()
+        if root in (place, *place.parents):
+            raise ConfigError(
+                f"out: {config.out} lies in the dataset {dataset}, which would take figures for its pictures",
+                hint="choose another place, or omit --out: runs/visualize is left out",
+            )
+    return make_directory(config.out or ROOT / "visualize")
 
 
 def image_answer(trace: Trace, shown: Pass, image: str, figures: Sequence[Path], file: Path) -> ImageAnswer:
@@ -265,7 +278,7 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
         problems.insert(0, f"{missing} pictures are not in {data}; name the dataset with --data DIR")
     shown, failed = sum(map(len, chosen.values())), sum(map(_is_wrong, rows))
     what = f"{shown} of {failed:,} wrong answers" if config.wrong else f"{shown} of {len(rows):,} answers"
-    files = _draw_sheet(config, content, groups, what)
+    files = _draw_sheet(replace(config, data=data), content, groups, what)
     return ResultSheet(
         out=files[0],
         title=f"{what} to {content['split']}",
@@ -288,7 +301,7 @@ def _draw_sheet(
         caption += "Solid: the box that the model chose, dotted: the target."
     else:
         caption += "✗ what the model answered with its probability, ✓ what is right."
-    out = make_directory(config.out or ROOT / "visualize")
+    out = _figure_place(config, None)
     title = f"{content['checkpoint']} on {content['split']}: {what}"
     checkpoint = Path(content["checkpoint"])
     name = f"{slug(checkpoint.name)}-{slug(content['split'])}"

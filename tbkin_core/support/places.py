@@ -145,8 +145,8 @@ def open_place(
 ) -> Path:
     """Where to make a result that belongs at `path`: there, or in its `replacement`, to be `put_in_place`.
 
-    A replacement that was interrupted is gone on with; one that a kill left whole is put in its place. A whole
-    result in a directory that may not be written to is as good as any.
+    A replacement that was interrupted is gone on with; one that a kill left whole is put in its place. A
+    whole result in a directory that may not be written to is as good as any.
 
     Args:
         look: Tells what a directory holds.

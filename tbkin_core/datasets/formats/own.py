@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Collection
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from tbkin_core.datasets.formats.base import SNIFF_BYTES, Format, Holds
 from tbkin_core.support.shards import MANIFEST
 
+_LOOKED_AT = 3  # arrays that turn out to be no traces
 _TEXT = r'"(?:[^"\\]|\\.)*'
 # A text may be longer than what is looked at.
 _GRAPH_EXPORT = re.compile(
@@ -31,10 +33,42 @@ def own_directory(prefix: str, names: Collection[str]) -> str | None:
     """
     if MANIFEST in names:
         return "store"
+    parts = PurePosixPath(prefix).parts
+    if parts[-2:] == ("runs", "visualize") or (parts and not {"run.json", "sweep.json"}.isdisjoint(names)):
+        return "run"
     if "config.yaml" not in names:
         return None
     checkpoint = any(name.endswith(".safetensors") or name.startswith("checkpoint") for name in names)
-    return "run" if checkpoint or {"features", "graphs", "runs"} & set(PurePosixPath(prefix).parts) else None
+    return "run" if checkpoint or {"features", "graphs", "runs"} & set(parts) else None
+
+
+def own_figures(directory: Path, names: Collection[str]) -> set[str]:
+    """The traces that `visualize` left in a directory, and the figures beside them, named after a trace."""
+    own: set[str] = set()
+    stems: dict[str, bool] = {}  # of arrays, whether they are a trace
+    for name in names:
+        starts = [name[: end.start()] for end in re.finditer(r"-|\.[^.]*\Z", name)]
+        if name.endswith(".npz") or not any(f"{start}.npz" in names for start in starts):
+            continue
+        for start in starts:
+            # Of a dataset's own arrays beside its pictures a few tell what all are.
+            if (
+                start not in stems
+                and f"{start}.npz" in names
+                and len(stems) - sum(stems.values()) < _LOOKED_AT
+            ):
+                stems[start] = _is_trace(directory / f"{start}.npz")
+            if stems.get(start):
+                own |= {name, f"{start}.npz"}
+    return own
+
+
+def _is_trace(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return {"values.npy", "dense.kept.npy"} <= set(archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 GRAPH_EXPORT = Format(
