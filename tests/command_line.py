@@ -11,6 +11,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from tbkin_core.support import files
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -73,6 +75,11 @@ def files_below(directory: Path) -> dict[str, bytes]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
+
+
+def abandoned(stem: str, ending: str = "", process: int = 2**22 + 1, host: str = files._HOST) -> str:
+    """Name of what a writer leaves when it is killed; no process has the number that is the default."""
+    return f".{stem}.{host}-{process}-0123abcd.tbkin{ending}"
 
 
 def leftovers(directory: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import ENVIRONMENT, fails, files_below, leftovers, succeeds
+from command_line import ENVIRONMENT, abandoned, fails, files_below, leftovers, succeeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -131,7 +131,7 @@ def test_what_a_dead_rank_left_out_another_run_makes(
     run(root, tmp_path / "whole")
     as_rank(monkeypatch, 1, 2)
     run(root, tmp_path / "shared")
-    for name in (".shard-00000-killed.safetensors", ".store-killed.json"):
+    for name in (abandoned("shard-00000", ".safetensors"), abandoned("store", ".json")):
         (tmp_path / "shared" / name).write_bytes(b"half")
     as_rank(monkeypatch, 0, 0)
     run(root, tmp_path / "shared")

@@ -12,6 +12,7 @@ from typing import Any
 import networkx
 import numpy as np
 import pytest
+from command_line import abandoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -698,11 +699,11 @@ def test_what_a_rank_left_out_another_run_builds(tmp_path: Path, monkeypatch: py
         as_rank(monkeypatch, 0, 2, names)
         part = build(root, tmp_path / place)
         assert part.missing == 1
-        (tmp_path / place / ".shard-00003-killed.safetensors").write_bytes(b"half")
+        (tmp_path / place / abandoned("shard-00003", ".safetensors")).write_bytes(b"half")
         as_rank(monkeypatch, None, 0, names)
         if place == "alone":
             for stem in ("store", "priors"):
-                (tmp_path / place / f".{stem}-killed.json").write_bytes(b"half")
+                (tmp_path / place / abandoned(stem, ".json")).write_bytes(b"half")
             rest = build(root, tmp_path / place)
             assert (rest.made, rest.present) == (2, whole.made - 2)
         else:

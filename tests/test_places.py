@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ENVIRONMENT, fails, files_below, leftovers, succeeds
+from command_line import ENVIRONMENT, abandoned, fails, files_below, leftovers, succeeds
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,13 +24,7 @@ from tbkin_core.support.files import atomic_directory, atomic_path, tidy, write_
 from tbkin_core.support.places import Content, open_place, place_of, put_in_place, put_right, replacement
 from tbkin_core.support.shards import StoreKind, StoreWriter, store_place_held, write_shard
 
-NOBODY = 2**22 + 1  # no process has this number
 KIND = StoreKind("numbers", "numbers", "tbkin count")
-
-
-def temporary(stem: str, ending: str = "", process: int = NOBODY, host: str = files._HOST) -> str:
-    """A name as a writer that may be dead leaves it."""
-    return f".{stem}.{host}-{process}-0123abcd.tbkin{ending}"
 
 
 def look(place: Path) -> Content:
@@ -56,19 +50,19 @@ def opened(path: Path, overwrite: bool = False) -> Path:
 def test_only_what_dead_writers_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     mine = [".env", ".gitignore", ".state-12345678", ".x.tbkin", ".tbkin", ".a.0123abcd-1-0123abcd.tbkinx"]
-    alive = [temporary("g", ".jsonl", os.getppid()), temporary("h", ".png", NOBODY, "00000000")]
-    for name in [*mine, *alive, temporary("g", ".jsonl"), temporary("a.b", "", os.getpid())]:
+    alive = [abandoned("g", ".jsonl", os.getppid()), abandoned("h", ".png", host="00000000")]
+    for name in [*mine, *alive, abandoned("g", ".jsonl"), abandoned("a.b", "", os.getpid())]:
         (tmp_path / name).write_text("")
-    (tmp_path / temporary("state")).mkdir()
-    (tmp_path / temporary("state") / "model.pt").write_text("")
+    (tmp_path / abandoned("state")).mkdir()
+    (tmp_path / abandoned("state") / "model.pt").write_text("")
     tidy(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".git", *mine, *alive])
 
 
 def test_what_a_dead_writer_put_aside_comes_back(tmp_path: Path) -> None:
     for stem in ("state", "gone"):
-        (tmp_path / temporary(stem, "-old")).mkdir()
-        (tmp_path / temporary(stem, "-old") / stem).write_text("old")
+        (tmp_path / abandoned(stem, "-old")).mkdir()
+        (tmp_path / abandoned(stem, "-old") / stem).write_text("old")
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "new").write_text("")
     tidy(tmp_path)
@@ -193,6 +187,14 @@ def test_nothing_takes_the_place_of_a_mount_point(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os.path, "ismount", lambda path: True)
     with pytest.raises(ConfigError, match="mount point"):
         opened(tmp_path, overwrite=True)
+    monkeypatch.undo()
+    (tmp_path / "a").mkdir()
+    for inside in (tmp_path, tmp_path / "a"):
+        monkeypatch.chdir(inside)
+        for path in (Path(os.path.relpath(tmp_path)), tmp_path):
+            assert opened(path) == path
+            with pytest.raises(ConfigError, match="working directory"):
+                opened(path, overwrite=True)
     assert files_below(tmp_path) == {"result": b"whole"}
 
 
@@ -344,7 +346,7 @@ def test_a_disk_that_was_full_before_the_run_was_known_goes_on(trained_workspace
     line = ["finetune", "--task", "rec", "--data", "coco", "--init", "none", "--epochs", "0", "--out", "full"]
     place = trained_workspace / "full"
     place.mkdir()
-    (place / temporary("run", ".json")).write_text("")
+    (place / abandoned("run", ".json")).write_text("")
     succeeds(*line, cwd=trained_workspace)
     assert leftovers(place) == []
 

@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from command_line import ENVIRONMENT, Outcome, files_below, leftovers, succeeds, tbkin
+from command_line import ENVIRONMENT, Outcome, abandoned, files_below, leftovers, succeeds, tbkin
 
-from tbkin_core.support import files
 from tbkin_core.tasks.rec import RecObjective
 
 EACH_STEP = "save_minutes: 0\nbatch_size: 4\n"
@@ -139,8 +138,7 @@ def test_a_state_killed_while_it_replaces_another_is_not_lost(place: Path, whole
     disturb(start(line, place), lambda: step_of(run) >= 3, signal.SIGKILL)
     for rest in run.glob(".state.*"):
         shutil.rmtree(rest)
-    nobody = 2**22 + 1  # no process has this number
-    aside = run / f".state.{files._HOST}-{nobody}-00000000.tbkin-old"
+    aside = run / abandoned("state", "-old")
     (run / "state").rename(aside)
     assert "going on at epoch" in succeeds(*line, cwd=place).err
     assert (run / "model.safetensors").read_bytes() == whole["finetune"]

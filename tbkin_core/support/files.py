@@ -205,7 +205,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(aside, ignore_errors=True)
         _in_use.difference_update((temporary, aside))
 
 

@@ -120,8 +120,9 @@ def place_of(work: Path) -> Path:
 
 
 def _beside(path: Path, ending: str) -> Path:
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
-    return target.with_name(f".{target.name}{ending}")
+    named = path.name not in ("", "..") and not path.is_symlink()
+    target = path if named else Path(os.path.realpath(path))
+    return target.parent / f".{target.name}{ending}"
 
 
 class Content(Enum):
@@ -158,7 +159,7 @@ def open_place(
 
     Raises:
         DataError: Another process is at work there, or it cannot be written to.
-        ConfigError: `path` is where something is mounted, which nothing can take the place of.
+        ConfigError: `path` cannot be replaced, as something is mounted there or is at work in it.
     """
     if not overwrite and look(path) is Content.WHOLE and not os.access(path, os.W_OK):
         return path
@@ -172,10 +173,7 @@ def open_place(
     if waiting is not Content.BEGUN:
         if not overwrite or look(path) in (Content.NOTHING, Content.FOREIGN):
             return path
-        if os.path.ismount(os.path.realpath(path)):
-            raise ConfigError(
-                f"overwrite: {path} is a mount point, which cannot be replaced", hint=f"name {path / 'new'}"
-            )
+        _check_replaceable(path)
         with write_errors(work):
             if work.exists():
                 shutil.rmtree(work)
@@ -183,6 +181,18 @@ def open_place(
         stack.enter_context(held(work, shared))
         logger.info("%s stays as it is until what replaces it is whole", path)
     return work
+
+
+def _check_replaceable(path: Path) -> None:
+    real = Path(os.path.realpath(path))
+    if os.path.ismount(real):
+        raise ConfigError(
+            f"overwrite: {path} is a mount point, which cannot be replaced", hint=f"name {path / 'new'}"
+        )
+    if real in (Path.cwd(), *Path.cwd().parents):
+        raise ConfigError(
+            f"overwrite: {path} is the working directory or holds it", hint="run this from another directory"
+        )
 
 
 def put_in_place(path: Path, is_own: Callable[[str], bool]) -> None:
