@@ -132,8 +132,7 @@ def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[Pixel
     if target != (width, height) and image.format in ("JPEG", "MPO"):
         image.draft(image.mode, target)  # decodes at 1/2, 1/4 or 1/8, never below the target
     image.load()
-    if image.format == "ICO" and image.size != (width, height):
-        raise DataError(f"{path}: the icon's picture is of another size than the icon says")
+    _refuse_large(image, path)  # an icon's own picture may be larger than the icon says
     orientation = _orientation(image)  # after loading: the TIFF plugin applies it itself and removes the tag
     flat = _flat(image)
     if flat.size != target:
