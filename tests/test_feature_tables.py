@@ -193,7 +193,8 @@ def test_most_of_the_first_rows_decide_the_size(tmp_path: Path) -> None:
     table.write_text(f"{row}\n{table.read_text()}")
     result = extract_dataset(open_dataset(tmp_path / "data"), tmp_path / "store")
     assert result.store.feature_size == SIZE and result.store.image_ids == [7, 42]
-    assert result.problems == [f"image 5: features must be (5, {SIZE}), got (5, {SIZE + 3})"]
+    said = f"{table}: line 1 (image '5'): its vectors have {SIZE + 3} numbers, most others {SIZE}"
+    assert result.problems == [said]
 
 
 def vinvl_objects(item: dict[str, Any], *parts: str) -> list[dict[str, Any]]:

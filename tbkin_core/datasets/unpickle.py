@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tbkin_core.datasets.arrays import npy_header, read_npy
 from tbkin_core.datasets.reading import unreadable
 from tbkin_core.errors import DataError
 
@@ -29,6 +30,14 @@ _PLAIN_OPCODES = """
 # What NumPy's arrays and scalars are written with, besides.
 _ARRAY_OPCODES = ("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD")
 MAX_PICKLE_BYTES = 1 << 30
+MAX_MEMORY = 1 << 30
+"""Bytes that what a pickle stands for may take."""
+MAX_ARRAY_MEMORY = 1 << 28
+"""The same of the dict of one image."""
+# What the value of an opcode takes in bytes, with its place: an empty set that is written as one takes 224.
+_USUAL_BYTES = 64
+_BYTES = {"EMPTY_SET": 232, "FROZENSET": 232, "EMPTY_DICT": 80, "DICT": 80, "DUP": 8, "MARK": 8}
+_BYTES |= dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), 16)
 
 
 def load_plain_pickle(path: Path) -> Any:
@@ -69,6 +78,23 @@ def loads_plain(data: bytes, name: str = "pickle") -> Any:
         raise _refused(f"{name}: not a readable pickle: {type(error).__name__}: {error}") from error
 
 
+def load_object_npy(path: Path) -> Any:
+    """`loads_object_npy` of a file.
+
+    Raises:
+        FileNotFoundError: There is none.
+        DataError: It cannot be read, or is too large; else as `loads_object_npy`.
+    """
+    try:
+        return loads_object_npy(read_npy(path), str(path))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
 def loads_object_npy(data: bytes, name: str) -> Any:
     """The object that `numpy.save` was given, of a `.npy` file that holds it as a pickle.
 
@@ -84,15 +110,13 @@ def loads_object_npy(data: bytes, name: str) -> Any:
     """
     stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        _, _, dtype = headers[version](stream)
-    except Exception as error:  # so does a broken header: SyntaxError, TokenError, ...
-        raise DataError(f"{name}: is no .npy file ({error})") from error
+        _, _, dtype = npy_header(stream)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
     if dtype.kind != "O":
         raise DataError(f"{name}: holds numbers alone, expected a dict")
     content = data[stream.tell() :]
-    _refuse_other_opcodes(content, name, _ARRAY_OPCODES)
+    _refuse_other_opcodes(content, name, _ARRAY_OPCODES, MAX_ARRAY_MEMORY)
     try:
         loaded = _ArrayUnpickler(io.BytesIO(content), encoding="latin-1").load()
         value = _restored(loaded, {})
@@ -106,10 +130,14 @@ def _refused(what: str) -> DataError:
     return DataError(what, hint=hint)
 
 
-def _refuse_other_opcodes(data: bytes, name: str, more: tuple[str, ...] = ()) -> None:
-    """Walks the opcodes without executing them; DataError at the first that is not plain, nor of `more`."""
+def _refuse_other_opcodes(data: bytes, name: str, more: tuple[str, ...] = (), most: int = MAX_MEMORY) -> None:
+    """Walks the opcodes without executing them; DataError at the first that is not plain, nor of `more`.
+
+    Also where their values would take more than `most` bytes.
+    """
     strings: list[str] = []  # STACK_GLOBAL takes its module and name from the two strings pushed last
     position: int | None = 0
+    taken = len(data)
     try:
         for opcode, argument, position in pickletools.genops(data):
             if opcode.name not in _PLAIN_OPCODES and opcode.name not in more:
@@ -118,6 +146,9 @@ def _refuse_other_opcodes(data: bytes, name: str, more: tuple[str, ...] = ()) ->
                 wanted = str(argument).replace(" ", ".") if argument is not None else ""
                 what = f"{name}: refused: pickle opcode {opcode.name} {wanted}".rstrip()
                 raise _refused(f"{what} at byte {position}")
+            taken += _BYTES.get(opcode.name, _USUAL_BYTES)
+            if taken > most:
+                raise _refused(f"{name}: stands for more than {most:,} bytes, by byte {position} of it")
             if isinstance(argument, str):
                 strings.append(argument)
                 del strings[:-2]

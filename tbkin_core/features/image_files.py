@@ -11,10 +11,6 @@
 
 from __future__ import annotations
 
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,23 +18,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.datasets.unpickle import loads_object_npy
+from tbkin_core.datasets.arrays import Npz, damaged_file, npy_array, npy_shape, open_npz, read_npy
+from tbkin_core.datasets.unpickle import load_object_npy, loads_object_npy
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId, RegionFeatures
 
 LABELS = {
-    "object_ids": ("objects_id", np.int32),
-    "object_scores": ("objects_conf", np.float32),
-    "attribute_ids": ("attrs_id", np.int32),
-    "attribute_scores": ("attrs_conf", np.float32),
+    "object_ids": "objects_id",
+    "object_scores": "objects_conf",
+    "attribute_ids": "attrs_id",
+    "attribute_scores": "attrs_conf",
 }
-"""Arrays of `RegionFeatures`, what bottom-up attention's files call them, and their types."""
+"""Arrays of `RegionFeatures`, and what bottom-up attention's files call them."""
 _CLASSES = 1601  # of bottom-up attention's detector, the background first
-_DAMAGED = (
-    *(OSError, ValueError, TypeError, EOFError, KeyError, IndexError, OverflowError, AttributeError),
-    *(NotImplementedError, RuntimeError, MemoryError, SyntaxError, tokenize.TokenError, struct.error),
-    *(zipfile.BadZipFile, zlib.error),
-)
+_UNNAMED = np.iinfo(np.int32).max  # what is no number of a name
+_MOST_LISTED = 100_000  # numbers in a list of an image's
 
 
 def read_feature_file(path: Path, image_id: ImageId, vectors: bool = True) -> RegionFeatures:
@@ -55,11 +49,10 @@ def read_feature_file(path: Path, image_id: ImageId, vectors: bool = True) -> Re
     reader = _read_pair if path.suffix.lower() == ".npy" else _read_npz
     try:
         return reader(path, image_id, vectors)
-    except _DAMAGED as error:
-        raise DataError(
-            f"{path}: is not a whole {path.suffix} file ({error})",
-            hint="fetch or make this file again; the others are kept",
-        ) from error
+    except DataError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
+        raise damaged_file(path, error) from error
 
 
 def class_labels(probabilities: NDArray) -> dict[str, NDArray]:
@@ -74,6 +67,51 @@ def class_labels(probabilities: NDArray) -> dict[str, NDArray]:
     }
 
 
+def label_values(field: str, values: Any) -> NDArray[Any]:
+    """Numbers or confidences (K,) of a field of `RegionFeatures` as a file has them, in that field's type.
+
+    What is no number from 0 up, nor the -1 of a region without a name, becomes one that no list of names has,
+    so that it counts among those; a confidence is left as it is.
+    """
+    given = _numbers(values).reshape(-1)
+    if not field.endswith("_ids"):
+        return given.astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        known = (given >= -1) & (given < _UNNAMED) & (given == np.floor(given))
+        return np.where(known, given, _UNNAMED).astype(np.int32)
+
+
+def _numbers(values: Any) -> NDArray[Any]:
+    """An array of numbers, also from a list of them or of lists of them; a ValueError from anything else."""
+    if isinstance(values, list):
+        rows = values if all(isinstance(row, list) for row in values) else [values]
+        # Not whatever a pickle stands for: a list may hold itself as often as it likes.
+        if sum(map(len, rows)) > _MOST_LISTED or not all(
+            isinstance(number, int | float) for row in rows for number in row
+        ):
+            raise ValueError("holds a list of other things than numbers, or of too many")
+        values = np.array(values, np.float64)
+    if not isinstance(values, np.ndarray | np.generic | int | float):
+        raise ValueError(f"holds {type(values).__name__}, expected numbers")
+    found = np.asarray(values)
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"holds values of type {found.dtype}, expected numbers")
+    return found
+
+
+def _floats(values: Any) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return _numbers(values).astype(np.float32, copy=False)
+
+
+def _whole(value: Any) -> int:
+    """One whole number; a ValueError or OverflowError from anything else."""
+    found = _numbers(value)
+    if found.size != 1:
+        raise ValueError(f"holds {found.size} numbers, expected one")
+    return int(found.item())
+
+
 def other_classes(count: int) -> str:
     """What to say of probabilities of other classes than `class_labels` knows."""
     return (
@@ -83,46 +121,46 @@ def other_classes(count: int) -> str:
 
 
 def _read_npz(path: Path, image_id: ImageId, vectors: bool) -> RegionFeatures:
-    with np.load(path, allow_pickle=False) as archive:
-        names = set(archive.files)
+    with open_npz(path) as archive:
+        names = archive.names
         if {"norm_bb", "features"} <= names:
             return _read_uniter(path, archive, image_id, vectors)
         box_key = "boxes" if "boxes" in names else "bbox"
         missing = {"x", box_key, "image_h", "image_w"} - names
         if missing:
             raise DataError(
-                f"{path}: lacks {', '.join(sorted(missing))}; found {', '.join(sorted(names))}",
+                f"{path}: lacks {', '.join(sorted(missing))}; found {', '.join(sorted(names)[:20])[:300]}",
                 hint="expected x, boxes (or bbox), image_h, image_w of bottom-up attention, or norm_bb and"
                 " features of UNITER",
             )
         features = _features(archive, "x", vectors)
-        boxes = np.asarray(archive[box_key], np.float32)
-        width, height = int(archive["image_w"].item()), int(archive["image_h"].item())
-        count = int(archive["num_bbox"].item()) if "num_bbox" in names else None
-        known: Mapping[str, Any] = {key: archive[key] for key, _ in LABELS.values() if key in names}
+        boxes = _floats(archive[box_key])
+        width, height = _whole(archive["image_w"]), _whole(archive["image_h"])
+        count = _whole(archive["num_bbox"]) if "num_bbox" in names else None
+        known: Mapping[str, Any] = {key: archive[key] for key in LABELS.values() if key in names}
         notes: tuple[str, ...] = ()
         if not known and "info" in names:
             try:
-                known = _dict(loads_object_npy(archive.zip.read("info.npy"), "info"))
+                known = _dict(loads_object_npy(archive.bytes_of("info"), "info"))
             except DataError as error:
                 notes = (f"their regions have no names, which cannot be read ({error.message})",)
     if width <= 0 or height <= 0:
         raise DataError(f"{path}: image size {width}×{height} is not positive")
     features, boxes = _oriented(path, features, boxes)
-    labels = {field: known[key] for field, (key, _) in LABELS.items() if key in known}
+    labels = {field: known[key] for field, key in LABELS.items() if key in known}
     return _cut(path, RegionFeatures(image_id, features, boxes, width, height, notes=notes), labels, count)
 
 
-def _read_uniter(path: Path, archive: Any, image_id: ImageId, vectors: bool) -> RegionFeatures:
-    features, boxes = _features(archive, "features", vectors), np.asarray(archive["norm_bb"], np.float32)
+def _read_uniter(path: Path, archive: Npz, image_id: ImageId, vectors: bool) -> RegionFeatures:
+    features, boxes = _features(archive, "features", vectors), _floats(archive["norm_bb"])
     if boxes.ndim != 2 or boxes.shape[1] not in (4, 6, 7):
         raise DataError(f"{path}: expected norm_bb (K, 6), got {boxes.shape}")
     labels: dict[str, NDArray] = {}
     notes: tuple[str, ...] = ()
-    if "soft_labels" in archive.files:
-        labels = class_labels(probabilities := archive["soft_labels"])
+    if "soft_labels" in archive.names:
+        labels = class_labels(probabilities := _numbers(archive["soft_labels"]))
         notes = () if labels else (other_classes(probabilities.shape[-1]),)
-    if "conf" in archive.files:
+    if "conf" in archive.names:
         labels["object_scores"] = archive["conf"]
     features, boxes = _oriented(path, features, boxes[:, :4])
     return _cut(path, RegionFeatures(image_id, features, boxes, 0, 0, notes=notes), labels, None)
@@ -136,27 +174,27 @@ def _info_beside(path: Path) -> Mapping[str, Any]:
             f"{path}: holds features alone, no boxes",
             hint=f"put {beside.name}, which MMF writes with it, beside it",
         )
-    return _dict(loads_object_npy(beside.read_bytes(), str(beside)))
+    return _dict(load_object_npy(beside))
 
 
 def _read_pair(path: Path, image_id: ImageId, vectors: bool) -> RegionFeatures:
     info = _info_beside(path)
     missing = {"bbox", "image_width", "image_height"} - set(info)
     if missing:
-        raise DataError(f"{path.stem}_info.npy: lacks {', '.join(sorted(missing))}; found {', '.join(info)}")
-    features = np.load(path, mmap_mode="r", allow_pickle=False)
-    if vectors:
-        features = np.asarray(features, np.float32)
-    boxes, labels = np.asarray(info["bbox"], np.float32), dict[str, NDArray]()
+        beside = path.with_name(f"{path.stem}_info.npy")
+        raise DataError(f"{beside}: lacks {', '.join(sorted(missing))}; found {', '.join(info)[:300]}")
+    content = read_npy(path)
+    features = _floats(npy_array(content)) if vectors else _zeros(npy_shape(content, len(content)))
+    boxes, labels = _floats(info["bbox"]), dict[str, NDArray]()
     if "cls_prob" in info:
-        labels["object_scores"] = np.asarray(info["cls_prob"])[:, 1 - _CLASSES :].max(axis=1)
+        labels["object_scores"] = _numbers(info["cls_prob"])[:, 1 - _CLASSES :].max(axis=1)
     note = (
         "objects are numbered by a list of MMF's own, which is not among its files: the regions have no names"
     )
     notes = (note,) if {"objects", "cls_prob"} & set(info) else ()
-    size = int(info["image_width"]), int(info["image_height"])
+    size = _whole(info["image_width"]), _whole(info["image_height"])
     features, boxes = _oriented(path, features, boxes)
-    count = int(info["num_boxes"]) if "num_boxes" in info else None
+    count = _whole(info["num_boxes"]) if "num_boxes" in info else None
     return _cut(path, RegionFeatures(image_id, features, boxes, *size, notes=notes), labels, count)
 
 
@@ -166,13 +204,12 @@ def _dict(value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _features(archive: Any, key: str, vectors: bool) -> NDArray:
-    if vectors:
-        return np.asarray(archive[key], np.float32)
-    with archive.zip.open(f"{key}.npy") as member:
-        if np.lib.format.read_magic(member) == (1, 0):
-            return np.broadcast_to(np.float32(0), np.lib.format.read_array_header_1_0(member)[0])
-    return np.broadcast_to(np.float32(0), archive[key].shape)
+def _features(archive: Npz, key: str, vectors: bool) -> NDArray[np.float32]:
+    return _floats(archive[key]) if vectors else _zeros(archive.shape(key))
+
+
+def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    return np.broadcast_to(np.float32(0), shape)
 
 
 def _oriented(path: Path, features: NDArray, boxes: NDArray) -> tuple[NDArray, NDArray]:
@@ -208,7 +245,7 @@ def _cut(path: Path, regions: RegionFeatures, given: Mapping[str, Any], count: i
         raise DataError(f"{path}: num_bbox is {count}, of {len(regions)} rows")
     labels: dict[str, Any] = {}
     for field, values in given.items():
-        labels[field] = np.asarray(values).reshape(-1).astype(LABELS[field][1])
+        labels[field] = label_values(field, values)
         if len(labels[field]) not in (len(regions), count):
             raise DataError(f"{path}: {field} has {len(labels[field])} entries for {len(regions)} regions")
     return RegionFeatures(

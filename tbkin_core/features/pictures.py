@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 import threading
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,14 @@ from tbkin_core.errors import DataError
 from tbkin_core.features.regions import Pixels
 
 MAX_PIXELS = 150_000_000
-"""Largest image that is decoded; below the size that Pillow itself refuses (about 179 megapixels)."""
+"""Largest image that is decoded, such as a page of A4 scanned at 1,200 dpi (139 megapixels).
+
+As Pillow keeps it, of 4 bytes a pixel, and laid over white beside that it takes 1.2 GB. Decoders of some
+formats keep more beside it, and decode smaller ones (`_MOST_OF`), so that no picture takes 2 GB.
+"""
+
+_MOST_OF = {"WEBP": 60_000_000, "JPEG2000": 60_000_000, "AVIF": 60_000_000}
+_STRIP = 1 << 24  # pixels that are converted at once
 
 # Raster formats only: EPS and WMF would run other programs, PDF and the stubs cannot be read at all.
 _FORMATS = (
@@ -35,7 +44,7 @@ _TRANSPOSE = {
 }
 
 _WHITE = 65535  # of 16 bits
-_BITS_PER_SAMPLE = 258  # tag of TIFF
+_BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_LENGTH = 258, 322, 323  # tags of TIFF
 
 # Filters of the warnings module are global to the process, so threads change them one at a time.
 _warnings_lock = threading.Lock()
@@ -99,35 +108,53 @@ def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, in
         raise DataError(f"{path}: the image cannot be decoded ({reason})") from None
 
 
-def _open(path: Path) -> Image.Image:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Image.open(path, formats=formats)
+    # Of a path Pillow maps uncompressed pixels into memory, and turned ones in the wrong shape.
+    with path.open("rb") as file:
+        with _warnings_lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(file, formats=formats)
+        with image:
+            yield image
 
 
 def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[Pixels, int, int]:
     width, height = image.size
     if width < 1 or height < 1:
         raise DataError(f"{path}: the image has no pixels ({width} x {height})")
-    if width * height > MAX_PIXELS:
-        raise _too_large(path, f"{width:,} x {height:,}, which is {width * height:,} pixels")
+    _refuse_large(image, path)
     longest = max(width, height)
     scale = min(1.0, (max_side or longest) / longest)
     target = max(1, round(width * scale)), max(1, round(height * scale))
     if target != (width, height) and image.format in ("JPEG", "MPO"):
         image.draft(image.mode, target)  # decodes at 1/2, 1/4 or 1/8, never below the target
     image.load()
+    _refuse_large(image, path)  # an icon's own picture may be larger than the icon says
     orientation = _orientation(image)  # after loading: the TIFF plugin applies it itself and removes the tag
-    flat = _to_rgb(image)
+    flat = _flat(image)
     if flat.size != target:
         flat = flat.resize(target, Image.Resampling.BILINEAR, reducing_gap=3.0)
     if orientation in _TRANSPOSE:
         flat = flat.transpose(_TRANSPOSE[orientation])
         if orientation >= 5:  # the four orientations with a quarter turn
             width, height = height, width
-    return np.array(flat, dtype=np.uint8), width, height
+    pixels = np.empty((flat.height, flat.width, 3), np.uint8)
+    for top, strip in _strips(flat):
+        pixels[top : top + strip.height] = np.asarray(strip.convert("RGB"))
+    return pixels, width, height
+
+
+def _refuse_large(image: Image.Image, path: Path) -> None:
+    pixels, most = image.width * image.height, _MOST_OF.get(image.format or "", MAX_PIXELS)
+    if pixels > most:
+        raise _too_large(path, f"{image.width:,} x {image.height:,}, which is {pixels:,} pixels", most)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tile = [image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
+        if not all(isinstance(side, int) for side in tile) or tile[0] * tile[1] > MAX_PIXELS:
+            raise _too_large(path, f"in tiles of {tile[0]} x {tile[1]}")
 
 
 def used_bits(path: Path) -> int:
@@ -141,7 +168,7 @@ def used_bits(path: Path) -> int:
             deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
             if not deep or _white(image) != _WHITE or image.width * image.height > MAX_PIXELS:
                 return 0
-            bits = int(np.asarray(image).max()).bit_length()
+            bits = int(max(np.asarray(strip).max() for _, strip in _strips(image))).bit_length()
     except Exception:  # whatever is wrong with it, reading it has told already
         return 0
     return max(bits, 8) if 0 < bits <= 14 else 0
@@ -158,11 +185,8 @@ def darkness(bits: int) -> str:
 def is_turned(path: Path) -> bool:
     """Whether an EXIF tag shows a picture otherwise than its pixels lie; False where it cannot be read."""
     try:
-        with _warnings_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(path)
-        with image:
-            return _orientation(image) != 1
+        with _open(path) as image:
+            return image.width * image.height <= MAX_PIXELS and _orientation(image) != 1
     except Exception:  # whatever is wrong with it, reading it has told already
         return False
 
@@ -178,17 +202,34 @@ def _orientation(image: Image.Image) -> int:
     return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """An image from top to bottom in parts, each with its first row: what is made of one takes little."""
+    rows = max(_STRIP // image.width, 1)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """An image as 8-bit RGB, or L where it is grey."""
     mode = image.mode
-    if mode == "RGB" and "transparency" not in image.info:
-        return image
     if mode.startswith("I") or mode == "F":  # 16-bit, 32-bit and floating point, one channel
-        return Image.fromarray(_to_8_bit(np.asarray(image), _white(image))).convert("RGB")
+        return _converted(image, "L", _to_8_bit(image))
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("LA").convert("RGBA") if mode == "La" else image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+        return _converted(image, "RGB", _over_white)
+    return image if mode == "RGB" else image.convert("RGB")
+
+
+def _converted(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    whole = Image.new(mode, image.size)
+    for top, strip in _strips(image):
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def _white(image: Image.Image) -> int:
@@ -197,22 +238,31 @@ def _white(image: Image.Image) -> int:
     return 4095 if twelve else _WHITE
 
 
-def _to_8_bit(values: NDArray, white: int) -> Pixels:
-    """One channel of values of up to 16 bits, of 32 bits or floating point as (H, W) uint8."""
-    if values.dtype.kind in "iu":
-        top = int(values.max())
-        bytes_each = values.dtype.itemsize
-        divisor = 1.0 if bytes_each > 2 and top <= 255 else (white if top <= _WHITE else top) / 255.0
-        scaled = values.astype(np.float32) / np.float32(divisor)
-    else:
-        finite = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-        peak = float(finite.max())
-        scaled = finite * np.float32(255.0 if peak <= 1.0 else 1.0 if peak <= 255.0 else 255.0 / peak)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+def _to_8_bit(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What takes parts of an image of one channel, of 16 or 32 bits or floating point, to 8 bits."""
+
+    def rounded(values: NDArray) -> Image.Image:
+        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+    arrays = (np.asarray(strip) for _, strip in _strips(image))
+    if image.mode == "F":
+        peak = max(float(_finite(values).max()) for values in arrays)
+        factor = np.float32(255.0 if peak <= 1.0 else 1.0 if peak <= 255.0 else 255.0 / peak)
+        return lambda strip: rounded(_finite(np.asarray(strip)) * factor)
+    top, bytes_each = 0, 0
+    for values in arrays:
+        top, bytes_each = max(top, int(values.max())), values.dtype.itemsize
+    white = _white(image)
+    divisor = np.float32(1.0 if bytes_each > 2 and top <= 255 else (white if top <= _WHITE else top) / 255.0)
+    return lambda strip: rounded(np.asarray(strip).astype(np.float32) / divisor)
 
 
-def _too_large(path: Path, pixels: str) -> DataError:
+def _finite(values: NDArray) -> NDArray[np.float32]:
+    return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _too_large(path: Path, pixels: str, most: int = MAX_PIXELS) -> DataError:
     return DataError(
-        f"{path}: the image is too large ({pixels}; at most {MAX_PIXELS:,} pixels are decoded, such as"
-        " 15,000 x 10,000): scale it down, or leave it out"
+        f"{path}: the image is too large ({pixels}; at most {most:,} pixels are decoded, such as"
+        f" {'15,000 x 10,000' if most == MAX_PIXELS else '7,500 x 8,000'}): scale it down, or leave it out"
     )

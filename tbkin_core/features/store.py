@@ -12,6 +12,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, filterfalse
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tbkin_core.boxes import scale_between
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.vectors import Vectors, VectorTable
+from tbkin_core.features.verification import Verification, are, damaged, look, shard_fault
 from tbkin_core.support.shards import (
     MANIFEST,
     Manifest,
@@ -68,6 +70,9 @@ class RegionBatch:
 class FeatureStore:
     """Reads a feature store.
 
+    Each shard is compared with its checksum once, when something of it is first asked for: for `gather` in a
+    thread beside it, whose end `settle` waits for.
+
     Args:
         path: Directory that `tbkin extract-features` wrote.
         verify: Read all of it and compare it with its checksums.
@@ -82,16 +87,18 @@ class FeatureStore:
         self.complete = manifest.complete
         self.settings = manifest.settings
         self._names = manifest.shards
-        try:
-            self.extractor = str(self.settings["extractor"])
-            self.feature_size = int(self.settings["feature_size"])
-            self.object_names: list[str] = list(self.settings.get("object_names", []))
-            self.attribute_names: list[str] = list(self.settings.get("attribute_names", []))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        self.extractor: Any = self.settings.get("extractor")
+        self.feature_size: int = self.settings.get("feature_size", 0)
+        self.object_names: list[str] = self.settings.get("object_names", [])
+        self.attribute_names: list[str] = self.settings.get("attribute_names", [])
+        named = are(str, self.object_names) and are(str, self.attribute_names)
+        if not (
+            named and are(str, [self.extractor]) and are(int, [self.feature_size]) and self.feature_size > 0
+        ):
             raise DataError(
                 f"{self.path / MANIFEST}: does not say which extractor made the features, and of what size",
                 hint=f"remove this directory and run `{FEATURES.command}` again",
-            ) from error
+            )
         self.image_ids: list[ImageId] = []
         self._arrays: list[dict[str, NDArray]] = []
         self._texts: list[dict[int, str]] = []  # of each shard, names that `object_names` lacks, by row
@@ -100,17 +107,20 @@ class FeatureStore:
             ids: Any = metadata.get("image_ids")
             # Plain arrays: every slice of a memmap pays for being one.
             arrays = {key: np.asarray(array) for key, array in mapped.items()}
-            wrong = _wrong(arrays, ids, self.feature_size)
-            if wrong:
-                raise DataError(
-                    f"{self.path / name}: is damaged: {wrong}",
-                    hint=f"remove its file and run `{FEATURES.command}` again: it makes what is missing",
-                )
-            self._arrays.append(arrays)
             texts: dict[str, list[int]] = metadata.get(_TEXTS, {})
+            if fault := shard_fault(arrays, ids, texts, self.feature_size):
+                raise damaged(self.path / name, fault)
+            self._arrays.append(arrays)
             self._texts.append({row: text for text, rows in texts.items() for row in rows})
             self.image_ids += ids
             shard_of += [number] * len(ids)
+        paths = [self.path / name for name in manifest.shards]
+        # Without names, those of Visual Genome are meant, as by a model's heads.
+        limits = {
+            "object_ids": len(self.object_names) or 1600,
+            "attribute_ids": len(self.attribute_names) or 400,
+        }
+        self._verification = Verification(paths, partial(look, paths, self._arrays, limits))
         self._rows: dict[ImageId, int] = {image_id: row for row, image_id in enumerate(self.image_ids)}
         if not self.image_ids:
             raise DataError(
@@ -145,6 +155,19 @@ class FeatureStore:
                 f"{self.path}: no features for image {image_id!r}",
                 hint=f"run `{FEATURES.command}` again: it adds what is missing",
             )
+        self._verification.ask(self._shards[[self._rows[image_id]]])
+        self.settle()
+        return self._regions(image_id)
+
+    def settle(self) -> None:
+        """Wait until all that has been read is compared with its checksums, before it is answered or saved.
+
+        Raises:
+            DataError: A shard is damaged.
+        """
+        self._verification.settle()
+
+    def _regions(self, image_id: ImageId) -> RegionFeatures:
         row = self._rows[image_id]
         arrays = self._arrays[self._shards[row]]
         own = slice(self._begins[row], self._begins[row] + self._counts[row])
@@ -202,18 +225,18 @@ class FeatureStore:
         """
 
         def boxes_of(image_id: ImageId) -> int:
-            return zlib.crc32(self[image_id].boxes.tobytes())
+            return zlib.crc32(self._regions(image_id).boxes.tobytes())
 
         own = {image_id: boxes_of(image_id) for image_id in image_ids}
         wanted, known = set(own.values()), dict[tuple[int, bytes], ImageId]()
         for other in others:
             if (boxes := boxes_of(other)) in wanted:
-                known.setdefault((boxes, self[other].features[0].tobytes()), other)
+                known.setdefault((boxes, self._regions(other).features[0].tobytes()), other)
         found: dict[ImageId, ImageId] = {}
         for image_id, boxes in own.items() if known else ():
-            features = self[image_id].features
+            features = self._regions(image_id).features
             same = known.get((boxes, features[0].tobytes()), image_id)
-            if same != image_id and np.array_equal(features, self[same].features):
+            if same != image_id and np.array_equal(features, self._regions(same).features):
                 found[image_id] = same
         return found
 
@@ -227,9 +250,13 @@ class FeatureStore:
         Args:
             rows: (B,) row numbers.
             max_regions: Keep at most the first so many of each image.
+
+        Raises:
+            DataError: A shard is damaged, of these or of earlier ones.
         """
         rows = np.asarray(rows, dtype=np.int64)
         shards, begins, lengths = self._shards[rows], self._begins[rows], self._counts[rows]
+        self._verification.ask(shards)
         if max_regions is not None:
             lengths = np.minimum(lengths, max_regions)
         column = np.arange(lengths.max(initial=1))
@@ -244,27 +271,6 @@ class FeatureStore:
         sizes = self._sizes[rows].astype(np.float32)
         features = Vectors(self.vectors, np.where(mask, self._first_rows[shards][:, None] + flat, -1))
         return RegionBatch(features, boxes, batch_geometry(boxes, sizes), mask, sizes=sizes, **labels)
-
-
-def _wrong(arrays: Mapping[str, NDArray], ids: Any, feature_size: int) -> str:
-    """What is wrong with a shard, "" if nothing is."""
-    if not isinstance(ids, list) or not all(isinstance(name, int | str) for name in ids):
-        return "it does not list its images"
-    missing = {*_REGION_ARRAYS, "offsets", "image_sizes"} - set(arrays)
-    if missing:
-        return f"it lacks {', '.join(sorted(missing))}"
-    offsets, count = arrays["offsets"], len(arrays["boxes"]) if arrays["boxes"].ndim else 0
-    if arrays["features"].dtype != np.float16:
-        return f"features must be float16, got {arrays['features'].dtype}"
-    expected: dict[str, tuple[int, ...]] = dict.fromkeys(_REGION_ARRAYS, (count,))
-    expected |= {"features": (count, feature_size), "boxes": (count, 4)}
-    expected |= {"offsets": (len(ids) + 1,), "image_sizes": (len(ids), 2)}
-    for name, shape in expected.items():
-        if arrays[name].shape != shape:
-            return f"{name} must be {shape}, got {arrays[name].shape}"
-    if offsets.dtype.kind != "i" or offsets[0] != 0 or offsets[-1] != count or (np.diff(offsets) < 1).any():
-        return "its offsets do not fit its regions"
-    return ""
 
 
 def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -407,11 +413,14 @@ class FeatureStoreWriter:
             raise DataError(f"{name}: boxes must be (K, 4) with K > 0, got {regions.boxes.shape}")
         if regions.features.shape != (count, self._size):
             raise DataError(f"{name}: features must be ({count}, {self._size}), got {regions.features.shape}")
-        if not (np.isfinite(regions.features).all() and np.isfinite(regions.boxes).all()):
-            raise DataError(f"{name}: features or boxes are not finite")
-        for field in _LABELS:
-            if len(getattr(regions, field)) not in (0, count):
-                raise DataError(f"{name}: {field} must be ({count},), got {getattr(regions, field).shape}")
+        for field in _REGION_ARRAYS:
+            values = np.asarray(getattr(regions, field))
+            if field in _LABELS and values.shape not in ((0,), (count,)):
+                raise DataError(f"{name}: {field} must be ({count},), got {values.shape}")
+            if not np.isfinite(values).all():
+                raise DataError(f"{name}: {field.replace('_', ' ')} are not finite numbers")
+        if not all(0 < side < 1 << 31 for side in (regions.image_width, regions.image_height)):
+            raise DataError(f"{name}: is {regions.image_width} x {regions.image_height} pixels large")
         if regions.image_id in self.done:
             raise DataError(f"{name}: is in the store already")
         self._begin(number)

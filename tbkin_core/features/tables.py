@@ -41,13 +41,26 @@ from numpy.typing import NDArray
 
 from tbkin_core.datasets.splits import split_in
 from tbkin_core.datasets.unpickle import load_plain_pickle
-from tbkin_core.errors import DataError, MissingDependencyError
-from tbkin_core.features.image_files import LABELS, class_labels, other_classes
+from tbkin_core.errors import DataError
+from tbkin_core.features.hdf5 import Hdf5Dataset, Hdf5File, open_hdf5
+from tbkin_core.features.image_files import LABELS, class_labels, label_values, other_classes
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.names.vocabulary import tidy, visual_genome_names
 
 BOTTOM_UP, LXMERT, ROSITA, VINVL = "bottom-up", "lxmert", "rosita", "vinvl"
-MAX_LINE = 64 * 2**20  # bytes; 100 regions of 2048 numbers take 1.1 MB
+MAX_LINE = 32 * 2**20  # bytes; 100 regions of 2048 numbers take 1.1 MB
+MAX_SIDE = (1 << 31) - 1  # pixels that an image is wide or high at most
+# What a damaged row raises; of another program's JSON also for its depth.
+DAMAGED = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
 _LINES_LOOKED_AT = 16  # for one that tells the table; the first may be damaged
 _COLUMNS = {
     BOTTOM_UP: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features"),
@@ -145,7 +158,7 @@ def _table_rows(path: Path) -> Iterator[FeatureRow]:
                 decode = partial(_decode, names=names or _COLUMNS[kind])
                 yield from _rows_of(file, path, 1 if names else 0, decode)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
 
 
 def _rows_of(
@@ -162,7 +175,7 @@ def _rows_of(
         ) -> RegionFeatures:
             try:
                 return decode(columns, image_id, vectors)
-            except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            except DAMAGED as error:
                 raise DataError(
                     f"{where}: is cut short or damaged ({error})", hint="the other rows are kept"
                 ) from error
@@ -190,14 +203,13 @@ def _decode(columns: list[bytes], image_id: ImageId, vectors: bool, names: tuple
     row = dict(zip(names, columns, strict=True))
     width, height, count = (int(float(row[name])) for name in ("image_w", "image_h", "num_boxes"))
     labels: dict[str, Any] = {}
-    for name, (column, dtype) in LABELS.items():
+    for name, column in LABELS.items():
         if column in row:
             raw = base64.b64decode(row[column], validate=True)
             wide = name.endswith("_ids") and len(raw) == 8 * count
-            values = np.frombuffer(raw, np.int64 if wide else np.float32).astype(dtype)
-            if len(values) != count:
-                raise ValueError(f"{len(values)} {name} for {count} boxes")
-            labels[name] = values
+            labels[name] = label_values(name, np.frombuffer(raw, np.int64 if wide else np.float32))
+            if len(labels[name]) != count:
+                raise ValueError(f"{len(labels[name])} {name} for {count} boxes")
     if row.get(_PROBABILITIES):
         chances = _numbers(row[_PROBABILITIES]).reshape(count, -1)
         own: dict[str, Any] = {**class_labels(chances)}
@@ -216,7 +228,7 @@ def _regions(
 ) -> RegionFeatures:
     if count < 1 or boxes.size != 4 * count or not features.size or features.size % count:
         raise ValueError(f"{boxes.size} numbers of boxes and {features.size} of features for {count} boxes")
-    if min(size) < 1 and any(size):
+    if any(size) and not all(1 <= side <= MAX_SIDE for side in size):
         raise ValueError(f"image size {size[0]}x{size[1]}")
     vectors, corners = features.reshape(count, -1), boxes.reshape(count, -1).astype(np.float32)
     return RegionFeatures(image_id, vectors, corners, *size, **labels)
@@ -341,59 +353,91 @@ def _without_place(features: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] |
 
 
 def _hdf5_rows(path: Path) -> Iterator[FeatureRow]:
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingDependencyError(f"{path}: reading HDF5 needs h5py", hint="pip install h5py") from error
-    try:
-        with h5py.File(path, "r") as file:
-            missing = {"image_features", "image_bb"} - set(file)
-            if missing:
-                raise DataError(
-                    f"{path}: lacks {', '.join(sorted(missing))}; found {', '.join(sorted(file))}",
-                    hint="expected image_features and image_bb, as in the files of BAN and Pythia",
-                )
-            features, boxes = file["image_features"], file["image_bb"]
-            joined = features.ndim == 2
-            if joined and "pos_boxes" not in file:
+    with open_hdf5(path) as file:
+        if missing := {"image_features", "image_bb"} - file.names:
+            found = ", ".join(sorted(file.names)[:20])[:300]
+            raise DataError(
+                f"{path}: lacks {', '.join(sorted(missing))}; found {found}",
+                hint="expected image_features and image_bb, as in the files of BAN and Pythia",
+            )
+        features, boxes = file["image_features"], file["image_bb"]
+        spatial, ranges = None, None
+        if "spatial_features" in file:
+            spatial = file["spatial_features"]
+        if len(features.shape) == 2:
+            if "pos_boxes" not in file:
                 raise DataError(f"{path}: features end to end need pos_boxes (N, 2)")
-            ranges = file["pos_boxes"][()] if joined else None
-            count = len(ranges) if ranges is not None else len(features)
-            names = _hdf5_names(path, file, count)
-            spatial = file.get("spatial_features")
-            for row, name in enumerate(names):
-                place: Any = slice(*map(int, ranges[row])) if ranges is not None else row
-                where = f"{path}: row {row} (image {name!r})"
-
-                def read(
-                    image_id: ImageId, vectors: bool = True, place: Any = place, where: str = where
-                ) -> RegionFeatures:
-                    own = np.asarray(boxes[place], np.float32).reshape(-1, 4)
-                    rows = (
-                        np.asarray(features[place], np.float32)
-                        if vectors or ranges is not None
-                        else (np.broadcast_to(np.float32(0), features.shape[1:]))
-                    )
-                    if not len(own) or len(own) != len(rows):
-                        raise DataError(f"{where}: {len(own)} boxes and {len(rows)} feature vectors")
-                    size = _size_of(own, None if spatial is None else np.asarray(spatial[place]))
-                    return RegionFeatures(image_id, rows, own, *size, size_guessed=spatial is None)
-
-                yield FeatureRow(name, where, read)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: is no whole HDF5 file of region features ({error})") from error
+            positions = file["pos_boxes"]
+            ranges = positions.numbers(slice(0, positions.shape[0]), positions.shape)
+        sides = (2, 2, 2) if ranges is not None else (3, 3, 3)
+        arrays = [features, boxes, *([spatial] if spatial else [])]
+        shapes = ", ".join(str(array.shape) for array in arrays)
+        if tuple(len(array.shape) for array in arrays) != sides[: len(arrays)] or boxes.shape[-1] != 4:
+            raise DataError(f"{path}: expected image_features (N, K, D) and image_bb (N, K, 4), got {shapes}")
+        if len({array.shape[0] for array in arrays}) > 1:
+            raise DataError(f"{path}: its arrays are of different lengths: {shapes}")
+        if ranges is not None and (ranges.dtype.kind not in "iu" or ranges.shape[1:] != (2,)):
+            raise DataError(f"{path}: expected whole numbers pos_boxes (N, 2), got {ranges.shape}")
+        count = features.shape[0] if ranges is None else len(ranges)
+        if count > file.most_images:
+            raise DataError(f"{path}: declares {count:,} images, for which it is too small")
+        reader = partial(_hdf5_regions, path, features, boxes, spatial)
+        for row, name in enumerate(_hdf5_names(path, file, count)):
+            place: Any = row if ranges is None else slice(*map(int, ranges[row]))
+            where = f"{path}: row {row} (image {name[:80]!r})"
+            yield FeatureRow(name, where, partial(reader, place, where))
 
 
-def _hdf5_names(path: Path, file: Any, count: int) -> list[str]:
+def _hdf5_regions(
+    path: Path,
+    features: Hdf5Dataset,
+    boxes: Hdf5Dataset,
+    spatial: Hdf5Dataset | None,
+    place: Any,
+    where: str,
+    image_id: ImageId,
+    vectors: bool = True,
+) -> RegionFeatures:
+    """The regions of the row, or of the rows end to end, at a place."""
+
+    def part(dataset: Hdf5Dataset) -> NDArray[Any]:
+        shape = dataset.shape[1:]
+        if isinstance(place, slice):
+            if not 0 <= place.start < place.stop <= dataset.shape[0]:
+                raise ValueError(f"pos_boxes has {place.start} to {place.stop} of {dataset.shape[0]} rows")
+            shape = (place.stop - place.start, *shape)
+        return dataset.numbers(place, shape)
+
+    try:
+        own = part(boxes).astype(np.float32)
+        shape = features.shape[1:] if isinstance(place, int) else (len(own), features.shape[1])
+        rows = part(features).astype(np.float32) if vectors else np.broadcast_to(np.float32(0), shape)
+        if not len(own) or len(own) != len(rows):
+            raise ValueError(f"{len(own)} boxes and {len(rows)} feature vectors")
+        size = _size_of(own, None if spatial is None else part(spatial))
+    except DAMAGED as error:
+        reason = " ".join(str(error).split())[:300].removeprefix(f"{path}: ")
+        raise DataError(f"{where}: is damaged ({reason})", hint="the other rows are kept") from error
+    return RegionFeatures(image_id, rows, own, *size, size_guessed=spatial is None)
+
+
+def _hdf5_names(path: Path, file: Hdf5File, count: int) -> list[str]:
     for key in ("image_ids", "image_id", "ids"):
-        if key in file and len(file[key]) == count:
-            values = file[key][()]
-            return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values]
+        if key in file and file[key].shape == (count,):
+            return file[key].texts()
     found = sorted(path.parent.glob("*imgid2idx*"))
     # Train's and val's may be of one length: where names say whose a table is, another's is none.
     if split := _split_of(path):
         found = [file for file in found if _split_of(file) in (None, split)]
-    fitting = {file.name: names for file in found if (names := _row_names(file, count)) is not None}
+    fitting: dict[str, list[str]] = {}
+    damaged: DataError | None = None
+    for table in found:
+        try:
+            names = _row_names(table, count)
+        except DataError as error:
+            damaged = damaged or error
+        else:
+            fitting |= {table.name: names} if names is not None else {}
     own = {name: names for name, names in fitting.items() if name.startswith(f"{path.stem}_")} or fitting
     if len(set(map(tuple, own.values()))) > 1:
         raise DataError(
@@ -402,7 +446,7 @@ def _hdf5_names(path: Path, file: Any, count: int) -> list[str]:
         )
     for names in own.values():
         return names
-    raise DataError(
+    raise damaged or DataError(
         f"{path}: nothing says which row is which image",
         hint="expected a dataset image_ids in it, or a file imgid2idx.json beside it: image id to row",
     )
@@ -414,15 +458,18 @@ def _split_of(file: Path) -> str | None:
 
 def _row_names(file: Path, count: int) -> list[str] | None:
     """Names of the rows by a table of image id to row, JSON or plain pickle; None of another length."""
-    if file.suffix.lower() in (".pkl", ".pickle", ".p"):
-        table = load_plain_pickle(file)
-    elif file.suffix.lower() == ".json":
-        table = json.loads(file.read_text(encoding="utf-8"))
-    else:
-        return None
-    if not isinstance(table, dict):
-        raise ValueError(f"{file.name} is no table of image id to row")
-    names = {int(place): str(name) for name, place in table.items()}
+    try:
+        if file.suffix.lower() in (".pkl", ".pickle", ".p"):
+            table = load_plain_pickle(file)
+        elif file.suffix.lower() == ".json":
+            table = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            return None
+        if not isinstance(table, dict):
+            raise ValueError("is no table")
+        names = {int(place): str(name) for name, place in table.items()}
+    except DAMAGED as error:
+        raise DataError(f"{file}: is no table of image id to row ({error})") from error
     return [names[place] for place in range(count)] if set(names) == set(range(count)) else None
 
 

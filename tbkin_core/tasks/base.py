@@ -144,7 +144,11 @@ def evaluation_order(inputs: Inputs, batch_size: int) -> list[NDArray[np.int64]]
 def run_batches(
     model: Any, inputs: Inputs, device: torch.device, batch_size: int
 ) -> Iterator[tuple[NDArray[np.int64], Any]]:
-    """The model's output for all samples, batch by batch, with the samples' positions."""
+    """The model's output for all samples, batch by batch, with the samples' positions.
+
+    Raises:
+        DataError: At the end at the latest: features are damaged.
+    """
 
     def fetched(indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], Batch]:
         return indices, to_device(inputs.batch(indices), device)
@@ -156,6 +160,7 @@ def run_batches(
             with torch.inference_mode():
                 output = model(**batch)
             yield indices, output
+    inputs.store.settle()
 
 
 def accuracy_and_kept(model: Any, accuracy: Callable[[Any], float], inputs: Inputs) -> dict[str, float]:

@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tbkin_core.errors import MissingDependencyError
+from tbkin_core.features.verification import settle_stores
 from tbkin_core.support.console import progress
 from tbkin_core.support.devices import Devices, join_ranks, torch_device
 from tbkin_core.support.files import write_errors, write_text
@@ -92,7 +93,7 @@ def train(
         on_step: Called before each step with the epochs that have passed, and with None before validation.
 
     Raises:
-        DataError: The loss is not finite, or the disk refuses.
+        DataError: The loss is not finite, features are damaged, or the disk refuses.
         CheckpointError: A state that belongs to other data or settings.
         KeyboardInterrupt: Interrupted; the state is on disk.
     """
@@ -105,6 +106,7 @@ def train(
     join_ranks(devices)
     learner.distribute()
     if plan.epochs == 0:
+        settle_stores()
         if rank() == 0:
             save_best(model)
         return TrainingResult(Progress(), "no steps", learner.computed_on())
@@ -220,11 +222,13 @@ class _Run:
         if rank() == 0:
             self.learner.train(False)
             values = self.learner.objective.evaluate(self.learner.model, self.learner.device)
+        settle_stores()
         wait_for_ranks()
         self.where.seconds = time.monotonic() - self.started
         return values
 
     def _save(self) -> None:
+        settle_stores()
         self.where.seconds = time.monotonic() - self.started
         if rank() == 0:
             save_state(self.out / "state", self.learner, self.where, self.fingerprint)

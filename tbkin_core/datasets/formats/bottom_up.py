@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import re
-import struct
-import tokenize
-import zipfile
-import zlib
 from pathlib import PurePosixPath
 
 import numpy as np
 
+from tbkin_core.datasets.arrays import open_npz
 from tbkin_core.datasets.formats.base import Format, Holds
 from tbkin_core.datasets.reading import Source, as_pixels, texts_in
 from tbkin_core.datasets.records import CaptionRow, Content, NamedImage
-
-_UNREADABLE_NPZ = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, MemoryError),
-    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error),
-)
+from tbkin_core.errors import DataError
 
 
 def read_npz(source: Source) -> Content:
@@ -29,10 +22,10 @@ def read_npz(source: Source) -> Content:
     path, problems = source.file.path, source.problems
     where = str(PurePosixPath(source.file.name).parent)  # one line per directory, not one per file
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = set(archive.files)
+        with open_npz(path) as archive:
+            names = archive.names
             if not {"norm_bb", "features"} <= names and ("x" not in names or not names & {"boxes", "bbox"}):
-                found = ", ".join(sorted(names)[:8]) or "nothing"
+                found = ", ".join(sorted(names)[:8])[:200] or "nothing"
                 what = "is no file of region features: it has neither x and boxes (or bbox), as bottom-up"
                 what += f" attention, nor features and norm_bb, as UNITER; it has {found} (skipped)"
                 problems.add(where, path.name, what)
@@ -47,7 +40,7 @@ def read_npz(source: Source) -> Content:
             texts = texts_in(stored)
             if len(texts) < len(stored):
                 problems.add(where, path.name, "has an empty caption (skipped)", len(stored) - len(texts))
-    except _UNREADABLE_NPZ:
+    except DataError:
         problems.add(where, path.name, "cannot be read, perhaps cut short (skipped)")
         return Content()
     # The file lies where features are kept, not where the image is.

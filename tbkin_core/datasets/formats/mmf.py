@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from tbkin_core.datasets.formats.base import Format, Holds
 from tbkin_core.datasets.reading import Source, as_pixels
 from tbkin_core.datasets.records import Content, NamedImage
-from tbkin_core.datasets.unpickle import loads_object_npy
+from tbkin_core.datasets.unpickle import load_object_npy
 from tbkin_core.errors import DataError
 
 _INFO = "_info.npy"
@@ -24,14 +24,13 @@ def read_npy(source: Source) -> Content:
         return Content()
     beside = path.with_name(path.stem + _INFO)
     try:
-        info = loads_object_npy(beside.read_bytes(), beside.name)
+        info = load_object_npy(beside)
     except FileNotFoundError:
         what = "may be region features, but lacks the boxes, which MMF writes into NAME_info.npy (skipped)"
         source.problems.add(where, path.name, what)
         return Content()
-    except (DataError, OSError) as error:
-        what = error.message if isinstance(error, DataError) else f"{beside.name}: {error.strerror}"
-        source.problem("", f"its boxes cannot be read: {what} (skipped)")
+    except DataError as error:
+        source.problem("", f"its boxes cannot be read: {error.message} (skipped)")
         return Content()
     sizes = (
         (info.get(key) for key in ("image_width", "image_height")) if isinstance(info, dict) else (None,) * 2

@@ -22,7 +22,7 @@ from tbkin_core.features.extractors.base import FeatureReader, Request
 from tbkin_core.features.image_files import LABELS, read_feature_file
 from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import ImageId, RegionFeatures
-from tbkin_core.features.tables import FeatureRow, feature_rows
+from tbkin_core.features.tables import MAX_SIDE, FeatureRow, feature_rows
 from tbkin_core.names.vocabulary import visual_genome_names
 
 _NAMES = {"object_ids": "objects", "attribute_ids": "attributes"}  # of bottom-up attention, in their order
@@ -31,6 +31,9 @@ _BACKGROUND_SHARE, _BACKGROUND_REGIONS = 0.05, 10
 _DAMAGED_SHARE = 0.001  # of numbers that are too large; more are of another list
 _MANY_REGIONS, _SHORT_LIST = 1000, 100  # so many have no higher number where all 1,600 may be
 _BEYOND = "some of their numbers are beyond the {} {} of bottom-up attention: those regions have no such name"
+_UNSURE = "some of their confidences are no numbers from 0 to 1: these are taken for 0, not known"
+_LARGE = "some of their features are beyond half precision: they are cut to ±65,504"
+_ROUNDING = 1e-3  # by which a confidence may leave 0 to 1
 _LATE = "their {} are numbered, while those of the first images are not: these have no names"
 
 
@@ -49,9 +52,12 @@ class _Survey:
     named: set[str] = field(default_factory=set)  # fields whose numbers have names
     unnamed: dict[str, str] = field(default_factory=dict)  # fields whose numbers have none, with the reason
     background: bool = False  # whether numbers count the background as 0
+    refused: str = ""  # why nothing of it is imported
 
     def notes(self) -> Iterator[str]:
         """What it changes."""
+        if self.refused:
+            yield f"{self.refused} (none of {self.name} is imported)"
         if self.form != BoxForm():
             yield f"{self.name}: boxes are given as {self.form}: taken to x1, y1, x2, y2 in pixels"
         if self.background:
@@ -169,7 +175,11 @@ class ImportedFeatures(FeatureReader):
         except DataError as error:  # the table as a whole, which `rows` says again
             self._error = self._error or error
             return survey
-        survey.form = box_form(boxes, sizes, wheres)
+        try:
+            survey.form = box_form(boxes, sizes, wheres)
+        except DataError as error:
+            self._error, survey.refused = self._error or error, error.message
+            survey.feature_sizes.clear()
         for field_name, values in numbers.items():
             found_numbers = np.concatenate([np.zeros(0, np.int32), *values])
             if len(found_numbers):
@@ -179,10 +189,14 @@ class ImportedFeatures(FeatureReader):
     def rows(self) -> Iterator[tuple[ImageId, Callable[[ImageId], RegionFeatures]] | str]:
         seen: set[ImageId] = set()
         for image_id, path in self._dataset.bottom_up_files().items():
+            if self._directories[path.parent].refused:
+                continue
             seen.add(image_id)
             row = FeatureRow(path.stem, str(path), partial(read_feature_file, path))
             yield image_id, partial(self._read, row, self._directories[path.parent])
         for path, survey in self._tables.items():
+            if survey.refused:
+                continue
             own: set[ImageId] = set()
             try:
                 for row in feature_rows(path):
@@ -217,22 +231,29 @@ class ImportedFeatures(FeatureReader):
         return width or 0, height or 0
 
     def _read(self, row: FeatureRow, survey: _Survey, image_id: ImageId) -> RegionFeatures:
-        """A row's regions in pixels; where its file does not tell the image's size, others do."""
+        """A row's regions as the store has them; a DataError that names the row where it cannot be used."""
         found = row.read(image_id)
+        try:
+            kept = self._kept(self._in_pixels(found, survey))
+            return replace(kept, notes=tuple(f"{note} ({survey.name})" for note in kept.notes))
+        except DataError as error:
+            raise DataError(f"{row.where}: {error.message}") from error
+
+    def _in_pixels(self, found: RegionFeatures, survey: _Survey) -> RegionFeatures:
+        """Regions in pixels; where their file does not tell the image's size, others do."""
         size = found.image_width, found.image_height
         if found.size_guessed and survey.form != BoxForm():
             size = 0, 0  # the guess took the boxes for corners in pixels
         if found.size_guessed or min(size) < 1:
-            true = self._true_size(image_id)
+            true = self._true_size(found.image_id)
             # What the boxes exceed is another picture, or one that was scaled down since.
             if all(told and told >= guess - 1 for told, guess in zip(true, size, strict=True)):
                 size, found = true, replace(found, size_guessed=False)
-        try:
-            boxes = survey.form.pixels(found.boxes, size)
-            if min(size) < 1:
-                raise DataError("nothing tells the image's width and height")
-        except DataError as error:
-            raise DataError(f"{row.where}: {error.message}") from error
+        boxes = survey.form.pixels(found.boxes, size)
+        if min(size) < 1:
+            raise DataError("nothing tells the image's width and height")
+        if max(size) > MAX_SIDE:
+            raise DataError(f"the image is said to be {size[0]:g} x {size[1]:g} pixels large")
         numbers: dict[str, Any] = {
             name: survey.numbered(name, values) for name in _NAMES if len(values := getattr(found, name))
         }
@@ -241,28 +262,38 @@ class ImportedFeatures(FeatureReader):
         return replace(found, boxes=boxes, image_width=size[0], image_height=size[1], **numbers)
 
     def regions(self, image_id: ImageId, source: Callable[[ImageId], RegionFeatures]) -> RegionFeatures:
-        found = source(image_id)
+        return source(image_id)
+
+    def _kept(self, found: RegionFeatures) -> RegionFeatures:
+        """The regions that lie in the image, the surest if these are too many, and what can be used of them."""
         size = np.array([found.image_width, found.image_height] * 2, np.float32)
         boxes = np.clip(np.asarray(found.boxes, np.float32), 0, size)
         kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
         if not len(kept):
-            raise DataError(
-                f"image {image_id!r}: none of its boxes lies within its {size[0]:g} x {size[1]:g} pixels"
-            )
+            raise DataError(f"none of its boxes lies within its {size[0]:g} x {size[1]:g} pixels")
+        if (width := found.features.shape[1]) != self._settings["feature_size"]:
+            raise DataError(f"its vectors have {width} numbers, most others {self._settings['feature_size']}")
         notes = list(found.notes)
         if len(kept) < len(boxes):
             notes.append("some of their boxes have no area within the image: those regions are left out")
+        labels = {name: values for name in LABELS if len(values := getattr(found, name))}
+        for name in labels.keys() & {"object_scores", "attribute_scores"}:
+            scores = np.nan_to_num(labels[name], nan=-1, posinf=-1, neginf=-1)
+            unsure = (scores < -_ROUNDING) | (scores > 1 + _ROUNDING)
+            notes += [_UNSURE] if unsure.any() and _UNSURE not in notes else []
+            labels[name] = np.clip(np.where(unsure, 0, scores), 0, 1)
         left_out = max(len(kept) - self._max_regions, 0)
-        if left_out and len(found.object_scores):
+        if left_out and "object_scores" in labels:
             # The order of rows means nothing in such files; the surest first, so that a later cut keeps them.
-            kept = kept[np.argsort(-np.nan_to_num(found.object_scores[kept]), kind="stable")]
+            kept = kept[np.argsort(-labels["object_scores"][kept], kind="stable")]
         kept = kept[: self._max_regions]
-        labels = {name: getattr(found, name) for name in LABELS}
-        given = {
-            name: np.nan_to_num(values[kept], posinf=1, neginf=0)
-            for name, values in labels.items()
-            if len(values)
-        }
+        features = found.features[kept]
+        largest = np.abs(features).max()
+        if not np.isfinite(largest):
+            raise DataError("its features are not finite numbers")
+        if largest > np.finfo(np.float16).max:
+            notes.append(_LARGE)
+        given = {name: values[kept] for name, values in labels.items()}
         for name, kind in _NAMES.items():
             names = self._names.get(name, ())
             if name in given and (beyond := given[name] >= len(names)).any():
@@ -270,7 +301,7 @@ class ImportedFeatures(FeatureReader):
                 notes.append(_BEYOND.format(len(names), kind) if names else _LATE.format(kind))
         return replace(
             found,
-            features=found.features[kept],
+            features=features,
             boxes=boxes[kept],
             left_out=left_out,
             object_texts=tuple(found.object_texts[row] for row in kept) if found.object_texts else (),
