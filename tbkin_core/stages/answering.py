@@ -34,7 +34,7 @@ from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks.base import Task, finetune_task, task_named, to_device
+from tbkin_core.tasks.base import Task, check_finite, finetune_task, task_named, to_device
 from tbkin_core.texts.language import looks_foreign
 from tbkin_core.texts.table import encode_texts
 from tbkin_core.texts.tokenizer import words_of
@@ -42,6 +42,7 @@ from tbkin_core.training.splits import changed_since
 from tbkin_core.training.start import check_feature_kind
 
 _PICTURE_SIDE = 800  # pixels; more than a figure shows
+_MOST_HALF = float(np.finfo(np.float16).max)
 
 
 class NamedRegions(NamedTuple):
@@ -221,10 +222,14 @@ class Answerer:
                 self.model.tbkin.selection = selection
                 output = self.model(**inputs, output_attentions=True)
                 shown = self.task.shown(self.model, output, boxes, size, self.config.top)
+                check_finite(self.model, np.array([[probability for _, probability in shown.answers]]))
+                check_finite(self.model, np.array([shown.box or ()]))
                 scores, kept, weights = (
                     torch.cat([getattr(record, name) for record in output.attentions]).cpu()
                     for name in ("scores", "kept", "weights")
                 )
+                # Half precision ends before single does; what is masked stays at minus infinity.
+                scores = torch.where(scores.isfinite(), scores.clamp(-_MOST_HALF, _MOST_HALF), scores)
                 attention = weights.half().numpy() if self.selection.rule in TRANSFORMS else None
                 passes.append(Pass(scores.half().numpy(), kept.numpy(), attention, **asdict(shown)))
         return passes
@@ -261,7 +266,8 @@ class _RegionSource:
             ConfigError: They cannot be made anew, and no store holds the image.
         """
         kind, row = self.extractor.get("extractor"), recorded_extractor(self.extractor)
-        made_anew = row is not None and row.from_image_alone
+        needed = {"max_regions", "object_names", "attribute_names"}
+        made_anew = row is not None and row.from_image_alone and needed <= {*self.extractor}
         if made_anew and self.own is None:
             regions = regions_of_file(self._extractor, path)
             return NamedRegions(regions, self.extractor["object_names"], self.extractor["attribute_names"])

@@ -21,7 +21,16 @@ from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
 from tbkin_core.evaluation.attribution import recorded_samples
 from tbkin_core.evaluation.intervals import too_few_images
-from tbkin_core.evaluation.sweep import DENSE, Evaluation, Measurement, Samples, conclude, modified, summarise
+from tbkin_core.evaluation.sweep import (
+    DENSE,
+    Evaluation,
+    Measurement,
+    Samples,
+    conclude,
+    modified,
+    read_measurements,
+    summarise,
+)
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
 from tbkin_core.results import SweepResult
@@ -106,7 +115,8 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
         evaluate.use(subject.checkpoint, subject.base.seed)
     join_ranks(devices)
     with rank_zero_first():
-        out, done = _place(config, ROOT / "threshold-sweep" / f"{name}-{split}", identity)
+        default = ROOT / "threshold-sweep" / f"{name}-{split}"
+        out, done = _place(config, default, identity, evaluate.samples)
     keep = _Keeper(out / SWEEP_FILE, identity, done)
     if config.refit:
         with keep.forgotten_if_empty():
@@ -283,12 +293,12 @@ def _evaluable(items: Sequence[Any], subject: _Subject, split: str) -> tuple[lis
 
 
 def _place(
-    config: ThresholdSweepConfig, default: Path, identity: dict[str, Any]
+    config: ThresholdSweepConfig, default: Path, identity: dict[str, Any], samples: Mapping[int, Samples]
 ) -> tuple[Path, list[Measurement]]:
     """The directory of a sweep, and what is measured in it already; what is no such sweep is left alone.
 
     Raises:
-        DataError: --out holds something else, or cannot be written to.
+        DataError: --out holds something else or a damaged file, or cannot be written to.
     """
     number = 1
     while True:
@@ -307,7 +317,7 @@ def _place(
                     shutil.rmtree(path / "refit", ignore_errors=True)
                 return make_directory(path), []
             if not changed:
-                found = [Measurement(**entry) for entry in content["measurements"]]
+                found = read_measurements(file, content["measurements"], samples)
                 # What attention kept is of other samples where an earlier version measured it.
                 return make_directory(path), [entry for entry in found if entry.recorded]
             what = f"a sweep of something else ({', '.join(changed)})"
