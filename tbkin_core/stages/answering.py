@@ -74,7 +74,7 @@ class Answerer:
         check_choice(shape.num_hidden_layers, shape.num_attention_heads, config.layer, config.head)
         self.model, tokenizer = load_model(checkpoint, self.task.name)
         self.problems: list[str] = []
-        self.question = " ".join(config.question.split())
+        self.question = " ".join(_as_unicode(config.question).split())
         self._read_question(tokenizer)
         if not self.model.config.use_regions:
             self.problems.append("this model does not see the image: its answer is from the words alone")
@@ -438,6 +438,15 @@ class _DatasetOfImages:
             return [""] * len(boxes)
         corners = xywh_to_xyxy([box.xywh for box in annotated]) * scale
         return borrowed_labels(boxes, corners, [box.label for box in annotated], 0.5)
+
+
+def _as_unicode(text: str) -> str:
+    """A text whose bytes came as lone surrogates, as arguments do where the locale is not UTF-8."""
+    try:
+        encoded = text.encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError:
+        encoded = text.encode("utf-8", errors="replace")
+    return encoded.decode("utf-8", errors="replace")
 
 
 def _names(names: Sequence[str], ids: NDArray, count: int) -> list[str]:

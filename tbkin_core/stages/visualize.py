@@ -6,6 +6,7 @@ A trace (`tbkin_core.figures.trace`) is made for every image; figures are drawn 
 from __future__ import annotations
 
 import itertools
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -96,7 +97,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
                 raise
             result.problems.append(f"left out: {error.message}")
             continue
-        stem = source.stem if isinstance(source, Path) else slug(source) or "image"
+        stem = _stem(source, 100) if isinstance(source, Path) else slug(source) or "image"
         base = _free_base(config, result.out / "-".join([stem, *question]), trace)
         file = base.with_name(f"{base.name}.npz")
         save_trace(file, trace)
@@ -170,6 +171,12 @@ def _figure_files(config: VisualizeConfig, base: Path) -> list[Path]:
     return [*files, base.with_name(f"{base.name}.html")] if config.html else files
 
 
+def _stem(path: Path, most: int) -> str:
+    """A file's name without its suffix, of at most so many bytes: file systems end names at 255."""
+    encoded = os.fsencode(path.stem)
+    return path.stem if len(encoded) <= most else encoded[:most].decode(errors="ignore")
+
+
 def _draw_again(config: VisualizeConfig) -> RedrawnResult:
     """Figures of traces, beside them or in `config.out`; no model is loaded."""
     out = None if config.out is None else make_directory(config.out)
@@ -184,7 +191,8 @@ def _draw_again(config: VisualizeConfig) -> RedrawnResult:
 
             trace = replace(trace, graph=unified_graph(trace.text, trace.boxes, trace.region_labels))
         # Traces of several directories may have one name.
-        base = next(place for place in _numbered((out or path.parent) / path.stem) if place not in taken)
+        stem = _stem(path, 190)
+        base = next(place for place in _numbered((out or path.parent) / stem) if place not in taken)
         taken.add(base)
         figures = _draw_trace(config, base, trace)
         files += figures
