@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tbkin_core.errors import ConfigError, TbkinError
+from tbkin_core.support.console import OBEYED, printable
 
 if TYPE_CHECKING:
     from tbkin_core.results import StageResult
@@ -21,12 +22,15 @@ _NUMBER = re.compile(r"[+-]?(\d|nan$|inf$)|[<>] \d")
 
 def show(result: StageResult, as_json: bool) -> None:
     """Print a stage's result: tables, or one JSON object."""
+    # NumPy, rich and the results cost three tenths of a second that --help need not wait for.
+    from tbkin_core.support.files import json_text
+
     if as_json:
-        print(json.dumps(result.values, ensure_ascii=False, default=str))
+        print(_escaped(json_text(result.values)))
         return
-    # rich and the results cost a tenth of a second that --help need not wait for.
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from tbkin_cli.tables import notes_of, tables_of
 
@@ -34,13 +38,15 @@ def show(result: StageResult, as_json: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     for table in tables_of(result):
         # A title inside the table would be broken at the table's width.
-        console.print(table.title, markup=False, style="italic", soft_wrap=True)
+        console.print(Text(printable(table.title), "italic"), soft_wrap=True)
         shown = Table(show_edge=False, pad_edge=False)
         for number, column in enumerate(table.columns):
             numeric = all(_NUMBER.match(row[number]) for row in table.rows if row[number])
-            shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
+            heading = Text(printable(column))
+            shown.add_column(heading, justify="right" if numeric else "left", overflow="fold")
         for row in table.rows:
-            shown.add_row(*(cell.replace("[", "\\[") for cell in row))
+            # What looks like markup is text.
+            shown.add_row(*(Text(printable(cell)) for cell in row))
         console.print(shown)
         console.print()
     notes = notes_of(result)
@@ -49,7 +55,18 @@ def show(result: StageResult, as_json: bool) -> None:
         lines.append(f"note: and {len(notes) - _SHOWN_PROBLEMS} more (--json lists them all)")
     lines += [f"wrote {file}" for file in result.files] + [f"next: {hint}" for hint in result.hints]
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)
+
+
+def _escaped(text: str) -> str:
+    """JSON with its own escapes in place of what a terminal would obey, or stdout cannot write."""
+    text = OBEYED.sub(_escape, text)
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    return text if is_unicode else re.sub(r"[^\x00-\x7f]", _escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 @contextlib.contextmanager
@@ -60,7 +77,8 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except TbkinError as error:
-        print(f"tbkin: {type(error).__name__}: {error}", file=sys.stderr)
+        hint = "" if error.hint is None else f"\n  {printable(error.hint)}"
+        print(f"tbkin: {type(error).__name__}: {printable(error.message)}{hint}", file=sys.stderr)
         raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILURE) from None
     except KeyboardInterrupt:
         print("tbkin: interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
@@ -73,5 +91,6 @@ def errors_as_messages() -> Iterator[None]:
         print("tbkin: out of memory; lower --batch-size or use --size tiny", file=sys.stderr)
         raise typer.Exit(FAILURE) from None
     except OSError as error:
-        print(f"tbkin: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        text = f"tbkin: {error.filename or 'file system'}: {error.strerror or error}"
+        print(printable(text), file=sys.stderr)
         raise typer.Exit(FAILURE) from None

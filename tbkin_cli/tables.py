@@ -68,7 +68,7 @@ def _build_graphs(result: results.BuildGraphsResult) -> list[Table]:
 def _pretrain(result: results.PretrainResult) -> list[Table]:
     rows = []
     for name, value in result.validation.items():
-        shown = f"{value:.1f} %" if name.endswith("accuracy") else f"{value:.3f}"
+        shown = _number(value, ".1f", " %") if name.endswith("accuracy") else _number(value, ".3f")
         rows.append([name.removeprefix("val_").replace("_", " "), shown])
     title = f"Pretrained model in {result.out}, best epoch {result.best_epoch}"
     return [Table(title, ["validation", "value"], rows)]
@@ -78,13 +78,13 @@ def _finetune(result: results.FinetuneResult) -> list[Table]:
     rows = []
     for entry in sorted(result.report, key=lambda entry: (entry.split, entry.order)):
         low, high = entry.accuracy_low, entry.accuracy_high
-        interval = "" if low is None else f"{low:.2f} to {high:.2f}"
-        rows.append([entry.split, entry.model, f"{entry.accuracy:.2f} %", interval, str(entry.n)])
+        interval = "" if None in (low, high) else f"{low:.2f} to {high:.2f}"
+        rows.append([entry.split, entry.model, _number(entry.accuracy, ".2f", " %"), interval, str(entry.n)])
     columns = ["split", "model", "accuracy", "95 % interval", "n"]
     tables = [Table(f"{result.metric}, model in {result.out}", columns, rows)]
     if len(result.by_type) > 1:
         shown = sorted(result.by_type.items())[:_MOST_TYPES]
-        types = [[name, f"{value:.2f} %"] for name, value in shown]
+        types = [[name, _number(value, ".2f", " %")] for name, value in shown]
         tables.append(Table(f"{result.type_split} by question type", ["type", "accuracy"], types))
     return tables
 
@@ -169,6 +169,11 @@ def _best(image: results.ImageAnswer) -> list[str]:
 def _named(answer: results.Answer) -> str:
     """A region with its label: "region 3 (red)"."""
     return f"{answer.name} ({answer.label})" if answer.label else answer.name
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    """A number with its unit; null stands for what was no finite number."""
+    return "–" if value is None else f"{value:{form}}{unit}"
 
 
 def percent(fraction: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from tbkin_core.modeling import Selection
 from tbkin_core.modeling.attention import scope_mask, select_keys
 from tbkin_core.selection import RULE_TABLE, Rule
 from tbkin_core.selection import RULES as NAMES
+from tbkin_core.support.console import OBEYED
 
 # One worker owns the browser.
 pytestmark = pytest.mark.xdist_group("browser")
@@ -566,6 +568,36 @@ def test_text_is_never_html(show: Show) -> None:
     # Should text get into a script after all, the policy stops it.
     policy = page.get_attribute("meta[http-equiv=Content-Security-Policy]", "content") or ""
     assert "default-src 'none'" in policy and "unsafe" not in policy
+
+
+def test_no_text_runs_or_loads_anything(show: Show) -> None:
+    texts = (
+        HOSTILE, "${window.hacked=1}", "`${window.hacked=1}`", "</ScRiPt\t>", "]]>",
+        "\"'><svg/onload=window.hacked=1>", "javascript:window.hacked=1", "<!--<script>", "{{script}}",
+        "&lt;b&gt;", "\\u003cb>", "$&$1", "<base href=//127.0.0.1:9/>",
+        '<iframe src="http://127.0.0.1:9/">', "<link rel=stylesheet href=//127.0.0.1:9/>", "a\u2028b\u2029c",
+        "\ud800 lone", "\u202edesrever\u202c", "שלום مرحبا", "a\x00b\x1b[31mc", "x" * 10_000,
+    )  # fmt: skip
+    trace = tiny_trace(" ".join(texts), regions=len(texts), labels=texts, answers=texts)
+    named = itertools.cycle(texts)
+    assert trace.graph is not None
+    for entry in itertools.chain(*(value for value in trace.graph.values() if isinstance(value, list))):
+        if isinstance(entry, dict):
+            entry.update({key: next(named) for key, value in entry.items() if isinstance(value, str)})
+    page = show(replace(trace, checkpoint=texts[0], task=texts[0]))
+    page.wait_for_selector("#graph image")
+    for number in range(0, len(texts), 5):
+        page.locator(REGIONS).nth(number).dispatch_event("pointerenter", {"pointerType": "mouse"})
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("script").count() == 3 and page.locator("style").count() == 1
+    assert page.locator("iframe, object, embed, base, form, a, link:not([rel=icon]), [onload]").count() == 0
+    assert page.locator("img").count() == 1
+    shown = page.text_content("#question") or ""
+    answers = page.locator("#answers tbody").text_content() or ""
+    for text in texts:
+        plain = OBEYED.sub(lambda found: " " * found[0].isspace(), text)
+        assert " ".join(plain.split()) in shown and plain in answers
+    assert not OBEYED.search(page.content().replace("\n", ""))
 
 
 @pytest.mark.parametrize(

@@ -308,10 +308,13 @@ def test_a_fine_tuned_run_names_the_command_that_shows_its_failures(trained: Pat
     [
         ('[{"question_id": 1, "answer": "yes"}]', "no results of `tbkin finetune`"),
         ("{", "results.json"),
-        ('{"task": "vqa", "split": "val", "checkpoint": "a", "data": "coco", "results": []}', "no answers"),
+        (
+            '{"task": "vqa", "split": "val", "checkpoint": "a", "data": "coco", "results": []}',
+            "results: expected a list",
+        ),
         (
             '{"task": "vqa", "split": "val", "checkpoint": "a", "data": "coco", "results": [{}]}',
-            "lacks image_id",
+            "results[0]: expected an object with image_id",
         ),
         (None, "results.json"),
     ],

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import DIRECTIONS, AttentionMeter
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.results import SweepConclusion
-from tbkin_core.selection import Selection
+from tbkin_core.selection import SELECTIONS, Selection
+from tbkin_core.support.schema import Fault, list_of, number, one_of, record, row_of
 from tbkin_core.tasks.base import FinetuneTask, InputSource, evaluation_order, to_device
 from tbkin_core.training.start import check_feature_kind
 
@@ -49,6 +51,38 @@ class Measurement:
     @property
     def key(self) -> tuple[str, float]:
         return self.selection, self.threshold
+
+
+_COUNT = number(0, 1e15, whole=True)
+_MEASUREMENT = record(
+    {
+        "selection": one_of(DENSE[0], *SELECTIONS),
+        "threshold": number(),
+        "seed": number(whole=True),
+        "scores": list_of(number(0, 1), least=1),
+        "kept": record(dict.fromkeys(DIRECTIONS, list_of(row_of(number(0), number(0)), least=1))),
+        "entropy": number(0),
+        "seconds": number(1e-9),
+    },
+    {"trained": number(0), "recorded": _COUNT},
+)
+
+
+def read_measurements(file: Path, entries: Any, samples: Mapping[int, Samples]) -> list[Measurement]:
+    """What a sweep's file holds of some samples, by seed; a DataError where it is damaged."""
+    try:
+        list_of(_MEASUREMENT)(entries, "measurements")
+        for place, entry in enumerate(entries):
+            own = samples.get(entry["seed"])
+            layers = {len(counts) for counts in entry["kept"].values()}
+            layers |= {len(counts) for counts in entries[0]["kept"].values()}
+            if (own and len(own.images) != len(entry["scores"])) or len(layers) > 1:
+                raise Fault(f"measurements[{place}]", "scores of its samples, kept of all layers", entry)
+    except Fault as fault:
+        hint = f"remove {file.name}: its thresholds are measured again"
+        raise DataError(f"{file}: {fault}", hint=hint) from fault
+    known = [entry.name for entry in fields(Measurement)]
+    return [Measurement(**{name: entry[name] for name in known if name in entry}) for entry in entries]
 
 
 def modified(path: Path) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tbkin_core.errors import ConfigError
+from tbkin_core.support.console import OBEYED
 from tbkin_core.support.files import atomic_path
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def check_format(path: Path) -> None:
 
 
 def clean_text(text: object) -> str:
-    """`text` on one line, without characters that cannot be drawn or are not allowed in SVG."""
-    joined = " ".join(str(text).split())
-    kept = (character for character in joined if unicodedata.category(character) not in ("Cc", "Cs", "Cn"))
+    """`text` on one line, without what cannot be drawn, is not allowed in SVG, or turns the direction."""
+    joined = OBEYED.sub("", " ".join(str(text).split()))
+    kept = (character for character in joined if unicodedata.category(character) != "Cn")
     return "".join(kept)
 
 

@@ -11,7 +11,6 @@ import hashlib
 import html
 import io
 import json
-import math
 import re
 from dataclasses import asdict
 from importlib.resources import files
@@ -27,7 +26,8 @@ from tbkin_core.figures.canvas import clean_text
 from tbkin_core.figures.graph import graph_regions, regions_agree
 from tbkin_core.figures.trace import Pass, Trace
 from tbkin_core.selection import RULE_TABLE
-from tbkin_core.support.files import atomic_path
+from tbkin_core.support.console import OBEYED
+from tbkin_core.support.files import atomic_path, finite
 
 _MAX_SIDE = 1280  # pixels; the image is shown at most so large
 _JPEG_QUALITY = 85
@@ -51,7 +51,7 @@ def write_page(path: Path, trace: Trace) -> None:
         "style": style,
         "image": f"data:image/jpeg;base64,{_base64(_jpeg(trace))}",
         # "<" is escaped so that no text of the trace can end the element.
-        "trace": json.dumps(_finite(_values(trace))).replace("<", "\\u003c"),
+        "trace": json.dumps(finite(_shown(_values(trace)))).replace("<", "\\u003c"),
         "scores": _base64(scores.tobytes()),
         "script": script,
     }
@@ -181,15 +181,13 @@ def _jpeg(trace: Trace) -> bytes:
     return buffer.getvalue()
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity; a number that is neither finite becomes null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+def _shown(value: Any) -> Any:
+    """Values as the page has them: no text of theirs turns the direction of what stands beside it."""
+    if isinstance(value, str):
+        return OBEYED.sub(lambda found: " " * found[0].isspace(), value)
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value
+        return {key: _shown(entry) for key, entry in value.items()}
+    return [_shown(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _base64(content: bytes) -> str:

@@ -6,22 +6,42 @@ Letters: N layers, H heads, L length (T word pieces, then K regions), W words.
 from __future__ import annotations
 
 import json
+import math
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from tbkin_core.errors import DataError
-from tbkin_core.support.files import atomic_path
+from tbkin_core.errors import DataError, TbkinError
+from tbkin_core.selection import RULE_TABLE, SCOPES, check_threshold
+from tbkin_core.support.files import atomic_path, json_text
+from tbkin_core.support.schema import (
+    BOX,
+    Fault,
+    flag,
+    list_of,
+    maybe,
+    number,
+    one_of,
+    record,
+    row_of,
+    text,
+)
 from tbkin_core.tasks.table import Presentation, presentation_of
 
 _VERSION = 1
 _ARRAYS = ("image", "boxes", "word_ids")
 _PASSES = ("dense", "thresholded")
-_PASS_ARRAYS = ("scores", "kept", "attention")
+_PASS_ARRAYS = {"scores": "f2", "kept": "?", "attention": "f2"}
+# What a trace may hold: a model of 12 layers and heads over 512 word pieces and 100 regions has 324 MB.
+_MOST_BYTES = 400_000_000
+_MOST_POSITIONS = 4096
+_LARGEST_SIDE = 4096  # pixels of the picture
 
 
 @dataclass(frozen=True)
@@ -42,9 +62,13 @@ class Pass:
         """(N, H, L, L) attention; rows sum to 1, dropped keys are exactly 0."""
         if self.attention is not None:
             return self.attention.astype(np.float32)
-        scores = np.where(self.kept, self.scores.astype(np.float32), -np.inf)
-        exponents = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        return exponents / exponents.sum(axis=-1, keepdims=True)
+        # In place: these are the largest arrays there are.
+        weights = self.scores.astype(np.float32)
+        weights[~self.kept] = -np.inf
+        weights -= weights.max(axis=-1, keepdims=True)
+        np.exp(weights, out=weights)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        return weights
 
 
 @dataclass(frozen=True)
@@ -90,42 +114,159 @@ def save_trace(path: Path, trace: Trace) -> None:
         parts = {f"{name}.{part}": content.pop(part) for part in _PASS_ARRAYS}
         arrays |= {part: array for part, array in parts.items() if array is not None}
         values[name] = content
-    arrays["values"] = np.array(json.dumps({"version": _VERSION, **values}, ensure_ascii=False))
+    arrays["values"] = np.array(json_text({"version": _VERSION, **values}))
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def load_trace(path: Path) -> Trace:
-    """Read a trace.
+    """Read a trace; all that figures and the page go by is checked here.
 
     Raises:
-        DataError: The file cannot be read or is no trace.
+        DataError: The file cannot be read, is no trace, or says what no trace can.
     """
+    hint = "`tbkin visualize` writes traces"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, Any] = dict(file)
+        arrays = _read_arrays(path)
         values = json.loads(str(arrays.pop("values")))
-        if values.pop("version") != _VERSION:
+        if isinstance(values, dict) and values.get("version") != _VERSION:
             raise DataError(f"{path}: a trace of another version of tbkin", hint="make it anew")
-        passes: dict[str, Any] = {
+        _check_values(values)
+        _check_arrays(arrays, values)
+        passes = {
             name: Pass(
-                **{part: arrays.pop(f"{name}.{part}") for part in _PASS_ARRAYS if f"{name}.{part}" in arrays},
-                **_tupled(values.pop(name)),
+                **{part: arrays.pop(f"{name}.{part}", None) for part in _PASS_ARRAYS},  # type: ignore[arg-type]
+                **_fields(Pass, values.pop(name)),
             )
             for name in _PASSES
         }
-        return Trace(**arrays, **passes, **_tupled(values))
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path}: cannot be read as a trace ({error})", hint="`tbkin visualize` writes traces"
-        ) from error
+        read: dict[str, Any] = {**arrays, **passes, **_fields(Trace, values)}
+        return Trace(**read)
+    except TbkinError:
+        raise
+    except Exception as error:  # zipfile, zlib, NumPy and json raise many kinds
+        raise DataError(f"{path}: cannot be read as a trace ({error})", hint=hint) from error
 
 
-def _tupled(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no tuples."""
+def _read_arrays(path: Path) -> dict[str, NDArray]:
+    """The arrays of a trace; what they declare is compared with their size in the file before any is made."""
+    names = {"values", *_ARRAYS, *(f"{name}.{part}" for name in _PASSES for part in _PASS_ARRAYS)}
+    arrays = {}
+    with zipfile.ZipFile(path) as file:
+        members = {member.filename.removesuffix(".npy"): member for member in file.infolist()}
+        members = {name: member for name, member in members.items() if name in names}
+        if (size := sum(member.file_size for member in members.values())) > _MOST_BYTES:
+            raise ValueError(f"it holds {size:,} bytes, and no trace more than {_MOST_BYTES:,}")
+        for name, member in members.items():
+            with file.open(member) as stream:
+                read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+                shape, _, dtype = read_header[npy.read_magic(stream)](stream)
+            if dtype.hasobject or math.prod(shape) * dtype.itemsize >= member.file_size:
+                raise ValueError(f"{name}: declares {shape} {dtype} in {member.file_size:,} bytes")
+            with file.open(member) as stream:
+                arrays[name] = npy.read_array(stream, allow_pickle=False)
+    if lacking := sorted(names - {*arrays} - {f"{name}.attention" for name in _PASSES}):
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    return arrays
+
+
+_NUMBER = number(0, whole=True)
+_PASS = record(
+    {"answers": list_of(row_of(text, number(0, 1)), least=1)},
+    {"chosen": maybe(_NUMBER), "runner_up": maybe(_NUMBER), "box": maybe(BOX)},
+)
+_GRAPH = record(
+    {
+        "text": text,
+        "objects": list_of(record({"name": text})),
+        "attributes": list_of(record({"object": _NUMBER, "name": text})),
+        "relations": list_of(record({"subject": _NUMBER, "predicate": text, "object": _NUMBER})),
+        "regions": list_of(record({"box": BOX, "label": text})),
+        "image_edges": list_of(
+            record({"first": _NUMBER, "second": _NUMBER, "iou": number(0, 1), "predicate": text})
+        ),
+        "cross_edges": list_of(record({"object": _NUMBER, "region": _NUMBER, "weight": number(0, 1)})),
+    }
+)
+# By list of a graph: what its numbers count among.
+_ENDS = {
+    "attributes": {"object": "objects"},
+    "relations": {"subject": "objects", "object": "objects"},
+    "image_edges": {"first": "regions", "second": "regions"},
+    "cross_edges": {"object": "objects", "region": "regions"},
+}
+_VALUES = record(
+    {
+        "task": text,
+        "text": text,
+        "image_size": row_of(*[number(1, 1e6, whole=True)] * 2),
+        "region_labels": list_of(text, most=_MOST_POSITIONS),
+        "words": list_of(text),
+        "pieces": list_of(text, most=_MOST_POSITIONS),
+        "selection": one_of(*RULE_TABLE),
+        "threshold": number(),
+        **dict.fromkeys(_PASSES, _PASS),
+    },
+    {
+        "scope": one_of(*SCOPES),
+        "layers": maybe(list_of(_NUMBER)),
+        "checkpoint": text,
+        "target_box": maybe(BOX),
+        "names_annotated": flag,
+        "graph": maybe(_GRAPH),
+    },
+)
+
+
+def _check_values(values: Any) -> None:
+    """Fault where the values of a trace are not what they must be."""
+    _VALUES(values, "")
+    if problem := check_threshold(values["selection"], values["threshold"]):
+        raise ValueError(problem)
+    for name in _PASSES:
+        for key in ("chosen", "runner_up"):
+            maybe(number(0, len(values["region_labels"]) - 1))(values[name].get(key), f"{name}.{key}")
+    graph = values.get("graph")
+    for kind, ends in _ENDS.items() if graph else ():
+        for place, entry in enumerate(graph[kind]):
+            for name, among in ends.items():
+                number(0, len(graph[among]) - 1)(entry[name], f"graph.{kind}[{place}].{name}")
+
+
+def _check_arrays(arrays: Mapping[str, NDArray], values: Mapping[str, Any]) -> None:
+    """Fault or ValueError where the arrays of a trace do not fit each other or its values."""
+    regions, pieces, words = (len(values[name]) for name in ("region_labels", "pieces", "words"))
+    layers, length = arrays["dense.scores"].shape[:2], pieces + regions
+    expected = {"image": ("u1", (*arrays["image"].shape[:2], 3)), "boxes": ("f4", (regions, 4))}
+    expected["word_ids"] = ("i8", (pieces,))
+    for name in _PASSES:
+        for part, kind in _PASS_ARRAYS.items():
+            expected[f"{name}.{part}"] = (kind, (*layers, length, length))
+    for name, array in arrays.items():
+        kind, shape = expected[name]
+        if array.dtype != kind or array.shape != shape or (0 in shape and name != "boxes"):
+            raise Fault(name, f"{shape} {np.dtype(kind)}", f"{array.shape} {array.dtype}")
+    if max(arrays["image"].shape) > _LARGEST_SIDE:
+        raise ValueError(f"its picture is larger than {_LARGEST_SIDE} x {_LARGEST_SIDE} pixels")
+    if not (np.abs(arrays["boxes"]) < 1e9).all():
+        raise ValueError("boxes: some are no places in an image")
+    number(-1, words - 1)(int(arrays["word_ids"].min()), "word_ids")
+    number(-1, words - 1)(int(arrays["word_ids"].max()), "word_ids")
+    if words > pieces:
+        raise ValueError(f"it has {words} words in {pieces} word pieces")
+    for name in _PASSES:
+        kept = arrays[f"{name}.kept"]
+        weighed = arrays.get(f"{name}.attention", arrays[f"{name}.scores"])
+        if not kept.any(axis=-1).all() or not np.isfinite(weighed[kept]).all():
+            raise ValueError(f"{name}: its attention is not finite")
+
+
+def _fields(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass among values; JSON has no tuples."""
+    found = {entry.name: values[entry.name] for entry in fields(kind) if entry.name in values}
     for name in ("box", "target_box", "image_size"):
-        if values.get(name) is not None:
-            values[name] = tuple(values[name])
-    if "answers" in values:
-        values["answers"] = [(answer, probability) for answer, probability in values["answers"]]
-    return values
+        if found.get(name) is not None:
+            found[name] = tuple(found[name])
+    if "answers" in found:
+        found["answers"] = [(answer, probability) for answer, probability in found["answers"]]
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -14,7 +13,13 @@ from tbkin_core.errors import ConfigError
 from tbkin_core.graphs.store import GraphStore, in_graph_store
 from tbkin_core.graphs.unified import PREDICATES, UnifiedGraph
 from tbkin_core.support.console import progress
-from tbkin_core.support.files import atomic_directory, atomic_path, check_file_place, make_directory
+from tbkin_core.support.files import (
+    atomic_directory,
+    atomic_path,
+    check_file_place,
+    json_text,
+    make_directory,
+)
 
 if TYPE_CHECKING:
     import networkx
@@ -48,13 +53,14 @@ def export_jsonl(store: GraphStore, path: Path) -> None:
         ConfigError, DataError: As `check_jsonl_place`; DataError also where the disk is full.
     """
     check_jsonl_place(path)
+    path = path.resolve()  # a link stays one
     # Lone surrogates (file names that are no UTF-8) become JSON's own escapes.
     with (
         atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
         for graph in progress(store, "export", total=len(store), unit="graph"):
-            file.write(json.dumps(graph.to_dict(), ensure_ascii=False) + "\n")
+            file.write(json_text(graph.to_dict()) + "\n")
 
 
 # ---- networkx -----------------------------------------------------------------------------------
@@ -135,6 +141,7 @@ def export_networkx(
     """
     path = Path(path)
     chosen = check_networkx_place(path, format=format)
+    path = path.resolve()  # a link stays one
     if isinstance(graphs, UnifiedGraph):
         single = to_networkx(graphs)
         if path.suffix:
@@ -259,7 +266,7 @@ def _node_link(graph: networkx.DiGraph) -> bytes:
     import networkx
 
     content = networkx.node_link_data(_clean(graph, _SURROGATES), edges="edges")
-    return json.dumps(content, ensure_ascii=False).encode("utf-8")
+    return json_text(content).encode("utf-8")
 
 
 def _clean(graph: networkx.DiGraph, unwanted: re.Pattern[str]) -> networkx.DiGraph:

@@ -6,6 +6,7 @@ A checkpoint is a directory in the `save_pretrained` layout: config.json, model.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tbkin_core.errors import CheckpointError, ConfigError
+from tbkin_core.errors import CheckpointError, ConfigError, TbkinError
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, TbkinForVqa
 from tbkin_core.modeling.models import TbkinPreTrainedModel
+from tbkin_core.selection import SCOPES, SELECTIONS
 from tbkin_core.support.console import quiet_transformers
 from tbkin_core.support.files import make_directory, write_errors
+from tbkin_core.support.schema import (
+    Check,
+    anything,
+    flag,
+    list_of,
+    mapping_of,
+    maybe,
+    number,
+    one_of,
+    read_checked,
+    record,
+    text,
+)
 from tbkin_core.texts.tokenizer import load_tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
@@ -28,7 +44,52 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tbkin")
 
+_COPY = "the file is damaged: copy the directory of the run again, or train again"
 _OTHER_INIT = "give the directory of a checkpoint, or --init none to begin from random weights"
+
+
+_WEIGHT_TYPES = ("F64", "F32", "F16", "BF16")
+_WORDS = "tbkin.text_embeddings.word_embeddings.weight"
+# By size in the configuration: a weight that has it, and on which axis.
+_SIZED_BY = {
+    "vocab_size": (_WORDS, 0),
+    "max_position_embeddings": ("tbkin.text_embeddings.position_embeddings.weight", 0),
+    "type_vocab_size": ("tbkin.text_embeddings.token_type_embeddings.weight", 0),
+    "intermediate_size": ("tbkin.encoder.layers.0.intermediate.weight", 0),
+    "region_feature_size": ("tbkin.region_embeddings.feature_projection.weight", 1),
+    "num_object_classes": ("object_decoder.weight", 0),
+    "num_attribute_classes": ("attribute_decoder.weight", 0),
+    "num_answers": ("answer_decoder.weight", 0),
+}
+_SIZE, _SHARE = number(1, 1e7, whole=True), number(0, 1)
+_CONFIG_KEYS: dict[str, Check] = {
+    "architectures": maybe(list_of(text, least=1)),
+    "dtype": maybe(one_of("float64", "float32", "float16", "bfloat16")),
+    "id2label": maybe(mapping_of(text)),
+    "label2id": maybe(mapping_of(number(0, whole=True))),
+    "data_vocabulary": flag,
+    **dict.fromkeys([*_SIZED_BY, "hidden_size", "num_hidden_layers", "num_attention_heads"], _SIZE),
+    **dict.fromkeys(["max_regions", "max_text_tokens"], _SIZE),
+    **dict.fromkeys(["hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"], _SHARE),
+    "initializer_range": number(0, 1e3),
+    "pad_token_id": maybe(number(0, 1e7, whole=True)),
+    "threshold": number(),
+    "selection": one_of(*SELECTIONS),
+    "threshold_layers": maybe(list_of(number(0, 1e7, whole=True))),
+    "threshold_scope": one_of(*SCOPES),
+    **dict.fromkeys(["straight_through", "use_regions", "tie_word_embeddings"], flag),
+    "extractor": maybe(
+        record(
+            {},
+            {
+                **dict.fromkeys(["extractor", "store", "model", "backbone"], maybe(text)),
+                **dict.fromkeys(["object_names", "attribute_names"], list_of(text)),
+                **dict.fromkeys(["feature_size", "max_regions"], _SIZE),
+            },
+        )
+    ),
+}
+_CONFIG = record({}, _CONFIG_KEYS)
 
 
 def _models() -> dict[str, type[Any]]:
@@ -44,6 +105,8 @@ def save_model(model: PreTrainedModel, tokenizer: Tokenizer, path: Path) -> None
         temporary = Path(name)
         model.save_pretrained(temporary)
         save_tokenizer(tokenizer, temporary)
+        # safetensors writes for its owner alone, whatever the umask says.
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         for file in sorted(temporary.iterdir()):
             file.replace(path / file.name)
 
@@ -83,13 +146,73 @@ def load_model_config(path: Path) -> TbkinConfig:
             f"{path}: is no whole checkpoint: {' and '.join(missing)} missing",
             hint="if a training run was interrupted, start it again: it goes on",
         )
-    try:
-        values, _ = TbkinConfig.get_config_dict(str(path))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}/config.json: cannot be read ({error})") from error
+    values = read_checked(path / "config.json", mapping_of(anything), _COPY, CheckpointError)
     if values.get("model_type") != "tbkin":
         raise CheckpointError(f"{path}: holds a model of type {values.get('model_type')!r}, expected 'tbkin'")
-    return TbkinConfig.from_dict(values)
+    read_checked(path / "config.json", _CONFIG, _COPY, CheckpointError)
+    # Whatever else is in the file (another library's settings, a program to run) is passed over.
+    values = {name: value for name, value in values.items() if name in _CONFIG_KEYS}
+    try:
+        config = TbkinConfig.from_dict(values)
+    except ValueError as error:  # of answers that have no number
+        raise CheckpointError(f"{path}/config.json: cannot be read ({error})", hint=_COPY) from error
+    _check_config(config, path)
+    return config
+
+
+def _check_config(config: TbkinConfig, path: Path) -> None:
+    """CheckpointError where a configuration contradicts itself or the weights beside it."""
+    try:
+        shapes = _shapes(path / "model.safetensors")
+    except Exception as error:  # safetensors raises many kinds
+        raise _unreadable(path / "model.safetensors", error) from error
+    try:
+        config.attention_selection()
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(f"{config.num_attention_heads} heads do not divide the width")
+        if config.max_text_tokens > config.max_position_embeddings:
+            raise ValueError(f"texts of {config.max_text_tokens} tokens are longer than its positions")
+        if "answer_decoder.weight" in shapes and sorted(config.id2label or {}) != [
+            *range(config.num_answers)
+        ]:
+            raise ValueError(f"id2label does not name its {config.num_answers} answers")
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(f"{path}/config.json: {error}", hint=_COPY) from error
+    try:
+        found = _sizes(shapes)
+    except (KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}/model.safetensors: holds no tbkin model", hint=_COPY) from error
+    # Before a model of such sizes is built.
+    for name, size in found.items():
+        if getattr(config, name) != size:
+            raise CheckpointError(
+                f"{path}: config.json and model.safetensors do not belong together: {name} is"
+                f" {getattr(config, name)} in one and {size} in the other",
+                hint=_COPY,
+            )
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """By name the shape of each tensor in a file of weights; nothing of it is loaded."""
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+        if odd := [name for name, tensor in tensors.items() if tensor.get_dtype() not in _WEIGHT_TYPES]:
+            raise ValueError(f"{odd[0]} holds no weights")
+        return {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+
+
+def _sizes(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """What weights say of the sizes in their configuration; KeyError where they are of no such model."""
+    found = {name: shapes[weight][axis] for name, (weight, axis) in _SIZED_BY.items() if weight in shapes}
+    layers = {name.split(".")[3] for name in shapes if name.startswith("tbkin.encoder.layers.")}
+    return {**found, "hidden_size": shapes[_WORDS][1], "num_hidden_layers": len(layers)}
+
+
+def _refuse_broken(weights: Mapping[str, Tensor], file: Path | str) -> None:
+    """CheckpointError where a weight is not a finite number."""
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{file}: {name} holds numbers that are not finite", hint=_COPY)
 
 
 def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
@@ -107,8 +230,13 @@ def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
         )
     try:
         model, report = _models()[task].from_pretrained(
-            str(path), output_loading_info=True, ignore_mismatched_sizes=True
+            str(path),
+            config=load_model_config(path),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
+    except TbkinError:
+        raise
     except Exception as error:  # safetensors and transformers raise many kinds
         raise _unreadable(path, error) from error
     # Transformers would leave random values in the place of weights that are missing or of another shape.
@@ -117,16 +245,21 @@ def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
         raise CheckpointError(
             f"{path}: config.json and model.safetensors do not belong together: {len(unfit)} weights are"
             f" missing or of another shape, such as {unfit[0]}",
-            hint="copy the whole directory of the run again, or train again",
+            hint=_COPY,
         )
-    return model.eval(), load_tokenizer(path)
+    _refuse_broken(model.state_dict(), path / "model.safetensors")
+    tokenizer = load_tokenizer(path)
+    if (largest := max(tokenizer.get_vocab().values())) >= model.config.vocab_size:
+        raise CheckpointError(
+            f"{path}: its tokenizer has a word {largest}, the model {model.config.vocab_size} words",
+            hint=_COPY,
+        )
+    return model.eval(), tokenizer
 
 
 def _unreadable(path: Path | str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: its weights cannot be loaded ({' '.join(str(error).split())[:200]})",
-        hint="the file is cut short or broken: copy the directory again, or train again",
-    )
+    reason = " ".join(str(error).split())[:200]
+    return CheckpointError(f"{path}: its weights cannot be loaded ({reason})", hint=_COPY)
 
 
 def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -136,8 +269,14 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path: A tbkin checkpoint, a directory with a BERT model, a hub id of one, or a `.pkl` of ROSITA.
 
     Raises:
-        CheckpointError: Not found, or a model of another type.
+        CheckpointError: Not found, damaged, or a model of another type.
     """
+    weights, values = _load_init(path)
+    _refuse_broken(weights, path)
+    return weights, values
+
+
+def _load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from transformers import AutoConfig, AutoModel
 
     directory = Path(path)
@@ -146,9 +285,13 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         # Which answer is which row is not in the file.
         weights = {name: value for name, value in weights.items() if "answer_decoder" not in name}
         return weights, config.to_dict()
-    if directory.is_dir() and not (directory / "config.json").is_file():
-        raise CheckpointError(f"{path}: holds no model (no config.json)")
-    if directory.is_dir() and "tbkin" in (directory / "config.json").read_text(encoding="utf-8"):
+    values: dict[str, Any] = {}
+    if directory.is_dir():
+        if not (directory / "config.json").is_file():
+            raise CheckpointError(f"{path}: holds no model (no config.json)")
+        file = directory / "config.json"
+        values = read_checked(file, mapping_of(anything), _OTHER_INIT, CheckpointError)
+    if values.get("model_type") == TbkinConfig.model_type:
         config = load_model_config(directory)
         from safetensors.torch import load_file
 
@@ -292,25 +435,10 @@ def _read_rosita(
         if module in _ROSITA_LAYER:
             weights[f"tbkin.encoder.layers.{number}.{_ROSITA_LAYER[module]}.{kind}"] = value.float()
 
-    def rows(name: str, default: int) -> int:
-        return int(weights[name].shape[0]) if name in weights else default
-
     try:
-        words, width = weights["tbkin.text_embeddings.word_embeddings.weight"].shape
-        features = weights.get("tbkin.region_embeddings.feature_projection.weight")
-        config = TbkinConfig(
-            vocab_size=int(words),
-            hidden_size=int(width),
-            num_hidden_layers=1 + max(int(name.split(".")[1]) for name in content["backbone"]),
-            num_attention_heads=attention_heads or max(int(width) // 64, 1),
-            intermediate_size=rows("tbkin.encoder.layers.0.intermediate.weight", 4 * int(width)),
-            max_position_embeddings=rows("tbkin.text_embeddings.position_embeddings.weight", 512),
-            type_vocab_size=rows("tbkin.text_embeddings.token_type_embeddings.weight", 2),
-            region_feature_size=2048 if features is None else int(features.shape[1]),
-            num_object_classes=rows("object_decoder.weight", 1600),
-            num_attribute_classes=rows("attribute_decoder.weight", 400),
-            num_answers=rows("answer_decoder.weight", 3129),
-        )
+        sizes: dict[str, Any] = _sizes({name: value.shape for name, value in weights.items()})
+        heads = attention_heads or max(sizes["hidden_size"] // 64, 1)
+        config = TbkinConfig(**sizes, num_attention_heads=heads)
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: is no checkpoint of ROSITA ({error!r})") from error
     return weights, config

@@ -34,7 +34,7 @@ from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks.base import Task, finetune_task, task_named, to_device
+from tbkin_core.tasks.base import Task, check_finite, finetune_task, task_named, to_device
 from tbkin_core.texts.language import looks_foreign
 from tbkin_core.texts.table import encode_texts
 from tbkin_core.texts.tokenizer import words_of
@@ -42,6 +42,7 @@ from tbkin_core.training.splits import changed_since
 from tbkin_core.training.start import check_feature_kind
 
 _PICTURE_SIDE = 800  # pixels; more than a figure shows
+_MOST_HALF = float(np.finfo(np.float16).max)
 
 
 class NamedRegions(NamedTuple):
@@ -73,7 +74,7 @@ class Answerer:
         check_choice(shape.num_hidden_layers, shape.num_attention_heads, config.layer, config.head)
         self.model, tokenizer = load_model(checkpoint, self.task.name)
         self.problems: list[str] = []
-        self.question = " ".join(config.question.split())
+        self.question = " ".join(_as_unicode(config.question).split())
         self._read_question(tokenizer)
         if not self.model.config.use_regions:
             self.problems.append("this model does not see the image: its answer is from the words alone")
@@ -221,10 +222,14 @@ class Answerer:
                 self.model.tbkin.selection = selection
                 output = self.model(**inputs, output_attentions=True)
                 shown = self.task.shown(self.model, output, boxes, size, self.config.top)
+                check_finite(self.model, np.array([[probability for _, probability in shown.answers]]))
+                check_finite(self.model, np.array([shown.box or ()]))
                 scores, kept, weights = (
                     torch.cat([getattr(record, name) for record in output.attentions]).cpu()
                     for name in ("scores", "kept", "weights")
                 )
+                # Half precision ends before single does; what is masked stays at minus infinity.
+                scores = torch.where(scores.isfinite(), scores.clamp(-_MOST_HALF, _MOST_HALF), scores)
                 attention = weights.half().numpy() if self.selection.rule in TRANSFORMS else None
                 passes.append(Pass(scores.half().numpy(), kept.numpy(), attention, **asdict(shown)))
         return passes
@@ -261,7 +266,8 @@ class _RegionSource:
             ConfigError: They cannot be made anew, and no store holds the image.
         """
         kind, row = self.extractor.get("extractor"), recorded_extractor(self.extractor)
-        made_anew = row is not None and row.from_image_alone
+        needed = {"max_regions", "object_names", "attribute_names"}
+        made_anew = row is not None and row.from_image_alone and needed <= {*self.extractor}
         if made_anew and self.own is None:
             regions = regions_of_file(self._extractor, path)
             return NamedRegions(regions, self.extractor["object_names"], self.extractor["attribute_names"])
@@ -432,6 +438,15 @@ class _DatasetOfImages:
             return [""] * len(boxes)
         corners = xywh_to_xyxy([box.xywh for box in annotated]) * scale
         return borrowed_labels(boxes, corners, [box.label for box in annotated], 0.5)
+
+
+def _as_unicode(text: str) -> str:
+    """A text whose bytes came as lone surrogates, as arguments do where the locale is not UTF-8."""
+    try:
+        encoded = text.encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError:
+        encoded = text.encode("utf-8", errors="replace")
+    return encoded.decode("utf-8", errors="replace")
 
 
 def _names(names: Sequence[str], ids: NDArray, count: int) -> list[str]:

@@ -21,7 +21,16 @@ from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
 from tbkin_core.evaluation.attribution import recorded_samples
 from tbkin_core.evaluation.intervals import too_few_images
-from tbkin_core.evaluation.sweep import DENSE, Evaluation, Measurement, Samples, conclude, modified, summarise
+from tbkin_core.evaluation.sweep import (
+    DENSE,
+    Evaluation,
+    Measurement,
+    Samples,
+    conclude,
+    modified,
+    read_measurements,
+    summarise,
+)
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
 from tbkin_core.results import SweepResult
@@ -109,7 +118,7 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
     with contextlib.ExitStack() as stack:
         with rank_zero_first():
             default = ROOT / "threshold-sweep" / f"{name}-{split}"
-            out, work, done = _open_sweep(config, default, identity, stack)
+            out, work, done = _open_sweep(config, default, identity, evaluate.samples, stack)
         keep = _Keeper(work / SWEEP_FILE, identity, done)
         if config.refit:
             with keep.forgotten_if_empty():
@@ -289,27 +298,35 @@ def _evaluable(items: Sequence[Any], subject: _Subject, split: str) -> tuple[lis
 
 
 def _open_sweep(
-    config: ThresholdSweepConfig, default: Path, identity: dict[str, Any], stack: contextlib.ExitStack
+    config: ThresholdSweepConfig,
+    default: Path,
+    identity: dict[str, Any],
+    samples: Mapping[int, Samples],
+    stack: contextlib.ExitStack,
 ) -> tuple[Path, Path, list[Measurement]]:
     """The directory of a sweep, where to make it, and what is measured already; others are left alone.
 
     A sweep that replaces another is made beside it (`tbkin_core.support.places`), and gone on with there.
 
     Args:
+        samples: By seed, what is measured on.
         stack: Keeps other processes out of the directory for as long as it is open.
 
     Raises:
-        DataError: --out holds something else, another process is at work there, or it cannot be written to.
+        DataError: --out holds something else or a damaged file, another process is at work there, or it cannot be written to.
     """
     for number in itertools.count(1):
         path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
         # What is of no use is looked at without keeping others out.
-        if config.out is not None or _sweep_at(path, identity)[0] in (Content.NOTHING, Content.BEGUN):
+        if config.out is not None or _sweep_at(path, identity, samples)[0] in (
+            Content.NOTHING,
+            Content.BEGUN,
+        ):
             break
     overwrite = config.overwrite and rank() == 0
-    look = lambda place: _sweep_at(place, identity)[0]  # noqa: E731
+    look = lambda place: _sweep_at(place, identity, samples)[0]  # noqa: E731
     work = open_place(path, look, is_of_sweep, overwrite, stack, follows=rank() > 0)
-    content, what, done = _sweep_at(work, identity)
+    content, what, done = _sweep_at(work, identity, samples)
     if content in (Content.OTHER, Content.FOREIGN):
         other = content is Content.OTHER
         hint = "use --overwrite to replace it, or another --out DIR"
@@ -319,7 +336,9 @@ def _open_sweep(
     return path, work, done
 
 
-def _sweep_at(path: Path, identity: dict[str, Any]) -> tuple[Content, str, list[Measurement]]:
+def _sweep_at(
+    path: Path, identity: dict[str, Any], samples: Mapping[int, Samples]
+) -> tuple[Content, str, list[Measurement]]:
     """What a directory holds, what of that is in the way, in words, and what is measured there."""
     file = path / SWEEP_FILE
     if not file.exists():
@@ -334,7 +353,7 @@ def _sweep_at(path: Path, identity: dict[str, Any]) -> tuple[Content, str, list[
     changed = sorted(key for key in known if key not in identity or kept.get(key) != identity[key])
     if changed:
         return Content.OTHER, f"a sweep of something else ({', '.join(changed)})", []
-    found = [Measurement(**entry) for entry in content["measurements"]]
+    found = read_measurements(file, content["measurements"], samples)
     # What attention kept is of other samples where an earlier version measured it.
     return Content.BEGUN, "", [entry for entry in found if entry.recorded]
 

@@ -6,7 +6,7 @@ A trace (`tbkin_core.figures.trace`) is made for every image; figures are drawn 
 from __future__ import annotations
 
 import itertools
-import re
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +28,18 @@ from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import progress, shortened
 from tbkin_core.support.files import make_directory, read_json, slug
+from tbkin_core.support.schema import (
+    BOX,
+    Fault,
+    anything,
+    list_of,
+    mapping_of,
+    maybe,
+    number,
+    one_of,
+    record,
+    text,
+)
 from tbkin_core.tasks.table import FINETUNE_TASKS, TASKS
 
 _SHEET_PICTURE_SIDE = 400  # pixels
@@ -85,7 +97,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
                 raise
             result.problems.append(f"left out: {error.message}")
             continue
-        stem = source.stem if isinstance(source, Path) else slug(source) or "image"
+        stem = _stem(source, 100) if isinstance(source, Path) else slug(source) or "image"
         base = _free_base(config, result.out / "-".join([stem, *question]), trace)
         file = base.with_name(f"{base.name}.npz")
         save_trace(file, trace)
@@ -136,12 +148,9 @@ def image_answer(trace: Trace, shown: Pass, image: str, figures: Sequence[Path],
 
 def _answers(trace: Trace, content: Pass) -> list[Answer]:
     """Answers of a pass, regions with their labels."""
-
-    def label(answer: str) -> str:
-        found = re.fullmatch(r"region (\d+)", answer) if content.chosen is not None else None
-        return trace.region_labels[int(found[1])] if found else ""
-
-    return [Answer(name, probability, label(name)) for name, probability in content.answers]
+    named = enumerate(trace.region_labels) if content.chosen is not None else ()
+    labels = {f"region {region}": label for region, label in named}
+    return [Answer(name, probability, labels.get(name, "")) for name, probability in content.answers]
 
 
 def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace) -> list[Path]:
@@ -175,6 +184,12 @@ def _figure_files(config: VisualizeConfig, base: Path) -> list[Path]:
     return [*files, base.with_name(f"{base.name}.html")] if config.html else files
 
 
+def _stem(path: Path, most: int) -> str:
+    """A file's name without its suffix, of at most so many bytes: file systems end names at 255."""
+    encoded = os.fsencode(path.stem)
+    return path.stem if len(encoded) <= most else encoded[:most].decode(errors="ignore")
+
+
 def _draw_again(config: VisualizeConfig) -> RedrawnResult:
     """Figures of traces, beside them or in `config.out`; no model is loaded."""
     out = None if config.out is None else make_directory(config.out)
@@ -189,7 +204,8 @@ def _draw_again(config: VisualizeConfig) -> RedrawnResult:
 
             trace = replace(trace, graph=unified_graph(trace.text, trace.boxes, trace.region_labels))
         # Traces of several directories may have one name.
-        base = next(place for place in _numbered((out or path.parent) / path.stem) if place not in taken)
+        stem = _stem(path, 190)
+        base = next(place for place in _numbered((out or path.parent) / stem) if place not in taken)
         taken.add(base)
         figures = _draw_trace(config, base, trace)
         files += figures
@@ -307,7 +323,7 @@ def _draw_sheet(
     name = f"{slug(checkpoint.name)}-{slug(content['split'])}"
     if checkpoint.parent != ROOT / "finetune":
         # Models of several directories may have one name.
-        name += f"-{zlib.crc32(str(checkpoint).encode()):08x}"
+        name += f"-{zlib.crc32(str(checkpoint).encode(errors='replace')):08x}"
     files = []
     for suffix in dict.fromkeys(config.format):
         files.append(out / f"{name}-{'wrong' if config.wrong else 'answers'}.{suffix}")
@@ -334,6 +350,23 @@ def _sheet_item(dataset: Dataset, row: dict[str, Any]) -> tuple[SheetItem, str]:
     return SheetItem(picture, row["text"], *_in_words(row), not _is_wrong(row), **boxes), problem
 
 
+def _image_id(value: Any, where: str) -> None:
+    (text if isinstance(value, str) else number(-(2**63), 2**63, whole=True))(value, where)
+
+
+_RESULTS = record(
+    {
+        "task": one_of(*FINETUNE_TASKS),
+        **dict.fromkeys(("split", "checkpoint", "data"), text),
+        "results": list_of(anything, least=1),
+    }
+)
+_SHARE = number(0, 1)
+_RESULT = {"image_id": _image_id, "text": text, "type": maybe(text), "score": _SHARE, "probability": _SHARE}
+_BOX = {"box": BOX, "target": BOX, "iou": _SHARE}
+_ANSWER = {"answer": text, "answers": mapping_of(_SHARE)}
+
+
 def _read_results(file: Path) -> dict[str, Any]:
     """The results of a fine-tuned model, as `tbkin_core.evaluation.report` writes them.
 
@@ -348,21 +381,16 @@ def _read_results(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise DataError(f"{file}: there is no such file", hint=hint)
     content = read_json(file, hint)
-    needed = ("task", "split", "checkpoint", "data", "results")
-    if not isinstance(content, dict) or any(name not in content for name in needed):
-        raise DataError(f"{file}: holds no results of `tbkin finetune`", hint=hint)
-    rows = content["results"]
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f"{file}: holds no answers", hint=hint)
-    # What a result is: an answer beside those that people gave, or a box beside the target.
-    box, answer = ("box", "target", "iou"), ("answer", "answers")
-    has_box = isinstance(rows[0], dict) and any(name in rows[0] for name in box)
-    keys = ("image_id", "text", "type", "score", "probability", *(box if has_box else answer))
-    for number, row in enumerate(rows):
-        lacking = [name for name in keys if not isinstance(row, dict) or name not in row]
-        if lacking:
-            raise DataError(f"{file}: result {number} lacks {', '.join(lacking)}", hint=hint)
-    return content
+    try:
+        _RESULTS(content, "")
+        rows = content["results"]
+        # What a result is: an answer beside those that people gave, or a box beside the target.
+        kind = _BOX if isinstance(rows[0], dict) and not rows[0].keys().isdisjoint(_BOX) else _ANSWER
+        list_of(record({**_RESULT, **kind}))(rows, "results")
+    except Fault as fault:
+        raise DataError(f"{file}: holds no results of `tbkin finetune`: {fault}", hint=hint) from fault
+    # Where the data know no type, it is null.
+    return {**content, "results": [{**row, "type": row["type"] or ""} for row in rows]}
 
 
 def choose_results(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -12,6 +13,15 @@ from tbkin_core.support.ranks import rank
 Item = TypeVar("Item")
 
 logger = logging.getLogger("tbkin")
+
+# What a terminal obeys in place of showing it: control characters, what turns the direction of text, line
+# breaks of other names. Lone surrogates, of file names that are no UTF-8, cannot be shown at all.
+OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text on one line in which a terminal finds nothing to obey: what it would is written as `\\x1b`."""
+    return OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def setup_logging(quiet: bool = False) -> None:
@@ -23,7 +33,7 @@ def setup_logging(quiet: bool = False) -> None:
 
             mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
             # Through tqdm, so that a line does not run into an open progress bar.
-            tqdm.write(f"tbkin: {mark}{record.getMessage()}", file=sys.stderr)
+            tqdm.write(printable(f"tbkin: {mark}{record.getMessage()}"), file=sys.stderr)
 
     logger.handlers[:] = [Handler()]
     logger.propagate = False
@@ -54,7 +64,9 @@ def progress(
     from tqdm import tqdm
 
     silent = logger.level >= logging.WARNING or rank() > 0 or not sys.stderr.isatty()
-    with tqdm(desc=label, total=total, unit=unit, disable=silent, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(
+        desc=printable(label), total=total, unit=unit, disable=silent, leave=False, dynamic_ncols=True
+    ) as bar:
         for item in items:
             yield item
             bar.update(1 if size is None else size(item))

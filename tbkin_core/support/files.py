@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import platform
 import re
@@ -223,7 +224,27 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Write JSON atomically; NumPy numbers and paths are converted."""
-    write_text(path, json.dumps(value, indent=indent, default=_plain, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has no NaN and no infinity: they become null."""
+    options: dict[str, Any] = {"indent": indent, "default": _plain, "ensure_ascii": False}
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(finite(value), **options)
+
+
+def finite(value: Any) -> Any:
+    """A value of JSON with None in the place of each number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, hint: str = "remove it and run the stage again") -> Any:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tbkin_core.datasets.splits import normalise_split
-from tbkin_core.errors import ConfigError
+from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.evaluation.attribution import AttentionMeter
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore, RegionBatch
@@ -169,6 +169,18 @@ def accuracy_and_kept(model: Any, accuracy: Callable[[Any], float], inputs: Inpu
         return {"accuracy": accuracy(model)}
     meter = AttentionMeter(model, len(inputs))
     return {"accuracy": accuracy(meter), **meter.shares()}
+
+
+def check_finite(model: Any, *values: NDArray) -> None:
+    """DataError where what a model answers to some of N inputs, (N, ...) values each, is not finite."""
+    broken = sum(~np.isfinite(found.reshape(len(found), -1)).all(axis=1) for found in values)
+    if count := np.count_nonzero(broken):
+        raise DataError(
+            f"{model.config.name_or_path or 'the model'}: its answers to {count} of {len(values[0])} inputs"
+            " are not finite (NaN)",
+            hint="region features or weights are damaged: make them anew, or train with a lower"
+            " --learning-rate",
+        )
 
 
 # ---- samples ------------------------------------------------------------------------------------

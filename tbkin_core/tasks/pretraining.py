@@ -28,7 +28,7 @@ from tbkin_core.modeling.losses import (
     region_feature_loss,
 )
 from tbkin_core.support.randomness import mix
-from tbkin_core.tasks.base import Batch, Shown, Task, listed, model_inputs, to_device
+from tbkin_core.tasks.base import Batch, Shown, Task, check_finite, listed, model_inputs, to_device
 from tbkin_core.tasks.captions import CaptionSide, CaptionTable
 from tbkin_core.tasks.masking import (
     MASK,
@@ -269,6 +269,7 @@ class PretrainObjective:
                 ):
                     right[name] += int((logits.argmax(dim=-1) == labels).sum())
         losses = {name: value / counts[name] for name, value in sums.items() if counts[name]}
+        check_finite(model, np.array([list(losses.values())]))
         total = sum(losses.values())
         values = {"val_loss": total, **{f"val_{name}_loss": value for name, value in losses.items()}}
         for name, hits in right.items():

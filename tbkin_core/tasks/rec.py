@@ -36,6 +36,7 @@ from tbkin_core.tasks.base import (
     Shown,
     Split,
     SplitReport,
+    check_finite,
     listed,
     model_inputs,
     other_sets,
@@ -138,6 +139,7 @@ class RecTask(FinetuneTask[Expression]):
             deltas = output.rec_deltas.float().cpu().numpy()[order, place]
             chosen[indices], probability[indices] = place, best.values.cpu().numpy()
             boxes[indices] = apply_deltas(regions.boxes[order, place], deltas, regions.sizes)
+        check_finite(model, probability, boxes)
         return Boxes(boxes, chosen, probability)
 
     def scores(self, split: Split, predictions: Boxes) -> NDArray[np.float64]:

@@ -45,6 +45,7 @@ from tbkin_core.tasks.base import (
     Shown,
     Split,
     SplitReport,
+    check_finite,
     chosen_set,
     listed,
     model_inputs,
@@ -180,6 +181,7 @@ class VqaTask(FinetuneTask[Question]):
             best = output.vqa_logits.float().softmax(dim=-1).max(dim=-1)
             chosen[indices] = best.indices.cpu().numpy()
             probability[indices] = best.values.cpu().numpy()
+        check_finite(model, probability)
         answers = model.config.answers()
         return Answers([answers[number] for number in chosen], probability)
 
@@ -388,7 +390,7 @@ def load_answers(path: Path) -> list[str]:
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path}: cannot be read ({reason})", hint="name a JSON file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not valid JSON ({error})", hint="expected a list of answers") from error
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         content = content[0]  # [answer to number, number to answer], as OpenVQA and ROSITA write it

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from tbkin_core.errors import MissingDependencyError
+from tbkin_core.errors import DataError, MissingDependencyError
 from tbkin_core.features.verification import settle_stores
+from tbkin_core.support import schema
 from tbkin_core.support.console import progress
 from tbkin_core.support.devices import Devices, join_ranks, torch_device
-from tbkin_core.support.files import write_errors, write_text
+from tbkin_core.support.files import json_text, write_errors, write_text
 from tbkin_core.support.ranks import rank, wait_for_ranks
 from tbkin_core.tasks.base import Objective
 from tbkin_core.training.loop import batches_left, learning_rate, take_steps
@@ -54,7 +55,7 @@ class TrainingResult:
             **{name: getattr(where, name) for name in ("best", "best_epoch", "seconds", "samples")},
             "reason": self.reason,
             "computed_on": self.computed_on,
-            "samples_per_second": where.samples / where.seconds if where.seconds else math.nan,
+            "samples_per_second": where.samples / where.seconds if where.seconds else None,
         }
 
     def validation(self) -> dict[str, float]:
@@ -246,7 +247,7 @@ class _Run:
                 if not _NOT_LOGGED.fullmatch(name)
             )
             logger.info("%s: %s, %.0f s", self._label(), shown, self.where.seconds)
-            lines = [json.dumps(entry) + "\n" for entry in self.where.history]
+            lines = [json_text(entry) + "\n" for entry in self.where.history]
             write_text(self.out / "metrics.jsonl", "".join(lines))
 
     def _label(self) -> str:
@@ -258,7 +259,13 @@ def draw_training_curves(run: Path, title: str) -> list[Path]:
     measured, figure = run / "metrics.jsonl", run / "training.png"
     if rank() != 0 or not measured.exists() or figure.exists():
         return []
-    rows = [json.loads(line) for line in measured.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = measured.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+        schema.list_of(schema.mapping_of(schema.maybe(schema.number(-1e30, 1e30))))(rows, "")
+    except (ValueError, RecursionError) as error:
+        hint = "remove it: only the curves in training.png are drawn from it"
+        raise DataError(f"{measured}: is damaged ({error})", hint=hint) from error
     if not rows:
         return []
     # matplotlib takes half a second to load, and most calls draw nothing.

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tbkin_core.errors import DataError
+from tbkin_core.errors import CheckpointError, DataError
 from tbkin_core.features.store import FeatureStore, feature_kind
-from tbkin_core.modeling.checkpoint import load_init
+from tbkin_core.modeling.checkpoint import load_init, load_model_config
 from tbkin_core.runs import finished_runs
 from tbkin_core.settings import FinetuneConfig, TrainingConfig
 from tbkin_core.support.files import file_content
@@ -80,12 +79,11 @@ def _matching_checkpoint(store: FeatureStore, task: str, size: str) -> str | Non
     runs = [path for path, run in finished_runs("finetune") if run["settings"].get("task") in better]
     for path in (*runs, *(path for path, _ in finished_runs("pretrain"))):
         try:
-            values = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            extractor = values.get("extractor") or {}
-            fits = size == "auto" or size_of(values) == size
-        except (OSError, ValueError, KeyError):
+            found = load_model_config(path)
+        except CheckpointError:
             continue
-        if fits and feature_kind(extractor) == feature_kind(store.settings):
+        fits = size == "auto" or size_of(found.to_dict()) == size
+        if fits and feature_kind(found.extractor or {}) == feature_kind(store.settings):
             return str(path)
     return None
 

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
+import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tbkin_core.errors import CheckpointError, TbkinError
-from tbkin_core.support.files import atomic_directory, read_json, write_json
+from tbkin_core.errors import CheckpointError
+from tbkin_core.support.files import atomic_directory, write_json
+from tbkin_core.support.schema import list_of, mapping_of, maybe, number, read_checked, record, text
 from tbkin_core.training.step import Learner
-
-# What reading a state raises where a file of it is missing, cut short or no such thing.
-_BROKEN = (
-    TbkinError,
-    OSError,
-    RuntimeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    EOFError,
-    pickle.UnpicklingError,
-)
 
 
 @dataclass(slots=True)
@@ -86,29 +75,85 @@ def save_state(path: Path, learner: Learner, where: Progress, fingerprint: str) 
         write_json(temporary / "progress.json", {"fingerprint": fingerprint, **asdict(where)})
 
 
+_COUNT = number(0, 1e15, whole=True)
+
+
+def _epoch(value: Any, where: str) -> None:
+    record({"epoch": _COUNT})(value, where)
+    mapping_of(maybe(number()))(value, where)
+
+
+_PROGRESS = record(
+    {"fingerprint": text},
+    {
+        **dict.fromkeys(("step", "epoch", "batch", "samples", "processes"), _COUNT),
+        "threads": number(0, 1024, whole=True),
+        "best": maybe(number()),
+        "best_epoch": number(-1, 1e15, whole=True),
+        "seconds": number(0),
+        "stopped": text,
+        "epoch_sums": mapping_of(number()),
+        "epoch_targets": mapping_of(number(0)),
+        "history": list_of(_epoch),
+    },
+)
+
+
 def load_state(path: Path, learner: Learner, fingerprint: str) -> Progress:
     """Give model and optimizer the state of a run, and return where that is.
 
     Raises:
         CheckpointError: It belongs to other data or settings, or cannot be read.
     """
-    try:
-        content = read_json(path / "progress.json")
-        if content.pop("fingerprint") == fingerprint:
-            weights, moments = (
-                torch.load(path / name, map_location=learner.device, weights_only=True)
-                for name in ("model.pt", "optimizer.pt")
-            )
-            where = Progress(**content)
-            learner.model.load_state_dict(weights)
-            learner.optimizer.load_state_dict(moments["optimizer"])
-            learner.scaler.load_state_dict(moments["scaler"])
-            return where
-    except _BROKEN as error:
+    anew = "use --overwrite to begin anew"
+    content = read_checked(path / "progress.json", _PROGRESS, anew, CheckpointError)
+    if content["fingerprint"] != fingerprint:
         raise CheckpointError(
-            f"{path}: the state to resume from cannot be read ({error})", hint="use --overwrite to begin anew"
+            f"{path}: belongs to a run with other data or settings",
+            hint=f"{anew}, or --out DIR for another place",
+        )
+    name = "model.pt"
+    try:
+        weights = _load_tensors(path / name, learner.device)
+        _check_alike(weights, learner.model.state_dict())
+        learner.model.load_state_dict(weights)
+        name = "optimizer.pt"
+        moments = _load_tensors(path / name, learner.device)
+        learner.optimizer.load_state_dict(moments["optimizer"])
+        for parameter, kept in learner.optimizer.state.items():
+            _check_alike(kept, dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter))
+        learner.scaler.load_state_dict(moments["scaler"])
+        name = "progress.json"
+        where = Progress(
+            **{field.name: content[field.name] for field in fields(Progress) if field.name in content}
+        )
+        if {*where.epoch_sums} != {*where.epoch_targets}:
+            raise ValueError("epoch_sums and epoch_targets are not of the same losses")
+    except Exception as error:  # torch and pickle raise many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path / name}: the state to resume from cannot be read ({reason})", hint=anew
         ) from error
-    raise CheckpointError(
-        f"{path}: belongs to a run with other data or settings",
-        hint="use --overwrite to begin anew, or --out DIR for another place",
-    )
+    return where
+
+
+def _load_tensors(file: Path, device: torch.device) -> Any:
+    """What `save_state` wrote; ValueError where a byte of it is another.
+
+    PyTorch would unpack any number of bytes that a file declares.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("it is packed, which no state is")
+        if sum(member.file_size for member in archive.infolist()) > file.stat().st_size:
+            raise ValueError("it declares more than it holds")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} is not what was written")
+    return torch.load(file, map_location=device, weights_only=True)
+
+
+def _check_alike(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
+    """ValueError where tensors are missing, of another shape, or not finite."""
+    for name, value in wanted.items():
+        if name not in found or found[name].shape != value.shape or not found[name].isfinite().all():
+            raise ValueError(f"{name} is missing, of another shape or not finite")
