@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import posixpath
 import re
+import string
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from tbkin_core.datasets.layout import IMAGE_SUFFIXES
+from tbkin_core.datasets.layout import IMAGE_SUFFIXES, MAX_DEPTH
 from tbkin_core.datasets.reading import Problems
 from tbkin_core.datasets.records import ImageId, ListedImage
 from tbkin_core.datasets.splits import split_family, split_in, split_of_path
 
 # Keys are stored as 64-bit integers beside the features; a longer run of digits is a name, not a number.
 _LONGEST_NUMBER = 18
+_LONGEST_NAME = 4096
+_MANY = 100  # files of one name; what was found among more is kept for the next row
+_PARTS = MAX_DEPTH + 1  # of the path of an image on disk
+_MOST_PARTS = 32  # of a name that are looked at
 # COCO's own names have the id in twelve digits.
 _COCO_PATH = re.compile(
     r"(?:(?:^|/)(?:train|val|test|unlabeled)20\d\d/|(?:^|/)COCO_(?:train|val|test)20\d\d_)([0-9]{12})\.[A-Za-z]+$"
 )
 _COCO_STEM = re.compile(r"(?:coco_(?:train|val|test)20\d\d_)?[0-9]{12}(?:\.jpg)?", re.IGNORECASE)
+_OTHER_LETTER = re.compile(r"[^\x00-\x7f]")
 _COCO_NAME = re.compile(r"(?:^|[^0-9])[0-9]{12}\.[A-Za-z]+$")
 
 
@@ -32,11 +38,23 @@ def trailing_number(stem: str) -> int | None:
     own: of "1001773457_577c3a7d70" and "1001773457_d12345", whose last words are hashes, and of
     "dev-850-0-img0", the last digits say nothing, and the whole stem is the better key.
     """
-    match = re.search(r"(?:^|[^0-9A-Za-z])[^\W\d_]*([0-9]+)$", stem)
-    if match is None or len(match.group(1)) > _LONGEST_NUMBER:
+    before = stem.rstrip(string.digits)
+    number = stem[len(before) :]
+    if not 1 <= len(number) <= _LONGEST_NUMBER:
         return None
-    before = re.split(r"[\W_]+", stem[: match.start()])
-    return None if any(word.isdecimal() for word in before) else int(match.group(1))
+    # Letter by letter: a pattern would try every letter of a long name as the first of the last word.
+    place = len(before)
+    while place and before[place - 1].isalnum() and not before[place - 1].isdecimal():
+        place -= 1
+    end = max(place - 1, 0)
+    if place and before[place - 1] in string.digits:
+        # The word begins with another number, unless one of its letters stands apart from A to Z.
+        apart = _OTHER_LETTER.search(before, place)
+        if apart is None:
+            return None
+        end = apart.start()
+    words = re.split(r"[\W_]+", before[:end])
+    return None if any(word.isdecimal() for word in words) else int(number)
 
 
 def key_of_name(name: str) -> ImageId:
@@ -117,7 +135,11 @@ class ImageIndex:
         self._problems = problems
         self._directories: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # of names, by their last part
         self._several: dict[str, bool] = {}  # of names, whether pictures of several directories are called so
-        self._by_tail: dict[str, list[str]] = defaultdict(list)  # by directory and name
+        # Folded, by directories and name at the end of a path, and by all of it.
+        self._by_tail: dict[str, list[str]] = defaultdict(list)
+        self._by_whole: dict[str, list[str]] = defaultdict(list)
+        self._ending_in: dict[str, list[str]] = {}  # see `_among`
+        self._asked: dict[tuple[int, int, str], tuple[list[str], list[str]]] = {}  # see `_of_split`
         self._elsewhere: set[tuple[str, str]] = set()
         for name in (*(image.file_name or "" for image in listed), *(name for name, _, _ in named)):
             *directory, last = _plain(name).split("/")
@@ -186,9 +208,10 @@ class ImageIndex:
             return None, self._of_name(_plain(image_id))
         paths = self._by_number.get(image_id, [])
         if len(paths) > 1 and split is not None:
-            paths = _of_split(paths, split) or paths
-        found = dict.fromkeys(self._key_of_path[path] for path in paths)
-        return (next(iter(found)), []) if len(found) == 1 else (None, paths)
+            paths = self._of_split(paths, split) or paths
+        first = self._key_of_path[paths[0]] if paths else None
+        clear = all(self._key_of_path[path] == first for path in paths)  # ends at the first of another image
+        return (first, []) if clear and paths else (None, paths)
 
     def by_name(self, name: str, directory: str, split: str | None = None) -> ImageId | None:
         """Key of the image that a file name means, which may be relative to `directory`; None if unknown.
@@ -224,7 +247,7 @@ class ImageIndex:
         if split is not None:
             family = split_family(split)
             paths = [path for path in paths if split_family(split_of_path(path) or split) == family]
-            paths = _of_split(paths, split) or paths
+            paths = self._of_split(paths, split) or paths
         return self._key_of_path[paths[0]] if len(paths) == 1 else None
 
     @property
@@ -246,9 +269,12 @@ class ImageIndex:
     def _add_path(self, path: str) -> None:
         pure = PurePosixPath(path)
         self._known.add(path)
+        self._ending_in.clear()
         self._by_basename[pure.name].append(path)
         self._by_folded[_fold(pure.name)].append(path)
-        self._by_tail[_fold(_tail(path))].append(path)
+        self._by_whole[folded := _fold(path)].append(path)
+        for tail in _tails(folded):
+            self._by_tail[tail].append(path)
         self._by_stem[pure.stem].append(path)
         number = trailing_number(pure.stem)
         if number is not None:
@@ -355,7 +381,7 @@ class ImageIndex:
             paths = self._by_number.get(number, [])
             paths = list(filter(is_coco_name, paths)) if image.file_name else paths
         if image.split is not None:
-            paths = _of_split(paths, image.split) or paths
+            paths = self._of_split(paths, image.split) or paths
         return paths
 
     def _find(self, name: str, directory: str, split: str | None) -> str | None:
@@ -364,7 +390,7 @@ class ImageIndex:
             return path
         same = self._of_name(plain)
         if len(same) > 1 and split is not None:
-            same = _of_split(same, split)
+            same = self._of_split(same, split)
         if len(same) != 1:
             return None
         self._note_elsewhere(plain, same[0])
@@ -392,16 +418,34 @@ class ImageIndex:
         """Of paths with the last part of a name those that end in all of it; else those that may be it."""
         if "/" not in plain or not paths:
             return paths
-        tails = self._by_tail.get(_fold(_tail(plain)), [])
-        whole = [path for path in tails if path.endswith("/" + plain) or _ends_in(plain, path)]
+        if plain in self._ending_in:
+            return self._ending_in[plain]
+        tails = _tails(folded := _fold(plain), _MOST_PARTS)
+        ends_so = dict.fromkeys(self._by_tail.get(tails[: _PARTS - 1][-1], ()))
+        for tail in tails:
+            ends_so |= dict.fromkeys(self._by_whole.get(tail, ()))
+        whole = [path for path in ends_so if path.endswith("/" + plain) or _ends_in(plain, path)]
         if not whole:
-            folded = _fold(plain)
-            ends = ((path, _fold(path)) for path in tails)
+            ends = ((path, _fold(path)) for path in ends_so)
             whole = [path for path, end in ends if f"/{end}".endswith("/" + folded) or _ends_in(folded, end)]
         last = posixpath.basename(plain)
-        if whole or (self._is_of_several(last) and not is_coco_name(last)):
-            return whole
-        return [path for path in paths if self._may_be(plain, path)]
+        if len(whole) > _MANY:
+            self._ending_in[plain] = whole
+        if whole or is_coco_name(last):
+            return whole or paths
+        return [] if self._is_of_several(last) else [path for path in paths if self._may_be(plain, path)]
+
+    def _of_split(self, paths: list[str], split: str) -> list[str]:
+        """The paths whose directories, or else whose name, speak of the split."""
+        known = (id(paths), len(paths), split)  # thousands of rows may ask of the same thousands of files
+        if known in self._asked:
+            return self._asked[known][1]
+        family = split_family(split)
+        splits = ((path, split_of_path(path) or split_in(PurePosixPath(path).stem)) for path in paths)
+        found = [path for path, of in splits if of and split_family(of) == family]
+        if len(paths) > _MANY:
+            self._asked[known] = (paths, found)
+        return found
 
     def _may_be(self, plain: str, path: str) -> bool:
         """Whether a name may stand for a path with the same last part.
@@ -480,27 +524,22 @@ def _plain(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
 
 
-def _tail(path: str) -> str:
-    """Directory and name at the end of a path."""
-    return "/".join(path.rsplit("/", 2)[-2:])
+def _tails(path: str, most: int = _PARTS) -> list[str]:
+    """The last two parts of a path, the last three, and so on."""
+    parts = path.rsplit("/", most)[-most:]
+    return ["/".join(parts[-count:]) for count in range(2, len(parts) + 1)]
 
 
 def _fold(name: str) -> str:
     if name.isascii():
         return name.strip().lower()
-    return unicodedata.normalize("NFC", name).strip().casefold()
+    # What is longer is no name of a file, and to put thousands of accents in order takes long.
+    return (unicodedata.normalize("NFC", name) if len(name) <= _LONGEST_NAME else name).strip().casefold()
 
 
 def _ends_in(longer: str, shorter: str) -> bool:
     """Whether a path is another one with directories before it; a file name alone is the end of any."""
     return "/" in shorter and (longer == shorter or longer.endswith("/" + shorter))
-
-
-def _of_split(paths: list[str], split: str) -> list[str]:
-    """The paths whose directories, or else whose name, speak of the split."""
-    family = split_family(split)
-    splits = {path: split_of_path(path) or split_in(PurePosixPath(path).stem) for path in paths}
-    return [path for path, found in splits.items() if found and split_family(found) == family]
 
 
 def _contradict(first: ListedImage, second: ListedImage) -> bool:

@@ -24,6 +24,7 @@ from tbkin_core.modeling.models import TbkinPreTrainedModel
 from tbkin_core.selection import SCOPES, SELECTIONS
 from tbkin_core.support.console import quiet_transformers
 from tbkin_core.support.files import make_directory, write_errors
+from tbkin_core.support.pretrained import load_pretrained
 from tbkin_core.support.schema import (
     Check,
     anything,
@@ -306,11 +307,12 @@ def _load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if len(directory.parts) > 2 or (len(directory.parts) == 2 and directory.parent.is_dir()):
             raise CheckpointError(f"init: {path}: there is no such directory", hint=_OTHER_INIT)
         logger.info("init: no directory %s here; asking the Hugging Face hub for it", path)
-    quiet_transformers()
     try:
-        bert_config = AutoConfig.from_pretrained(path)
+        bert_config = load_pretrained(AutoConfig, path)
         if (kind := bert_config.model_type) == "bert":
-            return bert_weights(AutoModel.from_pretrained(path).state_dict()), bert_config.to_dict()
+            return bert_weights(load_pretrained(AutoModel, path).state_dict()), bert_config.to_dict()
+    except TbkinError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         text = (

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
+from tbkin_core.errors import ConfigError, DataError, MissingDependencyError, TbkinError
+from tbkin_core.support.pretrained import load_pretrained
 
 logger = logging.getLogger("tbkin")
 
@@ -435,8 +436,10 @@ class EncoderSimilarity(_Cosine):
 
         local = Path(model).is_dir()
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model)
-            encoder = AutoModel.from_pretrained(model)
+            self._tokenizer = load_pretrained(AutoTokenizer, model)
+            encoder = load_pretrained(AutoModel, model)
+        except TbkinError:
+            raise
         # Damaged files make the libraries below raise anything: SafetensorError, UnpicklingError, ...
         except Exception as error:
             if local:

@@ -10,19 +10,26 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import os
 import re
+import reprlib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tbkin_core.errors import ConfigError
+from tbkin_core.support.console import shortened
 from tbkin_core.tasks.table import FINETUNE_TASKS
 
 _DEVICES = re.compile(r"auto|cpu(:[1-9]\d{0,2})?|cuda(:\d+(,\d+)*)?")
 _PREFIX = "settings: "
+_MOST_BYTES = 1 << 16  # of a file of settings: a hundred times what all of them take
+_MOST_FAULTS = 20  # in one message
+_LONGEST_FAULT = 400
+_MOST_DEEP = 20  # of a file's lists and mappings in each other
 _HINT = "see the command's --help for what each one takes"
 
 Config = TypeVar("Config", bound="StageConfig")
@@ -112,6 +119,10 @@ class Field:
             raise TypeError
         if self.kind is int and isinstance(value, float) and value != int(value):
             raise TypeError
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise OverflowError
+        if isinstance(value, str | Path) and b"\0" in os.fsencode(value):
+            raise ValueError
         return self.kind(value)
 
     def expected(self) -> str:
@@ -147,7 +158,17 @@ def wrong_choice(value: str, choices: tuple[str, ...]) -> str | None:
     """What is wrong with a value that must be one of some; None if it is."""
     if value in choices:
         return None
-    return f"expected one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}"
+    return f"expected one of {', '.join(choices)}, got {shown(value)}{nearest(value, choices)}"
+
+
+def shown(value: Any) -> str:
+    """A value as messages name it, however large it is."""
+    form = reprlib.Repr()
+    form.maxstring = form.maxother = form.maxlong = 80
+    try:
+        return form.repr(value)
+    except ValueError:  # of whole numbers Python writes 4,300 digits
+        return "a number of thousands of digits"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -175,7 +196,8 @@ def fields_of(kind: type[Any]) -> dict[str, Field]:
 def unknown_names(kind: type[Any], names: Iterable[Any]) -> list[str]:
     """A line for each name that is no setting of `kind`."""
     known = fields_of(kind)
-    return [f"{name}: unknown setting{nearest(str(name), known)}" for name in names if str(name) not in known]
+    unknown = [str(name) for name in names if str(name) not in known]
+    return [f"{name}: unknown setting{nearest(name, known)}" for name in unknown[: _MOST_FAULTS + 1]]
 
 
 def read_values(kind: type[Any], values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -197,7 +219,7 @@ def read_values(kind: type[Any], values: Mapping[str, Any]) -> tuple[dict[str, A
                 read[name] = field.read(value)
                 faults += field.faults(read[name])
         except (TypeError, ValueError, OverflowError):
-            faults.append(f"{name}: expected {field.expected()}, got {value!r}")
+            faults.append(f"{name}: expected {field.expected()}, got {shown(value)}")
     return read, faults
 
 
@@ -237,7 +259,7 @@ class StageConfig:
         reported = {fault.partition(":")[0] for fault in faults}
         faults += [fault for fault in self.conflicts() if fault.partition(":")[0] not in reported]
         if faults:
-            raise ConfigError(_PREFIX + "; ".join(faults), hint=_HINT)
+            raise ConfigError(_PREFIX + _together(faults), hint=_HINT)
 
     def conflicts(self) -> Iterator[str]:
         """What is wrong beyond the type, bounds and choices of single fields, one line each."""
@@ -281,7 +303,12 @@ def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
     except ConfigError as error:
         faults.append(error.message.removeprefix(_PREFIX))
     source = f" ({file})" if file is not None else ""
-    raise ConfigError(f"settings{source}: " + "; ".join(faults), hint=_HINT)
+    raise ConfigError(f"settings{source}: {_together(faults)}", hint=_HINT)
+
+
+def _together(faults: Sequence[str]) -> str:
+    some = [shortened(fault, _LONGEST_FAULT) for fault in faults[:_MOST_FAULTS]]
+    return "; ".join(some + ["and more"] * (len(faults) > _MOST_FAULTS))
 
 
 def dump_config(config: StageConfig) -> str:
@@ -311,7 +338,20 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Refuses what `safe_load` passes over: a name that is given twice, of which the last one counts."""
+        """Refuses what `safe_load` passes over: a name that is given twice, of which the last one counts, and
+        what may stand for gigabytes: a reference to what stands above.
+        """
+
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            self.depth += 1
+            if self.check_event(yaml.AliasEvent) or self.depth > _MOST_DEEP:
+                fault = "settings take no references (*name)" if self.depth <= _MOST_DEEP else "too deep"
+                raise yaml.MarkedYAMLError(problem=fault, problem_mark=self.peek_event().start_mark)
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             lines: dict[str, int] = {}
@@ -326,10 +366,16 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             return super().construct_mapping(node, deep)
 
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        with file.open("rb") as stream:
+            data = stream.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ConfigError(
+                f"{file}: is longer than {_MOST_BYTES} bytes", hint="give a file of settings, as config.yaml"
+            )
+        content = yaml.load(data.decode(), Loader)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # so do impossible dates, and numbers of other forms
         raise ConfigError(f"{file}: is not valid YAML ({' '.join(str(error).split())})") from error
     if content is None:
         return {}

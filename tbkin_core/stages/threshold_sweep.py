@@ -313,18 +313,19 @@ def _open_sweep(
         stack: Keeps other processes out of the directory for as long as it is open.
 
     Raises:
-        DataError: --out holds something else or a damaged file, another process is at work there, or it cannot be written to.
+        DataError: --out holds something else or a damaged file, another process is at work there, or it cannot
+            be written to.
     """
+
+    def look(place: Path) -> Content:
+        return _sweep_at(place, identity, samples)[0]
+
     for number in itertools.count(1):
         path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
         # What is of no use is looked at without keeping others out.
-        if config.out is not None or _sweep_at(path, identity, samples)[0] in (
-            Content.NOTHING,
-            Content.BEGUN,
-        ):
+        if config.out is not None or look(path) in (Content.NOTHING, Content.BEGUN):
             break
     overwrite = config.overwrite and rank() == 0
-    look = lambda place: _sweep_at(place, identity, samples)[0]  # noqa: E731
     work = open_place(path, look, is_of_sweep, overwrite, stack, follows=rank() > 0)
     content, what, done = _sweep_at(work, identity, samples)
     if content in (Content.OTHER, Content.FOREIGN):

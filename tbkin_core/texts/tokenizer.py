@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tbkin_core.errors import CheckpointError
+from tbkin_core.errors import CheckpointError, TbkinError
+from tbkin_core.support.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -119,9 +120,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         else:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(str(path)).backend_tokenizer
+            tokenizer = load_pretrained(AutoTokenizer, str(path)).backend_tokenizer
         _configure(tokenizer, directory / "tokenizer_config.json")
-    except CheckpointError:
+    except TbkinError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
         raise CheckpointError(f"{path}: its tokenizer cannot be loaded ({error})") from error

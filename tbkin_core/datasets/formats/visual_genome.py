@@ -116,16 +116,17 @@ class _Things:
     does not name at all: then that of the same name and place is meant. What another file alone has is added.
     """
 
-    __slots__ = ("_first", "_merged", "boxes")
+    __slots__ = ("_by_label", "_first", "boxes", "place")
 
     def __init__(self) -> None:
         self.boxes: list[BoxRow] = []
         self._first = 0  # how many of the boxes are of the file that was read first
-        self._merged: list[tuple[ImageId, int]] = []  # further ids of objects, and their places
+        self._by_label: dict[str, list[int]] = {}  # places of these
+        self.place: dict[ImageId, int] = {}  # in `boxes`, of each id
 
     def add(self, source: Source, image_id: ImageId, entry: dict[str, Any], list_key: str) -> None:
         """Take the objects of a file's entry about the image; known ones get their attributes."""
-        place, known = self.places(), bool(self.boxes)
+        known = bool(self.boxes)
         seen: set[ImageId] = set()
         size = _size(source, image_id, entry)
         listed = source.objects(entry.get(list_key), f"image {image_id}: object", "object_id", "id")
@@ -136,21 +137,19 @@ class _Things:
             object_id = f"{list_key} at {position}" if object_id is None else object_id
             box = _box(source, image_id, object_id, subject, item, size)
             if box is not None:
-                self.place_of(box, item, place)
+                self.place_of(box, item)
         if not known:
             self._first = len(self.boxes)
+            for number, box in enumerate(self.boxes):
+                self._by_label.setdefault(box.label, []).append(number)
 
-    def places(self) -> dict[ImageId, int]:
-        """Place in `boxes` of each id."""
-        return {box.box_id: number for number, box in enumerate(self.boxes)} | dict(self._merged)
-
-    def place_of(self, box: BoxRow, item: dict[str, Any], place: dict[ImageId, int]) -> int:
-        """Place of an object, which is added where it is new; `place` is kept up to date."""
+    def place_of(self, box: BoxRow, item: dict[str, Any]) -> int:
+        """Place of an object, which is added where it is new."""
         merged = item.get("merged_object_ids")
         ids = [box.box_id, *map(as_id, merged if isinstance(merged, list) else ())]
         found = None
         if self._first:  # what the first file lists apart stays apart
-            found = next((place[each] for each in ids if each in place), None)
+            found = next((self.place[each] for each in ids if each in self.place), None)
             found = self._alike(box) if found is None else found
         if found is None:
             found = len(self.boxes)
@@ -159,18 +158,16 @@ class _Things:
             attributes = tuple(dict.fromkeys([*self.boxes[found].attributes, *box.attributes]))
             self.boxes[found] = replace(self.boxes[found], attributes=attributes)
         for each in ids:
-            if each is not None and each not in place:
-                place[each] = found
-                if each != self.boxes[found].box_id:
-                    self._merged.append((each, found))
+            if each is not None:
+                self.place.setdefault(each, found)
         return found
 
     def _alike(self, box: BoxRow) -> int | None:
         """Place of the object of the first file that has the same name and lies in nearly the same place."""
         best, overlap = None, _SAME_OBJECT
-        for number, known in enumerate(self.boxes[: self._first]):
-            if known.label == box.label != "" and _overlap(known.xywh, box.xywh) >= overlap:
-                best, overlap = number, _overlap(known.xywh, box.xywh)
+        for number in self._by_label.get(box.label, ())[:_MOST_ALIKE] if box.label else ():
+            if (both := _overlap(self.boxes[number].xywh, box.xywh)) >= overlap:
+                best, overlap = number, both
         return best
 
 
@@ -203,7 +200,7 @@ def _relations(
     if listed is not None and not isinstance(listed, list):
         source.problem(f"image {image_id}", "has relationships that are no list (left out)")
         listed = None
-    place, size = things.places(), _size(source, image_id, entry)
+    size = _size(source, image_id, entry)
     seen: set[ImageId] = set()
 
     def end(item: dict[str, Any], name: str) -> tuple[ImageId | None, int | None]:
@@ -211,12 +208,12 @@ def _relations(
         whole = item.get(name)
         if not isinstance(whole, dict):
             object_id = as_id(item.get(f"{name}_id"))
-            return object_id, None if object_id is None else place.get(object_id)
+            return object_id, None if object_id is None else things.place.get(object_id)
         object_id = as_id(whole.get("object_id", whole.get("id")))
-        if object_id is None or object_id in place:
-            return object_id, None if object_id is None else place[object_id]
+        if object_id is None or object_id in things.place:
+            return object_id, None if object_id is None else things.place[object_id]
         box = _box(source, image_id, object_id, f"image {image_id}: object {object_id}", whole, size)
-        return object_id, None if box is None else things.place_of(box, whole, place)
+        return object_id, None if box is None else things.place_of(box, whole)
 
     for position, item in enumerate(listed or ()):
         ends = [end(item, name) for name in ("subject", "object")] if isinstance(item, dict) else []
@@ -302,6 +299,7 @@ def _image_data(_: AnnotationFile, files: Sequence[AnnotationFile]) -> list[Anno
 
 # Two boxes of one name in one image, of files that were cleaned differently, are one object from this IoU up.
 _SAME_OBJECT = 0.5
+_MOST_ALIKE = 200  # objects of one name in one image that are compared with another
 _genome = partial(Format, layout="visual-genome", prefer=_newest)
 _OF_VERSION_OR_SPLIT = r"([_.]v?\d.*|[_.](train|val|test).*)?(\.json.*)?\.json"
 

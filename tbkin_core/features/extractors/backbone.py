@@ -34,6 +34,7 @@ from tbkin_core.features.extractors.models import (
 )
 from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
 from tbkin_core.names.vocabulary import visual_genome_names
+from tbkin_core.support.pretrained import load_pretrained
 
 SAMPLES = 14  # along a side of a box: RoIAlign's usual 7 bins of 2
 BINS = 7
@@ -325,10 +326,10 @@ def _load(model: str, revision: str | None) -> tuple[_Preparation, Any, Any]:
     )
 
     revision = revision or "main"
-    config = AutoConfig.from_pretrained(model, revision=revision)
+    config = load_pretrained(AutoConfig, model, revision=revision)
     # The tables behind AutoModel and AutoBackbone; the latter does not take directories.
     kinds = MODEL_MAPPING if type(config) in MODEL_MAPPING else MODEL_FOR_BACKBONE_MAPPING
-    processor = AutoImageProcessor.from_pretrained(model, revision=revision)
+    processor = load_pretrained(AutoImageProcessor, model, revision=revision)
 
     def setting(name: str, default: Any) -> Any:
         value = getattr(processor, name, None)
@@ -347,10 +348,10 @@ def _load(model: str, revision: str | None) -> tuple[_Preparation, Any, Any]:
             f"{model}: is a detection model, not a backbone", hint=f"use it as --extractor {model}"
         )
     kind: Any = kinds[type(config)]
-    loaded = kind.from_pretrained(model, revision=revision, dtype=torch.float32)
+    loaded = load_pretrained(kind, model, revision=revision, dtype=torch.float32)
     tokenizer = None
     if hasattr(config, "text_config"):
-        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        tokenizer = load_pretrained(AutoTokenizer, model, revision=revision)
     return preparation, loaded, tokenizer
 
 

@@ -16,6 +16,7 @@ from tbkin_core.features.extractors.base import Request
 from tbkin_core.features.extractors.fixed_class import DetectorExtractor, Found, Picture
 from tbkin_core.features.extractors.models import loading, pretrained, prompt_vectors
 from tbkin_core.names.vocabulary import visual_genome_names
+from tbkin_core.support.pretrained import load_pretrained
 
 # Just below 0.7 as float32: of two regions that overlap by 0.7 the lesser is dropped.
 OVERLAP = float(np.nextafter(np.float32(0.7), np.float32(0)))
@@ -29,7 +30,7 @@ class _PromptedExtractor(DetectorExtractor):
     def _load(self, revision: str | None) -> tuple[Any, Any]:
         from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
 
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(self.model_name, revision=revision or "main")
+        self._tokenizer = load_pretrained(AutoTokenizer, self.model_name, revision=revision or "main")
         return pretrained(AutoModelForZeroShotObjectDetection, self.model_name, revision)
 
     def _names(self) -> tuple[str, ...]:
@@ -195,7 +196,7 @@ def open_detector(
         from transformers import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
 
-        config = AutoConfig.from_pretrained(model, revision=revision or "main")
+        config = load_pretrained(AutoConfig, model, revision=revision or "main")
         prompted = type(config) in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING
     if not prompted:
         return DetectorExtractor(model, max_regions, device, revision, precision)

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from tbkin_core.errors import MissingDependencyError
-from tbkin_core.support.console import quiet_transformers
+from tbkin_core.errors import MissingDependencyError, TbkinError
+from tbkin_core.support.pretrained import load_pretrained
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -84,16 +84,17 @@ def pretrained(kind: Any, model: str, revision: str | None) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor
 
     revision = revision or "main"
-    processor = AutoImageProcessor.from_pretrained(model, revision=revision)
-    return processor, kind.from_pretrained(model, revision=revision, dtype=torch.float32)
+    processor = load_pretrained(AutoImageProcessor, model, revision=revision)
+    return processor, load_pretrained(kind, model, revision=revision, dtype=torch.float32)
 
 
 @contextlib.contextmanager
 def loading(kind: str, model: str) -> Iterator[None]:
     """Turns what transformers and the hub raise for a model that cannot be had into one message."""
-    quiet_transformers()
     try:
         yield
+    except TbkinError:
+        raise
     # Damaged files make the libraries below raise anything: SafetensorError, UnpicklingError, AssertionError.
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
