@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from tbkin_core.features.pictures import is_turned
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
 from tbkin_core.support.console import progress
+from tbkin_core.support.interruption import held_back
 from tbkin_core.support.shards import MANIFEST, replaced_store, share_of_store
 from tbkin_core.support.workers import WorkerPool, processors
 
@@ -41,7 +42,7 @@ class Extraction:
         return FeatureStore(self.path)
 
 
-_Made = Iterator[tuple[Job, "RegionFeatures | str"]]
+_Made = Generator[tuple[Job, "RegionFeatures | str"], None, None]
 
 
 def extract_dataset(
@@ -106,7 +107,8 @@ def extract_dataset(
             results: _Made = _run(opened.extractor, share.jobs(), count)
         else:
             results = run_batches(opened.extractor, share.jobs(), count, batch_size)
-        extraction = share.fill(progress(results, "regions", total=total, unit="img"))
+        with contextlib.closing(results):
+            extraction = share.fill(progress(results, "regions", total=total, unit="img"))
         if not extraction.missing and not writer.done:
             for empty in out.glob("shard-*.safetensors"):
                 empty.unlink()  # it tells of failures alone
@@ -159,15 +161,28 @@ class _Share:
             elif image_id not in self._failed:
                 number = self._writer.place()
                 self._numbers.add(number)
-                if number % self._world == self._rank:
+                if self._is_own(number):
                     yield Job(image_id, source, number)
         if self._failed and self._rank == 0:
             for item in self._opened.sources():
                 if not isinstance(item, str) and item[0] in self._failed:
                     yield Job(*item, None)
 
+    def _is_own(self, number: int) -> bool:
+        return number % self._world == self._rank
+
     def fill(self, results: Iterable[tuple[Job, RegionFeatures | str]]) -> Extraction:
         """Write the results of the jobs to the store, in their order; a text says why there is none."""
+        try:
+            return self._filled(results)
+        except BaseException:
+            # Whatever ends the run, a shard may take minutes to fill.
+            with held_back(), contextlib.suppress(TbkinError):
+                if kept := self._writer.keep():
+                    logger.info("%d images are kept in %s", kept, self._writer.path)
+            raise
+
+    def _filled(self, results: Iterable[tuple[Job, RegionFeatures | str]]) -> Extraction:
         writer, extraction, retrying = self._writer, self._extraction, False
         cut: dict[bool, list[int]] = {True: [], False: []}
         guessed: list[str] = []
@@ -176,7 +191,7 @@ class _Share:
         for job, result in results:
             if job.number is None and not retrying:
                 retrying = True
-                writer.turn()
+                writer.turn(self._is_own)
             problem = result if isinstance(result, str) else self._added(result, job)
             if not problem:
                 extraction.made += 1
@@ -192,7 +207,7 @@ class _Share:
             extraction.skipped += 1
             if job.number is not None:
                 writer.skip(job.image_id, job.number)
-        writer.flush()
+        writer.turn(self._is_own)
         if turned:
             extraction.problems.append(
                 f"{len(turned)} pictures, such as {turned[0]}, are turned by their EXIF tag: boxes are taken"

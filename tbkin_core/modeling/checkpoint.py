@@ -5,10 +5,12 @@ A checkpoint is a directory in the `save_pretrained` layout: config.json, model.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +44,23 @@ def save_model(model: PreTrainedModel, tokenizer: Tokenizer, path: Path) -> None
     make_directory(path)
     with write_errors(path), tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as name:
         temporary = Path(name)
-        model.save_pretrained(temporary)
+        with _store_from(model, path):
+            model.save_pretrained(temporary)
         save_tokenizer(tokenizer, temporary)
         for file in sorted(temporary.iterdir()):
             file.replace(path / file.name)
+
+
+@contextlib.contextmanager
+def _store_from(model: PreTrainedModel, path: Path) -> Iterator[None]:
+    """While a model is written, it names its features by the way from there: equal runs are equal bytes."""
+    extractor = model.config.extractor
+    if extractor and extractor.get("store"):
+        model.config.extractor = {**extractor, "store": os.path.relpath(extractor["store"], path.resolve())}
+    try:
+        yield
+    finally:
+        model.config.extractor = extractor
 
 
 def task_of(path: Path) -> str:
@@ -119,6 +134,9 @@ def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
             f" missing or of another shape, such as {unfit[0]}",
             hint="copy the whole directory of the run again, or train again",
         )
+    if (extractor := model.config.extractor) and extractor.get("store"):
+        # An earlier version wrote a whole path, which stays.
+        extractor["store"] = os.path.normpath(path.resolve() / extractor["store"])
     return model.eval(), load_tokenizer(path)
 
 
