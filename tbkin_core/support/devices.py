@@ -13,7 +13,7 @@ from tbkin_core.errors import ConfigError, TbkinError
 from tbkin_core.support.console import setup_logging
 from tbkin_core.support.interruption import INTERRUPTED, interruptible, leave_at_once
 from tbkin_core.support.ranks import environment_number, world_size
-from tbkin_core.support.workers import GRACE, deaf_at_first, end_processes, end_with_parent, listen
+from tbkin_core.support.workers import deaf_at_first, end_processes, end_with_parent, listen
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tbkin")
 
 _SAVING = 60.0  # seconds for the rank that saves the state when a run is interrupted
+# Where ranks that `launch` has started wait for each other: torch does not hear a signal while it waits.
+_meeting: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when a worker loads torch
     context = torch.multiprocessing.get_context("spawn")
     failures = context.SimpleQueue()
-    common = (devices.count, port, logger.level, failures, function, *arguments)
+    common = (context.Barrier(devices.count), port, logger.level, failures, function, *arguments)
     workers = [
         context.Process(target=_ranked, args=(local_rank, *common), name=f"rank {local_rank}")
         for local_rank in range(devices.count)
@@ -119,12 +121,11 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
             if codes:
                 break
     except KeyboardInterrupt:
-        # Each rank finishes its step, and the first one saves; a second Ctrl-C ends up in the clause below.
+        # Each rank finishes its step, and the first one saves.
         started = [worker for worker in workers if worker.pid is not None]
         for worker in started:
             worker.terminate()
         end_processes(started[:1], _SAVING)
-        end_processes(started, GRACE)
         raise
     finally:
         # One dead rank would leave the others waiting for it for ever.
@@ -149,6 +150,8 @@ def join_ranks(devices: Devices) -> None:
     if devices.kind == "cuda":
         torch.cuda.set_device(torch_device(devices))
     if not torch.distributed.is_initialized():
+        if _meeting is not None:
+            _meeting.wait()
         # The other ranks wait while rank 0 evaluates, which may take long.
         limit = datetime.timedelta(hours=12)
         torch.distributed.init_process_group("nccl" if devices.kind == "cuda" else "gloo", timeout=limit)
@@ -156,15 +159,17 @@ def join_ranks(devices: Devices) -> None:
 
 def _ranked(
     rank: int,
-    count: int,
+    meeting: Any,
     port: int,
     level: int,
     failures: Any,
     function: Callable[..., None],
     *arguments: Any,
 ) -> None:
+    global _meeting
+    _meeting = meeting
     os.environ.update(dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)))
-    os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count)))
+    os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(meeting.parties)))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     setup_logging(quiet=level >= logging.WARNING)
     end_with_parent()

@@ -1,25 +1,26 @@
 """Ctrl-C and SIGTERM: both end a command by a KeyboardInterrupt, at once or when what must be whole is.
 
-Signals reach the main thread alone; in another one these blocks leave them as they are.
+Signals reach the main thread alone; in another one these blocks leave them as they are. What takes seconds to
+clean up after a KeyboardInterrupt stands in `held_back`.
 """
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 INTERRUPTED = 130  # exit code
+_REMINDER = 2.0  # seconds
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _came = 0  # signals since the outermost block began
 _held = 0  # blocks that they wait for
 _blocks = 0  # that are open
+_alarm: Any = None  # the handler that reminders have replaced
 
 
 def leave_at_once(message: str = "") -> None:
@@ -29,7 +30,7 @@ def leave_at_once(message: str = "") -> None:
         os.write(2, message.encode())
         os._exit(INTERRUPTED)
 
-    for number in SIGNALS:
+    for number in _SIGNALS:
         signal.signal(number, leave)
 
 
@@ -41,11 +42,11 @@ def interruptible() -> Iterator[None]:
     previous: dict[signal.Signals, Any] = {}
     hook = sys.unraisablehook
     try:
-        for number in SIGNALS:
+        for number in _SIGNALS:
             # Only the main thread may set handlers.
             with contextlib.suppress(ValueError):
                 previous[number] = signal.signal(number, _note)
-        sys.unraisablehook = _sent_again(hook)
+        sys.unraisablehook = _quiet(hook)
         yield
     except KeyboardInterrupt:
         raise
@@ -56,6 +57,8 @@ def interruptible() -> Iterator[None]:
     finally:
         _blocks -= 1
         sys.unraisablehook = hook
+        if not _blocks and _came:
+            _forget_reminders()
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -96,23 +99,37 @@ def interrupted() -> bool:
 
 
 def _note(number: int, frame: object) -> None:
-    global _came
+    global _came, _alarm
     _came += 1
-    if not _held or (_came > 1 and "RANK" not in os.environ):
+    if _held and (_came == 1 or "RANK" in os.environ):
+        return
+    if _alarm is None:
+        _alarm = signal.signal(signal.SIGALRM, _remind)
+    # Destructors and some C code drop what is raised in them: until all blocks are left it comes again.
+    signal.setitimer(signal.ITIMER_REAL, _REMINDER, _REMINDER)
+    raise KeyboardInterrupt
+
+
+def _remind(number: int, frame: object) -> None:
+    if not _held:
         raise KeyboardInterrupt
 
 
-def _sent_again(hook: Callable[[Any], object]) -> Callable[[Any], None]:
-    """A hook for errors that Python drops, as in destructors: an interruption among them comes again."""
+def _forget_reminders() -> None:
+    global _alarm
+    if _alarm is not None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, _alarm)
+        _alarm = None
+
+
+def _quiet(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """A hook for errors that Python drops which says nothing of interruptions; these come again soon."""
 
     def hear(dropped: Any) -> None:
-        global _came
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             hook(dropped)
-            return
-        _came -= 1
-        again = threading.Timer(0.05, _thread.interrupt_main)
-        again.daemon = True
-        again.start()
+        elif _alarm is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0.05, _REMINDER)
 
     return hear

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from tbkin_core.errors import DataError, TbkinError
-from tbkin_core.support.interruption import SIGNALS, held_back
+from tbkin_core.support.interruption import held_back
 from tbkin_core.support.ranks import environment_number
 
 GRACE = 5.0  # seconds for what other processes are at when the main one is interrupted
@@ -156,13 +156,13 @@ class WorkerPool(Generic[Tool]):
 
 @contextlib.contextmanager
 def deaf_at_first() -> Iterator[None]:
-    """Processes that are started in the block take neither Ctrl-C nor SIGTERM until they `listen`.
+    """Processes that are started in the block take no Ctrl-C until they `listen`.
 
-    They load Python and torch first, where a signal would end them in a traceback.
+    They load Python and torch first, where it would end them in a traceback.
     """
     multiprocessing.resource_tracker.ensure_running()  # its own start would undo the mask
     with held_back():
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             yield
         finally:
@@ -170,8 +170,8 @@ def deaf_at_first() -> Iterator[None]:
 
 
 def listen() -> None:
-    """In such a process: take signals from now on, with those that have come meanwhile."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    """In such a process: take Ctrl-C from now on, also one that has come meanwhile."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def end_with_parent() -> None:
@@ -180,15 +180,16 @@ def end_with_parent() -> None:
 
 
 def end_processes(processes: Sequence[Any], grace: float) -> None:
-    """Wait for processes to end; kill those that need more seconds than `grace`."""
+    """Wait for processes to end; kill those that need more than `grace` seconds, on a second Ctrl-C at once."""
     until = time.monotonic() + grace
-    try:
-        for process in processes:
-            process.join(max(until - time.monotonic(), 0))
-    finally:
-        for process in processes:
-            if process.is_alive():
-                process.kill()
+    with held_back():
+        try:
+            for process in processes:
+                process.join(max(until - time.monotonic(), 0))
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
 
 
 @contextlib.contextmanager
