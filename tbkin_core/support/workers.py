@@ -180,7 +180,7 @@ def end_with_parent() -> None:
 
 
 def end_processes(processes: Sequence[Any], grace: float) -> None:
-    """Wait for processes to end; kill those that need more than `grace` seconds, on a second Ctrl-C at once."""
+    """Wait for processes to end; kill those that need more than `grace` seconds, at a second Ctrl-C all."""
     until = time.monotonic() + grace
     with held_back():
         try:
