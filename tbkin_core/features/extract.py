@@ -107,7 +107,8 @@ def extract_dataset(
             results: _Made = _run(opened.extractor, share.jobs(), count)
         else:
             results = run_batches(opened.extractor, share.jobs(), count, batch_size)
-        with contextlib.closing(results):
+        # With --overwrite the same command begins anew; where no shard is full, the store before comes back.
+        with contextlib.nullcontext() if overwrite else _kept(writer), contextlib.closing(results):
             extraction = share.fill(progress(results, "regions", total=total, unit="img"))
         if not extraction.missing and not writer.done:
             for empty in out.glob("shard-*.safetensors"):
@@ -118,6 +119,18 @@ def extract_dataset(
         if not extraction.missing:
             writer.finish()
         return extraction
+
+
+@contextlib.contextmanager
+def _kept(writer: FeatureStoreWriter) -> Iterator[None]:
+    """Whatever ends the block, what is collected of a shard is kept: it may have taken minutes."""
+    try:
+        yield
+    except BaseException:
+        with held_back(), contextlib.suppress(TbkinError):
+            if kept := writer.keep():
+                logger.info("%d images are kept in %s", kept, writer.path)
+        raise
 
 
 class _Share:
@@ -173,16 +186,6 @@ class _Share:
 
     def fill(self, results: Iterable[tuple[Job, RegionFeatures | str]]) -> Extraction:
         """Write the results of the jobs to the store, in their order; a text says why there is none."""
-        try:
-            return self._filled(results)
-        except BaseException:
-            # Whatever ends the run, a shard may take minutes to fill.
-            with held_back(), contextlib.suppress(TbkinError):
-                if kept := self._writer.keep():
-                    logger.info("%d images are kept in %s", kept, self._writer.path)
-            raise
-
-    def _filled(self, results: Iterable[tuple[Job, RegionFeatures | str]]) -> Extraction:
         writer, extraction, retrying = self._writer, self._extraction, False
         cut: dict[bool, list[int]] = {True: [], False: []}
         guessed: list[str] = []

@@ -12,7 +12,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count, filterfalse, pairwise
+from itertools import chain, count, filterfalse, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,7 @@ class FeatureStore:
                     hint=f"remove its file and run `{FEATURES.command}` again: it makes what is missing",
                 )
             self._arrays.append(arrays)
-            texts: dict[str, list[int]] = metadata.get(_TEXTS, {})
-            self._texts.append({row: text for text, rows in texts.items() for row in rows})
+            self._texts.append(_texts_by_row(metadata))
             self.image_ids += ids
             shard_of += [number] * len(ids)
         self._rows: dict[ImageId, int] = {image_id: row for row, image_id in enumerate(self.image_ids)}
@@ -148,14 +147,9 @@ class FeatureStore:
                 hint=f"run `{FEATURES.command}` again: it adds what is missing",
             )
         row = self._rows[image_id]
-        arrays = self._arrays[self._shards[row]]
+        shard = self._shards[row]
         own = slice(self._begins[row], self._begins[row] + self._counts[row])
-        width, height = map(int, self._sizes[row])
-        regions: dict[str, Any] = {name: arrays[name][own] for name in _REGION_ARRAYS}
-        texts = self._texts[self._shards[row]]
-        named = tuple(texts.get(place, "") for place in range(own.start, own.stop)) if texts else ()
-        regions |= {"image_width": width, "image_height": height, "object_texts": named}
-        return RegionFeatures(image_id=image_id, **regions)
+        return _regions(image_id, self._arrays[shard], own, self._sizes[row], self._texts[shard])
 
     def fingerprint(self) -> int:
         """A number that changes with the images of the store and with their regions."""
@@ -246,6 +240,21 @@ class FeatureStore:
         sizes = self._sizes[rows].astype(np.float32)
         features = Vectors(self.vectors, np.where(mask, self._first_rows[shards][:, None] + flat, -1))
         return RegionBatch(features, boxes, batch_geometry(boxes, sizes), mask, sizes=sizes, **labels)
+
+
+def _texts_by_row(metadata: Mapping[str, Any]) -> dict[int, str]:
+    return {row: text for text, rows in metadata.get(_TEXTS, {}).items() for row in rows}
+
+
+def _regions(
+    image_id: ImageId, arrays: Mapping[str, NDArray], own: slice, size: NDArray, texts: Mapping[int, str]
+) -> RegionFeatures:
+    """The regions of one image, whose rows of a shard are known, and the texts of that shard by row."""
+    width, height = map(int, size)
+    regions: dict[str, Any] = {name: arrays[name][own] for name in _REGION_ARRAYS}
+    named = tuple(texts.get(place, "") for place in range(own.start, own.stop)) if texts else ()
+    regions |= {"image_width": width, "image_height": height, "object_texts": named}
+    return RegionFeatures(image_id=image_id, **regions)
 
 
 def _wrong(arrays: Mapping[str, NDArray], ids: Any, feature_size: int) -> str:
@@ -390,7 +399,8 @@ class FeatureStoreWriter:
         """Number of the shard of the next image to come; may be asked well ahead of `add`."""
         while self._left < 1:
             self._filling = next(self._next)
-            self._left = self._shard_images - len(_spoken_of(self._shards.get(self._filling, {})))
+            begun = self._shards.get(self._filling, {})
+            self._left = self._shard_images - sum(len(begun.get(it, ())) for it in ("image_ids", "skipped"))
         self._left -= 1
         return self._filling
 
@@ -457,19 +467,11 @@ class FeatureStoreWriter:
     def _kept(self, number: int) -> tuple[list[tuple[RegionFeatures, str]], list[ImageId]]:
         """What a shard that was cut short holds."""
         arrays, metadata = read_shard(self.path / shard_name(number), verify=True)
-        ids, offsets = metadata["image_ids"], arrays["offsets"].tolist()
-        texts = {row: text for text, rows in metadata.get(_TEXTS, {}).items() for row in rows}
-        kept = []
-        for place, (begin, end) in enumerate(pairwise(offsets)):
-            width, height = arrays["image_sizes"][place].tolist()
-            values: dict[str, Any] = {name: arrays[name][begin:end] for name in _REGION_ARRAYS}
-            named = tuple(texts.get(row, "") for row in range(begin, end))
-            kept.append(
-                RegionFeatures(
-                    ids[place], **values, image_width=width, image_height=height, object_texts=named
-                )
-            )
-        return list(zip(kept, metadata.get("files", [""] * len(ids)), strict=True)), list(metadata["skipped"])
+        ids, texts = metadata["image_ids"], _texts_by_row(metadata)
+        rows = (slice(*ends) for ends in pairwise(arrays["offsets"].tolist()))
+        found = zip(ids, repeat(arrays), rows, arrays["image_sizes"], strict=False)
+        images = (_regions(*of_one, texts) for of_one in found)
+        return list(zip(images, metadata.get("files", repeat("")), strict=False)), metadata["skipped"]
 
     def keep(self) -> int:
         """Write what has been collected of a shard, which is filled later; images that the store has now."""
@@ -559,11 +561,6 @@ class FeatureStoreWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None:
             self.finish()
-
-
-def _spoken_of(shard: Mapping[str, Any]) -> list[ImageId]:
-    """The images that the metadata of a shard speak of."""
-    return [*shard.get("image_ids", []), *shard.get("skipped", [])]
 
 
 def _refuse_nameless(path: Path, settings: Mapping[str, Any]) -> None:
