@@ -21,6 +21,7 @@ from tbkin_cli.output import errors_as_messages, show
 from tbkin_core import settings
 from tbkin_core.settings import StageConfig, load_config
 from tbkin_core.support.console import setup_logging
+from tbkin_core.support.interruption import interruptible, leave_at_once
 from tbkin_core.support.ranks import rank
 
 
@@ -129,7 +130,9 @@ def _add(name: str, stage: Stage) -> None:
             file = None if config is None else Path(config)
             chosen = load_config(stage.settings, file, stage.arrange(given))
             # Only now, and only this one: it loads torch.
-            result = pkgutil.resolve_name(f"tbkin_core.stages:{name.replace('-', '_')}")(chosen)
+            run = pkgutil.resolve_name(f"tbkin_core.stages:{name.replace('-', '_')}")
+            with interruptible():
+                result = run(chosen)
             if rank() == 0 or stage.summary_of_last:
                 show(result, bool(json))
         logging.shutdown()
@@ -146,6 +149,7 @@ for _name, _stage in STAGES.items():
 
 def main() -> None:
     """Entry point of the console script."""
+    leave_at_once("tbkin: interrupted\n")
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show τ shows ? in its place, rather than end the command.
         if isinstance(stream, io.TextIOWrapper):

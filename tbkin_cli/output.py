@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from tbkin_core.errors import ConfigError, TbkinError
 from tbkin_core.support.console import OBEYED, printable
+from tbkin_core.support.interruption import INTERRUPTED
 
 if TYPE_CHECKING:
     from tbkin_core.results import StageResult
 
-SUCCESS, FAILURE, USAGE, INTERRUPTED = 0, 1, 2, 130
+SUCCESS, FAILURE, USAGE = 0, 1, 2
 _SHOWN_PROBLEMS = 10
 _NUMBER = re.compile(r"[+-]?(\d|nan$|inf$)|[<>] \d")
 

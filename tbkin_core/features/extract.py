@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from tbkin_core.features.pictures import is_turned
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
 from tbkin_core.support.console import progress
+from tbkin_core.support.interruption import held_back
 from tbkin_core.support.shards import MANIFEST, share_of_store, store_place_held
 from tbkin_core.support.workers import WorkerPool, processors
 
@@ -40,7 +42,7 @@ class Extraction:
         return FeatureStore(self.path)
 
 
-_Made = Iterator[tuple[Job, "RegionFeatures | str"]]
+_Made = Generator[tuple[Job, "RegionFeatures | str"], None, None]
 
 
 def extract_dataset(
@@ -106,7 +108,8 @@ def extract_dataset(
             results: _Made = _run(opened.extractor, share.jobs(), count)
         else:
             results = run_batches(opened.extractor, share.jobs(), count, batch_size)
-        extraction = share.fill(progress(results, "regions", total=total, unit="img"))
+        with _kept(writer), contextlib.closing(results):
+            extraction = share.fill(progress(results, "regions", total=total, unit="img"))
         if not extraction.missing and not writer.done:
             for empty in place.glob("shard-*.safetensors"):
                 empty.unlink()  # it tells of failures alone
@@ -117,6 +120,18 @@ def extract_dataset(
             writer.finish()
         extraction.path = out
         return extraction
+
+
+@contextlib.contextmanager
+def _kept(writer: FeatureStoreWriter) -> Iterator[None]:
+    """Whatever ends the block, what is collected of a shard is kept: it may have taken minutes."""
+    try:
+        yield
+    except BaseException:
+        with held_back(), contextlib.suppress(TbkinError):
+            if kept := writer.keep():
+                logger.info("%d images are kept in %s", kept, writer.path)
+        raise
 
 
 class _Share:
@@ -160,12 +175,15 @@ class _Share:
             elif image_id not in self._failed:
                 number = self._writer.place()
                 self._numbers.add(number)
-                if number % self._world == self._rank:
+                if self._is_own(number):
                     yield Job(image_id, source, number)
         if self._failed and self._rank == 0:
             for item in self._opened.sources():
                 if not isinstance(item, str) and item[0] in self._failed:
                     yield Job(*item, None)
+
+    def _is_own(self, number: int) -> bool:
+        return number % self._world == self._rank
 
     def fill(self, results: Iterable[tuple[Job, RegionFeatures | str]]) -> Extraction:
         """Write the results of the jobs to the store, in their order; a text says why there is none."""
@@ -177,7 +195,7 @@ class _Share:
         for job, result in results:
             if job.number is None and not retrying:
                 retrying = True
-                writer.turn()
+                writer.turn(self._is_own)
             problem = result if isinstance(result, str) else self._added(result, job)
             if not problem:
                 extraction.made += 1
@@ -193,7 +211,7 @@ class _Share:
             extraction.skipped += 1
             if job.number is not None:
                 writer.skip(job.image_id, job.number)
-        writer.flush()
+        writer.turn(self._is_own)
         if turned:
             extraction.problems.append(
                 f"{len(turned)} pictures, such as {turned[0]}, are turned by their EXIF tag: boxes are taken"

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, filterfalse
+from itertools import chain, count, filterfalse, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tbkin_core.support.shards import (
     StoreKind,
     StoreWriter,
     ragged_offsets,
+    read_shard,
     read_store,
     shard_checksum,
     shard_name,
@@ -49,6 +50,7 @@ _LABELS: dict[str, tuple[float, type, type]] = {
     "attribute_scores": (0, np.float32, np.float32),
 }
 _TEXTS = "object_texts"  # of a shard: each name that the store's object names lack, with its rows
+_BEGUN = "begun"  # of a shard: whether an interruption cut it short, so that it is still to be filled
 _REGION_ARRAYS = ("features", "boxes", *_LABELS)
 
 
@@ -111,7 +113,7 @@ class FeatureStore:
             if fault := shard_fault(arrays, ids, texts, self.feature_size):
                 raise damaged(self.path / name, fault)
             self._arrays.append(arrays)
-            self._texts.append({row: text for text, rows in texts.items() for row in rows})
+            self._texts.append(_texts_by_row(metadata))
             self.image_ids += ids
             shard_of += [number] * len(ids)
         paths = [self.path / name for name in manifest.shards]
@@ -169,14 +171,9 @@ class FeatureStore:
 
     def _regions(self, image_id: ImageId) -> RegionFeatures:
         row = self._rows[image_id]
-        arrays = self._arrays[self._shards[row]]
+        shard = self._shards[row]
         own = slice(self._begins[row], self._begins[row] + self._counts[row])
-        width, height = map(int, self._sizes[row])
-        regions: dict[str, Any] = {name: arrays[name][own] for name in _REGION_ARRAYS}
-        texts = self._texts[self._shards[row]]
-        named = tuple(texts.get(place, "") for place in range(own.start, own.stop)) if texts else ()
-        regions |= {"image_width": width, "image_height": height, "object_texts": named}
-        return RegionFeatures(image_id=image_id, **regions)
+        return _regions(image_id, self._arrays[shard], own, self._sizes[row], self._texts[shard])
 
     def fingerprint(self) -> int:
         """A number that changes with the images of the store and with their regions."""
@@ -273,6 +270,21 @@ class FeatureStore:
         return RegionBatch(features, boxes, batch_geometry(boxes, sizes), mask, sizes=sizes, **labels)
 
 
+def _texts_by_row(metadata: Mapping[str, Any]) -> dict[int, str]:
+    return {row: text for text, rows in metadata.get(_TEXTS, {}).items() for row in rows}
+
+
+def _regions(
+    image_id: ImageId, arrays: Mapping[str, NDArray], own: slice, size: NDArray, texts: Mapping[int, str]
+) -> RegionFeatures:
+    """The regions of one image, whose rows of a shard are known, and the texts of that shard by row."""
+    width, height = map(int, size)
+    regions: dict[str, Any] = {name: arrays[name][own] for name in _REGION_ARRAYS}
+    named = tuple(texts.get(place, "") for place in range(own.start, own.stop)) if texts else ()
+    regions |= {"image_width": width, "image_height": height, "object_texts": named}
+    return RegionFeatures(image_id=image_id, **regions)
+
+
 def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes features comparable: a store's settings, or a checkpoint's note of them.
 
@@ -350,11 +362,11 @@ class FeatureStoreWriter:
     """Collects images and writes them shard by shard; use as a context manager.
 
     A shard holds so many images in their order, and the ids of those among them that could not be read. The
-    images that no shard speaks of, in the order of the dataset, fill the numbers that no shard has. So an
-    unfinished store goes on with the very shards that an uninterrupted run would have written; several
-    processes can write one store, each the shards of its own numbers; and a complete store takes images
-    that have come since into further shards. A shard appears whole or not at all: an interruption costs the
-    images of the one being filled.
+    images that no shard speaks of, in the order of the dataset, fill the shards that an interruption cut
+    short (`keep`), then the numbers that no shard has. So an unfinished store goes on with the very shards
+    that an uninterrupted run would have written; several processes can write one store, each the shards of
+    its own numbers; and a complete store takes images that have come since into further shards. A shard
+    appears whole or not at all: a kill costs the images of the one being filled.
 
     Args:
         path: Directory of the store.
@@ -365,6 +377,7 @@ class FeatureStoreWriter:
         done: Images in the store, those collected included.
         failed: Images that could not be read when their shard was made, and are not in the store.
         files: Names of the files that images in the store were read from, where that was said.
+        begun: Numbers of the shards that were cut short.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], shard_images: int | None = None) -> None:
@@ -379,22 +392,32 @@ class FeatureStoreWriter:
         self._pending: list[tuple[RegionFeatures, str]] = []
         self._skipped: list[ImageId] = []
         self._number: int | None = None
+        self.begun: list[int] = []
         self._look()
-        # Of numbers that no shard has, in order and without end.
+        # Numbers that no shard has, in order and without end; before them, those of shards to be filled.
         self._free = filterfalse(frozenset(self._shards).__contains__, count())
+        self._next: Iterator[int] = chain(self.begun, self._free)
         self._filling, self._left = -1, 0
 
     def place(self) -> int:
         """Number of the shard of the next image to come; may be asked well ahead of `add`."""
-        if not self._left:
-            self._filling, self._left = next(self._free), self._shard_images
+        while self._left < 1:
+            self._filling = next(self._next)
+            begun = self._shards.get(self._filling, {})
+            self._left = self._shard_images - sum(len(begun.get(it, ())) for it in ("image_ids", "skipped"))
         self._left -= 1
         return self._filling
 
-    def turn(self) -> None:
-        """Write what has been collected; the next place is in a further shard."""
+    def turn(self, own: Callable[[int], bool] = lambda number: True) -> None:
+        """Write what has been collected, and shards cut short as whole ones; the next place is in a new one.
+
+        `own` says which numbers are this process's.
+        """
         self.flush()
-        self._left = 0
+        for number in filter(own, self.begun):
+            self._begin(number)
+            self.flush()
+        self._next, self._left = self._free, 0
 
     def add(self, regions: RegionFeatures, number: int | None = None, file: str = "") -> None:
         """Add one image; it reaches the disk when its shard is full.
@@ -440,14 +463,30 @@ class FeatureStoreWriter:
         number = self.place() if number is None else number
         if number != self._number:
             self.flush()
+            if number in self.begun:
+                self._pending, self._skipped = self._kept(number)
         self._number = number
 
     def _flush_full(self) -> None:
         if len(self._pending) + len(self._skipped) >= self._shard_images:
             self.flush()
 
-    def flush(self) -> None:
-        """Write what has been collected as a shard."""
+    def _kept(self, number: int) -> tuple[list[tuple[RegionFeatures, str]], list[ImageId]]:
+        """What a shard that was cut short holds."""
+        arrays, metadata = read_shard(self.path / shard_name(number), verify=True)
+        ids, texts = metadata["image_ids"], _texts_by_row(metadata)
+        rows = (slice(*ends) for ends in pairwise(arrays["offsets"].tolist()))
+        found = zip(ids, repeat(arrays), rows, arrays["image_sizes"], strict=False)
+        images = (_regions(*of_one, texts) for of_one in found)
+        return list(zip(images, metadata.get("files", repeat("")), strict=False)), metadata["skipped"]
+
+    def keep(self) -> int:
+        """Write what has been collected of a shard, which is filled later; images that the store has now."""
+        self.flush(begun=True)
+        return len(self.done)
+
+    def flush(self, begun: bool = False) -> None:
+        """Write what has been collected as a shard, or as one that is `begun`."""
         if self._number is None:
             return
         images = [regions for regions, _ in self._pending]
@@ -475,8 +514,11 @@ class FeatureStoreWriter:
                     texts.setdefault(text, []).append(row)
         if texts:
             metadata[_TEXTS] = texts
+        if begun:
+            metadata[_BEGUN] = True
         write_shard(self.path / shard_name(number), arrays, {**metadata, "made_with": self._digest})
         self._shards[number] = metadata
+        self.begun = [other for other in self.begun if other != number]
         self._writer.list_shards(self._shards)
 
     def _look(self) -> None:
@@ -498,6 +540,7 @@ class FeatureStoreWriter:
                 hint="choose another place with --out DIR, or remove them",
             )
         shards = self._shards.values()
+        self.begun = sorted(number for number, entry in self._shards.items() if entry.get(_BEGUN))
         self.done: set[ImageId] = {name for entry in shards for name in entry.get("image_ids", [])}
         self.failed: set[ImageId] = {name for entry in shards for name in entry.get("skipped", [])}
         self.failed -= self.done
@@ -510,11 +553,11 @@ class FeatureStoreWriter:
     def missing(self, numbers: Iterable[int]) -> int:
         """How many of these shards other processes have yet to write; what they have written counts now."""
         self._look()
-        return len(set(numbers) - self._shards.keys())
+        return len({*numbers, *self.begun} - (self._shards.keys() - set(self.begun)))
 
     def finish(self) -> None:
         """Write the rest and mark the store complete."""
-        self.flush()
+        self.turn()
         self._look()
         self._writer.list_shards(self._shards, complete=True)
 

@@ -5,11 +5,12 @@ A checkpoint is a directory in the `save_pretrained` layout: config.json, model.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import shutil
-import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, T
 from tbkin_core.modeling.models import TbkinPreTrainedModel
 from tbkin_core.selection import SCOPES, SELECTIONS
 from tbkin_core.support.console import quiet_transformers
-from tbkin_core.support.files import make_directory, write_errors
+from tbkin_core.support.files import make_directory, temporary_directory, write_errors
 from tbkin_core.support.pretrained import load_pretrained
 from tbkin_core.support.schema import (
     Check,
@@ -102,14 +103,26 @@ def save_model(model: PreTrainedModel, tokenizer: Tokenizer, path: Path) -> None
     """Write a checkpoint; a reader sees the old files or the new ones, never a part of one."""
     quiet_transformers()
     make_directory(path)
-    with write_errors(path), tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as name:
-        temporary = Path(name)
-        model.save_pretrained(temporary)
+    with write_errors(path), temporary_directory(path, "model") as temporary:
+        with _store_from(model, path):
+            model.save_pretrained(temporary)
         save_tokenizer(tokenizer, temporary)
         # safetensors writes for its owner alone, whatever the umask says.
         shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         for file in sorted(temporary.iterdir()):
             file.replace(path / file.name)
+
+
+@contextlib.contextmanager
+def _store_from(model: PreTrainedModel, path: Path) -> Iterator[None]:
+    """While a model is written, it names its features by the way from there: equal runs are equal bytes."""
+    extractor = model.config.extractor
+    if extractor and extractor.get("store"):
+        model.config.extractor = {**extractor, "store": os.path.relpath(extractor["store"], path.resolve())}
+    try:
+        yield
+    finally:
+        model.config.extractor = extractor
 
 
 def task_of(path: Path) -> str:
@@ -255,6 +268,9 @@ def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
             f"{path}: its tokenizer has a word {largest}, the model {model.config.vocab_size} words",
             hint=_COPY,
         )
+    if (extractor := model.config.extractor) and extractor.get("store"):
+        # An earlier version wrote a whole path, which stays.
+        extractor["store"] = os.path.normpath(path.resolve() / extractor["store"])
     return model.eval(), tokenizer
 
 

@@ -313,8 +313,8 @@ def _open_sweep(
         stack: Keeps other processes out of the directory for as long as it is open.
 
     Raises:
-        DataError: --out holds something else or a damaged file, another process is at work there, or it cannot
-            be written to.
+        DataError: --out holds something else or a damaged file, another process is at work there, or it
+            cannot be written to.
     """
 
     def look(place: Path) -> Content:

@@ -1,1 +1,1 @@
-"""What every part needs around its work: files, devices, ranks, workers, console, randomness."""
+"""What every part needs around its work: files, places, devices, ranks, workers, interruption, console."""

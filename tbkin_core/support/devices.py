@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from tbkin_core.errors import ConfigError, TbkinError
 from tbkin_core.support.console import setup_logging
+from tbkin_core.support.interruption import INTERRUPTED, interruptible, leave_at_once
 from tbkin_core.support.ranks import environment_number, world_size
+from tbkin_core.support.workers import deaf_at_first, end_processes, end_with_parent, listen
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("tbkin")
+
+_SAVING = 60.0  # seconds for the rank that saves the state when a run is interrupted
+# Where ranks that `launch` has started wait for each other: torch does not hear a signal while it waits.
+_meeting: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,8 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
     """Call `function(*arguments)` once a device, each in a process of its own where there are several.
 
     Under torchrun the processes exist already and the function is called once in each. The processes
-    find each other through the usual RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    find each other through the usual RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. They end with
+    this process, whatever ends it.
     """
     if devices.count == 1 or "WORLD_SIZE" in os.environ:
         function(*arguments)
@@ -96,37 +103,39 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when a worker loads torch
     context = torch.multiprocessing.get_context("spawn")
     failures = context.SimpleQueue()
-    common = (devices.count, port, logger.level, failures, function, *arguments)
+    common = (context.Barrier(devices.count), port, logger.level, failures, function, *arguments)
     workers = [
         context.Process(target=_ranked, args=(local_rank, *common), name=f"rank {local_rank}")
         for local_rank in range(devices.count)
     ]
-    for worker in workers:
-        worker.start()
     try:
+        with deaf_at_first():
+            for worker in workers:
+                worker.start()
         while any(worker.is_alive() for worker in workers):
             for worker in workers:
                 worker.join(timeout=0.1)
-            if any(worker.exitcode not in (None, 0) for worker in workers):
+            codes = {worker.name: worker.exitcode for worker in workers if worker.exitcode}
+            if INTERRUPTED in codes.values():
+                raise KeyboardInterrupt
+            if codes:
                 break
     except KeyboardInterrupt:
-        # Each rank finishes its step and saves; a second Ctrl-C ends up in the clause below.
-        for worker in workers:
+        # Each rank finishes its step, and the first one saves.
+        started = [worker for worker in workers if worker.pid is not None]
+        for worker in started:
             worker.terminate()
-        for worker in workers:
-            worker.join(timeout=60)
+        end_processes(started[:1], _SAVING)
         raise
     finally:
         # One dead rank would leave the others waiting for it for ever.
         for worker in workers:
-            if worker.is_alive():
+            if worker.pid is not None:
                 worker.kill()
-            worker.join()
+                worker.join()
     if not failures.empty():
         raise failures.get()
-    if any(worker.exitcode == 130 for worker in workers):
-        raise KeyboardInterrupt
-    if codes := {worker.name: worker.exitcode for worker in workers if worker.exitcode != 0}:
+    if codes := {worker.name: worker.exitcode for worker in workers if worker.exitcode}:
         raise RuntimeError(f"worker processes ended early: {codes}")
 
 
@@ -141,6 +150,8 @@ def join_ranks(devices: Devices) -> None:
     if devices.kind == "cuda":
         torch.cuda.set_device(torch_device(devices))
     if not torch.distributed.is_initialized():
+        if _meeting is not None:
+            _meeting.wait()
         # The other ranks wait while rank 0 evaluates, which may take long.
         limit = datetime.timedelta(hours=12)
         torch.distributed.init_process_group("nccl" if devices.kind == "cuda" else "gloo", timeout=limit)
@@ -148,21 +159,27 @@ def join_ranks(devices: Devices) -> None:
 
 def _ranked(
     rank: int,
-    count: int,
+    meeting: Any,
     port: int,
     level: int,
     failures: Any,
     function: Callable[..., None],
     *arguments: Any,
 ) -> None:
+    global _meeting
+    _meeting = meeting
     os.environ.update(dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)))
-    os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count)))
+    os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(meeting.parties)))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     setup_logging(quiet=level >= logging.WARNING)
+    end_with_parent()
+    leave_at_once()
     try:
-        function(*arguments)
+        with interruptible():
+            listen()
+            function(*arguments)
     except TbkinError as error:
         failures.put(error)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

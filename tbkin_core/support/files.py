@@ -182,6 +182,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def temporary_directory(parent: Path, stem: str) -> Iterator[Path]:
+    """A directory in `parent` that goes when the block ends, or after a kill by `tidy`."""
+    temporary = _temporary_name(parent / stem, "")
+    _in_use.add(temporary)
+    try:
+        temporary.mkdir()
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _in_use.discard(temporary)
+
+
+@contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A temporary directory beside `path` that takes its place when the block ends without an error.
 

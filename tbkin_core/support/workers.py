@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from tbkin_core.errors import DataError, TbkinError
+from tbkin_core.support.interruption import held_back
 from tbkin_core.support.ranks import environment_number
+
+GRACE = 5.0  # seconds for what other processes are at when the main one is interrupted
 
 Tool = TypeVar("Tool")
 Job = TypeVar("Job")
@@ -57,7 +62,8 @@ def made_ahead(
 class WorkerPool(Generic[Tool]):
     """Processes that each make a tool once and work with it on many jobs; use as a context manager.
 
-    Each computes with one thread. Ctrl-C is left to this process, whose end, however it comes, ends them.
+    Each computes with one thread. Ctrl-C is left to this process, whose end, however it comes, ends them;
+    an interruption leaves them `GRACE` for the jobs that they are at.
 
     Args:
         make: Makes the tool; called once in each process, so it must survive pickling where there are more.
@@ -73,18 +79,24 @@ class WorkerPool(Generic[Tool]):
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> WorkerPool[Tool]:
+        self._others = multiprocessing.active_children()
         if self._count > 1:
             self._stack.enter_context(_one_thread_per_process())
             self._executor = ProcessPoolExecutor(
                 self._count, multiprocessing.get_context("spawn"), _start_worker, (self._make,)
             )
-            self._stack.callback(self._executor.shutdown, cancel_futures=True)
         else:
             self._tool = self._make()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._stack:
+            if self._executor is not None:
+                hurried = kind is not None and issubclass(kind, KeyboardInterrupt | GeneratorExit)
+                self._executor.shutdown(wait=not hurried, cancel_futures=True)
+                if hurried:
+                    own = (child for child in multiprocessing.active_children() if child not in self._others)
+                    end_processes(list(own), GRACE)
 
     def ask(self, question: Callable[[Tool], Result]) -> Result:
         """What one tool, the first that is ready, says of itself; all processes start with this.
@@ -96,7 +108,7 @@ class WorkerPool(Generic[Tool]):
         if self._executor is None:
             return question(self._tool)
         with self._deaths_as_errors():
-            first, *_ = [self._executor.submit(_with_tool, question) for _ in range(self._count)]
+            first, *_ = [self._submit(question) for _ in range(self._count)]
             return first.result()
 
     def map(
@@ -118,22 +130,66 @@ class WorkerPool(Generic[Tool]):
         waiting: deque[tuple[Job, Future[Result]]] = deque()
         with self._deaths_as_errors():
             for job in jobs:
-                waiting.append((job, self._executor.submit(_with_tool, work, job)))
+                waiting.append((job, self._submit(work, job)))
                 if len(waiting) >= ahead * self._count:
                     done, future = waiting.popleft()
                     yield done, future.result()
             for done, future in waiting:
                 yield done, future.result()
 
+    def _submit(self, work: Callable[..., Result], *jobs: Any) -> Future[Result]:
+        assert self._executor is not None
+        with deaf_at_first():  # it starts a process where none is idle
+            return self._executor.submit(_with_tool, work, *jobs)
+
     @contextlib.contextmanager
     def _deaths_as_errors(self) -> Iterator[None]:
         try:
             yield
         except BrokenProcessPool as error:
+            time.sleep(0.2)  # whoever ended the process may be about to end this one too
             raise DataError(
                 f"{self._command}: a worker process has ended unexpectedly, perhaps because memory ran out",
                 hint="run the same command again: it goes on; --workers 0 needs no other processes",
             ) from error
+
+
+@contextlib.contextmanager
+def deaf_at_first() -> Iterator[None]:
+    """Processes that are started in the block take no Ctrl-C until they `listen`.
+
+    They load Python and torch first, where it would end them in a traceback.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # its own start would undo the mask
+    with held_back():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def listen() -> None:
+    """In such a process: take Ctrl-C from now on, also one that has come meanwhile."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it has, however that came."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def end_processes(processes: Sequence[Any], grace: float) -> None:
+    """Wait for processes to end; kill those that need more than `grace` seconds, at a second Ctrl-C all."""
+    until = time.monotonic() + grace
+    with held_back():
+        try:
+            for process in processes:
+                process.join(max(until - time.monotonic(), 0))
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
 
 
 @contextlib.contextmanager
@@ -159,7 +215,8 @@ def _start_worker(make: Callable[[], Any]) -> None:
     global _tool
     # Ctrl-C reaches every process of the terminal; the main one decides what is kept.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    listen()
+    end_with_parent()
     try:
         _tool = make()
     except TbkinError as error:
@@ -167,8 +224,7 @@ def _start_worker(make: Callable[[], Any]) -> None:
         _tool = error
 
 
-def _end_with_parent() -> None:
-    """A killed main process leaves its workers waiting for jobs for ever, unless they watch it."""
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])

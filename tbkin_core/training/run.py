@@ -6,14 +6,12 @@ import contextlib
 import json
 import logging
 import math
-import os
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import PreTrainedModel
@@ -24,6 +22,7 @@ from tbkin_core.support import schema
 from tbkin_core.support.console import progress
 from tbkin_core.support.devices import Devices, join_ranks, torch_device
 from tbkin_core.support.files import json_text, write_errors, write_text
+from tbkin_core.support.interruption import held_back, interrupted, let_through
 from tbkin_core.support.ranks import rank, wait_for_ranks
 from tbkin_core.tasks.base import Objective
 from tbkin_core.training.loop import batches_left, learning_rate, take_steps
@@ -111,8 +110,8 @@ def train(
         if rank() == 0:
             save_best(model)
         return TrainingResult(Progress(), "no steps", learner.computed_on())
-    with _threads(where, learner), _interruptible() as stop, _tensorboard(plan, out, where.step) as board:
-        run = _Run(learner, where, out, fingerprint, stop, board, save_best, on_step)
+    with _threads(where, learner), held_back(), _tensorboard(plan, out, where.step) as board:
+        run = _Run(learner, where, out, fingerprint, board, save_best, on_step)
         reason = run.epochs()
         return TrainingResult(where, where.stopped or reason, learner.computed_on())
 
@@ -144,7 +143,6 @@ class _Run:
     where: Progress
     out: Path
     fingerprint: str
-    interrupted: Callable[[], bool]
     board: Any
     save_best: Callable[[PreTrainedModel], None]
     on_step: Callable[[float | None], None]
@@ -184,6 +182,8 @@ class _Run:
             if minutes_over:
                 return "minutes"
             self._save()
+            if learner.any_rank(interrupted()):
+                self._save_and_leave()
         return "epochs"
 
     def _steps_of_epoch(self) -> bool:
@@ -196,10 +196,8 @@ class _Run:
             for step in progress(steps, self._label(), left, "sample", lambda step: step.samples):
                 for name, value in step.losses.items() if self.board else ():
                     self.board.add_scalar(f"step/{name}", value, step.number)
-                if learner.any_rank(self.interrupted()):
-                    self._save()
-                    logger.info("state saved at step %d", where.step)
-                    raise KeyboardInterrupt
+                if learner.any_rank(interrupted()):
+                    self._save_and_leave()
                 if learner.any_rank(self._time_spent() > 1):
                     return True
                 if time.monotonic() - self.last_saved > 60 * plan.save_minutes:
@@ -222,7 +220,11 @@ class _Run:
         values: dict[str, float] = {}
         if rank() == 0:
             self.learner.train(False)
-            values = self.learner.objective.evaluate(self.learner.model, self.learner.device)
+            try:
+                with let_through():
+                    values = self.learner.objective.evaluate(self.learner.model, self.learner.device)
+            except KeyboardInterrupt:
+                self._save_and_leave()  # the steps of the epoch, of which none is left
         settle_stores()
         wait_for_ranks()
         self.where.seconds = time.monotonic() - self.started
@@ -234,6 +236,11 @@ class _Run:
         if rank() == 0:
             save_state(self.out / "state", self.learner, self.where, self.fingerprint)
         self.last_saved = time.monotonic()
+
+    def _save_and_leave(self) -> NoReturn:
+        self._save()
+        logger.info("state saved at step %d", self.where.step)
+        raise KeyboardInterrupt
 
     def _record(self, record: dict[str, Any]) -> None:
         """Keep what an epoch brought, and show it."""
@@ -302,27 +309,3 @@ def _tensorboard(plan: TrainingPlan, out: Path, step: int) -> Iterator[Any]:
     # What an interrupted run wrote beyond the state that it goes on from is hidden.
     with write_errors(out), SummaryWriter(str(out / "tensorboard"), purge_step=step) as writer:
         yield writer
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once."""
-    hits = 0
-
-    def note(number: int, frame: object) -> None:
-        nonlocal hits
-        hits += 1
-        # A launched rank gets the terminal's signal and its parent's; the parent decides when to kill.
-        if hits > 1 and "RANK" not in os.environ:
-            raise KeyboardInterrupt
-
-    previous = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Only the main thread may set handlers; elsewhere Ctrl-C keeps its usual meaning.
-        with contextlib.suppress(ValueError):
-            previous[number] = signal.signal(number, note)
-    try:
-        yield lambda: hits > 0
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

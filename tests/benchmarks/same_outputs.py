@@ -80,7 +80,7 @@ def run(
             print(f"{form}: {line}", file=sys.stderr)
     for path in sorted(workspace.rglob("*")):
         if path.is_file() and ("coco" not in path.parts or _is_made(path)):
-            content = _content(path).replace(str(workspace.resolve()).encode(), b".")
+            content = content_of(path).replace(str(workspace.resolve()).encode(), b".")
             digests[str(path.relative_to(workspace))] = _digest(content)
     (workspace / "digests.json").write_text(json.dumps(digests, indent=1) + "\n")
 
@@ -107,7 +107,8 @@ def _is_made(path: Path) -> bool:
     return any(part in ("features", "graphs") for part in path.parts)
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """A file's content without times and speeds."""
     if path.suffix == ".json":
         return _digest_text(_stripped(json.loads(path.read_text(encoding="utf-8")))).encode()
     if path.suffix == ".jsonl":

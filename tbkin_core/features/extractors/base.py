@@ -10,7 +10,7 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,7 +140,7 @@ class Job:
 
 def run_batches(
     extractors: Sequence[BatchExtractor], jobs: Iterable[Job], workers: int = 1, batch_size: int = 8
-) -> Iterator[tuple[Job, RegionFeatures | str]]:
+) -> Generator[tuple[Job, RegionFeatures | str], None, None]:
     """Each job, in their order, with its regions or why there are none.
 
     Threads read and prepare images while the models work on those before; batches go to the models in turn,

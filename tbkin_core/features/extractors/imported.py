@@ -265,7 +265,7 @@ class ImportedFeatures(FeatureReader):
         return source(image_id)
 
     def _kept(self, found: RegionFeatures) -> RegionFeatures:
-        """The regions that lie in the image, the surest if these are too many, and what can be used of them."""
+        """The regions that lie in the image, of too many the surest, and what can be used of them."""
         size = np.array([found.image_width, found.image_height] * 2, np.float32)
         boxes = np.clip(np.asarray(found.boxes, np.float32), 0, size)
         kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
