@@ -196,6 +196,13 @@ class FeatureStore:
             value = zlib.crc32(repr((number, checksum)).encode(), value)
         return value
 
+    def boxes_of(self, image_id: ImageId) -> NDArray[np.float32]:
+        """(K, 4) boxes of an image, for which no checksum is waited; KeyError where it is lacking."""
+        row = self._rows[image_id]
+        begin = self._begins[row]
+        boxes: NDArray[np.float32] = self._arrays[self._shards[row]]["boxes"]
+        return boxes[begin : begin + self._counts[row]]
+
     def size_of(self, image_id: ImageId) -> tuple[int, int]:
         """Width and height in pixels of an image, as its boxes are measured; KeyError where it is lacking."""
         width, height = self._sizes[self._rows[image_id]].tolist()
@@ -220,14 +227,10 @@ class FeatureStore:
 
         The same picture under two names, but for chance. Vectors are read only where all boxes are equal.
         """
-
-        def boxes_of(image_id: ImageId) -> int:
-            return zlib.crc32(self._regions(image_id).boxes.tobytes())
-
-        own = {image_id: boxes_of(image_id) for image_id in image_ids}
+        own = {image_id: zlib.crc32(self.boxes_of(image_id).tobytes()) for image_id in image_ids}
         wanted, known = set(own.values()), dict[tuple[int, bytes], ImageId]()
         for other in others:
-            if (boxes := boxes_of(other)) in wanted:
+            if (boxes := zlib.crc32(self.boxes_of(other).tobytes())) in wanted:
                 known.setdefault((boxes, self._regions(other).features[0].tobytes()), other)
         found: dict[ImageId, ImageId] = {}
         for image_id, boxes in own.items() if known else ():

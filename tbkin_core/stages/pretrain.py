@@ -225,10 +225,9 @@ def _of_other_regions(graphs: GraphStore, features: FeatureStore) -> ImageId | N
         for image_id, begin, end in zip(
             shard.image_ids, shard.region_offsets[:-1], shard.region_offsets[1:], strict=True
         ):
-            if end > begin and image_id in features:
-                boxes = features[image_id].boxes
-                if not np.array_equal(boxes, shard.region_boxes[begin:end]):
-                    return image_id
+            own = shard.region_boxes[begin:end]
+            if len(own) and image_id in features and not np.array_equal(features.boxes_of(image_id), own):
+                return image_id
     return None
 
 
