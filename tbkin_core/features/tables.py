@@ -229,7 +229,7 @@ def _regions(
     if count < 1 or boxes.size != 4 * count or not features.size or features.size % count:
         raise ValueError(f"{boxes.size} numbers of boxes and {features.size} of features for {count} boxes")
     if any(size) and not all(1 <= side <= MAX_SIDE for side in size):
-        raise ValueError(f"image size {size[0]}x{size[1]}")
+        raise ValueError(f"image size {size[0]:g}x{size[1]:g}")
     vectors, corners = features.reshape(count, -1), boxes.reshape(count, -1).astype(np.float32)
     return RegionFeatures(image_id, vectors, corners, *size, **labels)
 
