@@ -378,6 +378,8 @@ def _hdf5_rows(path: Path) -> Iterator[FeatureRow]:
             raise DataError(f"{path}: its arrays are of different lengths: {shapes}")
         if ranges is not None and (ranges.dtype.kind not in "iu" or ranges.shape[1:] != (2,)):
             raise DataError(f"{path}: expected whole numbers pos_boxes (N, 2), got {ranges.shape}")
+        for array in arrays:
+            array.check(array.shape[1:])
         count = features.shape[0] if ranges is None else len(ranges)
         if count > file.most_images:
             raise DataError(f"{path}: declares {count:,} images, for which it is too small")

@@ -123,8 +123,7 @@ class Verification:
 
     def ask(self, shards: NDArray[np.int64]) -> None:
         """Have shards compared, by their numbers; a DataError where one has been found damaged by now."""
-        if self._fault is not None:
-            raise self._fault
+        self._raise()
         if self._asked[shards].all():
             return
         with self._lock:
@@ -141,7 +140,11 @@ class Verification:
         """Wait until all that has been asked for is compared; a DataError where something is damaged."""
         if (thread := self._thread) is not None:
             thread.join()
+        self._raise()
+
+    def _raise(self) -> None:
         if self._fault is not None:
+            _open.discard(self)  # a later command of this process need not end for what one has ended for
             raise self._fault
 
     def _compare(self) -> None:
