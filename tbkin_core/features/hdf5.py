@@ -68,16 +68,21 @@ class Hdf5Dataset:
     def _refused(self, what: str, hint: str) -> DataError:
         return DataError(f"{self._where} {what}", hint=hint)
 
-    def numbers(self, place: Any, shape: tuple[int, ...]) -> NDArray:
-        """A part of it, of that shape; a ValueError where that is larger than an array of an image may be.
-
-        Raises:
-            OSError: It is damaged.
-        """
+    def check(self, shape: tuple[int, ...]) -> None:
+        """A ValueError where a part of it, of that shape, is not of numbers, or too large for one image."""
         if self.dtype.kind not in "biuf":
             raise ValueError(f"{self._where} holds values of type {self.dtype}, expected numbers")
         if (size := math.prod(shape) * self.dtype.itemsize) > MAX_ARRAY_BYTES:
             raise ValueError(f"{self._where} has {size:,} bytes there, at most {MAX_ARRAY_BYTES:,} are read")
+
+    def numbers(self, place: Any, shape: tuple[int, ...]) -> NDArray:
+        """A part of it, of that shape.
+
+        Raises:
+            ValueError: As `check`.
+            OSError: It is damaged.
+        """
+        self.check(shape)
         if self._deflated:
             self._unpack_before(place)
         return np.asarray(self._dataset[place])

@@ -31,7 +31,8 @@ LABELS = {
 }
 """Arrays of `RegionFeatures`, and what bottom-up attention's files call them."""
 _CLASSES = 1601  # of bottom-up attention's detector, the background first
-_UNNAMED = np.iinfo(np.int32).max  # what is no number of a name
+UNNAMED = int(np.iinfo(np.int32).max)
+"""What stands for a damaged number of a name: beyond all names."""
 _MOST_LISTED = 100_000  # numbers in a list of an image's
 
 
@@ -77,8 +78,8 @@ def label_values(field: str, values: Any) -> NDArray[Any]:
     if not field.endswith("_ids"):
         return given.astype(np.float32)
     with np.errstate(invalid="ignore"):
-        known = (given >= -1) & (given < _UNNAMED) & (given == np.floor(given))
-        return np.where(known, given, _UNNAMED).astype(np.int32)
+        known = (given >= -1) & (given < UNNAMED) & (given == np.floor(given))
+        return np.where(known, given, UNNAMED).astype(np.int32)
 
 
 def _numbers(values: Any) -> NDArray[Any]:

@@ -77,7 +77,7 @@ class FeatureStore:
 
     Args:
         path: Directory that `tbkin extract-features` wrote.
-        verify: Read all of it and compare it with its checksums.
+        verify: Compare all of it at once.
 
     Raises:
         DataError: No store there, a damaged shard, or another format version.
@@ -85,7 +85,7 @@ class FeatureStore:
 
     def __init__(self, path: Path | str, verify: bool = False) -> None:
         self.path = Path(path)
-        manifest, shards = read_store(self.path, FEATURES, verify)
+        manifest, shards = read_store(self.path, FEATURES)
         self.complete = manifest.complete
         self.settings = manifest.settings
         self._names = manifest.shards
@@ -135,6 +135,9 @@ class FeatureStore:
         self._first_rows = np.concatenate([[0], self.vectors.ends])  # of each shard, in that table
         self._counts = np.concatenate([np.diff(arrays["offsets"]) for arrays in self._arrays])
         self._sizes = np.concatenate([arrays["image_sizes"] for arrays in self._arrays])
+        if verify:
+            self._verification.ask(self._shards)
+            self.settle()
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -229,7 +229,7 @@ def _regions(
     if count < 1 or boxes.size != 4 * count or not features.size or features.size % count:
         raise ValueError(f"{boxes.size} numbers of boxes and {features.size} of features for {count} boxes")
     if any(size) and not all(1 <= side <= MAX_SIDE for side in size):
-        raise ValueError(f"image size {size[0]}x{size[1]}")
+        raise ValueError(f"image size {size[0]:g}x{size[1]:g}")
     vectors, corners = features.reshape(count, -1), boxes.reshape(count, -1).astype(np.float32)
     return RegionFeatures(image_id, vectors, corners, *size, **labels)
 
@@ -378,6 +378,8 @@ def _hdf5_rows(path: Path) -> Iterator[FeatureRow]:
             raise DataError(f"{path}: its arrays are of different lengths: {shapes}")
         if ranges is not None and (ranges.dtype.kind not in "iu" or ranges.shape[1:] != (2,)):
             raise DataError(f"{path}: expected whole numbers pos_boxes (N, 2), got {ranges.shape}")
+        for array in arrays:
+            array.check(array.shape[1:])
         count = features.shape[0] if ranges is None else len(ranges)
         if count > file.most_images:
             raise DataError(f"{path}: declares {count:,} images, for which it is too small")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
-from tbkin_core.support.shards import read_shard
+from tbkin_core.support.shards import read_shard, shard_checksum
 
 # Arrays of a shard with K regions of N images: type, and shape, where "F" is the size of a vector.
 _ARRAYS: dict[str, tuple[type, tuple[str | int, ...]]] = {
@@ -31,6 +31,8 @@ _ARRAYS: dict[str, tuple[type, tuple[str | int, ...]]] = {
     "offsets": (np.int64, ("N + 1",)),
     "image_sizes": (np.int32, ("N", 2)),
 }
+# What shards told of themselves before they carried a checksum.
+_EARLY = {"image_ids", "skipped", "files", "object_texts", "made_with"}
 _INFINITE = 0x7C00  # of half precision: this and what follows are infinite or no numbers
 _SIGN = 0x8000
 
@@ -121,8 +123,7 @@ class Verification:
 
     def ask(self, shards: NDArray[np.int64]) -> None:
         """Have shards compared, by their numbers; a DataError where one has been found damaged by now."""
-        if self._fault is not None:
-            raise self._fault
+        self._raise()
         if self._asked[shards].all():
             return
         with self._lock:
@@ -139,7 +140,11 @@ class Verification:
         """Wait until all that has been asked for is compared; a DataError where something is damaged."""
         if (thread := self._thread) is not None:
             thread.join()
+        self._raise()
+
+    def _raise(self) -> None:
         if self._fault is not None:
+            _open.discard(self)  # a later command of this process need not end for what one has ended for
             raise self._fault
 
     def _compare(self) -> None:
@@ -161,7 +166,11 @@ def _compare(path: Path) -> None:
     file = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
     if file in _whole:
         return
-    for name, array in read_shard(path, verify=True)[0].items():
+    early = shard_checksum(path) is None
+    arrays, metadata = read_shard(path, verify=not early)
+    if early and not metadata.keys() <= _EARLY:
+        raise damaged(path, "its checksum is gone")
+    for name, array in arrays.items():
         if array.dtype.kind == "f" and not _finite(array):
             raise damaged(path, f"not all of its {name} are finite numbers")
     _whole.add(file)

@@ -137,12 +137,56 @@ class ShardArrays:
             content |= {name: metadata[name] for name in _LISTS}
             # A million captions share a handful of splits, and shards share most names.
             content |= {name: [sys.intern(text) for text in metadata[name]] for name in ("splits", "names")}
-            return cls(**content, annotations=annotations)
-        except (KeyError, TypeError) as error:
+            shard = cls(**content, annotations=annotations)
+            shard._check()
+            return shard
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{path}: is no shard of graphs ({error!r})",
-                hint="remove this file and run the stage that made it again",
+                f"{path}: is no shard of graphs ({error})",
+                hint="remove this file and run `tbkin build-graphs DATA` again: it makes what is missing",
             ) from error
+
+    def _check(self) -> None:
+        """A ValueError where parts do not fit each other, so that nobody who reads them has to ask."""
+        if len(self.splits) != len(self.text_ids):
+            raise ValueError("splits")
+        for name in ("text_ids", "image_ids"):
+            if not all(type(one) in (int, str) for one in getattr(self, name)):
+                raise ValueError(name)
+        _check_parts(self, _PARTS)
+        captions = np.diff(self.object_offsets)
+        _check_range("image", self.image, -1, len(self.image_ids))
+        if len(self.image) != len(captions):
+            raise ValueError("image")
+        images = np.append(np.diff(self.region_offsets), 0)  # the last one serves image -1
+        zeros = np.concatenate([[0], np.cumsum(self.tokens == 0)])[self.token_offsets]
+        words = np.diff(zeros) + (np.diff(self.token_offsets) > 0)
+        for part in ("object", "attribute", "relation", "cross"):
+            within = np.repeat(np.arange(len(captions)), np.diff(getattr(self, f"{part}_offsets")))
+            of_caption: dict[str, Any] = {"object": captions[within], "subject": captions[within]}
+            of_caption |= {"region": images[self.image[within]], "head": words[within]}
+            of_caption |= {"span": words[within][:, None] + 1, "name": len(self.names)}
+            for what, limit in of_caption.items():
+                if (values := getattr(self, f"{part}_{what}", None)) is not None:
+                    _check_range(f"{part}_{what}", values, 0, limit)
+            if (tokens := getattr(self, f"{part}_tokens", None)) is not None:
+                each = np.diff(getattr(self, f"{part}_token_offsets"))
+                _check_range(f"{part}_tokens", tokens, 0, np.repeat(words[within], each))
+        _check_range("region_label", self.region_label, 0, len(self.names))
+        if not (np.isfinite(self.cross_weight).all() and np.isfinite(self.region_boxes).all()):
+            raise ValueError("numbers that are not finite")
+        if (known := self.annotations) is not None:
+            _check_parts(known, _ANNOTATED_PARTS, len(self.image_ids))
+            for part, columns in (
+                ("annotated", ("annotated",)),
+                ("attribute", ("attribute_region",)),
+                ("relation", ("relation_subject", "relation_object")),
+            ):
+                regions = np.repeat(images[:-1], np.diff(getattr(known, f"{part}_offsets")))
+                for column in columns:
+                    _check_range(column, getattr(known, column), 0, regions)
+            for column in ("attribute_name", "relation_name"):
+                _check_range(column, getattr(known, column), 0, len(self.names))
 
     def caption(self, row: int) -> str:
         """The text of a caption."""
@@ -207,6 +251,48 @@ class ShardArrays:
         )
 
 
+def _check_parts(
+    owner: Any, parts: Mapping[str, tuple[str, tuple[str, ...]]], images: int | None = None
+) -> None:
+    """A ValueError where offsets do not cut arrays into parts, or these are of other types or shapes."""
+    for name, (rows, columns) in parts.items():
+        offsets = getattr(owner, name)
+        count = images if images is not None else len(getattr(owner, rows))
+        if offsets.dtype != np.int64 or offsets.shape != (count + 1,) or offsets[0] != 0:
+            raise ValueError(name)
+        for column in columns:
+            values = getattr(owner, column)
+            shape = (int(offsets[-1]), *_WIDE.get(column, ()))
+            if values.dtype != _TYPES.get(column, np.int32) or values.shape != shape:
+                raise ValueError(column)
+        if (np.diff(offsets) < 0).any():
+            raise ValueError(name)
+
+
+def _check_range(name: str, values: NDArray, low: int, limit: Any) -> None:
+    if values.dtype != np.int32 or (values < low).any() or (values >= limit).any():
+        raise ValueError(name)
+
+
+# Of each offsets: what has as many rows, and what they cut.
+_PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "text_offsets": ("text_ids", ("text",)),
+    "token_offsets": ("text_ids", ("tokens",)),
+    "object_offsets": ("text_ids", ("object_head", "object_span", "object_name")),
+    "attribute_offsets": ("text_ids", ("attribute_object", "attribute_name")),
+    "attribute_token_offsets": ("attribute_object", ("attribute_tokens",)),
+    "relation_offsets": ("text_ids", ("relation_subject", "relation_object", "relation_name")),
+    "relation_token_offsets": ("relation_subject", ("relation_tokens",)),
+    "cross_offsets": ("text_ids", ("cross_object", "cross_region", "cross_weight")),
+    "region_offsets": ("image_ids", ("region_boxes", "region_label")),
+}
+_ANNOTATED_PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "annotated_offsets": ("", ("annotated",)),
+    "attribute_offsets": ("", ("attribute_region", "attribute_name")),
+    "relation_offsets": ("", ("relation_subject", "relation_object", "relation_name")),
+}
+_TYPES = {"text": np.uint8, "tokens": np.uint8, "cross_weight": np.float32, "region_boxes": np.float32}
+_WIDE = {"object_span": (2,), "region_boxes": (4,)}
 _LISTS = ("text_ids", "splits", "image_ids", "names")
 _ARRAYS = tuple(field.name for field in fields(ShardArrays) if field.name not in (*_LISTS, "annotations"))
 _ANNOTATION_ARRAYS = tuple(field.name for field in fields(RegionAnnotations))
@@ -355,4 +441,4 @@ def _part(offsets: NDArray, row: int) -> slice:
 
 
 def _unpack(data: NDArray, offsets: NDArray, place: int) -> str:
-    return data[offsets[place] : offsets[place + 1]].tobytes().decode("utf-8")
+    return data[offsets[place] : offsets[place + 1]].tobytes().decode("utf-8", errors="replace")

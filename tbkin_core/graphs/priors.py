@@ -54,6 +54,9 @@ class Priors:
             priors.objects.update(content["objects"])
             priors.attributes.update({(name, own): count for name, own, count in content["attributes"]})
             priors.relations.update({(one, how, other): n for one, how, other, n in content["relations"]})
+            counters = (priors.objects, priors.attributes, priors.relations)
+            if not all(type(count) is int for counter in counters for count in counter.values()):
+                raise ValueError("counts must be whole numbers")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: is not a file of priors ({error!r})") from error
         return priors

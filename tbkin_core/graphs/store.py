@@ -82,7 +82,13 @@ class GraphStore:
         return {split for shard in self.shards for split in shard.splits}
 
     def priors(self) -> Priors:
-        """The corpus priors written beside the graphs."""
+        """The corpus priors written beside the graphs; a DataError where these are damaged."""
+        expected, summary = self.summary.get("checksum"), self.summary.get("summary")
+        if expected is not None and expected != _checksum(self.path / PRIORS, summary):
+            raise DataError(
+                f"{self.path / PRIORS}: is not what was written",
+                hint=f"run `{GRAPHS.command}` again: it counts them anew",
+            )
         return Priors.load(self.path / PRIORS)
 
     def __getitem__(self, row: int) -> UnifiedGraph:
@@ -170,24 +176,30 @@ class GraphStoreWriter:
         if manifest is None or not manifest.complete or manifest.shards != whole:
             return None
         summary: dict[str, Any] | None = manifest.extra.get("summary")
-        same = "checksum" in manifest.extra and manifest.extra["checksum"] == self._checksum(summary)
+        same = "checksum" in manifest.extra and manifest.extra["checksum"] == _checksum(
+            self.path / PRIORS, summary
+        )
         return summary if same else None
 
     def finish(self, summary: dict[str, Any], priors: Priors) -> None:
         """Mark the store complete; shards beyond its own, of a larger corpus, go."""
         priors.save(self.path / PRIORS)
         self._writer.list_shards(
-            range(self._count), complete=True, summary=summary, checksum=self._checksum(summary)
+            range(self._count),
+            complete=True,
+            summary=summary,
+            checksum=_checksum(self.path / PRIORS, summary),
         )
         own = {shard_name(number) for number in range(self._count)}
         for path in self.path.glob("shard-*.safetensors"):
             if path.name not in own:
                 path.unlink(missing_ok=True)
 
-    def _checksum(self, summary: Any) -> int | None:
-        """Of what is counted over all shards; None where the file of priors cannot be read."""
-        try:
-            priors = (self.path / PRIORS).read_bytes()
-        except OSError:
-            return None
-        return zlib.crc32(priors, zlib.crc32(json.dumps(summary, sort_keys=True).encode()))
+
+def _checksum(priors: Path, summary: Any) -> int | None:
+    """Of what is counted over all shards; None where the file of priors cannot be read."""
+    try:
+        counted = priors.read_bytes()
+    except OSError:
+        return None
+    return zlib.crc32(counted, zlib.crc32(json.dumps(summary, sort_keys=True).encode()))

@@ -83,8 +83,7 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
             if end > size:
                 raise ValueError(f"{name} ends after the file does")
             arrays[name] = base[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        # Those that early versions wrote carry none.
-        if verify and checksum is not None and checksum != _checksum(arrays, metadata):
+        if verify and checksum != _checksum(arrays, metadata):
             raise ValueError("its content is not what was written")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -19,7 +19,7 @@ from tbkin_core.datasets.records import ImageRecord
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.box_forms import SAMPLE, BoxForm, box_form
 from tbkin_core.features.extractors.base import FeatureReader, Request
-from tbkin_core.features.image_files import LABELS, read_feature_file
+from tbkin_core.features.image_files import LABELS, UNNAMED, read_feature_file
 from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.tables import MAX_SIDE, FeatureRow, feature_rows
@@ -68,6 +68,7 @@ class _Survey:
     def learn_numbers(self, name: str, numbers: NDArray[np.int32]) -> None:
         """Find out what the numbers (M,) of a field stand for; objects before attributes."""
         count = len(visual_genome_names(_NAMES[name]).names)
+        numbers = numbers[numbers < UNNAMED]  # what is damaged tells nothing
         if name == "object_ids":  # attributes are counted alike, but the first of them is common
             zeros = int((numbers == 0).sum())
             common = zeros > 0 and zeros >= _BACKGROUND_SHARE * len(numbers)
@@ -265,7 +266,7 @@ class ImportedFeatures(FeatureReader):
         return source(image_id)
 
     def _kept(self, found: RegionFeatures) -> RegionFeatures:
-        """The regions that lie in the image, of too many the surest, and what can be used of them."""
+        """The regions that lie in the image, the surest if there are too many, and what is usable of them."""
         size = np.array([found.image_width, found.image_height] * 2, np.float32)
         boxes = np.clip(np.asarray(found.boxes, np.float32), 0, size)
         kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
