@@ -9,6 +9,7 @@ import gc
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from tbkin_core.datasets.records import ImageId, ListedImage, Xywh
 from tbkin_core.errors import DataError
+from tbkin_core.support.console import shortened, shown
 
 # A box may pass the border by the rounding of its coordinates; more is worth a word.
 BORDER_TOLERANCE = 1.0
@@ -26,10 +28,15 @@ LONG_TEXT_WORDS = 1000
 
 _JSON_BLANKS = re.compile(r"[ \t\n\r]*")
 _LARGEST_SHARE = 1.05
+_LONGEST_MESSAGE = 300  # with what a file says, which may be of any length
+_LARGEST_BOX = float(1 << 31)
+_LONGEST_LINE = 1 << 24  # characters; what is longer would fill the memory, and is no line of annotations
 _MOST_LINES = 20  # of a text in a table
 
 # Line breaks and tabs are blanks like any other; these are no part of a text.
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
+
+csv.field_size_limit(_LONGEST_LINE)  # a text of 131,072 characters is no fault of its quotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class Problems:
 
     def add(self, file: str, subject: str, what: str, count: int = 1) -> None:
         """Note what is wrong with a part of a file: "annotation 12", "has no caption (skipped)"."""
+        what, subject = shortened(what, _LONGEST_MESSAGE), shortened(subject, _LONGEST_MESSAGE)
         first, before = self._counts.get((file, what), (subject, 0))
         self._counts[file, what] = (first, before + count)
 
@@ -91,15 +99,15 @@ class Source:
 
     def json(self, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
         """Parsed content; the DataError of a malformed one names file, line and column."""
-        return parse_json(self.text(), self.file.path, object_hook=object_hook)
+        return parse_json(self.text(), self.file.path, self._whole_object(object_hook))
 
     def json_items(self) -> Iterator[Any]:
         """The items of a file that is one JSON list, one at a time; else as `json`."""
         text, path = self.text(), self.file.path
-        decode = json.JSONDecoder(strict=False).raw_decode
+        decode = json.JSONDecoder(object_pairs_hook=self._whole_object(), strict=False).raw_decode
         place = _after_blanks(text, 0)
         if not text.startswith("[", place):
-            raise malformed(path, f"expected a list, got {type_name(parse_json(text, path))}")
+            raise malformed(path, f"expected a list, got {type_name(parse_json(text, path, dict))}")
         with _json_faults(text, path), _not_collecting():
             place = _after_blanks(text, place + 1)
             more = not text.startswith("]", place)
@@ -114,6 +122,20 @@ class Source:
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
             if (place := _after_blanks(text, place + 1)) != len(text):
                 raise json.JSONDecodeError("Extra data", text, place)
+
+    def _whole_object(
+        self, object_hook: Callable[[dict[str, Any]], Any] | None = None
+    ) -> Callable[[list[tuple[str, Any]]], Any]:
+        """Makes an object of its names and values, and says where a name is there twice."""
+
+        def whole(pairs: list[tuple[str, Any]]) -> Any:
+            item = dict(pairs)
+            if len(item) < len(pairs):
+                twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+                self.problem(f"an object with {shown(twice)}", "gives a name twice (the last counts)")
+            return item if object_hook is None else object_hook(item)
+
+        return whole
 
     def text(self) -> str:
         """Content as UTF-8 (UTF-16 or UTF-32 where it is that); other bytes become U+FFFD and are counted."""
@@ -141,8 +163,16 @@ class Source:
             with self.file.path.open("rb") as stream:
                 encoding = encoding_of(stream.read(4))
             with self.file.path.open(encoding=encoding, errors="replace", newline="\n") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if not line.isspace():
+                number = 0
+                while line := lines.readline(_LONGEST_LINE):
+                    number += 1
+                    if len(line) == _LONGEST_LINE and not line.endswith("\n"):
+                        self.problem(
+                            f"line {number}", f"is longer than {_LONGEST_LINE:,} characters (skipped)"
+                        )
+                        while line and not line.endswith("\n"):
+                            line = lines.readline(_LONGEST_LINE)
+                    elif not line.isspace():
                         yield number, line.rstrip("\r\n")
         except OSError as error:
             raise unreadable(self.file.path, error) from error
@@ -157,7 +187,7 @@ class Source:
         found = False
         for number, line in self.lines():
             try:
-                content = parse_json(line, self.file.path, first_line=number)
+                content = parse_json(line, self.file.path, self._whole_object(), first_line=number)
             except DataError as error:
                 first_fault = first_fault or error
                 self.problem(f"line {number}", "is malformed JSON (skipped)")
@@ -300,12 +330,12 @@ def delimiter_of(header: str) -> str:
 
 
 def parse_json(
-    text: str, path: Path, *, first_line: int = 1, object_hook: Callable[[dict[str, Any]], Any] | None = None
+    text: str, path: Path, whole: Callable[[list[tuple[str, Any]]], Any], first_line: int = 1
 ) -> Any:
     """`json.loads` whose errors are DataErrors with file, line (counted from `first_line`) and column."""
     with _json_faults(text, path, first_line), _not_collecting():
         # Not strict: a raw tab or line break within a text spoils no file.
-        return json.loads(text, object_hook=object_hook, strict=False)
+        return json.loads(text, object_pairs_hook=whole, strict=False)
 
 
 def _after_blanks(text: str, place: int) -> int:
@@ -407,6 +437,8 @@ def as_box(value: Any, width: int | None, height: int | None) -> tuple[Xywh | No
         x = y = w = h = math.inf
     if not all(map(math.isfinite, (x, y, w, h))):
         return None, "has a box that is not finite (skipped)"
+    if max(map(abs, (x, y, w, h))) >= _LARGEST_BOX:
+        return None, "has a box larger than any image (skipped)"
     if w <= 0 or h <= 0:
         return None, "has a box without area (skipped)"
     left, top = max(x, 0.0), max(y, 0.0)

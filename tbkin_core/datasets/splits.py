@@ -24,7 +24,7 @@ _SYNONYMS = {
     "testb": "testB",
     "test-standard": "test-std",
 }
-_LONGEST = 100  # characters of a split's name
+_LONGEST = 100  # bytes of a split's name
 _WHOLE = {"minival": "val", "nominival": "val", "valminusminival": "val", "testA": "test", "testB": "test"}
 
 
@@ -37,7 +37,8 @@ def normalise_split(text: str) -> str:
     plain = re.sub(r"(?<=[a-z])[-_]?(?:19|20)\d\d$", "", text.strip().lower())
     plain = re.sub(r"(?<=[a-z])[-_ ]?(?:set|split)$", "", plain)
     plain = re.sub(r"^test[_ ]?(dev|std|standard|challenge)$", r"test-\1", plain)
-    plain = re.sub(r"[^\w+. -]", "_", plain)[:_LONGEST].lstrip(". ")
+    plain = re.sub(r"[^\w+. -]", "_", plain)
+    plain = plain.encode(errors="replace")[:_LONGEST].decode(errors="ignore").strip(". ")
     return _SYNONYMS.get(plain, plain)
 
 

@@ -12,7 +12,6 @@ import difflib
 import enum
 import os
 import re
-import reprlib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tbkin_core.errors import ConfigError
-from tbkin_core.support.console import shortened
+from tbkin_core.support.console import shortened, shown
 from tbkin_core.tasks.table import FINETUNE_TASKS
 
 _DEVICES = re.compile(r"auto|cpu(:[1-9]\d{0,2})?|cuda(:\d+(,\d+)*)?")
@@ -159,16 +158,6 @@ def wrong_choice(value: str, choices: tuple[str, ...]) -> str | None:
     if value in choices:
         return None
     return f"expected one of {', '.join(choices)}, got {shown(value)}{nearest(value, choices)}"
-
-
-def shown(value: Any) -> str:
-    """A value as messages name it, however large it is."""
-    form = reprlib.Repr()
-    form.maxstring = form.maxother = form.maxlong = 80
-    try:
-        return form.repr(value)
-    except ValueError:  # of whole numbers Python writes 4,300 digits
-        return "a number of thousands of digits"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

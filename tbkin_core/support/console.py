@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tbkin_core.support.ranks import rank
 
@@ -70,6 +71,16 @@ def progress(
         for item in items:
             yield item
             bar.update(1 if size is None else size(item))
+
+
+def shown(value: Any) -> str:
+    """A value as messages name it, however large it is."""
+    form = reprlib.Repr()
+    form.maxstring = form.maxother = form.maxlong = 80
+    try:
+        return form.repr(value)
+    except ValueError:  # of whole numbers Python writes 4,300 digits
+        return "a number of thousands of digits"
 
 
 def shortened(text: str, length: int = 80) -> str:

@@ -9,6 +9,7 @@ from tbkin_core.datasets.formats.base import Candidate, Format, Holds
 from tbkin_core.datasets.reading import Source, are_shares, as_box, as_id, as_pixels, as_text
 from tbkin_core.datasets.records import BoxRow, CaptionRow, Content, ImageId, ListedImage
 from tbkin_core.errors import DataError
+from tbkin_core.support.console import shown
 
 
 def read_captions(source: Source) -> Content:
@@ -87,7 +88,7 @@ def _refuse_other_forms(source: Source, given: list[tuple[Any, int | None, int |
     for box, width, height in given:
         try:
             x, y, w, h = map(float, box)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
         shares += are_shares((x, y, w, h))
         if width and height:
@@ -101,7 +102,7 @@ def _refuse_other_forms(source: Source, given: list[tuple[Any, int | None, int |
         what = "two corners, x1, y1, x2, y2"
     if what:
         raise DataError(
-            f"{source.file.path}: its boxes are {what}, such as {given[0][0]}",
+            f"{source.file.path}: its boxes are {what}, such as {shown(given[0][0])}",
             hint="COCO's bbox is x, y, width, height in pixels: write it so",
         )
 

@@ -200,8 +200,10 @@ def _ten_of(source: Source, subject: str, scores: dict[str, Any]) -> list[str]:
     One, two, three and four or more of ten people earn these; answers that nobody knows of are empty. Whole
     numbers of which one is above 1 say how many people gave an answer.
     """
-    if all(isinstance(score, int) and score >= 0 for score in scores.values()) and max(scores.values()) > 1:
-        return [answer for answer, count in scores.items() for _ in range(min(count, _MOST_PEOPLE))]
+    given = scores.values()
+    if all(isinstance(score, int) and score >= 0 for score in given) and max(given, default=0) > 1:
+        share = max(1, -(-sum(given) // _MOST_PEOPLE))  # of more people each stands for several
+        return [answer for answer, count in scores.items() for _ in range(-(-count // share))]
     counts: dict[str, int] = {}
     for answer, score in scores.items():
         if not isinstance(score, int | float) or not 0 < score <= 1:
