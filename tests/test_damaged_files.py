@@ -317,12 +317,12 @@ def test_a_damaged_state_is_refused(
     place = Path(shutil.copytree(cut_short, tmp_path / "workspace"))
     damage(place / "part/state" / name)
     says = (f"part/state/{name}", "--overwrite to begin anew")
-    fails(*PART, "--max-minutes", "5", cwd=place, code=1, says=says)
+    fails(*PART, "--max-minutes", "60", cwd=place, code=1, says=says)
 
 
 def test_a_whole_state_goes_on(cut_short: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(cut_short, tmp_path / "workspace"))
-    assert json.loads(succeeds(*PART, "--max-minutes", "5", "--json", cwd=place).out)["epochs"] == 2
+    assert json.loads(succeeds(*PART, "--max-minutes", "60", "--json", cwd=place).out)["epochs"] == 2
 
 
 def test_damaged_curves_name_their_file(trained_workspace: Path) -> None:
