@@ -20,7 +20,7 @@ from tbkin_cli.options import Command, parameters
 from tbkin_cli.output import errors_as_messages, show
 from tbkin_core import settings
 from tbkin_core.settings import StageConfig, load_config
-from tbkin_core.support.console import setup_logging
+from tbkin_core.support.console import printable, setup_logging
 from tbkin_core.support.interruption import interruptible, leave_at_once
 from tbkin_core.support.ranks import rank
 
@@ -33,6 +33,15 @@ class _Group(typer.core.TyperGroup):
         if any(not arg or re.fullmatch("--[a-z-]+=", arg) for arg in args) and args[0] != "visualize":
             raise typer.BadParameter("one is empty, perhaps from a shell variable that is not set", ctx)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            # Of click; all others are messages by now. A file may be named like an option.
+            if isinstance(text := getattr(error, "message", None), str):
+                error.message = printable(text)  # type: ignore[attr-defined]
+            raise
 
 
 app = typer.Typer(

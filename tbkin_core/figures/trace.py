@@ -39,7 +39,7 @@ _ARRAYS = ("image", "boxes", "word_ids")
 _PASSES = ("dense", "thresholded")
 _PASS_ARRAYS = {"scores": "f2", "kept": "?", "attention": "f2"}
 # What a trace may hold: a model of 12 layers and heads over 512 word pieces and 100 regions has 324 MB.
-_MOST_BYTES = 400_000_000
+_MOST_BYTES = 330_000_000
 _MOST_POSITIONS = 4096
 _LARGEST_SIDE = 4096  # pixels of the picture
 

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -279,6 +280,23 @@ def _unreadable(path: Path | str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path}: its weights cannot be loaded ({reason})", hint=_COPY)
 
 
+def load_tensors(file: Path, device: torch.device | str = "cpu") -> Any:
+    """What `torch.save` wrote, read without running code; ValueError where a byte of it is another.
+
+    PyTorch itself unpacks as many bytes as a file declares, and takes damaged ones for numbers.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise ValueError("it is packed, which torch.save does not do")
+            if sum(member.file_size for member in members) > file.stat().st_size:
+                raise ValueError("it declares more than it holds")
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} is not what was written")
+    return torch.load(file, map_location=device, weights_only=True)
+
+
 def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights to begin from, under the names of `TbkinForPreTraining`, and their configuration.
 
@@ -428,7 +446,7 @@ def _read_rosita(
         raise CheckpointError(f"{path}: there is no such file")
     try:
         with warnings.catch_warnings(action="ignore"):  # of old pickle protocols
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(path)
     except Exception as error:  # torch and pickle raise many kinds
         raise CheckpointError(
             f"{path}: cannot be read as a checkpoint of ROSITA ({' '.join(str(error).split())[:200]})",
@@ -442,22 +460,21 @@ def _read_rosita(
             hint="the published rosita-base.pkl holds the pretraining heads; a fine-tuned one holds its own",
         )
     weights: dict[str, Tensor] = {}
-    for part in dict.fromkeys(module.partition(".")[0] for module in _ROSITA_MODULES):
-        for name, value in content.get(part, {}).items():
-            module, _, kind = name.rpartition(".")
-            if own := _ROSITA_MODULES.get(f"{part}.{module}"):
-                weights[f"{own}.{kind}"] = value.float()
-    for name, value in content["backbone"].items():
-        _, number, rest = name.split(".", 2)
-        module, _, kind = rest.rpartition(".")
-        if module in _ROSITA_LAYER:
-            weights[f"tbkin.encoder.layers.{number}.{_ROSITA_LAYER[module]}.{kind}"] = value.float()
-
     try:
+        for part in dict.fromkeys(module.partition(".")[0] for module in _ROSITA_MODULES):
+            for name, value in content.get(part, {}).items():
+                module, _, kind = name.rpartition(".")
+                if own := _ROSITA_MODULES.get(f"{part}.{module}"):
+                    weights[f"{own}.{kind}"] = value.float()
+        for name, value in content["backbone"].items():
+            _, number, rest = name.split(".", 2)
+            module, _, kind = rest.rpartition(".")
+            if module in _ROSITA_LAYER:
+                weights[f"tbkin.encoder.layers.{number}.{_ROSITA_LAYER[module]}.{kind}"] = value.float()
         sizes: dict[str, Any] = _sizes({name: value.shape for name, value in weights.items()})
         heads = attention_heads or max(sizes["hidden_size"] // 64, 1)
         config = TbkinConfig(**sizes, num_attention_heads=heads)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: is no checkpoint of ROSITA ({error!r})") from error
     return weights, config
 

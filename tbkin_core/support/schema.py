@@ -31,7 +31,7 @@ def read_checked(path: Path, check: Check, hint: str, error: type[TbkinError] = 
         content = read_json(path, hint)
         check(content, "")
     except DataError as found:
-        raise error(found.message, hint=found.hint) from found
+        raise error(found.message, hint=found.hint or hint) from found
     except Fault as fault:
         raise error(f"{path}: {fault}", hint=hint) from fault
     return content

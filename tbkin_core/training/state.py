@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from tbkin_core.errors import CheckpointError
+from tbkin_core.modeling.checkpoint import load_tensors
 from tbkin_core.support.files import atomic_directory, write_json
 from tbkin_core.support.schema import list_of, mapping_of, maybe, number, read_checked, record, text
 from tbkin_core.training.step import Learner
@@ -114,11 +114,11 @@ def load_state(path: Path, learner: Learner, fingerprint: str) -> Progress:
         )
     name = "model.pt"
     try:
-        weights = _load_tensors(path / name, learner.device)
+        weights = load_tensors(path / name, learner.device)
         _check_alike(weights, learner.model.state_dict())
         learner.model.load_state_dict(weights)
         name = "optimizer.pt"
-        moments = _load_tensors(path / name, learner.device)
+        moments = load_tensors(path / name, learner.device)
         learner.optimizer.load_state_dict(moments["optimizer"])
         for parameter, kept in learner.optimizer.state.items():
             _check_alike(kept, dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter))
@@ -135,21 +135,6 @@ def load_state(path: Path, learner: Learner, fingerprint: str) -> Progress:
             f"{path / name}: the state to resume from cannot be read ({reason})", hint=anew
         ) from error
     return where
-
-
-def _load_tensors(file: Path, device: torch.device) -> Any:
-    """What `save_state` wrote; ValueError where a byte of it is another.
-
-    PyTorch would unpack any number of bytes that a file declares.
-    """
-    with zipfile.ZipFile(file) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is packed, which no state is")
-        if sum(member.file_size for member in archive.infolist()) > file.stat().st_size:
-            raise ValueError("it declares more than it holds")
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"{damaged} is not what was written")
-    return torch.load(file, map_location=device, weights_only=True)
 
 
 def _check_alike(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
