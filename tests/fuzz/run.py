@@ -231,13 +231,13 @@ def judge(
         yield f"hang{where}"
     elif ended.code == 99 or "Traceback (most recent" in ended.err:
         yield f"traceback{where}"
-    elif ended.peak > MOST_BYTES or ended.frame.startswith("MemoryError"):
-        yield f"memory{where}"
     elif ended.code not in (0, 1, 2):
         yield f"exit code {ended.code}{where}"
-    elif ended.code:
+    elif ended.code and not ended.frame.startswith("MemoryError"):
         there = before.get(str(Path("work", form.file)))
         yield from _poor_refusal(form, ended, there is not None and not stat.S_ISDIR(there[0]), where)
+    if ended.peak > MOST_BYTES or ended.frame.startswith("MemoryError"):
+        yield f"memory{where}"
     changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     inside = {name for name in changed if out in (Path(name), *Path(name).parents)}
     if outside := sorted(changed - inside):
