@@ -22,7 +22,7 @@ HARNESS = [sys.executable, REPOSITORY / "tests" / "fuzz" / "run.py", "--workers"
 def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
     """No traceback, no hang, no gigabytes, nothing outside --out; refusals name the file and a remedy."""
     done = subprocess.run(
-        [*HARNESS, "--count", "60", "--seed", "0"],
+        [*HARNESS, "--count", "50", "--seed", "0"],
         cwd=tmp_path, env={**ENVIRONMENT, "TMPDIR": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -43,6 +43,7 @@ CODE = "KeyError in tbkin_core/x.py:read"
         (Ended(99, "", "Traceback (most recent call last)", CODE), {}, [f"traceback ({CODE})"]),
         (Ended(-9, "", ""), {}, ["exit code -9 (coco-captions)"]),
         (Ended(-9, "", "", hung=True), {}, ["hang (coco-captions)"]),
+        (Ended(0, "", "", orphans=True), {}, ["processes left (coco-captions)"]),
         (Ended(0, "", "", peak=3 << 30), {}, ["memory (coco-captions)"]),
         (Ended(1, "", "tbkin: out of memory\n", "MemoryError in a"), {}, ["memory (MemoryError in a)"]),
         (Ended(1, "", "", CODE), {}, [f"refused without a message ({CODE})"]),

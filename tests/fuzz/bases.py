@@ -94,8 +94,10 @@ class Format:
 
     @property
     def known_as(self) -> tuple[str, ...]:
-        """What a message may call it: of what tbkin wrote, users know the directory."""
+        """What a message may call it: what tbkin wrote by its directory, settings by their names."""
         path = Path(self.file)
+        if self.kind == "yaml":
+            return (path.name, *re.findall(r"\w+(?=:)", "".join(CONFIGS.values())))
         whole = [str(parent) for parent in path.parents if str(parent) in PIPELINE]
         return (path.name, *([path.stem] if whole else []), *whole)
 

@@ -334,7 +334,7 @@ class _Command:
 
 def _huge_picture(mode: str, form: str, data: bytes) -> bytes:
     options = {"compression": "tiff_deflate"} if form == "TIFF" else {}
-    return _written(lambda file: Image.new(mode, (13_000, 13_000)).save(file, form, **options))
+    return _written(lambda file: Image.new(mode, (12_000, 12_000)).save(file, form, **options))
 
 
 def _picture_as(mode: str, form: str, size: tuple[int, int], data: bytes) -> bytes:
@@ -394,7 +394,7 @@ SPECIAL: dict[str, dict[str, Callable[[bytes], bytes]]] = {
         "other types": lambda data: b"seed: 2001-01-01\nepochs: 0x10\nbatch_size: 1_0\n? [a]\n: 1\n",
     },
     "picture": {
-        **{f"13,000 pixels a side, {mode}": functools.partial(_huge_picture, mode, form)
+        **{f"12,000 pixels a side, {mode}": functools.partial(_huge_picture, mode, form)
            for mode, form in (("1", "PNG"), ("I;16", "PNG"), ("L", "TIFF"), ("F", "TIFF"))},
         **{f"{mode} of {size}": functools.partial(_picture_as, mode, form, size)
            for mode, form, size in (("I;16", "PNG", (9, 9)), ("F", "TIFF", (9, 9)), ("CMYK", "TIFF", (9, 9)),

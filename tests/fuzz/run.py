@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import gc
 import io
 import itertools
 import json
@@ -28,8 +29,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -61,6 +62,7 @@ class Ended:
     seconds: float = 0.0
     peak: int = 0  # bytes
     hung: bool = False
+    orphans: bool = False  # whether processes that it had started outlived it
 
 
 @dataclass
@@ -101,10 +103,15 @@ def run_command(arguments: Sequence[str], cwd: Path, notes: Path) -> Ended:
             _, status, used = os.wait4(child, 0)
             break
         time.sleep(0.005)
+    orphans = True
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except ProcessLookupError:
+        orphans = False
     out, err = ((notes / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
     frame = (notes / "frame").read_text() if (notes / "frame").exists() else _frame_of_stack(err)
     code = os.waitstatus_to_exitcode(status)
-    return Ended(code, out, err, frame, time.monotonic() - started, used.ru_maxrss << 10, hung)
+    return Ended(code, out, err, frame, time.monotonic() - started, used.ru_maxrss << 10, hung, orphans)
 
 
 def _ticks(process: int) -> int:
@@ -153,18 +160,15 @@ def _be_the_command(arguments: list[str], cwd: Path, notes: Path) -> None:
 
 def _frame_of(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_ours(frame.filename)]
-    where = (
-        f"{Path(frames[-1].filename).relative_to(REPOSITORY)}:{frames[-1].name}" if frames else "elsewhere"
-    )
-    return f"{type(error).__name__} in {where}"
+    where = [f"{Path(frame.filename).relative_to(REPOSITORY)}:{frame.name}" for frame in frames[-1:]]
+    return f"{type(error).__name__} in {where[0] if where else 'elsewhere'}"
 
 
 def _frame_of_stack(err: str) -> str:
     """Where faulthandler found it: the innermost frame comes first."""
     found = re.findall(r'File "(.+?)", line \d+ in (\w+)', err)
-    return next(
-        (f"{Path(file).relative_to(REPOSITORY)}:{name}" for file, name in found if _is_ours(file)), ""
-    )
+    ours = [f"{Path(file).relative_to(REPOSITORY)}:{name}" for file, name in found if _is_ours(file)]
+    return ours[0] if ours else ""
 
 
 def _is_ours(file: str) -> bool:
@@ -184,7 +188,7 @@ def attempt(number: int, seed: int, bases: Path, places: Path, keep: bool = Fals
     form.copy(bases, work)
     (place / "neighbour.json").write_text('{"not": "ours"}\n')
     command = chance.choice(form.commands)
-    told = _mutated(work / form.file, form, chance, place)
+    told = mutate(work / form.file, form.kind, chance).replace("\n", " ")[:200]
     arguments = form.arguments(command)
     before = _snapshot(place)
     ended = run_command(arguments, work, place.with_name(f"{number}.notes"))
@@ -192,30 +196,12 @@ def attempt(number: int, seed: int, bases: Path, places: Path, keep: bool = Fals
     out = work / arguments[arguments.index("--out") + 1] if "--out" in arguments else work / form.data
     outcome.faults = list(judge(form, ended, before, _snapshot(place), place, out.relative_to(place)))
     if keep:
-        print(
-            f"{outcome.what}\nin {work}\nexit code {ended.code}, {ended.seconds:.1f} s, {ended.peak >> 20} MB"
-        )
-        print(f"{ended.frame}\n--- out\n{ended.out[-5000:]}\n--- err\n{ended.err[-9000:]}")
+        print(f"{outcome.what}\nin {work}\nexit code {ended.code} {ended.frame}")
+        print(f"--- out\n{ended.out[-5000:]}\n--- err\n{ended.err[-9000:]}")
     else:
         shutil.rmtree(place, ignore_errors=True)
         shutil.rmtree(place.with_name(f"{number}.notes"), ignore_errors=True)
     return outcome
-
-
-def _mutated(path: Path, form: Format, chance: random.Random, place: Path) -> str:
-    """Damage the file, in a process of its own: what it takes to make a bomb is not its reader's."""
-    child = os.fork()
-    if child == 0:
-        told = mutate(path, form.kind, chance)
-        place.with_name(f"{place.name}.told").write_text(told, errors="backslashreplace")
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if status:
-        raise RuntimeError(f"mutating {path} failed")
-    told = place.with_name(f"{place.name}.told")
-    text = told.read_text()
-    told.unlink()
-    return text.replace("\n", " ")[:200]
 
 
 Listing = dict[str, tuple[int, int, int]]
@@ -245,19 +231,21 @@ def judge(
         yield f"hang{where}"
     elif ended.code == 99 or "Traceback (most recent" in ended.err:
         yield f"traceback{where}"
-    elif ended.peak > MOST_BYTES or ended.frame.startswith("MemoryError"):
-        yield f"memory{where}"
     elif ended.code not in (0, 1, 2):
         yield f"exit code {ended.code}{where}"
-    elif ended.code:
+    elif ended.code and not ended.frame.startswith("MemoryError"):
         there = before.get(str(Path("work", form.file)))
         yield from _poor_refusal(form, ended, there is not None and not stat.S_ISDIR(there[0]), where)
+    if ended.peak > MOST_BYTES or ended.frame.startswith("MemoryError"):
+        yield f"memory{where}"
     changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     inside = {name for name in changed if out in (Path(name), *Path(name).parents)}
     if outside := sorted(changed - inside):
         yield f"written outside --out: {outside[0]}"
     if left := sorted(name for name in after.keys() - before.keys() if Path(name).name.startswith(".")):
         yield f"left over: {re.sub('[a-z0-9_]{8}', '*', Path(left[0]).name)}"
+    if ended.orphans and not ended.hung:
+        yield f"processes left{where}"
     if ended.code == 0 and ended.out.strip():
         yield from _no_json(ended.out, "--json")
     for name in sorted(inside & after.keys()):
@@ -340,26 +328,27 @@ def check_bases(bases: Path, places: Path) -> list[str]:
     return wrong
 
 
-def report(outcomes: Sequence[Outcome], seed: int, tell: Callable[[str], None] = print) -> None:
-    """Kinds of failure with an example each, then a table by format."""
-    kinds: dict[str, list[Outcome]] = defaultdict(list)
+def report(outcomes: Sequence[Outcome], seed: int) -> None:
+    """Print the kinds of failure with an example each, then a table by format."""
+    kinds, rows = defaultdict[str, list[Outcome]](list), defaultdict[str, list[Outcome]](list)
     for outcome in outcomes:
         for kind in outcome.faults:
             kinds[kind].append(outcome)
-    for kind, found in sorted(kinds.items(), key=lambda entry: -len(entry[1])):
-        last = found[0].ended.err.strip().splitlines()[-1:] or [""]
-        tell(f"{len(found):4} x {kind}\n       {seed}:{found[0].number} {found[0].format}: {found[0].what}\n"
-             f"       {last[0][:300]}")  # fmt: skip
-    tell(f"\n{'format':22}{'inputs':>7}{'done':>6}{'refused':>9}{'failed':>8}{'slowest s':>11}{'peak MB':>9}")
-    rows = defaultdict(list)
-    for outcome in outcomes:
         rows[outcome.format].append(outcome)
-    for name, found in [*rows.items(), ("all", list(outcomes))]:
-        codes = Counter(outcome.ended.code == 0 for outcome in found)
+        rows["all"].append(outcome)
+    for kind, found in sorted(kinds.items(), key=lambda entry: -len(entry[1])):
+        first = found[0]
+        said = first.ended.err.strip().rpartition("\ntbkin: ")[2]
+        print(f"\n{len(found):4} x {kind}\n  {seed}:{first.number} {first.format}: {first.what}")
+        print(f"  {said[-400:]}")
+    heads = ("inputs", "done", "refused", "failed", "seconds", "peak MB")
+    print(f"\n{'format':24}{''.join(f'{head:>9}' for head in heads)}")
+    for name, found in [*((name, rows[name]) for name in rows if name != "all"), ("all", rows["all"])]:
+        done = sum(outcome.ended.code == 0 for outcome in found)
         failed = sum(bool(outcome.faults) for outcome in found)
-        slowest = max(outcome.ended.seconds for outcome in found)
-        peak = max(outcome.ended.peak for outcome in found) >> 20
-        tell(f"{name:22}{len(found):7}{codes[True]:6}{codes[False]:9}{failed:8}{slowest:11.1f}{peak:9}")
+        slowest = max((outcome.ended.seconds for outcome in found), default=0)
+        peak = max((outcome.ended.peak for outcome in found), default=0) >> 20
+        print(f"{name:24}{len(found):9}{done:9}{len(found) - done:9}{failed:9}{slowest:9.1f}{peak:9}")
 
 
 def main() -> int:
@@ -390,17 +379,18 @@ def main() -> int:
             return bool(outcome.faults)
         fitting = (number for number in itertools.count() if chosen.only in (None, format_of(number).name))
         numbers = itertools.islice(fitting, chosen.count)
-        outcomes = []
-        with get_context("fork").Pool(chosen.workers) as pool:
-            work = partial(attempt, seed=chosen.seed, bases=bases, places=place)
+        outcomes: list[Outcome] = []
+        work = partial(attempt, seed=chosen.seed, bases=bases, places=place)
+        ignore = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+        gc.freeze()  # a collection in a fork would copy every page
+        # Stopped with Ctrl-C, it reports what it has.
+        with contextlib.suppress(KeyboardInterrupt), get_context("fork").Pool(chosen.workers, ignore) as pool:
             for outcome in pool.imap_unordered(work, numbers):
                 outcomes.append(outcome)
+                at = f"{chosen.seed}:{outcome.number} {outcome.format}"
                 for kind in outcome.faults:
-                    print(
-                        f"{chosen.seed}:{outcome.number} {outcome.format}: {kind} | {outcome.what}",
-                        flush=True,
-                    )
-        print()
+                    print(f"{at}: {kind} | {outcome.what}", flush=True)
+        gc.unfreeze()
         report(sorted(outcomes, key=lambda outcome: outcome.number), chosen.seed)
         return any(outcome.faults for outcome in outcomes)
     finally:
