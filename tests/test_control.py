@@ -193,7 +193,7 @@ def test_an_interrupted_overwrite_brings_the_store_back(
 def test_a_shard_that_was_cut_short_after_its_last_image_is_made_whole(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tbkin_core.features.store import FeatureStoreWriter
+    from tbkin_core.features.writing import FeatureStoreWriter
 
     line = ["extract-features", "coco", "--workers", "0", "--out"]
     succeeds(*line, "whole", cwd=workspace)

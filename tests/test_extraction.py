@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_feature_tables import write_table
 
-import tbkin_core.features.store as store_module
+import tbkin_core.features.writing as store_module
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features import extract
@@ -351,7 +351,9 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
     root.mkdir()
     for number in range(300):
         save_photo(root / f"{number}.png", number)
-    code = "import tbkin_core.features.store as s; s.SHARD_IMAGES = 4; from tbkin_cli.main import app; app()"
+    code = (
+        "import tbkin_core.features.writing as s; s.SHARD_IMAGES = 4; from tbkin_cli.main import app; app()"
+    )
     line = ["extract-features", "data", "--workers", "2", "--out", "out"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *line], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL

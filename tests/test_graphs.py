@@ -24,7 +24,8 @@ from tbkin_core.boxes import pairwise_iou
 from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
 from tbkin_core.features.regions import RegionFeatures
-from tbkin_core.features.store import FeatureStore, write_feature_store
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.features.writing import write_feature_store
 from tbkin_core.graphs.arrays import (
     GraphImage,
     RaggedEdges,

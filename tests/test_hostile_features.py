@@ -30,7 +30,8 @@ from tbkin_core.features import pictures, verification
 from tbkin_core.features.extract import Extraction, extract_dataset
 from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import RegionFeatures
-from tbkin_core.features.store import FeatureStore, FeatureStoreWriter, write_feature_store
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.features.writing import FeatureStoreWriter, write_feature_store
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.support.shards import MANIFEST, read_shard, write_shard
 

@@ -27,7 +27,8 @@ from tbkin_core.errors import DataError, TbkinError
 from tbkin_core.features.box_forms import BoxForm, box_form
 from tbkin_core.features.extract import Extraction, extract_dataset
 from tbkin_core.features.image_files import read_feature_file
-from tbkin_core.features.store import FeatureStore, feature_kind, write_feature_store
+from tbkin_core.features.store import FeatureStore, feature_kind
+from tbkin_core.features.writing import write_feature_store
 from tbkin_core.names.vocabulary import visual_genome_names
 
 SIZE = 16

@@ -28,13 +28,8 @@ from tbkin_core.errors import DataError
 from tbkin_core.features.extract import extract_dataset
 from tbkin_core.features.image_files import read_feature_file
 from tbkin_core.features.regions import RegionFeatures
-from tbkin_core.features.store import (
-    FEATURES,
-    FeatureStore,
-    FeatureStoreWriter,
-    batch_of_one,
-    write_feature_store,
-)
+from tbkin_core.features.store import FEATURES, FeatureStore, batch_of_one
+from tbkin_core.features.writing import FeatureStoreWriter, write_feature_store
 from tbkin_core.graphs.store import GRAPHS
 from tbkin_core.support.files import atomic_directory, atomic_path, make_directory, write_json, write_text
 from tbkin_core.support.shards import (

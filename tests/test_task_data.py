@@ -24,7 +24,8 @@ from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.evaluation.intervals import bootstrap_interval
 from tbkin_core.evaluation.report import report_entry
 from tbkin_core.features.regions import RegionFeatures
-from tbkin_core.features.store import RegionBatch, write_feature_store
+from tbkin_core.features.store import RegionBatch
+from tbkin_core.features.writing import write_feature_store
 from tbkin_core.settings import FinetuneConfig
 from tbkin_core.tasks.base import InputSource, ReportRow, Split, finetune_task
 from tbkin_core.tasks.rec import (

@@ -15,7 +15,8 @@ from tbkin_core.features.extractors.base import Extractor, Job, Request, run_bat
 from tbkin_core.features.extractors.opening import OpenExtractor, open_extractor
 from tbkin_core.features.pictures import is_turned
 from tbkin_core.features.regions import RegionFeatures
-from tbkin_core.features.store import FEATURES, FeatureStore, FeatureStoreWriter
+from tbkin_core.features.store import FEATURES, FeatureStore
+from tbkin_core.features.writing import FeatureStoreWriter
 from tbkin_core.support.console import progress
 from tbkin_core.support.interruption import held_back
 from tbkin_core.support.shards import MANIFEST, share_of_store, store_place_held

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.features.regions import RegionFeatures
-from tbkin_core.features.store import FeatureStore, write_feature_store
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.features.writing import write_feature_store
 
 Read = Callable[[NDArray[np.int64]], Any]
 

@@ -30,7 +30,8 @@ import numpy as np
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.features.regions import ImageId, RegionFeatures
-from tbkin_core.features.store import FeatureStore, write_feature_store
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.features.writing import write_feature_store
 from tbkin_core.graphs import build
 from tbkin_core.graphs.joining import DatasetRegions
 from tbkin_core.graphs.store import GraphStoreWriter

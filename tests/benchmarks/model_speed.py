@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tbkin_core.features.regions import ImageId, RegionFeatures
-from tbkin_core.features.store import FeatureStore, write_feature_store
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.features.writing import write_feature_store
 from tbkin_core.modeling import TbkinConfig
 
 TOKENS, REGIONS, FEATURES, OBJECTS, ATTRIBUTES = 20, 36, 2048, 1600, 400

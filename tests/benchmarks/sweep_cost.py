@@ -23,7 +23,8 @@ import numpy as np
 from tbkin_core.datasets.records import Question
 from tbkin_core.evaluation.sweep import Evaluation, summarise
 from tbkin_core.features.regions import RegionFeatures
-from tbkin_core.features.store import FeatureStore, write_feature_store
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.features.writing import write_feature_store
 from tbkin_core.modeling import TbkinConfig, TbkinForVqa
 from tbkin_core.modeling.configuration import SIZES
 from tbkin_core.selection import Selection
