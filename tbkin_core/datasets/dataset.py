@@ -78,11 +78,11 @@ class Dataset:
         return self._files.problems.lines()
 
     def unread(self) -> str:
-        """For messages: files that are passed over, or may be data that no format reads; "" for none."""
+        """For messages: what is passed over, of no format that is read, or wrong; "" for nothing."""
         found = [f"{name} ({', '.join(keys) or 'binary'})" for name, keys in self._files.unread.items()]
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         unread = [f"of no format known here: {'; '.join(found[:3])}{more}"] if found else []
-        return "".join(f"; {line}" for line in (*self.passed_over, *unread))
+        return "".join(f"; {line}" for line in (*self.passed_over, *unread, *self.problems[:3]))
 
     # --- images --------------------------------------------------------------------------------------
 

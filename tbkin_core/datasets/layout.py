@@ -6,7 +6,6 @@ Layout(Path("coco")).files[0]   # AnnotationFile(..., "annotations/captions_val.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -55,13 +54,14 @@ class Layout:
         self.left_out: list[tuple[str, str]] = []
         self.unread: dict[str, list[str]] = {}
         self._passed_over: dict[str, list[str]] = {}
-        self._other: Counter[str] = Counter()  # files of no format, by suffix
+        self._other: dict[str, list[str]] = {}  # files of no format, by suffix
         self._pending: list[tuple[Path, str, int]] = [(root, "", 0)]  # path, prefix of its files, depth
         self._seen: set[tuple[int, int]] = set()
         while self._pending:
             self._look_into(*self._pending.pop(0))
         if not self.files and not self.images:
-            counts = ", ".join(f"{count} {suffix}" for suffix, count in self._other.most_common(5))
+            others = sorted(self._other.items(), key=lambda entry: -len(entry[1]))
+            counts = ", ".join(f"{len(names)} {suffix} ({_some(names)})" for suffix, names in others[:5])
             unreadable = "".join(f"; {it}: {why}" for it, why in [*self.passed_over, *self.unreadable[:3]])
             raise DataError(
                 f"{root}: no dataset recognised; looked for {LOOKED_FOR}; "
@@ -88,11 +88,7 @@ class Layout:
     @property
     def passed_over(self) -> list[tuple[str, str]]:
         """Files that are known and not read, with what they are (`Format.passed_over`); of many the first."""
-        rows = []
-        for what, names in self._passed_over.items():
-            rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            rows.append((f"{', '.join(names[:5])}{rest}", f"{what} (not read)"))
-        return rows
+        return [(_some(names, 5), f"{what} (not read)") for what, names in self._passed_over.items()]
 
     def _look_into(self, directory: Path, prefix: str, depth: int) -> None:
         try:
@@ -155,7 +151,7 @@ class Layout:
         if format is not None and format.passed_over:
             self._passed_over.setdefault(format.passed_over, []).append(name)
         if format is None or format.holds is Holds.NOTHING:
-            self._other[file.suffix or file.path.name] += 1
+            self._other.setdefault(file.suffix or "other", []).append(name)
             if file.suffix in _MAY_BE_DATA and not (
                 format and (format.passed_over or format is GRAPH_EXPORT)
             ):
@@ -164,6 +160,12 @@ class Layout:
         stated = format.stated_split(file)
         split = more_exact_split(split_in(file.path.name), normalise_split(stated) if stated else None)
         self.files.append(AnnotationFile(file.path, name, split or split_of_path(name), format.name))
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 def named_like_annotations(path: Path) -> bool:

@@ -106,7 +106,7 @@ def texts_of(dataset: Dataset) -> tuple[Sequence[Caption], str]:
         return questions, "questions"
     raise DataError(
         f"{dataset.path}: no captions, expressions or questions to build graphs from"
-        f" (found: {', '.join(dataset.layouts)})",
+        f" (found: {', '.join(dataset.layouts)}){dataset.unread()}",
         hint="add COCO captions_*.json, or a JSONL file with lines such as"
         ' {"image": "dog.jpg", "text": "a dog on a sofa"}',
     )

@@ -262,10 +262,12 @@ def finite(value: Any) -> Any:
 
 def read_json(path: Path, hint: str = "remove it and run the stage again") -> Any:
     """Read a JSON file that tbkin wrote; DataError where it is missing or broken."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{path}: is no file", hint=hint)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})", hint=hint) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not valid JSON ({error})", hint=hint) from error
 
