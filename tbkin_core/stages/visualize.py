@@ -109,12 +109,12 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     return result if len(sources) > 1 else replace(result, out=result.files[0])
 
 
-def _figure_place(config: VisualizeConfig, data: str | None) -> Path:
+def _figure_place(config: VisualizeConfig, data: str | list[str] | None) -> Path:
     """The directory of figures, which is none of a dataset's: they would count as its pictures."""
-    dataset = config.data or (Path(data) if data else None)
-    if config.out is not None and dataset is not None and dataset.is_dir():
-        place, root = config.out.resolve(), dataset.resolve()
-        if root in (place, *place.parents):
+    known = [config.data] if config.data else [data] if isinstance(data, str) else data or []
+    for dataset in map(Path, known) if config.out is not None else ():
+        place = config.out.resolve()
+        if dataset.is_dir() and dataset.resolve() in (place, *place.parents):
             raise ConfigError(
                 f"out: {config.out} lies in the dataset {dataset}, which would take figures for its pictures",
                 hint="choose another place, or omit --out: runs/visualize is left out",
