@@ -112,14 +112,15 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
 def _figure_place(config: VisualizeConfig, data: str | list[str] | None) -> Path:
     """The directory of figures, which is none of a dataset's: they would count as its pictures."""
     known = [config.data] if config.data else [data] if isinstance(data, str) else data or []
+    out = config.out or ROOT / "visualize"
     for dataset in map(Path, known) if config.out is not None else ():
-        place = config.out.resolve()
+        place = out.resolve()
         if dataset.is_dir() and dataset.resolve() in (place, *place.parents):
             raise ConfigError(
                 f"out: {config.out} lies in the dataset {dataset}, which would take figures for its pictures",
                 hint="choose another place, or omit --out: runs/visualize is left out",
             )
-    return make_directory(config.out or ROOT / "visualize")
+    return make_directory(out)
 
 
 def image_answer(trace: Trace, shown: Pass, image: str, figures: Sequence[Path], file: Path) -> ImageAnswer:
