@@ -1,1 +1,1 @@
-"""What every part needs around its work: files, devices, ranks, workers, interruption, console, randomness."""
+"""What every part needs around its work: files, devices, ranks, workers, signals, console, randomness."""
