@@ -1,1 +1,1 @@
-"""What every part needs around its work: files, places, devices, ranks, workers, interruption, console."""
+"""What every part needs around its work: files, places, devices, ranks, workers, signals, console."""

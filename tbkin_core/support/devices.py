@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,7 +104,9 @@ def launch(function: Callable[..., None], devices: Devices, *arguments: Any) -> 
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when a worker loads torch
     context = torch.multiprocessing.get_context("spawn")
     failures = context.SimpleQueue()
-    common = (context.Barrier(devices.count), port, logger.level, failures, function, *arguments)
+    # As bytes: what they load is loaded when a rank knows what to do about signals and the end of its parent.
+    work = pickle.dumps((function, arguments))
+    common = (context.Barrier(devices.count), port, logger.level, failures, work)
     workers = [
         context.Process(target=_ranked, args=(local_rank, *common), name=f"rank {local_rank}")
         for local_rank in range(devices.count)
@@ -163,8 +166,7 @@ def _ranked(
     port: int,
     level: int,
     failures: Any,
-    function: Callable[..., None],
-    *arguments: Any,
+    work: bytes,
 ) -> None:
     global _meeting
     _meeting = meeting
@@ -174,9 +176,10 @@ def _ranked(
     setup_logging(quiet=level >= logging.WARNING)
     end_with_parent()
     leave_at_once()
+    listen()
     try:
+        function, arguments = pickle.loads(work)
         with interruptible():
-            listen()
             function(*arguments)
     except TbkinError as error:
         failures.put(error)

@@ -7,6 +7,7 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
+import pickle
 import signal
 import threading
 import time
@@ -83,7 +84,7 @@ class WorkerPool(Generic[Tool]):
         if self._count > 1:
             self._stack.enter_context(_one_thread_per_process())
             self._executor = ProcessPoolExecutor(
-                self._count, multiprocessing.get_context("spawn"), _start_worker, (self._make,)
+                self._count, multiprocessing.get_context("spawn"), _start_worker, (pickle.dumps(self._make),)
             )
         else:
             self._tool = self._make()
@@ -211,14 +212,14 @@ def _one_thread_per_process() -> Iterator[None]:
 _tool: Any = None
 
 
-def _start_worker(make: Callable[[], Any]) -> None:
+def _start_worker(make: bytes) -> None:
     global _tool
     # Ctrl-C reaches every process of the terminal; the main one decides what is kept.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     listen()
     end_with_parent()
     try:
-        _tool = make()
+        _tool = pickle.loads(make)()  # loads what it needs, now that the above is settled
     except TbkinError as error:
         # Raised here it would only break the pool; the first job hands it over.
         _tool = error

@@ -4,11 +4,10 @@
 
 A kill is INT or TERM, to the command alone or to all of its processes (as a terminal and a scheduler send
 them), or KILL to the command alone. Its moment is drawn from a seed, evenly over the time that an unbroken
-run takes, from when the command takes signals, a tenth of a second after its start. Then must hold: INT and
-TERM end the command within ten seconds with exit code 130 (0 where it was done), without a traceback and
-without a temporary file; no process is left; the same command then succeeds, and ends in the bytes of an
-unbroken run in a directory of another name, times aside, with nothing left over. Ends with 1 if anything does
-not.
+run takes, from when the command takes signals, a tenth of a second after its start. Then must hold: all of
+its processes end within ten seconds, without a traceback, after INT and TERM with exit code 130 (0 where it
+was done) and without a temporary file; the same command then succeeds, and ends in the bytes of an unbroken
+run in a directory of another name, times aside, with nothing left over. Ends with 1 if anything does not.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated
 
@@ -125,13 +125,14 @@ def until(holds: Callable[[], bool], seconds: float) -> bool:
     return holds()
 
 
-def killed(kill: Kill, template: Path, place: Path, whole: dict[str, bytes]) -> Kill:
+def killed(kill: Kill, template: Path, place: Path, whole: dict[str, bytes]) -> None:
     """Kill a command in a copy of the template, run it again, and note what is not as it should be."""
     shutil.copytree(template, place)
     line, faults = COMMANDS[kill.command], kill.faults
     process = start(line, place)
-    ended = until(lambda: process.poll() is not None, kill.moment)
+    until(lambda: process.poll() is not None, kill.moment)
     until(lambda: process.poll() is not None or hears(process.pid), SOON)
+    ended = process.poll() is not None
     before = time.monotonic()
     if not ended:
         (os.killpg if kill.to_all else os.kill)(process.pid, SIGNALS[kill.signal])
@@ -147,12 +148,12 @@ def killed(kill: Kill, template: Path, place: Path, whole: dict[str, bytes]) -> 
         os.killpg(process.pid, signal.SIGKILL)
     if "Traceback" in errors or "Exception ignored" in errors:
         faults.append(f"traceback: {errors[-1500:]}")
+    if kill.took > SOON:
+        faults.append(f"took {kill.took:.1f} s to end")
     if kill.signal != "KILL" and not ended:
         # What is done when Python ends takes no signal any more.
         if kill.code != 130 and not (kill.code == 0 and out and kill.took < 1):
             faults.append(f"exit code {kill.code}: {errors[-300:]}")
-        if kill.took > SOON:
-            faults.append(f"took {kill.took:.1f} s to end")
         faults += [f"left at once: {name}" for name in hidden(place)]
     try:
         run(line, place)
@@ -165,7 +166,6 @@ def killed(kill: Kill, template: Path, place: Path, whole: dict[str, bytes]) -> 
         faults += [f"differs: {name}" for name in unequal]
     if not faults:
         shutil.rmtree(place)
-    return kill
 
 
 def prepared(workspace: Path) -> Path:
@@ -188,6 +188,32 @@ def prepared(workspace: Path) -> Path:
     return template
 
 
+def drawn(command: str, count: int, seconds: float, seed: int) -> list[Kill]:
+    """Kills of a command that takes so many seconds."""
+    chance = random.Random(f"{seed} {command}")
+    kills = []
+    for number in range(count):
+        sent = list(SIGNALS)[number % len(SIGNALS)]
+        to_all = sent != "KILL" and chance.random() < 0.5
+        kills.append(Kill(command, sent, to_all, chance.uniform(0, seconds)))
+    return kills
+
+
+def show(kills: list[Kill]) -> None:
+    """The rows of one command, and what was not right."""
+    for sent in SIGNALS:
+        some = [kill for kill in kills if kill.signal == sent]
+        times = sorted(kill.took for kill in some) or [0.0]
+        counts = f"{len(some):>7}{sum(not kill.faults for kill in some):>7}"
+        ends = f"{times[len(times) // 2]:>10.2f}{times[-1]:>8.2f}"
+        codes = ", ".join(f"{code}: {n}" for code, n in sorted(Counter(it.code for it in some).items()))
+        print(f"{kills[0].command:26}{sent:>8}{counts}{ends}  {codes}", flush=True)
+    for number, kill in enumerate(kills):
+        for fault in kill.faults:
+            sent = f"{kill.signal} {'to all' if kill.to_all else 'alone'} at {kill.moment:.2f} s"
+            print(f"{kill.command}, {number}: {sent}, exit code {kill.code}: {fault}", file=sys.stderr)
+
+
 def main(
     workspace: Annotated[Path, typer.Argument(help="What it holds of an earlier call is used again.")],
     count: Annotated[int, typer.Option(help="Kills of each command.")] = 30,
@@ -195,48 +221,25 @@ def main(
     jobs: Annotated[int, typer.Option(help="Kills at a time.")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="Of these commands alone.")] = None,
 ) -> None:
+    """Kill, compare, and print a row for each command and signal; directories of faulty ones stay."""
     template = prepared(workspace)
-    kills: list[Kill] = []
-    with ThreadPoolExecutor(jobs) as pool:
-        for command in only or COMMANDS:
-            name = command.replace(" ", "-").replace(",", "")
-            unbroken = workspace / f"unbroken-{name}"
-            shutil.rmtree(unbroken, ignore_errors=True)
-            shutil.copytree(template, unbroken)
-            began = time.monotonic()
-            run(COMMANDS[command], unbroken)
-            seconds = time.monotonic() - began
-            print(f"{command}: {seconds:.1f} s unbroken", file=sys.stderr)
-            whole = files_of(unbroken)
-            drawn = random.Random(f"{seed} {command}")
-            planned = []
-            for number in range(count):
-                sent = list(SIGNALS)[number % 3]
-                to_all = sent != "KILL" and drawn.random() < 0.5
-                planned.append(Kill(command, sent, to_all, drawn.uniform(0, seconds)))
-            places = [workspace / f"killed-{name}-{number:03d}" for number in range(count)]
-            for place in places:
-                shutil.rmtree(place, ignore_errors=True)
-            work = [
-                pool.submit(killed, kill, template, place, whole)
-                for kill, place in zip(planned, places, strict=True)
-            ]
-            for place, future in zip(places, work, strict=True):
-                kill = future.result()
-                kills.append(kill)
-                for fault in kill.faults:
-                    sent = f"{kill.signal} {'to all' if kill.to_all else 'alone'} at {kill.moment:.2f} s"
-                    print(f"{place.name}: {sent}, exit code {kill.code}: {fault}", file=sys.stderr)
+    faulty = False
     print(f"{'command':26}{'signal':>8}{'kills':>7}{'right':>7}{'median s':>10}{'most s':>8}  exit codes")
-    for command in dict.fromkeys(kill.command for kill in kills):
-        for sent in SIGNALS:
-            some = [kill for kill in kills if (kill.command, kill.signal) == (command, sent)]
-            times = sorted(kill.took for kill in some) or [0.0]
-            counts = f"{len(some):>7}{sum(not kill.faults for kill in some):>7}"
-            ends = f"{times[len(times) // 2]:>10.2f}{times[-1]:>8.2f}"
-            codes = ", ".join(f"{code}: {n}" for code, n in sorted(Counter(it.code for it in some).items()))
-            print(f"{command:26}{sent:>8}{counts}{ends}  {codes}")
-    raise typer.Exit(any(kill.faults for kill in kills))
+    for command in only or COMMANDS:
+        name = command.replace(" ", "-").replace(",", "")
+        for before in workspace.glob(f"{name}-[0-9u]*"):
+            shutil.rmtree(before)
+        unbroken = Path(shutil.copytree(template, workspace / f"{name}-unbroken"))
+        began = time.monotonic()
+        run(COMMANDS[command], unbroken)
+        kills = drawn(command, count, time.monotonic() - began, seed)
+        whole = files_of(unbroken)
+        with ThreadPoolExecutor(jobs) as pool:
+            places = [workspace / f"{name}-{number}" for number in range(count)]
+            list(pool.map(killed, kills, repeat(template), places, repeat(whole)))
+        show(kills)
+        faulty |= any(kill.faults for kill in kills)
+    raise typer.Exit(faulty)
 
 
 if __name__ == "__main__":
