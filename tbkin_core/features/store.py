@@ -24,7 +24,7 @@ from tbkin_core.boxes import scale_between
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.vectors import Vectors, VectorTable
-from tbkin_core.features.verification import Verification, are, damaged, look, shard_fault
+from tbkin_core.features.verification import Verification, are, are_ids, damaged, look, shard_fault
 from tbkin_core.support.shards import (
     MANIFEST,
     Manifest,
@@ -495,6 +495,8 @@ class FeatureStoreWriter:
         for number, metadata in self._writer.shards():
             # Shards of earlier versions carry no digest; of those, the listed ones count.
             unmarked = self._digest if shard_name(number) in listed else ""
+            if not all(are_ids(metadata.get(key, [])) for key in ("image_ids", "skipped", "files")):
+                continue  # to be made again, as any that is broken
             if metadata.pop("made_with", unmarked) == self._digest:
                 self._shards[number] = metadata
             else:
