@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -72,8 +73,16 @@ def rotten(store: Path, name: str = "shard-00000.safetensors") -> Path:
     ],
 )
 def test_no_command_answers_from_a_damaged_shard_or_saves_what_came_of_it(
-    trained_workspace: Path, command: str
+    trained_workspace: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where comparing takes longer than the work does."""
+    compare = verification._compare
+
+    def late(path: Path) -> None:
+        time.sleep(1)
+        compare(path)
+
+    monkeypatch.setattr(verification, "_compare", late)
     images = json.loads((trained_workspace / "coco/annotations/captions_val.json").read_text())["images"]
     rotten(trained_workspace / "coco/features")
     before = files_below(trained_workspace)
@@ -294,8 +303,8 @@ def test_a_small_archive_of_a_large_array_is_not_unpacked(tmp_path: Path) -> Non
         for name, value in {"bbox": BOXES, "image_h": HEIGHT, "image_w": WIDTH}.items():
             archive.writestr(f"{name}.npy", npy(value))
         with archive.open("x.npy", "w") as member:
-            member.write(header((COUNT, 30 << 20)))
-            for _ in range(600):
+            member.write(header((COUNT, 7 << 20)))
+            for _ in range(140):
                 member.write(zeros)
     result = imported(tmp_path / "data")
     (problem,) = result.problems
@@ -305,26 +314,26 @@ def test_a_small_archive_of_a_large_array_is_not_unpacked(tmp_path: Path) -> Non
 def test_numbers_that_are_none_count_as_unknown_and_are_named(tmp_path: Path) -> None:
     data = tmp_path / "data"
     scores = np.full(COUNT, 0.5, np.float32)
-    for number in range(400):
+    for number in range(201):
         write_npz(data / f"{number:03}.npz", objects_id=np.full(COUNT, 300), objects_conf=scores)
     write_npz(
-        data / "400.npz",
+        data / "201.npz",
         x=VECTORS * 1e4,
         objects_id=np.array([300, np.nan, 2.5, 1e20, -7]),
         objects_conf=np.array([1.0000001, np.nan, -1, 7, np.inf]),
     )
-    write_npz(data / "401.npz", objects_id=np.array([300, 2**40 + 4, 1600, -1, 2**31]), objects_conf=scores)
+    write_npz(data / "202.npz", objects_id=np.array([300, 2**40 + 4, 1600, -1, 2**31]), objects_conf=scores)
     result = imported(data)
     assert (
-        result.store[400].object_ids.tolist()
-        == result.store[401].object_ids.tolist()
+        result.store[201].object_ids.tolist()
+        == result.store[202].object_ids.tolist()
         == [300, -1, -1, -1, -1]
     )
-    assert result.store[400].object_scores.tolist() == [1, 0, 0, 0, 0]
+    assert result.store[201].object_scores.tolist() == [1, 0, 0, 0, 0]
     names, unsure, large = sorted(result.problems, key=lambda it: ("confid" in it) + 2 * ("half" in it))
-    assert names.startswith("2 images, such as 400") and "beyond the 1600 objects" in names
-    assert unsure.startswith("1 images, such as 400") and "confidences" in unsure
-    assert large.startswith("1 images, such as 400") and "65,504" in large
+    assert names.startswith("2 images, such as 201") and "beyond the 1600 objects" in names
+    assert unsure.startswith("1 images, such as 201") and "confidences" in unsure
+    assert large.startswith("1 images, such as 201") and "65,504" in large
     assert all(str(data) in problem for problem in result.problems)
 
 
@@ -556,13 +565,11 @@ def test_a_damaged_chunk_costs_its_images_alone(tmp_path: Path) -> None:
 
 def test_a_chunk_is_not_unpacked_beyond_what_it_declares(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    values = rng.random((3, COUNT, 1 << 17)).astype(np.float32)
+    values = rng.random((3, COUNT, 8192)).astype(np.float32)
 
     def chunked(file: Any) -> None:
-        made = file.create_dataset(
-            "image_features", data=values, chunks=(1, COUNT, 1 << 17), compression="gzip"
-        )
-        endless = zlib.compress(bytes(1 << 30), 9) + bytes(1 << 20)  # a gigabyte of zeros
+        made = file.create_dataset("image_features", data=values, chunks=(1, COUNT, 8192), compression="gzip")
+        endless = zlib.compress(bytes(64 << 20), 9) + bytes(1 << 20)  # 400 times as much
         made.id.write_direct_chunk((1, 0, 0), endless)
 
     hdf5(tmp_path / "data" / "t.h5", chunked, image_features=True)
@@ -602,9 +609,9 @@ def png(path: Path, width: int, height: int, depth: int, kind: int, bits: int) -
     return path
 
 
-@pytest.mark.parametrize(("depth", "kind", "bits"), [(8, 6, 32), (16, 0, 16), (16, 6, 64)])
+@pytest.mark.parametrize(("depth", "kind", "bits"), [(8, 6, 32), (16, 0, 16)])
 def test_the_largest_pictures_take_less_than_2_gb(tmp_path: Path, depth: int, kind: int, bits: int) -> None:
-    picture = png(tmp_path / "a.png", 8_000, 5_000, depth, kind, bits)  # of what is decoded a quarter
+    picture = png(tmp_path / "a.png", 6_000, 4_000, depth, kind, bits)  # a sixth of what is decoded
     code = "import resource, sys; from pathlib import Path;"
     code += "from tbkin_core.features.pictures import load_image, used_bits;"
     code += "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
@@ -619,7 +626,7 @@ def test_the_largest_pictures_take_less_than_2_gb(tmp_path: Path, depth: int, ki
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30)),
     )
     taken = 1024 * int(done.stdout)
-    share = 8_000 * 5_000 / pictures.MAX_PIXELS
+    share = 6_000 * 4_000 / pictures.MAX_PIXELS
     strips = 16 * pictures._STRIP
     assert (taken - strips) / share + strips < 1_800_000_000, (taken, done.stderr)
 

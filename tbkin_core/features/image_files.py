@@ -49,7 +49,8 @@ def read_feature_file(path: Path, image_id: ImageId, vectors: bool = True) -> Re
     """
     reader = _read_pair if path.suffix.lower() == ".npy" else _read_npz
     try:
-        return reader(path, image_id, vectors)
+        with np.errstate(all="ignore"):
+            return reader(path, image_id, vectors)
     except DataError:
         raise
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
@@ -77,9 +78,8 @@ def label_values(field: str, values: Any) -> NDArray[Any]:
     given = _numbers(values).reshape(-1)
     if not field.endswith("_ids"):
         return given.astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        known = (given >= -1) & (given < UNNAMED) & (given == np.floor(given))
-        return np.where(known, given, UNNAMED).astype(np.int32)
+    known = (given >= -1) & (given < UNNAMED) & (given == np.floor(given))
+    return np.where(known, given, UNNAMED).astype(np.int32)
 
 
 def _numbers(values: Any) -> NDArray[Any]:
@@ -101,8 +101,7 @@ def _numbers(values: Any) -> NDArray[Any]:
 
 
 def _floats(values: Any) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        return _numbers(values).astype(np.float32, copy=False)
+    return _numbers(values).astype(np.float32, copy=False)
 
 
 def _whole(value: Any) -> int:

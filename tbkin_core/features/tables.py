@@ -61,6 +61,8 @@ DAMAGED = (
     RuntimeError,
     MemoryError,
 )
+_MOST_COLUMNS = 32
+_MOST_LETTERS = 1000  # of what a file calls an image, or a region
 _LINES_LOOKED_AT = 16  # for one that tells the table; the first may be damaged
 _COLUMNS = {
     BOTTOM_UP: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features"),
@@ -108,7 +110,7 @@ def feature_rows(path: Path) -> Iterator[FeatureRow]:
 
 def table_format(line: bytes) -> str | None:
     """Which of the tables has such a line; None for another file. The line may be cut off."""
-    columns = line.split(b"\t")
+    columns = line.split(b"\t", _MOST_COLUMNS)
     if len(columns) > 1 and re.match(
         rb'[\[{].{0,4000}?"features?"\s*:\s*"[A-Za-z0-9+/]{16}', columns[1][:5000]
     ):
@@ -131,7 +133,10 @@ def _is_base64(column: bytes) -> bool:
 
 def _column_names(line: bytes) -> tuple[str, ...] | None:
     """Names of the columns where a line gives them, as in `_COLUMNS`; None for a row of content."""
-    names = [name.strip().lower() for name in line.decode("utf-8", "replace").strip("\ufeff\r\n").split("\t")]
+    names = [
+        name.strip().lower()
+        for name in line.decode("utf-8", "replace").strip("\ufeff\r\n").split("\t", _MOST_COLUMNS)
+    ]
     known = tuple(_OTHER_NAMES.get(name, name) for name in names)
     return known if set(_COLUMNS[BOTTOM_UP]) <= set(known) else None
 
@@ -166,15 +171,18 @@ def _rows_of(
 ) -> Iterator[FeatureRow]:
     while line := file.readline(MAX_LINE):
         number += 1
-        columns = line.rstrip(b"\r\n").split(b"\t")
-        name = columns[0].decode("utf-8", "replace").strip()
+        columns = line.rstrip(b"\r\n").split(b"\t", _MOST_COLUMNS)
+        name = columns[0][: 4 * _MOST_LETTERS].decode("utf-8", "replace").strip()[:_MOST_LETTERS]
         where = f"{path}: line {number} (image {name[:80]!r})"
 
         def read(
             image_id: ImageId, vectors: bool = True, columns: list[bytes] = columns, where: str = where
         ) -> RegionFeatures:
             try:
-                return decode(columns, image_id, vectors)
+                if len(columns[0]) > 4 * _MOST_LETTERS:
+                    raise ValueError(f"its image's name has more than {_MOST_LETTERS} letters")
+                with np.errstate(all="ignore"):
+                    return decode(columns, image_id, vectors)
             except DAMAGED as error:
                 raise DataError(
                     f"{where}: is cut short or damaged ({error})", hint="the other rows are kept"
@@ -305,7 +313,8 @@ def _named_labels(objects: list[dict[str, Any]]) -> dict[str, Any]:
         labels["object_scores"] = np.array(scores, np.float32)
     classes = [item.get("class") for item in objects]
     if any(classes):
-        texts = [tidy(name) if isinstance(name, str) else "" for name in classes]
+        usable = (name if isinstance(name, str) and len(name) <= _MOST_LETTERS else "" for name in classes)
+        texts = [tidy(name) if name else "" for name in usable]
         ids = [_number("objects", text) for text in texts]
         labels["object_ids"] = np.array(ids, np.int32)
         if any(text and number < 0 for text, number in zip(texts, ids, strict=True)):
@@ -411,12 +420,13 @@ def _hdf5_regions(
         return dataset.numbers(place, shape)
 
     try:
-        own = part(boxes).astype(np.float32)
-        shape = features.shape[1:] if isinstance(place, int) else (len(own), features.shape[1])
-        rows = part(features).astype(np.float32) if vectors else np.broadcast_to(np.float32(0), shape)
-        if not len(own) or len(own) != len(rows):
-            raise ValueError(f"{len(own)} boxes and {len(rows)} feature vectors")
-        size = _size_of(own, None if spatial is None else part(spatial))
+        with np.errstate(all="ignore"):
+            own = part(boxes).astype(np.float32)
+            shape = features.shape[1:] if isinstance(place, int) else (len(own), features.shape[1])
+            rows = part(features).astype(np.float32) if vectors else np.broadcast_to(np.float32(0), shape)
+            if not len(own) or len(own) != len(rows):
+                raise ValueError(f"{len(own)} boxes and {len(rows)} feature vectors")
+            size = _size_of(own, None if spatial is None else part(spatial))
     except DAMAGED as error:
         reason = " ".join(str(error).split())[:300].removeprefix(f"{path}: ")
         raise DataError(f"{where}: is damaged ({reason})", hint="the other rows are kept") from error

@@ -55,9 +55,14 @@ def are(kind: type, values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
+def are_ids(values: Any) -> bool:
+    """Whether values out of JSON are a list of keys of images."""
+    return isinstance(values, list) and all(type(value) in (int, str) for value in values)
+
+
 def shard_fault(arrays: Mapping[str, NDArray], ids: Any, texts: Any, feature_size: int) -> str:
     """What is wrong with the form of a shard and its metadata, "" if nothing is."""
-    if not isinstance(ids, list) or not all(isinstance(name, int | str) for name in ids):
+    if not are_ids(ids):
         return "it does not list its images"
     if missing := _ARRAYS.keys() - arrays.keys():
         return f"it lacks {', '.join(sorted(missing))}"

@@ -25,6 +25,7 @@ from tbkin_core.features.store import (
     regions_of_rows,
     texts_by_row,
 )
+from tbkin_core.features.verification import are_ids
 from tbkin_core.support.shards import (
     MANIFEST,
     Manifest,
@@ -209,6 +210,8 @@ class FeatureStoreWriter:
         for number, metadata in self._writer.shards():
             # Shards of earlier versions carry no digest; of those, the listed ones count.
             unmarked = self._digest if shard_name(number) in listed else ""
+            if not all(are_ids(metadata.get(key, [])) for key in ("image_ids", "skipped", "files")):
+                continue  # to be made again, as any that is broken
             if metadata.pop("made_with", unmarked) == self._digest:
                 self._shards[number] = metadata
             else:

@@ -33,6 +33,7 @@ _MANY_REGIONS, _SHORT_LIST = 1000, 100  # so many have no higher number where al
 _BEYOND = "some of their numbers are beyond the {} {} of bottom-up attention: those regions have no such name"
 _UNSURE = "some of their confidences are no numbers from 0 to 1: these are taken for 0, not known"
 _LARGE = "some of their features are beyond half precision: they are cut to ±65,504"
+_MAX_WIDTH = 1 << 16  # numbers of a vector; a model has a thousand times as many weights for them
 _ROUNDING = 1e-3  # by which a confidence may leave 0 to 1
 _LATE = "their {} are numbered, while those of the first images are not: these have no names"
 
@@ -160,6 +161,8 @@ class ImportedFeatures(FeatureReader):
             for row in islice(rows, SAMPLE):
                 try:
                     found = row.read("", vectors=False)
+                    if found.features.shape[1] > _MAX_WIDTH:
+                        raise DataError(f"{row.where}: has vectors of more than {_MAX_WIDTH:,} numbers")
                 except DataError as error:
                     self._error = self._error or error
                     continue
