@@ -21,7 +21,7 @@ import pytest
 from command_line import fails, files_below, leftovers, succeeds
 
 from tbkin_core.datasets import open_dataset
-from tbkin_core.errors import ConfigError, TbkinError
+from tbkin_core.errors import CheckpointError, ConfigError, TbkinError
 from tbkin_core.settings import ExtractFeaturesConfig, load_config
 
 # ---- models that bring a program ----------------------------------------------------------------
@@ -76,6 +76,28 @@ def test_a_known_kind_of_model_loads_without_its_program(program: Path, tmp_path
     (program / "config.json").write_text(json.dumps(config | {"auto_map": brought}))
     assert type(load_pretrained(AutoModel, str(program))).__name__ == "ViTModel"
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_is_as_large_as_its_weights(trained: Path, tmp_path: Path) -> None:
+    from tbkin_core.modeling.checkpoint import load_model
+
+    place = Path(shutil.copytree(trained / "runs/finetune/rec", tmp_path / "rec"))
+    whole = json.loads((place / "config.json").read_text())
+    load_model(place, "rec")
+    for name, value, says in (
+        ("vocab_size", 10**9, "vocab_size is more than its weights can hold"),
+        ("hidden_size", 100_000, "do not belong together"),
+        ("num_hidden_layers", 100_000, "do not belong together"),
+        ("num_labels", 10**9, "num_labels is more than its weights can hold"),
+        ("id2label", "x", "config.json: cannot be read"),
+        ("architectures", [["a"]], "no tbkin model"),
+        ("model_type", "x" * 10_000, "expected 'tbkin'"),
+        ("dropout", DEEP, "config.json: cannot be read"),
+    ):
+        (place / "config.json").write_text(written(whole | {name: value}))
+        with pytest.raises(CheckpointError, match=says) as refused:
+            load_model(place, "rec")
+        assert len(str(refused.value)) < 1000
 
 
 # ---- names from data in every writer ------------------------------------------------------------

@@ -6,6 +6,7 @@ A checkpoint is a directory in the `save_pretrained` layout: config.json, model.
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tbkin_core.errors import CheckpointError, ConfigError, TbkinError
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, TbkinForVqa
 from tbkin_core.modeling.models import TbkinPreTrainedModel
-from tbkin_core.support.console import quiet_transformers
+from tbkin_core.support.console import quiet_transformers, shortened, shown
 from tbkin_core.support.files import make_directory, write_errors
 from tbkin_core.support.pretrained import load_pretrained
 from tbkin_core.texts.tokenizer import load_tokenizer, save_tokenizer
@@ -57,10 +59,11 @@ def task_of(path: Path) -> str:
     """
     config = load_model_config(path)
     kinds = {kind.__name__: task for task, kind in _models().items()}
-    architecture = (config.architectures or [""])[0]
-    if architecture not in kinds:
-        raise CheckpointError(f"{path}: holds a {architecture or 'model of no known kind'}, no tbkin model")
-    return kinds[architecture]
+    listed = config.architectures
+    task = kinds.get(str(listed[0])) if isinstance(listed, list) and listed else None
+    if task is None:
+        raise CheckpointError(f"{path}: holds {shown(listed) if listed else 'a model'}, no tbkin model")
+    return task
 
 
 def load_model_config(path: Path) -> TbkinConfig:
@@ -86,11 +89,20 @@ def load_model_config(path: Path) -> TbkinConfig:
         )
     try:
         values, _ = TbkinConfig.get_config_dict(str(path))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}/config.json: cannot be read ({error})") from error
-    if values.get("model_type") != "tbkin":
-        raise CheckpointError(f"{path}: holds a model of type {values.get('model_type')!r}, expected 'tbkin'")
-    return TbkinConfig.from_dict(values)
+        kind, size = values.get("model_type"), (path / "model.safetensors").stat().st_size
+        if kind != "tbkin":
+            raise CheckpointError(f"{path}: holds a model of type {shown(kind)}, expected 'tbkin'")
+        # Before anything is made of these sizes.
+        for name, value in values.items():
+            if isinstance(value, int) and value > size:
+                raise CheckpointError(f"{path}/config.json: {name} is more than its weights can hold")
+        values.pop("num_labels", None)  # would make as many names of labels, where a file gives none
+        return TbkinConfig.from_dict(values)
+    except TbkinError:
+        raise
+    except Exception as error:  # transformers checks types and values in many ways
+        reason = shortened(" ".join(str(error).split()), 200)
+        raise CheckpointError(f"{path}/config.json: cannot be read ({reason})") from error
 
 
 def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
@@ -107,20 +119,40 @@ def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
             hint=f"make one with `tbkin {'pretrain' if task == 'pretrain' else f'finetune --task {task}'}`",
         )
     try:
+        config = load_model_config(path)
+        _check_sizes(path, _models()[task], config)
         model, report = _models()[task].from_pretrained(
-            str(path), output_loading_info=True, ignore_mismatched_sizes=True
+            str(path), config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
+    except TbkinError:
+        raise
     except Exception as error:  # safetensors and transformers raise many kinds
         raise _unreadable(path, error) from error
     # Transformers would leave random values in the place of weights that are missing or of another shape.
     unfit = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
     if unfit:
-        raise CheckpointError(
-            f"{path}: config.json and model.safetensors do not belong together: {len(unfit)} weights are"
-            f" missing or of another shape, such as {unfit[0]}",
-            hint="copy the whole directory of the run again, or train again",
-        )
+        raise _unfit(path, f"{len(unfit)} weights are missing or of another shape, such as {unfit[0]}")
     return model.eval(), load_tokenizer(path)
+
+
+def _check_sizes(path: Path, kind: type[Any], config: TbkinConfig) -> None:
+    """CheckpointError where config.json asks for more numbers than there are weights, before it gets them."""
+    with safe_open(path / "model.safetensors", "pt") as file:
+        held = {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    wanted = 0
+    if config.num_hidden_layers <= len(held):
+        with torch.device("meta"):
+            wanted = sum(value.numel() for value in kind(config).state_dict().values())
+    # Tied weights count twice in the model and once in the file.
+    if not 0 < wanted <= 2 * sum(held.values()) + 1024:
+        raise _unfit(path, "the sizes are not those of the weights")
+
+
+def _unfit(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: config.json and model.safetensors do not belong together: {what}",
+        hint="copy the whole directory of the run again, or train again",
+    )
 
 
 def _unreadable(path: Path | str, error: Exception) -> CheckpointError:
@@ -149,7 +181,7 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return weights, config.to_dict()
     if directory.is_dir() and not (directory / "config.json").is_file():
         raise CheckpointError(f"{path}: holds no model (no config.json)")
-    if directory.is_dir() and "tbkin" in (directory / "config.json").read_text(encoding="utf-8"):
+    if directory.is_dir() and b"tbkin" in (directory / "config.json").read_bytes():
         config = load_model_config(directory)
         from safetensors.torch import load_file
 
