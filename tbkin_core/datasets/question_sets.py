@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of
@@ -102,7 +103,8 @@ class QuestionSets:
         return self._questions[name, split]
 
     def _files(self, name: str | None) -> list[AnnotationFile]:
-        return [file for each in self.names() if name in (None, each) for file in self._sets[each]]
+        names = self.names() if name is None else (name,) if name in self.names() else ()
+        return [file for each in names for file in self._sets[each]]
 
     def _rows(self, file: AnnotationFile, split: str) -> list[QuestionRow]:
         """Questions of a file that are of a split; a file of another split is not read for it."""
@@ -189,6 +191,7 @@ class QuestionSets:
         return answers
 
 
+@lru_cache(1 << 12)
 def _family(file: AnnotationFile) -> _Family:
     """What files of one set have in common: directory and name, without splits, numbers and fillers."""
     directory = "/".join(part for part in PurePosixPath(file.directory).parts if not split_in(part))
