@@ -297,9 +297,23 @@ def repack(path: Path) -> None:
             file.writestr(name, content)
 
 
+def edit(path: Path, change: Callable[[Any], Any]) -> None:
+    import torch
+
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
+        ("model.pt", lambda path: edit(path, lambda content: content.popitem())),
+        ("optimizer.pt", lambda path: edit(path, lambda it: it["optimizer"]["state"][0].pop("exp_avg"))),
+        (
+            "optimizer.pt",
+            lambda path: edit(path, lambda it: it["optimizer"]["state"][3]["step"].fill_(np.nan)),
+        ),
         ("model.pt", lambda path: flip(path, path.stat().st_size // 2)),
         ("model.pt", repack),
         ("model.pt", lambda path: path.write_bytes(path.read_bytes()[:-100])),
@@ -320,8 +334,10 @@ def test_a_damaged_state_is_refused(
     fails(*PART, "--max-minutes", "60", cwd=place, code=1, says=says)
 
 
-def test_a_whole_state_goes_on(cut_short: Path, tmp_path: Path) -> None:
+def test_a_whole_state_goes_on_with_the_settings_of_its_run(cut_short: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(cut_short, tmp_path / "workspace"))
+    state = place / "part/state/optimizer.pt"
+    edit(state, lambda content: content["optimizer"]["param_groups"][0].update(betas=None, lr="x"))
     assert json.loads(succeeds(*PART, "--max-minutes", "60", "--json", cwd=place).out)["epochs"] == 2
 
 

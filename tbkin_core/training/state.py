@@ -119,9 +119,7 @@ def load_state(path: Path, learner: Learner, fingerprint: str) -> Progress:
         learner.model.load_state_dict(weights)
         name = "optimizer.pt"
         moments = load_tensors(path / name, learner.device)
-        learner.optimizer.load_state_dict(moments["optimizer"])
-        for parameter, kept in learner.optimizer.state.items():
-            _check_alike(kept, dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter))
+        _load_moments(learner.optimizer, moments["optimizer"])
         learner.scaler.load_state_dict(moments["scaler"])
         name = "progress.json"
         where = Progress(
@@ -135,6 +133,17 @@ def load_state(path: Path, learner: Learner, fingerprint: str) -> Progress:
             f"{path / name}: the state to resume from cannot be read ({reason})", hint=anew
         ) from error
     return where
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
+    """Load the state of an optimizer, whose settings are the plan's whatever the file says."""
+    own = [{**group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(kept)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group |= {name: value for name, value in settings.items() if name != "params"}
+        for parameter in group["params"]:
+            wanted = {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.zeros(())}
+            _check_alike(optimizer.state.get(parameter, wanted), wanted)
 
 
 def _check_alike(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> None:
