@@ -24,7 +24,7 @@ from tbkin_core.errors import CheckpointError, ConfigError, TbkinError
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, TbkinForVqa
 from tbkin_core.modeling.models import TbkinPreTrainedModel
 from tbkin_core.selection import SCOPES, SELECTIONS
-from tbkin_core.support.console import quiet_transformers
+from tbkin_core.support.console import quiet_transformers, shown
 from tbkin_core.support.files import make_directory, temporary_directory, write_errors
 from tbkin_core.support.pretrained import load_pretrained
 from tbkin_core.support.schema import (
@@ -163,7 +163,9 @@ def load_model_config(path: Path) -> TbkinConfig:
         )
     values = read_checked(path / "config.json", mapping_of(anything), _COPY, CheckpointError)
     if values.get("model_type") != "tbkin":
-        raise CheckpointError(f"{path}: holds a model of type {values.get('model_type')!r}, expected 'tbkin'")
+        raise CheckpointError(
+            f"{path}: holds a model of type {shown(values.get('model_type'))}, expected 'tbkin'"
+        )
     read_checked(path / "config.json", _CONFIG, _COPY, CheckpointError)
     # Whatever else is in the file (another library's settings, a program to run) is passed over.
     values = {name: value for name, value in values.items() if name in _CONFIG_KEYS}
