@@ -6,6 +6,7 @@ A trace (`tbkin_core.figures.trace`) is made for every image; figures are drawn 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import zlib
 from collections import Counter
@@ -85,7 +86,9 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
                 raise
             result.problems.append(f"left out: {error.message}")
             continue
-        stem = source.stem if isinstance(source, Path) else slug(source) or "image"
+        name = source.stem if isinstance(source, Path) else ""
+        # The question and what is drawn stand after it, in a name of 255 bytes.
+        stem = name if 0 < len(os.fsencode(name)) <= 150 else slug(name or str(source)) or "image"
         base = _free_base(config, result.out / "-".join([stem, *question]), trace)
         file = base.with_name(f"{base.name}.npz")
         save_trace(file, trace)
