@@ -21,7 +21,7 @@ import pytest
 from command_line import fails, files_below, leftovers, succeeds
 
 from tbkin_core.datasets import open_dataset
-from tbkin_core.errors import CheckpointError, ConfigError, TbkinError
+from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
 from tbkin_core.settings import ExtractFeaturesConfig, load_config
 
 # ---- models that bring a program ----------------------------------------------------------------
@@ -186,6 +186,15 @@ def test_names_from_data_lead_out_of_no_directory(world: Path, tmp_path: Path) -
     others = {**files_below(tmp_path / "results"), **files_below(tmp_path / "one" / "outside")}
     assert set(others.values()) == {b"mine"}
     assert len(files_below(tmp_path)) == len(files_below(own)) + len(data_before) + 9
+
+
+def test_a_picture_of_the_longest_name_is_drawn(trained: Path, tmp_path: Path) -> None:
+    picture = tmp_path / f"{'x' * 251}.jpg"
+    shutil.copy(trained / "img.jpg", picture)
+    (checkpoint,) = (trained / "runs/finetune").glob("vqa*")
+    asked = f"what {'color ' * 20}is it?"
+    succeeds("visualize", picture, asked, "--checkpoint", checkpoint, "--out", tmp_path / "out", cwd=tmp_path)
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} >= {".npz", ".png"}
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -380,6 +389,13 @@ def test_what_lines_and_objects_may_hold(tmp_path: Path) -> None:
     assert "lines.jsonl: an object with 'text' gives a name twice (the last counts)" in problems
     assert "lines.jsonl: line 2 is longer than 16,777,216 characters (skipped)" in problems
     assert "annotation 1 has a box larger than any image (skipped)" in problems
+
+
+def test_a_file_larger_than_any_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "captions_val.json").open("wb") as file:
+        file.truncate(1 << 40)  # no block of it is on the disk
+    with pytest.raises(DataError, match=r"captions_val.json: 1,099,511,627,776 bytes"):
+        open_dataset(tmp_path).captions()
 
 
 # ---- time ---------------------------------------------------------------------------------------

@@ -429,3 +429,12 @@ def test_graphs_of_other_regions_are_refused(trained_workspace: Path) -> None:
     )
     succeeds("build-graphs", "coco", "--overwrite", cwd=trained_workspace)
     succeeds(*line, cwd=trained_workspace)
+
+
+def test_the_name_of_a_dataset_leads_nowhere(trained_workspace: Path) -> None:
+    before = files_below(trained_workspace)
+    for name in ("../../x", "/x", "..", "n" * 300, "a/b", "nul\0"):
+        line = ["finetune", "--task", "rec", "--data", "coco", "--dataset", name, "--epochs", "0"]
+        fails(*line, cwd=trained_workspace, code=2, says="dataset: expected one of")
+    assert files_below(trained_workspace) == before
+    assert not list(trained_workspace.parent.glob("x*"))

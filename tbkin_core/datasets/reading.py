@@ -30,6 +30,7 @@ _JSON_BLANKS = re.compile(r"[ \t\n\r]*")
 _LARGEST_SHARE = 1.05
 _LONGEST_MESSAGE = 300  # with what a file says, which may be of any length
 _LARGEST_BOX = float(1 << 31)
+_LARGEST_FILE = 1 << 31  # bytes of JSON; the largest that a publisher has is of half as many
 _LONGEST_LINE = 1 << 24  # characters; what is longer would fill the memory, and is no line of annotations
 _MOST_LINES = 20  # of a text in a table
 
@@ -140,6 +141,11 @@ class Source:
     def text(self) -> str:
         """Content as UTF-8 (UTF-16 or UTF-32 where it is that); other bytes become U+FFFD and are counted."""
         try:
+            if (size := self.file.path.stat().st_size) > _LARGEST_FILE:
+                raise DataError(
+                    f"{self.file.path}: {size:,} bytes, at most {_LARGEST_FILE:,} are read at once",
+                    hint="write it as several files, or as JSON lines",
+                )
             data = self.file.path.read_bytes()
         except OSError as error:
             raise unreadable(self.file.path, error) from error

@@ -6,6 +6,7 @@ The task (`tbkin_core.tasks`) owns its samples, head, loss, predictions and rows
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -119,7 +120,9 @@ def _made_from(
 def run_name(config: FinetuneConfig) -> str:
     """The name of a run's directory, from the settings that people tell runs apart by."""
     rule = run_name_part(config.selection, config.threshold) if config.threshold else ""
-    return "-".join(filter(None, (config.task, config.dataset, "blind" * config.blind, rule)))
+    # One part of a path, whatever it is called.
+    dataset = re.sub(r"[^\w+. -]", "_", config.dataset or "").strip(". ")[:60]
+    return "-".join(filter(None, (config.task, dataset, "blind" * config.blind, rule)))
 
 
 def _opened(config: FinetuneConfig) -> tuple[FinetuneTask, Path, Dataset, FeatureStore]:
