@@ -96,7 +96,10 @@ def open_run(
         _begin(work, stage, config)
     elif found.content in (Content.OTHER, Content.FOREIGN):
         raise found.refusal(path, stage)
-    return path, work, found.run["results"] if found.content is Content.WHOLE else None
+    if found.content is not Content.WHOLE:
+        return path, work, None
+    _forget_state(path, found.run["results"])  # where a kill came before
+    return path, work, found.run["results"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +239,11 @@ def finish_run(path: Path, results: dict[str, Any]) -> None:
     content = read_run(path)
     content |= {"status": "finished", "finished": time.time(), "results": results}
     write_json(path / RUN_FILE, content)
-    if results.get("reason") != "minutes":
+    _forget_state(path, results)
+
+
+def _forget_state(path: Path, results: Mapping[str, Any]) -> None:
+    if results.get("reason") != "minutes" and rank() == 0:
         shutil.rmtree(path / "state", ignore_errors=True)
 
 

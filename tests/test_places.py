@@ -435,6 +435,6 @@ def test_the_name_of_a_dataset_leads_nowhere(trained_workspace: Path) -> None:
     before = files_below(trained_workspace)
     for name in ("../../x", "/x", "..", "n" * 300, "a/b", "nul\0"):
         line = ["finetune", "--task", "rec", "--data", "coco", "--dataset", name, "--epochs", "0"]
-        fails(*line, cwd=trained_workspace, code=2, says="dataset: expected one of")
+        fails(*line, cwd=trained_workspace, code=2, says="dataset: expected")
     assert files_below(trained_workspace) == before
     assert not list(trained_workspace.parent.glob("x*"))

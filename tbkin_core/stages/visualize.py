@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-<<<<<<< HEAD
-=======
-import re
->>>>>>> i16-readers
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -101,13 +97,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
                 raise
             result.problems.append(f"left out: {error.message}")
             continue
-<<<<<<< HEAD
         stem = _stem(source, 100) if isinstance(source, Path) else slug(source) or "image"
-=======
-        name = source.stem if isinstance(source, Path) else ""
-        # The question and what is drawn stand after it, in a name of 255 bytes.
-        stem = name if 0 < len(os.fsencode(name)) <= 150 else slug(name or str(source)) or "image"
->>>>>>> i16-readers
         base = _free_base(config, result.out / "-".join([stem, *question]), trace)
         file = base.with_name(f"{base.name}.npz")
         save_trace(file, trace)
