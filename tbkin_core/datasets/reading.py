@@ -108,7 +108,7 @@ class Source:
         decode = json.JSONDecoder(object_pairs_hook=self._whole_object(), strict=False).raw_decode
         place = _after_blanks(text, 0)
         if not text.startswith("[", place):
-            raise malformed(path, f"expected a list, got {type_name(parse_json(text, path, dict))}")
+            raise malformed(path, f"expected a list, got {type_name(parse_json(text, path))}")
         with _json_faults(text, path), _not_collecting():
             place = _after_blanks(text, place + 1)
             more = not text.startswith("]", place)
@@ -336,7 +336,7 @@ def delimiter_of(header: str) -> str:
 
 
 def parse_json(
-    text: str, path: Path, whole: Callable[[list[tuple[str, Any]]], Any], first_line: int = 1
+    text: str, path: Path, whole: Callable[[list[tuple[str, Any]]], Any] = dict, first_line: int = 1
 ) -> Any:
     """`json.loads` whose errors are DataErrors with file, line (counted from `first_line`) and column."""
     with _json_faults(text, path, first_line), _not_collecting():
