@@ -19,6 +19,9 @@ from PIL import Image
 
 from tbkin_core.datasets.layout import Layout
 from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.runs import open_run
+from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig
+from tbkin_core.stages.threshold_sweep import _open_sweep
 from tbkin_core.support import files, places
 from tbkin_core.support.files import atomic_directory, atomic_path, tidy, write_text
 from tbkin_core.support.places import Content, open_place, place_of, put_in_place, put_right, replacement
@@ -438,3 +441,33 @@ def test_the_name_of_a_dataset_leads_nowhere(trained_workspace: Path) -> None:
         fails(*line, cwd=trained_workspace, code=2, says="dataset: expected")
     assert files_below(trained_workspace) == before
     assert not list(trained_workspace.parent.glob("x*"))
+
+
+# ---- ranks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+@pytest.mark.parametrize("there", ["nothing", "another", "the same"])
+def test_ranks_that_follow_work_where_the_first_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, there: str
+) -> None:
+    out = tmp_path / "out"
+
+    def opened_by(
+        rank: int, seed: int, stack: contextlib.ExitStack, overwrite: bool = True
+    ) -> tuple[Path, Path]:
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        if kind == "run":
+            config = FinetuneConfig(task="vqa", out=out, overwrite=overwrite, seed=seed)
+            return open_run(config, "finetune", out, stack)[:2]
+        sweep = ThresholdSweepConfig(task="vqa", thresholds="0.1", out=out, overwrite=overwrite)
+        return _open_sweep(sweep, out, {"seed": seed}, {}, stack)[:2]
+
+    if there != "nothing":
+        with contextlib.ExitStack() as stack:
+            opened_by(0, seed=0 if there == "the same" else 1, stack=stack, overwrite=False)
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        work = opened_by(0, 0, first)
+        assert work == (out, out if there == "nothing" else replacement(out))
+        assert opened_by(1, 0, second) == work

@@ -334,6 +334,9 @@ def _open_sweep(
         raise DataError(
             f"{path}: holds {what}", hint=hint if other else "choose another place with --out DIR"
         )
+    if content is Content.NOTHING and rank() == 0:
+        # By this the other ranks, which follow, know where it is made.
+        write_json(work / SWEEP_FILE, {"identity": identity, "measurements": []}, indent=None)
     return path, work, done
 
 
@@ -375,8 +378,6 @@ class _Keeper:
         self.found = {(*entry.key, entry.seed): entry for entry in done}
         if done:
             logger.info("measured already: %d", len(done))
-        elif rank() == 0:
-            self.write({})
 
     @contextlib.contextmanager
     def forgotten_if_empty(self) -> Iterator[None]:
