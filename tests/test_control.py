@@ -176,7 +176,7 @@ def test_an_interrupted_extraction_says_how_many_images_it_keeps(
     assert {**cut, "config.yaml": b""} == {**whole, "config.yaml": b""}
 
 
-def test_an_interrupted_overwrite_brings_the_store_back(
+def test_an_interrupted_overwrite_leaves_the_store_and_goes_on(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tbkin_core.features import extract
@@ -186,8 +186,11 @@ def test_an_interrupted_overwrite_brings_the_store_back(
     before = files_below(workspace / "coco/features")
     monkeypatch.setattr(extract, "_extract_or_reason", sent_in(extract._extract_or_reason, signal.SIGINT, 5))
     outcome = tbkin(*line, "--max-regions", "5", "--overwrite", cwd=workspace)
-    assert outcome.code == 130 and "images are kept" not in outcome.err
+    assert outcome.code == 130 and "4 images are kept" in outcome.err
     assert files_below(workspace / "coco/features") == before
+    monkeypatch.undo()
+    assert "4 images are in" in succeeds(*line, "--max-regions", "5", "--overwrite", cwd=workspace).err
+    assert files_below(workspace / "coco/features") != before and not leftovers(workspace)
 
 
 def test_a_shard_that_was_cut_short_after_its_last_image_is_made_whole(

@@ -29,6 +29,7 @@ _MOST_BYTES = 1 << 16  # of a file of settings: a hundred times what all of them
 _MOST_FAULTS = 20  # in one message
 _LONGEST_FAULT = 400
 _MOST_DEEP = 20  # of a file's lists and mappings in each other
+_EXAMPLE = "give a file of settings, one `name: value` a line, as config.yaml beside any result"
 _HINT = "see the command's --help for what each one takes"
 
 Config = TypeVar("Config", bound="StageConfig")
@@ -283,7 +284,8 @@ def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
     """
     values = _read_yaml(file) if file is not None else {}
     values.update({name: value for name, value in flags.items() if value is not None})
-    faults = unknown_names(kind, values)
+    unknown = unknown_names(kind, values)
+    faults = [_together(unknown)] if unknown else []
     known = fields_of(kind)
     try:
         config = kind(**{name: value for name, value in values.items() if name in known})
@@ -292,7 +294,7 @@ def load_config(kind: type[Config], file: Path | None, flags: Mapping[str, Any])
     except ConfigError as error:
         faults.append(error.message.removeprefix(_PREFIX))
     source = f" ({file})" if file is not None else ""
-    raise ConfigError(f"settings{source}: {_together(faults)}", hint=_HINT)
+    raise ConfigError(f"settings{source}: {'; '.join(faults)}", hint=_HINT)
 
 
 def _together(faults: Sequence[str]) -> str:
@@ -358,16 +360,16 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         with file.open("rb") as stream:
             data = stream.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
-            raise ConfigError(
-                f"{file}: is longer than {_MOST_BYTES} bytes", hint="give a file of settings, as config.yaml"
-            )
+            raise ConfigError(f"{file}: is longer than {_MOST_BYTES} bytes", hint=_EXAMPLE)
         content = yaml.load(data.decode(), Loader)
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror or error})") from error
+        raise ConfigError(f"{file}: cannot be read ({error.strerror or error})", hint=_EXAMPLE) from error
     except (yaml.YAMLError, ValueError) as error:  # so do impossible dates, and numbers of other forms
-        raise ConfigError(f"{file}: is not valid YAML ({' '.join(str(error).split())})") from error
+        reason = shortened(" ".join(str(error).split()), _LONGEST_FAULT)
+        raise ConfigError(f"{file}: is not valid YAML ({reason})", hint=_EXAMPLE) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{file}: expected a mapping of settings, got {type(content).__name__}")
+        found = type(content).__name__
+        raise ConfigError(f"{file}: expected a mapping of settings, got {found}", hint=_EXAMPLE)
     return {str(key).replace("-", "_"): value for key, value in content.items()}

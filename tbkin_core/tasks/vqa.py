@@ -6,7 +6,6 @@ Letters: B batch, N samples, K regions.
 from __future__ import annotations
 
 import contextlib
-import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from tbkin_core.evaluation.vqa import (
 )
 from tbkin_core.modeling import TbkinForVqa
 from tbkin_core.modeling.losses import answer_loss
+from tbkin_core.support.files import read_json
 from tbkin_core.support.randomness import mix, uniform
 from tbkin_core.tasks.base import (
     OWN_ROW,
@@ -385,13 +385,7 @@ def answer_vocabulary(questions: Sequence[Question], minimum: int | None) -> tup
 
 def load_answers(path: Path) -> list[str]:
     """A JSON list of answers, such as the 3,129 of VQA 2.0, without empty ones and repeats."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason})", hint="name a JSON file") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not valid JSON ({error})", hint="expected a list of answers") from error
+    content = read_json(path, hint="name a JSON file with a list of answers")
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
         content = content[0]  # [answer to number, number to answer], as OpenVQA and ROSITA write it
     if isinstance(content, dict):

@@ -136,11 +136,16 @@ def load_state(path: Path, learner: Learner, fingerprint: str) -> Progress:
 
 
 def _load_moments(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
-    """Load the state of an optimizer, whose settings are the plan's whatever the file says."""
+    """Load the state of an optimizer, whose settings are the plan's whatever the file says.
+
+    Its learning rate is that of the last step: an epoch that lacks its evaluation alone has no other to note.
+    """
     own = [{**group} for group in optimizer.param_groups]
     optimizer.load_state_dict(kept)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group |= {name: value for name, value in settings.items() if name != "params"}
+        if not (isinstance(group["lr"], float) and 0 <= group["lr"] <= settings["lr"]):
+            raise ValueError("lr is no learning rate of this run")
+        group |= {name: value for name, value in settings.items() if name not in ("params", "lr")}
         for parameter in group["params"]:
             wanted = {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.zeros(())}
             _check_alike(optimizer.state.get(parameter, wanted), wanted)
