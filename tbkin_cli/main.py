@@ -133,7 +133,7 @@ STAGES = {
 
 def _add(name: str, stage: Stage) -> None:
     def command(config: str | None, json: bool | None, quiet: bool | None, **flags: Any) -> None:
-        with errors_as_messages():
+        with errors_as_messages(bool(flags.get("overwrite"))):
             setup_logging(bool(quiet))
             given = {option: value for option, value in flags.items() if value is not None and value != []}
             file = None if config is None else Path(config)

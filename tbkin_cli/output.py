@@ -71,7 +71,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 @contextlib.contextmanager
-def errors_as_messages() -> Iterator[None]:
+def errors_as_messages(overwrites: bool = False) -> Iterator[None]:
     """Turn errors into one message on stderr and an exit code."""
     import typer
 
@@ -81,8 +81,14 @@ def errors_as_messages() -> Iterator[None]:
         hint = "" if error.hint is None else f"\n  {printable(error.hint)}"
         print(f"tbkin: {type(error).__name__}: {printable(error.message)}{hint}", file=sys.stderr)
         raise typer.Exit(USAGE if isinstance(error, ConfigError) else FAILURE) from None
-    except KeyboardInterrupt:
-        print("tbkin: interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        if isinstance(cause := interruption.__cause__, TbkinError):
+            # What is done could not be kept.
+            text = f"tbkin: interrupted, and then: {printable(cause.message)}"
+        else:
+            same = "the same command without --overwrite" if overwrites else "the same command"
+            text = f"tbkin: interrupted; what is finished is kept, {same} goes on"
+        print(text, file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # The reader of our output has left (`tbkin ... | head`); that is no error of ours.

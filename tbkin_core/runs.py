@@ -86,8 +86,9 @@ def open_run(
 
     def look(place: Path) -> Content:
         content = _found_at(place, stage, config).content
-        restarts = content is Content.BEGUN and place != path and not getattr(config, "resume", True)
-        return Content.OTHER if restarts else content
+        # With --overwrite the first rank begins it anew, and the others follow there.
+        restarts = place != path and not (getattr(config, "resume", True) or config.overwrite)
+        return Content.OTHER if restarts and content is Content.BEGUN else content
 
     overwrite = config.overwrite and rank() == 0
     work = open_place(path, look, is_of_run, overwrite, stack, follows=rank() > 0)
@@ -220,9 +221,9 @@ def _forgotten_if_empty(path: Path) -> Iterator[None]:
     try:
         yield
     except TbkinError:
-        if set(other_entries(path)) <= {RUN_FILE, "config.yaml"}:
+        if rank() == 0 and set(other_entries(path)) <= {RUN_FILE, "config.yaml"}:
             for name in other_entries(path):
-                (path / name).unlink()
+                (path / name).unlink(missing_ok=True)
         raise
 
 

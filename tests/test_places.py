@@ -23,7 +23,7 @@ from tbkin_core.runs import open_run
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig
 from tbkin_core.stages.threshold_sweep import _open_sweep
 from tbkin_core.support import files, places
-from tbkin_core.support.files import atomic_directory, atomic_path, tidy, write_text
+from tbkin_core.support.files import atomic_directory, atomic_path, tidy, write_json, write_text
 from tbkin_core.support.places import Content, open_place, place_of, put_in_place, put_right, replacement
 from tbkin_core.support.shards import StoreKind, StoreWriter, store_place_held, write_shard
 
@@ -176,8 +176,9 @@ def test_a_result_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
         (replacement(path) / "weights").write_text("new")
         (path / "result").write_text("other")
         if at_work == "begun":
-            assert opened(path) == opened(path, overwrite=True) == replacement(path), "gone on with"
+            assert opened(path) == replacement(path), "gone on with"
             assert files_below(path) == {"result": b"other"}
+            assert opened(path, overwrite=True) == replacement(path) and not replacement(path).exists()
         else:
             assert opened(path) == path, "a kill came before it was put in its place"
             assert files_below(tmp_path) == {"run/result": b"whole", "run/weights": b"new"}
@@ -199,6 +200,27 @@ def test_nothing_takes_the_place_of_a_mount_point(tmp_path: Path, monkeypatch: p
             with pytest.raises(ConfigError, match="working directory"):
                 opened(path, overwrite=True)
     assert files_below(tmp_path) == {"result": b"whole"}
+
+
+def test_something_else_in_the_place_of_a_result_stays(tmp_path: Path) -> None:
+    """A kill between two renames, and then somebody puts a copy there."""
+    path = tmp_path / "run"
+    new, old = places.beside(path)
+    for place, content in ((path, "copy"), (old, "other"), (new, "whole")):
+        place.mkdir()
+        (place / "result").write_text(content)
+    assert opened(path) == path
+    assert files_below(tmp_path) == {"run/result": b"whole", "run-before-1/result": b"other"}
+
+
+def test_a_name_that_leaves_no_room_for_a_replacement(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 250)
+    assert opened(path) == path
+    path.mkdir()
+    (path / "result").write_text("whole")
+    with pytest.raises(DataError, match="cannot write here"):
+        opened(path, overwrite=True)
+    assert opened(path) == path
 
 
 class Killed(BaseException):
@@ -291,7 +313,9 @@ def test_a_store_is_replaced_whole_and_what_else_lies_there_stays(tmp_path: Path
         fill(path, 2)
     fill(path, 2, overwrite=True, whole=False)
     assert files_below(path) == before and replacement(path).is_dir()
-    fill(path, 2, overwrite=True)
+    with pytest.raises(DataError, match="waits unfinished in"):
+        store_place_held(path, KIND, {"value": 2}, overwrite=False, alone=False).__enter__()
+    fill(path, 2)
     assert path.is_symlink() and not replacement(path).exists()
     after = files_below(path)
     assert after.keys() == before.keys() and after["notes.txt"] == b"mine"
@@ -404,17 +428,13 @@ def test_figures_do_not_become_images(trained_workspace: Path) -> None:
 
 
 def test_a_run_is_no_data_from_its_first_moment(tmp_path: Path) -> None:
-    for name in (
-        "a.jpg",
-        "begun/run.json",
-        "begun/x.png",
-        "swept/sweep.json",
-        "swept/x.png",
-        "deep/er/x.png",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("{}")
-    assert Layout(tmp_path).images == ["a.jpg", "deep/er/x.png"]
+    write_json(tmp_path / "begun/run.json", {"stage": "finetune", "status": "running"})
+    write_json(tmp_path / "swept/sweep.json", {"identity": {}}, indent=None)
+    write_json(tmp_path / "mine/run.json", {"name": "run in the park"})
+    write_json(tmp_path / "mine/deep/sweep.json", ["identity"])
+    for name in ("a.jpg", "begun/x.png", "swept/x.png", "mine/x.png", "mine/deep/x.png"):
+        (tmp_path / name).write_text("")
+    assert Layout(tmp_path).images == ["a.jpg", "mine/deep/x.png", "mine/x.png"]
 
 
 def test_graphs_of_other_regions_are_refused(trained_workspace: Path) -> None:

@@ -109,7 +109,7 @@ class Layout:
         names = {entry.name for entry in listed}
         if depth == 0 and not names:
             raise DataError(f"{self._root}: the directory is empty", hint=f"expected {LOOKED_FOR}")
-        own = own_directory(prefix, names)
+        own = own_directory(directory, prefix, names)
         if own and depth == 0:
             raise DataError(
                 f"{self._root}: this is a {own} that tbkin wrote, not a dataset",

@@ -26,6 +26,7 @@ from tbkin_core.features.store import (
     texts_by_row,
 )
 from tbkin_core.features.verification import are_ids
+from tbkin_core.support.interruption import held_back
 from tbkin_core.support.shards import (
     MANIFEST,
     Manifest,
@@ -165,7 +166,7 @@ class FeatureStoreWriter:
     def keep(self) -> int:
         """Write what has been collected of a shard, which is filled later; images that the store has now."""
         self.flush(begun=True)
-        return len(self.done)
+        return sum(len(entry.get("image_ids", [])) for entry in self._shards.values())
 
     def flush(self, begun: bool = False) -> None:
         """Write what has been collected as a shard, or as one that is `begun`."""
@@ -196,8 +197,9 @@ class FeatureStoreWriter:
             metadata[TEXTS] = texts
         if begun:
             metadata[_BEGUN] = True
-        write_shard(self.path / shard_name(number), arrays, {**metadata, "made_with": self._digest})
-        self._shards[number] = metadata
+        with held_back():  # a signal here would cost all that is collected
+            write_shard(self.path / shard_name(number), arrays, {**metadata, "made_with": self._digest})
+            self._shards[number] = metadata
         self.begun = [other for other in self.begun if other != number]
         self._writer.list_shards(self._shards)
 

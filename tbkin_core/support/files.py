@@ -41,7 +41,15 @@ def write_errors(where: Path) -> Iterator[None]:
             hint = "choose another place with --out DIR"
         elif code in (errno.EEXIST, errno.ENOTDIR):
             hint = "a file stands where a directory is needed; choose another place with --out DIR"
-        elif code in (errno.EISDIR, errno.ENOENT, errno.EBUSY, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO):
+        elif code in (
+            errno.EISDIR,
+            errno.ENOENT,
+            errno.ENOTEMPTY,
+            errno.EBUSY,
+            errno.ENAMETOOLONG,
+            errno.ELOOP,
+            errno.EIO,
+        ):
             hint = "choose another place"
         else:
             raise
@@ -63,14 +71,15 @@ def _os_error(error: Exception) -> int:
     return 0
 
 
-def make_directory(path: Path) -> Path:
-    """Create a directory with its parents, without leftovers in it; a DataError where that is refused."""
+def make_directory(path: Path, clean: bool = True) -> Path:
+    """Create a directory with its parents, or `clean` it of leftovers; a DataError where that is refused."""
     with write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         # mkdir says nothing about a directory that exists and may not be written to.
         with tempfile.TemporaryFile(dir=path):
             pass
-        tidy(path)
+        if clean:
+            tidy(path)
     return path
 
 
@@ -99,7 +108,11 @@ def check_file_place(path: Path, setting: str, is_own: Callable[[bytes], bool]) 
 
 
 # Temporary names: ".STEM.HOST-PID-RANDOM.tbkin.SUFFIX", ending in -old where a directory is being replaced.
-_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+_NUMBERED_IN = 0
+# Where processes have their numbers: containers may share the name of their machine.
+with contextlib.suppress(OSError):
+    _NUMBERED_IN = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
+_HOST = f"{zlib.crc32(f'{platform.node()} {_NUMBERED_IN}'.encode()):08x}"
 _TEMPORARY = re.compile(r"\.(.*)\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tbkin(?:(-old)|\..*)?", re.DOTALL)
 _ABANDONED_AFTER = 3600.0  # seconds; whether a process of another machine lives, nothing here can tell
 _in_use: set[Path] = set()  # temporary names of this process
@@ -150,7 +163,7 @@ def _is_at_work(path: Path, host: str, process: int) -> bool:
 
 def other_entries(directory: Path) -> list[str]:
     """Names in a directory but those that tbkin uses for a while; none where there is no directory."""
-    if not directory.is_dir():
+    if not os.path.isdir(directory):  # noqa: PTH112 - says no where a name is too long
         return []
     names = (path.name for path in directory.iterdir())
     return sorted(name for name in names if name != LOCK and not _TEMPORARY.fullmatch(name))
@@ -262,7 +275,7 @@ def finite(value: Any) -> Any:
 
 def read_json(path: Path, hint: str = "remove it and run the stage again") -> Any:
     """Read a JSON file that tbkin wrote; DataError where it is missing or broken."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if os.path.exists(path) and not path.is_file():  # noqa: PTH110 - a pipe would be waited for
         raise DataError(f"{path}: is no file", hint=hint)
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -18,10 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from enum import Enum
+from itertools import count
 from pathlib import Path
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.support.files import LOCK, make_directory, other_entries, write_errors
+from tbkin_core.support.files import LOCK, make_directory, other_entries, tidy, write_errors
+from tbkin_core.support.interruption import held_back
 
 try:
     import fcntl
@@ -31,6 +33,7 @@ except ImportError:  # not on this platform, where nothing keeps two commands ap
 logger = logging.getLogger("tbkin")
 
 _NEW, _OLD = ".tbkin-new", ".tbkin-old"
+_PATIENCE = 0.5  # seconds in which one of those that share a lock may just be letting go of it
 _LONGEST_COMMAND = 120  # letters shown of what is at work in a directory
 
 
@@ -45,10 +48,11 @@ def held(directory: Path, shared: bool = False) -> Iterator[None]:
     Raises:
         DataError: Another process is at work in it, which the message names; or it cannot be written to.
     """
-    existed = directory.is_dir()
-    make_directory(directory)
+    existed = os.path.isdir(directory)  # noqa: PTH112 - says no where a name is too long
+    make_directory(directory, clean=False)
     handle = _take(directory / LOCK, shared)
     try:
+        tidy(directory)
         yield
     finally:
         if handle is not None:
@@ -62,12 +66,17 @@ def _take(lock: Path, shared: bool) -> int | None:
     """An open lock file; None where the file system knows no locks."""
     if fcntl is None:
         return None
+    patience = time.monotonic() + _PATIENCE * shared
     while True:
         with write_errors(lock.parent):
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            handle = _opened(lock)
         try:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            if time.monotonic() < patience:
+                os.close(handle)
+                time.sleep(0.01)
+                continue
             who = os.pread(handle, 1000, 0).decode(errors="replace") or "another process"
             os.close(handle)
             raise DataError(
@@ -84,10 +93,18 @@ def _take(lock: Path, shared: bool) -> int | None:
             who = (
                 f"process {os.getpid()} on {platform.node()} (`{command[:_LONGEST_COMMAND]}`, since {since})"
             )
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, who.encode(errors="replace"), 0)
+            with contextlib.suppress(OSError):  # another's file, which may not be written to
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, who.encode(errors="replace"), 0)
             return handle
         os.close(handle)  # the one before removed it when it ended
+
+
+def _opened(lock: Path) -> int:
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except PermissionError:  # what another user's killed command left
+        return os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
 
 
 def _is_still(lock: Path, handle: int) -> bool:
@@ -119,6 +136,11 @@ def place_of(work: Path) -> Path:
     return Path(*(hidden.sub(r"\1", part) if hidden.fullmatch(part) else part for part in work.parts))
 
 
+def beside(path: Path) -> tuple[Path, Path]:
+    """Where a result waits to take the place of `path`, and for a moment what was there before."""
+    return _beside(path, _NEW), _beside(path, _OLD)
+
+
 def _beside(path: Path, ending: str) -> Path:
     named = path.name not in ("", "..") and not path.is_symlink()
     target = path if named else Path(os.path.realpath(path))
@@ -141,20 +163,18 @@ def open_place(
     is_own: Callable[[str], bool],
     overwrite: bool,
     stack: contextlib.ExitStack,
-    shared: bool = False,
     follows: bool = False,
 ) -> Path:
     """Where to make a result that belongs at `path`: there, or in its `replacement`, to be `put_in_place`.
 
-    A replacement that was interrupted is gone on with; one that a kill left whole is put in its place. A
-    whole result in a directory that may not be written to is as good as any.
+    A replacement that was interrupted is gone on with, or with `overwrite` begun anew; one that a kill left
+    whole is put in its place. A whole result in a directory that may not be written to is as good as any.
 
     Args:
         look: Tells what a directory holds.
         is_own: As for `put_in_place`.
         overwrite: Replace a result that is there.
         stack: Keeps the commands of other processes out (see `held`) for as long as it is open.
-        shared: As for `held`.
         follows: Another process of this run, which leads it, has called this before; `overwrite` is false.
 
     Raises:
@@ -165,21 +185,23 @@ def open_place(
         return path
     if not follows:
         put_right(path, is_own)
-        stack.enter_context(held(path, shared))
+        stack.enter_context(held(path))
     work, waiting = replacement(path), look(replacement(path))
     if waiting is Content.WHOLE:
         put_in_place(path, is_own)
         return path
-    if waiting is not Content.BEGUN:
-        if not overwrite or look(path) in (Content.NOTHING, Content.FOREIGN):
-            return path
+    if overwrite and look(path) not in (Content.NOTHING, Content.FOREIGN):
         _check_replaceable(path)
         with write_errors(work):
-            if work.exists():
+            if os.path.isdir(work):  # noqa: PTH112 - says no where a name is too long
                 shutil.rmtree(work)
-    if not follows:
-        stack.enter_context(held(work, shared))
         logger.info("%s stays as it is until what replaces it is whole", path)
+    elif waiting is Content.BEGUN:
+        logger.info("going on with what replaces %s when it is whole", path)
+    else:
+        return path
+    if not follows:
+        stack.enter_context(held(work))
     return work
 
 
@@ -202,12 +224,13 @@ def put_in_place(path: Path, is_own: Callable[[str], bool]) -> None:
         path: Its `replacement` exists; what a link leads to is replaced.
         is_own: Whether a name is of what the command makes. What else the old directory holds comes along.
     """
-    new, old = _beside(path, _NEW), _beside(path, _OLD)
+    new, old = beside(path)
     target = place_of(new)
     with write_errors(path):
-        if target.exists():
-            target.replace(old)
-        new.replace(target)
+        with held_back():
+            if target.exists():
+                target.replace(old)
+            new.replace(target)
         _clear(old, target, is_own)
 
 
@@ -217,9 +240,9 @@ def put_right(path: Path, is_own: Callable[[str], bool]) -> None:
     Raises:
         DataError: Another process is doing so.
     """
-    new, old = _beside(path, _NEW), _beside(path, _OLD)
+    new, old = beside(path)
     target = place_of(new)
-    if not old.is_dir():
+    if not os.path.isdir(old):  # noqa: PTH112
         return
     with held(old), write_errors(path):
         if not other_entries(target):  # killed between the two renames
@@ -228,10 +251,17 @@ def put_right(path: Path, is_own: Callable[[str], bool]) -> None:
             old.replace(target)
         elif not new.exists():
             _clear(old, target, is_own)
+        else:  # somebody has put something else there meanwhile
+            free = (target.with_name(f"{target.name}-before-{number}") for number in count(1))
+            kept = next(place for place in free if not os.path.lexists(place))
+            old.replace(kept)
+            (kept / LOCK).unlink(missing_ok=True)
+            logger.warning("what was at %s before it was to be replaced is in %s", target, kept)
 
 
 def _clear(old: Path, target: Path, is_own: Callable[[str], bool]) -> None:
     for name in other_entries(old):
         if not is_own(name) and not os.path.lexists(target / name):
             (old / name).replace(target / name)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.support.files import atomic_path, make_directory, other_entries, read_json, write_json
-from tbkin_core.support.places import Content, open_place, put_in_place
+from tbkin_core.support.places import Content, beside, held, open_place, put_in_place
 from tbkin_core.support.ranks import share_of_run
 
 FORMAT_VERSION = 1
@@ -204,11 +204,25 @@ def store_place_held(
         return same if found.settings == given else Content.OTHER
 
     with contextlib.ExitStack() as stack:
-        work = open_place(path, look, _is_own, overwrite, stack, shared=not alone)
+        if not alone:
+            _refuse_replacing(path, kind)
+            stack.enter_context(held(path, shared=True))
+            yield path
+            return
+        work = open_place(path, look, _is_own, overwrite, stack)
         _refuse_others(path, kind)  # once more: it may have come from beside
         yield work
         if work != path and look(work) is Content.WHOLE:
             put_in_place(path, _is_own)
+
+
+def _refuse_replacing(path: Path, kind: StoreKind) -> None:
+    """DataError where one process began to replace a store: of several, each would put it in its place."""
+    if begun := next(filter(Path.is_dir, beside(path)), None):
+        raise DataError(
+            f"{path}: what replaces it waits unfinished in {begun}",
+            hint=f"finish it by one process (`{kind.command}`), or remove that directory",
+        )
 
 
 def _is_own(name: str) -> bool:

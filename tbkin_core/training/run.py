@@ -231,7 +231,8 @@ class _Run:
         return values
 
     def _save(self) -> None:
-        settle_stores()
+        if not interrupted():  # whoever interrupts waits for seconds; the next run compares it all again
+            settle_stores()
         self.where.seconds = time.monotonic() - self.started
         if rank() == 0:
             save_state(self.out / "state", self.learner, self.where, self.fingerprint)
