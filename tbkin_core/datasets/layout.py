@@ -135,6 +135,8 @@ class Layout:
                     self.images += [] if own else [name]
                 elif entry.is_file():
                     self._look_at(Candidate(directory / entry.name, beside), name, own)
+                elif not entry.is_dir() and not own:
+                    self.unreadable.append((name, "is no file, or a link that leads nowhere"))
             except OSError as error:
                 self.unreadable.append((name, error.strerror or str(error)))
 

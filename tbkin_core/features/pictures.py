@@ -48,6 +48,7 @@ _BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_LENGTH = 258, 322, 323  # tags of TIFF
 
 # Filters of the warnings module are global to the process, so threads change them one at a time.
 _warnings_lock = threading.Lock()
+_ANOTHER = "name another file, or take it from where it came from again"
 
 
 def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, int]:
@@ -76,9 +77,10 @@ def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, in
         size = path.stat().st_size
     except OSError as error:
         reason = "the link leads nowhere" if path.is_symlink() else error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason})") from None
-    if path.is_dir():
-        raise DataError(f"{path}: is a directory, expected an image file")
+        raise DataError(f"{path}: cannot be read ({reason})", hint=_ANOTHER) from None
+    if not path.is_file():
+        kind = "a directory" if path.is_dir() else "no file"
+        raise DataError(f"{path}: is {kind}, expected an image file", hint=_ANOTHER)
     if size == 0:
         raise DataError(
             f"{path}: is empty (0 bytes), expected an image", hint="copy or download the file again"
@@ -105,7 +107,7 @@ def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, in
         ) from None
     except (MemoryError, OverflowError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: the image cannot be decoded ({reason})") from None
+        raise DataError(f"{path}: the image cannot be decoded ({reason})", hint=_ANOTHER) from None
 
 
 @contextlib.contextmanager
@@ -124,7 +126,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
 def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[Pixels, int, int]:
     width, height = image.size
     if width < 1 or height < 1:
-        raise DataError(f"{path}: the image has no pixels ({width} x {height})")
+        raise DataError(f"{path}: the image has no pixels ({width} x {height})", hint=_ANOTHER)
     _refuse_large(image, path)
     longest = max(width, height)
     scale = min(1.0, (max_side or longest) / longest)

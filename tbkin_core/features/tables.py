@@ -77,6 +77,7 @@ _COLUMNS = {
 }
 _OTHER_NAMES = {"img_id": "image_id", "filename": "image_id", "img_h": "image_h", "img_w": "image_w"}
 _PROBABILITIES = "cls_prob"
+_AGAIN = "take the file from where it came from again, or leave it out"
 
 
 class RowReader(Protocol):
@@ -163,7 +164,8 @@ def _table_rows(path: Path) -> Iterator[FeatureRow]:
                 decode = partial(_decode, names=names or _COLUMNS[kind])
                 yield from _rows_of(file, path, 1 if names else 0, decode)
     except OSError as error:
-        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+        reason = error.strerror or error
+        raise DataError(f"{error.filename or path}: cannot be read ({reason})", hint=_AGAIN) from error
 
 
 def _rows_of(
@@ -375,23 +377,25 @@ def _hdf5_rows(path: Path) -> Iterator[FeatureRow]:
             spatial = file["spatial_features"]
         if len(features.shape) == 2:
             if "pos_boxes" not in file:
-                raise DataError(f"{path}: features end to end need pos_boxes (N, 2)")
+                raise DataError(f"{path}: features end to end need pos_boxes (N, 2)", hint=_AGAIN)
             positions = file["pos_boxes"]
             ranges = positions.numbers(slice(0, positions.shape[0]), positions.shape)
         sides = (2, 2, 2) if ranges is not None else (3, 3, 3)
         arrays = [features, boxes, *([spatial] if spatial else [])]
         shapes = ", ".join(str(array.shape) for array in arrays)
         if tuple(len(array.shape) for array in arrays) != sides[: len(arrays)] or boxes.shape[-1] != 4:
-            raise DataError(f"{path}: expected image_features (N, K, D) and image_bb (N, K, 4), got {shapes}")
+            expected = "image_features (N, K, D) and image_bb (N, K, 4)"
+            raise DataError(f"{path}: expected {expected}, got {shapes}", hint=_AGAIN)
         if len({array.shape[0] for array in arrays}) > 1:
-            raise DataError(f"{path}: its arrays are of different lengths: {shapes}")
+            raise DataError(f"{path}: its arrays are of different lengths: {shapes}", hint=_AGAIN)
         if ranges is not None and (ranges.dtype.kind not in "iu" or ranges.shape[1:] != (2,)):
-            raise DataError(f"{path}: expected whole numbers pos_boxes (N, 2), got {ranges.shape}")
+            got = ranges.shape
+            raise DataError(f"{path}: expected whole numbers pos_boxes (N, 2), got {got}", hint=_AGAIN)
         for array in arrays:
             array.check(array.shape[1:])
         count = features.shape[0] if ranges is None else len(ranges)
         if count > file.most_images:
-            raise DataError(f"{path}: declares {count:,} images, for which it is too small")
+            raise DataError(f"{path}: declares {count:,} images, for which it is too small", hint=_AGAIN)
         reader = partial(_hdf5_regions, path, features, boxes, spatial)
         for row, name in enumerate(_hdf5_names(path, file, count)):
             place: Any = row if ranges is None else slice(*map(int, ranges[row]))
@@ -470,6 +474,8 @@ def _split_of(file: Path) -> str | None:
 
 def _row_names(file: Path, count: int) -> list[str] | None:
     """Names of the rows by a table of image id to row, JSON or plain pickle; None of another length."""
+    if not file.is_file():
+        return None
     try:
         if file.suffix.lower() in (".pkl", ".pickle", ".p"):
             table = load_plain_pickle(file)
@@ -481,7 +487,7 @@ def _row_names(file: Path, count: int) -> list[str] | None:
             raise ValueError("is no table")
         names = {int(place): str(name) for name, place in table.items()}
     except DAMAGED as error:
-        raise DataError(f"{file}: is no table of image id to row ({error})") from error
+        raise DataError(f"{file}: is no table of image id to row ({error})", hint=_AGAIN) from error
     return [names[place] for place in range(count)] if set(names) == set(range(count)) else None
 
 

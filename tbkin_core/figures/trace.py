@@ -152,6 +152,8 @@ def _read_arrays(path: Path) -> dict[str, NDArray]:
     """The arrays of a trace; what they declare is compared with their size in the file before any is made."""
     names = {"values", *_ARRAYS, *(f"{name}.{part}" for name in _PASSES for part in _PASS_ARRAYS)}
     arrays = {}
+    if not path.is_file():
+        raise ValueError("it is no file")
     with zipfile.ZipFile(path) as file:
         members = {member.filename.removesuffix(".npy"): member for member in file.infolist()}
         members = {name: member for name, member in members.items() if name in names}

@@ -58,5 +58,7 @@ class Priors:
             if not all(type(count) is int for counter in counters for count in counter.values()):
                 raise ValueError("counts must be whole numbers")
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: is not a file of priors ({error!r})") from error
+            raise DataError(
+                f"{path}: is not a file of priors ({error!r})", hint="run `tbkin build-graphs DATA` again"
+            ) from error
         return priors

@@ -325,7 +325,7 @@ def _load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     values: dict[str, Any] = {}
     if directory.is_dir():
         if not (directory / "config.json").is_file():
-            raise CheckpointError(f"{path}: holds no model (no config.json)")
+            raise CheckpointError(f"{path}: holds no model (no config.json)", hint=_OTHER_INIT)
         file = directory / "config.json"
         values = read_checked(file, mapping_of(anything), _OTHER_INIT, CheckpointError)
     if values.get("model_type") == TbkinConfig.model_type:
@@ -339,7 +339,7 @@ def _load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not directory.is_dir():
         # A misspelt path would be asked for on the hub, for half a minute where there is no network.
         if directory.exists() or directory.is_absolute() or directory.parent.parts[:1] == ("..",):
-            raise CheckpointError(f"init: {path}: is not a directory with a model")
+            raise CheckpointError(f"init: {path}: is not a directory with a model", hint=_OTHER_INIT)
         if len(directory.parts) > 2 or (len(directory.parts) == 2 and directory.parent.is_dir()):
             raise CheckpointError(f"init: {path}: there is no such directory", hint=_OTHER_INIT)
         logger.info("init: no directory %s here; asking the Hugging Face hub for it", path)

@@ -356,6 +356,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
                 lines[name] = line
             return super().construct_mapping(node, deep)
 
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file}: is no file", hint=_EXAMPLE)
     try:
         with file.open("rb") as stream:
             data = stream.read(_MOST_BYTES + 1)

@@ -154,7 +154,9 @@ def _samples(
             splits = {split: task.split_samples(dataset, split, base.dataset)} if split in names else {}
         names = [name for name in names if name != "train"]
         if split not in names:
-            raise ConfigError(f"split: expected one of {', '.join(names)}, got {split!r}")
+            raise ConfigError(
+                f"split: expected one of {', '.join(names)}, got {split!r}", hint="name one of these"
+            )
         items[seed], skipped = _evaluable(splits[split], subject, split)
         contents[seed] = samples_content(splits if config.refit else {split: items[seed]})
         if changed := _changed(subject, split, splits) if subject.divided and not config.refit else []:

@@ -86,7 +86,10 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
         if verify and checksum != _checksum(arrays, metadata):
             raise ValueError("its content is not what was written")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error})",
+            hint="run the stage that made it again: it makes what is missing",
+        ) from error
     except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: is not a whole shard ({error})",

@@ -125,7 +125,8 @@ class ImportedFeatures(FeatureReader):
         first = next((survey for survey in surveys if survey.feature_sizes), None)
         if first is None:
             raise self._error or ConfigError(
-                f"{dataset.path}: no features to import (.npz, pairs of .npy, TSV or HDF5 files)",
+                f"{dataset.path}: no features to import (.npz, pairs of .npy, TSV or HDF5"
+                f" files){dataset.unread()}",
                 hint="use --extractor builtin",
             )
         file_format = (
