@@ -466,7 +466,7 @@ def test_several_mistakes_come_in_one_message(shop: Path) -> None:
 
 def test_a_missing_settings_file(shop: Path) -> None:
     fails(*TUNE, "--config", "none.yaml", cwd=shop, code=2, says="none.yaml")
-    fails(*TUNE, "--config", ".", cwd=shop, code=2, says="directory")
+    fails(*TUNE, "--config", ".", cwd=shop, code=2, says="is no file")
 
 
 # ---- checkpoints --------------------------------------------------------------------------------

@@ -277,7 +277,10 @@ class _VinvlLabels:
         if key not in self._starts[what]:
             return None
         file.seek(self._starts[what][key])
-        return json.loads(file.readline(MAX_LINE).partition(b"\t")[2])
+        try:
+            return json.loads(file.readline(MAX_LINE).partition(b"\t")[2])
+        except DAMAGED as error:
+            raise ValueError(f"its row in {Path(file.name).name}: {error}") from error
 
     def decode(self, columns: list[bytes], image_id: ImageId, vectors: bool) -> RegionFeatures:
         """One row, always with its vectors; ValueError and its like where it is damaged."""
@@ -296,10 +299,14 @@ class _VinvlLabels:
             if isinstance(objects, dict):
                 objects = objects["objects"]
             if objects is None:
-                raise ValueError("its boxes are in no labels.tsv or predictions.tsv beside the file")
+                read = Path(self._files["labels"].name).name if "labels" in self._files else "none is there"
+                raise ValueError(
+                    f"its boxes are in no labels.tsv or predictions.tsv beside the file ({read})"
+                )
         boxes = np.array([item["rect"] for item in objects], np.float32).reshape(-1, 4)
         if len(boxes) != len(features):
-            raise ValueError(f"{len(features)} feature vectors and {len(boxes)} boxes in the labels beside")
+            beside = Path(self._files["labels"].name).name if "labels" in self._files else "its row"
+            raise ValueError(f"{len(features)} feature vectors, and {len(boxes)} boxes in {beside}")
         features, spatial = _without_place(features)
         sizes = self._beside("hw", key)
         size = (int(sizes[0]["width"]), int(sizes[0]["height"])) if sizes else _size_of(boxes, spatial)
@@ -463,7 +470,8 @@ def _hdf5_names(path: Path, file: Hdf5File, count: int) -> list[str]:
     for names in own.values():
         return names
     raise damaged or DataError(
-        f"{path}: nothing says which row is which image",
+        f"{path}: nothing says which row is which image"
+        + (f" ({', '.join(file.name for file in found[:3])} does not fit)" if found else ""),
         hint="expected a dataset image_ids in it, or a file imgid2idx.json beside it: image id to row",
     )
 
