@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from tbkin_core.errors import CheckpointError, DataError, TbkinError
 from tbkin_core.settings import StageConfig, config_values, dump_config
 from tbkin_core.settings.base import fields_of
 from tbkin_core.support.devices import join_ranks, launch, resolve_devices
-from tbkin_core.support.files import other_entries, read_json, write_json, write_text
+from tbkin_core.support.files import other_entries, read_json, real_path, write_json, write_text
 from tbkin_core.support.places import Content, open_place, place_of, put_in_place
 from tbkin_core.support.ranks import rank, wait_for_ranks
 
@@ -34,9 +33,11 @@ FINISHED_BEFORE = "this run had finished already; --overwrite trains it again"
 _PLACES = ("data", "features", "graphs", "answers", "init")
 # What a run's directory holds. Whatever else is there is somebody's.
 _RUN_NAMES = frozenset(
-    (RUN_FILE, "config.yaml", "metrics.jsonl", "training.png", "state", "tensorboard", "config.json",
-     "model.safetensors", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+    (RUN_FILE, "config.yaml", "metrics.jsonl", "training.png", "config.json", "model.safetensors",
+     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "state/", "state/model.pt",
+     "state/optimizer.pt", "state/progress.json", "tensorboard/")
 )  # fmt: skip
+_EVENTS = re.compile(r"tensorboard/events\.out\.tfevents\.[^/]*")
 _RUN_SPLIT_FILE = re.compile(r"(results|predictions)-[^/]*\.json")
 # What run.json holds, and besides that of a finished run.
 _RUN_TYPES: dict[str, Any] = {
@@ -114,10 +115,13 @@ class _Found:
     def refusal(self, path: Path, stage: str) -> DataError:
         """Why no run of `stage` is made there."""
         if self.content is Content.FOREIGN:
-            if (path / RUN_FILE).exists():
-                read_run(path)  # says what is wrong with it
-            some = ", ".join(other_entries(path)[:3])
             hint = "choose another place with --out DIR"
+            if (path / RUN_FILE).exists():
+                try:
+                    read_run(path)
+                except DataError as error:  # says what is wrong with it
+                    return DataError(error.message, hint=hint)
+            some = ", ".join(other_entries(path)[:3])
             return DataError(f"{path}: holds something else than a run ({some})", hint=hint)
         there = self.run["stage"]
         other = f" with other settings ({', '.join(self.changed)})" if there == stage else ""
@@ -146,9 +150,12 @@ def _begin(path: Path, stage: str, config: StageConfig) -> None:
     write_text(path / "config.yaml", dump_config(config))
 
 
-def is_of_run(name: str) -> bool:
-    """Whether a name in a run's directory is of what tbkin writes there."""
-    return name in _RUN_NAMES or _RUN_SPLIT_FILE.fullmatch(name) is not None
+def is_of_run(directory: Path, name: str) -> bool:
+    """Whether tbkin writes what has a name in a run's directory; one that ends in "/" is of a directory."""
+    if _RUN_SPLIT_FILE.fullmatch(name):
+        with contextlib.suppress(OSError), (directory / name).open("rb") as file:
+            return file.read(20).startswith((b'{"task": ', b'[{"question_id": ', b'[{"sent_id": ', b"[]"))
+    return name in _RUN_NAMES or _EVENTS.fullmatch(name) is not None
 
 
 def _as_now(kept: Any, config: StageConfig) -> Any:
@@ -167,7 +174,7 @@ def _changed_settings(
     def place(base: Path, typed: Any) -> Any:
         if isinstance(typed, list):
             return [place(base, entry) for entry in typed]
-        return (base.absolute() / typed).resolve() if typed and isinstance(typed, str) else typed
+        return real_path(base.absolute() / typed) if typed and isinstance(typed, str) else typed
 
     def same(name: str) -> bool:
         one, other = kept.get(name), settings.get(name)
@@ -244,8 +251,12 @@ def finish_run(path: Path, results: dict[str, Any]) -> None:
 
 
 def _forget_state(path: Path, results: Mapping[str, Any]) -> None:
-    if results.get("reason") != "minutes" and rank() == 0:
-        shutil.rmtree(path / "state", ignore_errors=True)
+    if results.get("reason") == "minutes" or rank() > 0 or not (path / "state").is_dir():
+        return
+    for file in filter(lambda name: name.startswith("state/") and name != "state/", _RUN_NAMES):
+        (path / file).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # where something of somebody's is in it
+        (path / "state").rmdir()
 
 
 def settings_of(checkpoint: Path) -> dict[str, Any]:
@@ -368,7 +379,7 @@ def read_run(path: Path) -> dict[str, Any]:
         DataError: It is missing, or damaged.
     """
     file = path / RUN_FILE
-    content = read_json(file, hint="remove that directory, or name another")
+    content = read_json(file, hint="name another, or train that run again with another --out DIR")
     types = _RUN_TYPES
     if isinstance(content, dict) and content.get("status") == "finished":
         types = types | _FINISHED_TYPES
@@ -376,7 +387,7 @@ def read_run(path: Path) -> dict[str, Any]:
     if wrong:
         raise DataError(
             f"{file}: is damaged or not of tbkin ({', '.join(wrong)} missing or of another kind)",
-            hint="train that run again with another --out DIR, or remove its directory",
+            hint="name another, or train that run again with another --out DIR",
         )
     return content
 

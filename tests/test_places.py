@@ -38,8 +38,8 @@ def look(place: Path) -> Content:
     return {"whole": Content.WHOLE, "begun": Content.BEGUN}.get((place / "result").read_text(), Content.OTHER)
 
 
-def is_own(name: str) -> bool:
-    return name in ("result", "weights")
+def is_own(directory: Path, name: str) -> bool:
+    return name in ("result", "weights", "deep/", "deep/ours")
 
 
 def opened(path: Path, overwrite: bool = False) -> Path:
@@ -237,8 +237,11 @@ def test_a_kill_at_any_moment_loses_nothing(
         path.symlink_to("real")
     real.mkdir()
     replacement(path).mkdir()
-    for name, content in {"result": "other", "weights": "old", ".git": "mine", "notes": "mine"}.items():
+    (real / "deep").mkdir()
+    for name, content in {"result": "other", "weights": "old", "deep/ours": "old"}.items():
         (real / name).write_text(content)
+    for name in (".git", "notes", "deep/notes"):
+        (real / name).write_text("mine")
     for name, content in {"result": "whole", "weights": "new"}.items():
         (replacement(path) / name).write_text(content)
     steps = 0
@@ -258,7 +261,7 @@ def test_a_kill_at_any_moment_loses_nothing(
     assert any(both) and (real.exists() or len(both) == 2)
     put_right(path, is_own)
     assert opened(path) == path
-    mine = {".git": b"mine", "notes": b"mine"}
+    mine = dict.fromkeys((".git", "notes", "deep/notes"), b"mine")
     assert files_below(real) == {"result": b"whole", "weights": b"new", **mine}
     assert path.is_symlink() is linked and sorted(p.name for p in place.iterdir()) == sorted(
         {path.name, real.name}
@@ -328,8 +331,8 @@ def test_a_store_is_replaced_whole_and_what_else_lies_there_stays(tmp_path: Path
 def test_out_in_a_directory_in_use_is_refused(trained_workspace: Path) -> None:
     place = trained_workspace / "mine"
     place.mkdir()
-    for name in ("config.yaml", "priors.json", "shard-00000.safetensors", ".shard-1", ".store-1"):
-        (place / name).write_text("mine")
+    for name in ("config.yaml", "priors.json", "shard-00000.safetensors", ".shard-1", "sweep.json", "refit"):
+        (place / name).write_text('{"mine": 1}')
     for line in (
         ["extract-features", "coco"],
         ["build-graphs", "coco"],
@@ -340,7 +343,7 @@ def test_out_in_a_directory_in_use_is_refused(trained_workspace: Path) -> None:
         for overwrite in ([], ["--overwrite"]):
             says = ("mine: holds something else than a", "--out DIR")
             fails(*line, "--out", "mine", *overwrite, cwd=trained_workspace, code=1, says=says)
-    assert set(files_below(place).values()) == {b"mine"} and len(files_below(place)) == 5
+    assert set(files_below(place).values()) == {b'{"mine": 1}'} and len(files_below(place)) == 6
 
 
 def test_a_run_keeps_what_is_not_its_own_and_a_link_stays_one(trained_workspace: Path) -> None:
@@ -350,21 +353,23 @@ def test_a_run_keeps_what_is_not_its_own_and_a_link_stays_one(trained_workspace:
     (place / "link").symlink_to("real")
     succeeds(*line, cwd=place)
     (place / "real/.git").mkdir()
-    for name in (".env", "notes.txt", ".git/HEAD"):
+    mine = {".env", "notes.txt", ".git/HEAD"}
+    for name in mine:
         (place / "real" / name).write_text("mine")
-    before = files_below(place / "real")
     content = (place / "real/run.json").read_text()
     (place / "real/run.json").write_text(content.replace('"status": "finished"', '"status": "running"'))
     succeeds(*line, cwd=place)
+    for name in ("state/mine", "tensorboard/mine", "results-notes.json"):
+        (place / "real" / name).parent.mkdir(exist_ok=True)
+        (place / "real" / name).write_text("mine")
+        mine.add(name)
+    before = files_below(place / "real")
+    assert "had finished already" in succeeds(*line, cwd=place).out
     succeeds(*line, "--seed", "1", "--overwrite", cwd=place)
     after = files_below(place / "real")
     assert (place / "link").is_symlink() and after.keys() == before.keys()
     assert after["model.safetensors"] != before["model.safetensors"]
-    assert {name for name, content in after.items() if content == b"mine"} == {
-        ".env",
-        "notes.txt",
-        ".git/HEAD",
-    }
+    assert {name for name, content in after.items() if content == b"mine"} == mine
     assert b"tbkin-new" not in b"".join(content for name, content in after.items() if name.endswith("json"))
     assert not list(place.glob(".*tbkin*")) and not (place / "real/.tbkin-lock").exists()
 
@@ -482,7 +487,7 @@ def test_ranks_that_follow_work_where_the_first_does(
             config = FinetuneConfig(task="vqa", out=out, overwrite=overwrite, seed=seed)
             return open_run(config, "finetune", out, stack)[:2]
         sweep = ThresholdSweepConfig(task="vqa", thresholds="0.1", out=out, overwrite=overwrite)
-        return _open_sweep(sweep, out, {"seed": seed}, {}, stack)[:2]
+        return _open_sweep(sweep, out, {"split": "val", "seed": seed}, {}, stack)[:2]
 
     if there != "nothing":
         with contextlib.ExitStack() as stack:

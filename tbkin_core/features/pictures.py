@@ -48,6 +48,8 @@ _BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_LENGTH = 258, 322, 323  # tags of TIFF
 
 # Filters of the warnings module are global to the process, so threads change them one at a time.
 _warnings_lock = threading.Lock()
+# Our own limits tell what is too large; some formats warn again while they are decoded.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _ANOTHER = "name another file, or take it from where it came from again"
 
 

@@ -19,6 +19,7 @@ from tbkin_core.support.files import (
     check_file_place,
     json_text,
     make_directory,
+    real_path,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def export_jsonl(store: GraphStore, path: Path) -> None:
         ConfigError, DataError: As `check_jsonl_place`; DataError also where the disk is full.
     """
     check_jsonl_place(path)
-    path = path.resolve()  # a link stays one
+    path = real_path(path)  # a link stays one
     # Lone surrogates (file names that are no UTF-8) become JSON's own escapes.
     with (
         atomic_path(path) as temporary,
@@ -141,7 +142,7 @@ def export_networkx(
     """
     path = Path(path)
     chosen = check_networkx_place(path, format=format)
-    path = path.resolve()  # a link stays one
+    path = real_path(path)  # a link stays one
     if isinstance(graphs, UnifiedGraph):
         single = to_networkx(graphs)
         if path.suffix:

@@ -20,7 +20,7 @@ from tbkin_core.results import PretrainResult
 from tbkin_core.runs import FINISHED_BEFORE, ROOT, check_inputs, finish_run, note_inputs, train_together
 from tbkin_core.settings import PretrainConfig, dump_config
 from tbkin_core.support.devices import resolve_devices
-from tbkin_core.support.files import write_text
+from tbkin_core.support.files import real_path, write_text
 from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import text_notes
@@ -46,7 +46,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
     resolve_devices(config.devices)
     places: dict[Path, Path] = {}
     for data, features, graphs in _sources(config):
-        if (same := places.setdefault(data.resolve(), data)) is not data:
+        if (same := places.setdefault(real_path(data), data)) is not data:
             raise ConfigError(f"data: {data} is {same} again", hint="name each dataset once; --weights mixes")
         open_dataset(data)
         feature_place(features, data)

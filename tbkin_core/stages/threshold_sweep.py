@@ -11,6 +11,7 @@ import csv
 import itertools
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from tbkin_core.runs import (
     changed_inputs,
     find_checkpoint,
     finished_runs,
+    is_of_run,
     kept_contents,
     rank_zero_first,
     run_settings,
@@ -351,12 +353,11 @@ def _sweep_at(
         some = other_entries(path)[:3]
         foreign = f"something else than a sweep ({', '.join(some)})"
         return (Content.FOREIGN, foreign, []) if some else (Content.NOTHING, "", [])
-    content = read_json(file)
+    content = read_json(file, hint="choose another place with --out DIR")
     kept = content.get("identity") if isinstance(content, dict) else None
-    kept = kept if isinstance(kept, dict) and "measurements" in content else {}
-    # What an earlier version did not keep cannot be told.
-    known = kept or dict.fromkeys(identity)
-    changed = sorted(key for key in known if key not in identity or kept.get(key) != identity[key])
+    if not (isinstance(kept, dict) and "split" in kept and isinstance(content.get("measurements"), list)):
+        return Content.FOREIGN, f"something else than a sweep ({SWEEP_FILE} is not of tbkin)", []
+    changed = sorted(key for key in kept if key not in identity or kept[key] != identity[key])
     if changed:
         return Content.OTHER, f"a sweep of something else ({', '.join(changed)})", []
     found = read_measurements(file, content["measurements"], samples)
@@ -364,9 +365,11 @@ def _sweep_at(
     return Content.BEGUN, "", [entry for entry in found if entry.recorded]
 
 
-def is_of_sweep(name: str) -> bool:
-    """Whether a name in a sweep's directory is of what tbkin writes there."""
-    return name in (SWEEP_FILE, "sweep.csv", "sweep.png", "sparsity.png", "config.yaml", "refit")
+def is_of_sweep(directory: Path, name: str) -> bool:
+    """Whether tbkin writes what has a name in a sweep's directory; one that ends in "/" is of a directory."""
+    if cell := re.fullmatch("(refit/[^/]+/)(.*)", name):
+        return not cell[2] or is_of_run(directory / cell[1], cell[2])
+    return name in (SWEEP_FILE, "sweep.csv", "sweep.png", "sparsity.png", "config.yaml", "refit/")
 
 
 # ---- measuring ----------------------------------------------------------------------------------

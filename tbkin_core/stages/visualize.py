@@ -27,7 +27,7 @@ from tbkin_core.runs import ROOT, find_checkpoint, kept_contents, settings_of
 from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import progress, shortened
-from tbkin_core.support.files import make_directory, read_json, slug
+from tbkin_core.support.files import make_directory, read_json, real_path, slug
 from tbkin_core.support.schema import (
     BOX,
     Fault,
@@ -114,8 +114,8 @@ def _figure_place(config: VisualizeConfig, data: str | list[str] | None) -> Path
     known = [config.data] if config.data else [data] if isinstance(data, str) else data or []
     out = config.out or ROOT / "visualize"
     for dataset in map(Path, known) if config.out is not None else ():
-        place = out.resolve()
-        if dataset.is_dir() and dataset.resolve() in (place, *place.parents):
+        place = real_path(out)
+        if dataset.is_dir() and real_path(dataset) in (place, *place.parents):
             raise ConfigError(
                 f"out: {config.out} lies in the dataset {dataset}, which would take figures for its pictures",
                 hint="choose another place, or omit --out: runs/visualize is left out",
@@ -247,7 +247,7 @@ def _shows_the_same(one: Trace, other: Trace) -> bool:
         getattr(one, name) == getattr(other, name)
         for name in ("task", "text", "image_size", "selection", "threshold", "scope", "layers")
     )
-    same_model = Path(one.checkpoint).resolve() == Path(other.checkpoint).resolve()
+    same_model = real_path(Path(one.checkpoint)) == real_path(Path(other.checkpoint))
     same_boxes = one.boxes.shape == other.boxes.shape and np.allclose(one.boxes, other.boxes, atol=1)
     return alike and same_model and same_boxes and np.array_equal(one.image, other.image)
 

@@ -40,7 +40,9 @@ def write_errors(where: Path) -> Iterator[None]:
         elif code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG):
             hint = "choose another place with --out DIR"
         elif code in (errno.EEXIST, errno.ENOTDIR):
-            hint = "a file stands where a directory is needed; choose another place with --out DIR"
+            hint = (
+                "a file or dead link stands where a directory is needed; choose another place with --out DIR"
+            )
         elif code in (
             errno.EISDIR,
             errno.ENOENT,
@@ -237,8 +239,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         _in_use.difference_update((temporary, aside))
 
 
+def real_path(path: Path) -> Path:
+    """Where a path leads in the end; as far as it goes where that is nowhere or a circle."""
+    return Path(os.path.realpath(path))
+
+
 def _behind_link(path: Path) -> Path:
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    return real_path(path) if path.is_symlink() else path
 
 
 def write_text(path: Path, text: str) -> None:

@@ -160,7 +160,7 @@ class Content(Enum):
 def open_place(
     path: Path,
     look: Callable[[Path], Content],
-    is_own: Callable[[str], bool],
+    is_own: Callable[[Path, str], bool],
     overwrite: bool,
     stack: contextlib.ExitStack,
     follows: bool = False,
@@ -192,6 +192,8 @@ def open_place(
         return path
     if overwrite and look(path) not in (Content.NOTHING, Content.FOREIGN):
         _check_replaceable(path)
+        if waiting is Content.FOREIGN:
+            raise DataError(f"{work}: is in the way of what replaces {path}", hint="move or remove it")
         with write_errors(work):
             if os.path.isdir(work):  # noqa: PTH112 - says no where a name is too long
                 shutil.rmtree(work)
@@ -217,12 +219,13 @@ def _check_replaceable(path: Path) -> None:
         )
 
 
-def put_in_place(path: Path, is_own: Callable[[str], bool]) -> None:
+def put_in_place(path: Path, is_own: Callable[[Path, str], bool]) -> None:
     """Let the `replacement` of `path`, which is whole, take its place.
 
     Args:
         path: Its `replacement` exists; what a link leads to is replaced.
-        is_own: Whether a name is of what the command makes. What else the old directory holds comes along.
+        is_own: Whether the command makes what has a name in a directory, given both; names of directories end
+            in "/" and stand before what is in them. What else the old directory holds comes along.
     """
     new, old = beside(path)
     target = place_of(new)
@@ -234,7 +237,7 @@ def put_in_place(path: Path, is_own: Callable[[str], bool]) -> None:
         _clear(old, target, is_own)
 
 
-def put_right(path: Path, is_own: Callable[[str], bool]) -> None:
+def put_right(path: Path, is_own: Callable[[Path, str], bool]) -> None:
     """Complete a `put_in_place` that was killed; before `path` is `held`.
 
     Raises:
@@ -259,9 +262,14 @@ def put_right(path: Path, is_own: Callable[[str], bool]) -> None:
             logger.warning("what was at %s before it was to be replaced is in %s", target, kept)
 
 
-def _clear(old: Path, target: Path, is_own: Callable[[str], bool]) -> None:
-    for name in other_entries(old):
-        if not is_own(name) and not os.path.lexists(target / name):
-            (old / name).replace(target / name)
-    if old.is_dir():
+def _clear(old: Path, target: Path, is_own: Callable[[Path, str], bool], within: str = "") -> None:
+    """Remove the old directory, from which what is not of the command goes to the new one."""
+    for name in other_entries(old / within):
+        place = f"{within}{name}"
+        if (old / place).is_dir() and not (old / place).is_symlink() and is_own(old, f"{place}/"):
+            _clear(old, target, is_own, f"{place}/")
+        elif not is_own(old, place) and not os.path.lexists(target / place):
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            (old / place).replace(target / place)
+    if not within and old.is_dir():
         shutil.rmtree(old, ignore_errors=True)

@@ -197,7 +197,7 @@ def store_place_held(
     given = json.loads(json.dumps(dict(settings)))
 
     def look(place: Path) -> Content:
-        if not any(map(_is_own, other_entries(place))):
+        if not any(_is_own(place, name) for name in other_entries(place)):
             return Content.NOTHING
         try:
             found = Manifest.read(place)
@@ -228,7 +228,7 @@ def _refuse_replacing(path: Path, kind: StoreKind) -> None:
         )
 
 
-def _is_own(name: str) -> bool:
+def _is_own(directory: Path, name: str) -> bool:
     """Whether a name in a store's directory is of what its stage writes there."""
     return name in _BESIDE_SHARDS or _SHARD_NAME.fullmatch(name) is not None
 
