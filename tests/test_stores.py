@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import succeeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -801,3 +802,13 @@ def test_iou_counts_shared_cells(first: NDArray, second: NDArray) -> None:
                 one, two = cells(box), cells(other)
                 expected = len(one & two) / len(one | two) if one | two else 0
                 assert found[row, column] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_damaged_shard_is_made_again(workspace: Path) -> None:
+    line = ["extract-features", "coco", "--workers", "0"]
+    succeeds(*line, cwd=workspace)
+    shard = workspace / "coco/features/shard-00000.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9] + bytes([whole[-9] ^ 64]) + whole[-8:])
+    assert "shard-00000.safetensors" in succeeds(*line, cwd=workspace).err
+    assert shard.read_bytes() == whole

@@ -165,6 +165,15 @@ class Verification:
                 self._fault = error
 
 
+def fault_of(path: Path) -> str:
+    """What is wrong with a shard that is read whole, "" if nothing is."""
+    try:
+        _compare(path)
+    except DataError as error:
+        return error.message
+    return ""
+
+
 def _compare(path: Path) -> None:
     """Read a shard whole; a DataError where it is not what was written, or holds what is no finite number."""
     status = path.stat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, count, filterfalse, pairwise, repeat
@@ -25,7 +26,7 @@ from tbkin_core.features.store import (
     regions_of_rows,
     texts_by_row,
 )
-from tbkin_core.features.verification import are_ids
+from tbkin_core.features.verification import are_ids, fault_of
 from tbkin_core.support.interruption import held_back
 from tbkin_core.support.shards import (
     MANIFEST,
@@ -36,6 +37,8 @@ from tbkin_core.support.shards import (
     shard_name,
     write_shard,
 )
+
+logger = logging.getLogger("tbkin")
 
 SHARD_IMAGES = 256
 _BEGUN = "begun"  # of a shard: whether an interruption cut it short, so that it is still to be filled
@@ -76,7 +79,14 @@ class FeatureStoreWriter:
         self._skipped: list[ImageId] = []
         self._number: int | None = None
         self.begun: list[int] = []
+        self._damaged: set[int] = set()
         self._look()
+        for number in self._shards:
+            if fault := fault_of(self.path / shard_name(number)):
+                logger.warning("%s: it is made again", fault)
+                self._damaged.add(number)
+        if self._damaged:
+            self._look()
         # Numbers that no shard has, in order and without end; before them, those of shards to be filled.
         self._free = filterfalse(frozenset(self._shards).__contains__, count())
         self._next: Iterator[int] = chain(self.begun, self._free)
@@ -200,6 +210,7 @@ class FeatureStoreWriter:
         with held_back():  # a signal here would cost all that is collected
             write_shard(self.path / shard_name(number), arrays, {**metadata, "made_with": self._digest})
             self._shards[number] = metadata
+            self._damaged.discard(number)
         self.begun = [other for other in self.begun if other != number]
         self._writer.list_shards(self._shards)
 
@@ -214,6 +225,8 @@ class FeatureStoreWriter:
             unmarked = self._digest if shard_name(number) in listed else ""
             if not all(are_ids(metadata.get(key, [])) for key in ("image_ids", "skipped", "files")):
                 continue  # to be made again, as any that is broken
+            if number in self._damaged:
+                continue
             if metadata.pop("made_with", unmarked) == self._digest:
                 self._shards[number] = metadata
             else:
