@@ -74,7 +74,7 @@ def extract_dataset(
         max_regions, devices, backbone, backbone_side: As for `Request`.
         workers: Processes (where a model works: threads that read images); None takes the number of
             processors, 0 works in this process.
-        overwrite: Remove a store that is there.
+        overwrite: Replace a store that is there, when the new one is whole.
         batch_size: Images that a model sees together.
 
     Raises:

@@ -142,7 +142,7 @@ def build_dataset(
         features: Feature store whose regions the graphs join; None takes the annotated boxes.
         recipe: How graphs are made.
         workers: Processes beside this one; 0 and 1 work in this process, None chooses.
-        overwrite: Replace a store that is there.
+        overwrite: Replace a store that is there, when the new one is whole.
 
     Raises:
         DataError: No texts, a store of other settings at `out`, or the disk refuses.

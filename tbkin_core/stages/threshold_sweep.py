@@ -392,9 +392,8 @@ class _Keeper:
         except TbkinError:
             if not self.found and rank() == 0:
                 self.file.unlink(missing_ok=True)
-                for place in (self.file.parent / "refit", self.file.parent):
-                    if place.is_dir() and not any(place.iterdir()):
-                        place.rmdir()
+                with contextlib.suppress(OSError):
+                    (self.file.parent / "refit").rmdir()
             raise
 
     def add(self, entry: Measurement) -> None:
