@@ -73,6 +73,7 @@ class AnnotationFiles:
         for name, reason in self._layout.unreadable:
             self.problems.add(name, "", f"cannot be read: {reason} (skipped)")
         self.passed_over = [f"{files}: {what}" for files, what in self._layout.passed_over]
+        self.names: list[str] = [file.name for file in self._layout.files]
         for files, what in self._layout.passed_over:
             self.problems.add(files, "", what)
         self._contents: dict[str, Content] = {}

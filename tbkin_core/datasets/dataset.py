@@ -78,11 +78,14 @@ class Dataset:
         return self._files.problems.lines()
 
     def unread(self) -> str:
-        """For messages: what is passed over, of no format that is read, or wrong; "" for nothing."""
+        """For messages: what is passed over, of no format that is read, wrong, or read; "" for nothing."""
         found = [f"{name} ({', '.join(keys) or 'binary'})" for name, keys in self._files.unread.items()]
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         unread = [f"of no format known here: {'; '.join(found[:3])}{more}"] if found else []
-        return "".join(f"; {line}" for line in (*self.passed_over, *unread, *self.problems[:3]))
+        names = self._files.names
+        some = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+        read = [f"read: {some}"] if names else []
+        return "".join(f"; {line}" for line in (*self.passed_over, *unread, *self.problems[:3], *read))
 
     # --- images --------------------------------------------------------------------------------------
 

@@ -116,7 +116,10 @@ def extract_dataset(
                 empty.unlink()  # it tells of failures alone
             (place / MANIFEST).unlink(missing_ok=True)
             shown = f"; the first: {extraction.problems[0]}" if extraction.problems else ""
-            raise DataError(f"{dataset.path}: none of {extraction.skipped} images could be read{shown}")
+            raise DataError(
+                f"{dataset.path}: none of {extraction.skipped} images could be read{shown}",
+                hint="take the files from where they came from again",
+            )
         if not extraction.missing:
             writer.finish()
         extraction.path = out

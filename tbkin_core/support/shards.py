@@ -65,6 +65,8 @@ def read_shard(path: Path, verify: bool = False) -> tuple[dict[str, NDArray], di
     Raises:
         DataError: The file is missing, cut short, no safetensors file, or damaged.
     """
+    if os.path.exists(path) and not path.is_file():  # noqa: PTH110 - a pipe would be waited for
+        raise DataError(f"{path}: is no file", hint="remove it and run the stage that made it again")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

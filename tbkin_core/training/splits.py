@@ -88,7 +88,10 @@ def task_splits(
         )
     if not held:
         share = 0.1 if "train" in trained else 0.25
-        mask = hold_out([item.image_id for item in train], share, seed)
+        try:
+            mask = hold_out([item.image_id for item in train], share, seed)
+        except DataError as error:
+            raise DataError(f"{dataset.path}: {error.message}{dataset.unread()}", hint=error.hint) from error
         held = [item for item, out in zip(train, mask, strict=True) if out]
         train = [item for item, out in zip(train, mask, strict=True) if not out]
         notes.append(f"{len(held)} samples of {label} are held out by image for validation")
@@ -176,8 +179,10 @@ def _trained_splits(
             reason = f"only test splits ({', '.join(found.splits)}), which are never trained on"
         else:
             reason = f"no usable {task.unit}"
-        text = "; ".join([f"{dataset.path}: {reason}", *dataset.problems[:3]])
-        raise DataError(text, hint="are the annotation files of the training split there, and named so?")
+        raise DataError(
+            f"{dataset.path}: {reason}{dataset.unread()}",
+            hint="are the annotation files of the training split there, and named so?",
+        )
     if train_split is None:
         return [next((name for name in _TRAINED if name in spare), spare[0])]
     asked = list(dict.fromkeys(normalise_split(part) for part in train_split.split("+")))
