@@ -67,7 +67,10 @@ def _model_config(
         shape = {name: start.values[name] for name in shape}
         longest = start.values.get("max_position_embeddings", 512)
     if plan.max_text_tokens > longest:
-        raise ConfigError(f"max_text_tokens: expected at most {longest}, got {plan.max_text_tokens}")
+        got = plan.max_text_tokens
+        raise ConfigError(
+            f"max_text_tokens: expected at most {longest}, got {got}", hint="the initial weights know no more"
+        )
     config = TbkinConfig(
         vocab_size=start.tokenizer.get_vocab_size(),
         **shape,
@@ -89,6 +92,7 @@ def _model_config(
     outside = [layer for layer in config.threshold_layers or [] if not 0 <= layer < layers]
     if outside:
         raise ConfigError(
-            f"threshold_layers: expected numbers from 0 to {layers - 1} ({layers} layers), got {outside[0]}"
+            f"threshold_layers: expected numbers from 0 to {layers - 1} ({layers} layers), got {outside[0]}",
+            hint="name fewer, or choose another --size",
         )
     return config
