@@ -26,7 +26,9 @@ def test_damaged_files_are_read_or_refused(tmp_path: Path) -> None:
         cwd=tmp_path, env={**ENVIRONMENT, "TMPDIR": str(tmp_path)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert list(tmp_path.iterdir()) == [], "the harness clears up"
+    # PyTorch's compiler may keep what it made.
+    left = [path for path in tmp_path.iterdir() if not path.name.startswith("torchinductor")]
+    assert left == [], "the harness clears up"
 
 
 FORMAT = next(form for form in FORMATS if form.name == "coco-captions")

@@ -143,9 +143,10 @@ def _load_moments(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> Non
     own = [{**group} for group in optimizer.param_groups]
     optimizer.load_state_dict(kept)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
-        if not (isinstance(group["lr"], float) and 0 <= group["lr"] <= settings["lr"]):
-            raise ValueError("lr is no learning rate of this run")
-        group |= {name: value for name, value in settings.items() if name not in ("params", "lr")}
+        rate, most = group["lr"], settings["lr"]
+        group |= {name: value for name, value in settings.items() if name != "params"}
+        # The last step of a short warm-up may be above the plan's rate.
+        group["lr"] = rate if isinstance(rate, float) and 0 <= rate <= 2 * most else most
         for parameter in group["params"]:
             wanted = {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.zeros(())}
             _check_alike(optimizer.state.get(parameter, wanted), wanted)
