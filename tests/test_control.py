@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -297,3 +298,17 @@ def test_a_command_that_is_loading_ends_without_a_traceback(workspace: Path, num
     outcome = disturb(process, lambda: hears(process.pid, signal.SIGTERM), number)
     assert outcome.code == 130
     assert "Traceback" not in outcome.err
+
+
+def test_nothing_keeps_an_interrupted_command_from_its_end(tmp_path: Path) -> None:
+    """A worker that was killed within a message leaves Python waiting for the rest of it."""
+    code = (
+        "import atexit, sys, threading, time, tbkin_cli.main as m, tbkin_cli.__main__ as entry\n"
+        "entry._LONGEST_END = 0.5\n"
+        "threading._register_atexit(lambda: time.sleep(60))\n"
+        "m.main = lambda: sys.exit(130)\n"
+        "entry.main()"
+    )
+    before = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+    assert ended.returncode == 130 and time.monotonic() - before < 30
