@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -17,9 +16,10 @@ from tbkin_core.errors import CheckpointError, DataError, TbkinError
 from tbkin_core.settings import StageConfig, config_values, dump_config
 from tbkin_core.settings.base import fields_of
 from tbkin_core.support.devices import join_ranks, launch, resolve_devices
-from tbkin_core.support.files import other_entries, read_json, real_path, write_json, write_text
-from tbkin_core.support.places import Content, open_place, place_of, put_in_place
+from tbkin_core.support.files import other_entries, real_path, write_json, write_text
+from tbkin_core.support.places import Content, free_place, open_place, place_of, put_in_place
 from tbkin_core.support.ranks import rank, wait_for_ranks
+from tbkin_core.support.schema import anything, list_of, mapping_of, maybe, number, read_checked, record, text
 
 logger = logging.getLogger("tbkin")
 
@@ -40,14 +40,21 @@ _RUN_NAMES = frozenset(
 _EVENTS = re.compile(r"tensorboard/events\.out\.tfevents\.[^/]*")
 _RUN_SPLIT_FILE = re.compile(r"(results|predictions)-[^/]*\.json")
 # What run.json holds, and besides that of a finished run.
-_RUN_TYPES: dict[str, Any] = {
-    "stage": str, "status": str, "settings": dict, "made_in": str | None, "made_from": dict | None,
-}  # fmt: skip
-_FINISHED_TYPES: dict[str, Any] = {
-    "started": int | float, "finished": int | float, "results": dict, "results.problems": list,
-    "results.report": list | None, "results.contents": dict | None, "results.reason": str | None,
-    "results.seconds": int | float | None,
-}  # fmt: skip
+_OBJECT, _LIST = mapping_of(anything), list_of(anything)
+_RUN = record(
+    {"stage": text, "status": text, "settings": _OBJECT},
+    {"made_in": maybe(text), "made_from": maybe(_OBJECT)},
+)
+_RESULTS = record(
+    {"problems": _LIST},
+    {
+        "report": maybe(_LIST),
+        "contents": maybe(_OBJECT),
+        "reason": maybe(text),
+        "seconds": maybe(number()),
+    },
+)
+_FINISHED = record({"started": number(), "finished": number(), "results": _RESULTS})
 # Settings that do not change what a run computes.
 _NO_RESULT = (
     "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
@@ -78,12 +85,7 @@ def open_run(
         DataError: --out names a run of other settings, another process is at work there, or it cannot be
             written to.
     """
-    for number in itertools.count(1):
-        path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
-        # What is of no use is looked at without keeping others out.
-        taken = _found_at(path, stage, config).content in (Content.OTHER, Content.FOREIGN)
-        if config.out is not None or not taken:
-            break
+    path = config.out or free_place(default, lambda place: _found_at(place, stage, config).content)
 
     def look(place: Path) -> Content:
         content = _found_at(place, stage, config).content
@@ -378,21 +380,12 @@ def read_run(path: Path) -> dict[str, Any]:
     Raises:
         DataError: It is missing, or damaged.
     """
-    file = path / RUN_FILE
-    content = read_json(file, hint="name another, or train that run again with another --out DIR")
-    types = _RUN_TYPES
-    if isinstance(content, dict) and content.get("status") == "finished":
-        types = types | _FINISHED_TYPES
-    wrong = [name for name, kind in types.items() if not isinstance(_value(content, name), kind)]
-    if wrong:
-        raise DataError(
-            f"{file}: is damaged or not of tbkin ({', '.join(wrong)} missing or of another kind)",
-            hint="name another, or train that run again with another --out DIR",
-        )
+    hint = "name another, or train that run again with another --out DIR"
+    content: dict[str, Any] = read_checked(path / RUN_FILE, _check_run, hint)
     return content
 
 
-def _value(content: Any, name: str) -> Any:
-    for part in name.split("."):
-        content = content.get(part) if isinstance(content, dict) else None
-    return content
+def _check_run(content: Any, where: str) -> None:
+    _RUN(content, where)
+    if content["status"] == "finished":
+        _FINISHED(content, where)

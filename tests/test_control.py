@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import os
 import re
 import shutil
 import signal
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 from command_line import files_below, leftovers, succeeds, tbkin
-from test_extraction import alive, children
+from test_extraction import children, left
 from test_resume import disturb, start, step_of
 
 from tbkin_core.support.interruption import held_back, interrupted, interruptible, let_through
@@ -229,17 +228,6 @@ def test_equal_runs_of_equal_data_are_equal_bytes_wherever_they_lie(
 
 
 # ---- processes ----------------------------------------------------------------------------------
-
-
-def left(processes: list[int]) -> list[int]:
-    """Those that are there after some seconds; they are ended."""
-    until = time.monotonic() + 10
-    while any(map(alive, processes)) and time.monotonic() < until:
-        time.sleep(0.05)
-    found = [pid for pid in processes if alive(pid)]
-    for pid in found:
-        os.kill(pid, signal.SIGKILL)
-    return found
 
 
 @IN_PROC

@@ -345,6 +345,17 @@ def alive(pid: int) -> bool:
         return False
 
 
+def left(processes: list[int], seconds: float = 10) -> list[int]:
+    """Those that are there after some seconds; they are ended."""
+    until = time.monotonic() + seconds
+    while any(map(alive, processes)) and time.monotonic() < until:
+        time.sleep(0.05)
+    found = [pid for pid in processes if alive(pid)]
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    return found
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
 def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
     root = tmp_path / "data"
@@ -366,13 +377,7 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
     assert len(workers) >= 2
     process.send_signal(signal.SIGKILL)
     process.wait()
-    until = time.monotonic() + 15
-    while any(map(alive, workers)) and time.monotonic() < until:
-        time.sleep(0.05)
-    left = [pid for pid in workers if alive(pid)]
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
+    assert not left(workers, seconds=15)
 
 
 # ---- the command --------------------------------------------------------------------------------

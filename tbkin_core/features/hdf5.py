@@ -27,7 +27,7 @@ _MAX_NAME = 1000
 _LINKS = 8
 _DEFLATE, _SHUFFLE, _FLETCHER, _LZF = 1, 2, 3, 32000  # numbers of filters
 _PACKINGS: tuple[list[int], ...] = ([], [_DEFLATE], [_LZF])
-_AGAIN = "take the file from where it came from again, or leave it out"
+TAKE_AGAIN = "take the file from where it came from again, or leave it out"
 
 
 class Hdf5Dataset:
@@ -45,7 +45,7 @@ class Hdf5Dataset:
             properties = dataset.id.get_create_plist()
             filters = [properties.get_filter(number)[0] for number in range(properties.get_nfilters())]
         except (RuntimeError, OSError, ValueError, TypeError) as error:
-            raise DataError(f"{self._where} is damaged ({error})", hint=_AGAIN) from error
+            raise DataError(f"{self._where} is damaged ({error})", hint=TAKE_AGAIN) from error
         if dataset.is_virtual or dataset.external:
             raise self._refused("takes its content from other files", "write it into the file itself")
         # Deflate is looked through before HDF5 follows it: its bytes must lie in the file as it left them.
@@ -152,7 +152,7 @@ class Hdf5File:
             if isinstance(link, h5py.HardLink):
                 found = self._file[target]
                 if not isinstance(found, h5py.Dataset):
-                    raise DataError(f"{self._path}: {name} is a group, expected an array", hint=_AGAIN)
+                    raise DataError(f"{self._path}: {name} is a group, expected an array", hint=TAKE_AGAIN)
                 return Hdf5Dataset(self._path, name, found)
             target = link.path.strip("/") if isinstance(link, h5py.SoftLink) else ""
             if target not in self.names:
@@ -182,5 +182,5 @@ def open_hdf5(path: Path) -> Iterator[Hdf5File]:
     except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"{path}: is no whole HDF5 file of region features ({reason})", hint=_AGAIN
+            f"{path}: is no whole HDF5 file of region features ({reason})", hint=TAKE_AGAIN
         ) from error

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from tbkin_core.datasets.splits import split_in
 from tbkin_core.datasets.unpickle import load_plain_pickle
 from tbkin_core.errors import DataError
-from tbkin_core.features.hdf5 import Hdf5Dataset, Hdf5File, open_hdf5
+from tbkin_core.features.hdf5 import TAKE_AGAIN, Hdf5Dataset, Hdf5File, open_hdf5
 from tbkin_core.features.image_files import LABELS, class_labels, label_values, other_classes
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.names.vocabulary import tidy, visual_genome_names
@@ -77,7 +77,6 @@ _COLUMNS = {
 }
 _OTHER_NAMES = {"img_id": "image_id", "filename": "image_id", "img_h": "image_h", "img_w": "image_w"}
 _PROBABILITIES = "cls_prob"
-_AGAIN = "take the file from where it came from again, or leave it out"
 
 
 class RowReader(Protocol):
@@ -165,7 +164,7 @@ def _table_rows(path: Path) -> Iterator[FeatureRow]:
                 yield from _rows_of(file, path, 1 if names else 0, decode)
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"{error.filename or path}: cannot be read ({reason})", hint=_AGAIN) from error
+        raise DataError(f"{error.filename or path}: cannot be read ({reason})", hint=TAKE_AGAIN) from error
 
 
 def _rows_of(
@@ -384,7 +383,7 @@ def _hdf5_rows(path: Path) -> Iterator[FeatureRow]:
             spatial = file["spatial_features"]
         if len(features.shape) == 2:
             if "pos_boxes" not in file:
-                raise DataError(f"{path}: features end to end need pos_boxes (N, 2)", hint=_AGAIN)
+                raise DataError(f"{path}: features end to end need pos_boxes (N, 2)", hint=TAKE_AGAIN)
             positions = file["pos_boxes"]
             ranges = positions.numbers(slice(0, positions.shape[0]), positions.shape)
         sides = (2, 2, 2) if ranges is not None else (3, 3, 3)
@@ -392,17 +391,17 @@ def _hdf5_rows(path: Path) -> Iterator[FeatureRow]:
         shapes = ", ".join(str(array.shape) for array in arrays)
         if tuple(len(array.shape) for array in arrays) != sides[: len(arrays)] or boxes.shape[-1] != 4:
             expected = "image_features (N, K, D) and image_bb (N, K, 4)"
-            raise DataError(f"{path}: expected {expected}, got {shapes}", hint=_AGAIN)
+            raise DataError(f"{path}: expected {expected}, got {shapes}", hint=TAKE_AGAIN)
         if len({array.shape[0] for array in arrays}) > 1:
-            raise DataError(f"{path}: its arrays are of different lengths: {shapes}", hint=_AGAIN)
+            raise DataError(f"{path}: its arrays are of different lengths: {shapes}", hint=TAKE_AGAIN)
         if ranges is not None and (ranges.dtype.kind not in "iu" or ranges.shape[1:] != (2,)):
             got = ranges.shape
-            raise DataError(f"{path}: expected whole numbers pos_boxes (N, 2), got {got}", hint=_AGAIN)
+            raise DataError(f"{path}: expected whole numbers pos_boxes (N, 2), got {got}", hint=TAKE_AGAIN)
         for array in arrays:
             array.check(array.shape[1:])
         count = features.shape[0] if ranges is None else len(ranges)
         if count > file.most_images:
-            raise DataError(f"{path}: declares {count:,} images, for which it is too small", hint=_AGAIN)
+            raise DataError(f"{path}: declares {count:,} images, for which it is too small", hint=TAKE_AGAIN)
         reader = partial(_hdf5_regions, path, features, boxes, spatial)
         for row, name in enumerate(_hdf5_names(path, file, count)):
             place: Any = row if ranges is None else slice(*map(int, ranges[row]))
@@ -495,7 +494,7 @@ def _row_names(file: Path, count: int) -> list[str] | None:
             raise ValueError("is no table")
         names = {int(place): str(name) for name, place in table.items()}
     except DAMAGED as error:
-        raise DataError(f"{file}: is no table of image id to row ({error})", hint=_AGAIN) from error
+        raise DataError(f"{file}: is no table of image id to row ({error})", hint=TAKE_AGAIN) from error
     return [names[place] for place in range(count)] if set(names) == set(range(count)) else None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import itertools
 import json
 import logging
 import re
@@ -59,7 +58,7 @@ from tbkin_core.support.files import (
     write_json,
     write_text,
 )
-from tbkin_core.support.places import Content, open_place, put_in_place
+from tbkin_core.support.places import Content, free_place, open_place, put_in_place
 from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import FinetuneTask, finetune_task, text_notes
@@ -324,11 +323,7 @@ def _open_sweep(
     def look(place: Path) -> Content:
         return _sweep_at(place, identity, samples)[0]
 
-    for number in itertools.count(1):
-        path = config.out or (default if number == 1 else default.with_name(f"{default.name}-{number}"))
-        # What is of no use is looked at without keeping others out.
-        if config.out is not None or look(path) in (Content.NOTHING, Content.BEGUN):
-            break
+    path = config.out or free_place(default, look)
     overwrite = config.overwrite and rank() == 0
     work = open_place(path, look, is_of_sweep, overwrite, stack, follows=rank() > 0)
     content, what, done = _sweep_at(work, identity, samples)

@@ -5,11 +5,10 @@ A trace (`tbkin_core.figures.trace`) is made for every image; figures are drawn 
 
 from __future__ import annotations
 
-import itertools
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import progress, shortened
 from tbkin_core.support.files import make_directory, read_json, real_path, slug
+from tbkin_core.support.places import numbered
 from tbkin_core.support.schema import (
     BOX,
     Fault,
@@ -206,7 +206,7 @@ def _draw_again(config: VisualizeConfig) -> RedrawnResult:
             trace = replace(trace, graph=unified_graph(trace.text, trace.boxes, trace.region_labels))
         # Traces of several directories may have one name.
         stem = _stem(path, 190)
-        base = next(place for place in _numbered((out or path.parent) / stem) if place not in taken)
+        base = next(place for place in numbered((out or path.parent) / stem) if place not in taken)
         taken.add(base)
         figures = _draw_trace(config, base, trace)
         files += figures
@@ -232,13 +232,7 @@ def _free_base(config: VisualizeConfig, base: Path, trace: Trace) -> Path:
         except DataError:
             return False
 
-    return next(filter(is_free, _numbered(base)))
-
-
-def _numbered(base: Path) -> Iterator[Path]:
-    """The place itself, then with the numbers from 2."""
-    yield base
-    yield from (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+    return next(filter(is_free, numbered(base)))
 
 
 def _shows_the_same(one: Trace, other: Trace) -> bool:

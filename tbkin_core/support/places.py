@@ -22,7 +22,7 @@ from itertools import count
 from pathlib import Path
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.support.files import LOCK, make_directory, other_entries, tidy, write_errors
+from tbkin_core.support.files import LOCK, make_directory, other_entries, real_path, tidy, write_errors
 from tbkin_core.support.interruption import held_back
 
 try:
@@ -143,8 +143,14 @@ def beside(path: Path) -> tuple[Path, Path]:
 
 def _beside(path: Path, ending: str) -> Path:
     named = path.name not in ("", "..") and not path.is_symlink()
-    target = path if named else Path(os.path.realpath(path))
+    target = path if named else real_path(path)
     return target.parent / f".{target.name}{ending}"
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """The path itself, then with the numbers from 2."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in count(2))
 
 
 class Content(Enum):
@@ -155,6 +161,12 @@ class Content(Enum):
     OTHER = "another result of this kind"
     BEGUN = "this very result, unfinished"
     WHOLE = "this very result"
+
+
+def free_place(default: Path, look: Callable[[Path], Content]) -> Path:
+    """The first of the `numbered` places that holds nothing, or what is to be made."""
+    # What is of no use is looked at without keeping others out.
+    return next(path for path in numbered(default) if look(path) not in (Content.OTHER, Content.FOREIGN))
 
 
 def open_place(
@@ -208,7 +220,7 @@ def open_place(
 
 
 def _check_replaceable(path: Path) -> None:
-    real = Path(os.path.realpath(path))
+    real = real_path(path)
     if os.path.ismount(real):
         raise ConfigError(
             f"overwrite: {path} is a mount point, which cannot be replaced", hint=f"name {path / 'new'}"
