@@ -24,6 +24,7 @@ from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig
 from tbkin_core.stages.threshold_sweep import _open_sweep
 from tbkin_core.support import files, places
 from tbkin_core.support.files import atomic_directory, atomic_path, tidy, write_json, write_text
+from tbkin_core.support.interruption import interruptible
 from tbkin_core.support.places import Content, open_place, place_of, put_in_place, put_right, replacement
 from tbkin_core.support.shards import StoreKind, StoreWriter, store_place_held, write_shard
 
@@ -136,6 +137,19 @@ def test_a_second_process_is_told_who_is_at_work(tmp_path: Path) -> None:
         with places.held(place):
             (place / "result").write_text("")
     assert [path.name for path in place.iterdir()] == ["result"]
+
+
+def test_an_interruption_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    still = places._is_still
+
+    def interrupted(lock: Path, handle: int) -> bool:
+        monkeypatch.setattr(places, "_is_still", still)
+        signal.raise_signal(signal.SIGINT)
+        return still(lock, handle)
+
+    with pytest.raises(KeyboardInterrupt), interruptible(), places.held(tmp_path / "run"):
+        monkeypatch.setattr(places, "_is_still", interrupted)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ranks_of_one_run_are_let_in_together(tmp_path: Path) -> None:

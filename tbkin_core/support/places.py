@@ -50,16 +50,19 @@ def held(directory: Path, shared: bool = False) -> Iterator[None]:
     """
     existed = os.path.isdir(directory)  # noqa: PTH112 - says no where a name is too long
     make_directory(directory, clean=False)
-    handle = _take(directory / LOCK, shared)
+    handle = None
     try:
+        with held_back():  # the lock and its file come and go together
+            handle = _take(directory / LOCK, shared)
         tidy(directory)
         yield
     finally:
-        if handle is not None:
-            _let_go(directory / LOCK, handle, shared)
-        if not existed:
-            with contextlib.suppress(OSError):
-                directory.rmdir()  # where nothing was made
+        with held_back():
+            if handle is not None:
+                _let_go(directory / LOCK, handle, shared)
+            if not existed:
+                with contextlib.suppress(OSError):
+                    directory.rmdir()  # where nothing was made
 
 
 def _take(lock: Path, shared: bool) -> int | None:
