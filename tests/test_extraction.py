@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -331,6 +332,41 @@ def test_a_pool_answers_in_the_order_of_its_jobs_and_reads_few_ahead() -> None:
                 assert (job, result) == (place, 100 + place)
                 assert len(read) <= place + most
         assert len(read) == 20
+
+
+def send_half(connection: Any, message: bytes, *_: Any) -> None:
+    os.write(connection.fileno(), bytes(message[: len(message) // 2]))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def deadly_when_odd(offset: int, number: int) -> int:
+    if number % 2:
+        multiprocessing.connection.Connection._send = send_half  # type: ignore[attr-defined]
+    return offset + number
+
+
+def refused(offset: int, number: int) -> int:
+    raise ValueError(f"no {number}")
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_message_is_an_error_and_not_waited_for() -> None:
+    began = time.monotonic()
+    with (
+        pytest.raises(DataError, match="ended unexpectedly"),
+        WorkerPool(partial(int, 100), 2, "extract-features") as pool,
+    ):
+        list(pool.map(deadly_when_odd, range(4), ahead=2))
+    assert time.monotonic() - began < 20
+    assert multiprocessing.active_children() == []
+
+
+def test_an_error_in_a_worker_is_raised_with_its_traceback() -> None:
+    with (
+        pytest.raises(ValueError, match="no 0") as raised,
+        WorkerPool(partial(int, 100), 2, "extract-features") as pool,
+    ):
+        list(pool.map(refused, range(4), ahead=2))
+    assert "in refused" in raised.value.__notes__[0]
 
 
 def children(pid: int) -> Iterator[int]:

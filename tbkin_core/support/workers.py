@@ -11,11 +11,13 @@ import pickle
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from tbkin_core.errors import DataError, TbkinError
@@ -66,6 +68,9 @@ class WorkerPool(Generic[Tool]):
     Each computes with one thread. Ctrl-C is left to this process, whose end, however it comes, ends them;
     an interruption leaves them `GRACE` for the jobs that they are at.
 
+    Each process has a pipe whose far end it holds alone, so one that dies in the middle of a message closes
+    it. (Those of a `ProcessPoolExecutor` share one, and there the rest of the message is waited for.)
+
     Args:
         make: Makes the tool; called once in each process, so it must survive pickling where there are more.
         count: Processes; with 0 or 1 the work is done in this one.
@@ -76,41 +81,38 @@ class WorkerPool(Generic[Tool]):
         self._make = make
         self._count = count
         self._command = command
-        self._stack = contextlib.ExitStack()
-        self._executor: ProcessPoolExecutor | None = None
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        self._threads: ThreadPoolExecutor | None = None  # one for each process
+        self._of_thread = threading.local()
+        self._asked: set[Future[Any]] = set()
 
     def __enter__(self) -> WorkerPool[Tool]:
-        self._others = multiprocessing.active_children()
-        if self._count > 1:
-            self._stack.enter_context(_one_thread_per_process())
-            self._executor = ProcessPoolExecutor(
-                self._count, multiprocessing.get_context("spawn"), _start_worker, (pickle.dumps(self._make),)
-            )
-        else:
+        if self._count <= 1:
             self._tool = self._make()
+            return self
+        free: SimpleQueue[Connection] = SimpleQueue()
+        self._threads = ThreadPoolExecutor(self._count, "worker", self._take_one, (free,))
+        try:
+            with _one_thread_per_process(), deaf_at_first():
+                for _ in range(self._count):
+                    free.put(self._start())
+        except BaseException:
+            self._end(hurried=True)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        with self._stack:
-            if self._executor is not None:
-                hurried = kind is not None and issubclass(kind, KeyboardInterrupt | GeneratorExit)
-                self._executor.shutdown(wait=not hurried, cancel_futures=True)
-                if hurried:
-                    own = (child for child in multiprocessing.active_children() if child not in self._others)
-                    end_processes(list(own), GRACE)
+        self._end(hurried=kind is not None and issubclass(kind, KeyboardInterrupt | GeneratorExit))
 
     def ask(self, question: Callable[[Tool], Result]) -> Result:
-        """What one tool, the first that is ready, says of itself; all processes start with this.
+        """What one tool says of itself.
 
         Raises:
             TbkinError: The tool cannot be made.
             DataError: A process has died.
         """
-        if self._executor is None:
-            return question(self._tool)
-        with self._deaths_as_errors():
-            first, *_ = [self._submit(question) for _ in range(self._count)]
-            return first.result()
+        return question(self._tool) if self._threads is None else self._submit(question).result()
 
     def map(
         self, work: Callable[[Tool, Job], Result], jobs: Iterable[Job], ahead: int
@@ -125,34 +127,71 @@ class WorkerPool(Generic[Tool]):
         Raises:
             TbkinError: As for `ask`, or what `work` raises.
         """
-        if self._executor is None:
+        if self._threads is None:
             yield from ((job, work(self._tool, job)) for job in jobs)
             return
         waiting: deque[tuple[Job, Future[Result]]] = deque()
-        with self._deaths_as_errors():
-            for job in jobs:
-                waiting.append((job, self._submit(work, job)))
-                if len(waiting) >= ahead * self._count:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            for done, future in waiting:
+        for job in jobs:
+            waiting.append((job, self._submit(work, job)))
+            if len(waiting) >= ahead * self._count:
+                done, future = waiting.popleft()
                 yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
+
+    def _start(self) -> Connection:
+        """Start a process; this end of its pipe."""
+        context = multiprocessing.get_context("spawn")
+        near, far = context.Pipe()
+        self._pipes.append(near)
+        with far:
+            arguments = (far, pickle.dumps(self._make))
+            process = context.Process(target=_work_to_the_end, args=arguments, daemon=True)
+            process.start()
+        self._processes.append(process)
+        return near
+
+    def _take_one(self, free: SimpleQueue[Connection]) -> None:
+        self._of_thread.pipe = free.get()
 
     def _submit(self, work: Callable[..., Result], *jobs: Any) -> Future[Result]:
-        assert self._executor is not None
-        with deaf_at_first():  # it starts a process where none is idle
-            return self._executor.submit(_with_tool, work, *jobs)
+        assert self._threads is not None
+        future = self._threads.submit(self._have_done, work, *jobs)
+        self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
+        return future
 
-    @contextlib.contextmanager
-    def _deaths_as_errors(self) -> Iterator[None]:
+    def _have_done(self, work: Callable[..., Result], *jobs: Any) -> Result:
+        """What the process of this thread answers."""
         try:
-            yield
-        except BrokenProcessPool as error:
+            self._of_thread.pipe.send((work, jobs))
+            good, answer = self._of_thread.pipe.recv()
+        except (EOFError, OSError) as error:
             time.sleep(0.2)  # whoever ended the process may be about to end this one too
             raise DataError(
                 f"{self._command}: a worker process has ended unexpectedly, perhaps because memory ran out",
                 hint="run the same command again: it goes on; --workers 0 needs no other processes",
             ) from error
+        if not good:
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def _end(self, hurried: bool) -> None:
+        """End the processes, after the jobs that they are at: in a hurry after `GRACE` at the latest."""
+        if self._threads is None:
+            return
+        with held_back():
+            try:
+                self._threads.shutdown(wait=False, cancel_futures=True)
+                wait(self._asked.copy(), GRACE if hurried else None)
+            finally:
+                if hurried:
+                    for process in self._processes:
+                        process.kill()
+                self._threads.shutdown()
+                for pipe in self._pipes:
+                    pipe.close()
+                end_processes(self._processes, GRACE)
 
 
 @contextlib.contextmanager
@@ -209,20 +248,29 @@ def _one_thread_per_process() -> Iterator[None]:
 
 # ---- in a worker --------------------------------------------------------------------------------
 
-_tool: Any = None
 
-
-def _start_worker(make: bytes) -> None:
-    global _tool
+def _work_to_the_end(pipe: Connection, make: bytes) -> None:
     # Ctrl-C reaches every process of the terminal; the main one decides what is kept.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     listen()
     end_with_parent()
+    tool, failure = None, None
     try:
-        _tool = pickle.loads(make)()  # loads what it needs, now that the above is settled
-    except TbkinError as error:
-        # Raised here it would only break the pool; the first job hands it over.
-        _tool = error
+        tool = pickle.loads(make)()  # loads what it needs, now that the above is settled
+    except Exception as error:
+        failure = error
+    with contextlib.suppress(EOFError, OSError):  # the other end is gone
+        while True:
+            work, jobs = pipe.recv()
+            try:
+                if failure is not None:
+                    raise failure
+                answer = True, work(tool, *jobs)
+            except Exception as error:
+                if not isinstance(error, TbkinError):
+                    error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+                answer = False, error
+            pipe.send(answer)
 
 
 def _wait_for_parent() -> None:
@@ -230,9 +278,3 @@ def _wait_for_parent() -> None:
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
-
-
-def _with_tool(work: Callable[..., Result], *jobs: Any) -> Result:
-    if isinstance(_tool, TbkinError):
-        raise _tool
-    return work(_tool, *jobs)
