@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pkgutil
-import threading
 
 from tbkin_core.support.interruption import INTERRUPTED, leave_at_once
-
-_LONGEST_END = 5.0  # seconds from the last word of an interrupted command to its end
 
 
 def main() -> None:
@@ -18,10 +14,9 @@ def main() -> None:
         pkgutil.resolve_name("tbkin_cli.main:main")()
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            # A worker that was killed in the middle of a message leaves Python waiting for the rest of it.
-            end = threading.Timer(_LONGEST_END, os._exit, (INTERRUPTED,))
-            end.daemon = True
-            end.start()
+            # Python, run with -m, ends by SIGINT and not with this code where the last code that was
+            # executed from a string (an import may do so) was interrupted.
+            exec("")
         raise
 
 
