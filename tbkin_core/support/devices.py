@@ -177,12 +177,18 @@ def _ranked(
     end_with_parent()
     leave_at_once()
     listen()
+    code = 0
     try:
         function, arguments = pickle.loads(work)
         with interruptible():
             function(*arguments)
     except TbkinError as error:
         failures.put(error)
-        sys.exit(1)
+        code = 1
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    # The threads of gloo may abort a process that takes itself apart while other ranks are still at work.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
