@@ -29,6 +29,7 @@ from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features import extract
 from tbkin_core.features.extract import Extraction, extract_dataset
 from tbkin_core.features.store import FeatureStore
+from tbkin_core.support import workers
 from tbkin_core.support.shards import write_shard
 from tbkin_core.support.workers import WorkerPool
 
@@ -367,6 +368,44 @@ def test_an_error_in_a_worker_is_raised_with_its_traceback() -> None:
     ):
         list(pool.map(refused, range(4), ahead=2))
     assert "in refused" in raised.value.__notes__[0]
+
+
+class PeculiarError(Exception):
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def peculiar(offset: int, number: int) -> Any:
+    if number == 0:
+        raise PeculiarError(1, 2)
+    return lambda: number
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "PeculiarError: 1 and 2"), (1, "pickle")])
+def test_what_cannot_be_sent_is_told_in_words(number: int, said: str) -> None:
+    with (
+        pytest.raises(RuntimeError, match=said),
+        WorkerPool(partial(int, 100), 2, "extract-features") as pool,
+    ):
+        list(pool.map(peculiar, [number], ahead=2))
+
+
+def sleepy(offset: int, number: int) -> int:
+    if number == 0:
+        raise ValueError("none")
+    time.sleep(60)
+    return number
+
+
+def test_after_an_error_nobody_waits_long_for_the_other_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "GRACE", 0.5)
+    began = time.monotonic()
+    with (
+        pytest.raises(ValueError, match="none"),
+        WorkerPool(partial(int, 100), 2, "extract-features") as pool,
+    ):
+        list(pool.map(sleepy, range(4), ahead=2))
+    assert time.monotonic() - began < 30
 
 
 def children(pid: int) -> Iterator[int]:

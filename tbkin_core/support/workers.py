@@ -66,7 +66,7 @@ class WorkerPool(Generic[Tool]):
     """Processes that each make a tool once and work with it on many jobs; use as a context manager.
 
     Each computes with one thread. Ctrl-C is left to this process, whose end, however it comes, ends them;
-    an interruption leaves them `GRACE` for the jobs that they are at.
+    an interruption or an error leaves them `GRACE` for the jobs that they are at.
 
     Each process has a pipe whose far end it holds alone, so one that dies in the middle of a message closes
     it. (Those of a `ProcessPoolExecutor` share one, and there the rest of the message is waited for.)
@@ -103,7 +103,7 @@ class WorkerPool(Generic[Tool]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self._end(hurried=kind is not None and issubclass(kind, KeyboardInterrupt | GeneratorExit))
+        self._end(hurried=kind is not None)
 
     def ask(self, question: Callable[[Tool], Result]) -> Result:
         """What one tool says of itself.
@@ -270,7 +270,23 @@ def _work_to_the_end(pipe: Connection, make: bytes) -> None:
                 if not isinstance(error, TbkinError):
                     error.add_note(f"in a worker process:\n{traceback.format_exc()}")
                 answer = False, error
-            pipe.send(answer)
+            pipe.send_bytes(_message(*answer))
+
+
+def _message(good: bool, answer: Any) -> bytes:
+    """A result, or an error, as the other end can take it."""
+    try:
+        message = pickle.dumps((good, answer))
+        if not good:
+            pickle.loads(message)  # not every exception survives it
+    except Exception as error:
+        told = RuntimeError(
+            f"{type(error).__name__}: {error}" if good else f"{type(answer).__name__}: {answer}"
+        )
+        for note in getattr(answer, "__notes__", ()):
+            told.add_note(note)
+        message = pickle.dumps((False, told))
+    return message
 
 
 def _wait_for_parent() -> None:
