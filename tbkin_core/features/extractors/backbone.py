@@ -24,7 +24,9 @@ import torch
 from PIL import Image
 
 from tbkin_core.errors import ConfigError
+from tbkin_core.features.extractors import LITE, ExtractorRow
 from tbkin_core.features.extractors.base import BatchExtractor, PictureExtractor, Request
+from tbkin_core.features.extractors.lite import LiteBackbone
 from tbkin_core.features.extractors.models import (
     compute_dtype,
     computing,
@@ -32,12 +34,11 @@ from tbkin_core.features.extractors.models import (
     prompt_vectors,
     weights_digest,
 )
+from tbkin_core.features.extractors.roi import roi_tokens
 from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
 from tbkin_core.names.vocabulary import visual_genome_names
 from tbkin_core.support.pretrained import load_pretrained
 
-SAMPLES = 14  # along a side of a box: RoIAlign's usual 7 bins of 2
-BINS = 7
 MOST_EXTRA_TOKENS = 16  # before the patches: class, distillation and register tokens
 _Mapping = Callable[[Any], torch.Tensor]
 
@@ -56,6 +57,7 @@ class Backbone:
 
     Attributes:
         feature_size: D.
+        object_names: Empty; it names no regions.
         attribute_names: The attributes that it chooses from; empty where it predicts none.
 
     Raises:
@@ -86,6 +88,7 @@ class Backbone:
         self.side = side or trained
         accepted = inspect.signature(self._vision.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in accepted else {}
+        self.object_names: tuple[str, ...] = ()
         self.attribute_names: tuple[str, ...] = ()
         self.feature_size = self._measure()
         joint = _joint_space(self._model) if attributes and tokenizer is not None else None
@@ -184,14 +187,18 @@ class Backbone:
 class BackboneExtractor:
     """The boxes and labels of another extractor with the vectors of a backbone."""
 
-    def __init__(self, boxes: PictureExtractor | BatchExtractor, backbone: Backbone) -> None:
+    def __init__(
+        self, boxes: PictureExtractor | BatchExtractor, backbone: Backbone | LiteBackbone, name: str
+    ) -> None:
         self._boxes = boxes
         self._backbone = backbone
+        self._name = name
 
     def settings(self) -> dict[str, Any]:
-        own = {**self._boxes.settings(), **self._backbone.settings()}
-        if self._backbone.attribute_names:
-            own["attribute_names"] = list(self._backbone.attribute_names)
+        own = {**self._boxes.settings(), **self._backbone.settings(), "extractor": self._name}
+        for names in ("object_names", "attribute_names"):
+            if found := getattr(self._backbone, names):
+                own[names] = list(found)
         return own
 
     def prepare(self, image_id: ImageId, image: Pixels, width: int, height: int) -> tuple[Any, torch.Tensor]:
@@ -212,14 +219,14 @@ class BackboneExtractor:
 
 
 def backbone_over(
-    boxes: PictureExtractor | Sequence[BatchExtractor], request: Request, keeps_attributes: bool
+    boxes: PictureExtractor | Sequence[BatchExtractor], request: Request, row: ExtractorRow
 ) -> list[BackboneExtractor]:
     """The boxes of an open extractor with the vectors of the request's backbone, a copy per device.
 
     Args:
         boxes: The extractor; of one that runs models a copy per device.
         request: What it was opened with.
-        keeps_attributes: Whether its attributes, where it has any, stay under those of the backbone.
+        row: Of the extractor. Names of its own stay, attributes where the row says so.
     """
     if isinstance(boxes, PictureExtractor):
         copies: Sequence[PictureExtractor | BatchExtractor] = [boxes] * len(request.places)
@@ -227,38 +234,18 @@ def backbone_over(
         copies = boxes
     made = []
     for copy, place in zip(copies, request.places, strict=True):
-        own = keeps_attributes and bool(copy.settings()["attribute_names"])
-        side, revision = request.backbone_side, request.backbone_revision
-        backbone = Backbone(str(request.backbone), place, side, revision, attributes=not own)
-        made.append(BackboneExtractor(copy, backbone))
+        settings, side = copy.settings(), request.backbone_side
+        backbone: Backbone | LiteBackbone
+        if request.backbone == LITE:
+            backbone = LiteBackbone(place, side, names=not settings["object_names"])
+        else:
+            own = row.keeps_attributes and bool(settings["attribute_names"])
+            model, revision = str(request.backbone), request.backbone_revision
+            backbone = Backbone(model, place, side, revision, attributes=not own)
+        made.append(
+            BackboneExtractor(copy, backbone, str(row.name if row.backbone else settings["extractor"]))
+        )
     return made
-
-
-def roi_tokens(cells: torch.Tensor, boxes: torch.Tensor, bins: int = BINS) -> torch.Tensor:
-    """RoIAlign: the means of a map over bins x bins equal parts of boxes, (K, bins·bins, D).
-
-    SAMPLES x SAMPLES points in a box, between the cells, are its samples. They form a grid, so a mean weighs
-    rows and columns apart, and all boxes of a map are one matrix product, however many points there are.
-
-    Args:
-        cells: (D, h, w).
-        boxes: (K, 4) xyxy; the first cell reaches from 0 to 1.
-        bins: Parts along a side; with 1 the mean is over the whole box.
-    """
-    down = _weights(boxes[:, 1], boxes[:, 3], cells.shape[1], bins)  # (K, bins, h)
-    across = _weights(boxes[:, 0], boxes[:, 2], cells.shape[2], bins)  # (K, bins, w)
-    weights = down[:, :, None, :, None] * across[:, None, :, None, :]  # (K, bins, bins, h, w)
-    return weights.flatten(3).flatten(1, 2) @ cells.flatten(1).T
-
-
-def _weights(low: torch.Tensor, high: torch.Tensor, cells: int, bins: int) -> torch.Tensor:
-    """How much a row of cells counts for the parts of the stretches from `low` to `high` (K,)."""
-    steps = (torch.arange(SAMPLES, device=low.device) + 0.5) / SAMPLES
-    points = low[:, None] + (high - low)[:, None] * steps - 0.5  # between the centres of cells
-    points = points.clamp(0, cells - 1)
-    centres = torch.arange(cells, device=low.device)
-    near = (1 - (points[..., None] - centres).abs()).clamp(min=0)  # (K, SAMPLES, cells)
-    return near.unflatten(1, (bins, SAMPLES // bins)).mean(dim=2)
 
 
 # ---- attributes ---------------------------------------------------------------------------------

