@@ -27,6 +27,7 @@ class TbkinConfig(PretrainedConfig):
         intermediate_size: int = 3072,  # width of the feed-forward layers
         hidden_dropout_prob: float = 0.1,  # on embeddings, attention and feed-forward outputs
         attention_probs_dropout_prob: float = 0.1,  # on attention weights
+        feature_dropout_prob: float = 0.0,  # on the numbers of region vectors, the same ones of all regions
         max_position_embeddings: int = 512,  # longest text in tokens
         type_vocab_size: int = 2,
         layer_norm_eps: float = 1e-12,
@@ -36,6 +37,7 @@ class TbkinConfig(PretrainedConfig):
         num_object_classes: int = 1600,  # of masked region classification; these are Visual Genome's
         num_attribute_classes: int = 400,  # likewise
         num_answers: int = 3129,  # outputs of the VQA head; `id2label` names them
+        direct_width: int = 0,  # of the VQA head's way past the encoder; 0 is the published head, without one
         threshold: float = 0.0,  # τ of the selection, for "topk" the number k; 0 is the dense model
         selection: str = "relative",  # one of `tbkin_core.selection.SELECTIONS`
         threshold_layers: list[int] | None = None,  # layers that select; None means all
@@ -53,6 +55,7 @@ class TbkinConfig(PretrainedConfig):
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.feature_dropout_prob = feature_dropout_prob
         self.max_position_embeddings = max_position_embeddings
         self.type_vocab_size = type_vocab_size
         self.layer_norm_eps = layer_norm_eps
@@ -60,6 +63,7 @@ class TbkinConfig(PretrainedConfig):
         self.region_feature_size = region_feature_size
         self.num_object_classes, self.num_attribute_classes = num_object_classes, num_attribute_classes
         self.num_answers = num_answers
+        self.direct_width = direct_width
         self.selection, self.threshold = selection, threshold
         self.threshold_layers, self.threshold_scope = threshold_layers, threshold_scope
         self.straight_through, self.use_regions = straight_through, use_regions

@@ -28,6 +28,7 @@ class TbkinOutput(ModelOutput):
 
     text_states: Tensor | None = None  # (B, T, D)
     region_states: Tensor | None = None  # (B, K, D)
+    region_vectors: Tensor | None = None  # (B, K, F), as the model was given them, standardised
     pooled: Tensor | None = None  # (B, D), tanh of a dense layer over [CLS]
     mlm_logits: Tensor | None = None  # (B, T, V), or (M, V) where only M positions were asked for
     region_feature_pred: Tensor | None = None  # (B, K, F), or (M, F)
@@ -76,10 +77,19 @@ class RegionEmbeddings(nn.Module):
         self.geometry_projection = nn.Linear(5, config.hidden_size)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.feature_dropout = nn.Dropout1d(config.feature_dropout_prob)
 
-    def forward(self, region_features: Tensor, region_geometry: Tensor) -> Tensor:
-        region_features = (region_features - self.feature_mean) * self.feature_scale
-        embedded = self.feature_projection(region_features) + self.geometry_projection(region_geometry)
+    def standardised(self, region_features: Tensor) -> Tensor:
+        """Features (B, K, F) by the statistics; in training some of the F are 0 in all regions of an image.
+
+        Of vectors of hundreds of numbers from a network that knew other pictures, few suffice to learn by
+        heart which of some thousand images it is.
+        """
+        vectors = (region_features - self.feature_mean) * self.feature_scale
+        return self.feature_dropout(vectors.transpose(1, 2)).transpose(1, 2)
+
+    def forward(self, vectors: Tensor, region_geometry: Tensor) -> Tensor:
+        embedded = self.feature_projection(vectors) + self.geometry_projection(region_geometry)
         return self.dropout(self.layer_norm(embedded))  # (B, K, D)
 
 
@@ -233,7 +243,8 @@ class TbkinModel(TbkinPreTrainedModel):
         if not self.config.use_regions:
             region_mask = torch.zeros_like(region_mask)
         text = self.text_embeddings(input_ids)  # (B, T, D)
-        regions = self.region_embeddings(region_features.to(text.dtype), region_geometry.to(text.dtype))
+        vectors = self.region_embeddings.standardised(region_features.to(text.dtype))
+        regions = self.region_embeddings(vectors, region_geometry.to(text.dtype))
         states = torch.cat([text, regions], dim=1)  # (B, L, D)
         mask = torch.cat([attention_mask.bool(), region_mask], dim=1)[:, None, None, :]  # (B, 1, 1, L)
         if pair_mask is not None:
@@ -242,6 +253,7 @@ class TbkinModel(TbkinPreTrainedModel):
         return TbkinOutput(
             text_states=states[:, :text_length],
             region_states=states[:, text_length:],
+            region_vectors=vectors,
             pooled=torch.tanh(self.pooler(states[:, 0])),
             attentions=records,
         )
@@ -298,8 +310,41 @@ def _at(states: Tensor | None, places: Tensor | None) -> Tensor | None:
     return states if places is None or states is None else states.flatten(0, 1).index_select(0, places)
 
 
+class DirectPath(nn.Module):
+    """The words of a text and the mean region, each on a way to the answers that meets nothing else.
+
+    The wide part of "Wide & Deep Learning" (Cheng et al., 2016), of low rank: what a linear model learns from
+    few samples, the encoder beside it need not.
+    """
+
+    def __init__(self, config: TbkinConfig) -> None:
+        super().__init__()
+        self.words = nn.Linear(config.hidden_size, config.direct_width, bias=False)
+        self.regions = nn.Linear(config.region_feature_size, config.direct_width, bias=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.answers = nn.Linear(2 * config.direct_width, config.num_answers, bias=False)
+
+    def forward(self, words: Tensor, word_mask: Tensor, vectors: Tensor, region_mask: Tensor) -> Tensor:
+        """What to add to the logits (B, answers).
+
+        Args:
+            words: (B, T, D) embeddings of the words alone.
+            word_mask: (B, T) bool or 0/1.
+            vectors: (B, K, F) standardised.
+            region_mask: (B, K) bool or 0/1; an image without any adds nothing.
+        """
+        text = (words * word_mask[..., None]).sum(1)
+        seen = region_mask[..., None].to(vectors.dtype)
+        image = (vectors * seen).sum(1) / seen.sum(1).clamp(min=1)
+        ways: Tensor = self.answers(self.dropout(torch.cat([self.words(text), self.regions(image)], dim=-1)))
+        return ways
+
+
 class TbkinForVqa(TbkinPreTrainedModel):
-    """[CLS] through two dense layers to the answers; `config.id2label` names them."""
+    """[CLS] through two dense layers to the answers; `config.id2label` names them.
+
+    With `config.direct_width` words and regions have a way of their own beside (`DirectPath`).
+    """
 
     task = "vqa"
 
@@ -308,12 +353,20 @@ class TbkinForVqa(TbkinPreTrainedModel):
         self.tbkin = TbkinModel(config)
         self.answer_head = TransformHead(config, 2 * config.hidden_size)
         self.answer_decoder = nn.Linear(2 * config.hidden_size, config.num_answers)
+        self.direct = DirectPath(config) if config.direct_width else None
         self.post_init()
+        if self.direct is not None:
+            nn.init.zeros_(self.direct.answers.weight)
 
     def forward(self, **inputs: Any) -> TbkinOutput:
         """`vqa_logits` (B, answers); inputs as `TbkinModel.forward`."""
         output = self.tbkin(**inputs)
-        output.vqa_logits = self.answer_decoder(self.answer_head(output.pooled))
+        logits = self.answer_decoder(self.answer_head(output.pooled))
+        if self.direct is not None:
+            words = self.tbkin.text_embeddings.word_embeddings(inputs["input_ids"])
+            regions = inputs["region_mask"].bool() & self.config.use_regions
+            logits = logits + self.direct(words, inputs["attention_mask"], output.region_vectors, regions)
+        output.vqa_logits = logits
         return output
 
 

@@ -169,7 +169,9 @@ class TrainingConfig(StageConfig):
     decay_epochs: list[int] = option([], "Epochs at which the schedule step falls.")
     weight_decay: float = option(0.01, "AdamW's.", low=0)
     grad_clip: float = option(1.0, "Largest gradient norm; 0 turns clipping off.", low=0)
-    dropout: float | None = _chance(None, "Dropout everywhere.", unset="0 for the size tiny, else 0.1")
+    dropout: float | None = _chance(
+        None, "Dropout everywhere.", unset="0 for the size tiny, 0.3 for few open questions, else 0.1"
+    )
     precision: str = _training(
         "auto",
         "Numbers to compute in; auto is bf16 where the device multiplies it itself.",
@@ -337,6 +339,18 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         unset="an eighth of all where the weights begin at random and 100 answers or more are learnt",
     )
     """For VQA."""
+    feature_dropout: float | None = _chance(
+        None,
+        "Share of the numbers of region vectors that a sample is learnt without.",
+        unset="0.3 where 100 answers or more are learnt from fewer than 100,000 questions, else 0",
+    )
+    direct_width: int | None = _vqa(
+        None,
+        "Width of a way from words and mean region to the answers past the encoder.",
+        low=0,
+        unset="128 to 256 where 100 answers or more are learnt, else 0",
+    )
+    """0 is the published head."""
     predict: list[str] = _output(
         [], "Also write OUT/predictions-SPLIT.json, for an evaluation server.", metavar="SPLIT"
     )

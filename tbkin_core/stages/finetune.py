@@ -165,7 +165,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     ready = _prepare(config, out)
     objective, start = ready.objective, ready.start
     rows = [(ready.store, ready.parts["train"].inputs.rows)]
-    values = {**config.selection_values(), **ready.head.values}
+    values = {**config.selection_values(), **ready.head.values, **ready.plan.head_values()}
     model = build_model(ready.task.head, ready.plan, start, rows, **values)
     if ready.head.note:
         logger.info("%s", ready.head.note)

@@ -23,6 +23,11 @@ OPEN_ANSWERS = 100
 """From so many answers up, the questions alone are worth some epochs of their own; of few, the model would
 learn habits from them that it is slow to lose (on pictures of one shape, 75 % where 99 % are to be had)."""
 
+SCARCE_SAMPLES = 100_000
+"""With open answers, fewer samples than these are learnt by heart before much of the image is understood."""
+
+DIRECT_WIDTHS = {"tiny": 128, "small": 256, "base": 256}
+
 CPU_MINUTES = 10.0
 """How long fine-tuning on a CPU takes at most where neither epochs nor minutes are asked for."""
 
@@ -101,6 +106,12 @@ class FinetunePlan(TrainingPlan):
 
     image_dropout: float = 0.0  # share of the samples of an epoch that are learnt without any region
     blind_epochs: int = 0  # epochs, the first ones, that learn from the texts alone
+    feature_dropout: float = 0.0
+    direct_width: int = 0
+
+    def head_values(self) -> dict[str, Any]:
+        """What the model's configuration gets beside its size and its answers."""
+        return {"feature_dropout_prob": self.feature_dropout, "direct_width": self.direct_width}
 
 
 class _Choices:
@@ -160,7 +171,11 @@ def plan_finetuning(
     # On a processor the time ends most runs: what a small model learns late (that "no" turns an answer round)
     # needs it.
     seen = 120_000 if cuda else 1_000_000
-    common = _common(choices, size, samples, [store], epochs=(seen, 60), batch=batch, rate=rate)
+    is_open = task.question_only and head.outcomes >= OPEN_ANSWERS
+    scarce = is_open and samples < SCARCE_SAMPLES and size != "base"
+    common = _common(
+        choices, size, samples, [store], epochs=(seen, 60), batch=batch, rate=rate, scarce=scarce
+    )
     if (minutes := most_minutes(config)) is not None:
         choices.take("max_minutes", minutes, "on a CPU without --epochs")
     hidden, early = 0.0, 0
@@ -174,6 +189,9 @@ def plan_finetuning(
         alone = start.weights_are_random and hidden and head.outcomes >= OPEN_ANSWERS
         count = common["epochs"] // 8 if alone else 0
         early = choices.take("blind_epochs", count, f"{head.outcomes} answers, init {start.source}")
+    few = 0.3 if scarce and not config.blind else 0.0
+    feature_dropout = choices.take("feature_dropout", few, f"{head.outcomes} answers, {samples:,} samples")
+    width = DIRECT_WIDTHS[size] if is_open else 0
     return FinetunePlan(
         **common,
         max_minutes=math.inf if minutes is None else minutes,
@@ -181,6 +199,8 @@ def plan_finetuning(
         falls_with_time=config.epochs is None,
         image_dropout=hidden,
         blind_epochs=early,
+        feature_dropout=feature_dropout,
+        direct_width=choices.take("direct_width", width, f"{head.outcomes} answers"),
         choices=tuple(choices.made),
     )
 
@@ -223,8 +243,12 @@ def _common(
     epochs: tuple[int, int],
     batch: int,
     rate: float,
+    scarce: bool = False,
 ) -> dict[str, Any]:
-    """What both kinds of training need; `epochs` are the samples seen in all, and the most epochs."""
+    """What both kinds of training need.
+
+    `epochs` are the samples seen in all, and the most epochs; `scarce` samples are soon learnt by heart.
+    """
     config = choices.config
     # Small data is passed over more often: about as many samples are seen in all.
     seen, most = epochs
@@ -235,7 +259,9 @@ def _common(
         Choice("batch_size", min(batch, max(samples // 4, 1)), f"for {samples:,} samples"),
         Choice("learning_rate", rate, f"size {size}"),
         Choice("max_regions", regions, "of the features"),
-        Choice("dropout", 0.0 if size == "tiny" else 0.1, f"size {size}"),
+        Choice("dropout", 0.3, f"for {samples:,} samples")
+        if scarce
+        else Choice("dropout", 0.0 if size == "tiny" else 0.1, f"size {size}"),
     )
     values = {"size": size, **{choice.name: choices.take(*choice) for choice in chosen}}
     given = (
