@@ -191,7 +191,10 @@ def plan_finetuning(
         early = choices.take("blind_epochs", count, f"{head.outcomes} answers, init {start.source}")
     few = 0.3 if scarce and not config.blind else 0.0
     feature_dropout = choices.take("feature_dropout", few, f"{head.outcomes} answers, {samples:,} samples")
-    width = DIRECT_WIDTHS[size] if is_open else 0
+    width = 0
+    if task.question_only:
+        chosen = DIRECT_WIDTHS[size] if is_open else 0
+        width = choices.take("direct_width", chosen, f"{head.outcomes} answers")
     return FinetunePlan(
         **common,
         max_minutes=math.inf if minutes is None else minutes,
@@ -200,7 +203,7 @@ def plan_finetuning(
         image_dropout=hidden,
         blind_epochs=early,
         feature_dropout=feature_dropout,
-        direct_width=choices.take("direct_width", width, f"{head.outcomes} answers"),
+        direct_width=width,
         choices=tuple(choices.made),
     )
 
