@@ -308,7 +308,7 @@ coffee: coffee.1
 flower: flower.1
 """
 
-# Name: the next more general one that captions use as well.
+# Name: those that it is the next more general one of. Some are no class, but learnt from captions.
 GENERAL = """
 animal: fish, bird, dog, cat, lion, bear, monkey, elephant, horse, zebra, cow, sheep, goat
 animal: antelope, butterfly
@@ -316,7 +316,7 @@ bird: ostrich, eagle, parrot, duck, goose, swan, flamingo, chicken
 bear: polar bear, panda
 cow: ox
 sheep: ram
-person: player
+person: man, woman, boy, girl, child, player
 player: baseball player
 clothing: shirt, sweater, coat, dress, skirt, suit, pants, pajamas, robe, uniform, vest, apron, swimsuit
 clothing: swim trunks
@@ -339,7 +339,8 @@ aircraft: airplane
 building: church, castle, barn, house
 tower: lighthouse
 wall: stone wall
-water: lake
+water: lake, ocean, pool, river
+shore: beach
 furniture: chair, couch, bench, bed, table, cabinet, dresser, bookcase, closet, entertainment center
 table: desk, dining table
 lamp: table lamp
@@ -497,17 +498,13 @@ def class_names(synsets: list[str], senses: dict[str, str], above: dict[str, lis
     return names
 
 
-def generals(names: list[str]) -> dict[str, str]:
-    """Each name to the next more general one, of those that the classes and the names below them use."""
+def generals() -> dict[str, str]:
+    """Each name to the next more general one."""
     table: dict[str, str] = {}
     for line in filter(None, GENERAL.splitlines()):
         general, _, special = line.partition(":")
         table |= {name.strip(): general for name in special.split(",")}
-    used = set(names)
-    for name in names:
-        while name := table.get(name, ""):
-            used.add(name)
-    return {special: general for special, general in sorted(table.items()) if special in used}
+    return dict(sorted(table.items()))
 
 
 def main() -> None:
@@ -518,7 +515,7 @@ def main() -> None:
     senses, above = read_wordnet(options.wordnet)
     numbers = range(CLASSES)
     names = class_names([imagenet1k_to_21k(number)[1:] for number in numbers], senses, above)
-    general = generals(names)
+    general = generals()
     allowed = {*visual_genome_names("objects").spellings, *COCO_NAMES}
     if strange := {*names, *general, *general.values()} - allowed - {""}:
         raise ValueError(f"not in the vocabularies of Visual Genome and COCO: {sorted(strange)}")
