@@ -46,7 +46,9 @@ RARE = 0.002  # share of photos in which a name of ImageNet may be wrong, whatev
 SHARPNESS, EPOCHS, BATCH, RATE, DECAY = 8.0, 8, 64, 3e-3, 1.0
 ONCE = 0.5  # weight of a photo where one caption alone has the noun
 
-SILENT = frozenset("water ocean pool lake river beach sand snow grass field tree forest mountain rock cliff".split())
+SILENT = frozenset(
+    "water ocean pool lake river beach sand snow grass field tree forest mountain rock cliff".split()
+)
 # What ImageNet has many classes for, whose probability has a vote of half the weight.
 BOTH = ("dog", "bird", "horse", "bicycle", "motorcycle", "car", "boat")
 # Names that captions leave out more often than not: probabilities above which 20 windows of 20 photos were looked
@@ -239,7 +241,9 @@ def class_votes(vectors: NDArray) -> NDArray[np.float32]:
     return votes
 
 
-def class_thresholds(votes: NDArray, photos: list[str], objects: dict[str, list[list[str]]]) -> NDArray[np.float32]:
+def class_thresholds(
+    votes: NDArray, photos: list[str], objects: dict[str, list[list[str]]]
+) -> NDArray[np.float32]:
     """(names,) least log odds of each name of ImageNet's classes."""
     names = class_names().names
     words = sorted({name for found in objects.values() for caption in found for name in caption})
@@ -247,7 +251,10 @@ def class_thresholds(votes: NDArray, photos: list[str], objects: dict[str, list[
     number = {word: row for row, word in enumerate(words)}
     least = np.zeros(len(names), np.float32)
     said = np.array(
-        [means[[number[name] for caption in objects[photo] for name in caption]].any(axis=0) for photo in photos]
+        [
+            means[[number[name] for caption in objects[photo] for name in caption]].any(axis=0)
+            for photo in photos
+        ]
     )
     for place, name in enumerate(names):
         values = votes[:, :, place].max(axis=1).astype(np.float32)
@@ -259,7 +266,9 @@ def class_thresholds(votes: NDArray, photos: list[str], objects: dict[str, list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("work", type=Path, help="directory that keeps the vectors of the photos for another run")
+    parser.add_argument(
+        "work", type=Path, help="directory that keeps the vectors of the photos for another run"
+    )
     parser.add_argument("out", type=Path, help="where the map goes, for example photo_nouns.safetensors")
     options = parser.parse_args()
     data = Path(os.environ["TBKIN_SHARED_DATA"]) / "flickr8k"

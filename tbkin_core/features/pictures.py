@@ -7,7 +7,7 @@ import re
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,11 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_LOOKED_AT = 40  # pictures, evenly over all
+_SMALL = 256  # pixels along the longer side
+_EQUAL = 2  # of 255, the most that a step to a neighbour may be for the two to be of one colour
+_FLAT = 0.45  # share of pixels; from it on a picture is drawn
 
 _WHITE = 65535  # of 16 bits
 _BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_LENGTH = 258, 322, 323  # tags of TIFF
@@ -159,6 +164,25 @@ def _refuse_large(image: Image.Image, path: Path) -> None:
         tile = [image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
         if not all(isinstance(side, int) for side in tile) or tile[0] * tile[1] > MAX_PIXELS:
             raise _too_large(path, f"in tiles of {tile[0]} x {tile[1]}")
+
+
+def are_photos(paths: Sequence[Path]) -> bool:
+    """Whether most of some pictures are photographs rather than drawings; of many, some are looked at.
+
+    In a photograph few pixels equal their neighbours. Of the medians seen, three photo collections had 9 to
+    16 % of such pixels, drawn scenes and shapes 71 to 92 %. Pictures that cannot be read do not count.
+    """
+    shares = []
+    for path in paths[:: max(-(-len(paths) // _LOOKED_AT), 1)]:
+        with contextlib.suppress(DataError):
+            small = Image.fromarray(load_image(path, max_side=_SMALL)[0])
+            small.thumbnail((_SMALL, _SMALL), Image.Resampling.BOX)
+            pixels = np.asarray(small, np.int16)
+            here = pixels[:-1, :-1]
+            steps = np.maximum(np.abs(pixels[1:, :-1] - here), np.abs(pixels[:-1, 1:] - here)).max(axis=-1)
+            if steps.size:
+                shares.append(float((steps <= _EQUAL).mean()))
+    return bool(shares) and float(np.median(shares)) < _FLAT
 
 
 def used_bits(path: Path) -> int:

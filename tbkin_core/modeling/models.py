@@ -320,7 +320,9 @@ class DirectPath(nn.Module):
     def __init__(self, config: TbkinConfig) -> None:
         super().__init__()
         self.words = nn.Linear(config.hidden_size, config.direct_width, bias=False)
+        self.word_norm = nn.LayerNorm(config.direct_width, eps=config.layer_norm_eps)
         self.regions = nn.Linear(config.region_feature_size, config.direct_width, bias=False)
+        self.region_norm = nn.LayerNorm(config.direct_width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.answers = nn.Linear(2 * config.direct_width, config.num_answers, bias=False)
 
@@ -333,11 +335,11 @@ class DirectPath(nn.Module):
             vectors: (B, K, F) standardised.
             region_mask: (B, K) bool or 0/1; an image without any adds nothing.
         """
-        text = (words * word_mask[..., None]).sum(1)
+        text = self.word_norm(self.words((words * word_mask[..., None]).sum(1)))
         seen = region_mask[..., None].to(vectors.dtype)
-        image = (vectors * seen).sum(1) / seen.sum(1).clamp(min=1)
-        ways: Tensor = self.answers(self.dropout(torch.cat([self.words(text), self.regions(image)], dim=-1)))
-        return ways
+        image = self.region_norm(self.regions((vectors * seen).sum(1) / seen.sum(1).clamp(min=1)))
+        logits: Tensor = self.answers(self.dropout(torch.cat([text, image], dim=-1)))
+        return logits
 
 
 class TbkinForVqa(TbkinPreTrainedModel):

