@@ -58,16 +58,19 @@ def described(copy: Pixels, lab: Floats, boxes: Floats, masks: Mask, size: Float
     Returns:
         (K, FEATURE_SIZE) vectors within -8 and 8, and the (K, 12) shares of the colour names.
     """
-    height, width = copy.shape[:2]
-    rows, columns, valid = grid(boxes * np.array([width, height, width, height], np.float32), height, width)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    patches = _Patches(rows, columns, masks & valid, valid, sides * size)
+    patches = _patches(copy, boxes, masks, size)
     colour, names = _colour_block(copy, lab, patches)
+    sides = boxes[:, 2:] - boxes[:, :2]
     place = np.concatenate([boxes, sides, np.sqrt(box_area(boxes))[:, None]], axis=1)
     features = np.concatenate(
         [colour, _shape_block(patches), _texture_block(lab, patches), place], axis=1
     ).astype(np.float32)
     return np.clip(features, -8.0, 8.0), names
+
+
+def colour_shares(copy: Pixels, lab: Floats, boxes: Floats, masks: Mask, size: Floats) -> Floats:
+    """The shares of the colour names (K, 12) alone; arguments as for `described`."""
+    return _colour_block(copy, lab, _patches(copy, boxes, masks, size))[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,12 @@ class _Patches:
     def sample(self, plane: NDArray) -> NDArray:
         """Values of an (H, W) or (H, W, C) array at the grid, (K, P, P) or (K, P, P, C)."""
         return plane[self.rows[:, :, None], self.columns[:, None, :]]
+
+
+def _patches(copy: Pixels, boxes: Floats, masks: Mask, size: Floats) -> _Patches:
+    height, width = copy.shape[:2]
+    rows, columns, valid = grid(boxes * np.array([width, height, width, height], np.float32), height, width)
+    return _Patches(rows, columns, masks & valid, valid, (boxes[:, 2:] - boxes[:, :2]) * size)
 
 
 def grid(boxes: Floats, height: int, width: int) -> tuple[NDArray, NDArray, NDArray]:

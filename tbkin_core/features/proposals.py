@@ -34,7 +34,7 @@ LARGEST_PART = 0.95  # share of the image above which a proposal is the image it
 
 
 def propose(
-    copy: Pixels, lab: Floats, photo_side: int, overlap: float, max_regions: int
+    copy: Pixels, lab: Floats, photo_side: int, overlap: float, max_regions: int, drawings: bool = True
 ) -> tuple[Floats, Floats, Mask]:
     """Regions of an image that may be objects, best first, and the whole image last.
 
@@ -44,6 +44,8 @@ def propose(
         photo_side: Long side in pixels of the smaller copy for the graph-based segmentation.
         overlap: Intersection over union above which the lesser of two proposals is dropped.
         max_regions: Most regions, the whole image included.
+        drawings: Whether it may be a drawing. Of a photograph the segmentation for these finds nothing that
+            the other one does not.
 
     Returns:
         Boxes (K, 4) xyxy as fractions of the image, objectness (K,), masks (K, P, P) on the boxes' grids.
@@ -53,7 +55,8 @@ def propose(
     if max_regions == 1:
         return whole, np.ones(1, np.float32), whole_mask
     found = []  # of each segmentation itself, its candidates, their boxes and logits
-    for seg, weights in zip(_segmentations(copy, lab, photo_side), _WEIGHTS, strict=True):
+    segmentations = _segmentations(copy, lab, photo_side, drawings)
+    for seg, weights in zip(segmentations, _WEIGHTS if drawings else _WEIGHTS[1:], strict=True):
         rows = _candidates(seg)
         boxes = _boxes(seg, rows)
         logits = (_cues(seg, rows, boxes) @ weights[:-1] + weights[-1]).astype(np.float32)
@@ -99,9 +102,12 @@ def masks_of_boxes(copy: Pixels, lab: Floats, photo_side: int, boxes: Floats) ->
     return masks
 
 
-def _segmentations(copy: Pixels, lab: Floats, photo_side: int) -> Iterator[Segmentation]:
+def _segmentations(
+    copy: Pixels, lab: Floats, photo_side: int, drawings: bool = True
+) -> Iterator[Segmentation]:
     """The two segmentations in the order of `_WEIGHTS`; the second is slow, and often not asked for."""
-    yield segment_drawing(copy, lab)
+    if drawings:
+        yield segment_drawing(copy, lab)
     yield segment_photo(copy, photo_side)
 
 

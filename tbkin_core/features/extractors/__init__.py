@@ -52,7 +52,7 @@ EXTRACTORS = {
         ),
         ExtractorRow(
             name="photo",
-            module="builtin",
+            module="photo",
             words="sees and names what is in photos",
             from_image_alone=True,
             backbone=LITE,

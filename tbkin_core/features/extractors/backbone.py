@@ -187,15 +187,12 @@ class Backbone:
 class BackboneExtractor:
     """The boxes and labels of another extractor with the vectors of a backbone."""
 
-    def __init__(
-        self, boxes: PictureExtractor | BatchExtractor, backbone: Backbone | LiteBackbone, name: str
-    ) -> None:
+    def __init__(self, boxes: PictureExtractor | BatchExtractor, backbone: Backbone | LiteBackbone) -> None:
         self._boxes = boxes
         self._backbone = backbone
-        self._name = name
 
     def settings(self) -> dict[str, Any]:
-        own = {**self._boxes.settings(), **self._backbone.settings(), "extractor": self._name}
+        own = {**self._boxes.settings(), **self._backbone.settings()}
         for names in ("object_names", "attribute_names"):
             if found := getattr(self._backbone, names):
                 own[names] = list(found)
@@ -242,9 +239,7 @@ def backbone_over(
             own = row.keeps_attributes and bool(settings["attribute_names"])
             model, revision = str(request.backbone), request.backbone_revision
             backbone = Backbone(model, place, side, revision, attributes=not own)
-        made.append(
-            BackboneExtractor(copy, backbone, str(row.name if row.backbone else settings["extractor"]))
-        )
+        made.append(BackboneExtractor(copy, backbone))
     return made
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.features.descriptors import COLOUR_PROTOTYPES, FEATURE_SIZE, described
+from tbkin_core.features.descriptors import COLOUR_PROTOTYPES, FEATURE_SIZE, colour_shares, described
 from tbkin_core.features.extractors.base import PictureExtractor, Request
 from tbkin_core.features.proposals import masks_of_boxes, propose
 from tbkin_core.features.regions import Floats, ImageId, Pixels, RegionFeatures
@@ -30,6 +30,8 @@ class BuiltinExtractor(PictureExtractor):
         working_side: Long side of the working copy in pixels.
         photo_side: Long side of the smaller copy for the graph-based segmentation.
         overlap: Intersection over union above which the lesser of two proposals is dropped.
+        photos: Whether all images are photographs whose vectors a backbone gives: half of the work is for
+            drawings and for vectors.
 
     Attributes:
         feature_size: D, the length of a region's vector.
@@ -41,7 +43,12 @@ class BuiltinExtractor(PictureExtractor):
     """
 
     def __init__(
-        self, max_regions: int = 36, working_side: int = 256, photo_side: int = 160, overlap: float = 0.7
+        self,
+        max_regions: int = 36,
+        working_side: int = 256,
+        photo_side: int = 160,
+        overlap: float = 0.7,
+        photos: bool = False,
     ) -> None:
         if max_regions < 1:
             raise ConfigError(
@@ -58,7 +65,8 @@ class BuiltinExtractor(PictureExtractor):
         self.working_side = working_side
         self.photo_side = photo_side
         self.overlap = overlap
-        self.feature_size = FEATURE_SIZE
+        self.photos = photos
+        self.feature_size = 0 if photos else FEATURE_SIZE
         self.object_names: list[str] = []
         self.attribute_names = list(COLOUR_PROTOTYPES)
 
@@ -73,7 +81,7 @@ class BuiltinExtractor(PictureExtractor):
     def parameters(self) -> dict[str, Any]:
         """What the features depend on beside the image; plain JSON values."""
         return {
-            "extractor": "builtin",
+            "extractor": "photo" if self.photos else "builtin",
             "version": VERSION,
             "max_regions": self.max_regions,
             "working_side": self.working_side,
@@ -113,11 +121,16 @@ class BuiltinExtractor(PictureExtractor):
         lab = to_lab(copy)
         limit = np.array([width, height] * 2, np.float32)
         if known is None:
-            boxes, scores, masks = propose(copy, lab, self.photo_side, self.overlap, self.max_regions)
+            most, drawings = self.max_regions, not self.photos
+            boxes, scores, masks = propose(copy, lab, self.photo_side, self.overlap, most, drawings)
         else:
             boxes, scores = (known / limit).astype(np.float32), np.ones(len(known), np.float32)
             masks = masks_of_boxes(copy, lab, self.photo_side, boxes)
-        features, shares = described(copy, lab, boxes, masks, limit[:2])
+        if self.photos:
+            features = np.zeros((len(boxes), 0), np.float32)
+            shares = colour_shares(copy, lab, boxes, masks, limit[:2])
+        else:
+            features, shares = described(copy, lab, boxes, masks, limit[:2])
         # Where black meets white the blend is gray: gray must win clearly to be the name.
         weighted = np.where(np.array(self.attribute_names) == "gray", GRAY_WEIGHT * shares, shares)
         colours = weighted.argmax(axis=1)
