@@ -10,12 +10,12 @@ in a photo a thing is, so the map learns from windows of it as a bag: a photo ha
 (multiple-instance learning, as Fang et al. 2015, "From captions to visual concepts and back"). The maximum
 over windows is a soft one: the logarithm of their mean exponential, as sharp as `SHARPNESS`.
 
-The last `HELD_OUT` training photos choose, noun by noun, how high the map's value has to be: so high that of
-the photos with such a window enough have the noun in one of their five captions. A noun of which that cannot
-be said is left out. Of the names of ImageNet's classes, which the photos have not taught, all training
-photos tell how sure each has to be: a name must be in the captions, or else be a rare mistake. The program
-does not read the development photos; `FALSE_ALARMS`, `RARE` and `LEAST_SURE` were settled after a look at what
-regions of them and of COCO's photos were called.
+The last `HELD_OUT` training photos choose, noun by noun, how high the map's value has to be: so high that
+of the photos with such a window enough have the noun in one of their five captions. A noun of which that
+cannot be said is left out. Of the names of ImageNet's classes, which the photos have not taught, all
+training photos tell how sure each has to be: a name must be in the captions, or else be a rare mistake. The
+program does not read the development photos; `FALSE_ALARMS`, `RARE` and `LEAST_SURE` were settled after a
+look at what regions of them and of COCO's photos were called.
 """
 
 from __future__ import annotations
