@@ -315,7 +315,6 @@ animal: antelope, butterfly
 bird: ostrich, eagle, parrot, duck, goose, swan, flamingo, chicken
 bear: polar bear, panda
 cow: ox
-sheep: ram
 person: man, woman, boy, girl, child, player
 player: baseball player
 clothing: shirt, sweater, coat, dress, skirt, suit, pants, pajamas, robe, uniform, vest, apron, swimsuit
@@ -371,8 +370,7 @@ CORRECTIONS = """
 chicken: 7 8  # cock and hen, birds to WordNet
 bird: 80 81 82 83 84 85 86  # game, an animal, lies nearer to them than bird
 elephant: 101  # tusker, any mammal with tusks
-sheep: 349  # bighorn, beside sheep in WordNet
-ram: 348
+sheep: 348 349  # a ram is one; bighorn, beside sheep in WordNet
 robe: 400  # academic gown, an outer garment
 vehicle: 407 595  # ambulances are vans or trucks rather than cars; a harvester is more than a machine
 beam: 416  # balance beam

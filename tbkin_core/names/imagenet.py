@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import deserialize
 
-from tbkin_core.errors import DataError
+from tbkin_core.errors import ConfigError, DataError
 
 CLASSES = 1000
 # Of hundreds of animals each has a little probability in any texture: what is below this does not count.
 LEAST_PROBABILITY = 0.03
-MOST_ODDS = 8.0  # log odds, up or down
+MOST_ODDS = 12.0  # log odds, up or down
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class PhotoNouns:
         weight: (1280, M) float32 of the map from vectors to nouns.
         bias: (M,) float32; from the value 0 on a noun is sure enough.
         share: (M,) float32, weight of the class names' log odds in a noun's value; mostly 0.
-        class_least: (N,) float32, log odds from which on a name of `ClassNames` is sure enough; may be infinite.
+        class_least: (N,) float32, log odds from which on a name of `ClassNames` is sure enough; infinite for
+            one that never is.
     """
 
     nouns: tuple[str, ...]
@@ -154,8 +155,8 @@ def _places() -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp], NDA
     """Where the names of the two sources are in `OBJECT_NAMES`, and which name is above which.
 
     Returns:
-        (C,) numbers of class names and (C,) where each goes; (M,) where each noun goes; (names, names) float32,
-        [special, general] 1 where the second name is above the first.
+        (C,) numbers of class names and (C,) where each goes; (M,) where each noun goes; (names, names)
+        float32, [special, general] 1 where the second name is above the first.
     """
     number = {name: place for place, name in enumerate(OBJECT_NAMES)}
     # What both know, the noun decides: its value has the class name's vote in it already.
@@ -210,12 +211,15 @@ def region_names(
         minimum: How sure a name has to be, in (0, 1); 0.5 is where each name is right often enough.
 
     Returns:
-        (K,) int32 numbers into `OBJECT_NAMES`, -1 where no name is sure enough, and (K,) float32 how sure they
-        are, 0 there.
+        (K,) int32 numbers into `OBJECT_NAMES`, -1 where no name is sure enough, and (K,) float32 how sure
+        they are, 0 there.
 
     Raises:
+        ConfigError: `minimum` is out of range.
         DataError: Another shape.
     """
+    if not 0 < minimum < 1:
+        raise ConfigError(f"minimum must be above 0 and below 1, got {minimum}", hint="0.5 is the default")
     values = name_values(features, logits)
     enough = values >= np.log(minimum / (1 - minimum))
     # A name that is above another one which is sure enough gives way to it.
