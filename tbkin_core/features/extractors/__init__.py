@@ -83,7 +83,8 @@ def extractor_help() -> str:
     rows = ", ".join(f"{row.name} {row.words}" for row in EXTRACTORS.values())
     return (
         f"What finds the regions. {rows}, MODEL one of your choice (hub id or directory); auto is import"
-        " where DATA holds such files, else photo for photographs where tbkin[photo] is installed, else builtin."
+        " where DATA holds such files, else photo for photographs where tbkin[photo] is installed, else"
+        " builtin."
     )
 
 

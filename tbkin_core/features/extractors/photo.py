@@ -1,4 +1,4 @@
-"""Photographs without a hub: the built-in proposals for photographs, to which a backbone gives vectors and names."""
+"""Photographs without a hub: the built-in proposals, to which a backbone gives vectors and names."""
 
 from __future__ import annotations
 
