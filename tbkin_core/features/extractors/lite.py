@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tbkin_core.boxes import box_area
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
 from tbkin_core.features.extractors import LITE, LITE_PACKAGES
 from tbkin_core.features.extractors.models import compute_dtype, computing, weights_digest
@@ -32,7 +33,9 @@ from tbkin_core.names.imagenet import OBJECT_NAMES, region_names
 TRAINED_SIDE = 260
 WIDTH = 1280  # of the last map
 FINE_WIDTH = 120  # of the map before the last halving
-CLASSES = 1000  # of ImageNet (ILSVRC 2012)
+SURE = 0.8  # how sure a region's name has to be, in (0, 1)
+# Of the image. A cell sees far beyond itself, and what is smaller than two cells is called what is around it.
+LEAST_NAMED = 0.025
 STRIDE = 32  # pixels along a side of a cell of the last map
 _ARCHITECTURE, _WEIGHTS = LITE_PACKAGES
 _FILE = "models/efficientnet-lite2-9656183e.pth"
@@ -122,7 +125,10 @@ class LiteBackbone:
             fields: dict[str, Any] = {"features": torch.cat(means, dim=1).cpu().numpy()}
             if self.object_names:
                 logits = self._network.classifier(means[0]).cpu().numpy()
-                fields["object_ids"], fields["object_scores"] = region_names(means[0].cpu().numpy(), logits)
+                ids, scores = region_names(means[0].cpu().numpy(), logits, SURE)
+                named = box_area(fractions) >= LEAST_NAMED
+                fields["object_ids"] = np.where(named, ids, -1).astype(np.int32)
+                fields["object_scores"] = np.where(named, scores, 0).astype(np.float32)
             found.append(fields)
         return found
 
