@@ -201,14 +201,19 @@ def name_values(features: NDArray[np.floating], logits: NDArray[np.floating]) ->
 
 
 def region_names(
-    features: NDArray[np.floating], logits: NDArray[np.floating], minimum: float = 0.5
+    features: NDArray[np.floating],
+    logits: NDArray[np.floating],
+    minimum: float = 0.5,
+    behind: float = np.inf,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The name of each region.
+    """The name of each region of one image.
 
     Args:
         features: (K, 1280) mean vectors of the network's last map in each region.
         logits: (K, 1000) class scores of these vectors.
         minimum: How sure a name has to be, in (0, 1); 0.5 is where each name is right often enough.
+        behind: How far a region may be behind the image's surest one of a name, in log odds. A cell sees far
+            beyond itself, so what stands beside a thing is called by its name too, but less surely.
 
     Returns:
         (K,) int32 numbers into `OBJECT_NAMES`, -1 where no name is sure enough, and (K,) float32 how sure
@@ -221,7 +226,8 @@ def region_names(
     if not 0 < minimum < 1:
         raise ConfigError(f"minimum must be above 0 and below 1, got {minimum}", hint="0.5 is the default")
     values = name_values(features, logits)
-    enough = values >= np.log(minimum / (1 - minimum))
+    least = np.maximum(values.max(axis=0, initial=-np.inf) - behind, np.log(minimum / (1 - minimum)))
+    enough = values >= least
     # A name that is above another one which is sure enough gives way to it.
     general = enough.astype(np.float32) @ _places()[3] > 0  # (K, names)
     values = np.where(enough & ~general, values, -np.inf)

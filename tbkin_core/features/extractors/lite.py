@@ -34,6 +34,7 @@ TRAINED_SIDE = 260
 WIDTH = 1280  # of the last map
 FINE_WIDTH = 120  # of the map before the last halving
 SURE = 0.8  # how sure a region's name has to be, in (0, 1)
+BEHIND = 4.0  # how far, in log odds, a region may be behind the surest one of its name in the image
 # Of the image. A cell sees far beyond itself, and what is smaller than two cells is called what is around it.
 LEAST_NAMED = 0.025
 STRIDE = 32  # pixels along a side of a cell of the last map
@@ -125,7 +126,7 @@ class LiteBackbone:
             fields: dict[str, Any] = {"features": torch.cat(means, dim=1).cpu().numpy()}
             if self.object_names:
                 logits = self._network.classifier(means[0]).cpu().numpy()
-                ids, scores = region_names(means[0].cpu().numpy(), logits, SURE)
+                ids, scores = region_names(means[0].cpu().numpy(), logits, SURE, BEHIND)
                 named = box_area(fractions) >= LEAST_NAMED
                 fields["object_ids"] = np.where(named, ids, -1).astype(np.int32)
                 fields["object_scores"] = np.where(named, scores, 0).astype(np.float32)
