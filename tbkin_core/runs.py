@@ -165,7 +165,9 @@ def _as_now(kept: Any, config: StageConfig) -> Any:
     if not isinstance(kept, dict):
         return kept
     defaults = {name: field.default for name, field in fields_of(type(config)).items()}
-    return {name: defaults[name] for name in run_settings(config) if name in defaults} | kept
+    # Pretraining kept "auto" as it was asked for when that always was what "none" is.
+    begun = {"init": "none"} if kept.get("init") == "auto" else {}
+    return {name: defaults[name] for name in run_settings(config) if name in defaults} | kept | begun
 
 
 def _changed_settings(
