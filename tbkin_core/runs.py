@@ -165,7 +165,10 @@ def _as_now(kept: Any, config: StageConfig) -> Any:
     if not isinstance(kept, dict):
         return kept
     defaults = {name: field.default for name, field in fields_of(type(config)).items()}
-    return {name: defaults[name] for name in run_settings(config) if name in defaults} | kept
+    known = {name: defaults[name] for name in run_settings(config) if name in defaults} | kept
+    if known.get("init") == "auto" and getattr(config, "init", None) == "none":
+        known["init"] = "none"  # pretraining kept "auto" when that was always at random
+    return known
 
 
 def _changed_settings(

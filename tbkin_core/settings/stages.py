@@ -140,8 +140,8 @@ class TrainingConfig(StageConfig):
     )
     init: str = _model(
         "auto",
-        "Weights to start from: a checkpoint, a BERT directory or its hub id.",
-        choices=("auto", "none"),
+        "Weights to start from: a checkpoint, a BERT directory or its hub id; words: word vectors alone.",
+        choices=("auto", "words", "none"),
         others="MODEL",
     )
     """For fine-tuning, auto is the latest model of the same features: for VQA a REC model, else a pretrained

@@ -195,9 +195,11 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     note_inputs(out, made_from, config.resume)
     start = starting_point(config.init, texts, texts)
     if start.weights_are_random and not config.blind:
+        but = "" if start.words is None else " but for those of words"
         notes.append(
-            f"weights begin at random, so all is learnt from these {len(training)} samples; `tbkin pretrain"
-            f" {data}`, a model fine-tuned for the other task or --init bert-base-uncased give a start"
+            f"weights begin at random{but}: all is learnt from these {len(training)} samples; `tbkin"
+            f" pretrain {data}`, a model fine-tuned for the other task or --init bert-base-uncased give a"
+            " start"
         )
     plan = plan_finetuning(config, len(training), start, store, task, head)
     if rank() == 0:
@@ -251,7 +253,7 @@ def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: Trainin
         "contents": {name: ready.made_from[name] for name in ready.splits.samples},
         "training_samples": len(ready.objective.lengths()),
         "parameters": best.num_parameters(),
-        "initialised_from": ready.start.source,
+        **ready.start.recorded(),
         # Without this, the same command given again would go on.
         "minutes_chosen": plan.chosen("max_minutes"),
         **result.summary(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,8 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         feature_place(features, data)
         if not (graphs / MANIFEST).exists():
             raise DataError(f"{graphs}: holds no graphs", hint=f"make them with `tbkin build-graphs {data}`")
+    # Named now, so that the same command begins anew where word vectors have been installed since.
+    config = replace(config, init=initial_source(config))
     out, results = train_together(config, "pretrain", ROOT / "pretrain", pretrain_run)
     if FINISHED_BEFORE in results["problems"]:
         check_inputs(out, _made_from(config, _all_captions(config)[0]))
@@ -92,8 +94,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
     parts, notes = _all_captions(config)
     count = sum(len(part.training) for part in parts)
     note_inputs(out, _made_from(config, parts), config.resume)
-    store = parts[0].features
-    start = starting_point(initial_source(config, store), [text for part in parts for text in part.texts])
+    start = starting_point(initial_source(config), [text for part in parts for text in part.texts])
     plan = plan_pretraining(config, count, start, [part.features for part in parts])
     if rank() == 0:
         write_text(out / "config.yaml", dump_config(plan.settings(config, start.source)))
@@ -125,7 +126,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         results = {
             "captions": count,
             "parameters": model.num_parameters(),
-            "initialised_from": start.source,
+            **start.recorded(),
             **result.summary(),
             "validation": result.validation(),
             "problems": [*notes, *result.notes(plan)],

@@ -70,7 +70,7 @@ from tbkin_core.training.splits import (
     samples_content,
     task_splits,
 )
-from tbkin_core.training.start import feature_place, initial_source
+from tbkin_core.training.start import feature_place, initial_source, weights_file
 
 logger = logging.getLogger("tbkin")
 
@@ -182,7 +182,7 @@ def _identity(
         "checkpoint": checkpoint and str(checkpoint),
         "trained": checkpoint and modified(checkpoint / "model.safetensors"),
         "settings": run_settings(replace(base, seed=0)) if config.refit else None,
-        "init": modified(Path(base.init) / "model.safetensors") if config.refit else None,
+        "init": modified(weights_file(base.init)) if config.refit else None,
         "answers": file_content(base.answers) if config.refit and base.answers else None,
         "data": str(subject.data),
         "dataset": base.dataset,
@@ -466,7 +466,7 @@ def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Pat
 
 def _finished_elsewhere(cell: FinetuneConfig, store: FeatureStore, content: int) -> Path | None:
     """A finished run of the same settings whose data, features and initial weights are those of today."""
-    files = [store.path / MANIFEST, Path(cell.init) / "model.safetensors", *filter(None, [cell.answers])]
+    files = [store.path / MANIFEST, weights_file(cell.init), *filter(None, [cell.answers])]
     inputs = max(map(modified, files))
     for path, run in finished_runs("finetune"):
         results = run["results"]

@@ -14,6 +14,7 @@ from tbkin_core.features.store import FeatureStore, feature_statistics
 from tbkin_core.modeling import TbkinConfig
 from tbkin_core.modeling.checkpoint import apply_init
 from tbkin_core.modeling.configuration import SIZES
+from tbkin_core.texts.word_vectors import WordVectors
 from tbkin_core.training.plan import TrainingPlan
 from tbkin_core.training.start import Start
 
@@ -55,7 +56,17 @@ def build_model(
         )
     if start.weights:
         apply_init(model, start.weights, start.source)
+    if start.words is not None:
+        _apply_words(model, start.words)
     return model
+
+
+@torch.no_grad()
+def _apply_words(model: Any, words: WordVectors) -> None:
+    """Give the tokens that have word vectors these, as large as the random ones that the others keep."""
+    table = model.get_input_embeddings().weight  # (V, D)
+    rows = words.fitted(table.shape[1], model.config.initializer_range)
+    table[torch.from_numpy(words.ids)] = torch.from_numpy(rows)
 
 
 def _model_config(

@@ -14,9 +14,18 @@ from tbkin_core.modeling.checkpoint import load_init, load_model_config
 from tbkin_core.runs import finished_runs
 from tbkin_core.settings import FinetuneConfig, TrainingConfig
 from tbkin_core.support.files import file_content
+from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import finetune_task
 from tbkin_core.texts.tokenizer import build_tokenizer, extend_tokenizer, load_tokenizer
+from tbkin_core.texts.word_vectors import (
+    PIP_LINE,
+    WEIGHTS,
+    WordVectors,
+    installed_vectors,
+    require_vectors,
+    word_vectors,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,14 +37,21 @@ logger = logging.getLogger("tbkin")
 class Start:
     """What a run begins from."""
 
-    source: str  # path or hub id of the weights, or "none"
+    source: str  # path or hub id of the weights, "words" or "none"
     tokenizer: Tokenizer  # of the weights, or built from the training texts
     weights: dict[str, Any] = field(default_factory=dict)  # by name; empty where they begin at random
     values: dict[str, Any] | None = None  # configuration of the weights; None where they begin at random
+    words: WordVectors | None = None  # of "words": what the tokens begin as, all else beginning at random
 
     @property
     def weights_are_random(self) -> bool:
+        """Whether they are, those of words perhaps aside."""
         return self.values is None
+
+    def recorded(self) -> dict[str, str]:
+        """What a run's results say of it."""
+        vectors = {} if self.words is None else {"word_vectors": self.words.source}
+        return {"initialised_from": self.source, **vectors}
 
 
 def starting_point(source: str, texts: Sequence[str], new_texts: Sequence[str] = ()) -> Start:
@@ -46,8 +62,14 @@ def starting_point(source: str, texts: Sequence[str], new_texts: Sequence[str] =
     Raises:
         CheckpointError: They cannot be loaded.
     """
-    if source == "none":
-        return Start("none", build_tokenizer(texts))
+    if source in ("none", "words"):
+        tokenizer = build_tokenizer(texts)
+        if source == "none":
+            return Start(source, tokenizer)
+        words = word_vectors(tokenizer.get_vocab())
+        known = f"{len(words.ids)} of {tokenizer.get_vocab_size()}"
+        logger.info("word vectors of %s: %s tokens begin with theirs", words.source, known)
+        return Start(source, tokenizer, words=words)
     weights, values = load_init(source)
     tokenizer = load_tokenizer(source)
     if values.get("data_vocabulary"):
@@ -57,20 +79,40 @@ def starting_point(source: str, texts: Sequence[str], new_texts: Sequence[str] =
     return Start(source, tokenizer, weights, values)
 
 
-def initial_source(config: TrainingConfig, store: FeatureStore) -> str:
-    """What a run begins from: a path or hub id, or "none"; "auto" is resolved."""
+def initial_source(config: TrainingConfig, store: FeatureStore | None = None) -> str:
+    """What a run begins from: a path or hub id, "words" or "none"; "auto" is resolved.
+
+    Args:
+        store: Of fine-tuning: features that a checkpoint to begin from must fit.
+
+    Raises:
+        MissingDependencyError: Of "words": their package is not installed.
+    """
+    if config.init == "words":
+        require_vectors()
     if config.init != "auto":
         return config.init
-    if isinstance(config, FinetuneConfig) and not config.blind:
-        return _matching_checkpoint(store, config.task, config.size) or "none"
+    if isinstance(config, FinetuneConfig) and store and not config.blind:
+        found = _matching_checkpoint(store, config.task, config.size)
+        if found is not None:
+            return found
+    if installed_vectors() is not None:
+        return "words"
+    if rank() == 0:
+        logger.info("words begin at random; `%s` brings vectors that say what they mean", PIP_LINE)
     return "none"
 
 
+def weights_file(source: str) -> Path:
+    """The file with the weights of a source of `initial_source`; of a hub's and of none it does not exist."""
+    place = (installed_vectors() or Path(source)) if source == "words" else Path(source)
+    files = (place, place / WEIGHTS, place / "pytorch_model.bin")
+    return next((file for file in files if file.is_file()), place / WEIGHTS)
+
+
 def weights_content(source: str) -> int | None:
-    """A number that changes with the weights of a path; None of a hub's, of none, and where they are gone."""
-    place = Path(source)
-    files = (place, place / "model.safetensors", place / "pytorch_model.bin")
-    return next((content for file in files if (content := file_content(file)) is not None), None)
+    """A number that changes with the weights; None of a hub's, of none, and where they are gone."""
+    return file_content(weights_file(source))
 
 
 def _matching_checkpoint(store: FeatureStore, task: str, size: str) -> str | None:
