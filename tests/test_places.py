@@ -184,11 +184,12 @@ def test_a_result_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path.mkdir()
     (path / "result").write_text("whole")
     assert opened(path) == path and opened(path, overwrite=True) == replacement(path)
+    (path / "result").write_text("other")
     for at_work in ("begun", "whole"):
-        replacement(path).mkdir(exist_ok=True)
+        assert opened(path, overwrite=True) == replacement(path)
+        replacement(path).mkdir()
         (replacement(path) / "result").write_text(at_work)
         (replacement(path) / "weights").write_text("new")
-        (path / "result").write_text("other")
         if at_work == "begun":
             assert opened(path) == replacement(path), "gone on with"
             assert files_below(path) == {"result": b"other"}
@@ -224,7 +225,53 @@ def test_something_else_in_the_place_of_a_result_stays(tmp_path: Path) -> None:
         place.mkdir()
         (place / "result").write_text(content)
     assert opened(path) == path
-    assert files_below(tmp_path) == {"run/result": b"whole", "run-before-1/result": b"other"}
+    kept = {"run/result": b"copy", "run-before-1/result": b"other", ".run.tbkin-new/result": b"whole"}
+    assert files_below(tmp_path) == kept
+
+
+@pytest.mark.parametrize("waiting", ["begun", "whole"])
+@pytest.mark.parametrize("content", ["other", "whole", "weights alone"])
+def test_what_has_come_to_lie_in_the_place_is_not_replaced(
+    tmp_path: Path, waiting: str, content: str
+) -> None:
+    """An interrupted replacement, and the old result is moved away meanwhile."""
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "result").write_text("other")
+    new = opened(path, overwrite=True)
+    new.mkdir()
+    (new / "result").write_text(waiting)
+    path.rename(tmp_path / "kept")
+    path.mkdir()
+    (path / ("weights" if content == "weights alone" else "result")).write_text(content)
+    before = files_below(tmp_path)
+    assert opened(path) == path and files_below(tmp_path) == before
+    if content == "weights alone":
+        assert opened(path, overwrite=True) == path and files_below(tmp_path) == before
+    else:  # that is asked for
+        assert opened(path, overwrite=True) == new and not new.exists()
+        new.mkdir()
+        (new / "result").write_text("whole")
+        (path / "result").write_text("changed while it was made")
+        put_in_place(path, is_own)
+        after = {"run/result": b"whole", "run-before-1/result": b"changed while it was made"}
+        assert files_below(tmp_path) == {**after, "kept/result": b"other"}
+
+
+def test_an_interrupted_replacement_goes_on_where_the_old_result_was(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "result").write_text("other")
+    new = opened(path, overwrite=True)
+    new.mkdir()
+    (new / "result").write_text("begun")
+    (path / "notes").write_text("mine")
+    assert opened(path) == new
+    path.rename(tmp_path / "kept")
+    assert opened(path) == new, "nothing is there to be lost"
+    (new / "result").write_text("whole")
+    assert opened(path) == path
+    assert files_below(tmp_path) == {"run/result": b"whole", "kept/result": b"other", "kept/notes": b"mine"}
 
 
 def test_a_name_that_leaves_no_room_for_a_replacement(tmp_path: Path) -> None:
@@ -249,13 +296,12 @@ def test_a_kill_at_any_moment_loses_nothing(
     path, real = place / "run", place / ("real" if linked else "run")
     if linked:
         path.symlink_to("real")
-    real.mkdir()
-    replacement(path).mkdir()
-    (real / "deep").mkdir()
+    (real / "deep").mkdir(parents=True)
     for name, content in {"result": "other", "weights": "old", "deep/ours": "old"}.items():
         (real / name).write_text(content)
     for name in (".git", "notes", "deep/notes"):
         (real / name).write_text("mine")
+    opened(path, overwrite=True).mkdir()
     for name, content in {"result": "whole", "weights": "new"}.items():
         (replacement(path) / name).write_text(content)
     steps = 0
@@ -271,7 +317,8 @@ def test_a_kill_at_any_moment_loses_nothing(
             known = getattr(owner, name)
             patched.setattr(owner, name, lambda *a, known=known, **k: (step(), known(*a, **k))[1])
         put_in_place(path, is_own)
-    both = [(folder / "weights").exists() for folder in place.iterdir() if not folder.is_symlink()]
+    found = [folder for folder in place.iterdir() if folder.is_dir() and not folder.is_symlink()]
+    both = [(folder / "weights").exists() for folder in found]
     assert any(both) and (real.exists() or len(both) == 2)
     put_right(path, is_own)
     assert opened(path) == path

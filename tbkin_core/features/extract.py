@@ -19,7 +19,7 @@ from tbkin_core.features.store import FEATURES, FeatureStore
 from tbkin_core.features.writing import FeatureStoreWriter
 from tbkin_core.support.console import progress
 from tbkin_core.support.interruption import held_back
-from tbkin_core.support.shards import MANIFEST, share_of_store, store_place_held
+from tbkin_core.support.shards import share_of_store, store_place_held
 from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
@@ -112,9 +112,7 @@ def extract_dataset(
         with _kept(writer), contextlib.closing(results):
             extraction = share.fill(progress(results, "regions", total=total, unit="img"))
         if not extraction.missing and not writer.done:
-            for empty in place.glob("shard-*.safetensors"):
-                empty.unlink()  # it tells of failures alone
-            (place / MANIFEST).unlink(missing_ok=True)
+            writer.remove()  # it tells of failures alone
             shown = f"; the first: {extraction.problems[0]}" if extraction.problems else ""
             raise DataError(
                 f"{dataset.path}: none of {extraction.skipped} images could be read{shown}",
