@@ -73,7 +73,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     if FINISHED_BEFORE in problems:
         # What it found is not about other inputs.
         splits = task_splits(task, dataset, config.dataset, config.train_split, config.seed)
-        check_inputs(out, _made_from(config, task, splits, store))
+        check_inputs(out, inputs_of(config, task, splits.samples, store))
     entries = [ReportEntry.read(entry) for entry in results["report"]]
     if task.question_only and not config.blind:
         beside = question_only_entries(results)
@@ -104,14 +104,14 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     )
 
 
-def _made_from(
-    config: FinetuneConfig, task: FinetuneTask, splits: TaskSplits, store: FeatureStore
+def inputs_of(
+    config: FinetuneConfig, task: FinetuneTask, samples: Mapping[str, Sequence[Any]], store: FeatureStore
 ) -> dict[str, int | None]:
-    """What a run's results follow from beside its settings, see `note_inputs`."""
+    """What a run's results follow from beside its settings, see `note_inputs`; `samples` by split."""
     made_from: dict[str, int | None] = {
-        name: samples_content({name: items}) for name, items in splits.samples.items()
+        name: samples_content({name: items}) for name, items in samples.items()
     }
-    made_from |= features_content(task, splits.samples, store)
+    made_from |= features_content(task, samples, store)
     if config.answers is not None:
         made_from[f"the answers in {config.answers}"] = file_content(config.answers)
     return made_from | {f"the weights of {config.init}": weights_content(config.init)}
@@ -191,7 +191,7 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     head = task.build_head(training, config)
     texts = [task.text(item) for item in training]
     config = replace(config, init=initial_source(config, store))
-    made_from = _made_from(config, task, splits, store)
+    made_from = inputs_of(config, task, splits.samples, store)
     note_inputs(out, made_from, config.resume)
     start = starting_point(config.init, texts, texts)
     if start.weights_are_random and not config.blind:
