@@ -476,6 +476,8 @@ def test_figures_do_not_become_images(trained_workspace: Path) -> None:
         "../runs/finetune/vqa-relative-0.3",
     ]
     succeeds(*asked, "--layer", "0", cwd=data)
+    succeeds("visualize", "--from", "../runs/finetune/rec/results-val.json", cwd=data)
+    assert len(list((data / "runs/visualize").glob("*.png"))) == 2
     for out in (".", image.parent, "new"):
         fails(*asked, "--out", out, cwd=data, code=2, says=(f"out: {out} lies in the dataset", "--out"))
     sheet = ["visualize", "--from", "../runs/finetune/rec/results-val.json", "--out", "sheets"]
