@@ -26,7 +26,7 @@ from tbkin_core.support import files, places
 from tbkin_core.support.files import atomic_directory, atomic_path, tidy, write_json, write_text
 from tbkin_core.support.interruption import interruptible
 from tbkin_core.support.places import Content, open_place, place_of, put_in_place, put_right, replacement
-from tbkin_core.support.shards import StoreKind, StoreWriter, store_place_held, write_shard
+from tbkin_core.support.shards import StoreKind, StoreWriter, read_shard, store_place_held, write_shard
 
 KIND = StoreKind("numbers", "numbers", "tbkin count")
 
@@ -173,6 +173,53 @@ def test_commands_refuse_a_directory_at_work(workspace: Path) -> None:
         with held_elsewhere(workspace / place):
             fails(*line, cwd=workspace, code=1, says=(place, "process", "at work here", "--out DIR"))
         assert files_below(workspace) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_others_are_kept_out_until_all_is_written(
+    trained_workspace: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """Settings, exports, predictions and curves come last, when the result has its place already."""
+    writers: list[str] = []
+
+    def guarded(stage: str, writer: str, place: str) -> None:
+        module = sys.modules[f"tbkin_core.stages.{stage}"]
+        known = getattr(module, writer)
+
+        def writes(*args: object) -> object:
+            with pytest.raises(DataError, match="is at work here"), places.held(trained_workspace / place):
+                pass
+            writers.append(writer)
+            return known(*args)
+
+        monkeypatch.setattr(module, writer, writes)
+
+    short = ["--init", "none", "--epochs", "0", "--devices", "cpu", "--out"]
+    lines = {
+        "extract-features coco --workers 0": ("coco/features", ["write_text"]),
+        "build-graphs coco --export g.jsonl --networkx g.graphml": (
+            "coco/graphs",
+            ["write_text", "export_jsonl", "export_networkx"],
+        ),
+        " ".join(["pretrain coco", *short, "p"]): ("p", ["draw_training_curves"]),
+        " ".join(["finetune --task rec --data coco --predict val", *short, "f"]): (
+            "f",
+            ["write_predictions", "draw_training_curves"],
+        ),
+    }
+    for line, (place, names) in lines.items():
+        command = line.split()
+        if overwrite and place in ("p", "f"):
+            succeeds(*command, cwd=trained_workspace)
+        with monkeypatch.context():
+            stage = command[0].replace("-", "_")
+            for name in names:
+                guarded(stage, name, place)
+            writers.clear()
+            succeeds(*command, *["--overwrite"] * overwrite, cwd=trained_workspace)
+            assert writers == names
+        assert leftovers(trained_workspace / place) == []
+        assert not (trained_workspace / place / ".tbkin-lock").exists()
 
 
 # ---- replacing ----------------------------------------------------------------------------------
@@ -520,6 +567,19 @@ def test_graphs_of_other_regions_are_refused(trained_workspace: Path) -> None:
     )
     succeeds("build-graphs", "coco", "--overwrite", cwd=trained_workspace)
     succeeds(*line, cwd=trained_workspace)
+
+
+def test_features_that_are_damaged_are_not_blamed_on_the_graphs(trained_workspace: Path) -> None:
+    shard = trained_workspace / "coco/features/shard-00000.safetensors"
+    arrays, _ = read_shard(shard)
+    content = bytearray(shard.read_bytes())
+    content[content.index(arrays["boxes"].tobytes()) + 5] ^= 1
+    del arrays
+    shard.write_bytes(content)
+    line = ["pretrain", "coco", "--epochs", "1", "--out", "again"]
+    says = "coco/features/shard-00000.safetensors: is not a whole shard"
+    said = fails(*line, cwd=trained_workspace, code=1, says=says)
+    assert "graphs" not in said
 
 
 def test_the_name_of_a_dataset_leads_nowhere(trained_workspace: Path) -> None:

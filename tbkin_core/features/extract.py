@@ -57,6 +57,7 @@ def extract_dataset(
     batch_size: int = 8,
     backbone: str | None = None,
     backbone_side: int | None = None,
+    stack: contextlib.ExitStack | None = None,
 ) -> Extraction:
     """Extract or import the region features of every image of a dataset.
 
@@ -76,6 +77,7 @@ def extract_dataset(
             processors, 0 works in this process.
         overwrite: Replace a store that is there, when the new one is whole.
         batch_size: Images that a model sees together.
+        stack: As for `store_place_held`.
 
     Raises:
         DataError: Nothing to extract from, no image could be read, or the disk refuses.
@@ -93,7 +95,7 @@ def extract_dataset(
     )
     opened = open_extractor(extractor, request)
     settings = opened.settings()
-    with store_place_held(out, FEATURES, settings, overwrite, alone=world == 1) as place:
+    with store_place_held(out, FEATURES, settings, overwrite, world == 1, stack) as place:
         writer = FeatureStoreWriter(place, settings)
         share = _Share(
             writer, opened, rank, world, has_boxes=bool(dataset.boxes() or dataset.expression_sets())

@@ -145,7 +145,8 @@ def _samples(
     base, dataset, task = subject.base, subject.dataset, subject.task
     seeds = [config.seed + number for number in range(config.seeds)] if config.refit else [base.seed]
     notes = list(subject.notes)
-    items, used = {}, {}
+    items: dict[int, list[Any]] = {}
+    used: dict[int, _Splits] = {}
     for seed in seeds:
         if subject.divided:
             divided = task_splits(task, dataset, base.dataset, base.train_split, seed)
@@ -173,9 +174,7 @@ def _samples(
     return items, used, list(dict.fromkeys(notes))
 
 
-def _identity(
-    config: ThresholdSweepConfig, subject: _Subject, split: str, splits: _Splits
-) -> dict[str, Any]:
+def _identity(config: ThresholdSweepConfig, subject: _Subject, split: str, splits: _Splits) -> dict[str, Any]:
     """What tells one sweep from another, in its sweep.json."""
     base, checkpoint = subject.base, None if config.refit else subject.checkpoint
     return {
@@ -421,7 +420,7 @@ def _sweep_refit(
     split: str,
     overwrite: bool,
 ) -> list[str]:
-    """Train and measure each cell of the sweep; notes on what was measured. `splits` are those of each seed."""
+    """Train and measure each cell of the sweep, with the splits of its seed; notes on what was measured."""
     notes: list[str] = []
     inputs = {seed: inputs_of(subject.base, subject.task, splits[seed], subject.store) for seed in splits}
     cells = [(seed, rule, threshold) for seed in splits for rule, threshold in wanted]

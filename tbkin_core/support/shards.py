@@ -188,7 +188,12 @@ def own_shards(store: Path) -> dict[int, Path]:
 
 @contextlib.contextmanager
 def store_place_held(
-    path: Path, kind: StoreKind, settings: Mapping[str, Any], overwrite: bool, alone: bool
+    path: Path,
+    kind: StoreKind,
+    settings: Mapping[str, Any],
+    overwrite: bool,
+    alone: bool,
+    stack: contextlib.ExitStack | None = None,
 ) -> Iterator[Path]:
     """Where to write the store that belongs at `path`, which other processes meanwhile keep out of.
 
@@ -197,6 +202,7 @@ def store_place_held(
 
     Args:
         alone: No other process writes to this store; else they all hold it.
+        stack: Keeps the others out for as long as it is open; None: until the block ends.
 
     Raises:
         DataError: Something else than a store of this kind is there, or another process is at work there.
@@ -216,7 +222,8 @@ def store_place_held(
         same = Content.WHOLE if found.complete else Content.BEGUN
         return same if found.settings == given else Content.OTHER
 
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as own:
+        stack = own if stack is None else stack
         if not alone:
             _refuse_replacing(path, kind)
             stack.enter_context(held(path, shared=True))
