@@ -202,25 +202,29 @@ def rank_zero_first() -> Iterator[None]:
 
 
 def train_together(
-    config: Config, stage: str, default: Path, train: Callable[[Config, Path], None]
+    config: Config,
+    stage: str,
+    default: Path,
+    train: Callable[[Config, Path], None],
+    stack: contextlib.ExitStack,
 ) -> tuple[Path, dict[str, Any]]:
     """Train in the directory of a run unless it has finished there already; its place and its results.
 
     `train` is called in one process per device, and leaves results in the directory (`finish_run`). Where
-    several processes were started from outside (torchrun), rank 0 is the first to open the directory.
+    several processes were started from outside (torchrun), rank 0 is the first to open the directory. The
+    `stack` keeps the commands of other processes out of it for as long as it is open.
     """
     devices = resolve_devices(config.devices)
     join_ranks(devices)
-    with contextlib.ExitStack() as stack:
-        with rank_zero_first():
-            path, work, found = open_run(config, stage, default, stack)
-        if found is None:
-            with _forgotten_if_empty(work):
-                launch(train, devices, config, work)
-                wait_for_ranks()
-            if work != path and rank() == 0:
-                put_in_place(path, is_of_run)
+    with rank_zero_first():
+        path, work, found = open_run(config, stage, default, stack)
+    if found is None:
+        with _forgotten_if_empty(work):
+            launch(train, devices, config, work)
             wait_for_ranks()
+        if work != path and rank() == 0:
+            put_in_place(path, is_of_run)
+        wait_for_ranks()
     results: dict[str, Any] = read_run(path)["results"]
     if found is not None:
         results["problems"].insert(0, FINISHED_BEFORE)

@@ -198,17 +198,53 @@ def test_nothing_to_open(tmp_path: Path) -> None:
 
 def test_what_tbkin_wrote_is_no_data(tmp_path: Path) -> None:
     write(tmp_path, "images/1.jpg")
-    write(tmp_path, "features/store.json", "{}")
+    write(tmp_path, "features/store.json", {"format_version": 1, "kind": "features"})
     write(tmp_path, "features/2.png")
     np.savez(tmp_path / "features/1.jpg.npz", x=np.zeros((1, 2)), boxes=np.zeros((1, 4)))
-    write(tmp_path, "runs/visualize/config.yaml")
-    write(tmp_path, "runs/visualize/figure.png")
+    write(tmp_path, "runs/finetune/vqa/run.json", {"stage": "finetune", "status": "running"})
+    write(tmp_path, "runs/threshold-sweep/vqa/sweep.json", {"identity": {"refit": False}})
+    for name in ("finetune/vqa/training.png", "threshold-sweep/vqa/sweep.png"):
+        write(tmp_path, f"runs/{name}")
+    write(tmp_path, "runs/visualize/sheet.png", b"\x89PNG...tEXtSoftware\0Matplotlib version3.11.2...")
+    write(tmp_path, "runs/visualize/sheet.svg")
     write(tmp_path, ".cache/3.jpg")
     dataset = open_dataset(tmp_path)
     assert [record.image_id for record in dataset.images()] == [1]
     assert set(dataset.bottom_up_files()) == {1}
-    with pytest.raises(DataError, match="tbkin wrote"):
-        open_dataset(tmp_path / "features")
+    one_problem(dataset.problems, "features", "2.png", "lies in a store that tbkin wrote (skipped)")
+    assert len(dataset.problems) == 1
+    for own in ("features", "runs/finetune/vqa", "runs/threshold-sweep/vqa"):
+        with pytest.raises(DataError, match="tbkin wrote"):
+            open_dataset(tmp_path / own)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("photos/store.json", {"shop": "ours"}),
+        ("photos/store.json", []),
+        ("photos/run.json", {"stage": "warm-up", "runner": 4}),
+        ("runs/photos/config.yaml", "camera: mine"),
+        ("features/photos/config.yaml", "camera: mine"),
+        ("graphs/config.yaml", "camera: mine"),
+        ("photos/config.yaml", "camera: mine"),
+        ("runs/visualize/config.yaml", "camera: mine"),
+    ],
+)
+def test_names_of_files_hide_no_images(tmp_path: Path, name: str, content: Any) -> None:
+    place = (tmp_path / name).parent
+    for file in ("1.jpg", "2.png", "model.safetensors", "checkpoint.txt"):
+        write(place, file)
+    write(tmp_path, name, content)
+    dataset = open_dataset(tmp_path)
+    assert sorted(record.image_id for record in dataset.images()) == [1, 2]
+    assert not any("skipped" in problem for problem in dataset.problems)
+
+
+def test_a_pipe_of_an_own_name_is_not_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, "1.jpg")
+    os.mkfifo(tmp_path / "store.json")
+    assert len(open_dataset(tmp_path).images()) == 1
 
 
 def test_symlink_loop_and_depth(tmp_path: Path) -> None:

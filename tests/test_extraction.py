@@ -272,6 +272,22 @@ def test_what_overwriting_replaces_comes_back_where_nothing_could_be_made(tmp_pa
     assert files_below(tmp_path / "out") == before
 
 
+def test_a_store_of_failures_alone_goes_without_what_is_not_its_own(tmp_path: Path) -> None:
+    root, out = photo_directory(tmp_path / "data"), tmp_path / "out"
+    run(root, out)
+    shards = sorted(out.glob("shard-*"))
+    mine = out / "shard-00000-backup.safetensors"
+    shards[0].rename(mine)
+    for gone in shards[1:]:
+        gone.unlink()
+    for image in root.iterdir():
+        image.write_bytes(b"no picture")
+    before = mine.read_bytes()
+    with pytest.raises(DataError, match="could be read"):
+        run(root, out)
+    assert files_below(out) == {mine.name: before}
+
+
 def test_workers_change_nothing(tmp_path: Path) -> None:
     root = photo_directory(tmp_path / "data")
     run(root, tmp_path / "one")

@@ -743,6 +743,26 @@ def test_shards_of_another_corpus_are_built_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize(
+    "name", ["shard-00000-backup", "shard-7", "shard-000123", "shard-notes", "shard-٠٠٠٠٧", "SHARD-00009"]
+)
+def test_files_that_are_only_named_like_shards_stay(tmp_path: Path, name: str) -> None:
+    """The corpus shrinks, and shards of the larger one go."""
+    root = jsonl_directory(tmp_path / "data")
+    build(root, tmp_path / "graphs")
+    mine = tmp_path / "graphs" / f"{name}.safetensors"
+    mine.write_bytes((tmp_path / "graphs/shard-00000.safetensors").read_bytes())
+    file = root / "captions.jsonl"
+    file.write_text("\n".join(file.read_text().splitlines()[:2]) + "\n")
+    build(root, tmp_path / "graphs")
+    assert sorted(path.name for path in (tmp_path / "graphs").glob("[sS]*.safetensors")) == sorted(
+        ["shard-00000.safetensors", mine.name]
+    )
+    build(root, tmp_path / "graphs", overwrite=True)
+    assert mine.exists()
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_regions_that_have_changed_make_their_graphs_anew(tmp_path: Path) -> None:
     """A box moves, then features of one more image come: the result is as if new, the rest stays."""
     root = coco_directory(tmp_path / "coco")

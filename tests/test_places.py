@@ -26,7 +26,7 @@ from tbkin_core.support import files, places
 from tbkin_core.support.files import atomic_directory, atomic_path, tidy, write_json, write_text
 from tbkin_core.support.interruption import interruptible
 from tbkin_core.support.places import Content, open_place, place_of, put_in_place, put_right, replacement
-from tbkin_core.support.shards import StoreKind, StoreWriter, store_place_held, write_shard
+from tbkin_core.support.shards import StoreKind, StoreWriter, read_shard, store_place_held, write_shard
 
 KIND = StoreKind("numbers", "numbers", "tbkin count")
 
@@ -175,6 +175,53 @@ def test_commands_refuse_a_directory_at_work(workspace: Path) -> None:
         assert files_below(workspace) == before
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_others_are_kept_out_until_all_is_written(
+    trained_workspace: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    """Settings, exports, predictions and curves come last, when the result has its place already."""
+    writers: list[str] = []
+
+    def guarded(stage: str, writer: str, place: str) -> None:
+        module = sys.modules[f"tbkin_core.stages.{stage}"]
+        known = getattr(module, writer)
+
+        def writes(*args: object) -> object:
+            with pytest.raises(DataError, match="is at work here"), places.held(trained_workspace / place):
+                pass
+            writers.append(writer)
+            return known(*args)
+
+        monkeypatch.setattr(module, writer, writes)
+
+    short = ["--init", "none", "--epochs", "0", "--devices", "cpu", "--out"]
+    lines = {
+        "extract-features coco --workers 0": ("coco/features", ["write_text"]),
+        "build-graphs coco --export g.jsonl --networkx g.graphml": (
+            "coco/graphs",
+            ["write_text", "export_jsonl", "export_networkx"],
+        ),
+        " ".join(["pretrain coco", *short, "p"]): ("p", ["draw_training_curves"]),
+        " ".join(["finetune --task rec --data coco --predict val", *short, "f"]): (
+            "f",
+            ["write_predictions", "draw_training_curves"],
+        ),
+    }
+    for line, (place, names) in lines.items():
+        command = line.split()
+        if overwrite and place in ("p", "f"):
+            succeeds(*command, cwd=trained_workspace)
+        with monkeypatch.context():
+            stage = command[0].replace("-", "_")
+            for name in names:
+                guarded(stage, name, place)
+            writers.clear()
+            succeeds(*command, *["--overwrite"] * overwrite, cwd=trained_workspace)
+            assert writers == names
+        assert leftovers(trained_workspace / place) == []
+        assert not (trained_workspace / place / ".tbkin-lock").exists()
+
+
 # ---- replacing ----------------------------------------------------------------------------------
 
 
@@ -184,11 +231,12 @@ def test_a_result_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path.mkdir()
     (path / "result").write_text("whole")
     assert opened(path) == path and opened(path, overwrite=True) == replacement(path)
+    (path / "result").write_text("other")
     for at_work in ("begun", "whole"):
-        replacement(path).mkdir(exist_ok=True)
+        assert opened(path, overwrite=True) == replacement(path)
+        replacement(path).mkdir()
         (replacement(path) / "result").write_text(at_work)
         (replacement(path) / "weights").write_text("new")
-        (path / "result").write_text("other")
         if at_work == "begun":
             assert opened(path) == replacement(path), "gone on with"
             assert files_below(path) == {"result": b"other"}
@@ -224,7 +272,53 @@ def test_something_else_in_the_place_of_a_result_stays(tmp_path: Path) -> None:
         place.mkdir()
         (place / "result").write_text(content)
     assert opened(path) == path
-    assert files_below(tmp_path) == {"run/result": b"whole", "run-before-1/result": b"other"}
+    kept = {"run/result": b"copy", "run-before-1/result": b"other", ".run.tbkin-new/result": b"whole"}
+    assert files_below(tmp_path) == kept
+
+
+@pytest.mark.parametrize("waiting", ["begun", "whole"])
+@pytest.mark.parametrize("content", ["other", "whole", "weights alone"])
+def test_what_has_come_to_lie_in_the_place_is_not_replaced(
+    tmp_path: Path, waiting: str, content: str
+) -> None:
+    """An interrupted replacement, and the old result is moved away meanwhile."""
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "result").write_text("other")
+    new = opened(path, overwrite=True)
+    new.mkdir()
+    (new / "result").write_text(waiting)
+    path.rename(tmp_path / "kept")
+    path.mkdir()
+    (path / ("weights" if content == "weights alone" else "result")).write_text(content)
+    before = files_below(tmp_path)
+    assert opened(path) == path and files_below(tmp_path) == before
+    if content == "weights alone":
+        assert opened(path, overwrite=True) == path and files_below(tmp_path) == before
+    else:  # that is asked for
+        assert opened(path, overwrite=True) == new and not new.exists()
+        new.mkdir()
+        (new / "result").write_text("whole")
+        (path / "result").write_text("changed while it was made")
+        put_in_place(path, is_own)
+        after = {"run/result": b"whole", "run-before-1/result": b"changed while it was made"}
+        assert files_below(tmp_path) == {**after, "kept/result": b"other"}
+
+
+def test_an_interrupted_replacement_goes_on_where_the_old_result_was(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "result").write_text("other")
+    new = opened(path, overwrite=True)
+    new.mkdir()
+    (new / "result").write_text("begun")
+    (path / "notes").write_text("mine")
+    assert opened(path) == new
+    path.rename(tmp_path / "kept")
+    assert opened(path) == new, "nothing is there to be lost"
+    (new / "result").write_text("whole")
+    assert opened(path) == path
+    assert files_below(tmp_path) == {"run/result": b"whole", "kept/result": b"other", "kept/notes": b"mine"}
 
 
 def test_a_name_that_leaves_no_room_for_a_replacement(tmp_path: Path) -> None:
@@ -249,13 +343,12 @@ def test_a_kill_at_any_moment_loses_nothing(
     path, real = place / "run", place / ("real" if linked else "run")
     if linked:
         path.symlink_to("real")
-    real.mkdir()
-    replacement(path).mkdir()
-    (real / "deep").mkdir()
+    (real / "deep").mkdir(parents=True)
     for name, content in {"result": "other", "weights": "old", "deep/ours": "old"}.items():
         (real / name).write_text(content)
     for name in (".git", "notes", "deep/notes"):
         (real / name).write_text("mine")
+    opened(path, overwrite=True).mkdir()
     for name, content in {"result": "whole", "weights": "new"}.items():
         (replacement(path) / name).write_text(content)
     steps = 0
@@ -271,7 +364,8 @@ def test_a_kill_at_any_moment_loses_nothing(
             known = getattr(owner, name)
             patched.setattr(owner, name, lambda *a, known=known, **k: (step(), known(*a, **k))[1])
         put_in_place(path, is_own)
-    both = [(folder / "weights").exists() for folder in place.iterdir() if not folder.is_symlink()]
+    found = [folder for folder in place.iterdir() if folder.is_dir() and not folder.is_symlink()]
+    both = [(folder / "weights").exists() for folder in found]
     assert any(both) and (real.exists() or len(both) == 2)
     put_right(path, is_own)
     assert opened(path) == path
@@ -429,6 +523,8 @@ def test_figures_do_not_become_images(trained_workspace: Path) -> None:
         "../runs/finetune/vqa-relative-0.3",
     ]
     succeeds(*asked, "--layer", "0", cwd=data)
+    succeeds("visualize", "--from", "../runs/finetune/rec/results-val.json", cwd=data)
+    assert len(list((data / "runs/visualize").glob("*.png"))) == 2
     for out in (".", image.parent, "new"):
         fails(*asked, "--out", out, cwd=data, code=2, says=(f"out: {out} lies in the dataset", "--out"))
     sheet = ["visualize", "--from", "../runs/finetune/rec/results-val.json", "--out", "sheets"]
@@ -471,6 +567,19 @@ def test_graphs_of_other_regions_are_refused(trained_workspace: Path) -> None:
     )
     succeeds("build-graphs", "coco", "--overwrite", cwd=trained_workspace)
     succeeds(*line, cwd=trained_workspace)
+
+
+def test_features_that_are_damaged_are_not_blamed_on_the_graphs(trained_workspace: Path) -> None:
+    shard = trained_workspace / "coco/features/shard-00000.safetensors"
+    arrays, _ = read_shard(shard)
+    content = bytearray(shard.read_bytes())
+    content[content.index(arrays["boxes"].tobytes()) + 5] ^= 1
+    del arrays
+    shard.write_bytes(content)
+    line = ["pretrain", "coco", "--epochs", "1", "--out", "again"]
+    says = "coco/features/shard-00000.safetensors: is not a whole shard"
+    said = fails(*line, cwd=trained_workspace, code=1, says=says)
+    assert "graphs" not in said
 
 
 def test_the_name_of_a_dataset_leads_nowhere(trained_workspace: Path) -> None:

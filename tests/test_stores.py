@@ -371,6 +371,18 @@ def test_a_shard_that_no_manifest_names_is_written_over(tmp_path: Path) -> None:
     assert FeatureStore(tmp_path).image_ids == [1, 2]
 
 
+@pytest.mark.parametrize("name", ["00000-backup", "7", "000123", "٠٠٠٠١"])
+def test_files_that_are_only_named_like_shards_are_none(tmp_path: Path, name: str) -> None:
+    write_feature_store(tmp_path, SETTINGS, [regions_of(7, 2)])
+    mine = tmp_path / f"shard-{name}.safetensors"
+    write_shard(mine, *read_shard(tmp_path / "shard-00000.safetensors"))
+    before = mine.read_bytes()
+    with FeatureStoreWriter(tmp_path, SETTINGS) as writer:
+        writer.add(regions_of(8, 2))
+    assert FeatureStore(tmp_path).image_ids == [7, 8] and mine.read_bytes() == before
+    assert read_store(tmp_path, FEATURES)[0].shards == ["shard-00000.safetensors", "shard-00001.safetensors"]
+
+
 def test_other_settings_are_not_mixed_with(tmp_path: Path) -> None:
     write_feature_store(tmp_path, SETTINGS, [regions_of(1, 2)])
     with pytest.raises(DataError, match=r"other settings \(extractor, regions\)") as caught:

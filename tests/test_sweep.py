@@ -599,6 +599,30 @@ def test_refit_takes_what_is_trained_already_and_is_nobodys_latest_model(
     assert [path.name for path in trainings] == ["dense-seed-0", "relative-0.3-seed-0"]
 
 
+def test_refit_trains_anew_where_other_features_have_come_in_the_place_of_those_before(
+    trained_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Directories are swapped, whose files keep their times."""
+    place = trained_workspace
+    other = "extract-features coco --max-regions 3 --workers 0 --out coco/features-b"
+    succeeds(*other.split(), cwd=place)
+    train = "finetune --task vqa --data coco --init none --epochs 1 --devices cpu"
+    succeeds(*train.split(), cwd=place)
+    trainings: list[str] = []
+    real = finetune_module.finetune_run
+    monkeypatch.setattr(
+        finetune_module, "finetune_run", lambda *run: (trainings.append(run[1].name), real(*run))
+    )
+    refit = (*LINE, "--refit", "--checkpoint", "runs/finetune/vqa", "--thresholds", "0", "--out")
+    result(*refit, "before", cwd=place)
+    assert trainings == [], "the same inputs: the model of finetune is taken"
+    for aside, back in (("a", "b"), ("b", "a")):
+        (place / "coco/features").rename(place / f"coco/features-{aside}")
+        (place / f"coco/features-{back}").rename(place / "coco/features")
+        result(*refit, f"with-{back}", cwd=place)
+        assert trainings == ["dense-seed-0"], "of the features that come back it is there still"
+
+
 def test_refit_measures_anew_where_the_list_of_answers_has_changed(trained_workspace: Path) -> None:
     answers = trained_workspace / "a.json"
     answers.write_text('["yes", "no"]')

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tbkin_core.datasets.formats import FORMAT_OF, FORMATS
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.formats.own import GRAPH_EXPORT, own_directory, own_figures
+from tbkin_core.datasets.formats.own import GRAPH_EXPORT, OWN_PICTURES, own_directory, own_figures
 from tbkin_core.datasets.reading import AnnotationFile
 from tbkin_core.datasets.splits import more_exact_split, normalise_split, split_in, split_of_path
 from tbkin_core.errors import DataError
@@ -109,14 +109,15 @@ class Layout:
         names = {entry.name for entry in listed}
         if depth == 0 and not names:
             raise DataError(f"{self._root}: the directory is empty", hint=f"expected {LOOKED_FOR}")
-        own = own_directory(directory, prefix, names)
+        own = own_directory(directory, names)
         if own and depth == 0:
             raise DataError(
                 f"{self._root}: this is a {own} that tbkin wrote, not a dataset",
                 hint="give the directory of the dataset (by default the one above)",
             )
         beside = {name.lower() for name in names}
-        figures = own_figures(directory, names) if any(name.endswith(".npz") for name in names) else set()
+        figures = own_figures(directory, prefix, names)
+        hidden: list[str] = []
         for entry in listed:
             if entry.name in figures:
                 continue
@@ -132,13 +133,15 @@ class Layout:
                     self.left_out.append((name, f"is a {suffix} picture, a kind that is not read (skipped)"))
                 if suffix in IMAGE_SUFFIXES:
                     # A directory, a broken symlink, a socket, too: reading it fails, with its name.
-                    self.images += [] if own else [name]
+                    (hidden if own else self.images).append(name)
                 elif entry.is_file():
                     self._look_at(Candidate(directory / entry.name, beside), name, own)
                 elif not entry.is_dir() and not own:
                     self.unreadable.append((name, "is no file, or a link that leads nowhere"))
             except OSError as error:
                 self.unreadable.append((name, error.strerror or str(error)))
+        hidden = [name for name in hidden if name.removeprefix(prefix) not in OWN_PICTURES]
+        self.left_out += [(name, f"lies in a {own} that tbkin wrote (skipped)") for name in hidden]
 
     def _look_at(self, file: Candidate, name: str, own: str | None) -> None:
         if own:

@@ -19,7 +19,7 @@ from tbkin_core.features.store import FEATURES, FeatureStore
 from tbkin_core.features.writing import FeatureStoreWriter
 from tbkin_core.support.console import progress
 from tbkin_core.support.interruption import held_back
-from tbkin_core.support.shards import MANIFEST, share_of_store, store_place_held
+from tbkin_core.support.shards import share_of_store, store_place_held
 from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
@@ -57,6 +57,7 @@ def extract_dataset(
     batch_size: int = 8,
     backbone: str | None = None,
     backbone_side: int | None = None,
+    stack: contextlib.ExitStack | None = None,
 ) -> Extraction:
     """Extract or import the region features of every image of a dataset.
 
@@ -76,6 +77,7 @@ def extract_dataset(
             processors, 0 works in this process.
         overwrite: Replace a store that is there, when the new one is whole.
         batch_size: Images that a model sees together.
+        stack: As for `store_place_held`.
 
     Raises:
         DataError: Nothing to extract from, no image could be read, or the disk refuses.
@@ -93,7 +95,7 @@ def extract_dataset(
     )
     opened = open_extractor(extractor, request)
     settings = opened.settings()
-    with store_place_held(out, FEATURES, settings, overwrite, alone=world == 1) as place:
+    with store_place_held(out, FEATURES, settings, overwrite, world == 1, stack) as place:
         writer = FeatureStoreWriter(place, settings)
         share = _Share(
             writer, opened, rank, world, has_boxes=bool(dataset.boxes() or dataset.expression_sets())
@@ -112,9 +114,7 @@ def extract_dataset(
         with _kept(writer), contextlib.closing(results):
             extraction = share.fill(progress(results, "regions", total=total, unit="img"))
         if not extraction.missing and not writer.done:
-            for empty in place.glob("shard-*.safetensors"):
-                empty.unlink()  # it tells of failures alone
-            (place / MANIFEST).unlink(missing_ok=True)
+            writer.remove()  # it tells of failures alone
             shown = f"; the first: {extraction.problems[0]}" if extraction.problems else ""
             raise DataError(
                 f"{dataset.path}: none of {extraction.skipped} images could be read{shown}",

@@ -258,6 +258,12 @@ class FeatureStoreWriter:
         self._look()
         self._writer.list_shards(self._shards, complete=True)
 
+    def remove(self) -> None:
+        """Remove this store: its own shards and its manifest."""
+        for number in self._shards:
+            (self.path / shard_name(number)).unlink(missing_ok=True)
+        (self.path / MANIFEST).unlink(missing_ok=True)
+
     def __enter__(self) -> FeatureStoreWriter:
         return self
 

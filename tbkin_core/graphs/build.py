@@ -128,6 +128,7 @@ def build_dataset(
     recipe: Recipe,
     workers: int | None = 0,
     overwrite: bool = False,
+    stack: contextlib.ExitStack | None = None,
 ) -> Build:
     """Build the graph store of a dataset, going on with an unfinished one.
 
@@ -143,6 +144,7 @@ def build_dataset(
         recipe: How graphs are made.
         workers: Processes beside this one; 0 and 1 work in this process, None chooses.
         overwrite: Replace a store that is there, when the new one is whole.
+        stack: As for `store_place_held`.
 
     Raises:
         DataError: No texts, a store of other settings at `out`, or the disk refuses.
@@ -153,7 +155,7 @@ def build_dataset(
     processes = choose_workers(workers, len(texts) // world)
     make = _builder_without_torch if processes and not recipe.needs_torch else _ShardBuilder
     with (
-        contextlib.ExitStack() as stack,
+        contextlib.ExitStack() as held,
         WorkerPool(partial(make, recipe), processes, "build-graphs") as pool,
     ):
         settings = {
@@ -166,7 +168,7 @@ def build_dataset(
             "annotated_relations": dataset.has_gold_graphs,
         }
         # Not before all that may be wrong with the settings has been.
-        place = stack.enter_context(store_place_held(out, GRAPHS, settings, overwrite, alone=world == 1))
+        place = held.enter_context(store_place_held(out, GRAPHS, settings, overwrite, world == 1, stack))
         count = -(-len(texts) // SHARD_CAPTIONS)
         writer = GraphStoreWriter(place, settings, count)
         corpus = _Corpus(texts, writer.settings, DatasetRegions(dataset, features, recipe.label_iou))

@@ -23,6 +23,7 @@ from tbkin_core.support.shards import (
     MANIFEST,
     StoreKind,
     StoreWriter,
+    own_shards,
     ragged_offsets,
     read_shard,
     read_store,
@@ -190,9 +191,8 @@ class GraphStoreWriter:
             summary=summary,
             checksum=_checksum(self.path / PRIORS, summary),
         )
-        own = {shard_name(number) for number in range(self._count)}
-        for path in self.path.glob("shard-*.safetensors"):
-            if path.name not in own:
+        for number, path in own_shards(self.path).items():
+            if number >= self._count:
                 path.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import replace
 from functools import partial
@@ -45,7 +46,6 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
         config.label_iou,
         needs_torch=config.parser != "builtin" or config.similarity == "encoder",
     )
-    build = build_dataset(dataset, out, features, recipe, config.workers, config.overwrite)
     if features is not None and not features.object_names and not dataset.boxes():
         problems.append(
             "the regions have no labels (features without object names, no annotated boxes):"
@@ -56,25 +56,27 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
                 f"{place}: regions are numbered, but an earlier version imported them without the names:"
                 f" `tbkin extract-features {config.data} --overwrite` imports these too"
             )
-    problems += [*dataset.problems, *_language_notes(dataset)]
-    write_text(out / "config.yaml", dump_config(config))
-    result = BuildGraphsResult(
-        out=out, made=build.made, present=build.present, missing=build.missing, problems=problems
-    )
-    if build.summary is None:
-        result.problems.append(
-            f"{build.missing} shards of other ranks are missing: the rank that ends last completes the store;"
-            " what a rank has left out, the same command builds when it is run again"
+    with contextlib.ExitStack() as stack:  # keeps other processes out until all is written
+        build = build_dataset(dataset, out, features, recipe, config.workers, config.overwrite, stack)
+        problems += [*dataset.problems, *_language_notes(dataset)]
+        write_text(out / "config.yaml", dump_config(config))
+        result = BuildGraphsResult(
+            out=out, made=build.made, present=build.present, missing=build.missing, problems=problems
         )
-        return result
-    files = []
-    if config.export is not None:
-        export_jsonl(build.store, config.export)
-        files.append(config.export)
-    if config.networkx is not None:
-        export_networkx(progress(build.store, "networkx", total=len(build.store)), config.networkx)
-        files.append(config.networkx)
-    return replace(result, summary=build.summary, files=files)
+        if build.summary is None:
+            result.problems.append(
+                f"{build.missing} shards of other ranks are missing: the rank that ends last completes the"
+                " store; what a rank has left out, the same command builds when it is run again"
+            )
+            return result
+        files = []
+        if config.export is not None:
+            export_jsonl(build.store, config.export)
+            files.append(config.export)
+        if config.networkx is not None:
+            export_networkx(progress(build.store, "networkx", total=len(build.store)), config.networkx)
+            files.append(config.networkx)
+        return replace(result, summary=build.summary, files=files)
 
 
 def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path) -> None:

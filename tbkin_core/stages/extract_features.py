@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.features.extract import extract_dataset
 from tbkin_core.features.extractors import recorded_extractor
@@ -24,31 +26,33 @@ def extract_features(config: ExtractFeaturesConfig) -> ExtractFeaturesResult:
     """
     dataset = open_dataset(config.data)
     out = store_place(config.out, config.data, "features")
-    extraction = extract_dataset(
-        dataset,
-        out,
-        config.extractor,
-        config.max_regions,
-        config.workers,
-        config.overwrite,
-        config.devices,
-        config.batch_size,
-        config.backbone,
-        config.backbone_side,
-    )
-    write_text(out / "config.yaml", dump_config(config))
-    counts = {name: getattr(extraction, name) for name in ("made", "present", "skipped", "missing")}
-    problems = [*extraction.problems, *dataset.problems]
-    if not extraction.missing:
-        store = extraction.store
-        counts |= {"images": len(store), "feature_size": store.feature_size}
-        problems += _dark_notes(dataset, store) if extraction.made else []
-        return ExtractFeaturesResult(out=out, problems=problems, extractor=store.extractor, **counts)
-    problems.append(
-        f"{extraction.missing} shards of other ranks are missing: the rank that ends last completes the"
-        " store; what a rank has left out, the same command makes when it is run again"
-    )
-    return ExtractFeaturesResult(out=out, problems=problems, **counts)
+    with contextlib.ExitStack() as stack:  # keeps other processes out until all is written
+        extraction = extract_dataset(
+            dataset,
+            out,
+            config.extractor,
+            config.max_regions,
+            config.workers,
+            config.overwrite,
+            config.devices,
+            config.batch_size,
+            config.backbone,
+            config.backbone_side,
+            stack,
+        )
+        write_text(out / "config.yaml", dump_config(config))
+        counts = {name: getattr(extraction, name) for name in ("made", "present", "skipped", "missing")}
+        problems = [*extraction.problems, *dataset.problems]
+        if not extraction.missing:
+            store = extraction.store
+            counts |= {"images": len(store), "feature_size": store.feature_size}
+            problems += _dark_notes(dataset, store) if extraction.made else []
+            return ExtractFeaturesResult(out=out, problems=problems, extractor=store.extractor, **counts)
+        problems.append(
+            f"{extraction.missing} shards of other ranks are missing: the rank that ends last completes the"
+            " store; what a rank has left out, the same command makes when it is run again"
+        )
+        return ExtractFeaturesResult(out=out, problems=problems, **counts)
 
 
 def _dark_notes(dataset: Dataset, store: FeatureStore) -> list[str]:

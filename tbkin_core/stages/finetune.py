@@ -5,6 +5,7 @@ The task (`tbkin_core.tasks`) owns its samples, head, loss, predictions and rows
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -68,50 +69,52 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     # Named now, so that the same command begins anew where a newer model to begin from has been made.
     store = FeatureStore(feature_place(config.features, data))
     config = replace(config, data=data, init=initial_source(config, store))
-    out, results = train_together(config, "finetune", ROOT / "finetune" / run_name(config), finetune_run)
-    problems: list[str] = results["problems"]
-    if FINISHED_BEFORE in problems:
-        # What it found is not about other inputs.
-        splits = task_splits(task, dataset, config.dataset, config.train_split, config.seed)
-        check_inputs(out, _made_from(config, task, splits, store))
-    entries = [ReportEntry.read(entry) for entry in results["report"]]
-    if task.question_only and not config.blind:
-        beside = question_only_entries(results)
-        entries += beside or []
-        if beside is None:
-            subset = f" --dataset {config.dataset}" if config.dataset else ""
-            problems.append(
-                "no question-only model to compare with: train one with"
-                f" `tbkin finetune --task {task.name} --data {data}{subset} --blind`"
-            )
-    files = []
-    for split in predicted if rank() == 0 else ():
-        file, notes = write_predictions(config, out, split)
-        files.append(file)
-        problems += notes
-    # Of a run that an earlier version made there are none.
-    answered = sorted(out.glob("results-*.json"), key=lambda file: (file.stem != "results-val", file))
-    return FinetuneResult(
-        out=out,
-        results=results,
-        metric=task.metric,
-        report=entries,
-        predictions=files,
-        answered=answered,
-        problems=problems,
-        files=[*files, *draw_training_curves(out, f"Fine-tuning for {task.name}: {out}")],
-        hints=[f"tbkin visualize --from {answered[0]} --wrong --limit 20"] if answered else [],
-    )
+    with contextlib.ExitStack() as stack:  # keeps other processes out until all is written
+        default = ROOT / "finetune" / run_name(config)
+        out, results = train_together(config, "finetune", default, finetune_run, stack)
+        problems: list[str] = results["problems"]
+        if FINISHED_BEFORE in problems:
+            # What it found is not about other inputs.
+            splits = task_splits(task, dataset, config.dataset, config.train_split, config.seed)
+            check_inputs(out, inputs_of(config, task, splits.samples, store))
+        entries = [ReportEntry.read(entry) for entry in results["report"]]
+        if task.question_only and not config.blind:
+            beside = question_only_entries(results)
+            entries += beside or []
+            if beside is None:
+                subset = f" --dataset {config.dataset}" if config.dataset else ""
+                problems.append(
+                    "no question-only model to compare with: train one with"
+                    f" `tbkin finetune --task {task.name} --data {data}{subset} --blind`"
+                )
+        files = []
+        for split in predicted if rank() == 0 else ():
+            file, notes = write_predictions(config, out, split)
+            files.append(file)
+            problems += notes
+        # Of a run that an earlier version made there are none.
+        answered = sorted(out.glob("results-*.json"), key=lambda file: (file.stem != "results-val", file))
+        return FinetuneResult(
+            out=out,
+            results=results,
+            metric=task.metric,
+            report=entries,
+            predictions=files,
+            answered=answered,
+            problems=problems,
+            files=[*files, *draw_training_curves(out, f"Fine-tuning for {task.name}: {out}")],
+            hints=[f"tbkin visualize --from {answered[0]} --wrong --limit 20"] if answered else [],
+        )
 
 
-def _made_from(
-    config: FinetuneConfig, task: FinetuneTask, splits: TaskSplits, store: FeatureStore
+def inputs_of(
+    config: FinetuneConfig, task: FinetuneTask, samples: Mapping[str, Sequence[Any]], store: FeatureStore
 ) -> dict[str, int | None]:
-    """What a run's results follow from beside its settings, see `note_inputs`."""
+    """What a run's results follow from beside its settings, see `note_inputs`; `samples` by split."""
     made_from: dict[str, int | None] = {
-        name: samples_content({name: items}) for name, items in splits.samples.items()
+        name: samples_content({name: items}) for name, items in samples.items()
     }
-    made_from |= features_content(task, splits.samples, store)
+    made_from |= features_content(task, samples, store)
     if config.answers is not None:
         made_from[f"the answers in {config.answers}"] = file_content(config.answers)
     return made_from | {f"the weights of {config.init}": weights_content(config.init)}
@@ -191,7 +194,7 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     head = task.build_head(training, config)
     texts = [task.text(item) for item in training]
     config = replace(config, init=initial_source(config, store))
-    made_from = _made_from(config, task, splits, store)
+    made_from = inputs_of(config, task, splits.samples, store)
     note_inputs(out, made_from, config.resume)
     start = starting_point(config.init, texts, texts)
     if start.weights_are_random and not config.blind:

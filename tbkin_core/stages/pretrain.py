@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -54,11 +55,12 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
             raise DataError(f"{graphs}: holds no graphs", hint=f"make them with `tbkin build-graphs {data}`")
     # Named now, so that the same command begins anew where word vectors have been installed since.
     config = replace(config, init=initial_source(config))
-    out, results = train_together(config, "pretrain", ROOT / "pretrain", pretrain_run)
-    if FINISHED_BEFORE in results["problems"]:
-        check_inputs(out, _made_from(config, _all_captions(config)[0]))
-    files = draw_training_curves(out, f"Pretraining: {out}")
-    return PretrainResult(out=out, results=results, problems=results["problems"], files=files)
+    with contextlib.ExitStack() as stack:  # keeps other processes out until all is written
+        out, results = train_together(config, "pretrain", ROOT / "pretrain", pretrain_run, stack)
+        if FINISHED_BEFORE in results["problems"]:
+            check_inputs(out, _made_from(config, _all_captions(config)[0]))
+        files = draw_training_curves(out, f"Pretraining: {out}")
+        return PretrainResult(out=out, results=results, problems=results["problems"], files=files)
 
 
 def _sources(config: PretrainConfig) -> Iterable[tuple[Path, Path, Path]]:
@@ -171,7 +173,8 @@ def _captions(
             f"{graph_dir}: was built over other regions than those of {feature_dir}",
             hint=f"run `tbkin build-graphs {dataset.path} --overwrite`",
         )
-    if image_id := _of_other_regions(graphs, features):
+    if (image_id := _of_other_regions(graphs, features)) is not None:
+        features[image_id]  # raises where it is these that are damaged
         raise DataError(
             f"{graph_dir}: was built over other regions than those of {feature_dir}: those of image"
             f" {image_id} have changed since",

@@ -48,7 +48,7 @@ from tbkin_core.runs import (
 )
 from tbkin_core.selection import Selection, require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
-from tbkin_core.stages.finetune import finetune
+from tbkin_core.stages.finetune import finetune, inputs_of
 from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
 from tbkin_core.support.files import (
     atomic_path,
@@ -60,7 +60,6 @@ from tbkin_core.support.files import (
 )
 from tbkin_core.support.places import Content, free_place, open_place, put_in_place
 from tbkin_core.support.ranks import rank
-from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import FinetuneTask, finetune_task, text_notes
 from tbkin_core.training.plan import most_minutes
 from tbkin_core.training.splits import (
@@ -73,6 +72,8 @@ from tbkin_core.training.splits import (
 from tbkin_core.training.start import feature_place, initial_source, weights_file
 
 logger = logging.getLogger("tbkin")
+
+_Splits = Mapping[str, Sequence[Any]]  # samples by split
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,8 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
     split = normalise_split(config.split or "val")
     devices = resolve_devices(config.devices)
     subject = _refit_subject(config) if config.refit else _checkpoint_subject(config)
-    items, contents, notes = _samples(config, subject, split)
-    identity = _identity(config, subject, split, contents)
+    items, splits, notes = _samples(config, subject, split)
+    identity = _identity(config, subject, split, next(iter(splits.values())))
     evaluate = Evaluation(subject.task, items, subject.store, torch_device(devices), config.batch_size)
     name = f"{config.task}-refit"
     if subject.checkpoint is not None and not config.refit:
@@ -123,7 +124,7 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
         keep = _Keeper(work / SWEEP_FILE, identity, done)
         if config.refit:
             with keep.forgotten_if_empty():
-                notes += _sweep_refit(subject, wanted, contents, evaluate, keep, split, config.overwrite)
+                notes += _sweep_refit(subject, wanted, splits, evaluate, keep, split, config.overwrite)
         else:
             notes += _text_notes(evaluate, split)
             _sweep_checkpoint(wanted, subject.base.seed, evaluate, keep)
@@ -135,16 +136,17 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
 
 def _samples(
     config: ThresholdSweepConfig, subject: _Subject, split: str
-) -> tuple[dict[int, list[Any]], dict[int, int], list[str]]:
+) -> tuple[dict[int, list[Any]], dict[int, _Splits], list[str]]:
     """The samples of the split that can be scored; each seed of a refit may hold other ones out.
 
     Returns:
-        By seed: the samples, and `samples_content` of what is learnt from; and notes.
+        By seed: the samples, and all that the results follow from, by split; and notes.
     """
     base, dataset, task = subject.base, subject.dataset, subject.task
     seeds = [config.seed + number for number in range(config.seeds)] if config.refit else [base.seed]
     notes = list(subject.notes)
-    items, contents = {}, {}
+    items: dict[int, list[Any]] = {}
+    used: dict[int, _Splits] = {}
     for seed in seeds:
         if subject.divided:
             divided = task_splits(task, dataset, base.dataset, base.train_split, seed)
@@ -159,7 +161,7 @@ def _samples(
                 f"split: expected one of {', '.join(names)}, got {split!r}", hint="name one of these"
             )
         items[seed], skipped = _evaluable(splits[split], subject, split)
-        contents[seed] = samples_content(splits if config.refit else {split: items[seed]})
+        used[seed] = splits if config.refit else {split: items[seed]}
         if changed := _changed(subject, split, splits) if subject.divided and not config.refit else []:
             verb = "has" if changed == [split] else "have"
             notes.append(
@@ -169,12 +171,10 @@ def _samples(
         notes += [*skipped, *too_few_images(split, [item.image_id for item in items[seed]])]
     if base.blind and not config.refit:
         notes.append(f"{subject.checkpoint} sees no image: only attention from text to text is thresholded")
-    return items, contents, list(dict.fromkeys(notes))
+    return items, used, list(dict.fromkeys(notes))
 
 
-def _identity(
-    config: ThresholdSweepConfig, subject: _Subject, split: str, contents: Mapping[int, int]
-) -> dict[str, Any]:
+def _identity(config: ThresholdSweepConfig, subject: _Subject, split: str, splits: _Splits) -> dict[str, Any]:
     """What tells one sweep from another, in its sweep.json."""
     base, checkpoint = subject.base, None if config.refit else subject.checkpoint
     return {
@@ -189,7 +189,7 @@ def _identity(
         "features": subject.store.fingerprint(),
         "vectors": subject.store.content(subject.store.image_ids),
         "split": split,
-        "content": next(iter(contents.values())),
+        "content": samples_content(splits),
     }
 
 
@@ -414,25 +414,23 @@ def _sweep_checkpoint(
 def _sweep_refit(
     subject: _Subject,
     wanted: Sequence[tuple[str, float]],
-    contents: Mapping[int, int],
+    splits: Mapping[int, _Splits],
     evaluate: Evaluation,
     keep: _Keeper,
     split: str,
     overwrite: bool,
 ) -> list[str]:
-    """Train and measure each cell of the sweep; notes on what was measured.
-
-    `contents` are the seeds, each with its `samples_content`.
-    """
+    """Train and measure each cell of the sweep, with the splits of its seed; notes on what was measured."""
     notes: list[str] = []
-    cells = [(seed, rule, threshold) for seed in contents for rule, threshold in wanted]
+    inputs = {seed: inputs_of(subject.base, subject.task, splits[seed], subject.store) for seed in splits}
+    cells = [(seed, rule, threshold) for seed in splits for rule, threshold in wanted]
     minutes = most_minutes(subject.base)
     limit = "" if minutes is None else f", each of at most {minutes:g} minutes"
     logger.info("%d models to train%s", len(cells), limit)
     for number, (seed, rule, threshold) in enumerate(cells, 1):
         name = f"{run_name_part(rule, threshold) if threshold else DENSE[0]}-seed-{seed}"
         cell = _cell(subject.base, rule, threshold, seed, keep.file.parent / "refit" / name)
-        source = None if overwrite else _finished_elsewhere(cell, subject.store, contents[seed])
+        source = None if overwrite else _finished_elsewhere(cell, inputs[seed])
         if source is None:
             logger.info("%d of %d: %s", number, len(cells), name)
             # A run that is finished is not trained again, one that was interrupted goes on.
@@ -464,15 +462,12 @@ def _cell(base: FinetuneConfig, rule: str, threshold: float, seed: int, out: Pat
     return replace(base, **chosen, seed=seed, out=out, predict=[], overwrite=False)
 
 
-def _finished_elsewhere(cell: FinetuneConfig, store: FeatureStore, content: int) -> Path | None:
+def _finished_elsewhere(cell: FinetuneConfig, inputs: Mapping[str, int | None]) -> Path | None:
     """A finished run of the same settings whose data, features and initial weights are those of today."""
-    files = [store.path / MANIFEST, weights_file(cell.init), *filter(None, [cell.answers])]
-    inputs = max(map(modified, files))
     for path, run in finished_runs("finetune"):
-        results = run["results"]
         # What a run learns in its minutes depends on what else the machine does: that is trained again.
-        whole = results.get("reason") != "minutes" and results.get("content") == content
-        if whole and run["settings"] == run_settings(cell) and inputs <= run["started"]:
+        whole = run["results"].get("reason") != "minutes" and run.get("made_from") == inputs
+        if whole and run["settings"] == run_settings(cell):
             return path
     return None
 

@@ -2,12 +2,14 @@
 
 A result that replaces another is made beside it, in `.NAME.tbkin-new`, and put in its place when it is whole;
 the old one becomes `.NAME.tbkin-old` and goes. A kill at any moment leaves one of the two in the place; one
-between the two renames leaves both beside it, and the next command puts that right.
+between the two renames leaves both beside it, and the next command puts that right. `.NAME.tbkin-was` tells
+what it is that goes: something else that has come to lie in the place meanwhile is never replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -22,7 +24,15 @@ from itertools import count
 from pathlib import Path
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.support.files import LOCK, make_directory, other_entries, real_path, tidy, write_errors
+from tbkin_core.support.files import (
+    LOCK,
+    make_directory,
+    other_entries,
+    read_json,
+    real_path,
+    tidy,
+    write_errors,
+)
 from tbkin_core.support.interruption import held_back
 
 try:
@@ -32,7 +42,7 @@ except ImportError:  # not on this platform, where nothing keeps two commands ap
 
 logger = logging.getLogger("tbkin")
 
-_NEW, _OLD = ".tbkin-new", ".tbkin-old"
+_NEW, _OLD, _WAS = ".tbkin-new", ".tbkin-old", ".tbkin-was"
 _PATIENCE = 0.5  # seconds in which one of those that share a lock may just be letting go of it
 _LONGEST_COMMAND = 120  # letters shown of what is at work in a directory
 
@@ -183,7 +193,8 @@ def open_place(
     """Where to make a result that belongs at `path`: there, or in its `replacement`, to be `put_in_place`.
 
     A replacement that was interrupted is gone on with, or with `overwrite` begun anew; one that a kill left
-    whole is put in its place. A whole result in a directory that may not be written to is as good as any.
+    whole is put in its place: both where `path` is empty, or holds what was to be replaced. A whole result in
+    a directory that may not be written to is as good as any.
 
     Args:
         look: Tells what a directory holds.
@@ -201,25 +212,47 @@ def open_place(
     if not follows:
         put_right(path, is_own)
         stack.enter_context(held(path))
-    work, waiting = replacement(path), look(replacement(path))
-    if waiting is Content.WHOLE:
+    work, there, waiting = replacement(path), look(path), look(replacement(path))
+    awaited = there is Content.NOTHING or _holds_what_goes(path, is_own)
+    if waiting is Content.WHOLE and awaited:
         put_in_place(path, is_own)
         return path
-    if overwrite and look(path) not in (Content.NOTHING, Content.FOREIGN):
+    if overwrite and there not in (Content.NOTHING, Content.FOREIGN):
         _check_replaceable(path)
         if waiting is Content.FOREIGN:
             raise DataError(f"{work}: is in the way of what replaces {path}", hint="move or remove it")
         with write_errors(work):
             if os.path.isdir(work):  # noqa: PTH112 - says no where a name is too long
                 shutil.rmtree(work)
+            _beside(path, _WAS).write_text(json.dumps(_own_files(path, is_own)))
         logger.info("%s stays as it is until what replaces it is whole", path)
-    elif waiting is Content.BEGUN:
+    elif waiting is Content.BEGUN and awaited:
         logger.info("going on with what replaces %s when it is whole", path)
     else:
+        if waiting in (Content.BEGUN, Content.WHOLE):
+            logger.warning("%s was to replace what was at %s before: it is left alone", work, path)
+        elif not follows and not os.path.lexists(work):
+            with contextlib.suppress(OSError):
+                _beside(path, _WAS).unlink()
         return path
     if not follows:
         stack.enter_context(held(work))
     return work
+
+
+def _own_files(directory: Path, is_own: Callable[[Path, str], bool]) -> dict[str, list[int]]:
+    """Size and time of each file in a directory that the command made: they tell one result from another."""
+    files = {name: directory / name for name in other_entries(directory) if is_own(directory, name)}
+    known = {name: file.lstat() for name, file in files.items()}
+    return {name: [entry.st_size, entry.st_mtime_ns] for name, entry in known.items()}
+
+
+def _holds_what_goes(path: Path, is_own: Callable[[Path, str], bool]) -> bool:
+    """Whether what is at a place is what the `replacement` beside it was begun to replace."""
+    try:
+        return bool(read_json(_beside(path, _WAS)) == _own_files(path, is_own))
+    except (DataError, OSError):
+        return False
 
 
 def _check_replaceable(path: Path) -> None:
@@ -237,6 +270,8 @@ def _check_replaceable(path: Path) -> None:
 def put_in_place(path: Path, is_own: Callable[[Path, str], bool]) -> None:
     """Let the `replacement` of `path`, which is whole, take its place.
 
+    What lies there and is not what was to be replaced is kept under another name.
+
     Args:
         path: Its `replacement` exists; what a link leads to is replaced.
         is_own: Whether the command makes what has a name in a directory, given both; names of directories end
@@ -246,10 +281,13 @@ def put_in_place(path: Path, is_own: Callable[[Path, str], bool]) -> None:
     target = place_of(new)
     with write_errors(path):
         with held_back():
+            if other_entries(target) and not _holds_what_goes(path, is_own):
+                _keep_aside(target, target)
             if target.exists():
                 target.replace(old)
             new.replace(target)
         _clear(old, target, is_own)
+        _beside(path, _WAS).unlink(missing_ok=True)
 
 
 def put_right(path: Path, is_own: Callable[[Path, str], bool]) -> None:
@@ -270,11 +308,16 @@ def put_right(path: Path, is_own: Callable[[Path, str], bool]) -> None:
         elif not new.exists():
             _clear(old, target, is_own)
         else:  # somebody has put something else there meanwhile
-            free = (target.with_name(f"{target.name}-before-{number}") for number in count(1))
-            kept = next(place for place in free if not os.path.lexists(place))
-            old.replace(kept)
-            (kept / LOCK).unlink(missing_ok=True)
-            logger.warning("what was at %s before it was to be replaced is in %s", target, kept)
+            _keep_aside(old, target)
+
+
+def _keep_aside(directory: Path, target: Path) -> None:
+    """Keep a directory that was at a place and is in the way there."""
+    free = (target.with_name(f"{target.name}-before-{number}") for number in count(1))
+    kept = next(place for place in free if not os.path.lexists(place))
+    directory.replace(kept)
+    (kept / LOCK).unlink(missing_ok=True)
+    logger.warning("what was at %s before it was replaced is in %s", target, kept)
 
 
 def _clear(old: Path, target: Path, is_own: Callable[[Path, str], bool], within: str = "") -> None:

@@ -29,7 +29,7 @@ from tbkin_core.support.ranks import share_of_run
 FORMAT_VERSION = 1
 MANIFEST = "store.json"
 _ELSEWHERE = "choose another place with --out DIR"
-_SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
+_SHARD_NAME = re.compile(r"shard-(\d{5}|[1-9]\d{5,11})\.safetensors", re.ASCII)  # as `shard_name` gives
 _BESIDE_SHARDS = (MANIFEST, "priors.json", "config.yaml")
 
 _DTYPES = {"BOOL": "bool", "U8": "u1", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
@@ -179,9 +179,21 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
+def own_shards(store: Path) -> dict[int, Path]:
+    """The files in a directory that have the very names of shards, by number; any other is somebody's."""
+    files = sorted(store.iterdir()) if store.is_dir() else []
+    found = [(match, file) for file in files if (match := _SHARD_NAME.fullmatch(file.name))]
+    return {int(match[1]): file for match, file in found if file.is_file()}
+
+
 @contextlib.contextmanager
 def store_place_held(
-    path: Path, kind: StoreKind, settings: Mapping[str, Any], overwrite: bool, alone: bool
+    path: Path,
+    kind: StoreKind,
+    settings: Mapping[str, Any],
+    overwrite: bool,
+    alone: bool,
+    stack: contextlib.ExitStack | None = None,
 ) -> Iterator[Path]:
     """Where to write the store that belongs at `path`, which other processes meanwhile keep out of.
 
@@ -190,6 +202,7 @@ def store_place_held(
 
     Args:
         alone: No other process writes to this store; else they all hold it.
+        stack: Keeps the others out for as long as it is open; None: until the block ends.
 
     Raises:
         DataError: Something else than a store of this kind is there, or another process is at work there.
@@ -199,8 +212,9 @@ def store_place_held(
     given = json.loads(json.dumps(dict(settings)))
 
     def look(place: Path) -> Content:
-        if not any(_is_own(place, name) for name in other_entries(place)):
-            return Content.NOTHING
+        names = other_entries(place)
+        if not any(_is_own(place, name) for name in names):
+            return Content.FOREIGN if names else Content.NOTHING
         try:
             found = Manifest.read(place)
         except DataError:
@@ -208,7 +222,8 @@ def store_place_held(
         same = Content.WHOLE if found.complete else Content.BEGUN
         return same if found.settings == given else Content.OTHER
 
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as own:
+        stack = own if stack is None else stack
         if not alone:
             _refuse_replacing(path, kind)
             stack.enter_context(held(path, shared=True))
@@ -243,7 +258,7 @@ def _refuse_others(path: Path, kind: StoreKind) -> None:
     try:
         found = Manifest.read(path).kind
     except DataError:
-        for file in sorted(path.glob("shard-*.safetensors")):
+        for file in own_shards(path).values():
             with contextlib.suppress(DataError):
                 found = kind.name if kind.array in read_shard(file)[0] else "shards of another kind"
                 break
@@ -301,11 +316,9 @@ class StoreWriter:
 
     def shards(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Number and metadata of every shard on disk; one that is broken is left out, to be made again."""
-        for path in sorted(self.path.glob("shard-*.safetensors")):
-            digits = path.stem.removeprefix("shard-")
-            if digits.isdecimal():
-                with contextlib.suppress(DataError):
-                    yield int(digits), read_shard(path)[1]
+        for number, path in own_shards(self.path).items():
+            with contextlib.suppress(DataError):
+                yield number, read_shard(path)[1]
 
     def list_shards(self, numbers: Iterable[int], complete: bool = False, **extra: Any) -> None:
         """Write the manifest: readers see these shards, and whether they are all."""

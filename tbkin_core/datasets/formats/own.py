@@ -1,4 +1,4 @@
-"""What tbkin itself writes into a dataset directory, which is no data."""
+"""What tbkin itself writes into a dataset directory, which is no data: known by its content, not by names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pathlib import Path, PurePosixPath
 from tbkin_core.datasets.formats.base import SNIFF_BYTES, Format, Holds
 from tbkin_core.support.shards import MANIFEST
 
-_BEGUN = {"run.json": '{"stage":', "sweep.json": '{"identity":'}  # of a run that is not finished
+# Each directory of a stage has one of these files from its first moment on. Spaces are left out.
+_MARKS = {
+    MANIFEST: ("store", re.compile(r'\{"format_version":\d+,"kind":"')),
+    "run.json": ("run", re.compile(r'\{"stage":"[\w-]+","status":"')),
+    "sweep.json": ("run", re.compile(r'\{"identity":\{')),
+}
+OWN_PICTURES = frozenset({"training.png", "sweep.png", "sparsity.png"})
+"""Pictures that lie in a directory of a stage; any other there is somebody's."""
+_DRAWN = b"tEXtSoftware\0Matplotlib"  # near the beginning of a PNG
 _LOOKED_AT = 3  # arrays that turn out to be no traces
 _TEXT = r'"(?:[^"\\]|\\.)*'
 # A text may be longer than what is looked at.
@@ -25,37 +33,42 @@ def is_graph_export(start: str) -> bool:
     return _GRAPH_EXPORT.match(start[:SNIFF_BYTES]) is not None
 
 
-def own_directory(directory: Path, prefix: str, names: Collection[str]) -> str | None:
-    """ "store" or "run" where a directory holds what a stage of tbkin wrote, else None.
+def own_directory(directory: Path, names: Collection[str]) -> str | None:
+    """ "store" or "run" where a directory, with files of these names, is one that a stage made, else None."""
+    found = (what for name, (what, start) in _MARKS.items() if name in names and _is(directory / name, start))
+    return next(found, None)
+
+
+def _is(file: Path, start: re.Pattern[str]) -> bool:
+    return start.match(re.sub(r"\s", "", _beginning(file).decode("latin-1"))) is not None
+
+
+def _beginning(file: Path) -> bytes:
+    """The first bytes of a file; none where it cannot be read."""
+    try:
+        if not file.is_file():  # a pipe would be waited for
+            return b""
+        with file.open("rb") as stream:
+            return stream.read(200)
+    except OSError:
+        return b""
+
+
+def own_figures(directory: Path, prefix: str, names: Collection[str]) -> set[str]:
+    """The traces that `visualize` left in a directory, and the figures beside them, named after a trace.
+
+    In runs/visualize, where it draws unless told otherwise, all of its figures.
 
     Args:
         directory: It.
         prefix: Its path, relative to the dataset directory.
         names: Of the files and directories in it.
     """
-    if MANIFEST in names:
-        return "store"
-    parts = PurePosixPath(prefix).parts
-    begun = any(name in names and _begins(directory / name, start) for name, start in _BEGUN.items())
-    if parts[-2:] == ("runs", "visualize") or (parts and begun):
-        return "run"
-    if "config.yaml" not in names:
-        return None
-    checkpoint = any(name.endswith(".safetensors") or name.startswith("checkpoint") for name in names)
-    return "run" if checkpoint or {"features", "graphs", "runs"} & set(parts) else None
-
-
-def _begins(file: Path, start: str) -> bool:
-    try:
-        with file.open(encoding="utf-8") as stream:
-            return stream.read(100).replace(" ", "").replace("\n", "").startswith(start)
-    except (OSError, ValueError):
-        return False
-
-
-def own_figures(directory: Path, names: Collection[str]) -> set[str]:
-    """The traces that `visualize` left in a directory, and the figures beside them, named after a trace."""
     own: set[str] = set()
+    if PurePosixPath(prefix).parts[-2:] == ("runs", "visualize"):
+        own = {name for name in names if _is_drawn(directory / name)}
+    if not any(name.endswith(".npz") for name in names):
+        return own
     stems: dict[str, bool] = {}  # of arrays, whether they are a trace
     for name in sorted(names):
         starts = [name[: end.start()] for end in re.finditer(r"-|\.[^.]*\Z", name)]
@@ -72,6 +85,11 @@ def own_figures(directory: Path, names: Collection[str]) -> set[str]:
             if stems.get(start):
                 own |= {name, f"{start}.npz"}
     return own
+
+
+def _is_drawn(file: Path) -> bool:
+    # Of the other kinds, none is read as a picture.
+    return file.suffix in (".svg", ".pdf", ".html") or (file.suffix == ".png" and _DRAWN in _beginning(file))
 
 
 def _is_trace(file: Path) -> bool:
