@@ -237,11 +237,17 @@ def _best_of(
 ) -> tuple[int, NDArray[np.float64]]:
     """Which examples and decay answer most of the held-out questions, the first if several do; its weights.
 
-    Each is fitted from where the one before ended, the best at last to all questions.
+    Args:
+        candidates: Each is fitted from where the one before ended, if that was of the same examples; the best
+            at last to all questions.
+        held: (N,) which questions are held out.
+        start: Where each search begins otherwise.
     """
     learnt, judged = np.flatnonzero(~held), np.flatnonzero(held)
     weights, most, best = start, -1.0, (0, start)
     for number, (examples, decay) in enumerate(candidates):
+        if number and examples is not candidates[number - 1][0]:
+            weights = start
         weights = fit_linear(examples.part(learnt), labels[learnt], weights, decay, _STEPS)
         chosen = examples.part(judged).scores(weights.astype(np.float32)).argmax(axis=1)
         if (right := float(np.mean(chosen == labels[judged]))) > most:

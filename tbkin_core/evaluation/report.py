@@ -78,8 +78,8 @@ def report_splits(
         # Test comes last among the splits, and is the one to show by type.
         if found.by_type:
             report.values |= {**found.by_type, "type_split": name}
-        report.notes += too_few_images(name, split.image_ids)
-        report.notes += _better_baseline(name, found.rows, simple, split.image_ids)
+        few = too_few_images(name, split.image_ids)
+        report.notes += few or _better_baseline(name, found.rows, simple, split.image_ids)
     if baselines:
         report.values |= baselines.values
         report.notes += baselines.notes
@@ -89,14 +89,15 @@ def report_splits(
 def _better_baseline(
     split: str, rows: Sequence[ReportRow], simple: Sequence[ReportRow], image_ids: Sequence[Any]
 ) -> list[str]:
-    """A note where the best of the simple models does better than the model itself."""
+    """A note where the best of the simple models does better than the model itself, if only by chance."""
     own = next(row for row in rows if row.order == OWN_ROW)
     best = max(simple, key=lambda row: row.scores.mean(), default=own)
     paired = paired_difference(best.scores, own.scores, [str(image_id) for image_id in image_ids])
     if paired.difference <= 0:
         return []
+    verdict = "does better" if paired.low > 0 else "does no worse"
     return [
-        f"{split}: the linear model does better ({best.model}): {best.scores.mean():.1f} % against"
+        f"{split}: the linear model {verdict} ({best.model}): {best.scores.mean():.1f} % against"
         f" {own.scores.mean():.1f} %, {paired.difference:+.1f} ({paired.low:+.1f} to {paired.high:+.1f})"
     ]
 
