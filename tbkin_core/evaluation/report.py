@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tbkin_core.evaluation.intervals import bootstrap_interval, too_few_images
+from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference, too_few_images
 from tbkin_core.results import ReportEntry
 from tbkin_core.runs import finished_runs
 from tbkin_core.settings import FinetuneConfig
@@ -38,7 +38,7 @@ def report_splits(
     task: FinetuneTask,
     model: Any,
     splits: Mapping[str, Split],
-    training: Sequence[Any],
+    training: Split,
     config: FinetuneConfig,
     plan: LearningPlan,
     out: Path,
@@ -47,10 +47,11 @@ def report_splits(
 
     Args:
         model: In evaluation mode, on its device.
-        training: Training samples, for baselines.
+        training: What it was trained on, for baselines.
         config, plan: What the model was trained with.
     """
     report = Report()
+    baselines, fitted = None, False
     for name, split in splits.items():
         if not len(split):
             continue  # none of its images has features, which a note has said
@@ -62,7 +63,10 @@ def report_splits(
         if plan.image_dropout and model.config.use_regions:
             blind = replace(split.inputs, blind=True)
             hidden = task.predict(model, blind, model.device, plan.batch_size)
-        found = task.report(split, predictions, training, config.blind, hidden)
+        found = task.report(split, predictions, training.samples, config.blind, hidden)
+        if not fitted:
+            baselines, fitted = task.baselines(training, model, config.blind), True
+        simple = baselines.rows(split) if baselines else []
         content = {
             "task": task.name,
             "split": name,
@@ -70,12 +74,32 @@ def report_splits(
             "data": str(config.data),
         }
         write_json(out / f"results-{name}.json", {**content, "results": found.results}, indent=None)
-        report.entries += [report_entry(name, row, split.image_ids) for row in found.rows]
+        report.entries += [report_entry(name, row, split.image_ids) for row in (*found.rows, *simple)]
         # Test comes last among the splits, and is the one to show by type.
         if found.by_type:
             report.values |= {**found.by_type, "type_split": name}
-        report.notes += too_few_images(name, split.image_ids)
+        few = too_few_images(name, split.image_ids)
+        report.notes += few or _better_baseline(name, found.rows, simple, split.image_ids)
+    if baselines:
+        report.values |= baselines.values
+        report.notes += baselines.notes
     return report
+
+
+def _better_baseline(
+    split: str, rows: Sequence[ReportRow], simple: Sequence[ReportRow], image_ids: Sequence[Any]
+) -> list[str]:
+    """A note where the best of the simple models does better than the model itself, if only by chance."""
+    own = next(row for row in rows if row.order == OWN_ROW)
+    best = max(simple, key=lambda row: row.scores.mean(), default=own)
+    paired = paired_difference(best.scores, own.scores, [str(image_id) for image_id in image_ids])
+    if paired.difference <= 0:
+        return []
+    verdict = "does better" if paired.low > 0 else "does no worse"
+    return [
+        f"{split}: the linear model {verdict} ({best.model}): {best.scores.mean():.1f} % against"
+        f" {own.scores.mean():.1f} %, {paired.difference:+.1f} ({paired.low:+.1f} to {paired.high:+.1f})"
+    ]
 
 
 def report_entry(split: str, row: ReportRow, image_ids: Sequence[Any]) -> ReportEntry:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -147,7 +146,6 @@ class _Prepared:
     dataset: Dataset
     store: FeatureStore
     splits: TaskSplits
-    training: Sequence[Any]
     head: Head
     start: Start
     plan: FinetunePlan
@@ -216,7 +214,7 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     for name, part in parts.items():
         notes += text_notes(name, part.inputs.table, plan.max_text_tokens)
     notes += _same_pictures(parts, store)
-    learnt = (training, head, start, plan, parts, objective)
+    learnt = (head, start, plan, parts, objective)
     return _Prepared(task, data, dataset, store, splits, *learnt, made_from, notes)
 
 
@@ -245,7 +243,7 @@ def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: Trainin
     best, _ = load_model(out, task.name)
     accelerate(best, torch_device(resolve_devices(config.devices)))
     splits = {name: ready.parts[name] for name in ready.splits.evaluated}
-    report = report_splits(task, best, splits, ready.training, config, plan, out)
+    report = report_splits(task, best, splits, ready.parts["train"], config, plan, out)
     notes = [*ready.notes, *report.notes]
     if not best.config.use_regions and not config.blind:
         notes.append("on validation the regions brought nothing: the model that is kept ignores the image")

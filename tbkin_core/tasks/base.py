@@ -389,6 +389,21 @@ class SplitReport:
     """Accuracies by type of sample, as values of a run's results."""
 
 
+class Baselines(Protocol):
+    """Simpler models of the same training samples, which a model ought to be no worse than."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What a run's results should hold."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth knowing, one line each."""
+
+    def rows(self, split: Split) -> list[ReportRow]:
+        """Their scores on a split."""
+
+
 # ---- tasks --------------------------------------------------------------------------------------
 
 
@@ -529,6 +544,14 @@ class FinetuneTask(Task, Generic[Sample]):
             blind: Whether the model never saw an image.
             hidden: Its answers with the image hidden, where it has learnt to do without; else None.
         """
+
+    def baselines(self, training: Split, model: Any, blind: bool) -> Baselines | None:
+        """Baselines that take a while to fit, so once for all splits; None where there are none.
+
+        Args:
+            blind: Whether the model never saw an image.
+        """
+        return None
 
     @abstractmethod
     def prediction_rows(

@@ -21,6 +21,7 @@ from torch import Tensor
 from tbkin_core.datasets.formats.own_questions import SHAPE
 from tbkin_core.datasets.records import Question
 from tbkin_core.errors import DataError
+from tbkin_core.evaluation.linear import LinearModels, fit_linear_models
 from tbkin_core.evaluation.vqa import (
     VqaAccuracy,
     answer_accuracy,
@@ -201,10 +202,6 @@ class VqaTask(FinetuneTask[Question]):
     def report(
         self, split: Split, predictions: Answers, training: Sequence[Question], blind: bool, hidden: Any
     ) -> SplitReport:
-        def row(name: str, accuracy: VqaAccuracy, order: int) -> ReportRow:
-            scores = [accuracy.per_question[item.question_id] for item in split.samples]
-            return ReportRow(name, np.array(scores), order)
-
         own = official_accuracy(split, predictions.answers)
         results = [
             {
@@ -224,12 +221,23 @@ class VqaTask(FinetuneTask[Question]):
 
         rows = []
         if hidden is not None:
-            rows.append(row("this model, image hidden", official_accuracy(split, hidden.answers), 2))
-        majority = answer_vocabulary(training, 1)[0][0]
-        rows.append(row("majority answer", official_accuracy(split, [majority] * len(split)), 0))
-        rows.append(row("this model, without the image" if blind else "this model", own, OWN_ROW))
+            accuracy = official_accuracy(split, hidden.answers)
+            rows.append(report_row("this model, image hidden", split, accuracy, 2))
+        majority = [answer_vocabulary(training, 1)[0][0]] * len(split)
+        rows.append(report_row("majority answer", split, official_accuracy(split, majority), 0))
+        name = "this model, without the image" if blind else "this model"
+        rows.append(report_row(name, split, own, OWN_ROW))
         by_type = {"per_question_type": own.per_question_type, "per_answer_type": own.per_answer_type}
         return SplitReport(results, rows, by_type)
+
+    def baselines(self, training: Split, model: Any, blind: bool) -> LinearBaselines | None:
+        known = set(model.config.answers())
+        # The scores of a question stand by falling counts, so that its most common answer comes first.
+        best = [max(scores, key=scores.__getitem__, default=None) for scores in training.targets]
+        labels = [answer if answer in known else None for answer in best]
+        texts = [self.text(item) for item in training.samples]
+        models = fit_linear_models(texts, labels, training.inputs, blind)
+        return None if models is None else LinearBaselines(models)
 
     def prediction_rows(
         self, model: Any, samples: Sequence[Question], split: Split, predictions: Answers
@@ -246,6 +254,30 @@ class VqaTask(FinetuneTask[Question]):
         best = output.vqa_logits[0].float().softmax(dim=-1).topk(min(top, len(answers)))
         names = [answers[number] for number in best.indices.tolist()]
         return Shown(list(zip(names, best.values.tolist(), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class LinearBaselines:
+    """Rows of the linear models."""
+
+    models: LinearModels
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {"linear": self.models.values}
+
+    @property
+    def notes(self) -> list[str]:
+        return self.models.notes
+
+    def rows(self, split: Split) -> list[ReportRow]:
+        texts = [item.question for item in split.samples]
+        rows = []
+        for name, sees in {"linear, question only": False, "linear, with image": True}.items():
+            if not sees or self.models.seeing is not None:
+                answers = self.models.predict(texts, split.inputs, sees)
+                rows.append(report_row(name, split, official_accuracy(split, answers), 1))
+        return rows
 
 
 class VqaObjective(FinetuneObjective):
@@ -404,6 +436,11 @@ def without_known_answer(split: Split[Question], answers: Sequence[str]) -> int:
         bool(question.answers) and known.isdisjoint(scores)
         for question, scores in zip(split.samples, split.targets, strict=True)
     )
+
+
+def report_row(name: str, split: Split, accuracy: VqaAccuracy, order: int) -> ReportRow:
+    """A row of a report, from the accuracy on the questions of a split."""
+    return ReportRow(name, np.array([accuracy.per_question[it.question_id] for it in split.samples]), order)
 
 
 def official_accuracy(split: Split, predicted: Sequence[str]) -> VqaAccuracy:
