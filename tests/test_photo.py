@@ -68,7 +68,7 @@ def test_maps_are_those_of_the_package_with_its_normalisation(backbone: lite.Lit
 
 
 def test_cells_are_where_their_pixels_are(backbone: lite.LiteBackbone) -> None:
-    """What is changed in the middle changes the vectors on its left and right alike, as those above and below."""
+    """What is changed in the middle changes the vectors on its left and right alike, and above and below."""
     chance = np.random.default_rng(0)
     places = (np.arange(9) * lite.STRIDE + 3.5) / backbone.side
     half = lite.STRIDE / 2 / backbone.side

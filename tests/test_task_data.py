@@ -681,7 +681,8 @@ def test_one_table_holds_majority_question_only_and_this_model(squares: Path, tm
     values = json.loads(succeeds(*run, "--json", cwd=tmp_path).out)
     rows = sorted(values["report"], key=lambda entry: entry["order"])
     names = [entry["model"] for entry in rows if "hidden" not in entry["model"]]
-    assert names == ["majority answer", "question only", "this model"]
+    linear = ["linear, question only", "linear, with image"]
+    assert names == ["majority answer", *linear, "question only", "this model"]
     assert {entry["n"] for entry in rows} == {6}
     # One that was trained with other samples held out is no measure, be they as many.
     held_out = (*run, "--train-split", "val", "--json")

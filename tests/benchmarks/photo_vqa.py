@@ -25,7 +25,7 @@ from simple_vqa import tbkin
 
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
 
-BLIND, SEEING = "question only", "this model"
+BLIND, SEEING, LINEAR = "question only", "this model", "linear, with image"
 
 
 def answered(workspace: Path, run: str) -> tuple[NDArray[np.float64], list[str]]:
@@ -51,10 +51,11 @@ def one_seed(workspace: Path, seed: int, minutes: float) -> tuple[dict[str, NDAr
         print(f"  {name}: {scores[name].mean():.1f} % ({low:.1f} to {high:.1f}), {seconds:.0f} s")
         for note in values["problems"]:
             print(f"    {note}")
-    if seed == 0:
-        for model in ("majority answer", "linear, question only", "linear, with image"):
+    if seed == 0:  # the same for all
+        for model in ("majority answer", "linear, question only", LINEAR):
             print(f"  {model}: {row_of(values, model):.1f} %")
     print(f"  image: {difference(scores[SEEING], scores[BLIND], images)}")
+    print(f"  above {LINEAR}: {scores[SEEING].mean() - row_of(values, LINEAR):+.1f}")
     return scores, images
 
 
