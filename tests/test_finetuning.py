@@ -28,7 +28,14 @@ from tbkin_core.settings import FinetuneConfig
 from tbkin_core.tasks.base import Head, InputSource, Split, accuracy_and_kept, to_device
 from tbkin_core.tasks.vqa import Answers, VqaObjective, VqaTask, official_accuracy
 from tbkin_core.training.loop import learning_rate
-from tbkin_core.training.plan import CPU_MINUTES, OPEN_ANSWERS, FinetunePlan, plan_finetuning
+from tbkin_core.training.plan import (
+    CPU_MINUTES,
+    DIRECT_WIDTHS,
+    OPEN_ANSWERS,
+    SCARCE_SAMPLES,
+    FinetunePlan,
+    plan_finetuning,
+)
 from tbkin_core.training.run import growing_threshold
 from tbkin_core.training.start import Start
 
@@ -302,7 +309,17 @@ def test_defaults_on_a_processor(
     assert planned(begun=True).blind_epochs == 0
     assert planned(answers=99, **given_settings).blind_epochs == 0, "habits of few answers stick"
     blind = planned(blind=True)
-    assert blind.image_dropout == 0 == blind.blind_epochs
+    assert blind.image_dropout == 0 == blind.blind_epochs == blind.feature_dropout
+    # What many answers need that are learnt from few questions.
+    scarce = samples < SCARCE_SAMPLES
+    assert (chosen.dropout, chosen.feature_dropout) == ((0.3, 0.3) if scarce else (chosen.dropout, 0.0))
+    assert chosen.direct_width == DIRECT_WIDTHS[chosen.size]
+    few = planned(answers=99, **given_settings)
+    assert few.direct_width == 0 == few.feature_dropout and few.dropout in (0.0, 0.1)
+    assert planned(direct_width=0, feature_dropout=0.1, **given_settings).head_values() == {
+        "direct_width": 0,
+        "feature_dropout_prob": 0.1,
+    }
 
 
 def test_a_finished_run_does_not_speak_of_data_that_have_changed(trained_workspace: Path) -> None:

@@ -181,6 +181,61 @@ def test_a_blind_model_sees_no_image() -> None:
         assert not torch.allclose(seeing(**inputs).vqa_logits, seeing(**other).vqa_logits)
 
 
+def with_direct_path(seed: int = 0) -> TbkinForVqa:
+    """A model whose direct path has learnt something."""
+    model: TbkinForVqa = tiny(TbkinForVqa, direct_width=8).eval()
+    assert model.direct is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        nn.init.normal_(model.direct.answers.weight)
+    return model
+
+
+def test_a_direct_path_begins_with_nothing_and_adds_to_what_the_encoder_says() -> None:
+    inputs = random_inputs([5, 3], [4, 2])
+    beside, published = tiny(TbkinForVqa, direct_width=8).eval(), tiny(TbkinForVqa).eval()
+    assert published.direct is None
+    published.load_state_dict(beside.state_dict(), strict=False)
+    expected = published(**inputs).vqa_logits
+    torch.testing.assert_close(beside(**inputs).vqa_logits, expected)
+    learnt = with_direct_path()
+    published.load_state_dict(learnt.state_dict(), strict=False)
+    difference = learnt(**inputs).vqa_logits - published(**inputs).vqa_logits
+    assert difference.abs().max() > 0.1
+    # The order of words says nothing there, nor that of regions, nor what is padded.
+    turned = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    turned["input_ids"][0, 1:3] = inputs["input_ids"][0, 1:3].flip(0)
+    again = learnt(**turned).vqa_logits - published(**turned).vqa_logits
+    torch.testing.assert_close(again, difference, atol=1e-5, rtol=1e-5)
+    padded = {**inputs, "region_features": inputs["region_features"].clone()}
+    padded["region_features"][~inputs["region_mask"].bool()] = 100.0
+    again = learnt(**padded).vqa_logits - published(**padded).vqa_logits
+    torch.testing.assert_close(again, difference, atol=1e-5, rtol=1e-5)
+
+
+def test_a_direct_path_sees_no_image_where_the_model_does_not() -> None:
+    inputs = random_inputs([5, 3], [4, 2])
+    other = {**inputs, "region_features": torch.randn_like(inputs["region_features"])}
+    model = with_direct_path()
+    model.config.use_regions = False
+    torch.testing.assert_close(model(**inputs).vqa_logits, model(**other).vqa_logits)
+    model.config.use_regions = True
+    for some in (inputs, other):
+        some["region_mask"] = torch.zeros_like(inputs["region_mask"])
+    torch.testing.assert_close(model(**inputs).vqa_logits, model(**other).vqa_logits)
+
+
+def test_feature_dropout_takes_the_same_numbers_of_all_regions_in_training_alone() -> None:
+    embeddings = tiny(TbkinForVqa, feature_dropout_prob=0.5).tbkin.region_embeddings
+    features = torch.rand(3, 4, embeddings.feature_mean.shape[0]) + 1
+    embeddings.train()
+    kept = embeddings.standardised(features) != 0
+    assert 0.2 < kept.float().mean() < 0.8
+    assert (kept == kept[:, :1]).all() and not (kept == kept[:1]).all()
+    embeddings.eval()
+    torch.testing.assert_close(embeddings.standardised(features), features)
+
+
 def test_pretraining_heads_at_targets_equal_those_at_every_position() -> None:
     model, inputs = tiny(TbkinForPreTraining), random_inputs([5, 3], [4, 2])
     text_targets = inputs["attention_mask"] & (torch.arange(5) % 2 == 0)
