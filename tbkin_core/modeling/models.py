@@ -311,7 +311,7 @@ def _at(states: Tensor | None, places: Tensor | None) -> Tensor | None:
 
 
 class DirectPath(nn.Module):
-    """The words of a text and the mean region, each on a way to the answers that meets nothing else.
+    """The words of a text and the mean over its image, each on a way to the answers that meets nothing else.
 
     The wide part of "Wide & Deep Learning" (Cheng et al., 2016), of low rank: what a linear model learns from
     few samples, the encoder beside it need not.
@@ -326,7 +326,9 @@ class DirectPath(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.answers = nn.Linear(2 * config.direct_width, config.num_answers, bias=False)
 
-    def forward(self, words: Tensor, word_mask: Tensor, vectors: Tensor, region_mask: Tensor) -> Tensor:
+    def forward(
+        self, words: Tensor, word_mask: Tensor, vectors: Tensor, region_mask: Tensor, area: Tensor
+    ) -> Tensor:
         """What to add to the logits (B, answers).
 
         Args:
@@ -334,10 +336,13 @@ class DirectPath(nn.Module):
             word_mask: (B, T) bool or 0/1.
             vectors: (B, K, F) standardised.
             region_mask: (B, K) bool or 0/1; an image without any adds nothing.
+            area: (B, K) of the regions, as shares of the image. By it they count: regions crowd about small
+                things, and the mean over the image says more of it.
         """
         text = self.word_norm(self.words((words * word_mask[..., None]).sum(1)))
-        seen = region_mask[..., None].to(vectors.dtype)
-        image = self.region_norm(self.regions((vectors * seen).sum(1) / seen.sum(1).clamp(min=1)))
+        share = (region_mask * area)[..., None].to(vectors.dtype)
+        image = (vectors * share).sum(1) / share.sum(1).clamp(min=1e-6)
+        image = self.region_norm(self.regions(image))
         logits: Tensor = self.answers(self.dropout(torch.cat([text, image], dim=-1)))
         return logits
 
@@ -367,7 +372,10 @@ class TbkinForVqa(TbkinPreTrainedModel):
         if self.direct is not None:
             words = self.tbkin.text_embeddings.word_embeddings(inputs["input_ids"])
             regions = inputs["region_mask"].bool() & self.config.use_regions
-            logits = logits + self.direct(words, inputs["attention_mask"], output.region_vectors, regions)
+            area = inputs["region_geometry"][..., 4]
+            logits = logits + self.direct(
+                words, inputs["attention_mask"], output.region_vectors, regions, area
+            )
         output.vqa_logits = logits
         return output
 
