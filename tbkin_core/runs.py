@@ -13,13 +13,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tbkin_core.errors import CheckpointError, DataError, TbkinError
-from tbkin_core.settings import StageConfig, config_values, dump_config
-from tbkin_core.settings.base import fields_of
+from tbkin_core.settings import (
+    FinetuneConfig,
+    PretrainConfig,
+    StageConfig,
+    config_values,
+    dump_config,
+    fields_of,
+    kept_check,
+)
 from tbkin_core.support.devices import join_ranks, launch, resolve_devices
 from tbkin_core.support.files import other_entries, real_path, write_json, write_text
 from tbkin_core.support.places import Content, free_place, open_place, place_of, put_in_place
 from tbkin_core.support.ranks import rank, wait_for_ranks
-from tbkin_core.support.schema import anything, list_of, mapping_of, maybe, number, read_checked, record, text
+from tbkin_core.support.schema import (
+    anything,
+    list_of,
+    mapping_of,
+    maybe,
+    number,
+    one_of,
+    path_text,
+    read_checked,
+    record,
+    text,
+)
 
 logger = logging.getLogger("tbkin")
 
@@ -40,21 +58,36 @@ _RUN_NAMES = frozenset(
 _EVENTS = re.compile(r"tensorboard/events\.out\.tfevents\.[^/]*")
 _RUN_SPLIT_FILE = re.compile(r"(results|predictions)-[^/]*\.json")
 # What run.json holds, and besides that of a finished run.
-_OBJECT, _LIST = mapping_of(anything), list_of(anything)
+_OBJECT = mapping_of(anything)
+_SETTINGS = {"pretrain": kept_check(PretrainConfig), "finetune": kept_check(FinetuneConfig)}
 _RUN = record(
-    {"stage": text, "status": text, "settings": _OBJECT},
-    {"made_in": maybe(text), "made_from": maybe(_OBJECT)},
+    {"stage": one_of(*_SETTINGS), "status": text, "settings": _OBJECT},
+    {"made_in": maybe(path_text), "made_from": maybe(_OBJECT)},
 )
-_RESULTS = record(
-    {"problems": _LIST},
-    {
-        "report": maybe(_LIST),
-        "contents": maybe(_OBJECT),
-        "reason": maybe(text),
-        "seconds": maybe(number()),
-    },
+_SCORE = maybe(number())  # null where it was not finite
+_SCORES = mapping_of(_SCORE)
+_ENTRY = record(
+    {"split": text, "model": text, "n": number(whole=True), "order": number(whole=True)},
+    dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), _SCORE),
 )
-_FINISHED = record({"started": number(), "finished": number(), "results": _RESULTS})
+_RESULTS_OF = {
+    "pretrain": {"validation": _SCORES, "best_epoch": number(whole=True)},
+    "finetune": {"report": list_of(_ENTRY)},
+}
+_SOME_RESULTS = {
+    **dict.fromkeys(("contents", "computed_on"), maybe(_OBJECT)),
+    **dict.fromkeys(("reason", "type_split"), maybe(text)),
+    **dict.fromkeys(("accuracy", "per_question_type"), maybe(_SCORES)),
+}
+_FINISHED = {
+    stage: record(
+        {
+            **dict.fromkeys(("started", "finished"), number()),
+            "results": record({"problems": list_of(text), "seconds": number(), **needed}, _SOME_RESULTS),
+        }
+    )
+    for stage, needed in _RESULTS_OF.items()
+}
 # Settings that do not change what a run computes.
 _NO_RESULT = (
     "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
@@ -268,28 +301,37 @@ def _forget_state(path: Path, results: Mapping[str, Any]) -> None:
         (path / "state").rmdir()
 
 
-def settings_of(checkpoint: Path) -> dict[str, Any]:
+def settings_of(checkpoint: Path, stage: str = "") -> dict[str, Any]:
     """The settings of the run that made a checkpoint; empty where it was made elsewhere.
 
-    Their paths lead from the working directory of now to what the run was made from.
+    Their paths lead from the working directory of now to what the run was made from. Where a stage is named,
+    they are empty of a run of another one.
     """
-    if not (checkpoint / RUN_FILE).exists():
+    if not os.path.exists(checkpoint / RUN_FILE):  # noqa: PTH110 - says no to what is no path
         return {}
     content = read_run(checkpoint)
     settings: dict[str, Any] = content["settings"]
+    if stage not in ("", content["stage"]):
+        return {}
     if (made_in := content.get("made_in")) is None:  # an earlier version did not keep it
         return settings
 
     def found(typed: Any) -> Any:
         if isinstance(typed, list):
             return [found(entry) for entry in typed]
-        if not isinstance(typed, str):
+        if not typed or not isinstance(typed, str):
             return typed
-        place = Path(os.path.normpath(checkpoint.absolute() / made_in / typed)) if typed else Path()
-        elsewhere = typed and place.exists() and place.resolve() != Path(typed).resolve()
+        place = Path(os.path.normpath(checkpoint.absolute() / made_in / typed))
+        elsewhere = os.path.exists(place) and real_path(place) != real_path(Path(typed))  # noqa: PTH110
         return os.path.relpath(place) if elsewhere else typed
 
     return settings | {name: found(settings[name]) for name in _PLACES if name in settings}
+
+
+def datasets_of(checkpoint: Path) -> list[Path]:
+    """Datasets that the run which made a checkpoint learnt from; none where it was made elsewhere."""
+    data = settings_of(checkpoint).get("data")
+    return [Path(entry) for entry in (data if isinstance(data, list) else [data]) if entry]
 
 
 def note_inputs(path: Path, made_from: Mapping[str, int | None], resume: bool) -> None:
@@ -394,5 +436,6 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def _check_run(content: Any, where: str) -> None:
     _RUN(content, where)
+    _SETTINGS[content["stage"]](content["settings"], "settings")
     if content["status"] == "finished":
-        _FINISHED(content, where)
+        _FINISHED[content["stage"]](content, where)

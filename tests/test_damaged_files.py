@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,10 @@ from tiny_traces import tiny_trace
 
 from tbkin_core.errors import CheckpointError, DataError
 from tbkin_core.figures.trace import load_trace, save_trace
+from tbkin_core.runs import changed_inputs, datasets_of, read_run, run_settings, settings_of
+from tbkin_core.settings import FinetuneConfig, MaskingConfig, PretrainConfig
 from tbkin_core.support.console import OBEYED, printable
-from tbkin_core.support.files import json_text
+from tbkin_core.support.files import json_text, write_json
 
 VQA, REC = "runs/finetune/vqa-relative-0.3", "runs/finetune/rec"
 QUESTION = "what color is the large circle"
@@ -130,6 +133,50 @@ def test_what_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
     fails("visualize", "trace.npz", cwd=tmp_path, code=1, says=("trace.npz", "cannot be read as a trace"))
 
 
+def test_a_small_trace_takes_no_minutes(tmp_path: Path) -> None:
+    """What it says often, or at length, is refused or shortened."""
+    arrays = trace_arrays(tmp_path / "trace.npz")
+
+    def changed(**values: Any) -> None:
+        content = json.loads(str(arrays["values"]))
+        graph = {**content["graph"], **values.pop("graph", {})}
+        text = json.dumps({**content, "graph": graph, **values})
+        np.savez_compressed(tmp_path / "slow.npz", **{**arrays, "values": np.array(text)})
+        assert (tmp_path / "slow.npz").stat().st_size < 1_000_000
+
+    started = time.process_time()
+    long, edge = "w" * 150_000, {"object": 0, "region": 0, "weight": 0.5}
+    for name in ("words", "pieces", "region_labels"):
+        changed(**{name: [long] * len(json.loads(str(arrays["values"]))[name])})
+        succeeds("visualize", "slow.npz", "--graph", "--html", cwd=tmp_path)
+    changed(graph={"cross_edges": [edge] * 100_000})
+    succeeds("visualize", "slow.npz", "--graph", cwd=tmp_path)
+    assert time.process_time() - started < 30
+    for values, says in (
+        ({"words": ["w" * 300_000]}, "words[0]: expected a text of at most 200,000 letters"),
+        ({"text": "w" * 300_000}, "text: expected a text"),
+        ({"layers": list(range(300_000))}, "layers: expected a list of at most 4096 entries"),
+        ({"more": "w" * 9_000_000}, "values: "),
+    ):
+        changed(**values)
+        fails("visualize", "slow.npz", cwd=tmp_path, code=1, says=("slow.npz", says))
+
+
+@pytest.mark.parametrize("checkpoint", ["a\0b", "\ud800", "x" * 5000])
+def test_a_trace_of_a_model_that_cannot_be_hinders_no_answer(
+    trained: Path, tmp_path: Path, checkpoint: str
+) -> None:
+    line = ("visualize", "img.jpg", QUESTION, "--checkpoint", VQA, "--out", tmp_path, "--json")
+    trace = Path(json.loads(succeeds(*line, cwd=trained).out)["trace"])
+    with np.load(trace) as file:
+        arrays = dict(file)
+    values = json.loads(str(arrays["values"])) | {"checkpoint": checkpoint}
+    np.savez(trace, **{**arrays, "values": np.array(json.dumps(values))})
+    again = Path(json.loads(succeeds(*line, cwd=trained).out)["trace"])
+    assert again.name == f"{trace.stem}-2.npz"
+    succeeds("visualize", trace, "--out", tmp_path / "new", cwd=tmp_path)
+
+
 # ---- checkpoints --------------------------------------------------------------------------------
 
 
@@ -214,6 +261,72 @@ def test_a_tokenizer_of_another_model_is_refused(trained_workspace: Path) -> Non
     (trained_workspace / VQA / "tokenizer.json").write_text(json.dumps(content))
     line = ("visualize", "img.jpg", QUESTION, "--checkpoint", VQA, "--devices", "cpu")
     fails(*line, cwd=trained_workspace, code=1, says=(VQA, "has a word 5000"))
+
+
+# ---- runs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data", {}), ("data", [None]), ("data", True), ("data", "a\0b"), ("data", "\ud800"),
+        ("data", "x" * 300), ("train_split", []), ("task", "other"),
+        ("features", 7), ("seed", "x"), ("seed", -1), ("init", "a\0b"),
+    ],
+)  # fmt: skip
+def test_settings_of_a_run_that_cannot_be_are_named(trained_workspace: Path, name: str, value: Any) -> None:
+    rewrite(trained_workspace / VQA / "run.json", lambda content: content["settings"].update({name: value}))
+    says = (f"{VQA}/run.json: settings.{name}: expected", "name another, or train that run again")
+    for line in (
+        ("visualize", "img.jpg", QUESTION, "--checkpoint", VQA),
+        ("visualize", "--from", f"{VQA}/results-val.json"),
+        ("threshold-sweep", "--task", "vqa", "--thresholds", "0.3", "--checkpoint", VQA),
+    ):
+        fails(*line, cwd=trained_workspace, code=1, says=says)
+    line = ("finetune", "--task", "vqa", "--data", "coco", "--epochs", "1", "--out", VQA)
+    for options in ((), ("--overwrite",)):
+        fails(*line, *options, cwd=trained_workspace, code=1, says=(says[0], "--out DIR"))
+
+
+def test_a_run_of_another_stage_beside_a_model_says_nothing_of_its_data(trained_workspace: Path) -> None:
+    shutil.copy(trained_workspace / "runs/pretrain/run.json", trained_workspace / VQA)
+    line = ("threshold-sweep", "--task", "vqa", "--data", "coco", "--thresholds", "0.3", "--checkpoint", VQA)
+    succeeds(*line, cwd=trained_workspace)
+    for arguments in (("img.jpg", QUESTION, "--checkpoint", VQA), ("--from", f"{VQA}/results-val.json")):
+        succeeds("visualize", *arguments, cwd=trained_workspace)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), run=st.sampled_from([VQA, REC, "runs/pretrain"]))
+def test_a_damaged_run_is_refused_or_finished(
+    trained: Path, tmp_path: Path, data: st.DataObject, run: str
+) -> None:
+    from tbkin_core.results import ReportEntry
+
+    content = damaged(json.loads((trained / run / "run.json").read_text()), data.draw)
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    try:
+        found = read_run(tmp_path)
+    except DataError as error:
+        assert str(tmp_path / "run.json") in error.message
+        return
+    for place in (*datasets_of(tmp_path), Path(settings_of(tmp_path).get("init", ""))):
+        assert not (place / "nothing of this name").exists()
+    assert isinstance(changed_inputs(tmp_path, {}), list)
+    if found["status"] == "finished":
+        entries = map(ReportEntry.read, found["results"].get("report", []))
+        assert sorted((entry.split, entry.order) for entry in entries) is not None
+
+
+def test_what_a_run_keeps_of_odd_settings_is_read(tmp_path: Path) -> None:
+    odd = float("inf")
+    for stage, config in (
+        ("finetune", FinetuneConfig(task="vqa", grad_clip=odd, warmup=odd, data=Path("\udc80"))),
+        ("pretrain", PretrainConfig(data=[Path("a")], weights=[0.5], masking=MaskingConfig(neighbour_iou=1))),
+    ):
+        kept = {"stage": stage, "status": "running", "settings": run_settings(config)}
+        write_json(tmp_path / "run.json", kept)
+        assert read_run(tmp_path)["settings"].keys() == kept["settings"].keys()
 
 
 # ---- results, sweeps, states --------------------------------------------------------------------

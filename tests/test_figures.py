@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -22,10 +23,11 @@ from tiny_traces import tiny_graph, tiny_trace
 
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.figures.answer import Side, answer_figure, trace_figure
-from tbkin_core.figures.canvas import Page, clean_text, figure_style
+from tbkin_core.figures.canvas import Page, clean_text, figure_mark, figure_style
 from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.curves import training_figure
 from tbkin_core.figures.graph import graph_figure, graph_regions
+from tbkin_core.figures.page import write_page
 from tbkin_core.figures.sweep_curves import sweep_figure
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
 from tbkin_core.figures.views import AttentionView, attention_views, rollout
@@ -430,6 +432,24 @@ def test_a_label_stands_at_its_box(tmp_path: Path, pages: list[Page]) -> None:
     label = next(extent for text, extent in DRAWN[pages[0]] if text.get_text() == "1 b")
     assert label.x0 < box[1, 0] + 20 and label.x1 > box[0, 0] - 20
     assert min(abs(label.y0 - box[1, 1]), abs(label.y1 - box[0, 1])) < 20
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_figure_says_what_it_was_drawn_from(tmp_path: Path, suffix: str) -> None:
+    mark, trace = "tbkin trace 0123abcd", tiny_trace()
+    drawn = [tmp_path / f"{name}.{suffix}" for name in ("answer", "graph", "sheet")]
+    trace_figure(drawn[0], trace, mark=mark)
+    graph_figure(drawn[1], trace, mark=mark)
+    contact_sheet(drawn[2], SHEETS["one"], mark=mark)
+    write_page(tmp_path / "page.html", trace, mark)
+    assert {figure_mark(file) for file in (*drawn, tmp_path / "page.html")} == {mark}
+    # A figure of nothing that is known, and what is none.
+    trace_figure(drawn[0], trace)
+    Image.new("RGB", (9, 9)).save(tmp_path / "own.png")
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    others = [drawn[0], *(tmp_path / name for name in ("own.png", "link", "pipe", "none")), tmp_path]
+    assert {figure_mark(file) for file in others} == {""}
 
 
 SHEETS: dict[str, list[SheetGroup]] = {

@@ -382,15 +382,16 @@ predict: []
         assert load_config(type(config), write(tmp_path, lines + values), {}) == config
         # What came since says how a machine computes, or has the default by which runs were made before.
         (tmp_path / "run").mkdir(exist_ok=True)
+        stage = "pretrain" if isinstance(config, PretrainConfig) else "finetune"
         asked = dataclasses.replace(config, out=tmp_path / "run")
         kept = {name: value for name, value in of_before.items() if name in run_settings(config)}
-        write_json(tmp_path / "run" / "run.json", {"stage": "x", "status": "running", "settings": kept})
+        write_json(tmp_path / "run" / "run.json", {"stage": stage, "status": "running", "settings": kept})
         with contextlib.ExitStack() as held:
-            assert open_run(asked, "x", tmp_path, held) == (tmp_path / "run", tmp_path / "run", None)
+            assert open_run(asked, stage, tmp_path, held) == (tmp_path / "run", tmp_path / "run", None)
         changed = {**kept, "seed": 1}
-        write_json(tmp_path / "run" / "run.json", {"stage": "x", "status": "running", "settings": changed})
+        write_json(tmp_path / "run" / "run.json", {"stage": stage, "status": "running", "settings": changed})
         with contextlib.ExitStack() as held, pytest.raises(DataError, match=r"other settings \(seed\)"):
-            open_run(asked, "x", tmp_path, held)
+            open_run(asked, stage, tmp_path, held)
 
 
 # ---- files --------------------------------------------------------------------------------------

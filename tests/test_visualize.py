@@ -120,10 +120,10 @@ def test_nothing_of_something_else_is_overwritten(trained: Path, tmp_path: Path)
     content = {file: Path(file).read_bytes() for file in files}
     # The same again has its place again, also where its checkpoint is named in another way.
     again = [values_of(*arguments, "--out", out, cwd=trained) for arguments in asked[:2]]
+    assert all(Path(file).read_bytes() == content[file] for file in files if file.endswith(".png"))
     again.append(values_of(one, QUESTION, "--checkpoint", trained / VQA, "--out", out, cwd=trained))
     assert [values["trace"] for values in again] == [made[place]["trace"] for place in (0, 1, 0)]
     assert {path.name for path in out.iterdir()} == {Path(file).name for file in files}
-    assert all(Path(file).read_bytes() == content[file] for file in files if file.endswith(".png"))
     # A picture that nobody knows, and a trace that cannot be read.
     Path(made[0]["trace"]).unlink()
     Path(made[1]["trace"]).write_bytes(b"PK")
@@ -140,6 +140,95 @@ def test_traces_of_one_name_are_drawn_again_side_by_side(trained: Path, tmp_path
     assert Path(traces[0]).name == Path(traces[1]).name
     drawn = values_of(*traces, "--out", tmp_path / "both", cwd=trained)["images"]
     assert len({Path(entry["figure"]).read_bytes() for entry in drawn}) == 2
+
+
+def redrawn(*arguments: str | Path, cwd: Path) -> list[Path]:
+    """The figures of one trace, in the order in which they are named to a person."""
+    out = succeeds("visualize", *arguments, cwd=cwd).out
+    return [Path(line.removeprefix("wrote ")) for line in out.splitlines() if line.startswith("wrote ")]
+
+
+def test_a_redrawn_figure_replaces_no_file_but_its_own(trained: Path, tmp_path: Path) -> None:
+    first, second = (
+        values_of("img.jpg", text, "--out", tmp_path / "from", cwd=trained)["trace"]
+        for text in (QUESTION, "is it red?")
+    )
+    for name in ("x.png", "x-graph.png", "x.html", "x-graph.npz"):
+        place = tmp_path / name
+        place.mkdir()
+        shutil.copy(first, place / "x.npz")
+        (place / name).write_text("mine")
+        for _ in range(2):
+            names = [file.name for file in redrawn("x.npz", "--html", "--graph", cwd=place)]
+            assert names == ["x-2.png", "x-2-graph.png", "x-2.html"]
+        assert (place / name).read_text() == "mine" and len(list(place.iterdir())) == 5
+    # Two of one name in commands of their own, and the first once more.
+    for number, trace in enumerate((first, second)):
+        (tmp_path / str(number)).mkdir()
+        shutil.copy(trace, tmp_path / str(number) / "x.npz")
+    drawn = [redrawn(f"{number}/x.npz", "--out", "both", cwd=tmp_path) for number in (0, 1, 0)]
+    assert drawn == [[Path("both/x.png")], [Path("both/x-2.png")], [Path("both/x.png")]]
+    # Where a trace lies the figures of another do not go, as its own would have these names.
+    shutil.copy(tmp_path / "1/x.npz", tmp_path / "both/x-3.npz")
+    (tmp_path / "both/x.png").write_text("mine")
+    assert redrawn("0/x.npz", "--out", "both", cwd=tmp_path) == [Path("both/x-4.png")]
+    (tmp_path / "both/x-3.npz").write_text("mine")
+    (tmp_path / "both/x-4.png").unlink()
+    (tmp_path / "both/x-4.png").symlink_to("nowhere")
+    assert redrawn("0/x.npz", "--out", "both", cwd=tmp_path) == [Path("both/x-5.png")]
+
+
+def test_an_answer_replaces_its_own_figures_alone(trained: Path, tmp_path: Path) -> None:
+    arguments = ("img.jpg", QUESTION, "--out", tmp_path)
+    made = values_of(*arguments, cwd=trained)
+    page = Path(values_of(*arguments, "--html", cwd=trained)["files"][1])
+    page.write_text("notes")
+    assert values_of(*arguments, cwd=trained)["trace"] == made["trace"]
+    assert values_of(*arguments, "--html", cwd=trained)["trace"] != made["trace"]
+    assert page.read_text() == "notes"
+
+
+def test_a_redrawn_figure_and_a_sheet_become_no_images_of_a_dataset(
+    trained_workspace: Path, tmp_path: Path
+) -> None:
+    place = trained_workspace
+    trace = values_of("img.jpg", QUESTION, "--checkpoint", VQA, cwd=place)["trace"]
+    sheet = ("--from", f"{VQA}/results-val.json")
+    shutil.copytree(place / "coco", place / "another")
+    shutil.rmtree(place / "another/graphs")
+    # One that the model learnt from, and one whose features were made.
+    for data in ("coco", "another"):
+        before = sorted((place / data).rglob("*"))
+        for out in (data, f"{data}/new/one"):
+            for line in ((trace,), sheet):
+                says = (f"out: {out} lies in the dataset", "choose another place")
+                fails("visualize", *line, "--out", out, cwd=place, code=2, says=says)
+        assert sorted((place / data).rglob("*")) == before
+    # Features that lie elsewhere make no dataset of that place; nor does a model that is gone hinder.
+    shutil.copytree(place / "another/features", place / "store/features")
+    file = place / "store/features/config.yaml"
+    file.write_text(file.read_text().replace("out: null", "out: store/features"))
+    shutil.copy(place / trace, place / "x.npz")
+    shutil.rmtree(place / "runs")
+    assert redrawn("x.npz", "--out", "store", cwd=place) == [Path("store/x.png")]
+
+
+def test_sheets_replace_no_file_but_their_own(trained: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(trained / VQA / "results-val.json", tmp_path / name)
+
+    def drawn(name: str, *formats: str) -> list[str]:
+        line = ("--from", tmp_path / name / "results-val.json", "--out", tmp_path / "out", *formats)
+        return [file.name for file in redrawn(*line, cwd=trained)]
+
+    name = "vqa-relative-0-3-val-answers"
+    assert drawn("a") == drawn("a") == [f"{name}.png"]
+    # Of another run of this name; and where a file in one of several formats is somebody's.
+    assert drawn("b") == drawn("b") == [f"{name}-2.png"]
+    (tmp_path / f"out/{name}.svg").write_text("mine")
+    assert drawn("a", "--format", "png", "--format", "svg") == [f"{name}-3.png", f"{name}-3.svg"]
+    assert (tmp_path / f"out/{name}.svg").read_text() == "mine"
 
 
 def test_sheets_of_models_of_one_name_lie_side_by_side(trained: Path, tmp_path: Path) -> None:

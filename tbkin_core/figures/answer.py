@@ -30,8 +30,9 @@ def trace_figure(
     layer: int | None = None,
     head: int | None = None,
     column: bool = False,
+    mark: str = "",
 ) -> None:
-    """Draw a trace; `aggregate`, `layer`, `head` as for `attention_views`, `column` as for `answer_figure`.
+    """Draw a trace; `aggregate`, `layer`, `head` as for `attention_views`, the rest as for `answer_figure`.
 
     Raises:
         ConfigError: The format is unknown; no such layer or head.
@@ -72,6 +73,7 @@ def trace_figure(
         title=trace.text,
         note=" ".join(notes),
         column=column,
+        mark=mark,
     )
 
 
@@ -102,6 +104,7 @@ def answer_figure(
     title: str,
     note: str = "",
     column: bool = False,
+    mark: str = "",
 ) -> None:
     """Draw one answer or one grounding with the attention behind it.
 
@@ -123,6 +126,7 @@ def answer_figure(
         note: Ends the caption.
         column: Draw for one column of a paper, 3.4 inches wide, in place of 7.2: letters of the same size,
             fewer words, regions and answers.
+        mark: See `tbkin_core.figures.canvas.figure_mark`.
 
     Raises:
         DataError: Shapes do not fit each other.
@@ -150,7 +154,7 @@ def answer_figure(
         note=clean_text(note),
     )
     with figure_style():
-        (column_layout if column else page_layout)(content).save(Path(path))
+        (column_layout if column else page_layout)(content).save(Path(path), mark)
 
 
 def _grounding_outlines(

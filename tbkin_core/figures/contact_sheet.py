@@ -47,10 +47,13 @@ class SheetGroup:
     items: Sequence[SheetItem] = ()
 
 
-def contact_sheet(path: Path, groups: Sequence[SheetGroup], *, title: str = "", caption: str = "") -> None:
+def contact_sheet(
+    path: Path, groups: Sequence[SheetGroup], *, title: str = "", caption: str = "", mark: str = ""
+) -> None:
     """Draw answers in rows of four, a heading above each group.
 
-    Groups without items are omitted; the caption stands below the title, in smaller letters.
+    Groups without items are omitted; the caption stands below the title, in smaller letters. For `mark` see
+    `tbkin_core.figures.canvas.figure_mark`.
 
     Raises:
         DataError: There is nothing to draw, or an image is none.
@@ -61,7 +64,7 @@ def contact_sheet(path: Path, groups: Sequence[SheetGroup], *, title: str = "", 
     if not groups:
         raise DataError("a contact sheet needs at least one answer, got none")
     with figure_style():
-        _draw(groups, title, caption).save(Path(path))
+        _draw(groups, title, caption).save(Path(path), mark)
 
 
 _Cell = tuple[SheetItem, list[tuple[str, str]]]

@@ -97,8 +97,10 @@ def regions_agree(trace: Trace) -> bool:
     return bool(np.allclose(boxes, trace.boxes, atol=1.0))
 
 
-def graph_figure(path: Path, trace: Trace) -> None:
+def graph_figure(path: Path, trace: Trace, mark: str = "") -> None:
     """Draw the unified scene graph: regions over and beside the image, the text graph, and links by weight.
+
+    For `mark` see `tbkin_core.figures.canvas.figure_mark`.
 
     Raises:
         DataError: The trace holds no graph.
@@ -110,7 +112,7 @@ def graph_figure(path: Path, trace: Trace) -> None:
             "trace: holds no scene graph to draw", hint="make it anew: `tbkin visualize` with --graph"
         )
     with figure_style():
-        _draw(trace, trace.graph).save(Path(path))
+        _draw(trace, trace.graph).save(Path(path), mark)
 
 
 @dataclass(frozen=True)
@@ -317,8 +319,9 @@ def _crop(image: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uint
 def _draw_cross_edges(
     canvas: Axes, graph: dict[str, Any], ends: dict[int, tuple[float, float]], objects: list[_Object]
 ) -> None:
-    """Links between regions and objects, the weak ones below the strong."""
-    for edge in sorted(graph["cross_edges"], key=lambda one: one["weight"]):
+    """Links between regions and objects, the weak ones below the strong, one for each two."""
+    edges = sorted(graph["cross_edges"], key=lambda one: one["weight"])
+    for edge in {(one["region"], one["object"]): one for one in edges}.values():
         if edge["region"] in ends and edge["object"] < len(objects):
             weight = float(np.clip(edge["weight"], 0, 1))
             item = objects[edge["object"]]

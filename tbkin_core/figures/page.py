@@ -35,8 +35,8 @@ _JPEG_QUALITY = 85
 _SCRIPTS = ("attention.js", "graph.js", "page.js")
 
 
-def write_page(path: Path, trace: Trace) -> None:
-    """Write the page of a trace, whole or not at all.
+def write_page(path: Path, trace: Trace, mark: str = "") -> None:
+    """Write the page of a trace, whole or not at all; for `mark` see `tbkin_core.figures.canvas.figure_mark`.
 
     Raises:
         DataError: The arrays of the trace do not fit each other.
@@ -46,6 +46,7 @@ def write_page(path: Path, trace: Trace) -> None:
     script = "\n".join(_resource(name) for name in _SCRIPTS)
     scores = np.nan_to_num(trace.dense.scores.astype("<f2"), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     parts = {
+        "mark": html.escape(mark),
         "policy": _policy(script, style),
         "title": html.escape(clean_text(trace.text)[:200]) or "tbkin",
         "style": style,

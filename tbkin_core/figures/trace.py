@@ -40,6 +40,8 @@ _PASSES = ("dense", "thresholded")
 _PASS_ARRAYS = {"scores": "f2", "kept": "?", "attention": "f2"}
 # What a trace may hold: a model of 12 layers and heads over 512 word pieces and 100 regions has 324 MB.
 _MOST_BYTES = 330_000_000
+_MOST_BYTES_OF_VALUES = 1 << 25  # what is no array, four bytes a letter
+_LONGEST_TEXT = 200_000  # letters; no command line takes more
 _MOST_POSITIONS = 4096
 _LARGEST_SIDE = 4096  # pixels of the picture
 
@@ -159,6 +161,8 @@ def _read_arrays(path: Path) -> dict[str, NDArray]:
         members = {name: member for name, member in members.items() if name in names}
         if (size := sum(member.file_size for member in members.values())) > _MOST_BYTES:
             raise ValueError(f"it holds {size:,} bytes, and no trace more than {_MOST_BYTES:,}")
+        if "values" in members and (size := members["values"].file_size) > _MOST_BYTES_OF_VALUES:
+            raise ValueError(f"values: {size:,} bytes, and no trace has more than {_MOST_BYTES_OF_VALUES:,}")
         for name, member in members.items():
             with file.open(member) as stream:
                 read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -172,20 +176,26 @@ def _read_arrays(path: Path) -> dict[str, NDArray]:
     return arrays
 
 
+def _text(value: Any, where: str) -> None:
+    text(value, where)
+    if len(value) > _LONGEST_TEXT:
+        raise Fault(where, f"a text of at most {_LONGEST_TEXT:,} letters", value)
+
+
 _NUMBER = number(0, whole=True)
 _PASS = record(
-    {"answers": list_of(row_of(text, number(0, 1)), least=1)},
+    {"answers": list_of(row_of(_text, number(0, 1)), least=1)},
     {"chosen": maybe(_NUMBER), "runner_up": maybe(_NUMBER), "box": maybe(BOX)},
 )
 _GRAPH = record(
     {
-        "text": text,
-        "objects": list_of(record({"name": text})),
-        "attributes": list_of(record({"object": _NUMBER, "name": text})),
-        "relations": list_of(record({"subject": _NUMBER, "predicate": text, "object": _NUMBER})),
-        "regions": list_of(record({"box": BOX, "label": text})),
+        "text": _text,
+        "objects": list_of(record({"name": _text})),
+        "attributes": list_of(record({"object": _NUMBER, "name": _text})),
+        "relations": list_of(record({"subject": _NUMBER, "predicate": _text, "object": _NUMBER})),
+        "regions": list_of(record({"box": BOX, "label": _text})),
         "image_edges": list_of(
-            record({"first": _NUMBER, "second": _NUMBER, "iou": number(0, 1), "predicate": text})
+            record({"first": _NUMBER, "second": _NUMBER, "iou": number(0, 1), "predicate": _text})
         ),
         "cross_edges": list_of(record({"object": _NUMBER, "region": _NUMBER, "weight": number(0, 1)})),
     }
@@ -199,20 +209,20 @@ _ENDS = {
 }
 _VALUES = record(
     {
-        "task": text,
-        "text": text,
+        "task": _text,
+        "text": _text,
         "image_size": row_of(*[number(1, 1e6, whole=True)] * 2),
-        "region_labels": list_of(text, most=_MOST_POSITIONS),
-        "words": list_of(text),
-        "pieces": list_of(text, most=_MOST_POSITIONS),
+        "region_labels": list_of(_text, most=_MOST_POSITIONS),
+        "words": list_of(_text),
+        "pieces": list_of(_text, most=_MOST_POSITIONS),
         "selection": one_of(*RULE_TABLE),
         "threshold": number(),
         **dict.fromkeys(_PASSES, _PASS),
     },
     {
         "scope": one_of(*SCOPES),
-        "layers": maybe(list_of(_NUMBER)),
-        "checkpoint": text,
+        "layers": maybe(list_of(_NUMBER, most=_MOST_POSITIONS)),
+        "checkpoint": _text,
         "target_box": maybe(BOX),
         "names_annotated": flag,
         "graph": maybe(_GRAPH),

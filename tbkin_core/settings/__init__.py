@@ -1,6 +1,13 @@
 """Every setting, once: what it is, what it may be, and what its help says."""
 
-from tbkin_core.settings.base import StageConfig, config_values, dump_config, fields_of, load_config
+from tbkin_core.settings.base import (
+    StageConfig,
+    config_values,
+    dump_config,
+    fields_of,
+    kept_check,
+    load_config,
+)
 from tbkin_core.settings.stages import (
     BuildGraphsConfig,
     ExtractFeaturesConfig,
@@ -17,5 +24,5 @@ from tbkin_core.settings.stages import (
 __all__ = [
     "BuildGraphsConfig", "ExtractFeaturesConfig", "FinetuneConfig", "MaskingConfig", "PretrainConfig",
     "SelectionConfig", "StageConfig", "ThresholdSweepConfig", "TrainingConfig", "VisualizeConfig",
-    "config_values", "dump_config", "fields_of", "load_config", "parse_thresholds",
+    "config_values", "dump_config", "fields_of", "kept_check", "load_config", "parse_thresholds",
 ]  # fmt: skip

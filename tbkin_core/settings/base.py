@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import math
 import os
 import re
 import types
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tbkin_core.errors import ConfigError
+from tbkin_core.support import schema
 from tbkin_core.support.console import shortened, shown
 from tbkin_core.tasks.table import FINETUNE_TASKS
 
@@ -181,6 +183,29 @@ def fields_of(kind: type[Any]) -> dict[str, Field]:
         default = entry.default if factory is dataclasses.MISSING else factory()
         found[entry.name] = Field(entry.name, one, is_list, optional, entry.metadata["option"], default)
     return found
+
+
+def kept_check(kind: type[Any]) -> schema.Check:
+    """What kept settings of `kind` must be, as `config_values` writes them; unknown names are passed over."""
+
+    def check_of(field: Field) -> schema.Check:
+        low, high = field.option.low, field.option.high
+        bounds = (-math.inf if low is None else low, math.inf if high is None else high)
+        checks = {
+            bool: schema.flag,
+            int: schema.number(*bounds, whole=True),
+            # JSON has no infinity, and null in its place.
+            float: schema.maybe(schema.number(*bounds)),
+            str: schema.path_text,
+            Path: schema.path_text,
+        }
+        one = kept_check(field.kind) if dataclasses.is_dataclass(field.kind) else checks[field.kind]
+        if field.option.choices and not field.option.others:
+            one = schema.one_of(*field.option.choices)
+        one = schema.list_of(one) if field.is_list else one
+        return schema.maybe(one) if field.optional else one
+
+    return schema.record({}, {name: check_of(field) for name, field in fields_of(kind).items()})
 
 
 def unknown_names(kind: type[Any], names: Iterable[Any]) -> list[str]:

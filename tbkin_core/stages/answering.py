@@ -28,11 +28,12 @@ from tbkin_core.figures.views import check_choice
 from tbkin_core.graphs.joining import borrowed_labels
 from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model, load_model_config, task_of
-from tbkin_core.runs import settings_of
+from tbkin_core.runs import datasets_of, settings_of
 from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
+from tbkin_core.support.files import real_path
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import Task, check_finite, finetune_task, task_named, to_device
 from tbkin_core.texts.language import looks_foreign
@@ -370,9 +371,7 @@ class _DatasetOfImages:
     def __init__(self, config: VisualizeConfig, checkpoint: Path) -> None:
         self._checkpoint, self._settings = checkpoint, settings_of(checkpoint)
         self._asked = config.data is not None
-        found = config.data or self._settings.get("data")
-        found = found[0] if isinstance(found, list) and found else found
-        self.place = Path(found) if found else None
+        self.place = config.data or next(iter(datasets_of(checkpoint)), None)
 
     @cached_property
     def _dataset(self) -> Dataset | None:
@@ -387,7 +386,7 @@ class _DatasetOfImages:
 
     def image_id_of(self, path: Path) -> ImageId | None:
         """Key of an image file; None where it lies elsewhere."""
-        if self.place is None or not path.resolve().is_relative_to(self.place.resolve()):
+        if self.place is None or not real_path(path).is_relative_to(real_path(self.place)):
             return None
         for record in self._dataset.images() if self._dataset else ():
             if record.path is not None and record.path.name == path.name and record.path.samefile(path):

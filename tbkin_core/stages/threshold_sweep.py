@@ -55,6 +55,7 @@ from tbkin_core.support.files import (
     file_content,
     other_entries,
     read_json,
+    real_path,
     write_json,
     write_text,
 )
@@ -201,12 +202,12 @@ def _checkpoint_subject(config: ThresholdSweepConfig) -> _Subject:
     task = finetune_task(config.task)
     checkpoint = config.checkpoint or find_checkpoint([config.task])
     _check_task(checkpoint, task_of(checkpoint), config.task)
-    trained = settings_of(checkpoint)
+    trained = settings_of(checkpoint, "finetune")
     data = config.data or (Path(trained["data"]) if trained.get("data") else find_data(task))
     own_features = trained.get("features") if config.data is None else None
     features = config.features or (Path(own_features) if own_features else None)
     dataset = open_dataset(data)
-    own = bool(trained.get("data")) and data.resolve() == Path(trained["data"]).resolve()
+    own = bool(trained.get("data")) and real_path(data) == real_path(Path(trained["data"]))
     # The same samples at another place are own data too.
     own = own or (bool(kept_contents(checkpoint)) and not changed_since(checkpoint, task, dataset))
     split = normalise_split(config.split or "val")
@@ -242,7 +243,7 @@ def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
     if checkpoint is None:
         base = FinetuneConfig(task=config.task)
     else:
-        stored = settings_of(checkpoint)
+        stored = settings_of(checkpoint, "finetune")
         if not stored:
             raise CheckpointError(
                 f"{checkpoint}: holds no run.json, so the settings it was trained with are not known",

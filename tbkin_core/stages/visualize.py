@@ -5,10 +5,11 @@ A trace (`tbkin_core.figures.trace`) is made for every image; figures are drawn 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,15 @@ from tbkin_core.boxes import box_iou_paired, scale_between
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.pictures import load_image
+from tbkin_core.figures.canvas import figure_mark
 from tbkin_core.figures.contact_sheet import COLUMNS, SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
 from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult, ResultSheet, StageResult
-from tbkin_core.runs import ROOT, find_checkpoint, kept_contents, settings_of
+from tbkin_core.runs import ROOT, datasets_of, find_checkpoint, kept_contents
 from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.support.console import progress, shortened
-from tbkin_core.support.files import make_directory, read_json, real_path, slug
+from tbkin_core.support.files import file_content, make_directory, read_json, real_path, slug
 from tbkin_core.support.places import numbered
 from tbkin_core.support.schema import (
     BOX,
@@ -40,6 +42,7 @@ from tbkin_core.support.schema import (
     record,
     text,
 )
+from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.table import FINETUNE_TASKS, TASKS
 
 _SHEET_PICTURE_SIDE = 400  # pixels
@@ -78,7 +81,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         checkpoint = find_checkpoint(list(TASKS), prefer=wanted)
     model = Answerer(config, checkpoint)
     result = AnswersResult(
-        out=_figure_place(config, settings_of(model.checkpoint).get("data")),
+        out=_figure_place(config, datasets_of(model.checkpoint)),
         title=f"{shortened(model.question)}  ({model.checkpoint})",
         heading=model.task.presentation.answer_heading,
         selection=model.selection.name,
@@ -101,7 +104,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         base = _free_base(config, result.out / "-".join([stem, *question]), trace)
         file = base.with_name(f"{base.name}.npz")
         save_trace(file, trace)
-        figures = _draw_trace(config, base, trace)
+        figures = _draw_trace(config, base, trace, _trace_mark(file))
         result.images.append(image_answer(trace, model.shown(trace), str(source), figures, file))
         result.files += figures if len(sources) > 1 else [*figures, file]
     if not result.images:
@@ -109,18 +112,33 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     return result if len(sources) > 1 else replace(result, out=result.files[0])
 
 
-def _figure_place(config: VisualizeConfig, data: str | list[str] | None) -> Path:
-    """The directory of figures, which is none of a dataset's: they would count as its pictures."""
-    known = [config.data] if config.data else [data] if isinstance(data, str) else data or []
-    out = config.out or ROOT / "visualize"
-    for dataset in map(Path, known) if config.out is not None else ():
-        place = real_path(out)
-        if dataset.is_dir() and real_path(dataset) in (place, *place.parents):
-            raise ConfigError(
-                f"out: {config.out} lies in the dataset {dataset}, which would take figures for its pictures",
-                hint="choose another place, or omit --out: runs/visualize is left out",
-            )
-    return make_directory(out)
+def _figure_place(config: VisualizeConfig, data: Iterable[Path]) -> Path:
+    """The directory of figures, which is none of a dataset's: they would count as its pictures.
+
+    `data` are datasets that what is drawn has to do with.
+    """
+    if config.out is None:
+        return make_directory(ROOT / "visualize")
+    place = real_path(config.out)
+    within = (place, *place.parents)
+    known = [*([config.data] if config.data else []), *data]
+    datasets = [path for path in known if os.path.isdir(path) and real_path(path) in within]  # noqa: PTH112
+    if datasets := datasets or list(filter(_has_stores, within)):
+        raise ConfigError(
+            f"out: {config.out} lies in the dataset {datasets[0]}, which would take figures for its pictures",
+            hint="choose another place, or omit --out",
+        )
+    return make_directory(config.out)
+
+
+def _has_stores(directory: Path) -> bool:
+    """Whether a directory is a dataset whose features or graphs were made, without --out, in it."""
+    for store in (directory / "features", directory / "graphs"):
+        with contextlib.suppress(OSError, ValueError):
+            settings = (store / "config.yaml").read_text(encoding="utf-8")
+            if settings.startswith("out: null\n") and (store / MANIFEST).exists():
+                return True
+    return False
 
 
 def image_answer(trace: Trace, shown: Pass, image: str, figures: Sequence[Path], file: Path) -> ImageAnswer:
@@ -154,8 +172,8 @@ def _answers(trace: Trace, content: Pass) -> list[Answer]:
     return [Answer(name, probability, labels.get(name, "")) for name, probability in content.answers]
 
 
-def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace) -> list[Path]:
-    """The figures of a trace in files that begin with `base`."""
+def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace, mark: str) -> list[Path]:
+    """The figures of a trace, with its mark, in files that begin with `base`."""
     # matplotlib is loaded where something is drawn.
     from tbkin_core.figures.answer import trace_figure
     from tbkin_core.figures.graph import graph_figure
@@ -164,11 +182,11 @@ def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace) -> list[Path]
     figures = _figure_files(config, base)
     for file in figures:
         if file.suffix == ".html":
-            write_page(file, trace)
+            write_page(file, trace, mark)
         elif file.stem == f"{base.name}-graph":
-            graph_figure(file, trace)
+            graph_figure(file, trace, mark)
         else:
-            trace_figure(file, trace, config.aggregate, config.layer, config.head, config.column)
+            trace_figure(file, trace, config.aggregate, config.layer, config.head, config.column, mark)
     return figures
 
 
@@ -193,31 +211,46 @@ def _stem(path: Path, most: int) -> str:
 
 def _draw_again(config: VisualizeConfig) -> RedrawnResult:
     """Figures of traces, beside them or in `config.out`; no model is loaded."""
-    out = None if config.out is None else make_directory(config.out)
     files: list[Path] = []
     images = []
-    taken: set[Path] = set()
     for path in config.images:
         trace = load_trace(path)
+        out = path.parent if config.out is None else _figure_place(config, _data_of(trace))
         if config.wants_graph and trace.graph is None:
             # spaCy takes a second to load, and most figures have no graph.
             from tbkin_core.graphs.question import unified_graph
 
             trace = replace(trace, graph=unified_graph(trace.text, trace.boxes, trace.region_labels))
-        # Traces of several directories may have one name.
-        stem = _stem(path, 190)
-        base = next(place for place in numbered((out or path.parent) / stem) if place not in taken)
-        taken.add(base)
-        figures = _draw_trace(config, base, trace)
+        mark = _trace_mark(path)
+        figures = _draw_trace(config, _free_base(config, out / _stem(path, 190), trace, mark), trace, mark)
         files += figures
         images.append(image_answer(trace, trace.dense, str(path), figures, path))
-    return RedrawnResult(out=out or files[0].parent, images=images, files=files)
+    return RedrawnResult(out=config.out or files[0].parent, images=images, files=list(dict.fromkeys(files)))
 
 
-def _free_base(config: VisualizeConfig, base: Path, trace: Trace) -> Path:
-    """Where a trace and its figures go: at `base`, with a number where something else lies there.
+def _data_of(trace: Trace) -> list[Path]:
+    """Datasets that the model of a trace learnt from; none where it is not to be found."""
+    try:
+        return datasets_of(Path(trace.checkpoint))
+    except DataError:
+        return []
 
-    The same thing drawn again has its place again.
+
+def _trace_mark(file: Path) -> str:
+    """The `figure_mark` of what is drawn from the file of a trace; "" where it cannot be read."""
+    with contextlib.suppress(OSError):
+        return f"tbkin trace {file_content(file) or 0:08x}"
+    return ""
+
+
+def _free_base(config: VisualizeConfig, base: Path, trace: Trace, mark: str = "") -> Path:
+    """Where the figures of a trace go: at `base`, with a number where something else lies there.
+
+    The same thing drawn again has its place again. Beside its trace it replaces figures of tbkin alone,
+    elsewhere those of this very trace.
+
+    Args:
+        mark: Of a trace that has its own place (see `_trace_mark`); without one it goes beside the figures.
     """
 
     def is_free(place: Path) -> bool:
@@ -225,18 +258,20 @@ def _free_base(config: VisualizeConfig, base: Path, trace: Trace) -> Path:
         # "the bar" with --graph draws into the file of "the bar graph".
         if any(other.exists() for file in figures if (other := file.with_suffix(".npz")) != own):
             return False
+        found = [figure_mark(file) for file in figures if os.path.lexists(file)]
         if not own.exists():
-            return not any(file.exists() for file in figures)
-        try:
-            return _shows_the_same(load_trace(own), trace)
-        except DataError:
-            return False
+            return all(other and other == mark for other in found)
+        return all(found) and (_trace_mark(own) == mark if mark else _shows_the_same(own, trace))
 
     return next(filter(is_free, numbered(base)))
 
 
-def _shows_the_same(one: Trace, other: Trace) -> bool:
-    """Whether two traces are of one image and its regions, text, checkpoint and selection."""
+def _shows_the_same(file: Path, other: Trace) -> bool:
+    """Whether a file holds a trace of another's image, regions, text, checkpoint and selection."""
+    try:
+        one = load_trace(file)
+    except DataError:
+        return False
     alike = all(
         getattr(one, name) == getattr(other, name)
         for name in ("task", "text", "image_size", "selection", "threshold", "scope", "layers")
@@ -258,7 +293,8 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
     content = _read_results(file)
     rows = content["results"]
     # From another working directory the run leads to its data.
-    data = config.data or Path(settings_of(file.parent).get("data") or content["data"])
+    known = [*datasets_of(file.parent), Path(content["data"])]
+    data = config.data or known[0]
     dataset = open_dataset(data)
     chosen = choose_results(rows, config.wrong, config.limit, COLUMNS)
     if not chosen:
@@ -289,7 +325,11 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
         problems.insert(0, f"{missing} pictures are not in {data}; name the dataset with --data DIR")
     shown, failed = sum(map(len, chosen.values())), sum(map(_is_wrong, rows))
     what = f"{shown} of {failed:,} wrong answers" if config.wrong else f"{shown} of {len(rows):,} answers"
-    files = _draw_sheet(replace(config, data=data), content, groups, what)
+    name = _sheet_name(content) + ("-wrong" if config.wrong else "-answers")
+    place = _figure_place(config, known) / name
+    files = _draw_sheet(
+        config, place, content, groups, what, f"tbkin results {_path_number(real_path(file))}"
+    )
     return ResultSheet(
         out=files[0],
         title=f"{what} to {content['split']}",
@@ -304,25 +344,39 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
     )
 
 
+def _sheet_name(content: dict[str, Any]) -> str:
+    """How files of sheets of some results begin."""
+    checkpoint = Path(content["checkpoint"])
+    name = f"{slug(checkpoint.name)}-{slug(content['split'])}"
+    # Models of several directories may have one name.
+    return name if checkpoint.parent == ROOT / "finetune" else f"{name}-{_path_number(checkpoint)}"
+
+
+def _path_number(path: Path) -> str:
+    return f"{zlib.crc32(str(path).encode(errors='replace')):08x}"
+
+
 def _draw_sheet(
-    config: VisualizeConfig, content: dict[str, Any], groups: Sequence[SheetGroup], what: str
+    config: VisualizeConfig,
+    base: Path,
+    content: dict[str, Any],
+    groups: Sequence[SheetGroup],
+    what: str,
+    mark: str,
 ) -> list[Path]:
+    """Sheets in files called `base`, with a number where something else than such a sheet has the name."""
     caption = "The surest come first, of each image one before any second. "
     if "box" in content["results"][0]:
         caption += "Solid: the box that the model chose, dotted: the target."
     else:
         caption += "✗ what the model answered with its probability, ✓ what is right."
-    out = _figure_place(config, None)
     title = f"{content['checkpoint']} on {content['split']}: {what}"
-    checkpoint = Path(content["checkpoint"])
-    name = f"{slug(checkpoint.name)}-{slug(content['split'])}"
-    if checkpoint.parent != ROOT / "finetune":
-        # Models of several directories may have one name.
-        name += f"-{zlib.crc32(str(checkpoint).encode(errors='replace')):08x}"
-    files = []
-    for suffix in dict.fromkeys(config.format):
-        files.append(out / f"{name}-{'wrong' if config.wrong else 'answers'}.{suffix}")
-        contact_sheet(files[-1], groups, title=title, caption=caption)
+    for place in numbered(base):
+        files = [place.with_name(f"{place.name}.{suffix}") for suffix in dict.fromkeys(config.format)]
+        if all(figure_mark(file) == mark for file in files if os.path.lexists(file)):
+            break
+    for file in files:
+        contact_sheet(file, groups, title=title, caption=caption, mark=mark)
     return files
 
 

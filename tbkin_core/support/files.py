@@ -240,8 +240,11 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def real_path(path: Path) -> Path:
-    """Where a path leads in the end; as far as it goes where that is nowhere or a circle."""
-    return Path(os.path.realpath(path))
+    """Where a path leads in the end; as far as it goes where that is nowhere, a circle or no path at all."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a character that no name of a file has
+        return path.absolute()
 
 
 def _behind_link(path: Path) -> Path:

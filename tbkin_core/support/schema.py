@@ -7,6 +7,7 @@ names the place, what was expected and what was found.
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from tbkin_core.errors import DataError, TbkinError
 from tbkin_core.support.files import read_json
 
 Check = Callable[[Any, str], None]
+
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes; file systems take no more
 
 
 class Fault(ValueError):
@@ -57,6 +60,17 @@ def text(value: Any, where: str) -> None:
         raise Fault(where, "text", value)
 
 
+def path_text(value: Any, where: str) -> None:
+    """A text that a path may be."""
+    text(value, where)
+    try:
+        encoded = os.fsencode(value)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if b"\0" in encoded or len(encoded) > _LONGEST_PATH or max(map(len, encoded.split(b"/"))) > _LONGEST_NAME:
+        raise Fault(where, "a path", value)
+
+
 def flag(value: Any, where: str) -> None:
     """True or False."""
     if not isinstance(value, bool):
@@ -90,6 +104,7 @@ def maybe(item: Check) -> Check:
 def list_of(item: Check, least: int = 0, most: float = math.inf) -> Check:
     """A list of `least` to `most` entries."""
     count = f" {least} entries" if least == most else f" {least} entries or more" * (least > 0)
+    count += f" at most {most:g} entries" * (least < most < math.inf)
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, list) or not least <= len(value) <= most:
