@@ -67,7 +67,9 @@ SOURCES: dict[str, Callable[[Path], Path]] = {"photos": photo_directory, "tables
 
 
 def run(root: Path, out: Path, **settings: Any) -> Extraction:
-    return extract_dataset(open_dataset(root), out, workers=0, **settings)
+    dataset = open_dataset(root)
+    extractor = "import" if dataset.feature_tables() else "builtin"
+    return extract_dataset(dataset, out, **{"extractor": extractor, "workers": 0, **settings})
 
 
 def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world: int, slurm: bool = False) -> None:
@@ -291,7 +293,7 @@ def test_a_store_of_failures_alone_goes_without_what_is_not_its_own(tmp_path: Pa
 def test_workers_change_nothing(tmp_path: Path) -> None:
     root = photo_directory(tmp_path / "data")
     run(root, tmp_path / "one")
-    extract_dataset(open_dataset(root), tmp_path / "two", workers=2)
+    run(root, tmp_path / "two", workers=2)
     assert files_below(tmp_path / "two") == files_below(tmp_path / "one")
 
 
@@ -456,7 +458,7 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path: Path) -> None:
     code = (
         "import tbkin_core.features.writing as s; s.SHARD_IMAGES = 4; from tbkin_cli.main import app; app()"
     )
-    line = ["extract-features", "data", "--workers", "2", "--out", "out"]
+    line = ["extract-features", "data", "--extractor", "builtin", "--workers", "2", "--out", "out"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *line], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )

@@ -180,6 +180,22 @@ def test_a_new_image_is_made_as_the_store_tells(tmp_path: Path) -> None:
         np.testing.assert_array_equal(regions.object_ids, kept.object_ids)
 
 
+def test_a_store_is_the_same_bytes_whatever_was_made_together(tmp_path: Path) -> None:
+    data = photos(tmp_path / "photos", 5)
+    whole = extract_dataset(open_dataset(data), tmp_path / "whole", "photo", 8, 0)
+    for path in sorted(data.iterdir())[:2]:
+        path.rename(tmp_path / path.name)
+    extract_dataset(open_dataset(data), tmp_path / "parts", "photo", 8, 2, batch_size=2)
+    for number in (0, 1):
+        (tmp_path / f"{number}.png").rename(data / f"{number}.png")
+    parts = extract_dataset(open_dataset(data), tmp_path / "parts", "photo", 8, 2)
+    assert (parts.present, parts.made) == (3, 2)
+    for number in range(5):
+        one, other = whole.store[number], parts.store[number]
+        np.testing.assert_array_equal(one.features, other.features)
+        np.testing.assert_array_equal(one.object_ids, other.object_ids)
+
+
 def test_stores_of_photo_and_builtin_are_kept_apart(tmp_path: Path) -> None:
     data = photos(tmp_path / "photos", 2)
     succeeds("extract-features", data, "--extractor", "builtin", cwd=tmp_path)

@@ -42,7 +42,6 @@ _ARCHITECTURE, _WEIGHTS = LITE_PACKAGES
 _FILE = "models/efficientnet-lite2-9656183e.pth"
 _DIGEST = "9656183e"  # the first digits of the file's SHA-256, part of its name
 _GRAY, _SCALE = 127.0, 128.0  # as it was trained, RGB from 0 to 255
-_TOGETHER = 2  # pictures on a processor
 _FIRST_CENTRE = 3.5  # pixels from the square's edge to the middle of a map's first cell
 
 
@@ -108,11 +107,10 @@ class LiteBackbone:
 
         These are `object_ids` and `object_scores` (K,), where the backbone names regions.
         """
-        if self._device.type == "cpu" and len(pixels) > _TOGETHER:
-            # The maps of many pictures leave a processor's cache.
-            begins = range(0, len(pixels), _TOGETHER)
-            parts = [self.describe(pixels[at : at + _TOGETHER], boxes[at : at + _TOGETHER]) for at in begins]
-            return [fields for part in parts for fields in part]
+        if self._device.type == "cpu" and len(pixels) > 1:
+            # The maps of many pictures leave a processor's cache; and so a store is the same bytes whichever
+            # pictures were made together.
+            return [self.describe([one], [own])[0] for one, own in zip(pixels, boxes, strict=True)]
         batch = torch.stack(list(pixels)).to(self._device)
         with computing(self._device, self._dtype):
             fine, cells = self._network(batch)
