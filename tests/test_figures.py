@@ -123,7 +123,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Page]]:
     saved: list[Page] = []
     save, draw = Page.save, Text.draw
 
-    def remember_page(page: Page, path: Path) -> None:
+    def remember_page(page: Page, path: Path, mark: str = "") -> None:
         found: list[Text] = []
 
         def remember_text(text: Text, *arguments: Any, **options: Any) -> None:
@@ -132,7 +132,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Page]]:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Text, "draw", remember_text)
-            save(page, path)
+            save(page, path, mark)
         extents = [(text, text.get_window_extent()) for text in found if text.get_text().strip()]
         DRAWN[page] = [(text, extent) for text, extent in extents if extent.width > 1]
         saved.append(page)
