@@ -187,7 +187,7 @@ def _begin(path: Path, stage: str, config: StageConfig) -> None:
 
 def is_of_run(directory: Path, name: str) -> bool:
     """Whether tbkin writes what has a name in a run's directory; one that ends in "/" is of a directory."""
-    if _RUN_SPLIT_FILE.fullmatch(name):
+    if _RUN_SPLIT_FILE.fullmatch(name) and (directory / name).is_file():  # a pipe would be waited for
         with contextlib.suppress(OSError), (directory / name).open("rb") as file:
             return file.read(20).startswith((b'{"task": ', b'[{"question_id": ', b'[{"sent_id": ', b"[]"))
     return name in _RUN_NAMES or _EVENTS.fullmatch(name) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import pickle
 import resource
 import shutil
@@ -25,7 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tbkin_core.datasets import open_dataset
-from tbkin_core.datasets.unpickle import loads_object_npy
+from tbkin_core.datasets.arrays import read_npy
+from tbkin_core.datasets.unpickle import load_plain_pickle, loads_object_npy
 from tbkin_core.errors import DataError
 from tbkin_core.features import pictures, verification
 from tbkin_core.features.extract import Extraction, extract_dataset
@@ -34,6 +36,7 @@ from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.features.writing import FeatureStoreWriter, write_feature_store
 from tbkin_core.graphs.store import GraphStore
+from tbkin_core.support.files import write_json
 from tbkin_core.support.shards import MANIFEST, read_shard, write_shard
 
 SIZE, WIDTH, HEIGHT, COUNT = 16, 640, 480, 5
@@ -716,3 +719,19 @@ def test_the_manifest_says_plainly_what_made_the_features(tmp_path: Path) -> Non
         (tmp_path / MANIFEST).write_text(json.dumps(changed))
         with pytest.raises(DataError, match="does not say which extractor"):
             FeatureStore(tmp_path)
+
+
+def test_a_pipe_in_the_place_of_an_array_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "1.npy")
+    with pytest.raises(ValueError, match="no regular file"):
+        read_npy(tmp_path / "1.npy")
+    with pytest.raises(DataError, match="no regular file"):
+        load_plain_pickle(tmp_path / "1.npy")
+
+
+def test_a_store_of_another_kind_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    manifest = {"format_version": 1, "kind": "graphs", "complete": True, "settings": {}, "shards": []}
+    write_json(tmp_path / MANIFEST, {**manifest, "extra": {}})
+    with pytest.raises(DataError, match="expected a store of features, found 'graphs'") as raised:
+        FeatureStore(tmp_path)
+    assert "tbkin extract-features" in str(raised.value.hint)

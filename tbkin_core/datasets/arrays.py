@@ -54,7 +54,9 @@ def _check(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
 
 
 def read_npy(path: Path, limit: int = MAX_ARRAY_BYTES) -> bytes:
-    """The bytes of a `.npy` file; a ValueError where it is larger than an array of one image may be."""
+    """The bytes of a `.npy` file; a ValueError where it is none, or larger than an image's array may be."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("is no regular file")
     if (size := path.stat().st_size) > limit + _HEADER:
         raise ValueError(f"is {size:,} bytes large, at most {limit:,} are read")
     return path.read_bytes()

@@ -47,6 +47,8 @@ def load_plain_pickle(path: Path) -> Any:
         DataError: The file cannot be read, or is longer than `MAX_PICKLE_BYTES`; else as `loads_plain`.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise _refused(f"{path}: is no regular file")  # a pipe would be waited for
         size = path.stat().st_size
         if size > MAX_PICKLE_BYTES:
             raise _refused(f"{path}: pickle of {size} bytes, at most {MAX_PICKLE_BYTES} are read")

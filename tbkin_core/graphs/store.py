@@ -199,7 +199,9 @@ class GraphStoreWriter:
 def _checksum(priors: Path, summary: Any) -> int | None:
     """Of what is counted over all shards; None where the file of priors cannot be read."""
     try:
-        counted = priors.read_bytes()
+        counted = priors.read_bytes() if priors.is_file() else None  # a pipe would be waited for
     except OSError:
+        counted = None
+    if counted is None:
         return None
     return zlib.crc32(counted, zlib.crc32(json.dumps(summary, sort_keys=True).encode()))

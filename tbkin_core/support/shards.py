@@ -341,7 +341,10 @@ def read_store(
         raise DataError(f"{path}: holds no {kind.name}", hint=f"make them with `{kind.command}`")
     manifest = Manifest.read(path)
     if manifest.kind != kind.name:
-        raise DataError(f"{path}: expected a store of {kind.name}, found {manifest.kind!r}")
+        raise DataError(
+            f"{path}: expected a store of {kind.name}, found {manifest.kind!r}",
+            hint=f"name the directory of {kind.name}, or make them with `{kind.command}`",
+        )
     if manifest.format_version != FORMAT_VERSION:
         raise DataError(
             f"{path}: format version {manifest.format_version}, this tbkin reads {FORMAT_VERSION}",

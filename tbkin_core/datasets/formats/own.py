@@ -94,6 +94,8 @@ def _is_drawn(file: Path) -> bool:
 
 def _is_trace(file: Path) -> bool:
     try:
+        if not file.is_file():  # a pipe would be waited for
+            return False
         with zipfile.ZipFile(file) as archive:
             return {"values.npy", "dense.kept.npy"} <= set(archive.namelist())
     except (OSError, ValueError, zipfile.BadZipFile):
