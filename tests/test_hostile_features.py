@@ -36,6 +36,7 @@ from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.features.writing import FeatureStoreWriter, write_feature_store
 from tbkin_core.graphs.store import GraphStore
+from tbkin_core.modeling.checkpoint import load_tensors
 from tbkin_core.support.files import write_json
 from tbkin_core.support.shards import MANIFEST, read_shard, write_shard
 
@@ -727,6 +728,8 @@ def test_a_pipe_in_the_place_of_an_array_is_not_waited_for(tmp_path: Path) -> No
         read_npy(tmp_path / "1.npy")
     with pytest.raises(DataError, match="no regular file"):
         load_plain_pickle(tmp_path / "1.npy")
+    with pytest.raises(ValueError, match="no regular file"):
+        load_tensors(tmp_path / "1.npy")
 
 
 def test_a_store_of_another_kind_is_refused_with_a_remedy(tmp_path: Path) -> None:

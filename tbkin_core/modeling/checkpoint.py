@@ -289,6 +289,8 @@ def load_tensors(file: Path, device: torch.device | str = "cpu") -> Any:
 
     PyTorch itself unpacks as many bytes as a file declares, and takes damaged ones for numbers.
     """
+    if file.exists() and not file.is_file():
+        raise ValueError("it is no regular file")  # a pipe would be waited for
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
