@@ -277,8 +277,9 @@ def test_minutes_that_were_chosen_end_a_run_for_good(
 @pytest.mark.parametrize(
     ("samples", "given_settings", "size", "epochs", "minutes"),
     [
-        (1_000, {}, "tiny", 60, CPU_MINUTES),
-        (40_000, {}, "tiny", 25, CPU_MINUTES),
+        (1_000, {}, "tiny", 16, CPU_MINUTES),
+        (20_000, {}, "tiny", 8, CPU_MINUTES),
+        (40_000, {}, "tiny", 4, CPU_MINUTES),
         (1_000_000, {}, "tiny", 4, CPU_MINUTES),
         (100_000, {"max_minutes": 120.0}, "small", 10, 120.0),
         (40_000, {"epochs": 3}, "tiny", 3, None),
@@ -315,6 +316,7 @@ def test_defaults_on_a_processor(
     assert (chosen.dropout, chosen.feature_dropout) == ((0.3, 0.3) if scarce else (chosen.dropout, 0.0))
     assert chosen.direct_width == DIRECT_WIDTHS[chosen.size]
     few = planned(answers=99, **given_settings)
+    assert few.epochs == given_settings.get("epochs", min(max(round(1_000_000 / samples), 4), 60))
     assert few.direct_width == 0 == few.feature_dropout and few.dropout in (0.0, 0.1)
     assert planned(direct_width=0, feature_dropout=0.1, **given_settings).head_values() == {
         "direct_width": 0,
@@ -395,3 +397,15 @@ def test_texts_that_are_cut_or_unknown_are_counted_in_every_split(trained_worksp
     assert "test: 3 texts hold no known word" in notes
     assert "predictions of test: 3 texts hold no known word" in notes
     assert not [note for note in notes if note.startswith("train: ") and "texts" in note]
+
+
+def test_weights_of_other_features_of_the_same_size_are_refused(trained_workspace: Path) -> None:
+    """Numbers of another extractor would be taken for those that the weights know."""
+    manifest = trained_workspace / "coco/features/store.json"
+    content = json.loads(manifest.read_text())
+    content["settings"]["photo_side"] = 12345
+    manifest.write_text(json.dumps(content))
+    line = ("finetune", "--task", "vqa", "--data", "coco", "--epochs", "1", "--out", "run")
+    says = ("init runs/finetune/rec", "features of kind", "photo_side", "--init none")
+    fails(*line, "--init", "runs/finetune/rec", cwd=trained_workspace, code=1, says=says)
+    succeeds(*line, "--init", "none", cwd=trained_workspace)

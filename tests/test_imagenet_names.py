@@ -205,6 +205,16 @@ def test_a_higher_minimum_leaves_fewer_names_and_changes_none() -> None:
     assert (scores[high >= 0] >= 0.9 - 1e-6).all()
 
 
+def test_a_region_may_need_more_for_a_name_than_others() -> None:
+    features, logits = silent(2), np.concatenate([one_class(GOLDEN_RETRIEVER)] * 2)
+    ids, scores = region_names(features, logits)
+    assert ids[0] == ids[1] >= 0
+    least = np.full((2, len(OBJECT_NAMES)), -np.inf)
+    least[1] = np.inf
+    some, same = region_names(features, logits, least=least)
+    assert some.tolist() == [ids[0], -1] and same.tolist() == [scores[0], 0]
+
+
 def test_regions_do_not_depend_on_each_other() -> None:
     generator = np.random.default_rng(1)
     features = np.abs(generator.normal(0, 0.7, (7, WIDTH))).astype(np.float32)

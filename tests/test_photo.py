@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tbkin_core.features.extract import extract_dataset
 from tbkin_core.features.extractors import LITE, LITE_PACKAGES, lite, opening
 from tbkin_core.features.extractors.base import regions_of_file
 from tbkin_core.features.extractors.opening import choose_extractor, reopen_extractor
-from tbkin_core.features.pictures import are_photos
+from tbkin_core.features.pictures import count_photos
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.names.imagenet import OBJECT_NAMES
 
@@ -108,6 +109,31 @@ def test_what_is_too_small_to_be_told_from_its_surroundings_has_no_name(
     assert fields["object_scores"].tolist() == [1, 1, 0]
 
 
+def test_a_region_has_to_be_as_sure_as_the_cells_beside_it(
+    backbone: lite.LiteBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that sees one thing, in the cell in the middle, calls nothing beside it by its name."""
+    values = np.full((81, len(OBJECT_NAMES)), -5, np.float32)
+    values[4 * 9 + 4] = 7
+    asked: list[np.ndarray] = []
+
+    def named(*given: Any) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(given[-1])
+        return np.zeros(4, np.int32), np.ones(4, np.float32)
+
+    monkeypatch.setattr(lite, "name_values", lambda *_: values)
+    monkeypatch.setattr(lite, "region_names", named)
+    middle = (4 * lite.STRIDE + 3.5) / backbone.side
+    left, right = middle - 2.4 * lite.STRIDE / backbone.side, middle + 0.4 * lite.STRIDE / backbone.side
+    around, beside = [left, left, right, right], [left, left, middle - 0.1, right]
+    boxes = np.array([around, beside, [0.8, 0.8, 1, 1], [0, 0, 1, 1]], np.float32)
+    backbone.describe([backbone.prepare(textured(0))], [boxes])
+    assert asked[0].shape == (4, len(OBJECT_NAMES))
+    # The whole image has no cell beside it, so nothing is asked of it.
+    expected = np.array([-5 - lite.BESIDE, 7 - lite.BESIDE, -5 - lite.BESIDE, -np.inf])
+    np.testing.assert_array_equal(asked[0], np.repeat(expected[:, None], len(OBJECT_NAMES), axis=1))
+
+
 def test_another_side_is_refused() -> None:
     with pytest.raises(ConfigError, match="sees 260 pixels, got 300"):
         lite.LiteBackbone(side=300)
@@ -138,11 +164,10 @@ def test_photographs_are_told_from_drawings(tmp_path: Path) -> None:
     generate(drawn, 6, 2, 2, 0, (128, 96))
     drawings = sorted(drawn.rglob("*.jpg"))
     seen = sorted(photos(tmp_path / "seen", 6).iterdir())
-    assert are_photos(seen) and not are_photos(drawings)
-    assert are_photos([*seen, *drawings[:3]]) and not are_photos([*drawings, *seen[:3]])
+    assert count_photos(seen) == (6, 6) and count_photos(drawings)[0] <= len(drawings) // 4
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    assert not are_photos([]) and not are_photos([tmp_path / "broken.png"])
-    assert are_photos([tmp_path / "broken.png", *seen])
+    assert count_photos([]) == (0, 0) == count_photos([tmp_path / "broken.png"])
+    assert count_photos([tmp_path / "broken.png", *seen]) == (6, 6)
 
 
 def test_auto_takes_what_sees_most_and_says_so(
@@ -151,7 +176,7 @@ def test_auto_takes_what_sees_most_and_says_so(
     caplog.set_level(logging.INFO, "tbkin")
     dataset = open_dataset(photos(tmp_path / "photos", 4))
     assert choose_extractor(dataset, "auto").name == "photo"
-    assert "photographs" in caplog.text
+    assert "photographs (4 of 4 looked at)" in caplog.text
     assert choose_extractor(dataset, "auto", "facebook/dinov2-small").name == "builtin"
     monkeypatch.setattr(opening, "LITE_PACKAGES", ("a_package_that_is_not_there",))
     assert choose_extractor(dataset, "auto").name == "builtin"
@@ -161,6 +186,40 @@ def test_auto_takes_what_sees_most_and_says_so(
     caplog.clear()
     assert choose_extractor(open_dataset(drawn), "auto").name == "builtin"
     assert "drawings" in caplog.text
+    mixed = photos(tmp_path / "mixed", 3)
+    for number, path in enumerate(sorted(drawn.rglob("*.jpg"))):
+        path.rename(mixed / f"drawn{number}.jpg")
+    caplog.clear()
+    assert choose_extractor(open_dataset(mixed), "auto").name == "builtin"
+    assert " looked at might be photographs)" in caplog.text
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.jpg").write_bytes(b"no picture")
+    assert choose_extractor(open_dataset(broken), "auto").name == "builtin"
+    assert "can be read" in caplog.text
+
+
+def test_auto_goes_on_as_a_store_was_begun(tmp_path: Path) -> None:
+    """Drawings that come to a store of photos do not make the command that made it refuse."""
+    place = photos(tmp_path / "mixed", 2)
+    for path, name in zip(sorted(place.iterdir()), ("harbour", "sunset"), strict=True):
+        path.rename(place / f"{name}.png")
+    first = extract_dataset(open_dataset(place), tmp_path / "store", extractor="auto", workers=0)
+    assert first.store.settings["extractor"] == "photo"
+    for name in ("circle", "square", "star"):
+        Image.new("RGB", (120, 90), "white").save(place / f"{name}.png")
+    again = extract_dataset(open_dataset(place), tmp_path / "store", extractor="auto", workers=0)
+    assert (again.present, again.made) == (2, 3) and again.store.settings == first.store.settings
+    anew = extract_dataset(
+        open_dataset(place), tmp_path / "store", extractor="auto", workers=0, overwrite=True
+    )
+    assert anew.store.settings["extractor"] == "builtin"
+
+
+def test_packages_that_do_not_work_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lite, "_ARCHITECTURE", "json")
+    with pytest.raises(MissingDependencyError, match=r"json.* does not work \(AttributeError"):
+        lite.LiteBackbone()
 
 
 # ---- stores -------------------------------------------------------------------------------------
@@ -211,3 +270,15 @@ def test_boxes_that_people_drew_keep_their_names(tmp_path: Path) -> None:
     store = extract_dataset(dataset, tmp_path / "out", "annotations", 36, 0, **options).store
     assert store.extractor == "annotations" and store.feature_size == lite.WIDTH + lite.FINE_WIDTH
     assert "circle" in store.object_names
+
+
+def test_captions_of_pictures_that_are_not_there_are_counted(tmp_path: Path) -> None:
+    place = photos(tmp_path / "own", 3)
+    names = ["0.png", "1.png", "2.png", "harbor_at_night.png"]
+    lines = [json.dumps({"image": name, "caption": "a dog on a lawn"}) for name in names]
+    (place / "captions.jsonl").write_text("\n".join(lines[:3]), encoding="utf-8")
+    succeeds("extract-features", place, "--extractor", "builtin", cwd=tmp_path)
+    assert "without regions" not in succeeds("build-graphs", place, cwd=tmp_path).out
+    (place / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    told = succeeds("build-graphs", place, "--overwrite", "--json", cwd=tmp_path).out
+    assert "1 of 4 captions are about images without regions" in told and "harbor_at_night" in told

@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from tbkin_core.datasets import Dataset
 from tbkin_core.errors import DataError, TbkinError
@@ -19,10 +20,18 @@ from tbkin_core.features.store import FEATURES, FeatureStore
 from tbkin_core.features.writing import FeatureStoreWriter
 from tbkin_core.support.console import progress
 from tbkin_core.support.interruption import held_back
-from tbkin_core.support.shards import share_of_store, store_place_held
+from tbkin_core.support.shards import Manifest, share_of_store, store_place_held
 from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
+
+
+def _settings_there(out: Path) -> dict[str, Any] | None:
+    """Settings of the store in a directory; None where there is none, or what is there is damaged."""
+    try:
+        return Manifest.read(out).settings
+    except DataError:
+        return None  # the writer says what is wrong with it
 
 
 @dataclass
@@ -92,6 +101,7 @@ def extract_dataset(
         devices=devices,
         backbone=backbone,
         backbone_side=backbone_side,
+        begun=None if overwrite else _settings_there(out),
     )
     opened = open_extractor(extractor, request)
     settings = opened.settings()

@@ -166,13 +166,13 @@ def _refuse_large(image: Image.Image, path: Path) -> None:
             raise _too_large(path, f"in tiles of {tile[0]} x {tile[1]}")
 
 
-def are_photos(paths: Sequence[Path]) -> bool:
-    """Whether most of some pictures are photographs rather than drawings; of many, some are looked at.
+def count_photos(paths: Sequence[Path]) -> tuple[int, int]:
+    """How many of some pictures are photographs rather than drawings, and how many were looked at.
 
     In a photograph few pixels equal their neighbours. Of the medians seen, three photo collections had 9 to
     16 % of such pixels, drawn scenes and shapes 71 to 92 %. Pictures that cannot be read do not count.
     """
-    shares = []
+    photos = looked_at = 0
     for path in paths[:: max(-(-len(paths) // _LOOKED_AT), 1)]:
         with contextlib.suppress(DataError):
             small = Image.fromarray(load_image(path, max_side=_SMALL)[0])
@@ -181,8 +181,9 @@ def are_photos(paths: Sequence[Path]) -> bool:
             here = pixels[:-1, :-1]
             steps = np.maximum(np.abs(pixels[1:, :-1] - here), np.abs(pixels[:-1, 1:] - here)).max(axis=-1)
             if steps.size:
-                shares.append(float((steps <= _EQUAL).mean()))
-    return bool(shares) and float(np.median(shares)) < _FLAT
+                looked_at += 1
+                photos += float((steps <= _EQUAL).mean()) < _FLAT
+    return photos, looked_at
 
 
 def used_bits(path: Path) -> int:

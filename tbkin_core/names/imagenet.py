@@ -205,6 +205,7 @@ def region_names(
     logits: NDArray[np.floating],
     minimum: float = 0.5,
     behind: float = np.inf,
+    least: NDArray[np.floating] | float = -np.inf,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The name of each region of one image.
 
@@ -214,6 +215,7 @@ def region_names(
         minimum: How sure a name has to be, in (0, 1); 0.5 is where each name is right often enough.
         behind: How far a region may be behind the image's surest one of a name, in log odds. A cell sees far
             beyond itself, so what stands beside a thing is called by its name too, but less surely.
+        least: (K, names) or one number, what `name_values` has to be for a name of a region.
 
     Returns:
         (K,) int32 numbers into `OBJECT_NAMES`, -1 where no name is sure enough, and (K,) float32 how sure
@@ -226,8 +228,8 @@ def region_names(
     if not 0 < minimum < 1:
         raise ConfigError(f"minimum must be above 0 and below 1, got {minimum}", hint="0.5 is the default")
     values = name_values(features, logits)
-    least = np.maximum(values.max(axis=0, initial=-np.inf) - behind, np.log(minimum / (1 - minimum)))
-    enough = values >= least
+    surest = values.max(axis=0, initial=-np.inf)
+    enough = values >= np.maximum(np.maximum(surest - behind, np.log(minimum / (1 - minimum))), least)
     # A name that is above another one which is sure enough gives way to it.
     general = enough.astype(np.float32) @ _places()[3] > 0  # (K, names)
     values = np.where(enough & ~general, values, -np.inf)

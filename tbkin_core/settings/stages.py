@@ -348,6 +348,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         None,
         "Width of a way from words and mean region to the answers past the encoder.",
         low=0,
+        high=16_384,
         unset="128 to 256 where 100 answers or more are learnt, else 0",
     )
     """0 is the published head."""

@@ -113,6 +113,19 @@ def _language_notes(dataset: Dataset) -> list[str]:
     ]
 
 
+def _stray_notes(dataset: Dataset, place: Path, features: FeatureStore) -> list[str]:
+    """A note on captions of images that have no regions, be it that their names are misspelt."""
+    captions = dataset.captions()
+    named = [caption.image_id for caption in captions]
+    stray = [name for name in named if name is not None and name not in features]
+    if not stray:
+        return []
+    return [
+        f"{len(stray):,} of {len(captions):,} captions are about images without regions in {place}, such as"
+        f" {shortened(str(stray[0]))!r}: they have no anchors, and pretraining leaves them out"
+    ]
+
+
 def _size_notes(dataset: Dataset, features: FeatureStore) -> list[str]:
     """A note on images whose annotations were drawn on a picture of another shape."""
     if not dataset.boxes():
@@ -137,7 +150,7 @@ def _feature_notes(dataset: Dataset, data: Path, place: Path, features: FeatureS
     """What a user should know where features are missing; `data` and `place` as messages name them."""
     command = f"`tbkin extract-features {data}`"
     if features is not None and features.complete:
-        return _size_notes(dataset, features)
+        return [*_stray_notes(dataset, place, features), *_size_notes(dataset, features)]
     if features is not None:
         return [
             f"{place}: extracting these features was interrupted; captions of images that it lacks have no"

@@ -16,8 +16,9 @@ from tbkin_core.modeling.checkpoint import apply_init
 from tbkin_core.modeling.configuration import SIZES
 from tbkin_core.texts.word_vectors import WordVectors
 from tbkin_core.training.plan import TrainingPlan
-from tbkin_core.training.start import Start
+from tbkin_core.training.start import Start, check_feature_kind
 
+_SAME_FEATURES = "use features of the same extractor, or --init none"
 _PROJECTION = "tbkin.region_embeddings.feature_projection.weight"
 
 
@@ -34,6 +35,7 @@ def build_model(
     Raises:
         ConfigError: Texts are to be longer than the weights allow, or a layer is to select that is not there.
         CheckpointError: The weights know region features of another size.
+        DataError: They know features of another kind.
     """
     torch.manual_seed(plan.seed)
     store = parts[0][0]
@@ -52,8 +54,13 @@ def build_model(
         raise CheckpointError(
             f"init {start.source}: was trained on region features of size"
             f" {start.weights[_PROJECTION].shape[1]}, these have {store.feature_size}",
-            hint="use features of the same extractor, or --init none",
+            hint=_SAME_FEATURES,
         )
+    else:
+        # Of one size, the numbers of another extractor would be taken for those that the weights know.
+        for part, _ in parts:
+            trained_on = (start.values or {}).get("extractor")
+            check_feature_kind(trained_on, part, f"init {start.source}", _SAME_FEATURES)
     if start.weights:
         apply_init(model, start.weights, start.source)
     if start.words is not None:

@@ -10,7 +10,7 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +41,7 @@ class Request:
     backbone: str | None = None  # hub id or directory of a vision model whose maps give the vectors
     backbone_side: int | None = None  # pixels along a side of the square that it sees; its own when None
     backbone_revision: str | None = None  # of the hub's backbone
+    begun: Mapping[str, Any] | None = None  # settings of the store that it goes on with; None for a new one
 
     def needed_dataset(self) -> Dataset:
         """The dataset; ConfigError where the request is for images of none."""

