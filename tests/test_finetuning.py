@@ -399,13 +399,18 @@ def test_texts_that_are_cut_or_unknown_are_counted_in_every_split(trained_worksp
     assert not [note for note in notes if note.startswith("train: ") and "texts" in note]
 
 
-def test_weights_of_other_features_of_the_same_size_are_refused(trained_workspace: Path) -> None:
+def test_weights_that_know_other_vectors_of_the_same_size_are_refused(trained_workspace: Path) -> None:
     """Numbers of another extractor would be taken for those that the weights know."""
     manifest = trained_workspace / "coco/features/store.json"
     content = json.loads(manifest.read_text())
+    line = ("finetune", "--task", "vqa", "--data", "coco", "--epochs", "1", "--max-minutes", "0.02")
+    # How regions were found changes no vector.
     content["settings"]["photo_side"] = 12345
     manifest.write_text(json.dumps(content))
-    line = ("finetune", "--task", "vqa", "--data", "coco", "--epochs", "1", "--out", "run")
-    says = ("init runs/finetune/rec", "features of kind", "photo_side", "--init none")
-    fails(*line, "--init", "runs/finetune/rec", cwd=trained_workspace, code=1, says=says)
-    succeeds(*line, "--init", "none", cwd=trained_workspace)
+    succeeds(*line, "--init", "runs/finetune/rec", "--out", "same", cwd=trained_workspace)
+    content["settings"]["backbone_weights"] = "0123"
+    manifest.write_text(json.dumps(content))
+    says = ("init runs/finetune/rec", "another kind", "0123", "--init none")
+    begun = (*line, "--init", "runs/finetune/rec", "--out")
+    fails(*begun, "other", cwd=trained_workspace, code=1, says=says)
+    succeeds(*begun, "blind", "--blind", cwd=trained_workspace)

@@ -478,3 +478,11 @@ def test_long_texts_take_time_by_their_length() -> None:
             build_tokenizer([text]).encode(text)
             times.append(time.process_time() - start)
         assert times[1] <= 12 * max(times[0], 0.3), part
+
+
+@pytest.mark.parametrize("content", [[{"image": "a.png", "caption": "a dog"}], {"a.png": "a dog"}])
+def test_own_captions_in_another_form_are_told_where_to_go(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "captions.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError) as raised:
+        open_dataset(tmp_path).captions()
+    assert "captions.jsonl, one object a line" in str(raised.value.hint)

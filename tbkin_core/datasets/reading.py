@@ -252,12 +252,14 @@ class Source:
             DataError: `content` is no object, the key is absent though required, or holds no list.
         """
         if not isinstance(content, dict):
-            raise malformed(self.file.path, f"expected a JSON object with {key!r}, got {type_name(content)}")
+            what = f"expected a JSON object with {key!r}, got {type_name(content)}"
+            raise malformed(self.file.path, what, _own_captions(self.file.path))
         if key not in content:
             if not required:
                 return []
             found = ", ".join(repr(str(name)[:40]) for name in list(content)[:6]) or "nothing"
-            raise malformed(self.file.path, f"expected a list under {key!r}, found {found}")
+            what = f"expected a list under {key!r}, found {found}"
+            raise malformed(self.file.path, what, _own_captions(self.file.path))
         items = content[key]
         if not isinstance(items, list):
             raise malformed(self.file.path, f"{key!r} must be a list, got {type_name(items)}")
@@ -296,9 +298,19 @@ class Row(NamedTuple):
     item: dict[str, Any]
 
 
-def malformed(path: Path, what: str) -> DataError:
+def malformed(path: Path, what: str, hint: str = "") -> DataError:
     """The error of a file that is not what its format says."""
-    return DataError(f"{path}: {what}", hint="compare the file with the publisher's original")
+    return DataError(f"{path}: {what}", hint=hint or "compare the file with the publisher's original")
+
+
+def _own_captions(path: Path) -> str:
+    """What to do with captions that look like nobody's but one's own; "" for another file."""
+    if path.stem.casefold() not in ("caption", "captions"):
+        return ""
+    return (
+        f"captions of your own go into {path.stem}.jsonl, one object a line:"
+        ' {"image": "a.jpg", "caption": "a dog"}; else compare the file with the publisher\'s original'
+    )
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

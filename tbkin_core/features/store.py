@@ -293,6 +293,18 @@ def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in aside}
 
 
+def vector_source(settings: Mapping[str, Any]) -> str:
+    """What the numbers of region vectors come from, whatever boxes they are of and however these are named.
+
+    Args:
+        settings: A store's, or a checkpoint's note of them.
+    """
+    for name in ("backbone_weights", "backbone", "weights", "model"):
+        if settings.get(name):
+            return f"{name} {settings[name]}"
+    return "import" if settings.get("extractor") == "import" else "descriptors"
+
+
 def feature_statistics(
     sources: Sequence[tuple[FeatureStore, Sequence[int] | NDArray]], images: int = 2000
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

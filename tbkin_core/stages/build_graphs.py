@@ -114,7 +114,7 @@ def _language_notes(dataset: Dataset) -> list[str]:
 
 
 def _stray_notes(dataset: Dataset, place: Path, features: FeatureStore) -> list[str]:
-    """A note on captions of images that have no regions, be it that their names are misspelt."""
+    """A note on captions of images that have no regions; misspelt names are a common cause."""
     captions = dataset.captions()
     named = [caption.image_id for caption in captions]
     stray = [name for name in named if name is not None and name not in features]

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from tbkin_core.errors import CheckpointError, ConfigError
-from tbkin_core.features.store import FeatureStore, feature_statistics
+from tbkin_core.features.store import FeatureStore, feature_statistics, vector_source
 from tbkin_core.modeling import TbkinConfig
 from tbkin_core.modeling.checkpoint import apply_init
 from tbkin_core.modeling.configuration import SIZES
 from tbkin_core.texts.word_vectors import WordVectors
 from tbkin_core.training.plan import TrainingPlan
-from tbkin_core.training.start import Start, check_feature_kind
+from tbkin_core.training.start import Start
 
 _SAME_FEATURES = "use features of the same extractor, or --init none"
 _PROJECTION = "tbkin.region_embeddings.feature_projection.weight"
@@ -34,8 +34,7 @@ def build_model(
 
     Raises:
         ConfigError: Texts are to be longer than the weights allow, or a layer is to select that is not there.
-        CheckpointError: The weights know region features of another size.
-        DataError: They know features of another kind.
+        CheckpointError: The weights know region features of another size or kind.
     """
     torch.manual_seed(plan.seed)
     store = parts[0][0]
@@ -56,11 +55,15 @@ def build_model(
             f" {start.weights[_PROJECTION].shape[1]}, these have {store.feature_size}",
             hint=_SAME_FEATURES,
         )
-    else:
-        # Of one size, the numbers of another extractor would be taken for those that the weights know.
-        for part, _ in parts:
-            trained_on = (start.values or {}).get("extractor")
-            check_feature_kind(trained_on, part, f"init {start.source}", _SAME_FEATURES)
+    elif model.config.use_regions:
+        trained_on = (start.values or {}).get("extractor") or store.settings
+        # Of one size, other numbers would be taken for those that the weights know.
+        if (known := vector_source(trained_on)) != (found := vector_source(store.settings)):
+            raise CheckpointError(
+                f"init {start.source}: was trained on region vectors of another kind ({known}), these in"
+                f" {store.path} are of {found}",
+                hint=_SAME_FEATURES,
+            )
     if start.weights:
         apply_init(model, start.weights, start.source)
     if start.words is not None:

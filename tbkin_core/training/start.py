@@ -147,12 +147,7 @@ def feature_place(features: Path | None, data: Path) -> Path:
     return place
 
 
-def check_feature_kind(
-    trained_on: Mapping[str, Any] | None,
-    store: FeatureStore,
-    checkpoint: object,
-    hint: str = "use the features the checkpoint was trained on, or fine-tune on these",
-) -> None:
+def check_feature_kind(trained_on: Mapping[str, Any] | None, store: FeatureStore, checkpoint: object) -> None:
     """DataError where features are of another kind than those that the named checkpoint was trained on.
 
     `trained_on` is its note of its features, `extractor` in its configuration.
@@ -164,5 +159,5 @@ def check_feature_kind(
             f"{store.path}: features of kind {found['extractor']!r}, size {found['feature_size']};"
             f" {checkpoint} was trained on {expected.get('extractor')!r}, size"
             f" {expected.get('feature_size')} (other: {', '.join(changed)})",
-            hint=hint,
+            hint="use the features the checkpoint was trained on, or fine-tune on these",
         )

