@@ -278,7 +278,7 @@ def test_minutes_that_were_chosen_end_a_run_for_good(
     ("samples", "given_settings", "size", "epochs", "minutes"),
     [
         (1_000, {}, "tiny", 16, CPU_MINUTES),
-        (20_000, {}, "tiny", 8, CPU_MINUTES),
+        (20_000, {}, "tiny", 7, CPU_MINUTES),
         (40_000, {}, "tiny", 4, CPU_MINUTES),
         (1_000_000, {}, "tiny", 4, CPU_MINUTES),
         (100_000, {"max_minutes": 120.0}, "small", 10, 120.0),
@@ -318,9 +318,11 @@ def test_defaults_on_a_processor(
     few = planned(answers=99, **given_settings)
     assert few.epochs == given_settings.get("epochs", min(max(round(1_000_000 / samples), 4), 60))
     assert few.direct_width == 0 == few.feature_dropout and few.dropout in (0.0, 0.1)
+    assert chosen.encoder_dropout == (0.5 if scarce else 0.0) and few.encoder_dropout == 0
     assert planned(direct_width=0, feature_dropout=0.1, **given_settings).head_values() == {
         "direct_width": 0,
         "feature_dropout_prob": 0.1,
+        "encoder_dropout_prob": 0,
     }
 
 

@@ -225,6 +225,26 @@ def test_a_direct_path_sees_no_image_where_the_model_does_not() -> None:
     torch.testing.assert_close(model(**inputs).vqa_logits, model(**other).vqa_logits)
 
 
+def test_some_samples_learn_on_the_direct_path_alone_in_training() -> None:
+    inputs = random_inputs([5, 3], [4, 2])
+    given = {"direct_width": 8, "encoder_dropout_prob": 1.0, "hidden_dropout_prob": 0.0}
+    model: TbkinForVqa = tiny(TbkinForVqa, attention_probs_dropout_prob=0.0, **given).train()
+    assert model.direct is not None
+    nn.init.normal_(model.direct.answers.weight)
+    before = model(**inputs).vqa_logits
+    for parameter in model.answer_decoder.parameters():
+        nn.init.normal_(parameter)
+    torch.testing.assert_close(model(**inputs).vqa_logits, before)
+    model.config.encoder_dropout_prob = 0.5
+    torch.manual_seed(0)
+    many = {name: value.repeat(100, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+    apart = (model(**many).vqa_logits - before.repeat(100, 1)).abs().amax(dim=1)
+    alike = (apart < 1e-5).float().mean()
+    assert 0.3 < alike < 0.7
+    model.eval()
+    assert not torch.allclose(model(**inputs).vqa_logits, before)
+
+
 def test_feature_dropout_takes_the_same_numbers_of_all_regions_in_training_alone() -> None:
     embeddings = tiny(TbkinForVqa, feature_dropout_prob=0.5).tbkin.region_embeddings
     features = torch.rand(3, 4, embeddings.feature_mean.shape[0]) + 1

@@ -74,7 +74,7 @@ _CONFIG_KEYS: dict[str, Check] = {
     **dict.fromkeys([*_SIZED_BY, "hidden_size", "num_hidden_layers", "num_attention_heads"], _SIZE),
     **dict.fromkeys(["max_regions", "max_text_tokens"], _SIZE),
     **dict.fromkeys(["hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"], _SHARE),
-    "feature_dropout_prob": _SHARE,
+    **dict.fromkeys(["feature_dropout_prob", "encoder_dropout_prob"], _SHARE),
     "direct_width": number(0, 1e5, whole=True),
     "initializer_range": number(0, 1e3),
     "pad_token_id": maybe(number(0, 1e7, whole=True)),

@@ -38,6 +38,7 @@ class TbkinConfig(PretrainedConfig):
         num_attribute_classes: int = 400,  # likewise
         num_answers: int = 3129,  # outputs of the VQA head; `id2label` names them
         direct_width: int = 0,  # of the VQA head's way past the encoder; 0 is the published head, without one
+        encoder_dropout_prob: float = 0.0,  # of samples, which learn from that way alone
         threshold: float = 0.0,  # τ of the selection, for "topk" the number k; 0 is the dense model
         selection: str = "relative",  # one of `tbkin_core.selection.SELECTIONS`
         threshold_layers: list[int] | None = None,  # layers that select; None means all
@@ -63,7 +64,7 @@ class TbkinConfig(PretrainedConfig):
         self.region_feature_size = region_feature_size
         self.num_object_classes, self.num_attribute_classes = num_object_classes, num_attribute_classes
         self.num_answers = num_answers
-        self.direct_width = direct_width
+        self.direct_width, self.encoder_dropout_prob = direct_width, encoder_dropout_prob
         self.selection, self.threshold = selection, threshold
         self.threshold_layers, self.threshold_scope = threshold_layers, threshold_scope
         self.straight_through, self.use_regions = straight_through, use_regions

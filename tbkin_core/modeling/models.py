@@ -350,7 +350,9 @@ class DirectPath(nn.Module):
 class TbkinForVqa(TbkinPreTrainedModel):
     """[CLS] through two dense layers to the answers; `config.id2label` names them.
 
-    With `config.direct_width` words and regions have a way of their own beside (`DirectPath`).
+    With `config.direct_width` words and regions have a way of their own beside (`DirectPath`). In training
+    the encoder then says nothing about some samples (`config.encoder_dropout_prob`), so that the way beside
+    it learns to do without, and neither leans on what the other has learnt by heart.
     """
 
     task = "vqa"
@@ -370,6 +372,10 @@ class TbkinForVqa(TbkinPreTrainedModel):
         output = self.tbkin(**inputs)
         logits = self.answer_decoder(self.answer_head(output.pooled))
         if self.direct is not None:
+            if self.training and self.config.encoder_dropout_prob:
+                # Not scaled up in turn: either way alone, and both together, are to give logits of one size.
+                kept = torch.rand(len(logits), 1, device=logits.device) >= self.config.encoder_dropout_prob
+                logits = logits * kept
             words = self.tbkin.text_embeddings.word_embeddings(inputs["input_ids"])
             regions = inputs["region_mask"].bool() & self.config.use_regions
             area = inputs["region_geometry"][..., 4]

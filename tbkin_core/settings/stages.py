@@ -352,6 +352,13 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         unset="128 to 256 where 100 answers or more are learnt, else 0",
     )
     """0 is the published head."""
+    encoder_dropout: float | None = _vqa(
+        None,
+        "Share of questions that learn on that way alone.",
+        low=0,
+        high=1,
+        unset="0.5 where 100 answers or more are learnt from fewer than 100,000 questions, else 0",
+    )
     predict: list[str] = _output(
         [], "Also write OUT/predictions-SPLIT.json, for an evaluation server.", metavar="SPLIT"
     )

@@ -26,9 +26,9 @@ learn habits from them that it is slow to lose (on pictures of one shape, 75 % w
 SCARCE_SAMPLES = 100_000
 """With open answers, fewer samples than these are learnt by heart before much of the image is understood."""
 
-SCARCE_SEEN, SCARCE_EPOCHS = 160_000, 16
-"""So many samples seen, and so many epochs at most, teach what there is to learn of scarce ones: questions
-about 2,000 photos were answered less well after 10 epochs than after 7, and worse while the rate was high."""
+SCARCE_SEEN, SCARCE_EPOCHS = 140_000, 16
+"""So many samples seen, and so many epochs at most, teach what there is to learn of scarce ones.
+Questions about 2,000 photos were answered best after 5 to 8 epochs whose rate had fallen by then."""
 
 DIRECT_WIDTHS = {"tiny": 128, "small": 256, "base": 256}
 
@@ -112,10 +112,15 @@ class FinetunePlan(TrainingPlan):
     blind_epochs: int = 0  # epochs, the first ones, that learn from the texts alone
     feature_dropout: float = 0.0
     direct_width: int = 0
+    encoder_dropout: float = 0.0
 
     def head_values(self) -> dict[str, Any]:
         """What the model's configuration gets beside its size and its answers."""
-        return {"feature_dropout_prob": self.feature_dropout, "direct_width": self.direct_width}
+        return {
+            "feature_dropout_prob": self.feature_dropout,
+            "direct_width": self.direct_width,
+            "encoder_dropout_prob": self.encoder_dropout,
+        }
 
 
 class _Choices:
@@ -189,15 +194,17 @@ def plan_finetuning(
         # Learning without the image delays learning with it; of many questions fewer suffice for the first.
         share = 0.2 if samples < 10_000 else 0.1
         hidden = choices.take("image_dropout", share, f"for {samples:,} samples")
-        alone = start.weights_are_random and hidden and head.outcomes >= OPEN_ANSWERS
-        count = common["epochs"] // 8 if alone else 0
+        begins = start.weights_are_random and hidden and head.outcomes >= OPEN_ANSWERS
+        count = common["epochs"] // 8 if begins else 0
         early = choices.take("blind_epochs", count, f"{head.outcomes} answers, init {start.source}")
     few = 0.3 if scarce and not config.blind else 0.0
     feature_dropout = choices.take("feature_dropout", few, f"{head.outcomes} answers, {samples:,} samples")
-    width = 0
+    width, alone = 0, 0.0
     if task.question_only:
         chosen = DIRECT_WIDTHS[size] if is_open else 0
         width = choices.take("direct_width", chosen, f"{head.outcomes} answers")
+        half = 0.5 if scarce and width else 0.0
+        alone = choices.take("encoder_dropout", half, f"{head.outcomes} answers, {samples:,} samples")
     return FinetunePlan(
         **common,
         max_minutes=math.inf if minutes is None else minutes,
@@ -207,6 +214,7 @@ def plan_finetuning(
         blind_epochs=early,
         feature_dropout=feature_dropout,
         direct_width=width,
+        encoder_dropout=alone,
         choices=tuple(choices.made),
     )
 
