@@ -534,7 +534,7 @@ def multiple_choice_alone(questions: Entries, annotations: Entries) -> None:
         (
             absent_images,
             (
-                "train: 2 of 12 samples skipped, their images have no features",
+                "train: 2 of 12 samples skipped, their images have no features, such as '100",
                 "val: 6 of 6 samples skipped, their images have no features",
             ),
         ),

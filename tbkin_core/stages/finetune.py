@@ -26,6 +26,7 @@ from tbkin_core.results import FinetuneResult, ReportEntry
 from tbkin_core.runs import FINISHED_BEFORE, ROOT, check_inputs, finish_run, note_inputs, train_together
 from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, dump_config
+from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.files import file_content, write_json, write_text
 from tbkin_core.support.ranks import rank
@@ -272,14 +273,17 @@ def _without_features(task: FinetuneTask, splits: TaskSplits, store: FeatureStor
     """Notes on samples without features, or with none that fit; DataError where all of training are so."""
     notes = []
     for name, items in splits.samples.items():
-        lacking = sum(item.image_id not in store for item in items)
+        without = [item.image_id for item in items if item.image_id not in store]
+        lacking, named = len(without), f"such as {shortened(str(without[0]))!r}" if without else ""
         if name == "train" and lacking == len(items):
             raise DataError(
-                f"{store.path}: holds features of none of the {len(items)} training samples' images",
-                hint=f"run `tbkin extract-features {data}`",
+                f"{store.path}: holds features of none of the {len(items)} training samples' images, {named}",
+                hint=f"compare their names with those of the pictures, or run `tbkin extract-features {data}`",
             )
         if lacking:
-            notes.append(f"{name}: {lacking} of {len(items)} samples skipped, their images have no features")
+            notes.append(
+                f"{name}: {lacking} of {len(items)} samples skipped, their images have no features, {named}"
+            )
         reasons = ((item, task.misfit(item, store)) for item in items if item.image_id in store)
         misfits = [(item, reason) for item, reason in reasons if reason]
         if misfits:

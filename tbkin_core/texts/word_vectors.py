@@ -115,7 +115,7 @@ def _pieces_of(token: str, pieces: Tokenizer) -> Sequence[int]:
 def _table(file: Path) -> NDArray[np.float32]:
     """(V, W) the vectors of all word pieces."""
     try:
-        if not file.is_file():
+        if file.exists() and not file.is_file():
             raise OSError("it is no file")  # a pipe would be waited for
         with safe_open(file, framework="np") as opened:
             table: NDArray = opened.get_tensor(_TABLE)
