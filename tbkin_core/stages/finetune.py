@@ -278,7 +278,7 @@ def _without_features(task: FinetuneTask, splits: TaskSplits, store: FeatureStor
         if name == "train" and lacking == len(items):
             raise DataError(
                 f"{store.path}: holds features of none of the {len(items)} training samples' images, {named}",
-                hint=f"compare their names with those of the pictures, or run `tbkin extract-features {data}`",
+                hint=f"compare their names with the pictures', or run `tbkin extract-features {data}`",
             )
         if lacking:
             notes.append(
