@@ -184,6 +184,10 @@ def test_photographs_are_told_from_drawings(tmp_path: Path) -> None:
     seen = sorted(photos(tmp_path / "seen", 6).iterdir())
     assert count_photos(seen) == (6, 6) and count_photos(drawings)[0] <= len(drawings) // 4
     (tmp_path / "broken.png").write_bytes(b"no picture")
+    photos_seen, looked_at = count_photos([*seen, *drawings[:3]])
+    assert looked_at == 9 and 2 * photos_seen > looked_at
+    photos_seen, looked_at = count_photos([*drawings, *seen[:3]])
+    assert looked_at == len(drawings) + 3 and 2 * photos_seen < looked_at
     assert count_photos([]) == (0, 0) == count_photos([tmp_path / "broken.png"])
     assert count_photos([tmp_path / "broken.png", *seen]) == (6, 6)
 
