@@ -126,11 +126,10 @@ class LiteBackbone:
             ]
             fields: dict[str, Any] = {"features": torch.cat(means, dim=1).cpu().numpy()}
             if self.object_names:
-                values = self._name_values(cells[number].flatten(1).T)  # (h w, names)
+                values = name_values(*self._classified(cells[number].flatten(1).T))  # (h w, names)
                 beside = _beside(_in_cells(places, STRIDE), cells.shape[-2:]).cpu().numpy()
-                logits = self._network.classifier(means[0]).cpu().numpy()
                 least = _largest(values, beside) - BESIDE
-                ids, scores = region_names(means[0].cpu().numpy(), logits, SURE, BEHIND, least)
+                ids, scores = region_names(*self._classified(means[0]), SURE, BEHIND, least)
                 is_person = ids == OBJECT_NAMES.index("person")
                 named = box_area(fractions) >= np.where(is_person, LEAST_PERSON, LEAST_NAMED)
                 fields["object_ids"] = np.where(named, ids, -1).astype(np.int32)
@@ -138,9 +137,10 @@ class LiteBackbone:
             found.append(fields)
         return found
 
-    def _name_values(self, vectors: Tensor) -> Floats:
-        logits = self._network.classifier(vectors.float())
-        return name_values(vectors.float().cpu().numpy(), logits.cpu().numpy())
+    def _classified(self, vectors: Tensor) -> tuple[Floats, Floats]:
+        """Vectors (N, 1280) of the last map and their scores (N, 1000), as the names are made of."""
+        vectors = vectors.float()
+        return vectors.cpu().numpy(), self._network.classifier(vectors).cpu().numpy()
 
 
 def _beside(places: Tensor, cells: Sequence[int]) -> Tensor:
