@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tbkin_core import results
+from tbkin_core.questions.kinds import KINDS
 from tbkin_core.selection import Selection
 from tbkin_core.support.console import shortened
 
@@ -62,7 +63,18 @@ def _build_graphs(result: results.BuildGraphsResult) -> list[Table]:
     return [
         Table(f"Graphs in {result.out}", columns, [[*counts, *each, f"{anchored:.0f} %"]]),
         Table("Most frequent", _KINDS, list(itertools.zip_longest(*ranked, fillvalue=""))),
+        *_made_questions(result),
     ]
+
+
+def _made_questions(result: results.BuildGraphsResult) -> list[Table]:
+    counts = result.summary.get("questions", {})
+    kinds = [kind for kind in KINDS if any(kind in of_split for of_split in counts.values())]
+    rows = [[kind, *(str(of_split.get(kind, 0)) for of_split in counts.values())] for kind in kinds]
+    rows.append(["all", *(str(sum(of_split.values())) for of_split in counts.values())])
+    rows.append(["images", *map(str, result.summary.get("images_asked_about", {}).values())])
+    title = f"Questions in {result.out.parent / 'questions'}"
+    return [Table(title, ["kind", *counts], rows)] if kinds else []
 
 
 def _pretrain(result: results.PretrainResult) -> list[Table]:

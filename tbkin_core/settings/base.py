@@ -43,6 +43,7 @@ class Group(enum.StrEnum):
     DATA = "Data"
     REGIONS = "Regions"
     GRAPHS = "Graphs"
+    QUESTIONS = "Questions"
     MODEL = "Model"
     SELECTION = "Attention selection"
     TRAINING = "Training"

@@ -16,6 +16,7 @@ from typing import Any
 
 from tbkin_core.errors import ConfigError
 from tbkin_core.features.extractors import EXTRACTOR_NAMES, extractor_help, takes_backbone
+from tbkin_core.questions.kinds import KINDS
 from tbkin_core.selection import (
     SCOPES,
     SELECTIONS,
@@ -31,6 +32,7 @@ from tbkin_core.tasks.table import FINETUNE_TASKS, TASKS
 _data = partial(option, group=Group.DATA)
 _regions = partial(option, group=Group.REGIONS)
 _graphs = partial(option, group=Group.GRAPHS)
+_questions = partial(option, group=Group.QUESTIONS)
 _model = partial(option, group=Group.MODEL)
 _selection = partial(option, group=Group.SELECTION)
 _training = partial(option, group=Group.TRAINING)
@@ -55,6 +57,7 @@ _rule = partial(
 )
 _threshold = partial(_selection, help="τ of the selection rule, or k of topk; 0 is the dense model.")
 _vqa = partial(option, only_for=("vqa",))
+_made = partial(_questions, only_with="questions")
 _refit = partial(_sweep, only_with="refit", unset="the checkpoint's")
 _chance = partial(option, low=0, high=1)
 
@@ -120,6 +123,13 @@ class BuildGraphsConfig(StageConfig):
     similarity_model: str | None = _graphs(
         None, "spaCy pipeline for vectors, or sentence encoder for encoder, by name or path.", metavar="MODEL"
     )
+    questions: bool = _questions(
+        False, "Also make questions of the captions, as VQA v2 files in questions/ beside the graphs."
+    )
+    """`finetune --task vqa --data DATA` finds them there."""
+    questions_per_image: int = _made(10, "Questions about an image at most.", low=1)
+    question_kinds: list[str] = _made([], "Kinds of questions.", choices=KINDS, unset="all")
+    unbalanced: bool = _made(False, "Keep questions that tell their answer without the image, too.")
     workers: int | None = _run(
         None, "Processes.", low=0, unset="one per processor above 2,000 captions, else 0"
     )

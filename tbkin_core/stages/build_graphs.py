@@ -11,12 +11,22 @@ from pathlib import Path
 from tbkin_core.boxes import turned
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.layout import named_like_annotations
-from tbkin_core.errors import ConfigError
+from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.graphs.build import Recipe, build_dataset
 from tbkin_core.graphs.exports import check_jsonl_place, check_networkx_place, export_jsonl, export_networkx
+from tbkin_core.graphs.store import GraphStore
 from tbkin_core.names.similarity import make_similarity
 from tbkin_core.parsing.parser import CaptionParser
+from tbkin_core.questions.kinds import KINDS
+from tbkin_core.questions.make import (
+    QuestionFiles,
+    QuestionRecipe,
+    captioned_images,
+    check_question_places,
+    make_questions,
+    write_questions,
+)
 from tbkin_core.results import BuildGraphsResult
 from tbkin_core.settings import BuildGraphsConfig, dump_config
 from tbkin_core.support.console import progress, shortened
@@ -36,6 +46,8 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
     dataset = open_dataset(config.data)
     out = store_place(config.out, config.data, "graphs")
     _check_export_places(config, dataset, out)  # before the work, not after it
+    if config.questions:
+        _check_questions(dataset, out)
     place = config.features or config.data / "features"
     features = FeatureStore(place) if config.features or (place / MANIFEST).exists() else None
     problems = _feature_notes(dataset, config.data, place, features)
@@ -76,7 +88,31 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
         if config.networkx is not None:
             export_networkx(progress(build.store, "networkx", total=len(build.store)), config.networkx)
             files.append(config.networkx)
-        return replace(result, summary=build.summary, files=files)
+        summary = build.summary
+        if config.questions:
+            made = _make_questions(config, out, build.store)
+            files += made.paths
+            summary = {**summary, "questions": made.counts, "images_asked_about": made.images}
+            result.problems.extend(_question_notes(made, build.store))
+        return replace(result, summary=summary, files=files)
+
+
+def _make_questions(config: BuildGraphsConfig, out: Path, store: GraphStore) -> QuestionFiles:
+    """The questions that a store's captions answer, on disk."""
+    recipe = QuestionRecipe(
+        config.questions_per_image, config.question_kinds or KINDS, not config.unbalanced, config.seed
+    )
+    questions = make_questions(captioned_images(store), recipe)
+    return write_questions(out.parent / "questions", questions, recipe)
+
+
+def _question_notes(made: QuestionFiles, store: GraphStore) -> list[str]:
+    """What should be known of questions that were made."""
+    total = sum(sum(kinds.values()) for kinds in made.counts.values())
+    if not total:
+        few = ": of so few captions none are left that do not tell their answer, see --unbalanced"
+        return [f"no questions could be made{few}"]
+    return []
 
 
 def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path) -> None:
@@ -97,6 +133,18 @@ def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path)
         check_jsonl_place(config.export, out)
     if config.networkx is not None:
         check_networkx_place(config.networkx, out)
+
+
+def _check_questions(dataset: Dataset, out: Path) -> None:
+    """Refuse to make questions of what are no captions, or where something else would be lost."""
+    captions = dataset.captions()
+    if not any(caption.image_id is not None for caption in captions):
+        raise DataError(
+            f"{dataset.path}: --questions are made of captions of images, and there are none here",
+            hint="add captions: COCO's captions_*.json, or a JSONL file with lines such as"
+            ' {"image": "dog.jpg", "text": "a dog on a sofa"}',
+        )
+    check_question_places(out.parent / "questions", dict.fromkeys(caption.split for caption in captions))
 
 
 def _language_notes(dataset: Dataset) -> list[str]:

@@ -1,0 +1,1 @@
+"""Questions about images, with answers, from the scene graphs of their captions."""
