@@ -19,6 +19,8 @@ from tbkin_core.datasets.splits import split_in
 
 # What the names of question and annotation files say beside their set and split.
 _FILLERS = frozenset({"question", "questions", "annotation", "annotations", "openended", "multiplechoice"})
+# Of the files that build-graphs makes of captions, whatever their splits are called.
+_MADE, _MADE_NAME = "v2-captions", re.compile(r"v2_(openended_)?captions_")
 _Keyed = list[tuple[ImageId, QuestionRow]]
 _Family = tuple[str, str]  # directory and what is left of a file's name, see `_family`
 
@@ -27,7 +29,8 @@ class QuestionSets:
     """The questions of a directory, by set and split; files are read when first needed.
 
     Files of one directory whose names differ by split, number and VQA's usual words alone are a set; so are
-    all files with lines of one's own. Where no two files have questions of one split, all are one set.
+    all files with lines of one's own. Where no two files have questions of one split, all are one set, but
+    for questions that build-graphs made of captions: these are the set "captions", the last.
     """
 
     def __init__(self, files: AnnotationFiles) -> None:
@@ -56,9 +59,12 @@ class QuestionSets:
                 files.append(file)
                 families.setdefault(family := _family(file), []).append(file)
                 splits.setdefault(family, set()).add(split)
-        if sum(map(len, splits.values())) == len(set[str]().union(*splits.values())):
-            self.is_mixed = len(families) > 1
-            families = {next(iter(families)): files} if files else {}
+        asked = {family: splits[family] for family in families if family[1] != _MADE}
+        if sum(map(len, asked.values())) == len(set[str]().union(*asked.values())):
+            self.is_mixed = len(asked) > 1
+            made = {family: families[family] for family in families if family[1] == _MADE}
+            rest = [file for file in files if _family(file) in asked]
+            families = ({next(iter(asked)): rest} if rest else {}) | made
         sets: dict[str, list[AnnotationFile]] = {}
         for family in sorted(families, key=lambda it: (_rank(it[1]), -len(splits[it]), it)):
             name = _set_name(*family)
@@ -198,12 +204,16 @@ def _family(file: AnnotationFile) -> _Family:
     if not format_of(file).family_by_name:
         return directory, ""
     stem = re.sub(r"(?<=[a-z])(?:19|20)\d\d", "", file.path.stem.lower())
+    if _MADE_NAME.match(stem):
+        return directory, _MADE
     words = (word for word in re.split(r"[^a-z0-9]+", stem) if word and not word.isdigit())
     return directory, "-".join(word for word in words if not split_in(word) and word not in _FILLERS)
 
 
 def _set_name(directory: str, rest: str) -> str:
     """ "vqa-v2" of v2_OpenEnded_mscoco_train2014_questions.json; else the rest, or the directory's name."""
+    if rest == _MADE:
+        return "captions"
     words = "-".join(word for word in rest.split("-") if word != "mscoco")
     if words != rest:
         return f"vqa-{words}" if words else PurePosixPath(directory).name.lower() or "vqa"
@@ -211,8 +221,10 @@ def _set_name(directory: str, rest: str) -> str:
 
 
 def _rank(rest: str) -> int:
-    """VQA v2 is what most mean; GQA's "all" holds what "balanced" was drawn from."""
+    """VQA v2 is what most mean; GQA's "all" holds what "balanced" was drawn from; people's come first."""
     words = rest.split("-")
+    if rest == _MADE:
+        return 3
     return 0 if words[:2] == ["v2", "mscoco"] else 2 if "all" in words else 1
 
 

@@ -70,7 +70,9 @@ def _agreed(facts: Sequence[Fact], captions: int) -> tuple[tuple[str, int], ...]
         if fact.answer not in by_caption.setdefault(fact.caption, []):
             by_caption[fact.caption].append(fact.answer)
     if kind == "count":
-        return _count([answers[0] for answers in by_caption.values()], captions)
+        counted = [answers[0] for answers in by_caption.values()]
+        # People in the background are often left out: all captions must speak of people.
+        return _count(counted, captions if facts[0].key == ("person",) else min(LEAST_ALONE, captions))
     if kind == "color":
         return _color(list(by_caption.values()))
     counts = Counter(answer for answers in by_caption.values() for answer in answers)
@@ -93,9 +95,9 @@ def _name(answer: str) -> str:
     return " ".join([*first, lemmatize_noun(last)])
 
 
-def _count(given: Sequence[str], captions: int) -> tuple[tuple[str, int], ...]:
+def _count(given: Sequence[str], least: int) -> tuple[tuple[str, int], ...]:
     (answer, *others) = set(given)
-    if others or not answer or (answer == "1" and len(given) < min(LEAST_ALONE, captions)):
+    if others or not answer or len(given) < least:
         return ()
     return ((answer, len(given)),)
 

@@ -106,7 +106,12 @@ class _Caption:
             first, second = self._things[relation.subject], self._things[relation.object]
             if first is not None and first is not second:
                 action = self._action_of(relation)
-                if action is not None and action.verb not in wordlists.STATES and first.sure:
+                if (
+                    action is not None
+                    and action.verb not in wordlists.STATES
+                    and first.sure
+                    and first.is_animate
+                ):
                     alone = action.rest or second is None or action.verb in wordlists.NO_OBJECT
                     if alone and action.verb in wordlists.NEED_OBJECT - {"play"}:
                         continue
@@ -148,8 +153,11 @@ class _Caption:
             elif name in wordlists.PATTERNS and not thing.is_person:
                 text = f"what pattern {be(thing)} on {the(thing)}?"
                 yield self._fact("attribute", ("pattern",), text, wordlists.PATTERNS[name], thing)
-            yield from self._either(thing, name)
-            if (action := self._happening(attribute)) is not None:
+            elif name in wordlists.OLD | wordlists.YOUNG and thing.noun in wordlists.AGED:
+                text = f"{be(thing)} {the(thing)} old or young?"
+                answer = "old" if name in wordlists.OLD else "young"
+                yield self._fact("attribute", ("age",), text, answer, thing)
+            if thing.is_animate and (action := self._happening(attribute)) is not None:
                 yield self._doing(thing, action, "")
 
     def _colored(self, place: int, thing: Thing, color: str) -> Iterator[Fact]:
@@ -171,14 +179,6 @@ class _Caption:
             return
         text = f"what color {'are' if several else 'is'} {whose(owner)} {word}?"
         yield self._fact("color", (noun,), text, color, owner, Claim("color", word, color))
-
-    def _either(self, thing: Thing, name: str) -> Iterator[Fact]:
-        for kind, (first, second) in wordlists.EITHER.items():
-            fits = thing.noun in wordlists.AGED if kind == "age" else not thing.is_person
-            if fits and name in first | second:
-                one, other = wordlists.EITHER_WORDS[kind]
-                text = f"{be(thing)} {the(thing)} {one} or {other}?"
-                yield self._fact("attribute", (kind,), text, one if name in first else other, thing)
 
     # ---- what happens ----
 
@@ -203,8 +203,12 @@ class _Caption:
             return None
         if not _is_active(self._graph.tokens[token].lower(), verb):
             return None
-        after = rest.split()
-        if rest == "of" or not wordlists.AFTER_VERBS.issuperset(after) or wordlists.NO_ENDS & set(after[-1:]):
+        after = rest.replace("in front of", "before").replace("on top of", "on").split()
+        if (
+            rest == "of"
+            or not wordlists.PREPOSITIONS.issuperset(after)
+            or wordlists.NO_ENDS & set(after[-1:])
+        ):
             return None
         if verb in wordlists.STATES and rest not in ("", "up"):  # "people with signs hold down the street"
             return None
@@ -225,6 +229,8 @@ class _Caption:
             yield from self._in_mouth(relation.subject, first)
         if second.noun in wordlists.PARTS or first.noun in wordlists.PARTS | wordlists.WORN:
             return
+        if action is not None and not action.rest and not self._is_taken(action.verb, second):
+            return
         if first.sure:
             if predicate == "wear":
                 yield from self._wearing(first, second, name)
@@ -244,23 +250,22 @@ class _Caption:
             text = f"{who} is {words} {the(second)}?"
             yield self._fact("subject", key, text, self._name(relation.subject), second)
 
+    def _is_taken(self, verb: str, second: Thing) -> bool:
+        """Whether a verb takes such an object without a preposition: not so of "a man jumping a bike"."""
+        if verb == "play":
+            return second.noun in wordlists.PLAYED or not self._nouns.is_counted(second.noun)
+        return verb == "climb" or verb not in wordlists.NO_OBJECT
+
     def _wearing(self, first: Thing, second: Thing, name: str) -> Iterator[Fact]:
         if first.is_person and second.noun in wordlists.WORN and second.noun not in wordlists.ANY_CLOTHES:
             text = f"what {be(first)} {the(first)} wearing?"
-            claim = Claim("wear", "wearing", second.noun if not second.plural else second.word)
+            claim = Claim("wear", "wearing", name)
             yield self._fact("wearing", (), text, name, first, claim)
 
     def _object(self, first: Thing, second: Thing, action: Action, name: str) -> Fact:
         what = "who" if second.is_person else "what"
         text = f"{what} {be(first)} {the(first)} {action.words}?"
-        last = name.split()[-1]
-        is_said = (
-            action.verb != "play"
-            or action.rest
-            or last in wordlists.PLAYED
-            or not self._nouns.is_counted(last)
-        )
-        claim = Claim("object", action.words, name) if is_said else None
+        claim = Claim("object", action.words, name)
         return self._fact("object", (action.words, what), text, name, first, claim)
 
     def _placed(
@@ -275,7 +280,7 @@ class _Caption:
 
     def _in_mouth(self, place: int, held: Thing) -> Iterator[Fact]:
         """ "a dog with a ball in its mouth": of the one animal that there is."""
-        animals = {id(it): it for it in self._things if it is not None and it.noun in wordlists.ANIMALS}
+        animals = {id(it): it for it in self._things if it is not None and english.is_animal(it.noun)}
         if len(animals) == 1 and not held.is_person and held.noun not in wordlists.PARTS:
             (animal,) = animals.values()
             if animal.sure and not animal.plural and animal is not held:

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from tbkin_core.names.lexicon import lemmatize_noun
-from tbkin_core.names.similarity import shipped_synonyms
+from tbkin_core.names.similarity import Profile, shipped_synonyms
 from tbkin_core.parsing.text_graph import TextGraph, TextObject
 from tbkin_core.questions.wordlists import (
+    ANIMALS,
     EMPTY,
     FEMALE,
     GROUNDS,
@@ -55,7 +56,7 @@ def participle(verb: str) -> str:
     return verb + ("king" if verb.endswith("ic") else "ing")
 
 
-_AN = re.compile(r"^(?:[aeiou](?!ni[^nm]|ne\b|u|se)|hour|honest|heir|x-ray|umbrella|under|un[^i])")
+_AN = re.compile(r"^(?:[aeiou](?!ni[^nm]|ne\b|u|se|we)|hour|honest|heir|x-ray|umbrella|under|un[^i])")
 
 
 def with_article(name: str) -> str:
@@ -135,13 +136,23 @@ def is_plural(word: str, noun: str) -> bool:
 
 
 @lru_cache(1 << 16)
+def _profile(name: str) -> Profile:
+    return shipped_synonyms()[0].profile(name)
+
+
+@lru_cache(1 << 16)
 def is_person(name: str) -> bool:
     """Whether a name is one of people."""
     if name.split()[-1] in PEOPLE:
         return True
-    table, _ = shipped_synonyms()
-    profile = table.profile(name)
+    profile = _profile(name)
     return any("person" in it.senses | it.kinds for it in (profile.whole, *profile.tails))
+
+
+@lru_cache(1 << 16)
+def is_animal(name: str) -> bool:
+    """Whether a name is one of animals."""
+    return name in ANIMALS or "animal" in _profile(name).whole.broad
 
 
 @lru_cache(1 << 18)
@@ -149,8 +160,7 @@ def same_thing(first: str, second: str) -> bool:
     """Whether one name may be said for what the other names: synonyms, kinds, "ball" and "tennis ball"."""
     if first == second:
         return True
-    table, _ = shipped_synonyms()
-    one, other = table.profile(first), table.profile(second)
+    one, other = _profile(first), _profile(second)
     wholes = [(one.whole, other.whole), (other.whole, one.whole)]
     wholes += [(one.whole, tail) for tail in other.tails] + [(other.whole, tail) for tail in one.tails]
     return any(general.senses & (special.senses | special.kinds) for general, special in wholes)
@@ -161,9 +171,8 @@ def alike(first: str, second: str) -> bool:
     """Whether two names may be said of one thing, broad words included: "food" and "pizza"."""
     if same_thing(first, second) or first.split()[-1] == second.split()[-1]:
         return True
-    table, _ = shipped_synonyms()
-    one, other = table.profile(first).whole, table.profile(second).whole
-    return bool(one.senses & other.broad or other.senses & one.broad or one.broad & other.broad)
+    one, other = _profile(first).whole, _profile(second).whole
+    return bool(one.senses & other.broad or other.senses & one.broad)
 
 
 def are_apart(noun: str, names: Iterable[str]) -> bool:

@@ -153,7 +153,7 @@ def check_question_places(directory: Path, splits: Iterable[str]) -> None:
     """
     for split in splits:
         for path in question_paths(directory, split):
-            check_file_place(path, "questions", lambda start: MADE_BY.encode() in start)
+            check_file_place(path, "questions", _is_own)
 
 
 def write_questions(directory: Path, questions: Sequence[Question], recipe: QuestionRecipe) -> QuestionFiles:
@@ -190,7 +190,14 @@ def write_questions(directory: Path, questions: Sequence[Question], recipe: Ques
         paths += [asked, answered]
         counts[split] = dict(Counter(item.asked.kind for item in of_split))
         images[split] = len({item.image_id for item in of_split})
+    for path in directory.glob("v2_*captions_*.json"):
+        if path not in paths and path.is_file() and _is_own(path.read_bytes()[:4096]):
+            path.unlink()  # of a split that has no questions any more
     return QuestionFiles(paths, counts, images)
+
+
+def _is_own(start: bytes) -> bool:
+    return MADE_BY.encode() in start
 
 
 def _annotation(number: int, item: Question) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tbkin_core.parsing.text_graph import TextGraph
-from tbkin_core.questions.english import is_person, is_plural, noun_of, number, same_thing
+from tbkin_core.questions.english import is_animal, is_person, is_plural, noun_of, number, same_thing
 
 
 @dataclass(eq=False)
@@ -73,6 +73,11 @@ class Thing:
         """Whether it is a person or several."""
         return is_person(self.noun)
 
+    @property
+    def is_animate(self) -> bool:
+        """Whether it can be said to do something."""
+        return self.is_person or is_animal(self.noun)
+
 
 class Things:
     """The things of an image.
@@ -125,5 +130,11 @@ class Things:
                     break
             else:
                 self.all.append(thing)
+        people = [thing for thing in self.all if thing.is_person]
+        several = {noun for thing in people if thing.plural for noun in thing.nouns}
+        single = [thing for thing in people if not thing.plural]
+        # "Two people" beside "a man and a boy" are these; beside "a man" alone he is one of them.
+        if len(single) == 1 and any(same_thing(one, other) for one in several for other in single[0].nouns):
+            single[0].sure = False
         if joined:
             self.of = [[None if it is None else joined.get(id(it), it) for it in row] for row in self.of]

@@ -34,12 +34,7 @@ PATTERNS = {
     "striped": "stripes", "plaid": "plaid", "checkered": "checks", "floral": "flowers",
     "flowered": "flowers", "spotted": "spots", "camouflage": "camouflage",
 }  # fmt: skip
-# Pairs of which a thing is one: "is the dog big or small?"
-EITHER = {
-    "size": (_words("big large huge giant enormous"), _words("small little tiny")),
-    "age": (_words("old older elderly aged"), _words("young younger")),
-}
-EITHER_WORDS = {"size": ("big", "small"), "age": ("old", "young")}
+OLD, YOUNG = _words("old older elderly aged"), _words("young younger")
 PEOPLE = _words("""
     adult artist athlete audience baby band batter bicyclist biker boarder boxer boy bride catcher
     cheerleader child climber couple cowboy crew crowd cyclist dancer driver family fan father female
@@ -53,7 +48,7 @@ PEOPLE = _words("""
 GROUPS = {"couple": 2, "crowd": 0, "team": 0, "family": 0, "band": 0, "audience": 0, "crew": 0}
 SEVERAL = _words("people police cattle")
 AGED = _words("man woman person people lady guy couple male female men women")
-ANIMALS = _words("animal bear bird cat cow dog duck elephant greyhound horse lion monkey poodle puppy")
+ANIMALS = _words("animal greyhound poodle puppy kitten bulldog retriever duck wolf squirrel camel")
 PARTS = _words("""
     arm back beard belly body chest ear eye face finger foot fur hair hand head knee lap leg lip mouth
     mustache neck nose paw ponytail shoulder skin tail teeth thumb tongue tooth torso waist wheel wing
@@ -68,16 +63,17 @@ EMPTY = (
     PLACES
     | COLLECTIVES
     | _words("""
-    action activity advertisement air all another area attempt background balance barefoot begin bit
-    bounce breed camera cartwheel catch climb close-up closeup color competition contest cream creature
-    dance dancing dark day derby direction distance dive downhill drive each embrace environment event
-    everybody everyone feature fetch fight flip foreground frolic fun game grin handstand he height her
-    high him hold horseback hug i image it jump kick kind kiss kneel laugh lead leap length look manner
-    marking match mid mid-air midair midst motion move need none object obstacle one onstage other
-    performance photo photograph picture piece place play pose position practice process race reaction
-    rest ride romp run scene she shot show sight sit smile somersault something sort space speed splash
-    sport stance step sunlight swim swimming talk tandem terrain that them they thing throw time
-    tournament trick try turn two type underwater us use view wait way we wheelie which who you
+    action activity advertisement air all another apparatus area attempt background balance barefoot begin
+    bit bounce breed camera cartwheel catch climb close-up closeup color competition contest cream
+    creature dance dancing dark day derby device direction distance dive downhill drive each embrace
+    environment equipment event everybody everyone feature fetch fight flip foreground frolic fun game
+    gear grin handstand he height her high him hold horseback hug i image it item jump kick kind kiss
+    kneel laugh lead leap length look manner marking match material mid mid-air midair midst motion move
+    music need none object obstacle one onstage other performance photo photograph picture piece place
+    play pose position practice process race reaction rest ride romp run scene she shot show sight sit
+    smile somersault something sort space speed splash sport stance step structure stuff sunlight swim
+    swimming talk tandem terrain that them they thing throw time tournament trick try turn two type
+    underwater us use view wait way we wheelie which who you
 """)
 )
 WORN = _words("""
@@ -127,12 +123,11 @@ PREPOSITIONS = _words("""
     outside over past right through to top toward towards under underneath up upon with within without
 """)
 # What a question cannot end in.
-NO_ENDS = _words("next left right top without front middle side")
-AFTER_VERBS = PREPOSITIONS | _words("front top side middle of")
+NO_ENDS = _words("next left right top without")
 NO_ACTIONS = _words("""
     allow appear attach attempt be become begin call come connect contain decorate do enjoy find get give
-    go have include involve keep let like line lose make name need prepare seem show sport start take try
-    use want
+    go have include involve keep let like line lose make name need place prepare put seem set show sport
+    start take try use want
 """)
 # What is so for longer than it is done.
 STATES = _words("""
