@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tbkin_core import results
-from tbkin_core.questions.kinds import KINDS
 from tbkin_core.selection import Selection
 from tbkin_core.support.console import shortened
 
@@ -63,18 +62,20 @@ def _build_graphs(result: results.BuildGraphsResult) -> list[Table]:
     return [
         Table(f"Graphs in {result.out}", columns, [[*counts, *each, f"{anchored:.0f} %"]]),
         Table("Most frequent", _KINDS, list(itertools.zip_longest(*ranked, fillvalue=""))),
-        *_made_questions(result),
+        *_made(result),
     ]
 
 
-def _made_questions(result: results.BuildGraphsResult) -> list[Table]:
-    counts = result.summary.get("questions", {})
-    kinds = [kind for kind in KINDS if any(kind in of_split for of_split in counts.values())]
-    rows = [[kind, *(str(of_split.get(kind, 0)) for of_split in counts.values())] for kind in kinds]
-    rows.append(["all", *(str(sum(of_split.values())) for of_split in counts.values())])
-    rows.append(["images", *map(str, result.summary.get("images_asked_about", {}).values())])
-    title = f"Questions in {result.out.parent / 'questions'}"
-    return [Table(title, ["kind", *counts], rows)] if kinds else []
+def _made(result: results.BuildGraphsResult) -> Iterator[Table]:
+    """What was made beside the graphs, by kind and split."""
+    for what, images in (("questions", "images_asked_about"), ("expressions", "images_referred_in")):
+        counts: dict[str, dict[str, int]] = result.summary.get(what, {})
+        kinds = dict.fromkeys(kind for of_split in counts.values() for kind in sorted(of_split))
+        rows = [[kind, *(str(of_split.get(kind, 0)) for of_split in counts.values())] for kind in kinds]
+        rows.append(["all", *(str(sum(of_split.values())) for of_split in counts.values())])
+        rows.append(["images", *map(str, result.summary.get(images, {}).values())])
+        if kinds:
+            yield Table(f"{what.capitalize()} in {result.out.parent / what}", ["kind", *counts], rows)
 
 
 def _pretrain(result: results.PretrainResult) -> list[Table]:

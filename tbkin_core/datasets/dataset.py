@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from tbkin_core.datasets import records
 from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of, set_of, version_of
 from tbkin_core.datasets.formats.base import Holds
+from tbkin_core.datasets.formats.refcoco import MADE_SET
 from tbkin_core.datasets.image_index import coco_id_of, key_of_name, listed_coco_id
 from tbkin_core.datasets.question_sets import QuestionSets
 from tbkin_core.datasets.reading import AnnotationFile, as_box
@@ -201,13 +202,16 @@ class Dataset:
     def expression_sets(self, every_version: bool = False) -> tuple[str, ...]:
         """Sets of referring expressions: "refcoco", "refcoco+", "refcocog", or another directory's name.
 
+        What `build-graphs --expressions` made is "made", the last.
+
         Where a directory holds several refs files, its name stands for the version that papers report: "unc"
         of RefCOCO and RefCOCO+, "umd" of RefCOCOg (no image in two splits). `every_version` also lists the
         others, as "refcocog-google" (split by object: one image may be in train and in val).
         """
         usual = set(map(set_of, self._files.holding(Holds.EXPRESSIONS)))
         found = [name for name in self._refs_files if every_version or name in usual]
-        return tuple(sorted(found, key=lambda name: (name.split("-")[0] not in _EXPRESSION_SETS, name)))
+        order = {name: (name == MADE_SET, name.split("-")[0] not in _EXPRESSION_SETS, name) for name in found}
+        return tuple(sorted(found, key=order.__getitem__))
 
     def expression_splits(self, name: str | None = None) -> tuple[str, ...]:
         """Splits of one set of referring expressions, or of all usual versions."""
@@ -246,7 +250,7 @@ class Dataset:
         boxes = []
         for file, key, row in own or others:
             found = row.attributes or attributes.get(_place(key, row), ())
-            boxes.append((file.split, records.BoxAnnotation(key, row.label, row.xywh, found)))
+            boxes.append((file.split, records.BoxAnnotation(key, row.label, row.xywh, found, row.is_crowd)))
         return boxes
 
     def _box_files(self, yields: bool) -> list[AnnotationFile]:

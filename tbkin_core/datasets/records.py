@@ -63,12 +63,16 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class BoxAnnotation:
-    """A labelled box of an image (COCO instances, Visual Genome objects), xywh in pixels."""
+    """A labelled box of an image (COCO instances, Visual Genome objects), xywh in pixels.
+
+    A crowd's box is around several things that are not told apart.
+    """
 
     image_id: ImageId
     label: str
     xywh: Xywh
     attributes: tuple[str, ...] = ()
+    is_crowd: bool = False
 
 
 class GoldObject(NamedTuple):
@@ -146,6 +150,7 @@ class BoxRow:
     label: str
     xywh: Xywh
     attributes: tuple[str, ...] = ()
+    is_crowd: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,13 @@ def noun_of(graph: TextGraph, thing: TextObject) -> tuple[str, str]:
     return word, _named(word)
 
 
+def is_noun(name: str) -> bool:
+    """Whether a name, in lower case, is one of a single thing to be seen: not "trees", "left", "no. 5"."""
+    words = name.split()
+    alone = bool(words) and _named(words[-1]) == words[-1] and not is_plural(words[-1], words[-1])
+    return alone and all(word.isascii() and word.isalpha() for word in words)
+
+
 def is_plural(word: str, noun: str) -> bool:
     """Whether a noun stands for several: its word is another than its singular."""
     return word != noun or word in PLURALS or word in SEVERAL

@@ -43,7 +43,7 @@ class Group(enum.StrEnum):
     DATA = "Data"
     REGIONS = "Regions"
     GRAPHS = "Graphs"
-    QUESTIONS = "Questions"
+    QUESTIONS = "Questions and expressions"
     MODEL = "Model"
     SELECTION = "Attention selection"
     TRAINING = "Training"

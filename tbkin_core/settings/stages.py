@@ -130,6 +130,15 @@ class BuildGraphsConfig(StageConfig):
     questions_per_image: int = _made(10, "Questions about an image at most.", low=1)
     question_kinds: list[str] = _made([], "Kinds of questions.", choices=KINDS, unset="all")
     unbalanced: bool = _made(False, "Keep questions that tell their answer without the image, too.")
+    expressions: bool = _questions(
+        False,
+        "Also make referring expressions of annotated or named regions, as RefCOCO's files in expressions/"
+        " beside the graphs.",
+    )
+    """`finetune --task rec --data DATA` finds them there."""
+    expressions_per_image: int = _questions(
+        5, "Objects of an image that are referred to at most.", low=1, only_with="expressions"
+    )
     workers: int | None = _run(
         None, "Processes.", low=0, unset="one per processor above 2,000 captions, else 0"
     )

@@ -7,11 +7,20 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tbkin_core.boxes import turned
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.layout import named_like_annotations
 from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.expressions.make import (
+    ExpressionFiles,
+    annotated_images,
+    check_expression_places,
+    make_expressions,
+    named_images,
+    write_expressions,
+)
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.graphs.build import Recipe, build_dataset
 from tbkin_core.graphs.exports import check_jsonl_place, check_networkx_place, export_jsonl, export_networkx
@@ -48,6 +57,11 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
     _check_export_places(config, dataset, out)  # before the work, not after it
     if config.questions:
         _check_questions(dataset, out)
+    referred: dict[str, Any] = {}
+    if config.expressions:
+        made = _make_expressions(config, dataset, out)
+        referred = {"expressions": made.counts, "images_referred_in": made.images}
+        dataset = open_dataset(config.data)  # without captions, these are what graphs are built of
     place = config.features or config.data / "features"
     features = FeatureStore(place) if config.features or (place / MANIFEST).exists() else None
     problems = _feature_notes(dataset, config.data, place, features)
@@ -81,19 +95,19 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
                 " store; what a rank has left out, the same command builds when it is run again"
             )
             return result
-        files = []
+        files = made.paths if config.expressions else []
         if config.export is not None:
             export_jsonl(build.store, config.export)
             files.append(config.export)
         if config.networkx is not None:
             export_networkx(progress(build.store, "networkx", total=len(build.store)), config.networkx)
             files.append(config.networkx)
-        summary = build.summary
+        summary = {**build.summary, **referred}
         if config.questions:
-            made = _make_questions(config, out, build.store)
-            files += made.paths
-            summary = {**summary, "questions": made.counts, "images_asked_about": made.images}
-            result.problems.extend(_question_notes(made, build.store))
+            asked = _make_questions(config, out, build.store)
+            files += asked.paths
+            summary |= {"questions": asked.counts, "images_asked_about": asked.images}
+            result.problems.extend(_question_notes(asked))
         return replace(result, summary=summary, files=files)
 
 
@@ -106,13 +120,37 @@ def _make_questions(config: BuildGraphsConfig, out: Path, store: GraphStore) -> 
     return write_questions(out.parent / "questions", questions, recipe)
 
 
-def _question_notes(made: QuestionFiles, store: GraphStore) -> list[str]:
+def _question_notes(made: QuestionFiles) -> list[str]:
     """What should be known of questions that were made."""
-    total = sum(sum(kinds.values()) for kinds in made.counts.values())
-    if not total:
-        few = ": of so few captions none are left that do not tell their answer, see --unbalanced"
-        return [f"no questions could be made{few}"]
-    return []
+    if any(made.counts.values()):
+        return []
+    return [
+        "no questions could be made: of so few captions none are left that do not tell their answer, see"
+        " --unbalanced"
+    ]
+
+
+def _make_expressions(config: BuildGraphsConfig, dataset: Dataset, out: Path) -> ExpressionFiles:
+    """Expressions that refer to a dataset's annotated objects, else to the named regions of its features.
+
+    Raises:
+        DataError: There are none of either.
+        ConfigError: Something else would be lost.
+    """
+    directory = out.parent / "expressions"
+    place = config.features or config.data / "features"
+    images = list(annotated_images(dataset)) if dataset.has_boxes or dataset.has_gold_graphs else []
+    if not images and (place / MANIFEST).exists():
+        images = list(named_images(dataset, FeatureStore(place)))
+    if not images:
+        raise DataError(
+            f"{dataset.path}: --expressions are made of annotated boxes or named regions, and there are none",
+            hint="add COCO's instances_*.json or Visual Genome's objects.json; or run"
+            f" `tbkin extract-features {config.data}` with an extractor that names regions",
+        )
+    check_expression_places(directory)
+    referred = make_expressions(images, config.expressions_per_image, config.seed)
+    return write_expressions(directory, referred, config.seed)
 
 
 def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path) -> None:

@@ -40,6 +40,7 @@ FORMATS: tuple[Format, ...] = (
     vqa.QUESTIONS,
     vqa.ANNOTATIONS,
     refcoco.REFS,
+    refcoco.MADE_INSTANCES,
     refcoco.INSTANCES,
     refcoco.MDETR,
     refcoco.GOOGLE,

@@ -74,7 +74,8 @@ def read_instances(source: Source) -> Content:
         if box_id in boxes:
             source.problem(subject, "has an id used before (skipped)")
             continue
-        boxes[box_id] = BoxRow(box_id, image_id, label, xywh)
+        is_crowd = item.get("iscrowd") in (1, True)
+        boxes[box_id] = BoxRow(box_id, image_id, label, xywh, is_crowd=is_crowd)
     _refuse_other_forms(source, given)
     return Content(images=images, boxes=list(boxes.values()))
 

@@ -1,0 +1,1 @@
+"""Referring expressions: what words single out one of the annotated objects of an image."""

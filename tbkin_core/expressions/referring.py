@@ -1,0 +1,287 @@
+"""What a phrase about an image means, and the phrases that mean one of its objects and no other.
+
+Annotations leave things out, so that a phrase may be right, wrong or doubtful of an object; one that is
+doubtful of any object but its own is not used. Names of one thing ("man", "person"), a crowd of its kind,
+an unknown colour, two centres that are hardly apart: all these are doubts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from tbkin_core.boxes import pairwise_iou
+from tbkin_core.expressions.geometry import OPPOSITE, Point, lies
+from tbkin_core.questions import wordlists
+from tbkin_core.questions.english import alike, is_noun
+
+SAME_OBJECT = 0.6  # overlap of two boxes of one name that are one object, annotated twice
+LEAST_AREA = 0.01  # of the image, of what is referred to
+LARGER = 2.5  # times the area of the others: "the bigger dog"
+IN_ORDER = 0.08  # of the image's width between neighbours: "the second dog from the left"
+MOST_IN_ORDER = 5
+APART = 0.2  # of the smaller box: what both share at most where one thing is left of the other, not on it
+SIDES = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
+_ORDINALS = ("first", "second", "third", "fourth", "fifth")
+
+
+@dataclass(frozen=True)
+class Item:
+    """An annotated object.
+
+    Attributes:
+        name: In lower case and the singular.
+        box: xyxy in pixels.
+        attributes: As annotators wrote them, in lower case.
+        is_crowd: Whether the box is around several that are not told apart.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    attributes: frozenset[str] = frozenset()
+    is_crowd: bool = False
+
+    @property
+    def center(self) -> Point:
+        """(x, y) in pixels."""
+        return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+    @property
+    def area(self) -> float:
+        """Of the box, in pixels."""
+        return max(self.box[2] - self.box[0], 0.0) * max(self.box[3] - self.box[1], 0.0)
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """The meaning of "the red car on the left", "the second dog from the right", "the man riding the horse".
+
+    Attributes:
+        name: What it is.
+        attribute: A colour, material or pattern; "" for none, as below.
+        place: A key of `SIDES`, or "middle": a superlative over what fits name and attribute.
+        size: "bigger" or "smaller", likewise.
+        order: Number from the left (1, 2, ...) or from the right (-1, ...), 0 for none.
+        relation: A key of `OPPOSITE`, or an annotated predicate; `anchor` is what it is relative to.
+    """
+
+    name: str
+    attribute: str = ""
+    place: str = ""
+    size: str = ""
+    order: int = 0
+    relation: str = ""
+    anchor: Phrase | None = None
+
+
+class ImageObjects:
+    """The annotated objects of an image, each once.
+
+    Args:
+        items: As annotated.
+        size: Width and height in pixels.
+        relations: (subject, predicate, object), numbers into `items`.
+    """
+
+    def __init__(
+        self, items: Sequence[Item], size: Point, relations: Iterable[tuple[int, str, int]] = ()
+    ) -> None:
+        self.items, self.size = items, size
+        self._boxes = np.array([item.box for item in items], np.float32).reshape(-1, 4)
+        self.overlap = pairwise_iou(self._boxes)
+        areas = np.array([item.area for item in items], np.float32)
+        both = self.overlap * (areas[:, None] + areas) / (1 + self.overlap)
+        self._shared = both / np.maximum(np.minimum(areas[:, None], areas), 1e-6)
+        self.twin = self._twins()  # the first annotation of each item's object
+        self.relations = {
+            (self.twin[first], predicate, self.twin[second]) for first, predicate, second in relations
+        }
+
+    def _twins(self) -> list[int]:
+        twins = list(range(len(self.items)))
+        for place, item in enumerate(self.items):
+            for other in range(place):
+                same = self.overlap[place, other] >= SAME_OBJECT and alike(item.name, self.items[other].name)
+                if same and not item.is_crowd and not self.items[other].is_crowd:
+                    twins[place] = twins[other]
+                    break
+        return twins
+
+    @cached_property
+    def own(self) -> list[int]:
+        """The objects, as numbers of items."""
+        return [place for place, twin in enumerate(self.twin) if place == twin]
+
+    def means(self, phrase: Phrase) -> int | None:
+        """The one object that a phrase means; None where it fits none or several, or that is in doubt."""
+        fitting = {place: self._fits(place, phrase) for place in self.own}
+        if None in fitting.values():
+            return None
+        found = [place for place, fits in fitting.items() if fits]
+        if phrase.relation:
+            found = self._related(found, phrase)
+        if phrase.order:
+            found = self._ordered(found, phrase.order)
+        elif phrase.place or phrase.size:
+            found = [place for place in found if self._is_most(place, found, phrase)]
+        return found[0] if len(found) == 1 else None
+
+    def _fits(self, place: int, phrase: Phrase) -> bool | None:
+        """Whether name and attribute fit an object."""
+        item = self.items[place]
+        named: bool | None = item.name == phrase.name
+        if not named:
+            named = None if alike(item.name, phrase.name) else False
+        if item.is_crowd and named is not False:
+            return None
+        if named is False or not phrase.attribute:
+            return named
+        looks = _looks_of(item, phrase.attribute)
+        return looks if named or looks is False else None
+
+    def _related(self, places: Sequence[int], phrase: Phrase) -> list[int]:
+        anchor = None if phrase.anchor is None else self.means(phrase.anchor)
+        if anchor is None:
+            return []
+        holds = {place: self._holds(place, phrase.relation, anchor) for place in places if place != anchor}
+        return [] if None in holds.values() else [place for place, value in holds.items() if value]
+
+    def _holds(self, place: int, relation: str, anchor: int) -> bool | None:
+        if relation not in OPPOSITE:
+            if (place, relation, anchor) in self.relations:
+                return True
+            # What people did not annotate may be so where the boxes touch.
+            return None if self.overlap[place, anchor] > 0 else False
+        found = lies(self.items[place].center, relation, self.items[anchor].center, self.size)
+        return None if found and self._shared[place, anchor] > APART else found
+
+    def _ordered(self, places: Sequence[int], order: int) -> list[int]:
+        ranked = sorted(places, key=lambda place: self.items[place].center[0])
+        steps = np.diff([self.items[place].center[0] / self.size[0] for place in ranked])
+        if not abs(order) <= len(ranked) <= MOST_IN_ORDER or (len(steps) and steps.min() < IN_ORDER):
+            return []
+        if not all(map(self._is_large, ranked)):  # one that is hardly seen is not counted
+            return []
+        return [ranked[order - 1 if order > 0 else order]]
+
+    def _is_most(self, place: int, places: Sequence[int], phrase: Phrase) -> bool:
+        item, others = self.items[place], [self.items[other] for other in places if other != place]
+        if not others:
+            return False
+        if phrase.size == "bigger":
+            return all(item.area >= LARGER * other.area for other in others)
+        if phrase.size == "smaller":
+            return all(item.area * LARGER <= other.area for other in others)
+        if phrase.place == "middle":
+            sides = ("left of", "right of")
+            return len(others) == 2 and all(
+                any(lies(other.center, side, item.center, self.size) for other in others) for side in sides
+            )
+        return all(
+            lies(item.center, SIDES[phrase.place], other.center, self.size) is True for other in others
+        )
+
+    # ---- phrases of an object ----
+
+    def phrases_of(self, place: int) -> Iterator[tuple[str, Phrase]]:
+        """The phrases that mean an object, each with its kind: name, attribute, place, size, order, relation.
+
+        The kind is the last that was needed: "the red car on the left" is by place.
+        """
+        item = self.items[place]
+        heads = [Phrase(item.name), *(Phrase(item.name, look) for look in sorted(_looks(item)))]
+        for head in heads:
+            kind = "attribute" if head.attribute else "name"
+            if self.means(head) == place:
+                yield kind, head
+                continue
+            places = [replace(head, place=side) for side in (*SIDES, "middle")]
+            sizes = [replace(head, size=size) for size in ("bigger", "smaller")]
+            orders = [replace(head, order=order) for order in (2, 3, -2)]
+            for kind, phrases in (("place", places), ("size", sizes), ("order", orders)):
+                yield from ((kind, phrase) for phrase in phrases if self.means(phrase) == place)
+            yield from (("relation", phrase) for phrase in self._relative(place, head))
+
+    def _relative(self, place: int, head: Phrase) -> Iterator[Phrase]:
+        annotated = [(relation, other) for first, relation, other in sorted(self.relations) if first == place]
+        spatial = [(relation, other) for other in self.own for relation in OPPOSITE]
+        for relation, other in annotated + spatial:
+            anchor = Phrase(self.items[other].name)
+            if other == place or not self.may_be_named(other) or alike(anchor.name, head.name):
+                continue
+            phrase = replace(head, relation=relation, anchor=anchor)
+            if self.means(anchor) == other and self.means(phrase) == place:
+                yield phrase
+
+    def count(self, name: str) -> int:
+        """How many objects have a name."""
+        return sum(self.items[place].name == name for place in self.own)
+
+    def may_be_named(self, place: int) -> bool:
+        """Whether an object is large enough to be seen, alone, and has a name that people say."""
+        item = self.items[place]
+        return self._is_large(place) and not item.is_crowd and is_noun(item.name)
+
+    def _is_large(self, place: int) -> bool:
+        return self.items[place].area >= LEAST_AREA * self.size[0] * self.size[1]
+
+
+def text_of(phrase: Phrase, several: int) -> str:
+    """A phrase in words.
+
+    Args:
+        phrase: It.
+        several: How many objects have its name: of two one is bigger, of three the biggest.
+    """
+    name = f"{phrase.attribute} {phrase.name}".strip()
+    if phrase.order:
+        side = "left" if phrase.order > 0 else "right"
+        return f"the {_ORDINALS[abs(phrase.order) - 1]} {name} from the {side}"
+    if phrase.size:
+        size = (
+            phrase.size
+            if several == 2
+            else phrase.size.removesuffix("ger").removesuffix("er")
+            + ("gest" if phrase.size == "bigger" else "est")
+        )
+        return f"the {size} {name}"
+    if phrase.place:
+        places = {"left": "on the left", "right": "on the right", "middle": "in the middle"}
+        return f"the {name} {places.get(phrase.place, f'at the {phrase.place}')}"
+    if phrase.relation and phrase.anchor is not None:
+        sides = {"left of": "to the left of", "right of": "to the right of"}
+        return f"the {name} {sides.get(phrase.relation, phrase.relation)} the {phrase.anchor.name}"
+    return f"the {name}"
+
+
+# ---- how things look ----------------------------------------------------------------------------
+
+
+def _class_of(look: str) -> str:
+    if look in wordlists.COLORS:
+        return "color"
+    if look in wordlists.MATERIALS:
+        return "material"
+    return "pattern" if look in wordlists.PATTERNS else ""
+
+
+def _looks(item: Item) -> set[str]:
+    """Colours, materials and patterns of an object."""
+    return {
+        look
+        for attribute in item.attributes
+        if _class_of(look := wordlists.SAME_COLOR.get(attribute, attribute)) and look != "blond"
+    }
+
+
+def _looks_of(item: Item, look: str) -> bool | None:
+    """Whether an object looks so; None where nobody says."""
+    looks = _looks(item)
+    if look in looks:
+        return True
+    same = {other for other in looks if _class_of(other) == _class_of(look)}
+    near = any({look, other} <= colors for other in same for colors in wordlists.NEAR_COLORS)
+    return False if same and not near else None
