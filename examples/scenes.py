@@ -43,6 +43,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from tbkin_core.expressions.geometry import OPPOSITE, lies
+
 SPLITS = ("train", "val", "test")
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross", "heart", "moon")
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -64,14 +66,11 @@ VALUES: dict[str, tuple[str, ...]] = {
     "texture": TEXTURES,
 }
 BACKGROUNDS = ("plain", "gradient", "noise", "stripes", "checker")
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 PLACES = ("leftmost", "rightmost", "topmost", "bottommost")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 LARGEST_COUNT = 4  # counts asked for are uniform over 0 .. LARGEST_COUNT
-CLEAR = 0.15  # of the image's side: from here on one centre is left of (above, ...) another
-UNCLEAR = -0.04  # of the image's side: below this it is clearly not; between the two nothing is asked
 VISIBLE = 0.68  # smallest part of an object's silhouette that nothing covers
 DEFAULT_SIZE = (256, 192)
 FIRST_IMAGE_ID = {"train": 1_000_000, "val": 2_000_000, "test": 3_000_000}
@@ -413,19 +412,8 @@ class Phrase:
 
 
 def relation_holds(scene: Scene, first: SceneObject, relation: str, second: SceneObject) -> bool | None:
-    """Whether `first` is left of (right of, above, below) `second`, by their boxes' centres.
-
-    Returns:
-        True from CLEAR of the image's side on, False where it is clearly otherwise, None in between.
-    """
-    axis = 0 if relation in ("left of", "right of") else 1
-    side = (scene.width, scene.height)[axis]
-    distance = (second.center[axis] - first.center[axis]) / side
-    if relation in ("right of", "below"):
-        distance = -distance
-    if distance >= CLEAR:
-        return True
-    return False if distance < UNCLEAR else None
+    """Whether `first` is left of (right of, above, below) `second`, by their boxes' centres, as `lies`."""
+    return lies(first.center, relation, second.center, (scene.width, scene.height))
 
 
 def find(scene: Scene, phrase: Phrase) -> int | None:

@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from examples import scenes
+from tbkin_core.expressions.geometry import CLEAR
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SIZES: dict[str, Any] = {"train": 24, "val": 8, "test": 8}  # images
@@ -258,7 +259,7 @@ def test_relationships_of_the_gold_graphs_are_the_clear_ones(world: Path) -> Non
             (a["object_id"], side, b["object_id"])
             for a, b in permutations(reader.objects, 2)
             for side in SIDES.split("|")
-            if reader.distance(a, side, b) >= scenes.CLEAR
+            if reader.distance(a, side, b) >= CLEAR
         }
 
 

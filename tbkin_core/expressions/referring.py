@@ -161,7 +161,11 @@ class ImageObjects:
     def _ordered(self, places: Sequence[int], order: int) -> list[int]:
         ranked = sorted(places, key=lambda place: self.items[place].center[0])
         steps = np.diff([self.items[place].center[0] / self.size[0] for place in ranked])
-        if not abs(order) <= len(ranked) <= MOST_IN_ORDER or (len(steps) and steps.min() < IN_ORDER):
+        if (
+            not 3 <= len(ranked) <= MOST_IN_ORDER
+            or abs(order) > len(ranked)
+            or (len(steps) and steps.min() < IN_ORDER)
+        ):
             return []
         if not all(map(self._is_large, ranked)):  # one that is hardly seen is not counted
             return []
@@ -200,7 +204,7 @@ class ImageObjects:
                 continue
             places = [replace(head, place=side) for side in (*SIDES, "middle")]
             sizes = [replace(head, size=size) for size in ("bigger", "smaller")]
-            orders = [replace(head, order=order) for order in (2, 3, -2)]
+            orders = [replace(head, order=order) for order in (2, 3, -2, -3)]
             for kind, phrases in (("place", places), ("size", sizes), ("order", orders)):
                 yield from ((kind, phrase) for phrase in phrases if self.means(phrase) == place)
             yield from (("relation", phrase) for phrase in self._relative(place, head))
