@@ -210,12 +210,12 @@ def test_no_is_said_only_of_what_cannot_be() -> None:
     dogs = [("A black dog runs on the grass .", "A black dog is running .")] * 6
     dogs += [("A white dog runs on the grass .", "A white dog is running .")] * 6
     boys = [("A skateboarder jumps over a rail .", "A skateboarder is jumping .")] * 6
-    men = [("A man sits on a bench .", "A man is sitting on a bench .")] * 6
+    men = [("A man with a guitar .", "A man is holding a guitar .")] * 6
     recipe = QuestionRecipe(per_image=1000, balanced=False, kinds=["yes-no"])
     asked = _made(*dogs, *boys, *men, recipe=recipe)
     assert {one["is the dog white?"] for one in asked[:6] if "is the dog white?" in one} == {"no"}
     assert {one["is the dog white?"] for one in asked[6:12]} == {"yes"}
-    assert any(one.get("is there a bench in the picture?") == "no" for one in asked[:18])
+    assert any(one.get("is there a guitar in the picture?") == "no" for one in asked[:18])
     # The skateboarder may be a man.
     assert all("is there a man in the picture?" not in one for one in asked[12:18])
     assert all(one["is there a man in the picture?"] == "yes" for one in asked[18:])

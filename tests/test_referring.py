@@ -38,12 +38,12 @@ def _texts(*items: Item, relations: tuple[tuple[int, str, int], ...] = ()) -> li
 
 def test_the_only_one_of_its_name_is_named() -> None:
     dog, cat = _texts(_item("dog", 10, 40), _item("cat", 150, 40))
-    assert dog == {"the dog"}
-    assert cat == {"the cat"}
+    assert dog == {"the dog", "the dog to the left of the cat"}
+    assert cat == {"the cat", "the cat to the right of the dog"}
 
 
 def test_one_of_two_is_told_by_place_size_and_what_is_beside_it() -> None:
-    small, large, _ = _texts(_item("dog", 10, 40), _item("dog", 100, 20, 60), _item("cat", 70, 40))
+    small, large, _ = _texts(_item("dog", 10, 40), _item("dog", 100, 32, 38), _item("cat", 70, 40))
     assert small == {"the dog on the left", "the smaller dog", "the dog to the left of the cat"}
     assert large == {
         "the dog on the right",
@@ -53,11 +53,11 @@ def test_one_of_two_is_told_by_place_size_and_what_is_beside_it() -> None:
 
 
 def test_of_three_there_is_a_middle_and_a_second() -> None:
-    _, middle, _ = _texts(*(_item("cup", x, 40) for x in (10, 90, 170)))
+    _, middle, _ = _texts(*(_item("dog", x, 40) for x in (10, 90, 170)))
     assert {
-        "the cup in the middle",
-        "the second cup from the left",
-        "the second cup from the right",
+        "the dog in the middle",
+        "the second dog from the left",
+        "the second dog from the right",
     } <= middle
     assert not any("bigger" in text or "biggest" in text for text in middle)
 

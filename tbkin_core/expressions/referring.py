@@ -7,6 +7,7 @@ an unknown colour, two centres that are hardly apart: all these are doubts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,14 +17,17 @@ import numpy as np
 from tbkin_core.boxes import pairwise_iou
 from tbkin_core.expressions.geometry import OPPOSITE, Point, lies
 from tbkin_core.questions import wordlists
-from tbkin_core.questions.english import alike, is_noun
+from tbkin_core.questions.english import alike, is_noun, is_person
 
 SAME_OBJECT = 0.6  # overlap of two boxes of one name that are one object, annotated twice
-LEAST_AREA = 0.01  # of the image, of what is referred to
+LEAST_AREA, MOST_AREA = 0.02, 0.95  # of the image, of what is referred to
+LEAST_SEEN = 0.005  # of the image, of what it is compared with or told from by its place
 LARGER = 2.5  # times the area of the others: "the bigger dog"
+NEGLIGIBLE = 4  # times smaller than the largest of its name: what nobody thinks of who looks for it
 IN_ORDER = 0.08  # of the image's width between neighbours: "the second dog from the left"
 MOST_IN_ORDER = 5
 APART = 0.2  # of the smaller box: what both share at most where one thing is left of the other, not on it
+HIDDEN = 0.7  # of a box within a person's: what the person mostly hides
 SIDES = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
@@ -134,7 +138,7 @@ class ImageObjects:
         item = self.items[place]
         named: bool | None = item.name == phrase.name
         if not named:
-            named = None if alike(item.name, phrase.name) else False
+            named = None if _may_be(item.name, phrase.name) else False
         if item.is_crowd and named is not False:
             return None
         if named is False or not phrase.attribute:
@@ -155,37 +159,57 @@ class ImageObjects:
                 return True
             # What people did not annotate may be so where the boxes touch.
             return None if self.overlap[place, anchor] > 0 else False
-        found = lies(self.items[place].center, relation, self.items[anchor].center, self.size)
+        found = self._lies(place, relation, anchor)
         return None if found and self._shared[place, anchor] > APART else found
+
+    def _lies(self, place: int, relation: str, other: int) -> bool | None:
+        """Whether a centre lies on that side of another; None also where another side is as good a word."""
+        first, second = self.items[place].center, self.items[other].center
+        found = lies(first, relation, second, self.size)
+        across, along = abs(first[0] - second[0]), abs(first[1] - second[1])
+        if relation in ("above", "below"):
+            across, along = along, across
+        return None if found and across < along else found
 
     def _ordered(self, places: Sequence[int], order: int) -> list[int]:
         ranked = sorted(places, key=lambda place: self.items[place].center[0])
         steps = np.diff([self.items[place].center[0] / self.size[0] for place in ranked])
-        if (
-            not 3 <= len(ranked) <= MOST_IN_ORDER
-            or abs(order) > len(ranked)
-            or (len(steps) and steps.min() < IN_ORDER)
-        ):
+        if not 3 <= len(ranked) <= MOST_IN_ORDER or abs(order) > len(ranked) or steps.min() < IN_ORDER:
             return []
-        if not all(map(self._is_large, ranked)):  # one that is hardly seen is not counted
-            return []
-        return [ranked[order - 1 if order > 0 else order]]
+        return [ranked[order - 1 if order > 0 else order]] if self._are_alike(ranked) else []
+
+    def _are_alike(self, places: Sequence[int]) -> bool:
+        """Whether things are all seen well and apart, so that one can count and compare them."""
+        areas = [self.items[place].area for place in places]
+        pairs = itertools.combinations(places, 2)
+        return (
+            min(areas) * NEGLIGIBLE >= max(areas)
+            and min(areas) >= LEAST_SEEN * self.size[0] * self.size[1]
+            and all(self._shared[pair] <= APART for pair in pairs)
+        )
 
     def _is_most(self, place: int, places: Sequence[int], phrase: Phrase) -> bool:
-        item, others = self.items[place], [self.items[other] for other in places if other != place]
-        if not others:
+        item, others = self.items[place], [other for other in places if other != place]
+        if not others or any(self._shared[place, other] > APART for other in others):
             return False
-        if phrase.size == "bigger":
-            return all(item.area >= LARGER * other.area for other in others)
-        if phrase.size == "smaller":
-            return all(item.area * LARGER <= other.area for other in others)
+        areas = [self.items[other].area for other in others]
+        if phrase.size:
+            if min(*areas, item.area) < LEAST_SEEN * self.size[0] * self.size[1]:
+                return False
+            if phrase.size == "bigger":
+                return all(item.area >= LARGER * area for area in areas)
+            return all(item.area * LARGER <= area for area in areas)
+        if item.area * NEGLIGIBLE < max(areas):
+            return False
         if phrase.place == "middle":
             sides = ("left of", "right of")
             return len(others) == 2 and all(
-                any(lies(other.center, side, item.center, self.size) for other in others) for side in sides
+                any(self._lies(other, side, place) for other in others) for side in sides
             )
-        return all(
-            lies(item.center, SIDES[phrase.place], other.center, self.size) is True for other in others
+        share = item.center[0] / self.size[0], item.center[1] / self.size[1]
+        within = {"left": share[0], "right": 1 - share[0], "top": share[1], "bottom": 1 - share[1]}
+        return within[phrase.place] < 0.5 and all(
+            self._lies(place, SIDES[phrase.place], other) is True for other in others
         )
 
     # ---- phrases of an object ----
@@ -201,10 +225,15 @@ class ImageObjects:
             kind = "attribute" if head.attribute else "name"
             if self.means(head) == place:
                 yield kind, head
+                if not head.attribute:
+                    yield from (("relation", phrase) for phrase in self._relative(place, head))
                 continue
             places = [replace(head, place=side) for side in (*SIDES, "middle")]
+            last = item.name.split()[-1]
+            compared = last not in wordlists.CROWDED
             sizes = [replace(head, size=size) for size in ("bigger", "smaller")]
-            orders = [replace(head, order=order) for order in (2, 3, -2, -3)]
+            sizes = sizes if compared and not is_person(item.name) else []
+            orders = [replace(head, order=order) for order in (2, 3, -2, -3)] if compared else []
             for kind, phrases in (("place", places), ("size", sizes), ("order", orders)):
                 yield from ((kind, phrase) for phrase in phrases if self.means(phrase) == place)
             yield from (("relation", phrase) for phrase in self._relative(place, head))
@@ -214,7 +243,7 @@ class ImageObjects:
         spatial = [(relation, other) for other in self.own for relation in OPPOSITE]
         for relation, other in annotated + spatial:
             anchor = Phrase(self.items[other].name)
-            if other == place or not self.may_be_named(other) or alike(anchor.name, head.name):
+            if other == place or not self.may_be_named(other) or _may_be(anchor.name, head.name):
                 continue
             phrase = replace(head, relation=relation, anchor=anchor)
             if self.means(anchor) == other and self.means(phrase) == place:
@@ -226,11 +255,23 @@ class ImageObjects:
 
     def may_be_named(self, place: int) -> bool:
         """Whether an object is large enough to be seen, alone, and has a name that people say."""
-        item = self.items[place]
-        return self._is_large(place) and not item.is_crowd and is_noun(item.name)
+        item, whole = self.items[place], self.size[0] * self.size[1]
+        if (
+            item.is_crowd
+            or not is_noun(item.name)
+            or not LEAST_AREA * whole <= item.area <= MOST_AREA * whole
+        ):
+            return False
+        return is_person(item.name) or not any(
+            is_person(other.name) and self._within(place, number) > HIDDEN
+            for number, other in enumerate(self.items)
+        )
 
-    def _is_large(self, place: int) -> bool:
-        return self.items[place].area >= LEAST_AREA * self.size[0] * self.size[1]
+    def _within(self, place: int, other: int) -> float:
+        """Share of a box that lies within another."""
+        areas = self.items[place].area, self.items[other].area
+        smaller = min(areas)
+        return float(self._shared[place, other]) * smaller / max(areas[0], 1e-6)
 
 
 def text_of(phrase: Phrase, several: int) -> str:
@@ -259,6 +300,12 @@ def text_of(phrase: Phrase, several: int) -> str:
         sides = {"left of": "to the left of", "right of": "to the right of"}
         return f"the {name} {sides.get(phrase.relation, phrase.relation)} the {phrase.anchor.name}"
     return f"the {name}"
+
+
+def _may_be(name: str, other: str) -> bool:
+    """Whether a thing of one name may be what somebody means by the other."""
+    lasts = {name.split()[-1] if name else "", other.split()[-1]}
+    return alike(name, other) or any(lasts <= names for names in wordlists.CONFUSED)
 
 
 # ---- how things look ----------------------------------------------------------------------------

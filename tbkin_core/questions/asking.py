@@ -104,20 +104,13 @@ class _Caption:
             yield from self._look(attribute)
         for relation in self._graph.relations:
             first, second = self._things[relation.subject], self._things[relation.object]
-            if first is not None and first is not second:
-                action = self._action_of(relation)
-                if (
-                    action is not None
-                    and action.verb not in wordlists.STATES
-                    and first.sure
-                    and first.is_animate
-                ):
-                    alone = action.rest or second is None or action.verb in wordlists.NO_OBJECT
-                    if alone and action.verb in wordlists.NEED_OBJECT - {"play"}:
-                        continue
-                    yield self._doing(first, action, "" if alone else self._name(relation.object))
-                if second is not None:
-                    yield from self._related(relation, first, second, action)
+            if first is None or first is second:
+                continue
+            action = self._action_of(relation)
+            if action is not None and first.sure and first.is_animate:
+                yield from self._doing_something(first, action, second, self._name(relation.object))
+            if second is not None:
+                yield from self._related(relation, first, second, action)
         yield from self._counts()
 
     def _fact(
@@ -216,9 +209,21 @@ class _Caption:
             verb = "lie"
         return Action(verb, participle(verb), rest)
 
-    def _doing(self, thing: Thing, action: Action, rest: str) -> Fact:
-        answer = f"{action.form} {rest}".strip()
-        claim = None if rest or action.verb in wordlists.NEED_OBJECT else Claim("do", action.form, "")
+    def _doing_something(
+        self, thing: Thing, action: Action, taken: Thing | None, name: str
+    ) -> Iterator[Fact]:
+        """ "riding bike", "running": with the object that the verb needs; "looking" at what is no answer."""
+        if action.verb in wordlists.STATES:
+            return
+        is_whole = bool(action.rest) or taken is None or action.verb in wordlists.NO_OBJECT
+        if not is_whole:
+            yield self._doing(thing, action, name)
+        elif action.verb not in wordlists.NEED_OBJECT or action.verb == "play":
+            yield self._doing(thing, action, "")
+
+    def _doing(self, thing: Thing, action: Action, taken: str) -> Fact:
+        answer = f"{action.form} {taken}".strip()
+        claim = None if taken or action.verb in wordlists.NEED_OBJECT else Claim("do", action.form, "")
         return self._fact("action", (), f"what {be(thing)} {the(thing)} doing?", answer, thing, claim)
 
     def _related(

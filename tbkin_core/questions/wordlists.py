@@ -150,3 +150,23 @@ MOTIONS = _words("run walk jump leap swim dance fly climb ride skate ski surf di
 # "sitting" alone says what somebody does, whatever the parser takes for its object.
 NO_OBJECT = POSTURES | (MOTIONS - {"ride", "fly"}) | _words("dig smile laugh")
 MOST_COUNTED = 10
+
+
+# ---- for referring expressions ------------------------------------------------------------------
+
+# Of these there are often more than people annotate, so that nobody should count or compare them.
+CROWDED = _words(
+    "apple banana book bottle bowl broccoli carrot chair cup donut fork glass knife orange spoon vase"
+)
+# Names of which one thing may be called either way.
+CONFUSED = (
+    _words("bus car truck van"),
+    _words("bottle bowl cup glass vase"),
+    _words("laptop monitor tv screen"),
+    _words("bench chair couch sofa bed"),
+    _words("bicycle motorcycle bike scooter"),
+    _words("fork knife spoon"),
+    _words("cake donut sandwich pizza"),
+    _words("backpack bag handbag suitcase purse"),
+    _words("cow horse sheep goat"),
+)

@@ -24,9 +24,7 @@ from tbkin_core.questions.things import Thing, Things
 
 MOST_DOUBT = 0.03  # that what no caption names is there
 UNKNOWN_REGULARITY = 0.3  # of captions that name a thing, where images have one caption each
-LEAST_COMMON = (
-    0.004  # of the images with a thing, those of which something is said, for it to be asked of others
-)
+LEAST_COMMON = 0.004  # of the images with a thing: of so many something is said that is asked of others
 MOST_CLAIMS = 80  # about things of one name
 LEAST_CLAIMED = 2  # images of which something is said, to be asked of others
 MOST_COMMON = 400  # nouns, to be asked of images without
@@ -96,7 +94,9 @@ class YesNo:
             for word, claims in self._claims.items()
         }
         self._common = [
-            (noun, count) for noun, count in self._seen.most_common(400) if count >= LEAST_CLAIMED
+            (noun, count)
+            for noun, count in self._seen.most_common(MOST_COMMON)
+            if count >= LEAST_CLAIMED and noun not in wordlists.SCENES | wordlists.PARTS
         ]
 
     def _learn(self, image: Described) -> None:

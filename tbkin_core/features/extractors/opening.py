@@ -54,11 +54,12 @@ def choose_extractor(
         return EXTRACTORS["photo"]
     photos, looked_at = count_photos([it.path for it in dataset.images() if it.path is not None])
     share = f"{photos} of {looked_at} looked at"
+    drawings = f"{looked_at - photos} of {looked_at} looked at"
     if not looked_at:
         logger.info("--extractor builtin: no picture that was looked at shows anything")
         return EXTRACTORS["builtin"]
     if 2 * photos <= looked_at:
-        logger.info("--extractor builtin: the pictures are drawings (but for %s)", share)
+        logger.info("--extractor builtin: the pictures are drawings (%s)", drawings)
         return EXTRACTORS["builtin"]
     if any(importlib.util.find_spec(package) is None for package in LITE_PACKAGES):
         logger.info(
