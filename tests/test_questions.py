@@ -374,8 +374,26 @@ def test_without_captions_nothing_is_asked(tmp_path: Path) -> None:
         '{"image": "a.png", "question": "what is it?", "answer": "a dog"}'
     )
     message = _fails(1, "build-graphs", str(tmp_path / "own"), "--questions")
-    assert "--questions are made of captions" in message
+    assert "--questions are made of captions of whole images" in message
     assert "only with --questions" in _fails(2, "build-graphs", str(tmp_path / "own"), "--unbalanced")
+
+
+def test_descriptions_of_regions_are_no_captions(data: Path) -> None:
+    """One "dog" beside another may be two dogs."""
+    _run("build-graphs", str(data), "--questions")
+    made = _files(data)
+    regions = [
+        {"region_id": number, "image_id": 1, "phrase": "a dog", "x": 0, "y": 0, "width": 9, "height": 9}
+        for number in range(3)
+    ]
+    for place in (data, data.parent / "vg"):
+        place.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(place / "1.jpg")
+        (place / "image_data.json").write_text('[{"image_id": 1, "width": 32, "height": 32}]')
+        (place / "region_descriptions.json").write_text(json.dumps([{"id": 1, "regions": regions}]))
+    _run("build-graphs", str(data), "--questions", "--overwrite")
+    assert _files(data) == made
+    assert "are of parts" in _fails(1, "build-graphs", str(data.parent / "vg"), "--questions")
 
 
 @pytest.mark.parametrize("split", [None, "fold1", "test"])

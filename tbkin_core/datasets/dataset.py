@@ -64,6 +64,7 @@ class Dataset:
 
     def __init__(self, root: Path, path: Path) -> None:
         self.root, self.path = root, path
+        self._first_phrase = 0  # number of the first caption that is of a part of an image
         self._files = AnnotationFiles(root)
         self.layouts: tuple[str, ...] = self._files.layouts
         self.passed_over: list[str] = self._files.passed_over
@@ -145,7 +146,7 @@ class Dataset:
 
     # --- texts ---------------------------------------------------------------------------------------
 
-    def captions(self, split: str | None = None) -> list[records.Caption]:
+    def captions(self, split: str | None = None, whole: bool = False) -> list[records.Caption]:
         """Captions, file by file in the order of the formats' table (Karpathy's files, which also give the
         splits of images, go first), then phrases of parts of images (Visual Genome's regions).
 
@@ -155,9 +156,15 @@ class Dataset:
         Of Karpathy's, COCO's and the Flickr files, Karpathy's alone gives the captions and the split of the
         images that it lists, and of several Flickr files the first. A caption of Conceptual Captions or SBU
         has an image where a file is named by the number of its row.
+
+        Args:
+            split: Those of one split alone.
+            whole: Without the phrases of parts of images.
         """
         wanted = None if split is None else normalise_split(split)
-        return [caption for caption in self._captions if wanted in (None, caption.split)]
+        captions = self._captions
+        captions = captions[: self._first_phrase] if whole else captions
+        return [caption for caption in captions if wanted in (None, caption.split)]
 
     def questions(self, split: str | None = None, name: str | None = None) -> list[records.Question]:
         """VQA questions with their answers, of one of `question_sets` or of all.
@@ -370,6 +377,7 @@ class Dataset:
         captions: list[records.Caption] = []
         owner: dict[int | str, tuple[ImageId | None, str]] = {}
         for rows in (self._files.captions, self._files.phrases):
+            self._first_phrase = len(captions)
             rows.reverse()
             while rows:  # row by row into captions, so that millions are not there twice
                 text_id, key, text, file, number, split = rows.pop()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tbkin_core.features.regions import ImageId
+from tbkin_core.graphs.arrays import ShardArrays
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.parsing.parser import CaptionParser
 from tbkin_core.parsing.text_graph import TextGraph
@@ -55,22 +56,38 @@ class QuestionRecipe:
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image, its split and the graphs of its captions."""
+    """An image, its split and the graphs of its captions; a store's are read when they are asked for."""
 
     image_id: ImageId
     split: str
     graphs: Sequence[TextGraph]
 
 
-def captioned_images(store: GraphStore) -> list[CaptionedImage]:
-    """The images of a graph store in the order of their captions; captions without an image are left out."""
-    found: dict[ImageId, tuple[str, list[TextGraph]]] = {}
+class _StoredGraphs(Sequence[TextGraph]):
+    """Graphs of a store's shards, (shard, row) each: a million of them need not be in memory together."""
+
+    def __init__(self) -> None:
+        self.places: list[tuple[ShardArrays, int]] = []
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, place: Any) -> Any:
+        shard, row = self.places[place]
+        return shard.text_graph(row)
+
+
+def captioned_images(store: GraphStore, captions: int) -> list[CaptionedImage]:
+    """The images of the first captions of a store, in their order; captions without an image are left out."""
+    found: dict[ImageId, CaptionedImage] = {}
     for shard in store.shards:
-        for row, image in enumerate(shard.image.tolist()):
+        for row, image in enumerate(shard.image[: max(captions, 0)].tolist()):
             if image >= 0:
-                _, graphs = found.setdefault(shard.image_ids[image], (shard.splits[row], []))
-                graphs.append(shard.text_graph(row))
-    return [CaptionedImage(image_id, split, graphs) for image_id, (split, graphs) in found.items()]
+                image_id = shard.image_ids[image]
+                one = found.setdefault(image_id, CaptionedImage(image_id, shard.splits[row], _StoredGraphs()))
+                one.graphs.places.append((shard, row))  # type: ignore[attr-defined]
+        captions -= len(shard)
+    return list(found.values())
 
 
 def make_questions(images: Sequence[CaptionedImage], recipe: QuestionRecipe) -> list[Question]:
@@ -81,8 +98,9 @@ def make_questions(images: Sequence[CaptionedImage], recipe: QuestionRecipe) -> 
     nouns = Nouns(graph for image in images for graph in image.graphs)
     described = []
     for image in progress(images, "questions", unit="image"):
-        things = Things(image.graphs)
-        described.append(Described(things, facts_of(image.graphs, things, nouns), len(image.graphs)))
+        graphs = list(image.graphs)
+        things = Things(graphs)
+        described.append(Described(things, facts_of(graphs, things, nouns), len(graphs)))
     yes_no = YesNo(described, nouns) if "yes-no" in recipe.kinds else None
     questions: list[Question] = []
     for place, (image, one) in enumerate(zip(images, described, strict=True)):

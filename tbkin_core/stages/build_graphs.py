@@ -104,19 +104,19 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
             files.append(config.networkx)
         summary = {**build.summary, **referred}
         if config.questions:
-            asked = _make_questions(config, out, build.store)
+            asked = _make_questions(config, out, build.store, len(dataset.captions(whole=True)))
             files += asked.paths
             summary |= {"questions": asked.counts, "images_asked_about": asked.images}
             result.problems.extend(_question_notes(asked))
         return replace(result, summary=summary, files=files)
 
 
-def _make_questions(config: BuildGraphsConfig, out: Path, store: GraphStore) -> QuestionFiles:
-    """The questions that a store's captions answer, on disk."""
+def _make_questions(config: BuildGraphsConfig, out: Path, store: GraphStore, captions: int) -> QuestionFiles:
+    """The questions that a store's first captions answer; phrases of parts of images follow these."""
     recipe = QuestionRecipe(
         config.questions_per_image, config.question_kinds or KINDS, not config.unbalanced, config.seed
     )
-    questions = make_questions(captioned_images(store), recipe)
+    questions = make_questions(captioned_images(store, captions), recipe)
     return write_questions(out.parent / "questions", questions, recipe)
 
 
@@ -175,10 +175,11 @@ def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path)
 
 def _check_questions(dataset: Dataset, out: Path) -> None:
     """Refuse to make questions of what are no captions, or where something else would be lost."""
-    captions = dataset.captions()
+    captions = dataset.captions(whole=True)
     if not any(caption.image_id is not None for caption in captions):
+        parts = " (those of Visual Genome's regions are of parts)" if dataset.captions() else ""
         raise DataError(
-            f"{dataset.path}: --questions are made of captions of images, and there are none here",
+            f"{dataset.path}: --questions are made of captions of whole images, and there are none{parts}",
             hint="add captions: COCO's captions_*.json, or a JSONL file with lines such as"
             ' {"image": "dog.jpg", "text": "a dog on a sofa"}',
         )
