@@ -75,7 +75,7 @@ def _made(result: results.BuildGraphsResult) -> Iterator[Table]:
         rows.append(["all", *(str(sum(of_split.values())) for of_split in counts.values())])
         rows.append(["images", *map(str, result.summary.get(images, {}).values())])
         if kinds:
-            yield Table(f"{what.capitalize()} in {result.out.parent / what}", ["kind", *counts], rows)
+            yield Table(f"{what.capitalize()} made", ["kind", *counts], rows)
 
 
 def _pretrain(result: results.PretrainResult) -> list[Table]:

@@ -17,19 +17,23 @@ from PIL import Image
 from tbkin_core.datasets import open_dataset
 from tbkin_core.expressions.geometry import OPPOSITE, lies
 from tbkin_core.expressions.referring import ImageObjects, Item, Phrase, text_of
+from tbkin_core.training.splits import EvaluatedImages
 
 SIZE = (200.0, 100.0)
 
 
 def _item(name: str, x: float, y: float, side: float = 20, *attributes: str, crowd: bool = False) -> Item:
-    return Item(name, (x, y, x + side, y + side), frozenset(attributes), crowd)
+    return Item(name, (x, y, x + side, y + side), frozenset(attributes), in_doubt=crowd)
 
 
 def _texts(*items: Item, relations: tuple[tuple[int, str, int], ...] = ()) -> list[set[str]]:
     """What refers to each item."""
     objects = ImageObjects(items, SIZE, relations)
     return [
-        {text_of(phrase, objects.count(item.name)) for _, phrase in objects.phrases_of(place)}
+        {
+            text_of(phrase, objects.count(phrase.name, phrase.attribute))
+            for _, phrase in objects.phrases_of(place)
+        }
         if place in objects.own
         else set()
         for place, item in enumerate(items)
@@ -83,6 +87,10 @@ def test_what_may_be_another_one_is_in_doubt(other: Item) -> None:
     assert _texts(_item("man", 10, 40), other)[0] == set()
 
 
+def test_beside_what_nobody_named_nothing_is_sure() -> None:
+    assert _texts(_item("man", 10, 40), _item("", 100, 40)) == [set(), set()]
+
+
 def test_two_annotations_of_one_thing_are_one() -> None:
     first, second = _texts(_item("man", 10, 40), _item("person", 11, 40))
     assert first == {"the man"}
@@ -118,7 +126,7 @@ ITEMS = st.lists(
         st.integers(0, 60),
         st.sampled_from([4, 15, 20, 40]),
         st.lists(st.sampled_from(["red", "blue", "orange", "striped", "old"]), max_size=2),
-        st.booleans().map(lambda is_crowd: is_crowd),
+        st.booleans(),
     ),
     max_size=7,
 )
@@ -134,7 +142,7 @@ def test_no_text_refers_to_two_things(items: list[Item]) -> None:
 def test_a_mirror_swaps_left_and_right(items: list[Item]) -> None:
     def mirrored(item: Item) -> Item:
         x1, y1, x2, y2 = item.box
-        return Item(item.name, (SIZE[0] - x2, y1, SIZE[0] - x1, y2), item.attributes, item.is_crowd)
+        return Item(item.name, (SIZE[0] - x2, y1, SIZE[0] - x1, y2), item.attributes, item.in_doubt)
 
     def swapped(text: str) -> str:
         return text.replace("left", "?").replace("right", "left").replace("?", "right")
@@ -185,6 +193,30 @@ def test_a_model_learns_from_instances_alone(workspace: Path) -> None:
     succeeds("extract-features", "own", "--workers", "0", cwd=workspace)
     run = _json("finetune", "--task", "rec", "--data", "own", "--epochs", "1", cwd=workspace)
     assert any(entry["model"] == "this model" for entry in run["report"])
+
+
+def test_pictures_stay_what_they_are(tmp_path: Path) -> None:
+    """Equal names in two directories, one without an expression, and nothing that divides into splits."""
+    own = tmp_path / "own"
+    images, annotations = [], []
+    for number, place in enumerate(("a/0.png", "b/0.png", "b/1.png"), 1):
+        (own / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (200, 100)).save(own / place)
+        images.append({"id": number, "file_name": place, "width": 200, "height": 100})
+        for x in (10, 100)[: 2 if number > 1 else 1]:
+            box = {"bbox": [x, 40, 40, 40], "category_id": 1, "image_id": number}
+            annotations.append({"id": len(annotations) + 1, **box})
+    categories = [{"id": 1, "name": "dog"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (own / "instances_default.json").write_text(json.dumps(content))
+    (own / "c.jsonl").write_text('{"image": "a/0.png", "text": "a dog"}')
+    before = open_dataset(own).images()
+    succeeds("build-graphs", "own", "--expressions", cwd=tmp_path)
+    dataset = open_dataset(own)
+    assert dataset.images() == before
+    assert len({item.image_id for item in dataset.expressions("all")}) == 2
+    # Expressions that no split divides are trained on: pretraining keeps their captions.
+    assert not EvaluatedImages([dataset]).among(dataset, [record.image_id for record in before]).any()
 
 
 def test_expressions_follow_from_boxes_and_seed(workspace: Path) -> None:

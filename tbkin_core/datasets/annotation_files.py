@@ -157,6 +157,8 @@ class AnnotationFiles:
         Args:
             row: Number or id of the row, for the message.
         """
+        if format_of(file).ids_are_keys:
+            return image_id
         images = self.images_for(file)
         if image_id in images:
             return self.index.key_in(images[image_id].listed_in, image_id)

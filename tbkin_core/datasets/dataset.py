@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from tbkin_core.datasets import records
 from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of, set_of, version_of
 from tbkin_core.datasets.formats.base import Holds
-from tbkin_core.datasets.formats.refcoco import MADE_SET
+from tbkin_core.datasets.formats.made import EXPRESSION_SET
 from tbkin_core.datasets.image_index import coco_id_of, key_of_name, listed_coco_id
 from tbkin_core.datasets.question_sets import QuestionSets
 from tbkin_core.datasets.reading import AnnotationFile, as_box
@@ -217,7 +217,9 @@ class Dataset:
         """
         usual = set(map(set_of, self._files.holding(Holds.EXPRESSIONS)))
         found = [name for name in self._refs_files if every_version or name in usual]
-        order = {name: (name == MADE_SET, name.split("-")[0] not in _EXPRESSION_SETS, name) for name in found}
+        order = {
+            name: (name == EXPRESSION_SET, name.split("-")[0] not in _EXPRESSION_SETS, name) for name in found
+        }
         return tuple(sorted(found, key=order.__getitem__))
 
     def expression_splits(self, name: str | None = None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 
 from tbkin_core.datasets.annotation_files import AnnotationFiles, format_of
+from tbkin_core.datasets.formats import made
 from tbkin_core.datasets.formats.base import Holds
 from tbkin_core.datasets.reading import AnnotationFile
 from tbkin_core.datasets.records import AnswerRow, ImageId, Question, QuestionRow
@@ -19,8 +20,7 @@ from tbkin_core.datasets.splits import split_in
 
 # What the names of question and annotation files say beside their set and split.
 _FILLERS = frozenset({"question", "questions", "annotation", "annotations", "openended", "multiplechoice"})
-# Of the files that build-graphs makes of captions, whatever their splits are called.
-_MADE, _MADE_NAME = "v2-captions", re.compile(r"v2_(openended_)?captions_")
+_MADE = "made of captions"  # by build-graphs
 _Keyed = list[tuple[ImageId, QuestionRow]]
 _Family = tuple[str, str]  # directory and what is left of a file's name, see `_family`
 
@@ -62,9 +62,9 @@ class QuestionSets:
         asked = {family: splits[family] for family in families if family[1] != _MADE}
         if sum(map(len, asked.values())) == len(set[str]().union(*asked.values())):
             self.is_mixed = len(asked) > 1
-            made = {family: families[family] for family in families if family[1] == _MADE}
+            others = {family: families[family] for family in families if family[1] == _MADE}
             rest = [file for file in files if _family(file) in asked]
-            families = ({next(iter(asked)): rest} if rest else {}) | made
+            families = ({next(iter(asked)): rest} if rest else {}) | others
         sets: dict[str, list[AnnotationFile]] = {}
         for family in sorted(families, key=lambda it: (_rank(it[1]), -len(splits[it]), it)):
             name = _set_name(*family)
@@ -203,9 +203,9 @@ def _family(file: AnnotationFile) -> _Family:
     directory = "/".join(part for part in PurePosixPath(file.directory).parts if not split_in(part))
     if not format_of(file).family_by_name:
         return directory, ""
-    stem = re.sub(r"(?<=[a-z])(?:19|20)\d\d", "", file.path.stem.lower())
-    if _MADE_NAME.match(stem):
+    if file.format in (made.QUESTIONS.name, made.ANNOTATIONS.name):
         return directory, _MADE
+    stem = re.sub(r"(?<=[a-z])(?:19|20)\d\d", "", file.path.stem.lower())
     words = (word for word in re.split(r"[^a-z0-9]+", stem) if word and not word.isdigit())
     return directory, "-".join(word for word in words if not split_in(word) and word not in _FILLERS)
 
@@ -213,7 +213,7 @@ def _family(file: AnnotationFile) -> _Family:
 def _set_name(directory: str, rest: str) -> str:
     """ "vqa-v2" of v2_OpenEnded_mscoco_train2014_questions.json; else the rest, or the directory's name."""
     if rest == _MADE:
-        return "captions"
+        return made.QUESTION_SET
     words = "-".join(word for word in rest.split("-") if word != "mscoco")
     if words != rest:
         return f"vqa-{words}" if words else PurePosixPath(directory).name.lower() or "vqa"

@@ -7,21 +7,21 @@ RefCOCO; each of its expressions means it and nothing else that is annotated, se
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tbkin_core.boxes import xywh_to_xyxy
 from tbkin_core.datasets import Dataset
+from tbkin_core.datasets.formats.made import EXPRESSIONS_MADE_BY
 from tbkin_core.datasets.formats.own_expressions import picture_size
-from tbkin_core.datasets.formats.refcoco import MADE_EXPRESSIONS
 from tbkin_core.datasets.records import GoldGraph, ImageRecord
 from tbkin_core.expressions.referring import ImageObjects, Item, text_of
-from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.names.lexicon import lemmatize_verb
 from tbkin_core.questions import wordlists
@@ -36,35 +36,24 @@ LEAST_SCORE = 0.5  # of a region's name that a model gave, to be believed
 
 @dataclass(frozen=True)
 class ReferredImage:
-    """An image with its objects.
-
-    Attributes:
-        record: It.
-        objects: Those annotated in it.
-    """
+    """An image's record and its objects."""
 
     record: ImageRecord
     objects: ImageObjects
 
 
-@dataclass(frozen=True)
-class Referred:
-    """An object and what refers to it: (kind, text) each."""
+class Referred(NamedTuple):
+    """An object of an image of `size` pixels, and what refers to it: (kind, text) each."""
 
-    image: ReferredImage
-    place: int
+    record: ImageRecord
+    item: Item
+    size: tuple[int, int]
     texts: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class ExpressionFiles:
-    """What was written.
-
-    Attributes:
-        paths: The refs and the instances.
-        counts: Expressions of each split and kind.
-        images: Images of each split that are spoken of.
-    """
+    """What was written: the files, the expressions of each split and kind, and the images of each split."""
 
     paths: list[Path]
     counts: dict[str, dict[str, int]]
@@ -79,18 +68,25 @@ def annotated_images(dataset: Dataset) -> Iterator[ReferredImage]:
     boxes, graphs = dataset.boxes(), dataset.gold_graphs() if dataset.has_gold_graphs else {}
     for record in dataset.images():
         graph, drawn = graphs.get(record.image_id), boxes.get(record.image_id, [])
-        size = (record.width, record.height)
-        if None in size or not all(size):
-            size = picture_size(record.path) or (0, 0)
-        if not all(size):
+        if graph is None and not drawn:
             continue
-        whole = (float(size[0] or 0), float(size[1] or 0))
+        size = _size_of(record)
+        if size is None:
+            continue
         if graph is not None and len(graph.objects) >= len(drawn):
             items = [_item(it.name, it.xywh, it.attributes) for it in graph.objects]
-            yield ReferredImage(record, ImageObjects(items, whole, _predicates(graph)))
-        elif drawn:
+            yield ReferredImage(record, ImageObjects(items, size, _predicates(graph)))
+        else:
             items = [_item(it.label, it.xywh, it.attributes, it.is_crowd) for it in drawn]
-            yield ReferredImage(record, ImageObjects(items, whole))
+            yield ReferredImage(record, ImageObjects(items, size))
+
+
+def _size_of(record: ImageRecord) -> tuple[float, float] | None:
+    """Width and height as annotated, else of the picture; None where neither tells."""
+    if record.width and record.height:
+        return float(record.width), float(record.height)
+    found = picture_size(record.path)
+    return None if found is None or not all(found) else (float(found[0]), float(found[1]))
 
 
 def named_images(dataset: Dataset, store: FeatureStore) -> Iterator[ReferredImage]:
@@ -100,12 +96,13 @@ def named_images(dataset: Dataset, store: FeatureStore) -> Iterator[ReferredImag
             continue
         regions = store[record.image_id]
         names = regions.labels(store.object_names)
-        scores = regions.object_scores if len(regions.object_scores) else np.ones(len(regions), np.float32)
+        # Imported names have no scores.
+        scores = regions.object_scores if regions.object_scores.any() else np.ones(len(regions), np.float32)
+        # A region that is hardly recognised may be another of the same; what has no name is passed over.
         items = [
-            # A region without a sure name may be anything: it is in nobody's way, as what no box is around.
-            Item(name.lower(), (box[0], box[1], box[2], box[3]))
+            Item(_tidied(name), (box[0], box[1], box[2], box[3]), in_doubt=bool(score < LEAST_SCORE))
             for name, box, score in zip(names, regions.boxes.tolist(), scores, strict=True)
-            if name and score >= LEAST_SCORE
+            if name
         ]
         size = (float(regions.image_width), float(regions.image_height))
         if items and all(size):
@@ -114,7 +111,11 @@ def named_images(dataset: Dataset, store: FeatureStore) -> Iterator[ReferredImag
 
 def _item(name: str, xywh: Any, attributes: Sequence[str], is_crowd: bool = False) -> Item:
     x1, y1, x2, y2 = xywh_to_xyxy([xywh], np.float64)[0].tolist()
-    return Item(name.lower(), (x1, y1, x2, y2), frozenset(it.lower() for it in attributes), is_crowd)
+    return Item(_tidied(name), (x1, y1, x2, y2), frozenset(it.lower() for it in attributes), is_crowd)
+
+
+def _tidied(name: str) -> str:
+    return " ".join(name.lower().split())
 
 
 def _predicates(graph: GoldGraph) -> Iterator[tuple[int, str, int]]:
@@ -132,30 +133,29 @@ def _predicates(graph: GoldGraph) -> Iterator[tuple[int, str, int]]:
 # ---- expressions --------------------------------------------------------------------------------
 
 
-def make_expressions(images: Sequence[ReferredImage], per_image: int, seed: int = 0) -> list[Referred]:
-    """What refers to at most so many objects of each image; random choices follow from seed and place."""
+def make_expressions(images: Iterable[ReferredImage], per_image: int, seed: int = 0) -> list[Referred]:
+    """What refers to at most so many objects of each image; all chance follows from seed and image id."""
     referred: list[Referred] = []
-    for number, image in enumerate(progress(images, "expressions", unit="image")):
-        random = np.random.default_rng(mix(seed, number))
-        objects = image.objects
+    for image in progress(images, "expressions", unit="image"):
+        objects, record = image.objects, image.record
+        random = np.random.default_rng(mix(seed, zlib.crc32(repr(record.image_id).encode(errors="replace"))))
         places = [place for place in objects.own if objects.may_be_named(place)]
         order = [places[place] for place in random.permutation(len(places))]
         order.sort(key=lambda place: objects.count(objects.items[place].name) == 1)
+        size = (round(objects.size[0]), round(objects.size[1]))
         found = 0
-        for place in order:
-            texts = _texts(objects, place, random) if found < per_image and len(objects.own) > 1 else ()
-            if texts:
+        for place in order if len(objects.own) > 1 else []:
+            if found < per_image and (texts := _texts(objects, place, random)):
                 found += 1
-                referred.append(Referred(image, place, texts))
+                referred.append(Referred(record, objects.items[place], size, texts))
     return referred
 
 
 def _texts(objects: ImageObjects, place: int, random: np.random.Generator) -> tuple[tuple[str, str], ...]:
     """Some expressions of an object, of different kinds."""
-    several = objects.count(objects.items[place].name)
     by_kind: dict[str, list[str]] = {}
     for kind, phrase in objects.phrases_of(place):
-        by_kind.setdefault(kind, []).append(text_of(phrase, several))
+        by_kind.setdefault(kind, []).append(text_of(phrase, objects.count(phrase.name, phrase.attribute)))
     kinds = [list(by_kind)[number] for number in random.permutation(len(by_kind))][:MOST_TEXTS]
     return tuple((kind, by_kind[kind][random.integers(len(by_kind[kind]))]) for kind in kinds)
 
@@ -170,75 +170,71 @@ def check_expression_places(directory: Path) -> None:
         ConfigError: A file there that this did not write.
         DataError: The directory cannot be made or written to.
     """
-    instances = directory / INSTANCES
-    check_file_place(instances, "expressions", lambda start: MADE_EXPRESSIONS.encode() in start)
-    # A list of refs cannot say who made it: the instances beside it do.
-    check_file_place(directory / REFS, "expressions", lambda _: instances.exists())
+    for name in (REFS, INSTANCES):
+        check_file_place(directory / name, "expressions", lambda start: EXPRESSIONS_MADE_BY.encode() in start)
 
 
-def write_expressions(directory: Path, referred: Sequence[Referred], seed: int) -> ExpressionFiles:
-    """Write refs and instances; the boxes are the objects' own, numbered anew."""
-    images: dict[ImageId, ReferredImage] = {it.image.record.image_id: it.image for it in referred}
-    names = sorted({item.name for image in images.values() for item in image.objects.items})
-    categories = {name: number for number, name in enumerate(names, 1)}
-    numbers: dict[tuple[ImageId, int], int] = {}
-    annotations = []
-    for image_id, image in images.items():
-        for place, item in enumerate(image.objects.items):
-            numbers[image_id, place] = len(numbers) + 1
-            annotations.append(_annotation(numbers[image_id, place], image_id, item, categories[item.name]))
-    refs, sentences = [], 0
+def write_expressions(
+    directory: Path, referred: Sequence[Referred], root: Path, seed: int = 0
+) -> ExpressionFiles:
+    """Write refs, and as instances the objects that they are about, numbered anew; nothing for none.
+
+    A ref has its box beside what RefCOCO has: tbkin needs no other file.
+
+    Args:
+        directory: For the files; what an earlier call left there goes.
+        referred: What to write.
+        root: Directory of the dataset, from which images are named.
+        seed: To be noted.
+    """
+    for name in (INSTANCES, REFS):
+        (directory / name).unlink(missing_ok=True)  # old and new ones would not fit each other
+    categories = {name: number for number, name in enumerate(sorted({it.item.name for it in referred}), 1)}
+    refs: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    images: dict[Any, dict[str, Any]] = {}
+    sent_id = 0
     for number, it in enumerate(referred, 1):
-        image_id, name = it.image.record.image_id, it.image.objects.items[it.place].name
-        listed = []
+        x1, y1, x2, y2 = (round(side, 2) for side in it.item.box)
+        sentences = []
         for _, text in it.texts:
-            sentences += 1
-            listed.append({"tokens": text.split(), "raw": text, "sent_id": sentences, "sent": text})
+            sent_id += 1
+            sentences.append({"tokens": text.split(), "raw": text, "sent_id": sent_id, "sent": text})
+        place = it.record.path
+        file_name = None if place is None else place.relative_to(root).as_posix()
+        about = {"image_id": it.record.image_id, "category_id": categories[it.item.name]}
+        bbox = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
+        size = {"width": it.size[0], "height": it.size[1]}
         refs.append(
             {
+                "made_by": EXPRESSIONS_MADE_BY,
                 "ref_id": number,
-                "ann_id": numbers[image_id, it.place],
-                "image_id": image_id,
-                "category_id": categories[name],
-                "file_name": _file_name(it.image.record),
-                "split": it.image.record.split,
-                "sent_ids": [sentence["sent_id"] for sentence in listed],
-                "sentences": listed,
+                "ann_id": number,
+                **about,
+                "file_name": file_name,
+                "split": it.record.split,
+                "sent_ids": [sentence["sent_id"] for sentence in sentences],
+                "sentences": sentences,
+                "bbox": bbox,
+                **size,
             }
         )
-    instances = {
-        "info": {"made_by": MADE_EXPRESSIONS, "seed": seed},
-        "images": [_listed(image) for image in images.values()],
-        "annotations": annotations,
-        "categories": [{"id": number, "name": name} for name, number in categories.items()],
-    }
-    write_text(directory / INSTANCES, json.dumps(instances))
-    write_text(directory / REFS, json.dumps(refs))
+        annotations.append({"id": number, **about, "bbox": bbox, "area": it.item.area, "iscrowd": 0})
+        images[it.record.image_id] = {"id": it.record.image_id, "file_name": file_name, **size}
+    paths = [directory / REFS, directory / INSTANCES] if refs else []
+    if refs:
+        listed = [{"id": number, "name": name} for name, number in categories.items()]
+        content = {"images": list(images.values()), "annotations": annotations, "categories": listed}
+        info = {"made_by": EXPRESSIONS_MADE_BY, "seed": seed}
+        write_text(directory / REFS, json.dumps(refs))
+        write_text(directory / INSTANCES, json.dumps({"info": info, **content}))
     counts: dict[str, Counter[str]] = {}
+    spoken: dict[str, set[Any]] = {}
     for it in referred:
-        counts.setdefault(it.image.record.split, Counter()).update(kind for kind, _ in it.texts)
-    spoken = Counter(image.record.split for image in images.values())
-    paths = [directory / REFS, directory / INSTANCES]
-    return ExpressionFiles(paths, {split: dict(kinds) for split, kinds in counts.items()}, dict(spoken))
-
-
-def _annotation(number: int, image_id: ImageId, item: Item, category: int) -> dict[str, Any]:
-    x1, y1, x2, y2 = (round(side, 2) for side in item.box)
-    return {
-        "id": number,
-        "image_id": image_id,
-        "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-        "area": round(item.area, 2),
-        "iscrowd": int(item.is_crowd),
-        "category_id": category,
-    }
-
-
-def _listed(image: ReferredImage) -> dict[str, Any]:
-    width, height = map(round, image.objects.size)
-    record = image.record
-    return {"id": record.image_id, "file_name": _file_name(record), "width": width, "height": height}
-
-
-def _file_name(record: ImageRecord) -> str | None:
-    return record.path.name if record.path is not None else None
+        counts.setdefault(it.record.split, Counter()).update(kind for kind, _ in it.texts)
+        spoken.setdefault(it.record.split, set()).add(it.record.image_id)
+    return ExpressionFiles(
+        paths,
+        {split: dict(kinds) for split, kinds in counts.items()},
+        {split: len(image_ids) for split, image_ids in spoken.items()},
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -29,24 +29,24 @@ MOST_IN_ORDER = 5
 APART = 0.2  # of the smaller box: what both share at most where one thing is left of the other, not on it
 HIDDEN = 0.7  # of a box within a person's: what the person mostly hides
 SIDES = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
-_ORDINALS = ("first", "second", "third", "fourth", "fifth")
+_ORDINALS = {2: "second", 3: "third"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """An annotated object.
 
     Attributes:
-        name: In lower case and the singular.
+        name: In lower case, single blanks between words; "" where unknown.
         box: xyxy in pixels.
         attributes: As annotators wrote them, in lower case.
-        is_crowd: Whether the box is around several that are not told apart.
+        in_doubt: Whether it may be several, or none: a crowd, or what a model hardly recognised.
     """
 
     name: str
     box: tuple[float, float, float, float]
     attributes: frozenset[str] = frozenset()
-    is_crowd: bool = False
+    in_doubt: bool = False
 
     @property
     def center(self) -> Point:
@@ -100,18 +100,18 @@ class ImageObjects:
         both = self.overlap * (areas[:, None] + areas) / (1 + self.overlap)
         self._shared = both / np.maximum(np.minimum(areas[:, None], areas), 1e-6)
         self.twin = self._twins()  # the first annotation of each item's object
+        self._fitting: dict[tuple[str, str], list[int] | None] = {}
         self.relations = {
             (self.twin[first], predicate, self.twin[second]) for first, predicate, second in relations
         }
 
     def _twins(self) -> list[int]:
         twins = list(range(len(self.items)))
-        for place, item in enumerate(self.items):
-            for other in range(place):
-                same = self.overlap[place, other] >= SAME_OBJECT and alike(item.name, self.items[other].name)
-                if same and not item.is_crowd and not self.items[other].is_crowd:
-                    twins[place] = twins[other]
-                    break
+        for place, other in np.argwhere(np.tril(self.overlap >= SAME_OBJECT, -1)).tolist():
+            one, two = self.items[place], self.items[other]
+            named = one.name and two.name and alike(one.name, two.name)
+            if twins[place] == place and named and not one.in_doubt and not two.in_doubt:
+                twins[place] = twins[other]
         return twins
 
     @cached_property
@@ -121,10 +121,9 @@ class ImageObjects:
 
     def means(self, phrase: Phrase) -> int | None:
         """The one object that a phrase means; None where it fits none or several, or that is in doubt."""
-        fitting = {place: self._fits(place, phrase) for place in self.own}
-        if None in fitting.values():
+        found = self._found(phrase.name, phrase.attribute)
+        if found is None:
             return None
-        found = [place for place, fits in fitting.items() if fits]
         if phrase.relation:
             found = self._related(found, phrase)
         if phrase.order:
@@ -133,17 +132,23 @@ class ImageObjects:
             found = [place for place in found if self._is_most(place, found, phrase)]
         return found[0] if len(found) == 1 else None
 
-    def _fits(self, place: int, phrase: Phrase) -> bool | None:
-        """Whether name and attribute fit an object."""
+    def _found(self, name: str, attribute: str) -> list[int] | None:
+        """The objects that a name and an attribute fit; None where that is in doubt of any."""
+        if (name, attribute) not in self._fitting:
+            fits = {place: self._fits(place, name, attribute) for place in self.own}
+            found = None if None in fits.values() else [place for place, value in fits.items() if value]
+            self._fitting[name, attribute] = found
+        return self._fitting[name, attribute]
+
+    def _fits(self, place: int, name: str, attribute: str) -> bool | None:
+        """Whether name and attribute fit an object; of one without a name nobody knows."""
         item = self.items[place]
-        named: bool | None = item.name == phrase.name
-        if not named:
-            named = None if _may_be(item.name, phrase.name) else False
-        if item.is_crowd and named is not False:
+        named: bool | None = item.name == name or (None if _may_be(item.name, name) else False)
+        if item.in_doubt and named is not False:
             return None
-        if named is False or not phrase.attribute:
+        if named is False or not attribute:
             return named
-        looks = _looks_of(item, phrase.attribute)
+        looks = _looks_of(item, attribute)
         return looks if named or looks is False else None
 
     def _related(self, places: Sequence[int], phrase: Phrase) -> list[int]:
@@ -203,8 +208,10 @@ class ImageObjects:
             return False
         if phrase.place == "middle":
             sides = ("left of", "right of")
-            return len(others) == 2 and all(
-                any(self._lies(other, side, place) for other in others) for side in sides
+            return (
+                len(others) == 2
+                and self._are_alike(places)
+                and all(any(self._lies(other, side, place) for other in others) for side in sides)
             )
         share = item.center[0] / self.size[0], item.center[1] / self.size[1]
         within = {"left": share[0], "right": 1 - share[0], "top": share[1], "bottom": 1 - share[1]}
@@ -220,6 +227,8 @@ class ImageObjects:
         The kind is the last that was needed: "the red car on the left" is by place.
         """
         item = self.items[place]
+        if not item.name:
+            return
         heads = [Phrase(item.name), *(Phrase(item.name, look) for look in sorted(_looks(item)))]
         for head in heads:
             kind = "attribute" if head.attribute else "name"
@@ -233,31 +242,37 @@ class ImageObjects:
             compared = last not in wordlists.CROWDED
             sizes = [replace(head, size=size) for size in ("bigger", "smaller")]
             sizes = sizes if compared and not is_person(item.name) else []
-            orders = [replace(head, order=order) for order in (2, 3, -2, -3)] if compared else []
+            orders = [replace(head, order=order) for order in (2, -2, 3, -3)] if compared else []
             for kind, phrases in (("place", places), ("size", sizes), ("order", orders)):
                 yield from ((kind, phrase) for phrase in phrases if self.means(phrase) == place)
             yield from (("relation", phrase) for phrase in self._relative(place, head))
 
+    @cached_property
+    def _anchors(self) -> dict[int, Phrase]:
+        """The objects whose names alone mean them."""
+        phrases = {place: Phrase(self.items[place].name) for place in self.own if self.may_be_named(place)}
+        return {place: phrase for place, phrase in phrases.items() if self.means(phrase) == place}
+
     def _relative(self, place: int, head: Phrase) -> Iterator[Phrase]:
         annotated = [(relation, other) for first, relation, other in sorted(self.relations) if first == place]
-        spatial = [(relation, other) for other in self.own for relation in OPPOSITE]
+        spatial = [(relation, other) for other in self._anchors for relation in OPPOSITE]
         for relation, other in annotated + spatial:
-            anchor = Phrase(self.items[other].name)
-            if other == place or not self.may_be_named(other) or _may_be(anchor.name, head.name):
+            anchor = self._anchors.get(other)
+            if other == place or anchor is None or _may_be(anchor.name, head.name):
                 continue
             phrase = replace(head, relation=relation, anchor=anchor)
-            if self.means(anchor) == other and self.means(phrase) == place:
+            if self.means(phrase) == place:
                 yield phrase
 
-    def count(self, name: str) -> int:
-        """How many objects have a name."""
-        return sum(self.items[place].name == name for place in self.own)
+    def count(self, name: str, attribute: str = "") -> int:
+        """How many objects have a name and an attribute for sure."""
+        return len(self._found(name, attribute) or ())
 
     def may_be_named(self, place: int) -> bool:
         """Whether an object is large enough to be seen, alone, and has a name that people say."""
         item, whole = self.items[place], self.size[0] * self.size[1]
         if (
-            item.is_crowd
+            item.in_doubt
             or not is_noun(item.name)
             or not LEAST_AREA * whole <= item.area <= MOST_AREA * whole
         ):
@@ -265,6 +280,7 @@ class ImageObjects:
         return is_person(item.name) or not any(
             is_person(other.name) and self._within(place, number) > HIDDEN
             for number, other in enumerate(self.items)
+            if other.name
         )
 
     def _within(self, place: int, other: int) -> float:
@@ -278,13 +294,13 @@ def text_of(phrase: Phrase, several: int) -> str:
     """A phrase in words.
 
     Args:
-        phrase: It.
-        several: How many objects have its name: of two one is bigger, of three the biggest.
+        phrase: What it means.
+        several: How many objects its name and attribute fit: of two one is bigger, of three the biggest.
     """
     name = f"{phrase.attribute} {phrase.name}".strip()
     if phrase.order:
         side = "left" if phrase.order > 0 else "right"
-        return f"the {_ORDINALS[abs(phrase.order) - 1]} {name} from the {side}"
+        return f"the {_ORDINALS[abs(phrase.order)]} {name} from the {side}"
     if phrase.size:
         size = (
             phrase.size
@@ -302,9 +318,12 @@ def text_of(phrase: Phrase, several: int) -> str:
     return f"the {name}"
 
 
+@lru_cache(1 << 16)
 def _may_be(name: str, other: str) -> bool:
-    """Whether a thing of one name may be what somebody means by the other."""
-    lasts = {name.split()[-1] if name else "", other.split()[-1]}
+    """Whether a thing of one name may be what somebody means by the other; one without a name may be any."""
+    if not name or not other:
+        return True
+    lasts = {name.split()[-1], other.split()[-1]}
     return alike(name, other) or any(lasts <= names for names in wordlists.CONFUSED)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.datasets import Dataset
+from tbkin_core.datasets.formats.made import EXPRESSION_SET
 from tbkin_core.datasets.records import Caption
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId
@@ -88,15 +89,15 @@ class Build:
 
 
 def texts_of(dataset: Dataset) -> tuple[Sequence[Caption], str]:
-    """The texts to parse and what they are: captions, else referring expressions, else questions."""
+    """The texts to parse and what they are: captions, else referring expressions, else questions.
+
+    Expressions that were made of boxes come last: they say no more than these.
+    """
     captions = dataset.captions()
     if captions:
         return captions, "captions"
-    expressions = [
-        Caption(f"{name}:{item.sent_id}", item.image_id, item.text, item.split)
-        for name in dataset.expression_sets()
-        for item in dataset.expressions(name=name)
-    ]
+    sets = dataset.expression_sets()
+    expressions = _expressions(dataset, [name for name in sets if name != EXPRESSION_SET])
     if expressions:
         return expressions, "expressions"
     questions = [
@@ -104,12 +105,23 @@ def texts_of(dataset: Dataset) -> tuple[Sequence[Caption], str]:
     ]
     if questions:
         return questions, "questions"
+    expressions = _expressions(dataset, sets)
+    if expressions:
+        return expressions, "expressions"
     raise DataError(
         f"{dataset.path}: no captions, expressions or questions to build graphs from"
         f" (found: {', '.join(dataset.layouts)}){dataset.unread()}",
         hint="add COCO captions_*.json, or a JSONL file with lines such as"
         ' {"image": "dog.jpg", "text": "a dog on a sofa"}',
     )
+
+
+def _expressions(dataset: Dataset, sets: Sequence[str]) -> list[Caption]:
+    return [
+        Caption(f"{name}:{item.sent_id}", item.image_id, item.text, item.split)
+        for name in sets
+        for item in dataset.expressions(name=name)
+    ]
 
 
 def choose_workers(workers: int | None, captions: int) -> int:

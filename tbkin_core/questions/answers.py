@@ -15,7 +15,7 @@ PEOPLE_ASKED = 10  # answers of a question in VQA
 LEAST_ALONE = 3  # captions that must speak of one thing alone: one or two may leave others out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A question about an image, its answers and how many captions give each."""
 

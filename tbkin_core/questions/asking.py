@@ -21,7 +21,7 @@ class Claim(NamedTuple):
     value: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fact:
     """What one caption says of an image in answer to a question.
 

@@ -1,8 +1,8 @@
 """Which questions are kept: so many of an image, and such that the question alone does not tell the answer.
 
 As in VQA v2 (Goyal et al. 2017, section 3), a question that is always answered alike teaches nothing about
-images. Here a question text has at least two answers, half of its yes-no questions are answered by no, and
-its usual answer is at most half of its answers.
+images. Here a question text has at least two answers in each split, half of its yes-no questions are answered
+by no, and its usual answer is at most half of its answers. What one split holds changes nothing in another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST_OF_TEXT = 0.5  # of a text's questions in a split, those with its usual ans
 ROUNDS = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
     """A question about an image of a split."""
 
@@ -53,7 +53,7 @@ def selected(
 def worth_a_look(questions: Sequence[Question]) -> list[Question]:
     """Without those that balance would leave out in any case."""
     places = list(range(len(questions)))
-    return [questions[place] for place in sorted(_with_two_answers(questions, places))]
+    return [questions[place] for place in _with_two_answers(questions, places)]
 
 
 def _even(questions: Sequence[Question], places: Iterable[int]) -> list[int]:
@@ -73,11 +73,14 @@ def _even(questions: Sequence[Question], places: Iterable[int]) -> list[int]:
 
 
 def _with_two_answers(questions: Sequence[Question], places: Sequence[int]) -> list[int]:
-    """Without the texts that are always answered alike."""
-    answers = defaultdict[str, set[str]](set)
+    """Without the texts that are always answered alike in a split."""
+    answers = defaultdict[tuple[str, str], set[str]](set)
     for place in places:
-        answers[questions[place].asked.text].add(questions[place].asked.answer)
-    return [place for place in places if len(answers[questions[place].asked.text]) > 1]
+        item = questions[place]
+        answers[item.split, item.asked.text].add(item.asked.answer)
+    return [
+        place for place in places if len(answers[questions[place].split, questions[place].asked.text]) > 1
+    ]
 
 
 def _of_images(questions: Sequence[Question], places: Sequence[int], most: int) -> list[int]:
@@ -109,8 +112,8 @@ def _capped(questions: Sequence[Question], places: Sequence[int]) -> list[int]:
     for key, answers in counts.items():
         (usual, count), total = answers.most_common(1)[0], answers.total()
         others = total - count
-        if others and count > MOST_OF_TEXT * total:
-            limits[key] = usual, max(round(others * MOST_OF_TEXT / (1 - MOST_OF_TEXT)), 1)
+        if count > MOST_OF_TEXT * total:
+            limits[key] = usual, int(others * MOST_OF_TEXT / (1 - MOST_OF_TEXT))
     kept = []
     for place in places:
         item = questions[place]

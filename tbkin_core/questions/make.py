@@ -9,14 +9,16 @@ taken that a question does not tell its answer (`balance`). COCO-QA (Ren, Kiros 
 from __future__ import annotations
 
 import json
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tbkin_core.datasets.formats.made import QUESTIONS_MADE_BY
 from tbkin_core.features.regions import ImageId
 from tbkin_core.graphs.arrays import ShardArrays
 from tbkin_core.graphs.store import GraphStore
@@ -33,7 +35,6 @@ from tbkin_core.support.console import progress
 from tbkin_core.support.files import check_file_place, write_text
 from tbkin_core.support.randomness import mix
 
-MADE_BY = "tbkin build-graphs --questions"
 _ANSWER_TYPES = {"yes-no": "yes/no", "count": "number"}
 
 
@@ -77,41 +78,64 @@ class _StoredGraphs(Sequence[TextGraph]):
         return shard.text_graph(row)
 
 
-def captioned_images(store: GraphStore, captions: int) -> list[CaptionedImage]:
-    """The images of the first captions of a store, in their order; captions without an image are left out."""
-    found: dict[ImageId, CaptionedImage] = {}
+def captioned_images(store: GraphStore, captions: int, splits: Mapping[ImageId, str]) -> list[CaptionedImage]:
+    """The images of the first captions of a store, in their order; captions without an image are left out.
+
+    Args:
+        store: It.
+        captions: How many; phrases of parts of images follow them.
+        splits: Of the images, by id.
+    """
+    found: dict[ImageId, _StoredGraphs] = {}
     for shard in store.shards:
         for row, image in enumerate(shard.image[: max(captions, 0)].tolist()):
             if image >= 0:
-                image_id = shard.image_ids[image]
-                one = found.setdefault(image_id, CaptionedImage(image_id, shard.splits[row], _StoredGraphs()))
-                one.graphs.places.append((shard, row))  # type: ignore[attr-defined]
+                found.setdefault(shard.image_ids[image], _StoredGraphs()).places.append((shard, row))
         captions -= len(shard)
-    return list(found.values())
+    return [CaptionedImage(image_id, splits[image_id], graphs) for image_id, graphs in found.items()]
 
 
 def make_questions(images: Sequence[CaptionedImage], recipe: QuestionRecipe) -> list[Question]:
-    """Questions about images, in the order of these.
+    """Questions about images, split by split; all chance follows from the recipe's seed.
 
-    Every random choice follows from the recipe's seed and an image's place.
+    What is usual, and how nouns are used, the captions of the train split tell where there is one: no other
+    split has a say in what is asked there.
     """
-    nouns = Nouns(graph for image in images for graph in image.graphs)
-    described = []
-    for image in progress(images, "questions", unit="image"):
-        graphs = list(image.graphs)
-        things = Things(graphs)
-        described.append(Described(things, facts_of(graphs, things, nouns), len(graphs)))
-    yes_no = YesNo(described, nouns) if "yes-no" in recipe.kinds else None
+    train = [image for image in images if image.split == "train"] or images
+    nouns = Nouns(graph for image in train for graph in _distinct(image))
+    yes_no = YesNo((_described(image, nouns) for image in train), nouns) if "yes-no" in recipe.kinds else None
     questions: list[Question] = []
-    for place, (image, one) in enumerate(zip(images, described, strict=True)):
+    for image in progress(images, "questions", unit="image"):
+        one = _described(image, nouns)
         asked = [it for it in gathered(one.facts, one.captions) if it.kind in recipe.kinds]
         if yes_no is not None:
-            asked += yes_no.asked(one, np.random.default_rng(mix(recipe.seed, place)))
+            asked += yes_no.asked(one, _random(recipe.seed, image.image_id))
         questions += [Question(image.image_id, image.split, it) for it in _without_contradiction(asked)]
     if recipe.balanced:
         questions = worth_a_look(questions)
-    questions = _grammatical(questions)
-    return selected(questions, recipe.per_image, np.random.default_rng(recipe.seed), recipe.balanced)
+    kept: list[Question] = []
+    of_split: dict[str, list[Question]] = {}
+    for item in _grammatical(questions):
+        of_split.setdefault(item.split, []).append(item)
+    for split, those in of_split.items():
+        kept += selected(those, recipe.per_image, _random(recipe.seed, split), recipe.balanced)
+    return kept
+
+
+def _random(seed: int, what: ImageId) -> np.random.Generator:
+    """Chance that depends on a seed and an image or a split, whatever others there are."""
+    return np.random.default_rng(mix(seed, zlib.crc32(repr(what).encode(errors="backslashreplace"))))
+
+
+def _distinct(image: CaptionedImage) -> list[TextGraph]:
+    """The graphs of an image's captions; one that is there twice is no second witness."""
+    return list({graph.tokens: graph for graph in image.graphs}.values())
+
+
+def _described(image: CaptionedImage, nouns: Nouns) -> Described:
+    graphs = _distinct(image)
+    things = Things(graphs)
+    return Described(things, facts_of(graphs, things, nouns), len(graphs))
 
 
 def _without_contradiction(asked: Iterable[Asked]) -> list[Asked]:
@@ -129,7 +153,7 @@ def _without_contradiction(asked: Iterable[Asked]) -> list[Asked]:
 def _grammatical(questions: Sequence[Question]) -> list[Question]:
     """Those that the parser reads as they are meant."""
     texts = list(dict.fromkeys(item.asked.text for item in questions))
-    docs = CaptionParser.pipeline().pipe(texts, batch_size=256)
+    docs = progress(CaptionParser.pipeline().pipe(texts, batch_size=256), "grammar", total=len(texts))
     good = {
         text for text, doc in zip(texts, docs, strict=True) if is_grammatical(word.tag_ for word in doc[:-1])
     }
@@ -183,7 +207,7 @@ def write_questions(directory: Path, questions: Sequence[Question], recipe: Ques
     counts: dict[str, dict[str, int]] = {}
     images: dict[str, int] = {}
     info = {
-        "made_by": MADE_BY,
+        "made_by": QUESTIONS_MADE_BY,
         "description": "made from captions by the rules of tbkin; nobody has checked them",
         "questions_per_image": recipe.per_image,
         "kinds": list(recipe.kinds),
@@ -195,6 +219,7 @@ def write_questions(directory: Path, questions: Sequence[Question], recipe: Ques
     for split in numbers:
         of_split = [item for item in questions if item.split == split]
         asked, answered = question_paths(directory, split)
+        answered.unlink(missing_ok=True)  # old answers would not fit new questions
         head = {"info": info, "data_type": "captions", "data_subtype": split}
         rows = list(enumerate(of_split, first))
         entries = [
@@ -215,7 +240,7 @@ def write_questions(directory: Path, questions: Sequence[Question], recipe: Ques
 
 
 def _is_own(start: bytes) -> bool:
-    return MADE_BY.encode() in start
+    return QUESTIONS_MADE_BY.encode() in start
 
 
 def _annotation(number: int, item: Question) -> dict[str, Any]:

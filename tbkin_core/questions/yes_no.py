@@ -74,16 +74,22 @@ class Silence:
 
 
 class YesNo:
-    """What the images of a corpus can be asked."""
+    """What images can be asked.
 
-    def __init__(self, images: Sequence[Described], nouns: Nouns) -> None:
+    Args:
+        images: Those whose captions say what is usual.
+        nouns: How they use nouns.
+    """
+
+    def __init__(self, images: Iterable[Described], nouns: Nouns) -> None:
         self._nouns = nouns
         self._silence = Silence()
-        self._images = len(images)
+        self._images = 0
         self._seen = Counter[str]()  # images in which a noun is named
         self._with = Counter[str]()  # images with a sure thing of a word
         self._claims: dict[str, Counter[Claim]] = defaultdict(Counter)  # by the word of the thing
         for image in images:
+            self._images += 1
             self._learn(image)
         self._usual = {
             word: [

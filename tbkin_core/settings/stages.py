@@ -124,7 +124,7 @@ class BuildGraphsConfig(StageConfig):
         None, "spaCy pipeline for vectors, or sentence encoder for encoder, by name or path.", metavar="MODEL"
     )
     questions: bool = _questions(
-        False, "Also make questions of the captions, as VQA v2 files in questions/ beside the graphs."
+        False, "Also make questions of the captions, as VQA v2 files in DATA/questions."
     )
     """`finetune --task vqa --data DATA` finds them there."""
     questions_per_image: int = _made(10, "Questions about an image at most.", low=1)
@@ -132,8 +132,8 @@ class BuildGraphsConfig(StageConfig):
     unbalanced: bool = _made(False, "Keep questions that tell their answer without the image, too.")
     expressions: bool = _questions(
         False,
-        "Also make referring expressions of annotated or named regions, as RefCOCO's files in expressions/"
-        " beside the graphs.",
+        "Also make referring expressions of annotated or named regions, as RefCOCO's files in"
+        " DATA/expressions.",
     )
     """`finetune --task rec --data DATA` finds them there."""
     expressions_per_image: int = _questions(

@@ -7,10 +7,10 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tbkin_core.boxes import turned
 from tbkin_core.datasets import Dataset, open_dataset
+from tbkin_core.datasets.formats.made import EXPRESSION_SET
 from tbkin_core.datasets.layout import named_like_annotations
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.expressions.make import (
@@ -56,13 +56,14 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
     out = store_place(config.out, config.data, "graphs")
     _check_export_places(config, dataset, out)  # before the work, not after it
     if config.questions:
-        _check_questions(dataset, out)
-    referred: dict[str, Any] = {}
+        _check_questions(dataset)
     if config.expressions:
-        made = _make_expressions(config, dataset, out)
-        referred = {"expressions": made.counts, "images_referred_in": made.images}
-        dataset = open_dataset(config.data)  # without captions, these are what graphs are built of
-    place = config.features or config.data / "features"
+        _check_expressions(config, dataset)
+    made: ExpressionFiles | None = None
+    if config.expressions and not _has_texts(dataset):
+        made = _make_expressions(config, dataset)  # they are what graphs are built of
+        dataset = open_dataset(config.data)
+    place = _feature_place(config)
     features = FeatureStore(place) if config.features or (place / MANIFEST).exists() else None
     problems = _feature_notes(dataset, config.data, place, features)
     recipe = Recipe(
@@ -95,62 +96,75 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
                 " store; what a rank has left out, the same command builds when it is run again"
             )
             return result
-        files = made.paths if config.expressions else []
+        files = []
         if config.export is not None:
             export_jsonl(build.store, config.export)
             files.append(config.export)
         if config.networkx is not None:
             export_networkx(progress(build.store, "networkx", total=len(build.store)), config.networkx)
             files.append(config.networkx)
-        summary = {**build.summary, **referred}
+        summary = dict(build.summary)
+        if config.expressions:
+            made = made or _make_expressions(config, dataset)
+            files += made.paths
+            summary |= {"expressions": made.counts, "images_referred_in": made.images}
+            if not made.paths:
+                result.problems.append("no expressions could be made: no object is surely meant by any words")
         if config.questions:
-            asked = _make_questions(config, out, build.store, len(dataset.captions(whole=True)))
+            asked = _make_questions(config, dataset, build.store)
             files += asked.paths
             summary |= {"questions": asked.counts, "images_asked_about": asked.images}
-            result.problems.extend(_question_notes(asked))
+            if not asked.paths:
+                why = "" if config.unbalanced else " that do not tell their answer, see --unbalanced"
+                result.problems.append(f"no questions could be made: of these captions none are left{why}")
         return replace(result, summary=summary, files=files)
 
 
-def _make_questions(config: BuildGraphsConfig, out: Path, store: GraphStore, captions: int) -> QuestionFiles:
-    """The questions that a store's first captions answer; phrases of parts of images follow these."""
+def _made_place(dataset: Dataset, name: str) -> Path:
+    """Where questions or expressions that are made of a dataset go: into it, for they belong to it."""
+    return dataset.root / name
+
+
+def _make_questions(config: BuildGraphsConfig, dataset: Dataset, store: GraphStore) -> QuestionFiles:
+    """The questions that a store's captions answer, on disk."""
     recipe = QuestionRecipe(
         config.questions_per_image, config.question_kinds or KINDS, not config.unbalanced, config.seed
     )
-    questions = make_questions(captioned_images(store, captions), recipe)
-    return write_questions(out.parent / "questions", questions, recipe)
+    splits = {record.image_id: record.split for record in dataset.images()}
+    images = captioned_images(store, len(dataset.captions(whole=True)), splits)
+    return write_questions(_made_place(dataset, "questions"), make_questions(images, recipe), recipe)
 
 
-def _question_notes(made: QuestionFiles) -> list[str]:
-    """What should be known of questions that were made."""
-    if any(made.counts.values()):
-        return []
-    return [
-        "no questions could be made: of so few captions none are left that do not tell their answer, see"
-        " --unbalanced"
-    ]
+def _has_texts(dataset: Dataset) -> bool:
+    """Whether there is anything to build graphs of but expressions that were made."""
+    people_s = [name for name in dataset.expression_sets() if name != EXPRESSION_SET]
+    return bool(dataset.captions() or people_s or dataset.question_splits())
 
 
-def _make_expressions(config: BuildGraphsConfig, dataset: Dataset, out: Path) -> ExpressionFiles:
-    """Expressions that refer to a dataset's annotated objects, else to the named regions of its features.
-
-    Raises:
-        DataError: There are none of either.
-        ConfigError: Something else would be lost.
-    """
-    directory = out.parent / "expressions"
-    place = config.features or config.data / "features"
-    images = list(annotated_images(dataset)) if dataset.has_boxes or dataset.has_gold_graphs else []
-    if not images and (place / MANIFEST).exists():
-        images = list(named_images(dataset, FeatureStore(place)))
-    if not images:
+def _check_expressions(config: BuildGraphsConfig, dataset: Dataset) -> None:
+    """Refuse to make expressions of nothing, or where something else would be lost."""
+    named = (_feature_place(config) / MANIFEST).exists()
+    if not (dataset.has_boxes or dataset.has_gold_graphs or named):
         raise DataError(
             f"{dataset.path}: --expressions are made of annotated boxes or named regions, and there are none",
             hint="add COCO's instances_*.json or Visual Genome's objects.json; or run"
             f" `tbkin extract-features {config.data}` with an extractor that names regions",
         )
-    check_expression_places(directory)
+    check_expression_places(_made_place(dataset, "expressions"))
+
+
+def _feature_place(config: BuildGraphsConfig) -> Path:
+    return config.features or config.data / "features"
+
+
+def _make_expressions(config: BuildGraphsConfig, dataset: Dataset) -> ExpressionFiles:
+    """Expressions that refer to a dataset's annotated objects, else to the named regions of its features."""
+    if dataset.has_boxes or dataset.has_gold_graphs:
+        images = annotated_images(dataset)
+    else:
+        images = named_images(dataset, FeatureStore(_feature_place(config)))
     referred = make_expressions(images, config.expressions_per_image, config.seed)
-    return write_expressions(directory, referred, config.seed)
+    return write_expressions(_made_place(dataset, "expressions"), referred, dataset.root, config.seed)
 
 
 def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path) -> None:
@@ -173,7 +187,7 @@ def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path)
         check_networkx_place(config.networkx, out)
 
 
-def _check_questions(dataset: Dataset, out: Path) -> None:
+def _check_questions(dataset: Dataset) -> None:
     """Refuse to make questions of what are no captions, or where something else would be lost."""
     captions = dataset.captions(whole=True)
     if not any(caption.image_id is not None for caption in captions):
@@ -183,7 +197,8 @@ def _check_questions(dataset: Dataset, out: Path) -> None:
             hint="add captions: COCO's captions_*.json, or a JSONL file with lines such as"
             ' {"image": "dog.jpg", "text": "a dog on a sofa"}',
         )
-    check_question_places(out.parent / "questions", dict.fromkeys(caption.split for caption in captions))
+    splits = dict.fromkeys(record.split for record in dataset.images())
+    check_question_places(_made_place(dataset, "questions"), splits)
 
 
 def _language_notes(dataset: Dataset) -> list[str]:

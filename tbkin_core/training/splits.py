@@ -268,23 +268,32 @@ def _evaluated_images(dataset: Dataset, trained_on: bool) -> set[ImageId]:
     Where expressions are divided by object, or questions without regard to images, an image may be in all
     splits: then it is evaluated on knowingly, and captions of it tell no answer.
     """
-    sets = [name for name in dataset.expression_sets() if not dataset.is_split_by_object(name)]
-    found = {
-        item.image_id
-        for name in sets
-        for split in dataset.expression_splits(name)
-        if split != "train"
-        for item in dataset.expressions(split, name)
-    }
+    found = set[ImageId]()
+    for name in dataset.expression_sets():
+        if dataset.is_split_by_object(name):
+            continue
+        spoken = {
+            split: {item.image_id for item in dataset.expressions(split, name)}
+            for split in dataset.expression_splits(name)
+        }
+        for split in _learnt_splits(list(spoken), trained_on)[:1]:
+            spoken.pop(split)
+        found |= set[ImageId]().union(*spoken.values())
     for name in dataset.question_sets():
         asked = {split: dataset.question_images(split, name) for split in dataset.question_splits(name)}
-        trained = [split for split in _TRAINED if split in asked]
-        if not trained and trained_on:
-            # Of one split that is no test's, fine-tuning divides the images itself.
-            trained = [split for split in asked if not split.startswith("test")][:1]
+        trained = _learnt_splits(list(asked), trained_on)
         learnt = set[ImageId]().union(*(asked.pop(split) for split in trained))
         found |= set[ImageId]().union(*asked.values()) - learnt
     return found
+
+
+def _learnt_splits(splits: Sequence[str], trained_on: bool) -> list[str]:
+    """Those of a set's splits that fine-tuning learns from."""
+    trained = [split for split in _TRAINED if split in splits]
+    if not trained and trained_on:
+        # Of one split that is no test's, fine-tuning divides the images itself.
+        trained = [split for split in splits if not split.startswith("test")][:1]
+    return trained
 
 
 def samples_content(splits: Mapping[str, Sequence[Any]]) -> int:

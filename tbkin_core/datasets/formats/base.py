@@ -132,6 +132,7 @@ class Format:
     # Whether question files of one directory with different names are different sets.
     family_by_name: bool = True
     passed_over: str = ""  # what its files are, where they are named in a note and not read
+    ids_are_keys: bool = False  # whether image ids are keys of the dataset: of what tbkin made of it
     in_stores: bool = False  # whether its files are also looked for in a store that tbkin wrote
 
     def has_name(self, candidate: Candidate) -> bool:

@@ -19,11 +19,6 @@ from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.datasets.unpickle import load_plain_pickle
 from tbkin_core.errors import DataError
 
-MADE_EXPRESSIONS = "tbkin build-graphs --expressions"
-"""What the instances.json beside expressions that tbkin made says of itself."""
-MADE_SET = "made"
-"""The set that these are, from `refs(made).json`."""
-
 
 def read_refs(source: Source) -> Content:
     """Referred objects of a `refs(*).p` or `refs(*).json`; the pickle cannot run code.
@@ -133,8 +128,8 @@ def _version(file: AnnotationFile) -> Version:
     named = (who for who in ("unc", "umd", "google") if who in stem)
     name = next(named, stem.removeprefix("refs").strip("()_-."))
     rank = usual.index(name) if name in usual else len(usual)
-    own = "grefcoco" if stem.startswith("gref") else MADE_SET if name == "made" else ""
-    return Version(name, rank, name == "google", own)
+    of_generalised = "grefcoco" if stem.startswith("gref") else ""
+    return Version(name, rank, name == "google", of_generalised)
 
 
 def _pickles_first(files: list[AnnotationFile]) -> list[AnnotationFile]:
@@ -162,8 +157,7 @@ def _has_ids_alone(file: Candidate) -> bool:
 
 
 def _instances_of(file: AnnotationFile, files: Sequence[AnnotationFile]) -> list[AnnotationFile]:
-    beside = (INSTANCES.name, MADE_INSTANCES.name)
-    own = [each for each in files if each.format in beside and each.path.parent == file.path.parent]
+    own = [each for each in files if each.format == INSTANCES.name and each.path.parent == file.path.parent]
     # Without its own file, the family's boxes are those of the COCO 2014 annotations under the same ids.
     return own or [each for each in files if each.format == coco.INSTANCES.name]
 
@@ -184,14 +178,6 @@ REFS = Format(
 )
 INSTANCES = replace(
     coco.INSTANCES, name="refcoco-instances", layout="refcoco", looked_for="", beside=REFS.names, content=None
-)
-# What `build-graphs --expressions` writes: the dataset's own boxes once more.
-MADE_INSTANCES = replace(
-    INSTANCES,
-    name="made-instances",
-    holds=Holds.IMAGES,
-    content=lambda file: MADE_EXPRESSIONS in file.ends,
-    content_first=True,
 )
 MDETR = Format(
     name="refs-of-mdetr",
