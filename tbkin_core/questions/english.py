@@ -56,7 +56,7 @@ def participle(verb: str) -> str:
     return verb + ("king" if verb.endswith("ic") else "ing")
 
 
-_AN = re.compile(r"^(?:[aeiou](?!ni[^nm]|ne\b|u|se|we)|hour|honest|heir|x-ray|umbrella|under|un[^i])")
+_AN = re.compile(r"^(?:[aeiou](?!ni[^nm]|ne\b|u|se|we)|hour|hono|honest|heir|x-ray|umbrella|under|un[^i])")
 
 
 def with_article(name: str) -> str:
@@ -113,14 +113,20 @@ class Nouns:
 
 
 _NOUN = re.compile(r"[a-z]{2,}(?:-[a-z]+)?")
-# "the red-haired", "the fenced": what is left of them is no noun.
-_PARTICIPLE = re.compile(r"(?<![^a-z]b)(?<!\bb)(?<!sl)(?<!sh)(?<!we)(?<!se)(?<!ste)ed$")
+# Other words in -ed are what is left of "the red-haired", "the fenced".
+_NOUNS_IN_ED = frozenset(
+    "bed bobsled breed feed flatbed moped reed seaweed seed shed sled steed weed".split()
+)
 
 
 @lru_cache(1 << 16)
 def _named(word: str) -> str:
     noun = lemmatize_noun(word)
-    fits = _NOUN.fullmatch(noun) and noun not in EMPTY and not _PARTICIPLE.search(noun)
+    fits = (
+        bool(_NOUN.fullmatch(noun))
+        and noun not in EMPTY
+        and (not noun.endswith("ed") or noun in _NOUNS_IN_ED)
+    )
     return noun if fits else ""
 
 

@@ -82,8 +82,8 @@ def captioned_images(store: GraphStore, captions: int, splits: Mapping[ImageId, 
     """The images of the first captions of a store, in their order; captions without an image are left out.
 
     Args:
-        store: It.
-        captions: How many; phrases of parts of images follow them.
+        store: Where the graphs lie.
+        captions: How many of them count; phrases of parts of images follow.
         splits: Of the images, by id.
     """
     found: dict[ImageId, _StoredGraphs] = {}

@@ -83,7 +83,7 @@ class Things:
     """The things of an image.
 
     Attributes:
-        all: They.
+        all: Each once.
         of: For each caption, the thing of each of its objects; None of one that nothing names.
     """
 

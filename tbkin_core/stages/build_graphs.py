@@ -109,7 +109,8 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
             files += made.paths
             summary |= {"expressions": made.counts, "images_referred_in": made.images}
             if not made.paths:
-                result.problems.append("no expressions could be made: no object is surely meant by any words")
+                what = "no object is surely meant by any words, or the sizes of the images are not known"
+                result.problems.append(f"no expressions could be made: {what}")
         if config.questions:
             asked = _make_questions(config, dataset, build.store)
             files += asked.paths

@@ -74,7 +74,7 @@ def read_instances(source: Source) -> Content:
         if box_id in boxes:
             source.problem(subject, "has an id used before (skipped)")
             continue
-        is_crowd = item.get("iscrowd") in (1, True)
+        is_crowd = item.get("iscrowd") == 1
         boxes[box_id] = BoxRow(box_id, image_id, label, xywh, is_crowd=is_crowd)
     _refuse_other_forms(source, given)
     return Content(images=images, boxes=list(boxes.values()))
