@@ -17,6 +17,7 @@ from tbkin_core.questions.wordlists import (
     GROUNDS,
     MALE,
     MOST_COUNTED,
+    NOUNS_IN_ED,
     PEOPLE,
     PLURALS,
     SEVERAL,
@@ -113,19 +114,13 @@ class Nouns:
 
 
 _NOUN = re.compile(r"[a-z]{2,}(?:-[a-z]+)?")
-# Other words in -ed are what is left of "the red-haired", "the fenced".
-_NOUNS_IN_ED = frozenset(
-    "bed bobsled breed feed flatbed moped reed seaweed seed shed sled steed weed".split()
-)
 
 
 @lru_cache(1 << 16)
 def _named(word: str) -> str:
     noun = lemmatize_noun(word)
     fits = (
-        bool(_NOUN.fullmatch(noun))
-        and noun not in EMPTY
-        and (not noun.endswith("ed") or noun in _NOUNS_IN_ED)
+        bool(_NOUN.fullmatch(noun)) and noun not in EMPTY and (not noun.endswith("ed") or noun in NOUNS_IN_ED)
     )
     return noun if fits else ""
 

@@ -58,6 +58,8 @@ PLURALS = _words("""
     binoculars clothes eyeglasses flippers glasses goggles headphones jeans khakis leggings overalls
     pajamas pants scissors shorts slacks spectacles stairs sunglasses swimtrunks tights trousers trunks
 """)
+# Other words in -ed are what is left of "the red-haired", "the fenced".
+NOUNS_IN_ED = _words("bed bobsled breed feed flatbed moped reed seaweed seed shed sled steed weed")
 # Words that name nothing to be seen, and parts whose whole is meant.
 EMPTY = (
     PLACES
