@@ -123,7 +123,7 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
 
 def _made_place(dataset: Dataset, name: str) -> Path:
     """Where questions or expressions that are made of a dataset go: into it, for they belong to it."""
-    return dataset.root / name
+    return dataset.path / name
 
 
 def _make_questions(config: BuildGraphsConfig, dataset: Dataset, store: GraphStore) -> QuestionFiles:
