@@ -31,6 +31,8 @@ from examples.scenes import generate
 NUMBERS = range(1, 7)  # of the pictures a_1.jpg to a_6.jpg
 _LEARN = "--init none --size tiny --epochs 1 --max-minutes 0.001 --devices cpu --out out --json"
 GRAPHS = "build-graphs {data} --workers 0 --out out --json"
+MAKE = "build-graphs {data} --questions --expressions --workers 0 --out out --json"
+REFER = "build-graphs {data} --expressions --workers 0 --out out --json"
 EXTRACT = "extract-features {data} --extractor builtin --workers 0 --out out --json"
 IMPORT = "extract-features {data} --extractor import --workers 0 --out out --json"
 ANNOTATED = "extract-features {data} --extractor annotations --workers 0 --out out --json"
@@ -132,8 +134,8 @@ def _of_others(name: str, file: str, kind: str, *commands: str) -> Format:
 
 RUN = "runs/finetune/vqa"
 FORMATS = (
-    _of_scenes("coco-captions", "coco/annotations/captions_train.json", "json", GRAPHS, PRETRAIN),
-    _of_scenes("coco-instances", "coco/annotations/instances_val.json", "json", ANNOTATED, GRAPHS),
+    _of_scenes("coco-captions", "coco/annotations/captions_train.json", "json", MAKE, PRETRAIN),
+    _of_scenes("coco-instances", "coco/annotations/instances_val.json", "json", ANNOTATED, MAKE),
     _of_others("karpathy", "karpathy/dataset_flickr8k.json", "json", GRAPHS),
     _of_others("flickr-tokens", "flickr/text/results.token", "tsv", GRAPHS),
     _of_others("flickr-table", "captions/captions.txt", "csv", GRAPHS),
@@ -142,11 +144,11 @@ FORMATS = (
     _of_others("sbu", "sbu/sbu-captions-all.json", "json", GRAPHS),
     _of_others("own-captions", "lines/captions.jsonl", "jsonl", GRAPHS),
     _of_others("vg-regions", "regions/region_descriptions.json", "json", GRAPHS),
-    _of_others("vg-objects", "vg/objects.json", "json", ANNOTATED, GRAPHS),
-    _of_others("vg-attributes", "vg/attributes.json", "json", ANNOTATED, GRAPHS),
+    _of_others("vg-objects", "vg/objects.json", "json", ANNOTATED, REFER),
+    _of_others("vg-attributes", "vg/attributes.json", "json", ANNOTATED, REFER),
     _of_others("vg-relationships", "vg/relationships.json", "json", GRAPHS),
-    _of_scenes("vg-scene-graphs", "coco/scene_graphs.json", "json", ANNOTATED, GRAPHS),
-    _of_others("vg-image-data", "vg/image_data.json", "json", ANNOTATED, GRAPHS),
+    _of_scenes("vg-scene-graphs", "coco/scene_graphs.json", "json", ANNOTATED, MAKE),
+    _of_others("vg-image-data", "vg/image_data.json", "json", ANNOTATED, REFER),
     _of_scenes("vqa-questions", "coco/v2_OpenEnded_scenes_train_questions.json", "json", VQA),
     _of_scenes("vqa-annotations", "coco/v2_scenes_train_annotations.json", "json", VQA),
     *(_of_others(f"questions-{name}".replace(" ", "-"), f"{name.replace(' ', '-')}/{file}", "json", VQA)
