@@ -9,14 +9,13 @@ UNCLEAR = -0.04  # of the image's side: below this it is clearly not; between th
 Point = tuple[float, float]
 
 
-def lies(first: Point, relation: str, second: Point, size: Point, clear: float = CLEAR) -> bool | None:
+def lies(first: Point, relation: str, second: Point, size: Point) -> bool | None:
     """Whether a centre is left of (right of, above, below) another.
 
     Args:
         first, second: (x, y) in pixels.
         relation: A key of `OPPOSITE`.
         size: Width and height of the image.
-        clear: Share of the image's side from which on it is.
 
     Returns:
         True, False where it is clearly otherwise, None in between.
@@ -25,6 +24,6 @@ def lies(first: Point, relation: str, second: Point, size: Point, clear: float =
     distance = (second[axis] - first[axis]) / size[axis]
     if relation in ("right of", "below"):
         distance = -distance
-    if distance >= clear:
+    if distance >= CLEAR:
         return True
     return False if distance < UNCLEAR else None

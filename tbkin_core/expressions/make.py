@@ -7,7 +7,6 @@ RefCOCO; each of its expressions means it and nothing else that is annotated, se
 from __future__ import annotations
 
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from tbkin_core.names.lexicon import lemmatize_verb
 from tbkin_core.questions import wordlists
 from tbkin_core.support.console import progress
 from tbkin_core.support.files import check_file_place, write_text
-from tbkin_core.support.randomness import mix
+from tbkin_core.support.randomness import generator
 
 REFS, INSTANCES = "refs(made).json", "instances.json"
 MOST_TEXTS = 3  # expressions of an object
@@ -138,7 +137,7 @@ def make_expressions(images: Iterable[ReferredImage], per_image: int, seed: int 
     referred: list[Referred] = []
     for image in progress(images, "expressions", unit="image"):
         objects, record = image.objects, image.record
-        random = np.random.default_rng(mix(seed, zlib.crc32(repr(record.image_id).encode(errors="replace"))))
+        random = generator(seed, record.image_id)
         places = [place for place in objects.own if objects.may_be_named(place)]
         order = [places[place] for place in random.permutation(len(places))]
         order.sort(key=lambda place: objects.count(objects.items[place].name) == 1)

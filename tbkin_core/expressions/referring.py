@@ -94,8 +94,7 @@ class ImageObjects:
         self, items: Sequence[Item], size: Point, relations: Iterable[tuple[int, str, int]] = ()
     ) -> None:
         self.items, self.size = items, size
-        self._boxes = np.array([item.box for item in items], np.float32).reshape(-1, 4)
-        self.overlap = pairwise_iou(self._boxes)
+        self.overlap = pairwise_iou(np.array([item.box for item in items], np.float32).reshape(-1, 4))
         areas = np.array([item.area for item in items], np.float32)
         both = self.overlap * (areas[:, None] + areas) / (1 + self.overlap)
         self._shared = both / np.maximum(np.minimum(areas[:, None], areas), 1e-6)

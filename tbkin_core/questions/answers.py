@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tbkin_core.names.lexicon import lemmatize_noun, lemmatize_verb
+from tbkin_core.names.lexicon import lemmatize_name, lemmatize_verb
 from tbkin_core.questions import wordlists
 from tbkin_core.questions.asking import Fact
 from tbkin_core.questions.english import alike
@@ -80,7 +80,7 @@ def _agreed(facts: Sequence[Fact], captions: int) -> tuple[tuple[str, int], ...]
     if kind == "attribute" and (len(counts) > 1 or counts[top] < min(2, captions)):
         return ()
     if kind in ("object", "subject"):
-        names = {answer: _name(answer) for answer in counts}
+        names = {answer: lemmatize_name(answer) for answer in counts}
         if not all(alike(names[top], name) for name in names.values()):
             return ()
         if kind == "subject" and len({answer == name for answer, name in names.items()}) > 1:
@@ -88,11 +88,6 @@ def _agreed(facts: Sequence[Fact], captions: int) -> tuple[tuple[str, int], ...]
     if kind == "action" and not _are_done_together(counts):
         return ()
     return tuple(counts.most_common())
-
-
-def _name(answer: str) -> str:
-    *first, last = answer.split()
-    return " ".join([*first, lemmatize_noun(last)])
 
 
 def _count(given: Sequence[str], least: int) -> tuple[tuple[str, int], ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tbkin_core.questions.answers import Asked
+from tbkin_core.questions.kinds import YES_NO
 
 MOST_OF_TEXT = 0.5  # of a text's questions in a split, those with its usual answer
 ROUNDS = 20
@@ -62,7 +63,7 @@ def _even(questions: Sequence[Question], places: Iterable[int]) -> list[int]:
     kept = []
     for place in places:
         item = questions[place]
-        if item.asked.kind == "yes-no":
+        if item.asked.kind == YES_NO:
             found[item.split, item.asked.text][item.asked.answer].append(place)
         else:
             kept.append(place)
@@ -88,7 +89,7 @@ def _of_images(questions: Sequence[Question], places: Sequence[int], most: int) 
     of_image: dict[Any, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for place in places:
         asked = questions[place].asked
-        kind = f"{asked.kind} {asked.answer}" if asked.kind == "yes-no" else asked.kind
+        kind = f"{asked.kind} {asked.answer}" if asked.kind == YES_NO else asked.kind
         of_image[questions[place].image_id][kind].append(place)
     kept = []
     for by_kind in of_image.values():
@@ -106,7 +107,7 @@ def _capped(questions: Sequence[Question], places: Sequence[int]) -> list[int]:
     counts = defaultdict[tuple[str, str], Counter[str]](Counter)
     for place in places:
         item = questions[place]
-        if item.asked.kind != "yes-no":
+        if item.asked.kind != YES_NO:
             counts[item.split, item.asked.text][item.asked.answer] += 1
     limits = {}
     for key, answers in counts.items():
@@ -117,7 +118,7 @@ def _capped(questions: Sequence[Question], places: Sequence[int]) -> list[int]:
     kept = []
     for place in places:
         item = questions[place]
-        limit = limits.get((item.split, item.asked.text)) if item.asked.kind != "yes-no" else None
+        limit = limits.get((item.split, item.asked.text)) if item.asked.kind != YES_NO else None
         if limit is not None and item.asked.answer == limit[0]:
             if limit[1] == 0:
                 continue

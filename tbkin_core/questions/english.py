@@ -37,6 +37,7 @@ _ING = {
     "be": "being",
     "snowboard": "snowboarding",
 }
+_KEEPING_E = frozenset({"singe", "swinge", "tinge"})
 _DOUBLING = re.compile(r"^(?:[^aeiou]*|qu|squ)[aeiou][bdgklmnprtvz]$")
 _ALSO_DOUBLED = frozenset(
     {"admit", "begin", "commit", "compel", "kidnap", "patrol", "propel", "rappel", "refer", "unwrap", "unzip"}
@@ -48,9 +49,7 @@ def participle(verb: str) -> str:
     """ "riding" of "ride"."""
     if verb in _ING:
         return _ING[verb]
-    if verb.endswith("e") and not verb.endswith(("ee", "oe", "ye", "nge")):
-        return verb[:-1] + "ing"
-    if verb.endswith("nge") and verb not in ("singe", "swinge", "tinge"):
+    if verb.endswith("e") and not verb.endswith(("ee", "oe", "ye")) and verb not in _KEEPING_E:
         return verb[:-1] + "ing"
     if _DOUBLING.match(verb) or verb in _ALSO_DOUBLED:
         return verb + verb[-1] + "ing"

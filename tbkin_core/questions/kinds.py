@@ -1,3 +1,4 @@
 """Kinds of questions."""
 
-KINDS = ("color", "count", "object", "subject", "action", "place", "attribute", "wearing", "yes-no")
+YES_NO = "yes-no"
+KINDS = ("color", "count", "object", "subject", "action", "place", "attribute", "wearing", YES_NO)

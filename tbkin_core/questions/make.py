@@ -9,14 +9,11 @@ taken that a question does not tell its answer (`balance`). COCO-QA (Ren, Kiros 
 from __future__ import annotations
 
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tbkin_core.datasets.formats.made import QUESTIONS_MADE_BY
 from tbkin_core.features.regions import ImageId
@@ -28,14 +25,14 @@ from tbkin_core.questions.answers import Asked, gathered
 from tbkin_core.questions.asking import facts_of
 from tbkin_core.questions.balance import Question, selected, worth_a_look
 from tbkin_core.questions.english import Nouns, is_grammatical
-from tbkin_core.questions.kinds import KINDS
+from tbkin_core.questions.kinds import KINDS, YES_NO
 from tbkin_core.questions.things import Things
 from tbkin_core.questions.yes_no import Described, YesNo
 from tbkin_core.support.console import progress
 from tbkin_core.support.files import check_file_place, write_text
-from tbkin_core.support.randomness import mix
+from tbkin_core.support.randomness import generator
 
-_ANSWER_TYPES = {"yes-no": "yes/no", "count": "number"}
+_ANSWER_TYPES = {YES_NO: "yes/no", "count": "number"}
 
 
 @dataclass(frozen=True)
@@ -103,13 +100,13 @@ def make_questions(images: Sequence[CaptionedImage], recipe: QuestionRecipe) -> 
     """
     train = [image for image in images if image.split == "train"] or images
     nouns = Nouns(graph for image in train for graph in _distinct(image))
-    yes_no = YesNo((_described(image, nouns) for image in train), nouns) if "yes-no" in recipe.kinds else None
+    yes_no = YesNo((_described(image, nouns) for image in train), nouns) if YES_NO in recipe.kinds else None
     questions: list[Question] = []
     for image in progress(images, "questions", unit="image"):
         one = _described(image, nouns)
         asked = [it for it in gathered(one.facts, one.captions) if it.kind in recipe.kinds]
         if yes_no is not None:
-            asked += yes_no.asked(one, _random(recipe.seed, image.image_id))
+            asked += yes_no.asked(one, generator(recipe.seed, image.image_id))
         questions += [Question(image.image_id, image.split, it) for it in _without_contradiction(asked)]
     if recipe.balanced:
         questions = worth_a_look(questions)
@@ -118,13 +115,8 @@ def make_questions(images: Sequence[CaptionedImage], recipe: QuestionRecipe) -> 
     for item in _grammatical(questions):
         of_split.setdefault(item.split, []).append(item)
     for split, those in of_split.items():
-        kept += selected(those, recipe.per_image, _random(recipe.seed, split), recipe.balanced)
+        kept += selected(those, recipe.per_image, generator(recipe.seed, split), recipe.balanced)
     return kept
-
-
-def _random(seed: int, what: ImageId) -> np.random.Generator:
-    """Chance that depends on a seed and an image or a split, whatever others there are."""
-    return np.random.default_rng(mix(seed, zlib.crc32(repr(what).encode(errors="backslashreplace"))))
 
 
 def _distinct(image: CaptionedImage) -> list[TextGraph]:

@@ -20,6 +20,7 @@ from tbkin_core.questions import english, wordlists
 from tbkin_core.questions.answers import Asked
 from tbkin_core.questions.asking import Claim, Fact, be, the, whose
 from tbkin_core.questions.english import Nouns
+from tbkin_core.questions.kinds import YES_NO
 from tbkin_core.questions.things import Thing, Things
 
 MOST_DOUBT = 0.03  # that what no caption names is there
@@ -31,7 +32,6 @@ MOST_COMMON = 400  # nouns, to be asked of images without
 DRAWN = 40  # of them for an image
 MOST_ABSENT = 3  # that an image is asked about
 MOST_DENIED = 6  # claims that a thing of an image is asked about
-YES_NO = "yes-no"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +18,11 @@ def mix(*parts: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
         state = (state ^ (state >> 31)) + 0x9E3779B97F4A7C15
     return state & 0x7FFFFFFFFFFFFFFF
+
+
+def generator(seed: int, what: Any) -> np.random.Generator:
+    """Chance that depends on a seed and on what it is for (an image id, say), whatever others there are."""
+    return np.random.default_rng(mix(seed, zlib.crc32(repr(what).encode(errors="backslashreplace"))))
 
 
 def uniform(seed: int, stream: int, rows: NDArray, columns: int) -> NDArray[np.float32]:
