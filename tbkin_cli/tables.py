@@ -9,7 +9,7 @@ from typing import Any
 
 from tbkin_core import results
 from tbkin_core.selection import Selection
-from tbkin_core.support.console import shortened
+from tbkin_core.support.console import percent, shortened
 
 _KINDS = ("objects", "attributes", "relations")
 _MOST_TYPES = 12
@@ -88,18 +88,29 @@ def _pretrain(result: results.PretrainResult) -> list[Table]:
 
 
 def _finetune(result: results.FinetuneResult) -> list[Table]:
-    rows = []
-    for entry in sorted(result.report, key=lambda entry: (entry.split, entry.order)):
-        low, high = entry.accuracy_low, entry.accuracy_high
-        interval = "" if None in (low, high) else f"{low:.2f} to {high:.2f}"
-        rows.append([entry.split, entry.model, _number(entry.accuracy, ".2f", " %"), interval, str(entry.n)])
-    columns = ["split", "model", "accuracy", "95 % interval", "n"]
-    tables = [Table(f"{result.metric}, model in {result.out}", columns, rows)]
+    report = sorted(result.report, key=lambda entry: (entry.split, entry.part or "", entry.order))
+    tables = []
+    for part in dict.fromkeys(entry.part for entry in report):
+        entries = [entry for entry in report if entry.part == part]
+        more = list(dict.fromkeys(name for entry in entries for name in entry.also or {}))
+        rows = [_report_row(entry, more) for entry in entries]
+        columns = ["split", "model", result.metric if more else "accuracy", "95 % interval", *more, "n"]
+        title = f"{result.metric}{' in %' if more else ''}, model in {result.out}"
+        tables.append(Table(f"{part.capitalize()}: {title}" if part else title, columns, rows))
     if len(result.by_type) > 1:
         shown = sorted(result.by_type.items())[:_MOST_TYPES]
         types = [[name, _number(value, ".2f", " %")] for name, value in shown]
         tables.append(Table(f"{result.type_split} by question type", ["type", "accuracy"], types))
     return tables
+
+
+def _report_row(entry: results.ReportEntry, more: Sequence[str]) -> list[str]:
+    """A row; with further numbers beside the accuracy, all in percent are shorter."""
+    places, unit = (1, "") if more else (2, " %")
+    low, high = entry.accuracy_low, entry.accuracy_high
+    interval = "" if None in (low, high) else f"{low:.{places}f} to {high:.{places}f}"
+    cells = [entry.split, entry.model, _number(entry.accuracy, f".{places}f", unit), interval]
+    return [*cells, *(f"{(entry.also or {})[name]['value']:.1f}" for name in more), str(entry.n)]
 
 
 def _threshold_sweep(result: results.SweepResult) -> list[Table]:
@@ -160,6 +171,12 @@ def _answers(result: results.AnswersResult) -> list[Table]:
     return tables
 
 
+def _search(result: results.SearchResult) -> list[Table]:
+    rows = [[match.image.name, f"{match.score:.1f}", percent(match.probability)] for match in result.matches]
+    title = f"{shortened(result.sentence)}  ({result.checkpoint}, {result.searched:,} pictures)"
+    return [Table(title, ["picture", "score", "match"], rows)]
+
+
 def _redrawn(result: results.RedrawnResult) -> list[Table]:
     rows = [
         [image.image, shortened(image.question, 40), *_best(image), image.checkpoint]
@@ -189,13 +206,6 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "–" if value is None else f"{value:{form}}{unit}"
 
 
-def percent(fraction: float) -> str:
-    """Never "0.0 %" or "100.0 %" for what is only nearly so."""
-    if 0 < fraction < 0.0005:
-        return "< 0.1 %"
-    return "> 99.9 %" if 0.9995 <= fraction < 1 else f"{100 * fraction:.1f} %"
-
-
 _TABLES: dict[type[results.StageResult], Callable[[Any], list[Table]]] = {
     results.ExtractFeaturesResult: _extract_features,
     results.BuildGraphsResult: _build_graphs,
@@ -204,5 +214,6 @@ _TABLES: dict[type[results.StageResult], Callable[[Any], list[Table]]] = {
     results.SweepResult: _threshold_sweep,
     results.AnswersResult: _answers,
     results.RedrawnResult: _redrawn,
+    results.SearchResult: _search,
     results.ResultSheet: _result_sheet,
 }

@@ -72,6 +72,8 @@ class ReportEntry:
     accuracy_high: float | None
     n: int  # samples
     order: int  # place in the table
+    part: str | None = None  # what of the task it is of: "text to image"
+    also: dict[str, dict[str, float]] | None = None  # by name: "value", and "low" and "high" of an interval
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> ReportEntry:
@@ -256,6 +258,48 @@ class AnswersResult(StageResult):
     def values(self) -> dict[str, Any]:
         entries = [image.values() for image in self.images]
         return {**({"images": entries} if self.several else entries[0]), "problems": self.problems}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """A picture that a sentence was found to fit."""
+
+    image: Path
+    image_id: int | str  # in the feature store
+    score: float  # that the pictures are ranked by
+    probability: float  # that the two belong together, by the encoder over both
+    size: tuple[int, int]  # width and height in pixels
+    # region, attention: box (x1, y1, x2, y2) in pixels of the region that was attended to most, and its share
+    region: tuple[float, float, float, float]
+    attention: float
+
+
+@dataclass(slots=True, kw_only=True)
+class SearchResult(StageResult):
+    """The pictures of a directory that fit a sentence best."""
+
+    sentence: str
+    place: Path  # the directory
+    checkpoint: Path
+    searched: int  # pictures
+    seconds: float  # of the search alone, once model and vectors are there
+    matches: list[Match]  # best first
+
+    @property
+    def values(self) -> dict[str, Any]:
+        matches = [
+            {**asdict(match), "image": str(match.image), "region": [round(side, 1) for side in match.region]}
+            for match in self.matches
+        ]
+        return {
+            "figure": str(self.out),
+            "sentence": self.sentence,
+            "checkpoint": str(self.checkpoint),
+            "searched": self.searched,
+            "seconds": round(self.seconds, 3),
+            "matches": matches,
+            "problems": self.problems,
+        }
 
 
 @dataclass(slots=True, kw_only=True)

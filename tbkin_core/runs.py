@@ -68,7 +68,11 @@ _SCORE = maybe(number())  # null where it was not finite
 _SCORES = mapping_of(_SCORE)
 _ENTRY = record(
     {"split": text, "model": text, "n": number(whole=True), "order": number(whole=True)},
-    dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), _SCORE),
+    {
+        **dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), _SCORE),
+        "part": text,
+        "also": mapping_of(record({"value": number()}, dict.fromkeys(("low", "high"), number()))),
+    },
 )
 _RESULTS_OF = {
     "pretrain": {"validation": _SCORES, "best_epoch": number(whole=True)},

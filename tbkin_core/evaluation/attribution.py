@@ -88,7 +88,9 @@ class AttentionMeter:
         import torch
 
         batch = len(inputs["input_ids"])
-        chosen = torch.from_numpy(self._chosen[self._seen : self._seen + batch])
+        own = self._chosen[self._seen : self._seen + batch]
+        # Where a task evaluates more pairs than there are samples, none is recorded of the rest.
+        chosen = torch.from_numpy(np.pad(own, (0, batch - len(own))))
         self._seen += batch
         record = bool(chosen.any())
         output = self.model(**inputs, output_attentions=record)
@@ -102,6 +104,9 @@ class AttentionMeter:
             self._entropy += queries * attention_entropy(output.attentions, valid)
             self._queries += queries
         return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
     @property
     def recorded(self) -> int:

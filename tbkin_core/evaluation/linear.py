@@ -189,16 +189,15 @@ def fit_linear_models(
     counts = Counter(label for label in labels if label is not None)
     answers = sorted(counts, key=lambda answer: (-counts[answer], answer))[:MOST_ANSWERS]
     numbers = {answer: number for number, answer in enumerate(answers)}
-    rows = _in_drawn_order(
-        [row for row, label in enumerate(labels) if label in numbers], texts, labels, inputs
-    )
+    known = [row for row, label in enumerate(labels) if label in numbers]
+    rows = drawn_order(known, list(zip(texts, (label or "" for label in labels), strict=True)), inputs)
     rows = _whole_images(rows, inputs, MOST_SCORES // max(len(answers), 1))
     images, image = np.unique(inputs.rows[rows], return_inverse=True)
     if len(answers) < 2 or len(images) < 2:
         return None
     targets = np.array([numbers[labels[row] or ""] for row in rows])
     texts = [texts[row] for row in rows]
-    words = _common_words(texts)
+    words = common_words(texts)
     drawn = list(dict.fromkeys(image.tolist()))
     held = np.isin(image, drawn[-max(1, round(_HELD_OUT * len(drawn))) :])
 
@@ -257,17 +256,18 @@ def _best_of(
     return number, fit_linear(examples, labels, weights, decay, _LAST_STEPS)
 
 
-def _in_drawn_order(
-    rows: Sequence[int], texts: Sequence[str], labels: Sequence[str | None], inputs: Inputs
-) -> NDArray[np.int64]:
-    """Some questions image by image, the images in an order that depends on their ids alone."""
+def drawn_order(rows: Sequence[int], content: Sequence[Any], inputs: Inputs) -> NDArray[np.int64]:
+    """Some samples image by image, the images in an order that depends on their ids alone.
+
+    `content` decides among the samples of an image.
+    """
     names = {row: str(inputs.store.image_ids[row]) for row in set(inputs.rows.tolist())}
     keys = np.array([zlib.crc32(name.encode("utf-8", "replace")) for name in names.values()], np.uint64)
     draws = dict(zip(names, uniform(mix(0), _IMAGE_ORDER, keys, 1)[:, 0].tolist(), strict=True))
 
-    def place(row: int) -> tuple[float, str, str, str]:
+    def place(row: int) -> tuple[float, str, Any]:
         image = int(inputs.rows[row])
-        return draws[image], names[image], texts[row], labels[row] or ""
+        return draws[image], names[image], content[row]
 
     return np.array(sorted(rows, key=place), np.int64)
 
@@ -284,7 +284,7 @@ def _words_of(text: str) -> set[str]:
     return set(_WORD.findall(text.casefold()))
 
 
-def _common_words(texts: Sequence[str]) -> dict[str, int]:
+def common_words(texts: Sequence[str]) -> dict[str, int]:
     """The commonest words with their columns."""
     counts = Counter(word for text in texts for word in _words_of(text))
     common = sorted(counts, key=lambda word: (-counts[word], word))[:MOST_WORDS]

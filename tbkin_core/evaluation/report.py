@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference, too_few_images
 from tbkin_core.results import ReportEntry
 from tbkin_core.runs import finished_runs
@@ -30,8 +33,12 @@ class Report:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """The model's accuracy in percent by split."""
-        return {entry.split: entry.accuracy for entry in self.entries if entry.order == OWN_ROW}
+        """The model's accuracy in percent by split; of several parts of a task the mean."""
+        found: dict[str, list[float]] = {}
+        for entry in self.entries:
+            if entry.order == OWN_ROW:
+                found.setdefault(entry.split, []).append(entry.accuracy)
+        return {split: sum(values) / len(values) for split, values in found.items()}
 
 
 def report_splits(
@@ -90,24 +97,36 @@ def _better_baseline(
     split: str, rows: Sequence[ReportRow], simple: Sequence[ReportRow], image_ids: Sequence[Any]
 ) -> list[str]:
     """A note where the best of the simple models does better than the model itself, if only by chance."""
-    own = next(row for row in rows if row.order == OWN_ROW)
-    best = max(simple, key=lambda row: row.scores.mean(), default=own)
-    paired = paired_difference(best.scores, own.scores, [str(image_id) for image_id in image_ids])
-    if paired.difference <= 0:
-        return []
-    verdict = "does better" if paired.low > 0 else "does no worse"
-    return [
-        f"{split}: the linear model {verdict} ({best.model}): {best.scores.mean():.1f} % against"
-        f" {own.scores.mean():.1f} %, {paired.difference:+.1f} ({paired.low:+.1f} to {paired.high:+.1f})"
-    ]
+    notes = []
+    for own in (row for row in rows if row.order == OWN_ROW):
+        others = [row for row in simple if row.part == own.part]
+        best = max(others, key=lambda row: row.scores.mean(), default=own)
+        images = image_ids if own.image_ids is None else own.image_ids
+        paired = paired_difference(best.scores, own.scores, [str(image_id) for image_id in images])
+        if paired.difference <= 0:
+            continue
+        verdict = "does better" if paired.low > 0 else "does no worse"
+        where = f"{split}, {own.part}" if own.part else split
+        notes.append(
+            f"{where}: the linear model {verdict} ({best.model}): {best.scores.mean():.1f} % against"
+            f" {own.scores.mean():.1f} %, {paired.difference:+.1f} ({paired.low:+.1f} to {paired.high:+.1f})"
+        )
+    return notes
 
 
 def report_entry(split: str, row: ReportRow, image_ids: Sequence[Any]) -> ReportEntry:
-    """An entry with its interval, from a row and the N images that its scores are of."""
+    """An entry with its interval, from a row and the images (N,) of the split's samples."""
     # Ids may be numbers and texts at once.
-    low, high = bootstrap_interval(row.scores, [str(image_id) for image_id in image_ids])
-    accuracy, count = float(row.scores.mean()), len(row.scores)
-    return ReportEntry(split, row.model, accuracy, low, high, count, row.order)
+    images = [str(image_id) for image_id in (image_ids if row.image_ids is None else row.image_ids)]
+
+    def measured(scores: NDArray[np.float64]) -> tuple[float, float, float]:
+        return float(scores.mean()), *bootstrap_interval(scores, images)
+
+    names = ("value", "low", "high")
+    also = {name: dict(zip(names, measured(scores), strict=True)) for name, scores in row.also.items()}
+    also |= {name: {"value": value} for name, value in row.values.items()}
+    found = (*measured(row.scores), len(row.scores), row.order)
+    return ReportEntry(split, row.model, *found, row.part or None, also or None)
 
 
 def question_only_entries(results: Mapping[str, Any]) -> list[ReportEntry] | None:

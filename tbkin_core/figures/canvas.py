@@ -45,7 +45,7 @@ _FALLBACK_FONTS = (
 )
 _MOST_LETTERS = 400  # no line holds more; without a bound, a book given as a question takes minutes
 # What says in a figure's file what it was drawn from.
-_MARK = re.compile(rb"tbkin (?:trace|results) [0-9a-f]{8}")
+_MARK = re.compile(rb"tbkin (?:trace|results|search) [0-9a-f]{8}")
 _MARK_WITHIN = 4096  # bytes of its beginning or end
 _TICKS = {"labelsize": 7, "major.size": 2.5, "major.width": 0.6}
 

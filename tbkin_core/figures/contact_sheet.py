@@ -34,7 +34,7 @@ class SheetItem:
     text: str  # question or expression
     given: str  # what the model answered, in words; empty for a box
     right: str  # what would have been right
-    correct: bool = False  # whether the answer counts as right
+    correct: bool | None = False  # whether the answer counts as right; None where nobody knows
     box: ArrayLike | None = None  # (4,) xyxy that the model chose, in pixels of `image`
     target: ArrayLike | None = None  # (4,) xyxy of the true box
 
@@ -107,9 +107,9 @@ def _draw(groups: Sequence[SheetGroup], title: str, caption: str) -> Page:
 
 
 def _lines(page: Page, item: SheetItem) -> list[tuple[str, str]]:
-    mark, color = ("✓", _RIGHT) if item.correct else ("✗", _GIVEN)
+    mark, color = {True: ("✓ ", _RIGHT), False: ("✗ ", _GIVEN), None: ("", "#444444")}[item.correct]
     parts = [(item.text, "black", _TEXT_LINES)]
-    parts += [(f"{mark} {item.given}", color, _ANSWER_LINES)] * bool(item.given)
+    parts += [(f"{mark}{item.given}", color, _ANSWER_LINES)] * bool(item.given)
     parts += [(f"✓ {item.right}", _RIGHT, _ANSWER_LINES)] * bool(item.right)
     return [(line, color) for text, color, most in parts for line in page.wrap(text, _CELL, _SIZE, most)]
 

@@ -4,7 +4,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoMod
 
 from tbkin_core.modeling.attention import AttentionRecord, selective_attention
 from tbkin_core.modeling.configuration import TbkinConfig
-from tbkin_core.modeling.models import TbkinForPreTraining, TbkinForRec, TbkinForVqa, TbkinModel, TbkinOutput
+from tbkin_core.modeling.models import (
+    TbkinForPreTraining,
+    TbkinForRec,
+    TbkinForVqa,
+    TbkinModel,
+    TbkinOutput,
+)
+from tbkin_core.modeling.retrieval import TbkinForRetrieval
 from tbkin_core.selection import Selection
 
 # So that `AutoModel.from_pretrained(DIR)` and its kin know a checkpoint once tbkin_core.modeling is imported.
@@ -19,6 +26,7 @@ __all__ = [
     "TbkinConfig",
     "TbkinForPreTraining",
     "TbkinForRec",
+    "TbkinForRetrieval",
     "TbkinForVqa",
     "TbkinModel",
     "TbkinOutput",

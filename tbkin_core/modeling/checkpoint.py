@@ -63,6 +63,7 @@ _SIZED_BY = {
     "num_object_classes": ("object_decoder.weight", 0),
     "num_attribute_classes": ("attribute_decoder.weight", 0),
     "num_answers": ("answer_decoder.weight", 0),
+    "tower_width": ("text_tower.states.weight", 0),
 }
 _SIZE, _SHARE = number(1, 1e7, whole=True), number(0, 1)
 _CONFIG_KEYS: dict[str, Check] = {
@@ -76,13 +77,14 @@ _CONFIG_KEYS: dict[str, Check] = {
     **dict.fromkeys(["hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps"], _SHARE),
     **dict.fromkeys(["feature_dropout_prob", "encoder_dropout_prob"], _SHARE),
     "direct_width": number(0, 1e5, whole=True),
+    "match_weight": number(0, 1e3),
     "initializer_range": number(0, 1e3),
     "pad_token_id": maybe(number(0, 1e7, whole=True)),
     "threshold": number(),
     "selection": one_of(*SELECTIONS),
     "threshold_layers": maybe(list_of(number(0, 1e7, whole=True))),
     "threshold_scope": one_of(*SCOPES),
-    **dict.fromkeys(["straight_through", "use_regions", "tie_word_embeddings"], flag),
+    **dict.fromkeys(["straight_through", "use_regions", "tie_word_embeddings", "aligned_matching"], flag),
     "extractor": maybe(
         record(
             {},
@@ -129,7 +131,7 @@ def _store_from(model: PreTrainedModel, path: Path) -> Iterator[None]:
 
 
 def task_of(path: Path) -> str:
-    """ "pretrain", "vqa" or "rec": what a checkpoint was made for.
+    """ "pretrain", "vqa", "rec" or "retrieval": what a checkpoint was made for.
 
     Raises:
         CheckpointError: No tbkin checkpoint there.
@@ -521,7 +523,10 @@ def apply_init(model: PreTrainedModel, weights: Mapping[str, Tensor], source: st
             continue
         target = own[name]
         longer = "word_embeddings" in name or "position_embeddings" in name or name.startswith("mlm_decoder")
-        if target.shape == value.shape or (longer and target.shape[1:] == value.shape[1:]):
+        if target.shape == value.shape:
+            target.copy_(value)
+            taken += 1
+        elif longer and target.shape[1:] == value.shape[1:]:
             rows = min(len(target), len(value))
             target[:rows] = value[:rows]
             taken += 1

@@ -39,6 +39,9 @@ class TbkinConfig(PretrainedConfig):
         num_answers: int = 3129,  # outputs of the VQA head; `id2label` names them
         direct_width: int = 0,  # of the VQA head's way past the encoder; 0 is the published head, without one
         encoder_dropout_prob: float = 0.0,  # of samples, which learn from that way alone
+        aligned_matching: bool = False,  # whether pretraining matches by words and regions too, beside [CLS]
+        tower_width: int = 256,  # E of the vectors that retrieval compares texts and images by
+        match_weight: float = 1.0,  # in rankings, of a match's logit beside the similarity by these vectors
         threshold: float = 0.0,  # τ of the selection, for "topk" the number k; 0 is the dense model
         selection: str = "relative",  # one of `tbkin_core.selection.SELECTIONS`
         threshold_layers: list[int] | None = None,  # layers that select; None means all
@@ -65,6 +68,8 @@ class TbkinConfig(PretrainedConfig):
         self.num_object_classes, self.num_attribute_classes = num_object_classes, num_attribute_classes
         self.num_answers = num_answers
         self.direct_width, self.encoder_dropout_prob = direct_width, encoder_dropout_prob
+        self.aligned_matching = aligned_matching
+        self.tower_width, self.match_weight = tower_width, match_weight
         self.selection, self.threshold = selection, threshold
         self.threshold_layers, self.threshold_scope = threshold_layers, threshold_scope
         self.straight_through, self.use_regions = straight_through, use_regions

@@ -124,3 +124,22 @@ def box_loss(deltas: Tensor, targets: Tensor, near: Tensor) -> Tensor:
     """SmoothL1 of (B, K, 4) box refinements where (B, K) `near` is True, mean over 4, summed."""
     loss = functional.smooth_l1_loss(deltas.float(), targets, reduction="none").mean(dim=-1)
     return torch.where(near, loss, 0.0).sum()
+
+
+def contrastive_loss(similarities: Tensor, positives: Tensor, own: Tensor) -> Tensor:
+    """InfoNCE both ways between B texts and I images, summed over the 2 B choices.
+
+    Each text is to choose its image among those that it is not true of, and be chosen by it among the texts
+    that are not true of that image (van den Oord et al. 2018; of several texts of an image each in turn).
+
+    Args:
+        similarities: (B, I), scaled.
+        positives: (B, I) bool, which texts are true of which images.
+        own: (B,) which image each text is of, one of its positives.
+    """
+    scores = similarities.float()
+    right = scores.gather(1, own[:, None])[:, 0]  # (B,)
+    wrong = scores.masked_fill(positives, -1e4)
+    of_text = torch.logaddexp(right, wrong.logsumexp(dim=1))
+    of_image = torch.logaddexp(right, wrong.logsumexp(dim=0)[own])
+    return (of_text + of_image - 2 * right).sum()

@@ -42,7 +42,8 @@ _run = partial(option, group=Group.RUN)
 _output = partial(option, group=Group.OUTPUT)
 
 # What several subcommands have.
-_tasks = " or ".join(f"{TASKS[name].samples} ({name})" for name in FINETUNE_TASKS)
+_named = [f"{TASKS[name].samples} ({name})" for name in FINETUNE_TASKS]
+_tasks = f"{', '.join(_named[:-1])} or {_named[-1]}"
 _task = partial(_data, help=f"What to learn: {_tasks}.", choices=FINETUNE_TASKS, required=True)
 _features = partial(_data, help="Feature store.", unset="DATA/features")
 _sample_set = partial(
@@ -452,8 +453,9 @@ class VisualizeConfig(StageConfig):
     overwrite: bool = option(False, "Has no effect: figures replace those of the same name.")
     images: list[Path] = _data(
         [],
-        "Image files, then the question, or the expression for a REC checkpoint. Or traces (.npz)"
-        " alone, to draw them again without the model.",
+        "Image files, then the question, or the expression for a REC checkpoint; or a directory of images,"
+        " then what to look for in them with a retrieval checkpoint. Or traces (.npz) alone, to draw them"
+        " again without the model.",
         argument=True,
         metavar="IMAGE... QUESTION",
     )
@@ -477,7 +479,9 @@ class VisualizeConfig(StageConfig):
     head: int | None = _figure(
         None, "Show this head alone, numbered from 0, of --layer or the last layer.", low=0
     )
-    top: int = _figure(5, "Answers shown.", low=1)
+    top: int | None = _figure(
+        None, "Answers shown, or pictures of a directory.", low=1, high=200, unset="5; of a directory 12"
+    )
     format: list[str] = _figure(["png"], "Format of the figure.", choices=("png", "svg", "pdf"))
     column: bool = _figure(False, "As wide as one column of a paper, 3.4 inches.")
     graph: bool = _figure(False, "Also draw the scene graph of text and image.")

@@ -42,6 +42,7 @@ from tbkin_core.texts.tokenizer import words_of
 from tbkin_core.training.splits import changed_since
 from tbkin_core.training.start import check_feature_kind
 
+ANSWERS = 5  # shown of one image where nobody asked for more or fewer
 _PICTURE_SIDE = 800  # pixels; more than a figure shows
 _MOST_HALF = float(np.finfo(np.float16).max)
 
@@ -60,6 +61,7 @@ class Answerer:
     Attributes:
         task: What the checkpoint was trained for.
         question: Question or expression, white space made plain.
+        table: The same as tokens.
         selection: Of the thresholded pass.
         thresholded: Whether that pass counts as the model's answer: it was trained with a threshold.
         problems: What is worth knowing, one line each.
@@ -100,6 +102,7 @@ class Answerer:
                 f"question: none of its words is known to {self.checkpoint}: {shortened(self.question)!r}",
                 hint="the model knows the words it was trained on; ask in its language, in other words",
             )
+        self.table = table
         self.input_ids, self.attention_mask, word_ids = table.padded(np.array([0]))
         self.word_ids = word_ids[0]
         words = words_of(self.question, tokenizer)
@@ -222,7 +225,7 @@ class Answerer:
             for selection in (Selection(self.selection.rule, 0.0), self.selection):
                 self.model.tbkin.selection = selection
                 output = self.model(**inputs, output_attentions=True)
-                shown = self.task.shown(self.model, output, boxes, size, self.config.top)
+                shown = self.task.shown(self.model, output, boxes, size, self.config.top or ANSWERS)
                 check_finite(self.model, np.array([[probability for _, probability in shown.answers]]))
                 check_finite(self.model, np.array([shown.box or ()]))
                 scores, kept, weights = (

@@ -23,12 +23,20 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model, save_model
 from tbkin_core.results import FinetuneResult, ReportEntry
-from tbkin_core.runs import FINISHED_BEFORE, ROOT, check_inputs, finish_run, note_inputs, train_together
+from tbkin_core.runs import (
+    FINISHED_BEFORE,
+    ROOT,
+    check_inputs,
+    datasets_of,
+    finish_run,
+    note_inputs,
+    train_together,
+)
 from tbkin_core.selection import require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, dump_config
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
-from tbkin_core.support.files import file_content, write_json, write_text
+from tbkin_core.support.files import file_content, real_path, write_json, write_text
 from tbkin_core.support.ranks import rank
 from tbkin_core.tasks.base import (
     FinetuneObjective,
@@ -42,7 +50,14 @@ from tbkin_core.tasks.base import (
 from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import FinetunePlan, plan_finetuning
 from tbkin_core.training.run import TrainingResult, draw_training_curves, growing_threshold, train
-from tbkin_core.training.splits import TaskSplits, features_content, find_data, samples_content, task_splits
+from tbkin_core.training.splits import (
+    TaskSplits,
+    evaluated_samples,
+    features_content,
+    find_data,
+    samples_content,
+    task_splits,
+)
 from tbkin_core.training.start import (
     Start,
     check_feature_kind,
@@ -170,8 +185,9 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     rows = [(ready.store, ready.parts["train"].inputs.rows)]
     values = {**config.selection_values(), **ready.head.values, **ready.plan.head_values()}
     model = build_model(ready.task.head, ready.plan, start, rows, **values)
-    if ready.head.note:
-        logger.info("%s", ready.head.note)
+    known = ready.task.begin(model, ready.parts["train"], start.tokenizer)
+    for note in filter(None, (ready.head.note, known)):
+        logger.info("%s", note)
     samples = f"{len(objective.lengths())} samples, weights from {start.source}"
     ready.plan.announce(f"fine-tuning {config.task}", samples, model.num_parameters())
 
@@ -201,16 +217,27 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
         but = "" if start.words is None else " but for those of words"
         notes.append(
             f"weights begin at random{but}: all is learnt from these {len(training)} samples; `tbkin"
-            f" pretrain {data}`, a model fine-tuned for the other task or --init bert-base-uncased give a"
+            f" pretrain {data}`, a model fine-tuned for another task or --init bert-base-uncased give a"
             " start"
+        )
+    if task.of_captions and splits.held_out and _learnt_from(start.source, data):
+        notes.append(
+            f"val flatters: it is held out of captions that {start.source} has learnt from; make a val split"
+            ' (captions.jsonl with "split") and pretrain again, or take --init none'
         )
     plan = plan_finetuning(config, len(training), start, store, task, head)
     if rank() == 0:
         write_text(out / "config.yaml", dump_config(plan.settings(config, start.source)))
     source = InputSource(store, start.tokenizer, plan.max_text_tokens, plan.max_regions)
-    parts = {
-        name: task.build_split(items, source, config.blind) for name, items in splits.samples.items() if items
-    }
+    parts = {}
+    for name, items in splits.samples.items():
+        if not items:
+            continue
+        found = task.usable(items, store)
+        if name != "train":
+            found, fewer = evaluated_samples(task, name, found)
+            notes += fewer
+        parts[name] = task.build_split(found, source, config.blind)
     objective = task.objective(parts, head, config, plan)
     notes += objective.notes
     for name, part in parts.items():
@@ -218,6 +245,11 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     notes += _same_pictures(parts, store)
     learnt = (head, start, plan, parts, objective)
     return _Prepared(task, data, dataset, store, splits, *learnt, made_from, notes)
+
+
+def _learnt_from(source: str, data: Path) -> bool:
+    """Whether initial weights are of a run that learnt from a dataset."""
+    return any(real_path(place) == real_path(data) for place in datasets_of(Path(source)))
 
 
 def _same_pictures(parts: Mapping[str, Split], store: FeatureStore) -> list[str]:

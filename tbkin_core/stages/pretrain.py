@@ -118,7 +118,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         (part.features, np.array([part.features.row(image_id) for image_id in part.training.image_ids]))
         for part in parts
     ]
-    model = build_model(TbkinForPreTraining, plan, start, rows)
+    model = build_model(TbkinForPreTraining, plan, start, rows, aligned_matching=True)
     for name, side in (("train", objective.train), ("val", objective.validation)):
         notes += text_notes(name, side.table, plan.max_text_tokens) if side else []
     plan.announce("pretraining", f"{count} captions, weights from {start.source}", model.num_parameters())

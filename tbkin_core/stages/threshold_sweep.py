@@ -65,6 +65,7 @@ from tbkin_core.tasks.base import FinetuneTask, finetune_task, text_notes
 from tbkin_core.training.plan import most_minutes
 from tbkin_core.training.splits import (
     changed_since,
+    evaluated_samples,
     features_content,
     find_data,
     samples_content,
@@ -290,15 +291,17 @@ def _evaluable(items: Sequence[Any], subject: _Subject, split: str) -> tuple[lis
             f"{subject.dataset.path}: split {split} has no {subject.task.label} to evaluate against",
             hint="choose --split val",
         )
-    found = subject.task.usable(labelled, subject.store)
-    if not found:
+    usable = subject.task.usable(labelled, subject.store)
+    if not usable:
         raise DataError(
             f"{subject.store.path}: holds features of no image of split {split}",
             hint=f"run `tbkin extract-features {subject.dataset.path}` with these images in place",
         )
-    lacking = len(labelled) - len(found)
-    note = f"{split}: {lacking} of {len(labelled)} samples skipped, their images have no features that fit"
-    return found, [note] if lacking else []
+    found, notes = evaluated_samples(subject.task, split, usable)
+    if lacking := len(labelled) - len(usable):
+        what = f"{lacking} of {len(labelled)} samples skipped, their images have no features that fit"
+        notes.append(f"{split}: {what}")
+    return found, notes
 
 
 def _open_sweep(

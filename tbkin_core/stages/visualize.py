@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult
 from tbkin_core.runs import ROOT, datasets_of, find_checkpoint, kept_contents
 from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
+from tbkin_core.stages.figure_places import figure_place, path_number, sheet_files
 from tbkin_core.support.console import progress, shortened
-from tbkin_core.support.files import file_content, make_directory, read_json, real_path, slug
+from tbkin_core.support.files import file_content, read_json, real_path, slug
 from tbkin_core.support.places import numbered
 from tbkin_core.support.schema import (
     BOX,
@@ -42,7 +42,6 @@ from tbkin_core.support.schema import (
     record,
     text,
 )
-from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.table import FINETUNE_TASKS, TASKS
 
 _SHEET_PICTURE_SIDE = 400  # pixels
@@ -60,7 +59,25 @@ def visualize(config: VisualizeConfig) -> StageResult:
     """
     if config.results is not None:
         return draw_result_sheet(config, config.results)
-    return _draw_again(config) if config.redraws else _answer(config)
+    if config.redraws:
+        return _draw_again(config)
+    directories = [path for path in config.images if os.path.isdir(path)]  # noqa: PTH112 - says no to long names
+    if not directories:
+        return _answer(config)
+    if len(config.images) > 1 or config.image_id:
+        raise ConfigError(
+            f"images: {directories[0]} is a directory, which is searched by itself",
+            hint=f'for example `tbkin visualize {directories[0]} "a dog jumps into the water"`',
+        )
+    if config.wants_graph:
+        raise ConfigError(
+            "graph: --graph and --html are of one image; a directory gets a sheet",
+            hint="omit them, then give one of the pictures that were found",
+        )
+    # With the model comes torch.
+    from tbkin_core.stages.search import search
+
+    return search(config, directories[0])
 
 
 def _answer(config: VisualizeConfig) -> AnswersResult:
@@ -81,7 +98,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         checkpoint = find_checkpoint(list(TASKS), prefer=wanted)
     model = Answerer(config, checkpoint)
     result = AnswersResult(
-        out=_figure_place(config, datasets_of(model.checkpoint)),
+        out=figure_place(config, datasets_of(model.checkpoint)),
         title=f"{shortened(model.question)}  ({model.checkpoint})",
         heading=model.task.presentation.answer_heading,
         selection=model.selection.name,
@@ -110,35 +127,6 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     if not result.images:
         raise DataError(f"none of the {len(sources)} images can be shown: {'; '.join(result.problems)}")
     return result if len(sources) > 1 else replace(result, out=result.files[0])
-
-
-def _figure_place(config: VisualizeConfig, data: Iterable[Path]) -> Path:
-    """The directory of figures, which is none of a dataset's: they would count as its pictures.
-
-    `data` are datasets that what is drawn has to do with.
-    """
-    if config.out is None:
-        return make_directory(ROOT / "visualize")
-    place = real_path(config.out)
-    within = (place, *place.parents)
-    known = [*([config.data] if config.data else []), *data]
-    datasets = [path for path in known if os.path.isdir(path) and real_path(path) in within]  # noqa: PTH112
-    if datasets := datasets or list(filter(_has_stores, within)):
-        raise ConfigError(
-            f"out: {config.out} lies in the dataset {datasets[0]}, which would take figures for its pictures",
-            hint="choose another place, or omit --out",
-        )
-    return make_directory(config.out)
-
-
-def _has_stores(directory: Path) -> bool:
-    """Whether a directory is a dataset whose features or graphs were made, without --out, in it."""
-    for store in (directory / "features", directory / "graphs"):
-        with contextlib.suppress(OSError, ValueError):
-            settings = (store / "config.yaml").read_text(encoding="utf-8")
-            if settings.startswith("out: null\n") and (store / MANIFEST).exists():
-                return True
-    return False
 
 
 def image_answer(trace: Trace, shown: Pass, image: str, figures: Sequence[Path], file: Path) -> ImageAnswer:
@@ -215,7 +203,7 @@ def _draw_again(config: VisualizeConfig) -> RedrawnResult:
     images = []
     for path in config.images:
         trace = load_trace(path)
-        out = path.parent if config.out is None else _figure_place(config, _data_of(trace))
+        out = path.parent if config.out is None else figure_place(config, _data_of(trace))
         if config.wants_graph and trace.graph is None:
             # spaCy takes a second to load, and most figures have no graph.
             from tbkin_core.graphs.question import unified_graph
@@ -326,10 +314,8 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
     shown, failed = sum(map(len, chosen.values())), sum(map(_is_wrong, rows))
     what = f"{shown} of {failed:,} wrong answers" if config.wrong else f"{shown} of {len(rows):,} answers"
     name = _sheet_name(content) + ("-wrong" if config.wrong else "-answers")
-    place = _figure_place(config, known) / name
-    files = _draw_sheet(
-        config, place, content, groups, what, f"tbkin results {_path_number(real_path(file))}"
-    )
+    place = figure_place(config, known) / name
+    files = _draw_sheet(config, place, content, groups, what, f"tbkin results {path_number(real_path(file))}")
     return ResultSheet(
         out=files[0],
         title=f"{what} to {content['split']}",
@@ -349,11 +335,7 @@ def _sheet_name(content: dict[str, Any]) -> str:
     checkpoint = Path(content["checkpoint"])
     name = f"{slug(checkpoint.name)}-{slug(content['split'])}"
     # Models of several directories may have one name.
-    return name if checkpoint.parent == ROOT / "finetune" else f"{name}-{_path_number(checkpoint)}"
-
-
-def _path_number(path: Path) -> str:
-    return f"{zlib.crc32(str(path).encode(errors='replace')):08x}"
+    return name if checkpoint.parent == ROOT / "finetune" else f"{name}-{path_number(checkpoint)}"
 
 
 def _draw_sheet(
@@ -368,13 +350,12 @@ def _draw_sheet(
     caption = "The surest come first, of each image one before any second. "
     if "box" in content["results"][0]:
         caption += "Solid: the box that the model chose, dotted: the target."
+    elif "rank" in content["results"][0]:
+        caption += "The picture that was found first for the caption, with the probability that they match."
     else:
         caption += "✗ what the model answered with its probability, ✓ what is right."
     title = f"{content['checkpoint']} on {content['split']}: {what}"
-    for place in numbered(base):
-        files = [place.with_name(f"{place.name}.{suffix}") for suffix in dict.fromkeys(config.format)]
-        if all(figure_mark(file) == mark for file in files if os.path.lexists(file)):
-            break
+    files = sheet_files(base, config.format, mark)
     for file in files:
         contact_sheet(file, groups, title=title, caption=caption, mark=mark)
     return files
@@ -384,7 +365,7 @@ def _sheet_item(dataset: Dataset, row: dict[str, Any]) -> tuple[SheetItem, str]:
     """One result with its picture, where there is one; and why its file could not be read."""
     picture, scale, problem = None, np.ones(4), ""
     try:
-        record = dataset.image(row["image_id"])
+        record = dataset.image(row.get("found", row["image_id"]))
         if record.path is not None:
             picture, width, height = load_image(record.path, max_side=_SHEET_PICTURE_SIDE)
             # Boxes of results have the pixels of the annotations, which may be of a larger picture.
@@ -414,6 +395,7 @@ _SHARE = number(0, 1)
 _RESULT = {"image_id": _image_id, "text": text, "type": maybe(text), "score": _SHARE, "probability": _SHARE}
 _BOX = {"box": BOX, "target": BOX, "iou": _SHARE}
 _ANSWER = {"answer": text, "answers": mapping_of(_SHARE)}
+_RANK = {"found": _image_id, "rank": number(1, whole=True)}
 
 
 def _read_results(file: Path) -> dict[str, Any]:
@@ -433,8 +415,10 @@ def _read_results(file: Path) -> dict[str, Any]:
     try:
         _RESULTS(content, "")
         rows = content["results"]
-        # What a result is: an answer beside those that people gave, or a box beside the target.
-        kind = _BOX if isinstance(rows[0], dict) and not rows[0].keys().isdisjoint(_BOX) else _ANSWER
+        # What a result is: an answer beside those that people gave, a box beside the target, or an image that
+        # was found beside the rank of the right one.
+        names = rows[0].keys() if isinstance(rows[0], dict) else set()
+        kind = next((it for it in (_BOX, _RANK) if not names.isdisjoint(it)), _ANSWER)
         list_of(record({**_RESULT, **kind}))(rows, "results")
     except Fault as fault:
         raise DataError(f"{file}: holds no results of `tbkin finetune`: {fault}", hint=hint) from fault
@@ -489,5 +473,8 @@ def _in_words(row: dict[str, Any]) -> tuple[str, str]:
     """What was answered and what is right."""
     if "box" in row:
         return f"IoU {row['iou']:.2f} ({row['probability']:.2f})", ""
+    if "rank" in row:
+        own = f"its own picture is number {row['rank']:,}" if _is_wrong(row) else ""
+        return f"found first ({row['probability']:.2f})", own
     best = sorted(row["answers"], key=lambda answer: -row["answers"][answer])
     return f"{row['answer']} ({row['probability']:.2f})", "" if not _is_wrong(row) else " / ".join(best[:3])

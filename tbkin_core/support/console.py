@@ -86,3 +86,10 @@ def shown(value: Any) -> str:
 def shortened(text: str, length: int = 80) -> str:
     """The text, or its beginning with an ellipsis."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def percent(fraction: float) -> str:
+    """Never "0.0 %" or "100.0 %" for what is only nearly so."""
+    if 0 < fraction < 0.0005:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.9995 <= fraction < 1 else f"{100 * fraction:.1f} %"

@@ -10,7 +10,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -127,6 +127,10 @@ class Inputs:
             regions = regions or self.regions(indices)
             features, geometry, mask = regions.features, regions.geometry, regions.mask
         return {**texts, "region_features": features, "region_geometry": geometry, "region_mask": mask}
+
+    def part(self, rows: NDArray) -> Inputs:
+        """Those of some samples."""
+        return replace(self, table=self.table.part(rows), rows=self.rows[rows])
 
     def fingerprint(self) -> int:
         """A number that changes with the texts, their order, and their images."""
@@ -372,6 +376,10 @@ class ReportRow:
     model: str
     scores: NDArray[np.float64]
     order: int
+    part: str = ""  # what of the task it is of, where that has several: "text to image"
+    image_ids: Sequence[ImageId] | None = None  # (N,) where the samples are not those of the split
+    also: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # further scores, by name
+    values: Mapping[str, float] = field(default_factory=dict)  # further numbers, by name
 
 
 OWN_ROW = 3
@@ -442,6 +450,7 @@ class FinetuneTask(Task, Generic[Sample]):
     unit: ClassVar[str]  # one of them: "question"
     label: ClassVar[str]  # what a sample must have to be evaluated: "answers"
     starts_from: ClassVar[tuple[str, ...]] = ()  # tasks whose models are a better start than a pretrained one
+    of_captions: ClassVar[bool] = False  # whether its samples are what models are pretrained on
     question_only: ClassVar[bool] = False  # whether a model without image is a baseline of it
 
     # ---- samples ----
@@ -494,6 +503,10 @@ class FinetuneTask(Task, Generic[Sample]):
             raise ConfigError(f"predict: the data has no split {split!r}", hint=f"it has {', '.join(names)}")
         return normalise_split(split)
 
+    def evaluated(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples of a split that an evaluation is of: all but where the usual protocol has fewer."""
+        return list(samples)
+
     # ---- model ----
 
     @abstractmethod
@@ -509,6 +522,10 @@ class FinetuneTask(Task, Generic[Sample]):
         kept = self.usable(samples, source.store)
         inputs = source.inputs([self.text(item) for item in kept], [item.image_id for item in kept], blind)
         return Split(kept, inputs, self.targets(kept, source.store))
+
+    def begin(self, model: Any, training: Split, tokenizer: Tokenizer) -> str:
+        """Give a head that begins at random what can be known before training; what was, for the log."""
+        return ""
 
     @abstractmethod
     def objective(

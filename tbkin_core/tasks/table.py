@@ -31,6 +31,11 @@ TASKS = {
         "referring expressions",
         Presentation("Referring expression", "region", "rollout", answers_are_regions=True),
     ),
+    "retrieval": TaskRow(
+        "retrieval:RetrievalTask",
+        "captions of images",
+        Presentation("Image and text", "image and text"),
+    ),
     "pretrain": TaskRow(
         "pretraining:PretrainTask", "captions", Presentation("Image and text", "image and text")
     ),

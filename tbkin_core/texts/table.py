@@ -35,6 +35,12 @@ class TextTable:
         """(N,) tokens a text."""
         return np.diff(self.offsets)
 
+    def part(self, rows: NDArray) -> TextTable:
+        """Some of the texts."""
+        flat, _, _ = ragged_gather(self.offsets, rows)
+        offsets = ragged_offsets(self.lengths[rows])
+        return TextTable(self.ids[flat], self.word_ids[flat], offsets, 0, self.unknown[rows])
+
     def padded(self, rows: NDArray) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
         """`input_ids` (B, T), `attention_mask` (B, T) and `word_ids` (B, T, -1 where none) of some rows."""
         flat, row, column = ragged_gather(self.offsets, rows)

@@ -30,6 +30,9 @@ SCARCE_SEEN, SCARCE_EPOCHS = 140_000, 16
 """So many samples seen, and so many epochs at most, teach what there is to learn of scarce ones.
 Questions about 2,000 photos were answered best after 5 to 8 epochs whose rate had fallen by then."""
 
+CAPTIONS_SEEN = 450_000
+"""On CUDA retrieval sees so many: each says little, as its image is to be told from a few others alone."""
+
 DIRECT_WIDTHS = {"tiny": 128, "small": 256, "base": 256}
 
 CPU_MINUTES = 10.0
@@ -179,7 +182,7 @@ def plan_finetuning(
     batch = 64 if samples < (30_000 if cuda else 100_000) else 128 if samples < 300_000 else 256
     # On a processor the time ends most runs: what a small model learns late (that "no" turns an answer round)
     # needs it.
-    seen = 120_000 if cuda else 1_000_000
+    seen = (CAPTIONS_SEEN if task.of_captions else 120_000) if cuda else 1_000_000
     is_open = task.question_only and head.outcomes >= OPEN_ANSWERS
     scarce = is_open and samples < SCARCE_SAMPLES and size != "base"
     epochs = (min(seen, SCARCE_SEEN), SCARCE_EPOCHS) if scarce else (seen, 60)

@@ -36,6 +36,7 @@ class TaskSplits:
 
     samples: dict[str, list[Any]]
     notes: list[str]
+    held_out: bool  # whether "val" is a part of the training split that nobody else holds out
 
     @property
     def evaluated(self) -> list[str]:
@@ -86,7 +87,7 @@ def task_splits(
             f"split by {task.unit}: {len(shared)} of {len(_images(held))} images of {validation} are trained"
             f" on with other {task.unit}s, so results do not compare with those of splits by image"
         )
-    if not held:
+    if held_out := not held:
         share = 0.1 if "train" in trained else 0.25
         try:
             mask = hold_out([item.image_id for item in train], share, seed)
@@ -105,7 +106,7 @@ def task_splits(
         counts = ", ".join(f"{name} ({len(found.splits[name])})" for name in unused)
         notes.append(f"neither trained on nor evaluated: {counts}; --train-split names what is trained on")
     tests = {name: found.splits[name] for name in found.tests}
-    return TaskSplits({"train": train, "val": held, **tests}, notes)
+    return TaskSplits({"train": train, "val": held, **tests}, notes, held_out)
 
 
 def _without_validation(
@@ -294,6 +295,18 @@ def _learnt_splits(splits: Sequence[str], trained_on: bool) -> list[str]:
         # Of one split that is no test's, fine-tuning divides the images itself.
         trained = [split for split in splits if not split.startswith("test")][:1]
     return trained
+
+
+def evaluated_samples(task: FinetuneTask, split: str, samples: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """Those of a split's samples that an evaluation is of, and a note where they are fewer."""
+    kept = task.evaluated(samples)
+    if len(kept) == len(samples):
+        return kept, []
+    counts = (len({item.image_id for item in part}) for part in (kept, samples))
+    images = "{:,} of its {:,} images".format(*counts)
+    return kept, [
+        f"{split}: evaluated on {len(kept):,} of its {len(samples):,} {task.unit}s, of {images}, as is usual"
+    ]
 
 
 def samples_content(splits: Mapping[str, Sequence[Any]]) -> int:

@@ -148,7 +148,7 @@ class Learner:
             if self.world == 1 and self.objective.vectors.release():
                 logger.warning("out of memory: region features are no longer kept on the device")
             else:
-                self._take_fewer(max(len(batch["input_ids"]) for batch in window.batches))
+                self._take_fewer(max(len(batch["region_mask"]) for batch in window.batches))
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             window = self.window(window.rows, epoch)
