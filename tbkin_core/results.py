@@ -272,6 +272,7 @@ class Match:
     # region, attention: box (x1, y1, x2, y2) in pixels of the region that was attended to most, and its share
     region: tuple[float, float, float, float]
     attention: float
+    stands_out: bool  # whether that is much more than an even share
 
 
 @dataclass(slots=True, kw_only=True)

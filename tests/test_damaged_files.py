@@ -206,7 +206,7 @@ def test_answers_that_are_no_numbers_are_an_error(trained_workspace: Path) -> No
     # Finite weights whose product is not.
     spoil(trained_workspace / VQA, 3e38, "answer_decoder.bias")
     spoil(trained_workspace / VQA, 3e38, "answer_decoder.weight")
-    spoil(trained_workspace / VQA, 3e38, "answer_head.layer_norm.weight")
+    spoil(trained_workspace / VQA, 3e38, "answer_head.layer_norm.bias")
     own = ("--checkpoint", VQA, "--devices", "cpu", "--json")
     for line in (
         ("visualize", "img.jpg", QUESTION, *own),

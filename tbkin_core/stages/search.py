@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.datasets import open_dataset
-from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.errors import CheckpointError, ConfigError, DataError
 from tbkin_core.features.extract import extract_dataset
 from tbkin_core.features.extractors import recorded_extractor
 from tbkin_core.features.regions import ImageId
@@ -34,6 +34,9 @@ from tbkin_core.training.start import check_feature_kind
 
 logger = logging.getLogger("tbkin")
 
+STANDS_OUT = 2.0
+"""A region with so many times the attention of an even share."""
+
 SHOWN = 12
 """Pictures on a sheet: three rows."""
 
@@ -44,13 +47,7 @@ def search(config: VisualizeConfig, place: Path) -> SearchResult:
     Raises:
         TbkinError: There are no pictures or no model for it, features cannot be made, or no word is known.
     """
-    checkpoint = config.checkpoint or find_checkpoint(["retrieval"])
-    if (found := task_of(checkpoint)) != "retrieval":
-        raise ConfigError(
-            f"{checkpoint}: is a checkpoint for {found}, and {place} is a directory: to search one takes a"
-            " model for retrieval",
-            hint="make one with `tbkin finetune --task retrieval`, or name pictures, not their directory",
-        )
+    checkpoint = _checkpoint(config, place)
     problems: list[str] = []
     store, images = _open_photos(config, place, checkpoint, problems)
     model = Answerer(replace(config, features=store.path, data=place), checkpoint)
@@ -87,6 +84,20 @@ def search(config: VisualizeConfig, place: Path) -> SearchResult:
     return replace(result, out=files[0], files=files)
 
 
+def _checkpoint(config: VisualizeConfig, place: Path) -> Path:
+    """The retrieval model to search with; an error says why a directory takes one."""
+    takes = f"{place}: is a directory; to search one takes a model for retrieval"
+    hint = "make one with `tbkin finetune --task retrieval`, or name pictures, not their directory"
+    if config.checkpoint is None:
+        try:
+            return find_checkpoint(["retrieval"])
+        except CheckpointError as error:
+            raise CheckpointError(f"{takes}, and none is finished below {ROOT}/", hint=hint) from error
+    if (found := task_of(config.checkpoint)) != "retrieval":
+        raise ConfigError(f"{takes}, {config.checkpoint} is a checkpoint for {found}", hint=hint)
+    return config.checkpoint
+
+
 def _draw(config: VisualizeConfig, result: SearchResult, pictures: list[NDArray[np.uint8]]) -> list[Path]:
     """The sheet of a search."""
     items = []
@@ -94,7 +105,8 @@ def _draw(config: VisualizeConfig, result: SearchResult, pictures: list[NDArray[
         width, height = match.size
         scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
         said = f"score {match.score:.1f} · match {percent(match.probability)}"
-        items.append(SheetItem(picture, match.image.name, said, "", None, np.array(match.region) * scale))
+        box = np.array(match.region) * scale if match.stands_out else None
+        items.append(SheetItem(picture, match.image.name, said, "", None, box))
     name = f"{slug(result.place.resolve().name) or 'pictures'}-{slug(result.sentence) or 'sentence'}"
     base = figure_place(config, [result.place]) / name
     asked = Path(real_path(result.place), result.sentence)
@@ -103,7 +115,7 @@ def _draw(config: VisualizeConfig, result: SearchResult, pictures: list[NDArray[
     title = f"{result.sentence}: the best of {result.searched:,} pictures in {result.place}"
     caption = (
         f"{result.checkpoint}. Below each picture the score that it is ranked by, and how likely it matches"
-        " the sentence. Outlined: the region that was attended to most."
+        " the sentence. Outlined: the region that was attended to most, where one stands out."
     )
     for file in files:
         contact_sheet(file, [SheetGroup("", items)], title=title, caption=caption, mark=mark)
@@ -130,6 +142,7 @@ def _looked_at(
         size=trace.image_size,
         region=(x1, y1, x2, y2),
         attention=share,
+        stands_out=share * len(weights) >= STANDS_OUT,
     )
     return match, trace.image
 

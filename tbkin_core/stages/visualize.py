@@ -39,6 +39,7 @@ from tbkin_core.support.schema import (
     maybe,
     number,
     one_of,
+    path_text,
     record,
     text,
 )
@@ -384,10 +385,17 @@ def _image_id(value: Any, where: str) -> None:
     (text if isinstance(value, str) else number(-(2**63), 2**63, whole=True))(value, where)
 
 
+def _place(value: Any, where: str) -> None:
+    path_text(value, where)
+    if not value:  # would stand for the working directory
+        raise Fault(where, "a path", value)
+
+
 _RESULTS = record(
     {
         "task": one_of(*FINETUNE_TASKS),
-        **dict.fromkeys(("split", "checkpoint", "data"), text),
+        **dict.fromkeys(("split", "checkpoint"), text),
+        "data": _place,
         "results": list_of(anything, least=1),
     }
 )
