@@ -45,7 +45,7 @@ def write_store(place: Path, images: int, regions: int, settings: dict[str, obje
         corners = generator.uniform(0, 100, (regions, 2)).astype(np.float32)
         boxes = np.concatenate([corners, corners + 50], axis=1)
         vectors = pool[begin : begin + regions]
-        writer.add(RegionFeatures(number, 200, 200, boxes=boxes, features=vectors))
+        writer.add(RegionFeatures(number, vectors, boxes, 200, 200))
     writer.finish()
 
 
