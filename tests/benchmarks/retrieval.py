@@ -53,7 +53,8 @@ def main(
         for name, init in starts.items():
             if not init:
                 line = (
-                    f"pretrain data --seed {seed} --out pretrained-{seed} --max-minutes {pretrain_minutes:g}"
+                    f"pretrain data --size tiny --seed {seed} --out pretrained-{seed}"
+                    f" --max-minutes {pretrain_minutes:g}"
                 )
                 values, seconds = tbkin(line, workspace)
                 print(f"pretraining, seed {seed} ({seconds:.0f} s): {values['validation']}")
