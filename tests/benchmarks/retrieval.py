@@ -44,7 +44,7 @@ def main(
         if entry.name not in ("features", "graphs") and not (place / entry.name).exists():
             (place / entry.name).symlink_to(entry.resolve())
     tbkin(f"extract-features data --extractor {extractor}", workspace)
-    starts = {"without pretraining": "none"}
+    starts = {"without pretraining": "auto"}
     if pretrain_minutes:
         tbkin("build-graphs data", workspace)
         starts["after pretraining"] = ""
