@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.evaluation.linear import SeenImages, bags, common_words, drawn_order, mean_vectors
-from tbkin_core.evaluation.ranking import Relevance, ranks
+from tbkin_core.evaluation.ranking import Relevance
 
 if TYPE_CHECKING:
     from tbkin_core.tasks.base import Inputs
@@ -104,25 +104,26 @@ def fit_linear_towers(texts: Sequence[str], inputs: Inputs) -> LinearTowers | No
     means = mean_vectors(inputs, rows)
     judged = np.isin(image, held)
     best, most = (RIDGES[0], POWERS[0]), -1.0
+    learnt = [text for text, out in zip(texts, judged, strict=True) if not out]
+    fit = _moments(learnt, means, image[~judged])
     for ridge in RIDGES:
-        part = [text for text, out in zip(texts, judged, strict=True) if not out]
-        fitted = _fitted(part, means, image[~judged], ridge)
+        fitted = fit(ridge)
         for power in POWERS:
             recall = _recall(replace(fitted, power=power), texts, means, image, judged)
             if recall > most:
                 most, best = recall, (ridge, power)
     ridge, power = best
-    found = replace(_fitted(texts, means, image, ridge), power=power)
+    found = replace(_moments(texts, means, image)(ridge), power=power)
     values = {"captions": len(texts), "images": len(rows), "words": len(found.words)}
     text = "linear towers to compare with: %d captions, %d words, %.0f s"
     logger.info(text, len(texts), len(found.words), time.monotonic() - started)
     return replace(found, values={**values, "ridge": ridge, "power": power})
 
 
-def _fitted(
-    texts: Sequence[str], means: NDArray[np.float32], image: NDArray[np.int64], ridge: float
-) -> LinearTowers:
-    """The maps of some captions and their images (N,), rows of mean vectors (I, F)."""
+def _moments(
+    texts: Sequence[str], means: NDArray[np.float32], image: NDArray[np.int64]
+) -> Callable[[float], LinearTowers]:
+    """Of some captions and their images (N,), rows of mean vectors (I, F), the maps for each ridge."""
     from scipy.linalg import cholesky, solve_triangular, svd
 
     words = common_words(texts)
@@ -137,30 +138,35 @@ def _fitted(
     mean = np.asarray(bag.mean(axis=0), np.float64).ravel()
     count = len(texts)
 
-    def factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    words_covariance = (bag.T @ bag).toarray() / count - np.outer(mean, mean)
+    images_covariance = components.T @ components / count - np.outer(components_mean, components_mean)
+    across = bag.T @ components / count - np.outer(mean, components_mean)  # (V, D)
+
+    def factor(covariance: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
         size = len(covariance)
         added = ridge * np.trace(covariance) / size + 1e-9
         return cholesky(covariance + added * np.eye(size), lower=True)
 
-    of_words = factor((bag.T @ bag).toarray() / count - np.outer(mean, mean))
-    of_images = factor(components.T @ components / count - np.outer(components_mean, components_mean))
-    both = bag.T @ components / count - np.outer(mean, components_mean)  # (V, D)
-    both = solve_triangular(of_words, both, lower=True)
-    both = solve_triangular(of_images, both.T, lower=True).T
-    left, correlation, right = svd(both, full_matrices=False)
-    text_map = solve_triangular(of_words.T, left, lower=False)
-    image_map = solve_triangular(of_images.T, right.T, lower=False)
-    return LinearTowers(
-        words,
-        weight,
-        mean.astype(np.float32),
-        seen,
-        text_map.astype(np.float32),
-        image_map.astype(np.float32),
-        correlation.astype(np.float32),
-        power=1.0,
-        values={},
-    )
+    def fit(ridge: float) -> LinearTowers:
+        of_words, of_images = factor(words_covariance, ridge), factor(images_covariance, ridge)
+        both = solve_triangular(of_words, across, lower=True)
+        both = solve_triangular(of_images, both.T, lower=True).T
+        left, correlation, right = svd(both, full_matrices=False)
+        text_map = solve_triangular(of_words.T, left, lower=False)
+        image_map = solve_triangular(of_images.T, right.T, lower=False)
+        return LinearTowers(
+            words,
+            weight,
+            mean.astype(np.float32),
+            seen,
+            text_map.astype(np.float32),
+            image_map.astype(np.float32),
+            correlation.astype(np.float32),
+            power=1.0,
+            values={},
+        )
+
+    return fit
 
 
 def _recall(
@@ -173,7 +179,5 @@ def _recall(
     """Mean of R@1 both ways among the captions that are judged by."""
     own = [text for text, out in zip(texts, judged, strict=True) if out]
     used, place = np.unique(image[judged], return_inverse=True)
-    true = Relevance.of(own, place)
-    found, seen = towers.texts(own), towers.vectors(means[used])
-    ways = ranks(found, seen, (true.texts, true.images)), ranks(seen, found, (true.images, true.texts))
+    ways = Relevance.of(own, place).ranks(towers.texts(own), towers.vectors(means[used]))
     return float(np.mean([np.mean(rank == 1) for rank in ways]))

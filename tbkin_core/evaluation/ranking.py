@@ -49,6 +49,7 @@ class Relevance:
 
     texts: NDArray[np.int64]  # (P,)
     images: NDArray[np.int64]  # (P,)
+    said: NDArray[np.int64]  # (N,) one number for texts of the same words
     shared: int  # texts that are said of several images
 
     @classmethod
@@ -58,12 +59,32 @@ class Relevance:
         for number, text in enumerate(texts):
             groups.setdefault(" ".join(text.split()).casefold(), []).append(number)
         pairs, shared = [], 0
-        for members in groups.values():
+        said = np.zeros(len(texts), np.int64)
+        for number, members in enumerate(groups.values()):
+            said[members] = number
             said_of = np.unique(images[members])
             shared += len(members) if len(said_of) > 1 else 0
             pairs.append(np.stack(np.meshgrid(members, said_of), axis=-1).reshape(-1, 2))
         both = np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)
-        return cls(both[:, 0], both[:, 1], shared)
+        return cls(both[:, 0], both[:, 1], said, shared)
+
+    def ranks(
+        self,
+        texts: NDArray[np.float32],
+        images: NDArray[np.float32],
+        by_text: Shortlist | None = None,
+        by_image: Shortlist | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(N,) rank of the image of each text, and (M,) of the best text of each image, as `ranks` has them.
+
+        Args:
+            texts, images: (N, E) and (M, E).
+            by_text, by_image: The first images of each text, and texts of each image, in their final order.
+        """
+        return (
+            ranks(texts, images, (self.texts, self.images), by_text),
+            ranks(images, texts, (self.images, self.texts), by_image),
+        )
 
 
 def ranks(

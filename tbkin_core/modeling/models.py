@@ -365,6 +365,12 @@ def _at(states: Tensor | None, places: Tensor | None) -> Tensor | None:
     return states if places is None or states is None else states.flatten(0, 1).index_select(0, places)
 
 
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """(B, W) mean of (B, N, W) by weights (B, N) of 0 and up; 0 where these are all 0."""
+    share = weight[..., None].to(values.dtype)
+    return (values * share).sum(1) / share.sum(1).clamp(min=1e-6)
+
+
 class DirectPath(nn.Module):
     """The words of a text and the mean over its image, each on a way to the answers that meets nothing else.
 
@@ -395,9 +401,7 @@ class DirectPath(nn.Module):
                 things, and the mean over the image says more of it.
         """
         text = self.word_norm(self.words((words * word_mask[..., None]).sum(1)))
-        share = (region_mask * area)[..., None].to(vectors.dtype)
-        image = (vectors * share).sum(1) / share.sum(1).clamp(min=1e-6)
-        image = self.region_norm(self.regions(image))
+        image = self.region_norm(self.regions(weighted_mean(vectors, region_mask * area)))
         logits: Tensor = self.answers(self.dropout(torch.cat([text, image], dim=-1)))
         return logits
 

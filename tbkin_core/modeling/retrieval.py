@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tbkin_core.modeling.configuration import TbkinConfig
-from tbkin_core.modeling.models import NEVER, Alignment, TbkinModel, TbkinOutput, TbkinPreTrainedModel
+from tbkin_core.modeling.models import (
+    NEVER,
+    Alignment,
+    TbkinModel,
+    TbkinOutput,
+    TbkinPreTrainedModel,
+    weighted_mean,
+)
 
 FIRST_SCALE, MOST_SCALE = 15.0, 100.0
 """Of the cosines of the towers; the most is CLIP's (Radford et al., ICML 2021)."""
@@ -66,8 +73,7 @@ class ImageTower(Tower):
 def _pooled(values: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
     """(B, 2 W) mean, by weight (B, N) or not, and maximum of (B, N, W) where (B, N) is True."""
     keep = mask.bool()[..., None]
-    share = keep.to(values.dtype) if weight is None else keep * weight[..., None].to(values.dtype)
-    mean = (values * share).sum(1) / share.sum(1).clamp(min=1e-6)
+    mean = weighted_mean(values, mask.bool() if weight is None else mask.bool() * weight)
     most = values.masked_fill(~keep, torch.finfo(values.dtype).min).amax(1)
     return torch.cat([mean, most], dim=-1)
 
@@ -131,13 +137,8 @@ class TbkinForRetrieval(TbkinPreTrainedModel):
             images, image_bias: (F, E') and (E',) of the mean of standardised region vectors.
         """
         width = words.shape[1]
-        for tower in (self.text_tower, self.image_tower):
-            nn.init.zeros_(tower.states.weight)
-            nn.init.zeros_(tower.states.bias)
-        for target in (self.text_tower.words.weight, self.text_tower.bias):
-            nn.init.zeros_(target)
-        for target in (self.image_tower.regions.weight, self.image_tower.regions.bias):
-            nn.init.zeros_(target)
+        for parameter in (*self.text_tower.parameters(), *self.image_tower.parameters()):
+            nn.init.zeros_(parameter)
         self.text_tower.words.weight[:, :width] = words
         self.text_tower.bias[:width] = bias
         self.image_tower.regions.weight[:width, : len(images)] = images.T

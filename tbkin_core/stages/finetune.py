@@ -233,9 +233,9 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     for name, items in splits.samples.items():
         if not items:
             continue
-        found = task.usable(items, store)
+        found = training
         if name != "train":
-            found, fewer = evaluated_samples(task, name, found)
+            found, fewer = evaluated_samples(task, name, task.usable(items, store))
             notes += fewer
         parts[name] = task.build_split(found, source, config.blind)
     objective = task.objective(parts, head, config, plan)

@@ -30,7 +30,9 @@ FORMAT_VERSION = 1
 MANIFEST = "store.json"
 _ELSEWHERE = "choose another place with --out DIR"
 _SHARD_NAME = re.compile(r"shard-(\d{5}|[1-9]\d{5,11})\.safetensors", re.ASCII)  # as `shard_name` gives
-_BESIDE_SHARDS = (MANIFEST, "priors.json", "config.yaml", "towers.safetensors")
+TOWERS = "towers.safetensors"
+"""In a feature store: the vectors of its images by the towers of the model that was last asked."""
+_BESIDE_SHARDS = (MANIFEST, "priors.json", "config.yaml", TOWERS)
 
 _DTYPES = {"BOOL": "bool", "U8": "u1", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
 _DTYPES |= {"F16": "f2", "F32": "f4", "F64": "f8"}  # of safetensors in the words of NumPy

@@ -19,7 +19,7 @@ from tbkin_core.errors import DataError
 from tbkin_core.evaluation.ranking import Shortlist, nearest
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.support.console import progress
-from tbkin_core.support.shards import read_shard, write_shard
+from tbkin_core.support.shards import TOWERS, read_shard, write_shard
 from tbkin_core.tasks.base import Inputs, to_device
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ SHORTLIST = 50
 
 MANY_PAIRS = 20_000
 """From so many on it is shown how far they are."""
-
-TOWERS = "towers.safetensors"
-"""In a feature store: the vectors of its images by the towers of the model that was last asked."""
 
 
 class PairEncoder:

@@ -27,7 +27,6 @@ from tbkin_core.evaluation.ranking import (
     chances,
     median_by_chance,
     nearest,
-    ranks,
     recalls,
 )
 from tbkin_core.modeling import TbkinForRetrieval
@@ -221,13 +220,10 @@ class RetrievalTask(FinetuneTask[Caption]):
         self, split: Split, predictions: Rankings, towers: bool = False
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(N,) rank of the image of each text, and (M,) of the best text of each image."""
-        true = split.targets
-        found = predictions
-        lists = (None, None) if towers else (found.by_text, found.by_image)
-        return (
-            ranks(found.texts, found.images, (true.texts, true.images), lists[0]),
-            ranks(found.images, found.texts, (true.images, true.texts), lists[1]),
-        )
+        lists = () if towers else (predictions.by_text, predictions.by_image)
+        found: tuple[NDArray[np.int64], NDArray[np.int64]]
+        found = split.targets.ranks(predictions.texts, predictions.images, *lists)
+        return found
 
     def report(
         self, split: Split, predictions: Rankings, training: Sequence[Caption], blind: bool, hidden: Any
@@ -308,9 +304,8 @@ class LinearBaselines:
     def rows(self, split: Split) -> list[ReportRow]:
         images = np.unique(split.inputs.rows)
         texts = self.towers.texts([item.text for item in split.samples])
-        vectors, true = self.towers.vectors(mean_vectors(split.inputs, images)), split.targets
-        to_image = ranks(texts, vectors, (true.texts, true.images))
-        to_text = ranks(vectors, texts, (true.images, true.texts))
+        vectors = self.towers.vectors(mean_vectors(split.inputs, images))
+        to_image, to_text = split.targets.ranks(texts, vectors)
         ids = [split.inputs.store.image_ids[row] for row in images]
         return [
             _row("linear towers", 1, TO_TEXT, *_found(to_text), ids),
@@ -379,9 +374,6 @@ class RetrievalObjective(FinetuneObjective):
                 "finetune: all training captions are of one image, so there is nothing to tell it from",
                 hint="add captions of other images",
             )
-        said: dict[str, int] = {}
-        texts = (" ".join(item.text.split()).casefold() for item in train.samples)
-        self._said = np.array([said.setdefault(text, len(said)) for text in texts], np.int64)
 
     def targets_checksum(self) -> int:
         return zlib.crc32(self._texts.tobytes(), zlib.crc32(self._offsets.tobytes()))
@@ -415,7 +407,7 @@ class RetrievalObjective(FinetuneObjective):
             own.append(np.full(count, place))
         starts = ragged_offsets([len(part) for part in texts])[:-1]
         samples, of_image = np.concatenate(texts), np.concatenate(own)
-        said = self._said[samples]
+        said = self.train.targets.said[samples]
         positives = np.zeros((len(samples), len(rows)), np.bool_)
         alike, pair = np.nonzero(said[:, None] == said[None, :])
         positives[alike, of_image[pair]] = True
