@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -525,9 +524,7 @@ def test_the_encoder_counts_as_much_as_is_best_on_validation(
     telling = replace(found, by_text=replace(found.by_text, logits=-told.by_text.logits))
     objective.task.predict = lambda *_: telling  # type: ignore[method-assign]
     assert objective.accuracy(None, split.inputs, torch.device("cpu")) >= accuracy
-    config = TbkinConfig()
-    with objective.kept_configuration(SimpleNamespace(config=config)):
-        assert config.match_weight == objective.match_weight
+    assert objective.kept_values() == {"match_weight": objective.match_weight}
 
 
 def test_linear_towers_find_what_words_and_means_tell(split: Split[Any]) -> None:

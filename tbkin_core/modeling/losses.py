@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tbkin_core.modeling import kernels
+from tbkin_core.modeling.models import NEVER
 
 
 def masked_word_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def contrastive_loss(similarities: Tensor, positives: Tensor, own: Tensor) -> Te
     """
     scores = similarities.float()
     right = scores.gather(1, own[:, None])[:, 0]  # (B,)
-    wrong = scores.masked_fill(positives, -1e4)
+    wrong = scores.masked_fill(positives, -NEVER)
     of_text = torch.logaddexp(right, wrong.logsumexp(dim=1))
     of_image = torch.logaddexp(right, wrong.logsumexp(dim=0)[own])
     return (of_text + of_image - 2 * right).sum()

@@ -188,12 +188,17 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     known = ready.task.begin(model, ready.parts["train"], start.tokenizer)
     for note in filter(None, (ready.head.note, known)):
         logger.info("%s", note)
-    samples = f"{len(objective.lengths())} samples, weights from {start.source}"
+    samples = f"{len(objective.lengths())} {objective.unit}s, weights from {start.source}"
     ready.plan.announce(f"fine-tuning {config.task}", samples, model.num_parameters())
 
     def keep(best: PreTrainedModel) -> None:
-        with objective.kept_configuration(best):
+        found = objective.kept_values()
+        before = {name: getattr(best.config, name) for name in found}
+        best.config.update(found)
+        try:
             save_model(best, start.tokenizer, out)
+        finally:
+            best.config.update(before)  # training goes on as it was
 
     grow = growing_threshold(model, config.threshold_epochs)
     result = train(objective, model, ready.plan, out, resolve_devices(config.devices), keep, grow)
@@ -216,7 +221,7 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     if start.weights_are_random and not config.blind:
         but = "" if start.words is None else " but for those of words"
         notes.append(
-            f"weights begin at random{but}: all is learnt from these {len(training)} samples; `tbkin"
+            f"weights begin at random{but}: all is learnt from these {len(training)} {task.unit}s; `tbkin"
             f" pretrain {data}`, a model fine-tuned for another task or --init bert-base-uncased give a"
             " start"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -312,6 +312,7 @@ class FinetuneObjective(Objective):
     ) -> None:
         self.task, self.name = task, task.name
         self.train, self.validation = train, validation
+        self.unit = task.unit  # what a training sample is, in the singular
         self.rows, self.batch_size = rows, batch_size
         self.vectors = train.inputs.store.vectors
         self.notes: list[str] = []  # what was left out of the training samples, one line each
@@ -342,9 +343,9 @@ class FinetuneObjective(Objective):
         inputs = self.validation.inputs
         return accuracy_and_kept(model, lambda it: self.accuracy(it, inputs, device), inputs)
 
-    def kept_configuration(self, model: Any) -> AbstractContextManager[None]:
-        """While the model is written its configuration says what the last evaluation found."""
-        return nullcontext()
+    def kept_values(self) -> dict[str, Any]:
+        """What the last evaluation found of a model's configuration; the checkpoint is kept with it."""
+        return {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,8 @@ M images, S shortlist, T text tokens, K regions, D width of the encoder, E of th
 
 from __future__ import annotations
 
-import contextlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -368,6 +367,7 @@ class RetrievalObjective(FinetuneObjective):
         self._texts, self._offsets = order, ragged_offsets(np.bincount(image_of, minlength=len(images)))
         task = RetrievalTask(VALIDATION_SHORTLIST)
         super().__init__(task, train, validation, order[self._offsets[:-1]], batch_size)
+        self.unit = "image"
         self.match_weight = 1.0
         if len(images) < 2:
             raise DataError(
@@ -388,10 +388,8 @@ class RetrievalObjective(FinetuneObjective):
         self.match_weight = max(reached, key=reached.__getitem__)
         return reached[self.match_weight]
 
-    @contextlib.contextmanager
-    def kept_configuration(self, model: Any) -> Iterator[None]:
-        model.config.match_weight = self.match_weight
-        yield
+    def kept_values(self) -> dict[str, Any]:
+        return {"match_weight": self.match_weight}
 
     def named(self, rows: NDArray) -> str:
         return listed("images", [self.train.samples[row].image_id for row in self.rows[rows]])

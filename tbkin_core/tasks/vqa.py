@@ -5,10 +5,9 @@ Letters: B batch, N samples, K regions.
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -366,14 +365,8 @@ class VqaObjective(FinetuneObjective):
             values |= {"accuracy_without_image": without, "best_accuracy": max(without, values["accuracy"])}
         return values
 
-    @contextlib.contextmanager
-    def kept_configuration(self, model: Any) -> Iterator[None]:
-        before = model.config.use_regions
-        model.config.use_regions = before and not self.ignores_image
-        try:
-            yield
-        finally:
-            model.config.use_regions = before
+    def kept_values(self) -> dict[str, Any]:
+        return {"use_regions": False} if self.ignores_image else {}
 
 
 def question_set(dataset: Dataset, name: str | None) -> str:
