@@ -185,10 +185,34 @@ def tiny_model(task: PretrainObjective) -> TbkinForPreTraining:
     config = TbkinConfig(
         vocab_size=task.vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        region_feature_size=store.feature_size, num_object_classes=len(store.object_names),
+        region_feature_size=store.feature_size, num_object_classes=len(store.object_names) or 1,
         num_attribute_classes=len(store.attribute_names) or 1,
     )  # fmt: skip
     return TbkinForPreTraining(config)
+
+
+def test_masked_words_are_read_with_and_without_the_image(parts: tuple[FeatureStore, GraphStore]) -> None:
+    """A model that knows each word, but only where it sees a region."""
+    task = task_over(parts, MaskingConfig())
+    task.validation, table = task.train, task.train.table
+    model = tiny_model(task)
+    read, begin = model.forward, 0
+
+    def forward(**inputs: Any) -> Any:
+        nonlocal begin
+        output, seen = read(**inputs), bool(inputs["region_mask"].any())
+        size = len(inputs["input_ids"])
+        words = torch.from_numpy(table.padded(np.arange(begin, begin + size))[0]).flatten()
+        right = words[inputs["text_places"]]
+        output.mlm_logits = torch.nn.functional.one_hot(right if seen else right - 1, task.vocabulary)
+        begin += 0 if seen else size  # without the image it is read last
+        return output
+
+    model.forward = forward  # type: ignore[method-assign]
+    values = task.evaluate(model, torch.device("cpu"))
+    assert begin == len(table)
+    assert values["val_mlm_accuracy"] == 100
+    assert values["val_mlm_without_image_accuracy"] == 0
 
 
 def trained_on(

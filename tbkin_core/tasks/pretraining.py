@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 VALIDATION_EPOCH = 1_000_003  # masks of the validation captions, the same after every epoch
+WITHOUT_IMAGE = "mlm_without_image"
 
 
 class PretrainTask(Task):
@@ -248,7 +249,10 @@ class PretrainObjective:
         return losses
 
     def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
-        """Validation loss and accuracy of each objective."""
+        """Validation loss and accuracy of each objective, and of masked words also without the image.
+
+        What the image teaches of words is the difference of these two.
+        """
         if self.validation is None or not len(self.validation.table):
             return {}
         sums, counts, right = defaultdict[str, float](float), Counter[str](), Counter[str]()
@@ -258,11 +262,14 @@ class PretrainObjective:
                 arrays = self._collate(self.validation, rows, rows, VALIDATION_EPOCH)
                 batch = to_device(arrays, device)
                 output = _forward(model, batch)
+                hidden = {**batch, "region_mask": torch.zeros_like(batch["region_mask"])}
+                blind = _forward(model, hidden)
                 counts.update({name: int(count) for name, count in self.targets(arrays, 0).items()})
                 for name, loss in self._losses(output, batch).items():
                     sums[name] += float(loss)
                 for name, logits, labels in (
                     ("mlm", output.mlm_logits, batch["text_labels"]),
+                    (WITHOUT_IMAGE, blind.mlm_logits, batch["text_labels"]),
                     ("object", output.object_logits, batch["object_labels"]),
                     ("attribute", output.attribute_logits, batch["attribute_labels"]),
                     ("itm", output.itm_logits, batch["matched"]),
@@ -272,9 +279,10 @@ class PretrainObjective:
         check_finite(model, np.array([list(losses.values())]))
         total = sum(losses.values())
         values = {"val_loss": total, **{f"val_{name}_loss": value for name, value in losses.items()}}
-        for name, hits in right.items():
-            if counts[name]:
-                values[f"val_{name}_accuracy"] = 100 * hits / counts[name]
+        counts[WITHOUT_IMAGE] = counts["mlm"]
+        values |= {
+            f"val_{name}_accuracy": 100 * hits / counts[name] for name, hits in right.items() if counts[name]
+        }
         return {**values, "score": -total}
 
 
