@@ -172,7 +172,9 @@ def _answers(result: results.AnswersResult) -> list[Table]:
 
 
 def _search(result: results.SearchResult) -> list[Table]:
-    rows = [[match.image.name, f"{match.score:.1f}", percent(match.probability)] for match in result.matches]
+    rows = [
+        [result.name_of(match), f"{match.score:.1f}", percent(match.probability)] for match in result.matches
+    ]
     title = f"{shortened(result.sentence)}  ({result.checkpoint}, {result.searched:,} pictures)"
     return [Table(title, ["picture", "score", "match"], rows)]
 

@@ -286,6 +286,11 @@ class SearchResult(StageResult):
     seconds: float  # of the search alone, once model and vectors are there
     matches: list[Match]  # best first
 
+    def name_of(self, match: Match) -> str:
+        """A picture as people know it in the directory."""
+        inside = match.image.is_relative_to(self.place)
+        return str(match.image.relative_to(self.place) if inside else match.image)
+
     @property
     def values(self) -> dict[str, Any]:
         matches = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,6 +37,7 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRetrieval
 from tbkin_core.modeling.checkpoint import apply_init, load_init, load_model
 from tbkin_core.modeling.losses import contrastive_loss
+from tbkin_core.support.places import held
 from tbkin_core.tasks.base import InputSource, Split, to_device
 from tbkin_core.tasks.pairs import TOWERS, PairEncoder, tower_vectors
 from tbkin_core.tasks.retrieval import WEIGHTS, RetrievalObjective, RetrievalTask
@@ -83,7 +86,8 @@ def test_a_shortlist_decides_among_its_own_and_goes_before_the_rest(
     # In an order that has nothing to do with the similarities.
     places = np.stack([sorted(row, key=order.tolist().index) for row in places])
     zeros = np.zeros(places.shape, np.float32)
-    found = ranks(queries, answers, pairs_of(right), Shortlist(places, zeros, zeros))
+    falling = zeros - np.arange(places.shape[1], dtype=np.float32)
+    found = ranks(queries, answers, pairs_of(right), Shortlist(places, falling, zeros))
     alone = ranks(queries, answers, pairs_of(right))
     for query, listed in enumerate(places):
         hits = np.flatnonzero(right[query][listed])
@@ -91,6 +95,23 @@ def test_a_shortlist_decides_among_its_own_and_goes_before_the_rest(
             assert found[query] == 1 + hits[0]
         else:
             assert found[query] == max(alone[query], len(listed) + 1)
+
+
+@given(ranked_pairs(), st.sampled_from([0.0, 0.5]))
+def test_a_shortlist_of_all_ranks_as_its_scores_do(
+    case: tuple[NDArray, NDArray, NDArray, NDArray], weight: float
+) -> None:
+    """Equal scores count against a model here as they do without a shortlist."""
+    queries, answers, right, order = case
+    places, similar = nearest(queries, answers, len(answers))
+    logits = order[places].astype(np.float32) % 2
+    shortlist = Shortlist(places, similar, logits).ordered(weight)
+    assert (np.diff(shortlist.scores, axis=1) <= 0).all()
+    found = ranks(queries, answers, pairs_of(right), shortlist)
+    for query, similar in enumerate(queries @ answers.T):
+        scores = similar + np.float32(weight) * (order % 2)
+        expected = 1 + sum(value >= max(scores[right[query]]) for value in scores[~right[query]])
+        assert found[query] == expected
 
 
 @given(ranked_pairs(), st.integers(1, 12))
@@ -402,11 +423,101 @@ def test_a_sentence_finds_its_pictures_in_a_directory_that_has_no_features(
         assert 0 <= x1 < x2 <= 64 and 0 <= y1 < y2 <= 64 and 0 < match["attention"] <= 1
     # Nothing was written among the pictures, and the next search makes nothing anew but what has come since.
     assert sorted(path.name for path in photos.iterdir() if path.is_dir()) == []
-    draw(photos / "late.png", "red", "circle", 1)
-    again = search(searched_copy, "photos", "a red circle", "--top", "3")
-    assert again["searched"] == 19 and len(again["matches"]) == 3
-    (photos / "late.png").unlink()
+    # One that comes first by its name, though last into the store.
+    draw(photos / "000.png", "red", "circle", 1)
+    again = search(searched_copy, "photos", "a red circle", "--top", "19")
+    assert again["searched"] == 19
+    assert told(again) == told_anew(searched_copy, photos)
+    (photos / "000.png").unlink()
     assert search(searched_copy, "photos", "a red circle")["matches"] == found["matches"]
+    # All of it named in another way: nothing is made anew.
+    there = sorted((searched_copy / "runs/visualize/features").iterdir())
+    other = search(searched_copy, "things/../photos", "a red circle")
+    assert told(other) == told(found)
+    assert sorted((searched_copy / "runs/visualize/features").iterdir()) == there
+
+
+Told = list[tuple[str, float, list[float]]]
+
+
+def told(found: dict[str, Any]) -> Told:
+    """Of each match its name, score and region."""
+    return [
+        (Path(match["image"]).name, round(match["score"], 4), match["region"]) for match in found["matches"]
+    ]
+
+
+def told_anew(workspace: Path, photos: Path) -> Told:
+    """What a search tells of a copy of a directory, which has never been searched."""
+    copy = workspace / f"copy-{len(list(workspace.iterdir()))}"
+    shutil.copytree(photos, copy)
+    return told(search(workspace, copy.name, "a red circle", "--top", "200"))
+
+
+def test_a_picture_that_is_another_one_now_is_looked_at_anew(searched_copy: Path) -> None:
+    photos = searched_copy / "photos"
+    (photos / "sub").mkdir(parents=True)
+    for number, (colour, shape) in enumerate(itertools.product(COLOURS, SHAPES)):
+        draw(photos / f"{number}.png", colour, shape, 7000 + number)
+    draw(photos / "sub/IMG_7.png", "white", "square", 1)
+    search(searched_copy, "photos", "a red circle")
+    # Others under the same names, of the same size and of another one; and a name that shares a number.
+    (photos / "3.png").write_bytes((photos / "0.png").read_bytes())
+    with Image.open(photos / "5.png") as picture:
+        picture.resize((96, 64)).save(photos / "4.png")
+    (photos / "7.png").rename(photos / "sub/7.png")
+    found = search(searched_copy, "photos", "a red circle", "--top", "200")
+    assert len(found["matches"]) == found["searched"] == 19
+    assert told(found) == told_anew(searched_copy, photos)
+    score = {name: value for name, value, _ in told(found)}
+    assert score["3.png"] == score["0.png"]
+    listed = {Path(match["image"]).name: match["size"] for match in found["matches"]}
+    assert listed["4.png"] == [96, 64]
+
+
+def test_more_than_a_shortlist_is_ranked_where_it_is_asked_for(searched_copy: Path) -> None:
+    found = search(searched_copy, "things", "a blue square", "--top", "60")
+    assert len({match["image"] for match in found["matches"]}) == 60
+    scores = [match["score"] for match in found["matches"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_what_was_made_before_serves_where_nothing_can_be_written(searched_copy: Path) -> None:
+    photos = searched_copy / "photos"
+    photos.mkdir()
+    for number, (colour, shape) in enumerate(itertools.product(COLOURS, SHAPES)):
+        draw(photos / f"{number}.png", colour, shape, 7000 + number)
+    found = search(searched_copy, "photos", "a red circle")
+    (store,) = (searched_copy / "runs/visualize/features").iterdir()
+    draw(photos / "late.png", "red", "circle", 1)
+    with held(store):
+        again = search(searched_copy, "photos", "a red circle")
+    assert again["searched"] == 18 and again["matches"] == found["matches"]
+    assert any("1 of the 19 pictures" in line for line in again["problems"])
+    assert search(searched_copy, "photos", "a red circle")["searched"] == 19
+
+
+def test_pictures_newer_than_their_features_are_told(searched_copy: Path) -> None:
+    later = (searched_copy / "things/features/store.json").stat().st_mtime + 60
+    picture = next((searched_copy / "things").rglob("*.png"))
+    os.utime(picture, (later, later))
+    found = search(searched_copy, "things", "a blue square")
+    assert any("are newer than" in line and picture.name in line for line in found["problems"])
+
+
+def test_a_sheet_replaces_none_of_another_model(searched_copy: Path) -> None:
+    own = searched_copy / "runs/finetune/retrieval"
+    shutil.copytree(own, searched_copy / "other")
+    lines = [[], ["--checkpoint", "other"], ["--layer", "0"], []]
+    figures = [search(searched_copy, "things", "a blue square", *line)["figure"] for line in lines]
+    assert len(set(figures)) == 3 and figures[0] == figures[3]
+
+
+def test_a_search_says_the_next_line_as_a_shell_takes_it(searched_copy: Path) -> None:
+    sentence = "a 'blue' square & `x` $HOME"
+    output = succeeds("visualize", "things", sentence, cwd=searched_copy).out
+    line = next(part for part in output.splitlines() if "tbkin visualize" in part)
+    assert shlex.split(line[line.index("tbkin visualize") :])[-1] == sentence
 
 
 def test_the_features_of_a_dataset_are_used(searched_copy: Path) -> None:
@@ -427,6 +538,8 @@ def test_the_features_of_a_dataset_are_used(searched_copy: Path) -> None:
         (["empty", "a red circle"], 1, "no"),
         (["things", "img.png", "a red circle"], 2, "which is searched by itself"),
         (["things", "a red circle", "--html"], 2, "a directory gets a sheet"),
+        (["things", "a red circle", "--threshold", "0.3"], 2, "has no effect on a search"),
+        (["things", "a red circle", "--data", "things"], 2, "has no effect on a search"),
         (["things", "xqzw kvvj"], 1, "none of its words is known"),
         (["things", ""], 2, "question: is empty"),
     ],

@@ -6,7 +6,7 @@ Letters: N texts, M images, S ranked by the dearer model (the first S of each li
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,24 +23,26 @@ class Shortlist:
     places: NDArray[np.int64]  # (Q, S) row of each
     similar: NDArray[np.float32]  # (Q, S) by the towers
     logits: NDArray[np.float32]  # (Q, S) that the two belong together rather than not, by the encoder
+    weight: float = 0.0  # of the encoder, in the order that they are in
 
     @property
     def probability(self) -> NDArray[np.float32]:
         """(Q, S) that they belong together, by the encoder."""
         return np.asarray(1 / (1 + np.exp(-self.logits)), np.float32)
 
-    def scores(self, weight: float) -> NDArray[np.float32]:
-        """(Q, S) what they are ranked by where the encoder has a weight."""
-        return self.similar + np.float32(weight) * self.logits
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """(Q, S) what they are ranked by."""
+        return self.similar + np.float32(self.weight) * self.logits
 
     def ordered(self, weight: float) -> Shortlist:
-        """The same by falling scores."""
-        order = np.argsort(-self.scores(weight), axis=1, kind="stable")
+        """The same by falling scores where the encoder has a weight."""
+        order = np.argsort(-replace(self, weight=weight).scores, axis=1, kind="stable")
 
         def sorted_by(part: NDArray) -> NDArray:
             return np.take_along_axis(part, order, axis=1)
 
-        return Shortlist(sorted_by(self.places), sorted_by(self.similar), sorted_by(self.logits))
+        return Shortlist(sorted_by(self.places), sorted_by(self.similar), sorted_by(self.logits), weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def ranks(
     relevant: tuple[NDArray[np.int64], NDArray[np.int64]],
     reranked: Shortlist | None = None,
 ) -> NDArray[np.int64]:
-    """(Q,) rank, from 1, of the best right answer of each query; equal similarities count against it.
+    """(Q,) rank, from 1, of the best right answer of each query; what scores as much counts against it.
 
     Args:
         queries, answers: (Q, E) and (A, E) vectors whose products rank.
@@ -119,8 +121,11 @@ def ranks(
             wanted = right[starts[query] : starts[query + 1]]
             is_right[query] = np.isin(reranked.places[query], wanted)
         listed = is_right.any(axis=1)
+        scores = reranked.scores
+        best = np.where(is_right, scores, -np.inf).max(axis=1, initial=-np.inf)
+        ahead = ((scores >= best[:, None]) & ~is_right).sum(axis=1)
         # What is on the list comes before all that is not.
-        found = np.where(listed, 1 + is_right.argmax(axis=1), np.maximum(found, is_right.shape[1] + 1))
+        found = np.where(listed, 1 + ahead, np.maximum(found, is_right.shape[1] + 1))
     return found
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from tbkin_core.datasets import Dataset
+from tbkin_core.datasets.records import ImageRecord
 from tbkin_core.errors import DataError, TbkinError
 from tbkin_core.features.extractors.base import Extractor, Job, Request, run_batches
 from tbkin_core.features.extractors.opening import OpenExtractor, open_extractor
@@ -67,6 +68,7 @@ def extract_dataset(
     backbone: str | None = None,
     backbone_side: int | None = None,
     stack: contextlib.ExitStack | None = None,
+    images: Sequence[ImageRecord] | None = None,
 ) -> Extraction:
     """Extract or import the region features of every image of a dataset.
 
@@ -81,7 +83,7 @@ def extract_dataset(
         out: Directory of the store; an unfinished store of the same settings is gone on with.
         extractor: "auto", "builtin", "annotations", "import", "detector", or the hub id or directory of a
             detection model.
-        max_regions, devices, backbone, backbone_side: As for `Request`.
+        max_regions, devices, backbone, backbone_side, images: As for `Request`.
         workers: Processes (where a model works: threads that read images); None takes the number of
             processors, 0 works in this process.
         overwrite: Replace a store that is there, when the new one is whole.
@@ -102,6 +104,7 @@ def extract_dataset(
         backbone=backbone,
         backbone_side=backbone_side,
         begun=None if overwrite else _settings_there(out),
+        images=images,
     )
     opened = open_extractor(extractor, request)
     settings = opened.settings()

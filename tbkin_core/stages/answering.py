@@ -134,15 +134,26 @@ class Answerer:
         ]
         return list(dict.fromkeys(unknown))
 
-    def trace(self, source: Path | str) -> Trace:
+    def trace(self, source: Path | str, known: NamedRegions | None = None) -> Trace:
         """Both passes over one image, given by its file or by its id in a feature store.
+
+        Args:
+            known: Regions of the file; None finds or makes them.
 
         Raises:
             TbkinError: The image cannot be read, or there are no regions for it.
         """
         if isinstance(source, Path):
             picture, width, height = load_image(source, max_side=_PICTURE_SIDE)
-            regions, object_names, attribute_names = self.regions.of_file(source, (width, height))
+            if known is None:
+                known = self.regions.of_file(source, (width, height))
+            elif (known.regions.image_width, known.regions.image_height) != (width, height):
+                raise DataError(
+                    f"{source}: is {width} x {height}, its regions were made of"
+                    f" {known.regions.image_width} x {known.regions.image_height} pixels",
+                    hint="make its regions anew",
+                )
+            regions, object_names, attribute_names = known
             self.problems += self.regions.notes
             if bits := used_bits(source):
                 self.problems.append(f"{source}: is {darkness(bits)}")

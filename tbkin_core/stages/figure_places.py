@@ -46,9 +46,10 @@ def _has_stores(directory: Path) -> bool:
     return False
 
 
-def path_number(path: Path) -> str:
-    """A number of a path, to tell files apart that have to do with files of one name."""
-    return f"{zlib.crc32(str(path).encode(errors='replace')):08x}"
+def path_number(*parts: Path | str) -> str:
+    """A number of a path, and what else there is, to tell files apart that have to do with equal names."""
+    told = "\0".join(map(str, parts))
+    return f"{zlib.crc32(told.encode(errors='replace')):08x}"
 
 
 def sheet_files(base: Path, formats: Sequence[str], mark: str) -> list[Path]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import json
+import shlex
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkin_core.datasets import open_dataset
 from tbkin_core.errors import CheckpointError, ConfigError, DataError
-from tbkin_core.features.extract import extract_dataset
-from tbkin_core.features.extractors import recorded_extractor
-from tbkin_core.features.regions import ImageId
-from tbkin_core.features.store import FeatureStore, feature_kind
 from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.views import attention_views
-from tbkin_core.modeling.checkpoint import load_model_config, task_of
+from tbkin_core.modeling.checkpoint import task_of
 from tbkin_core.results import Match, SearchResult
 from tbkin_core.runs import ROOT, find_checkpoint
 from tbkin_core.settings import VisualizeConfig
-from tbkin_core.stages.answering import Answerer
+from tbkin_core.stages.album import open_album
+from tbkin_core.stages.answering import Answerer, NamedRegions
 from tbkin_core.stages.figure_places import figure_place, path_number, sheet_files
 from tbkin_core.support.console import percent
 from tbkin_core.support.files import file_content, real_path, slug
-from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import Inputs
 from tbkin_core.tasks.pairs import search_images, tower_vectors
-from tbkin_core.training.start import check_feature_kind
-
-logger = logging.getLogger("tbkin")
 
 STANDS_OUT = 2.0
 """A region with so many times the attention of an even share."""
@@ -47,28 +41,36 @@ def search(config: VisualizeConfig, place: Path) -> SearchResult:
     Raises:
         TbkinError: There are no pictures or no model for it, features cannot be made, or no word is known.
     """
+    _refuse_what_has_no_effect(config)
     checkpoint = _checkpoint(config, place)
-    problems: list[str] = []
-    store, images = _open_photos(config, place, checkpoint, problems)
-    model = Answerer(replace(config, features=store.path, data=place), checkpoint)
+    album = open_album(place, checkpoint, config.features, config.devices)
+    store, ids = album.store, list(album.pictures)
+    model = Answerer(config, checkpoint)
     model.model.tbkin.selection = model.model.config.attention_selection()
-    weights = file_content(checkpoint / "model.safetensors")
-    vectors = tower_vectors(model.model, weights, store, model.device)
-    rows = np.array([store.row(image_id) for image_id in images], np.int64)
-    if len(rows) < len(vectors):
-        vectors = vectors[rows]
+    rows = np.array([store.row(image_id) for image_id in ids], np.int64)
+    vectors = tower_vectors(model.model, _made_by(checkpoint, model.model), store, model.device)[rows]
 
     started = time.perf_counter()
     inputs = Inputs(model.table, rows[:1], store, model.model.config.max_regions)
-    best = search_images(model.model, inputs, rows, vectors, model.device)
+    wanted = config.top or SHOWN
+    best = search_images(model.model, inputs, rows, vectors, model.device, wanted)
     seconds = time.perf_counter() - started
-    ids = list(images)
-    scores = best.scores(model.model.config.match_weight)
-    ranks = zip(best.places[0], scores[0].tolist(), best.probability[0].tolist(), strict=True)
-    matches = [
-        _looked_at(model, ids[place], images[ids[place]], score, probability)
-        for place, score, probability in list(ranks)[: config.top or SHOWN]
-    ]
+    ranks = zip(best.places[0], best.scores[0].tolist(), best.probability[0].tolist(), strict=True)
+    matches, problems = [], list(album.problems)
+    for number, score, probability in list(ranks)[:wanted]:
+        key = ids[number]
+        known = NamedRegions(store[key], store.object_names, store.attribute_names)
+        try:
+            matches.append(_looked_at(model, album.pictures[key], known, score, probability))
+        except DataError as error:
+            problems.append(f"left out: {error.message}")
+    if not matches:
+        raise DataError(f"none of the pictures that were found can be shown: {'; '.join(problems)}")
+    found = [match for match, _ in matches]
+    line = ["tbkin", "visualize", "--checkpoint", str(checkpoint)]
+    line += ["--features", str(config.features)] if config.features else []
+    line += ["--"] if model.question.startswith("-") else []
+    line += [str(found[0].image), model.question]
     result = SearchResult(
         out=place,
         sentence=model.question,
@@ -76,12 +78,32 @@ def search(config: VisualizeConfig, place: Path) -> SearchResult:
         checkpoint=checkpoint,
         searched=len(rows),
         seconds=seconds,
-        matches=[match for match, _ in matches],
+        matches=found,
         problems=list(dict.fromkeys([*problems, *model.problems])),
-        hints=[f'tbkin visualize "{matches[0][0].image}" "{model.question}" --checkpoint {checkpoint}'],
+        hints=[shlex.join(line)],
     )
     files = _draw(config, result, [picture for _, picture in matches])
     return replace(result, out=files[0], files=files)
+
+
+def _refuse_what_has_no_effect(config: VisualizeConfig) -> None:
+    """ConfigError where an option is given that a search does not take."""
+    for name, why in (
+        ("data", "the pictures are those of the directory"),
+        ("threshold", "pictures are ranked as the model was trained"),
+        ("selection", "pictures are ranked as the model was trained"),
+        ("column", "a sheet has one width"),
+    ):
+        if getattr(config, name) not in (None, False):
+            raise ConfigError(f"{name}: has no effect on a search, {why}", hint="omit it")
+
+
+def _made_by(checkpoint: Path, model: Any) -> int | None:
+    """A number that changes with what a model's vectors follow from; None where it has no file of weights."""
+    weights = file_content(checkpoint / "model.safetensors")
+    settings = model.config.to_dict()
+    settings.pop("match_weight")  # of what is ranked, not of the vectors
+    return weights and zlib.crc32(json.dumps(settings, sort_keys=True, default=str).encode(), weights)
 
 
 def _checkpoint(config: VisualizeConfig, place: Path) -> Path:
@@ -106,11 +128,12 @@ def _draw(config: VisualizeConfig, result: SearchResult, pictures: list[NDArray[
         scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
         said = f"score {match.score:.1f} · match {percent(match.probability)}"
         box = np.array(match.region) * scale if match.stands_out else None
-        items.append(SheetItem(picture, match.image.name, said, "", None, box))
+        items.append(SheetItem(picture, result.name_of(match), said, "", None, box))
     name = f"{slug(result.place.resolve().name) or 'pictures'}-{slug(result.sentence) or 'sentence'}"
     base = figure_place(config, [result.place]) / name
-    asked = Path(real_path(result.place), result.sentence)
-    mark = f"tbkin search {path_number(asked)}"
+    view = f"{config.aggregate} {config.layer} {config.head} {config.top}"
+    asked = path_number(real_path(result.place), result.sentence, real_path(result.checkpoint), view)
+    mark = f"tbkin search {asked}"
     files = sheet_files(base, config.format, mark)
     title = f"{result.sentence}: the best of {result.searched:,} pictures in {result.place}"
     caption = (
@@ -123,20 +146,18 @@ def _draw(config: VisualizeConfig, result: SearchResult, pictures: list[NDArray[
 
 
 def _looked_at(
-    model: Answerer, image_id: ImageId, path: Path, score: float, probability: float
+    model: Answerer, path: Path, known: NamedRegions, score: float, probability: float
 ) -> tuple[Match, NDArray[np.uint8]]:
     """A match with the region that was attended to most, and its picture."""
-    trace = model.trace(str(image_id))
-    asked = model.config
-    thresholded = model.thresholded or asked.threshold is not None or asked.selection is not None
+    trace, asked = model.trace(path, known), model.config
     views = attention_views(trace, asked.aggregate, asked.layer, asked.head)
-    weights = views[int(thresholded)].region_weights
+    weights = views[int(model.thresholded)].region_weights
     region = int(np.argmax(weights))
     x1, y1, x2, y2 = trace.boxes[region].tolist()
     share = float(weights[region] / max(weights.sum(), 1e-12))
     match = Match(
         image=path,
-        image_id=image_id,
+        image_id=known.regions.image_id,
         score=score,
         probability=probability,
         size=trace.image_size,
@@ -145,77 +166,3 @@ def _looked_at(
         stands_out=share * len(weights) >= STANDS_OUT,
     )
     return match, trace.image
-
-
-# ---- the pictures of a directory ----------------------------------------------------------------
-
-
-def _open_photos(
-    config: VisualizeConfig, place: Path, checkpoint: Path, problems: list[str]
-) -> tuple[FeatureStore, dict[ImageId, Path]]:
-    """Features of a directory of pictures, of the kind that a checkpoint was trained on, and the pictures.
-
-    They are taken from `config.features`, else from the directory's own store, else made and kept below
-    `runs/visualize`; pictures that have come since are added there.
-
-    Raises:
-        TbkinError: There are no pictures, or their features cannot be made.
-    """
-    dataset = open_dataset(place)
-    found = {record.image_id: record.path for record in dataset.images() if record.path is not None}
-    # As people named them, not where links lead.
-    paths = {
-        image_id: place / path.relative_to(dataset.root) if path.is_relative_to(dataset.root) else path
-        for image_id, path in found.items()
-    }
-    if not paths:
-        raise DataError(f"{place}: holds no pictures{dataset.unread()}", hint="name a directory of images")
-    kind = load_model_config(checkpoint).extractor or {}
-    store = _own_store(config, place, kind, checkpoint)
-    if store is None:
-        out = ROOT / "visualize" / "features" / f"{slug(place.resolve().name)}-{path_number(place)}"
-        logger.info("regions of %d pictures in %s are made, and kept in %s", len(paths), place, out)
-        extraction = extract_dataset(dataset, out, devices=config.devices, **_as_recorded(kind))
-        problems += extraction.problems
-        store = extraction.store
-        check_feature_kind(kind, store, checkpoint)
-    images = {image_id: path for image_id, path in paths.items() if image_id in store}
-    if not images:
-        raise DataError(
-            f"{store.path}: holds features of none of the {len(paths)} pictures in {place}",
-            hint=f"make them with `tbkin extract-features {place}`",
-        )
-    if lacking := len(paths) - len(images):
-        problems.append(f"{lacking} of the {len(paths)} pictures in {place} have no features in {store.path}")
-    return store, images
-
-
-def _own_store(
-    config: VisualizeConfig, place: Path, kind: dict[str, Any], checkpoint: Path
-) -> FeatureStore | None:
-    """The store asked for, or the directory's own where it is of this kind."""
-    if config.features is not None:
-        store = FeatureStore(config.features)
-        check_feature_kind(kind, store, checkpoint)
-        return store
-    if not (place / "features" / MANIFEST).exists():
-        return None
-    store = FeatureStore(place / "features")
-    return store if feature_kind(store.settings) == feature_kind(kind) else None
-
-
-def _as_recorded(kind: dict[str, Any]) -> dict[str, Any]:
-    """What `extract_dataset` makes features of a recorded kind with; ConfigError where it cannot."""
-    row = recorded_extractor(kind)
-    if row is None or not row.from_image_alone:
-        raise ConfigError(
-            f"features of kind {kind.get('extractor')!r} cannot be made here for new pictures",
-            hint="give a store that holds these pictures with --features DIR",
-        )
-    backbone = kind.get("backbone")
-    return {
-        "extractor": kind.get("model") or row.name,
-        "max_regions": int(kind["max_regions"]),
-        "backbone": None if backbone == row.backbone else backbone,
-        "backbone_side": kind.get("backbone_side") if backbone != row.backbone else None,
-    }

@@ -255,6 +255,7 @@ class Objective(Protocol):
     name: str
     metric: str  # name of the validation value that decides which checkpoint is best; higher is better
     uses_all_weights: bool  # whether every weight of the model takes part in the loss
+    compares_samples: bool  # whether samples that are taken at once are told from each other
     vectors: VectorTable  # that the training samples' regions are among
 
     def lengths(self) -> NDArray:
@@ -290,6 +291,8 @@ class LearningPlan(Protocol):
     @property
     def batch_size(self) -> int: ...
     @property
+    def micro_batch_size(self) -> int: ...
+    @property
     def image_dropout(self) -> float: ...
     @property
     def blind_epochs(self) -> int: ...
@@ -306,6 +309,7 @@ class FinetuneObjective(Objective):
 
     metric = "accuracy"
     uses_all_weights = True
+    compares_samples = False
 
     def __init__(
         self, task: FinetuneTask, train: Any, validation: Any, rows: NDArray, batch_size: int

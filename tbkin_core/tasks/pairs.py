@@ -124,7 +124,7 @@ def tower_vectors(
     Images that have come since are added. Where the store cannot be written to, they are made each time.
 
     Args:
-        weights: A number that changes with the model's weights; None keeps nothing.
+        weights: A number that changes with the model's weights and settings; None keeps nothing.
 
     Raises:
         DataError: Features are damaged.
@@ -169,15 +169,17 @@ def search_images(
     rows: NDArray[np.int64],
     vectors: NDArray[np.float32],
     device: torch.device,
+    wanted: int = SHORTLIST,
 ) -> Shortlist:
     """The images that the first text of some inputs fits best.
 
     Args:
+        wanted: So many images at least are ranked.
         rows: (M,) images, of the inputs' store.
         vectors: (M, E) of these, as `tower_vectors` gives them.
     """
     text = embed_texts(model, inputs.table.part(np.array([0])), device, 1)
-    places, similar = nearest(text, vectors, SHORTLIST)
+    places, similar = nearest(text, vectors, max(wanted, SHORTLIST))
     pairs = PairEncoder(model, inputs, rows[places[0]], device, SHORTLIST)
     order = np.arange(places.shape[1])
     logits = pairs.logits(np.zeros_like(order), order)[None]

@@ -80,6 +80,7 @@ class PretrainObjective:
     name = "pretrain"
     metric = "score"
     uses_all_weights = True
+    compares_samples = False
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ from tbkin_core.evaluation.ranking import (
 )
 from tbkin_core.modeling import TbkinForRetrieval
 from tbkin_core.modeling.losses import contrastive_loss, matching_loss
+from tbkin_core.support.ranks import world_size
 from tbkin_core.support.shards import ragged_offsets
 from tbkin_core.tasks.base import (
     OWN_ROW,
@@ -148,6 +149,13 @@ class RetrievalTask(FinetuneTask[Caption]):
         validation = splits.get("val") or None
         sample = validation and self._sample(validation)
         objective = RetrievalObjective(splits["train"], sample, plan.batch_size)
+        if not plan.epochs:
+            objective.match_weight = 0.0  # nothing tells whether the encoder is right
+        if (at_once := min(plan.micro_batch_size, plan.batch_size // world_size())) < plan.batch_size:
+            objective.notes.append(
+                f"a text is told from the {at_once} images that a device takes at once, not from all"
+                f" {plan.batch_size} of a batch: less is learnt than where it takes all"
+            )
         for name, split in splits.items():
             if shared := split.targets.shared:
                 objective.notes.append(
@@ -355,6 +363,8 @@ class RetrievalObjective(FinetuneObjective):
     Raises:
         DataError: There is only one image to learn from.
     """
+
+    compares_samples = True
 
     def __init__(
         self,

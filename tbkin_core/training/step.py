@@ -240,6 +240,8 @@ class Learner:
             return  # the window was made before the last time
         self.micro_batch_size = -(-tried // 2)
         text = "out of memory with %d samples at once: going on with %d; the batch stays as large"
+        if self.objective.compares_samples:
+            text += ", but its samples are told from fewer others"
         logger.warning(text, tried, self.micro_batch_size)
 
     def any_rank(self, flag: bool) -> bool:

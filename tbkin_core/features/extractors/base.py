@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tbkin_core.datasets import Dataset
+from tbkin_core.datasets.records import ImageRecord
 from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.pictures import load_image
 from tbkin_core.features.regions import ImageId, Pixels, RegionFeatures
@@ -42,6 +43,7 @@ class Request:
     backbone_side: int | None = None  # pixels along a side of the square that it sees; its own when None
     backbone_revision: str | None = None  # of the hub's backbone
     begun: Mapping[str, Any] | None = None  # settings of the store that it goes on with; None for a new one
+    images: Sequence[ImageRecord] | None = None  # those to take, by keys of their own; None for the dataset's
 
     def needed_dataset(self) -> Dataset:
         """The dataset; ConfigError where the request is for images of none."""

@@ -107,7 +107,7 @@ def open_extractor(name: str, request: Request) -> OpenExtractor:
     row = choose_extractor(dataset, name, request.backbone, request.begun)
     files: list[tuple[ImageId, Path]] = []
     if row.finds_boxes:
-        records = dataset.images()
+        records = dataset.images() if request.images is None else list(request.images)
         files = [(record.image_id, record.path) for record in records if record.path is not None]
         if not files:
             seen = "".join(f"; {problem}" for problem in dataset.problems[:3])
