@@ -22,7 +22,7 @@ class Rule:
     symbol: str = "τ"  # of its threshold; "" for a transform, which has none: it is on (1) or off (0)
     low: float = -math.inf  # least threshold; a rule without one compares scores, not weights
     high: float = math.inf  # largest threshold
-    whole: bool = False  # the threshold is a number of keys, which cannot grow from 0 in training
+    whole: bool = False  # the threshold is a number of keys
     usual: float = 0.3  # a threshold to show the rule with where none is given
     step: float | None = None  # of the page's slider; None where that depends on the scores
     dense_at_zero: bool = True  # as its threshold goes to 0, it keeps ever more like the dense model
@@ -36,6 +36,11 @@ class Rule:
     def is_transform(self) -> bool:
         """Sparse attention in the softmax's place, without a threshold."""
         return not self.symbol
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the threshold is any number, and no count of keys."""
+        return not (self.is_transform or self.whole)
 
     def in_words(self, threshold: float) -> str:
         """ "relative, τ = 0.3", "top 4 keys", "entmax15"."""
@@ -79,6 +84,8 @@ _SCOPES = {
     "image-to-text": "from image to text",
 }
 SCOPES = tuple(_SCOPES)
+_GROWTH = 1000.0
+"""A threshold on weights begins to grow in training at so much less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +160,24 @@ def check_threshold(rule: str, threshold: float) -> str | None:
     return f"threshold: expected {expected} for selection {rule!r}, got {threshold:g}"
 
 
-def check_growth(rule: str) -> str | None:
-    """Why the threshold of a rule (one of `SELECTIONS`) cannot grow from 0 in training, or None."""
-    entry = rule_of(rule)
-    if entry.is_transform:
-        return f"threshold_epochs: selection {rule!r} has no threshold that could grow"
-    if entry.whole:
-        return (
-            f"threshold_epochs: {entry.symbol} of {rule} is a number of {entry.unit}s, it cannot grow from 0"
-        )
-    return None
+def grown(selection: Selection, share: float) -> Selection:
+    """A selection at a share of its growth in training: dense at 0, itself at 1.
+
+    What is cut is a matter of the logarithm of attention: a τ that grew evenly would have dropped most of
+    what it drops at all when it is a tenth of its value. So the cut rises evenly on the scores, by ln 1000 in
+    all; a number of keys falls from a thousand times as many, in halves.
+    """
+    rule, threshold = rule_of(selection.rule), selection.threshold
+    if share >= 1 or rule.is_transform or threshold == 0:
+        return selection
+    if share <= 0:
+        return replace(selection, threshold=0.0)
+    left = (1 - share) * math.log(_GROWTH)
+    if rule.whole:
+        return replace(selection, threshold=threshold * 2 ** math.ceil(left / math.log(2)))
+    if math.isinf(rule.low):  # compares scores
+        return replace(selection, threshold=threshold - left)
+    return replace(selection, threshold=threshold * math.exp(-left))
 
 
 def usual_threshold(rule: str) -> float:

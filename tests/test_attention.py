@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +24,8 @@ from tbkin_core.selection import (
     SCOPES,
     SELECTIONS,
     TRANSFORMS,
-    check_growth,
     check_threshold,
+    grown,
     run_name_part,
     usual_threshold,
 )
@@ -392,9 +393,32 @@ def test_an_entry_of_the_table_is_whole(rule: str) -> None:
     assert usual != 0 and check_threshold(rule, usual) is None and check_threshold(rule, 0) is None
     assert entry.is_transform or (entry.keeps and entry.axis)
     assert not entry.whole or entry.unit
-    assert (check_growth(rule) is None) == (not entry.is_transform and not entry.whole)
     assert run_name_part(rule, usual) == (rule if entry.is_transform else f"{rule}-{usual:g}")
     assert Selection(rule, usual).name.startswith(rule) and Selection(rule).name == "dense"
+
+
+@pytest.mark.parametrize("rule", SELECTIONS)
+def test_a_selection_grows_from_dense_to_itself(rule: str) -> None:
+    """And drops no key on its way that it keeps in the end."""
+    full = Selection(rule, usual_threshold(rule), scope="cross-modal")
+    assert grown(full, 1) == grown(full, math.inf) == full
+    if RULE_TABLE[rule].is_transform:
+        assert grown(full, 0.2) == full
+        return
+    assert grown(full, 0).threshold == grown(full, -3).threshold == 0
+    scores = 1.5 * torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    shares = []
+    kept = torch.ones_like(scores, dtype=torch.bool)
+    for place in (0.01, 0.2, 0.4, 0.6, 0.8, 0.95, 1):
+        part = grown(full, place)
+        assert part.scope == "cross-modal" and check_threshold(rule, part.threshold) is None
+        now = select_keys(scores, rule, part.threshold)
+        assert not (now & ~kept).any()
+        kept = now
+        shares.append(float(now.float().mean()))
+    assert shares[0] > 0.9 and shares[-1] < 0.6
+    # Neither at once in the beginning nor in the end.
+    assert max(a - b for a, b in itertools.pairwise(shares)) < 0.4
 
 
 def test_selections_in_words() -> None:

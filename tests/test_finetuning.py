@@ -176,26 +176,32 @@ def test_sweeps_and_validation_score_as_the_official_evaluator(
     assert list(100 * scores) == pytest.approx(list(official.values()))
 
 
-@pytest.mark.parametrize(("rule", "says"), [("sparsemax", "could grow"), ("topk=4", "cannot grow")])
-def test_what_cannot_grow_is_refused(trained: Path, rule: str, says: str) -> None:
-    rule, _, threshold = rule.partition("=")
-    line = f"finetune --task vqa --data coco --selection {rule} --threshold-epochs 2 --out none"
-    line += f" --threshold {threshold}" if threshold else ""
-    fails(*line.split(), cwd=trained, code=2, says=("threshold_epochs", says))
+def test_what_cannot_grow_is_refused(trained: Path) -> None:
+    line = "finetune --task vqa --data coco --selection sparsemax --threshold-epochs 2 --out none"
+    fails(*line.split(), cwd=trained, code=2, says=("threshold_epochs", "could grow"))
     assert not (trained / "none").exists()
 
 
-def test_a_threshold_grows_over_the_first_epochs(vqa: tuple[VqaObjective, Any]) -> None:
+def test_a_threshold_grows_in_training() -> None:
     model = SimpleNamespace(tbkin=SimpleNamespace(selection=Selection("relative", 0.4, scope="cross-modal")))
-    grow = growing_threshold(model, 2)
-    seen = []
-    for passed in (0.0, 0.5, 1.0, 2.0, 5.0, None):
-        grow(passed)
-        seen.append(model.tbkin.selection.threshold)
-        assert model.tbkin.selection.scope == "cross-modal"
-    assert seen == pytest.approx([0, 0.1, 0.2, 0.4, 0.4, 0.4])
-    growing_threshold(model, 0)(0.0)
-    assert model.tbkin.selection.threshold == pytest.approx(0.4), "without epochs it is there from the start"
+
+    def seen(epochs: float | None, *places: tuple[float, float]) -> list[float]:
+        grow, found = growing_threshold(model, epochs), []
+        full = model.tbkin.selection
+        for place in places:
+            grow(*place)
+            found.append(model.tbkin.selection.threshold)
+            assert model.tbkin.selection.scope == "cross-modal"
+        model.tbkin.selection = full
+        return found
+
+    end = (math.inf, 1.0)
+    over_two = seen(2, (0.0, 0.0), (1.0, 0.1), (2.0, 0.2), (5.0, 0.5), end)
+    assert over_two == pytest.approx([0, 0.4 / 1000**0.5, 0.4, 0.4, 0.4])
+    # By the share of all that there is of epochs or minutes where nothing is asked for.
+    by_itself = seen(None, (0.0, 0.0), (3.0, 0.5), (9.0, 0.65), (2.0, 0.8), (7.0, 0.9), end)
+    assert by_itself == pytest.approx([0, 0, 0.4 / 1000**0.5, 0.4, 0.4, 0.4])
+    assert seen(0, (0.0, 0.0)) == [0.4], "as published it is there from the first step"
 
 
 def test_what_attention_keeps_is_logged_by_layer_and_direction(

@@ -372,7 +372,7 @@ kl_epochs: null
 min_answer_count: null
 answers: null
 patience: 0
-threshold_epochs: 0.0
+threshold_epochs: null
 image_dropout: null
 blind_epochs: null
 predict: []

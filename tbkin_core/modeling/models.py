@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from tbkin_core.modeling.attention import AttentionRecord, selective_attention
 from tbkin_core.modeling.configuration import TbkinConfig
-from tbkin_core.selection import Selection, check_growth
+from tbkin_core.selection import Selection, rule_of
 
 ALIGNMENT_SCALE = 10.0
 """Of the cosines of words and regions at first."""
@@ -161,7 +161,7 @@ class Encoder(nn.Module):
         for number, layer in enumerate(self.layers):
             own = selection.in_layer(number)
             threshold = None
-            if self.compiled and own.threshold and check_growth(own.rule) is None:
+            if self.compiled and own.threshold and rule_of(own.rule).is_number:
                 # A number would be compiled in, and a τ that grows would compile at every step.
                 threshold = torch.tensor(own.threshold)
             given = (states, mask, own, text_length, record, threshold)

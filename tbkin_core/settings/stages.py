@@ -21,7 +21,6 @@ from tbkin_core.selection import (
     SCOPES,
     SELECTIONS,
     TRANSFORMS,
-    check_growth,
     check_threshold,
     usual_threshold,
 )
@@ -345,8 +344,13 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         None, "JSON list of the answers to learn.", Group.DATA, metavar="FILE", unset="those of the data"
     )
     patience: int = _training(0, "Stop after this many epochs without improvement; 0 never does.", low=0)
-    threshold_epochs: float = _selection(0.0, "Epochs over which τ grows from 0.", low=0)
-    """Validation and the checkpoint have all of it."""
+    threshold_epochs: float | None = _selection(
+        None,
+        "Epochs over which τ grows, 0 for all of it from the first step.",
+        low=0,
+        unset="dense for half of the training, all of τ in its last fifth",
+    )
+    """Validation and the checkpoint have all of it. As published it is there from the first step."""
     image_dropout: float | None = _chance(
         None, "Share of questions learnt without any region.", unset="0.2 below 10,000 questions, else 0.1"
     )
@@ -386,8 +390,8 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        if self.threshold_epochs and self.selection in SELECTIONS and (fault := check_growth(self.selection)):
-            yield fault
+        if self.threshold_epochs and self.selection in TRANSFORMS:
+            yield f"threshold_epochs: selection {self.selection!r} has no threshold that could grow"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from tbkin_core.runs import (
     note_inputs,
     train_together,
 )
-from tbkin_core.selection import require_library, run_name_part
+from tbkin_core.selection import TRANSFORMS, require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, dump_config
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
@@ -201,6 +201,11 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
             best.config.update(before)  # training goes on as it was
 
     grow = growing_threshold(model, config.threshold_epochs)
+    if config.threshold and config.threshold_epochs is None and config.selection not in TRANSFORMS:
+        logger.info(
+            "dense for half of the training, all of the threshold in its last fifth; as published it is there"
+            " from the first step, with --threshold-epochs 0"
+        )
     result = train(objective, model, ready.plan, out, resolve_devices(config.devices), keep, grow)
     if rank() == 0:
         _report(config, out, ready, result)

@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tbkin_core.errors import DataError, MissingDependencyError
 from tbkin_core.features.verification import settle_stores
+from tbkin_core.selection import grown
 from tbkin_core.support import schema
 from tbkin_core.support.console import progress
 from tbkin_core.support.devices import Devices, join_ranks, torch_device
@@ -34,6 +35,12 @@ logger = logging.getLogger("tbkin")
 
 # Not in the log: the number of an epoch is, and those of each objective are in metrics.jsonl.
 _NOT_LOGGED = re.compile(r"epoch|step|learning_rate|score|best_accuracy|val_.+_loss|kept_.+")
+
+OnStep = Callable[[float, float], None]
+"""Takes the epochs that have passed, and the share of training by epochs or minutes; inf and 1 in the end."""
+
+GROWS = (0.5, 0.8)
+"""Between these shares of training a threshold grows where nothing is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ def train(
     out: Path,
     devices: Devices,
     save_best: Callable[[PreTrainedModel], None],
-    on_step: Callable[[float | None], None] = lambda epochs: None,
+    on_step: OnStep = lambda epochs, share: None,
 ) -> TrainingResult:
     """Train until the epochs, the minutes or the patience are used up, going on from a saved state.
 
@@ -90,7 +97,7 @@ def train(
         out: Directory of the run; the state to resume from is kept in `out/state`.
         devices: Where to run; one process per device is running already.
         save_best: Called on rank 0 whenever validation improves (after each epoch without validation).
-        on_step: Called before each step with the epochs that have passed, and with None before validation.
+        on_step: Called before each step and before validation, see `OnStep`.
 
     Raises:
         DataError: The loss is not finite, features are damaged, or the disk refuses.
@@ -145,7 +152,7 @@ class _Run:
     fingerprint: str
     board: Any
     save_best: Callable[[PreTrainedModel], None]
-    on_step: Callable[[float | None], None]
+    on_step: OnStep
     started: float = 0.0
     last_saved: float = 0.0
     steps_per_epoch: int = 1
@@ -206,9 +213,12 @@ class _Run:
 
     def _before_step(self) -> float:
         """Announce a step; its learning rate."""
-        self.on_step(self.where.step / self.steps_per_epoch)
         plan = self.learner.plan
-        spent = self._time_spent() if plan.falls_with_time else 0.0
+        # Clocks of ranks differ, and what is trained must not.
+        spent = self.learner.mean_over_ranks(self._time_spent()) if math.isfinite(plan.max_minutes) else 0.0
+        passed = self.where.step / self.steps_per_epoch
+        self.on_step(passed, max(passed / plan.epochs, spent))
+        spent = spent if plan.falls_with_time else 0.0
         return learning_rate(self.where.step, self.steps_per_epoch, plan, spent)
 
     def _time_spent(self) -> float:
@@ -216,7 +226,7 @@ class _Run:
         return (time.monotonic() - self.started) / max(60 * self.learner.plan.max_minutes, 1e-9)
 
     def _validate(self) -> dict[str, float]:
-        self.on_step(None)
+        self.on_step(math.inf, 1.0)
         values: dict[str, float] = {}
         if rank() == 0:
             self.learner.train(False)
@@ -283,13 +293,27 @@ def draw_training_curves(run: Path, title: str) -> list[Path]:
     return [figure]
 
 
-def growing_threshold(model: Any, epochs: float) -> Callable[[float | None], None]:
-    """Sets the τ of a model before each step: it grows to its full value over the first epochs."""
+def growing_threshold(model: Any, epochs: float | None) -> OnStep:
+    """Sets the τ of a model before each step.
+
+    A key that is dropped gets no gradient. Cut from the first step on, a model keeps what it looked at before
+    it had learnt anything, mostly one key a row; dense at first, it finds out what there is to look at, of
+    which the cut then leaves enough.
+
+    Args:
+        epochs: Over so many of the first τ grows, see `tbkin_core.selection.grown`; 0 has it from the first
+            step, as published. None trains dense for half of the epochs or minutes, and has all of τ in the
+            last fifth.
+    """
     full = model.tbkin.selection
 
-    def set_threshold(passed: float | None) -> None:
-        share = 1.0 if passed is None or not epochs else min(passed / epochs, 1.0)
-        model.tbkin.selection = replace(full, threshold=full.threshold * share)
+    def set_threshold(passed: float, share: float) -> None:
+        if epochs is None:
+            begin, end = GROWS
+            grow = (share - begin) / (end - begin)
+        else:
+            grow = passed / epochs if epochs else 1.0
+        model.tbkin.selection = grown(full, grow)
 
     return set_threshold
 

@@ -248,6 +248,10 @@ class Learner:
         """Whether a flag is set on some rank; all ranks must ask."""
         return flag if self.world == 1 else self._sum_over_ranks({"flag": float(flag)})["flag"] > 0
 
+    def mean_over_ranks(self, value: float) -> float:
+        """The mean of a number, the same on every rank; all must ask."""
+        return value if self.world == 1 else self._sum_over_ranks({"value": value})["value"] / self.world
+
     def _sum_over_ranks(self, values: Sums) -> Sums:
         if self.world == 1:
             return values
