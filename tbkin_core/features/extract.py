@@ -128,15 +128,19 @@ def extract_dataset(
             extraction = share.fill(progress(results, "regions", total=total, unit="img"))
         if not extraction.missing and not writer.done:
             writer.remove()  # it tells of failures alone
-            shown = f"; the first: {extraction.problems[0]}" if extraction.problems else ""
-            raise DataError(
-                f"{dataset.path}: none of {extraction.skipped} images could be read{shown}",
-                hint="take the files from where they came from again",
-            )
+            raise _none_read(dataset, extraction)
         if not extraction.missing:
             writer.finish()
         extraction.path = out
         return extraction
+
+
+def _none_read(dataset: Dataset, extraction: Extraction) -> DataError:
+    shown = f"; the first: {extraction.problems[0]}" if extraction.problems else ""
+    return DataError(
+        f"{dataset.path}: none of {extraction.skipped} images could be read{shown}",
+        hint="take the files from where they came from again",
+    )
 
 
 @contextlib.contextmanager
