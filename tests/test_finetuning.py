@@ -36,7 +36,7 @@ from tbkin_core.training.plan import (
     FinetunePlan,
     plan_finetuning,
 )
-from tbkin_core.training.run import growing_threshold
+from tbkin_core.training.run import GROWS, growing_threshold
 from tbkin_core.training.start import Start
 
 
@@ -199,8 +199,9 @@ def test_a_threshold_grows_in_training() -> None:
     over_two = seen(2, (0.0, 0.0), (1.0, 0.1), (2.0, 0.2), (5.0, 0.5), end)
     assert over_two == pytest.approx([0, 0.4 / 1000**0.5, 0.4, 0.4, 0.4])
     # By the share of all that there is of epochs or minutes where nothing is asked for.
-    by_itself = seen(None, (0.0, 0.0), (3.0, 0.5), (9.0, 0.65), (2.0, 0.8), (7.0, 0.9), end)
-    assert by_itself == pytest.approx([0, 0, 0.4 / 1000**0.5, 0.4, 0.4, 0.4])
+    (begin, full), middle = GROWS, sum(GROWS) / 2
+    places = [(0.0, 0.0), (3.0, begin), (9.0, middle), (2.0, full), (7.0, 0.99), end]
+    assert seen(None, *places) == pytest.approx([0, 0, 0.4 / 1000**0.5, 0.4, 0.4, 0.4])
     assert seen(0, (0.0, 0.0)) == [0.4], "as published it is there from the first step"
 
 

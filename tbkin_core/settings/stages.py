@@ -348,7 +348,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         None,
         "Epochs over which τ grows, 0 for all of it from the first step.",
         low=0,
-        unset="dense for half of the training, all of τ in its last fifth",
+        unset="dense for seven tenths of the training, all of τ in its last twentieth",
     )
     """Validation and the checkpoint have all of it. As published it is there from the first step."""
     image_dropout: float | None = _chance(

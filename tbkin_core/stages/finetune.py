@@ -203,8 +203,8 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     grow = growing_threshold(model, config.threshold_epochs)
     if config.threshold and config.threshold_epochs is None and config.selection not in TRANSFORMS:
         logger.info(
-            "dense for half of the training, all of the threshold in its last fifth; as published it is there"
-            " from the first step, with --threshold-epochs 0"
+            "dense for seven tenths of the training, then the threshold grows; as published it is there from"
+            " the first step, with --threshold-epochs 0"
         )
     result = train(objective, model, ready.plan, out, resolve_devices(config.devices), keep, grow)
     if rank() == 0:

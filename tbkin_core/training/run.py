@@ -39,7 +39,7 @@ _NOT_LOGGED = re.compile(r"epoch|step|learning_rate|score|best_accuracy|val_.+_l
 OnStep = Callable[[float, float], None]
 """Takes the epochs that have passed, and the share of training by epochs or minutes; inf and 1 in the end."""
 
-GROWS = (0.5, 0.8)
+GROWS = (0.7, 0.95)
 """Between these shares of training a threshold grows where nothing is asked for."""
 
 
@@ -302,8 +302,7 @@ def growing_threshold(model: Any, epochs: float | None) -> OnStep:
 
     Args:
         epochs: Over so many of the first τ grows, see `tbkin_core.selection.grown`; 0 has it from the first
-            step, as published. None trains dense for half of the epochs or minutes, and has all of τ in the
-            last fifth.
+            step, as published. None lets it grow between `GROWS`.
     """
     full = model.tbkin.selection
 
