@@ -497,6 +497,20 @@ def test_what_was_made_before_serves_where_nothing_can_be_written(searched_copy:
     assert search(searched_copy, "photos", "a red circle")["searched"] == 19
 
 
+@pytest.mark.parametrize("remains", [0, 100, -1])
+def test_regions_that_are_damaged_are_made_again(searched_copy: Path, remains: int) -> None:
+    photos = searched_copy / "photos"
+    photos.mkdir()
+    for number, (colour, shape) in enumerate(itertools.product(COLOURS[:2], SHAPES)):
+        draw(photos / f"{number}.png", colour, shape, 7000 + number)
+    found = search(searched_copy, "photos", "a red circle")
+    shard = next((searched_copy / "runs/visualize/features").rglob("shard-*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 0xFF
+    shard.write_bytes(content[: remains if remains >= 0 else len(content)])
+    assert search(searched_copy, "photos", "a red circle")["matches"] == found["matches"]
+
+
 def test_pictures_newer_than_their_features_are_told(searched_copy: Path) -> None:
     later = (searched_copy / "things/features/store.json").stat().st_mtime + 60
     picture = next((searched_copy / "things").rglob("*.png"))

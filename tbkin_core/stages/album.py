@@ -109,7 +109,9 @@ def _kept_album(
     keyed: dict[ImageId, Path] = {_key(dataset.root, path): path for path in files.values()}
     number = path_number(real_path(place), json.dumps([feature_kind(kind), kind.get("max_regions")]))
     out = ROOT / "visualize" / "features" / f"{slug(real_path(place).name) or 'pictures'}-{number}"
-    store = FeatureStore(out) if (out / MANIFEST).exists() else None
+    store = None
+    with contextlib.suppress(DataError):  # none, or a damaged one, which is mended below
+        store = FeatureStore(out, verify=True)
     if store is not None and all(key in store for key in keyed):
         return _album(store, dataset, keyed, [])
     logger.info("regions of %d pictures in %s are made, and kept in %s", len(keyed), place, out)
