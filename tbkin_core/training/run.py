@@ -296,9 +296,9 @@ def draw_training_curves(run: Path, title: str) -> list[Path]:
 def growing_threshold(model: Any, epochs: float | None) -> OnStep:
     """Sets the τ of a model before each step.
 
-    A key that is dropped gets no gradient. Cut from the first step on, a model keeps what it looked at before
-    it had learnt anything, mostly one key a row; dense at first, it finds out what there is to look at, of
-    which the cut then leaves enough.
+    A key that is dropped gets no gradient. Cut from the first step on, a model keeps to what it looked at
+    before it had learnt anything; dense at first, it finds out what there is to look at, of which the cut then
+    leaves enough.
 
     Args:
         epochs: Over so many of the first τ grows, see `tbkin_core.selection.grown`; 0 has it from the first
