@@ -297,8 +297,8 @@ def growing_threshold(model: Any, epochs: float | None) -> OnStep:
     """Sets the τ of a model before each step.
 
     A key that is dropped gets no gradient. Cut from the first step on, a model keeps to what it looked at
-    before it had learnt anything; dense at first, it finds out what there is to look at, of which the cut then
-    leaves enough.
+    before it had learnt anything; dense at first, it finds out what there is to look at, of which the cut
+    then leaves enough.
 
     Args:
         epochs: Over so many of the first τ grows, see `tbkin_core.selection.grown`; 0 has it from the first
