@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -50,11 +51,11 @@ def train_job(job: Job) -> None:
     place = job.out / "weights.pt"
     steps = 0
 
-    def hold(epochs: float | None) -> None:
+    def hold(epochs: float, share: float) -> None:
         nonlocal steps
         if steps == job.hold_at:
             time.sleep(3600)
-        steps += epochs is not None
+        steps += math.isfinite(epochs)
 
     def keep(best: Any) -> None:
         torch.save({name: value.cpu() for name, value in best.state_dict().items()}, place)
