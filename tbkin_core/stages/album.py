@@ -52,7 +52,7 @@ def open_album(place: Path, checkpoint: Path, features: Path | None, devices: st
     kind = load_model_config(checkpoint).extractor or {}
     store = _own_store(place, kind, checkpoint, features)
     if store is None:
-        return _kept_album(dataset, files, kind, checkpoint, devices)
+        return _kept_album(dataset, kind, checkpoint, devices)
     album = _album(store, dataset, files, [])
     made = (store.path / MANIFEST).stat().st_mtime
     if newer := [path for path in album.pictures.values() if path.stat().st_mtime > made]:
@@ -101,12 +101,15 @@ def _own_store(
 # ---- regions that are kept for the next search --------------------------------------------------
 
 
-def _kept_album(
-    dataset: Dataset, files: Mapping[ImageId, Path], kind: dict[str, Any], checkpoint: Path, devices: str
-) -> Album:
+def _kept_album(dataset: Dataset, kind: dict[str, Any], checkpoint: Path, devices: str) -> Album:
     """Pictures of a directory without regions of its own."""
     place = dataset.path
-    keyed: dict[ImageId, Path] = {_key(dataset.root, path): path for path in files.values()}
+    records, keyed = [], dict[ImageId, Path]()
+    for record in dataset.images():
+        if record.path is not None:
+            key = _key(dataset.root, record.path)
+            keyed[key] = record.path
+            records.append(replace(record, image_id=key))
     number = path_number(real_path(place), json.dumps([feature_kind(kind), kind.get("max_regions")]))
     out = ROOT / "visualize" / "features" / f"{slug(real_path(place).name) or 'pictures'}-{number}"
     store = None
@@ -115,11 +118,6 @@ def _kept_album(
     if store is not None and all(key in store for key in keyed):
         return _album(store, dataset, keyed, [])
     logger.info("regions of %d pictures in %s are made, and kept in %s", len(keyed), place, out)
-    records = [
-        replace(record, image_id=_key(dataset.root, record.path))
-        for record in dataset.images()
-        if record.path is not None
-    ]
     try:
         made = extract_dataset(dataset, out, devices=devices, images=records, **_as_recorded(kind))
     except DataError as error:
