@@ -121,25 +121,30 @@ def _threshold_sweep(result: results.SweepResult) -> list[Table]:
     # Each seed may hold other samples out.
     counts = " to ".join(map(str, sorted({min(result.samples_by_seed), max(result.samples_by_seed)})))
     counted = f"({counts} samples, {result.images} images)"
-    columns = ["selection", "accuracy", "95 % interval", *seeds, "against dense", "p", *types]
+    counted_regions = ["regions"] if rows and "regions" in rows[0] else []
+    lost = ["lost"] if rows and "lost" in rows[-1] else []
+    columns = ["selection", *counted_regions, "accuracy", "95 % interval", *seeds, "against dense", "p"]
+    columns += [*lost, *types]
     return [
         Table(
             f"{result.metric} on {result.split} {counted}, {result.title}",
             [*columns, "kept", "entropy", "samples/s"],
-            [_sweep_row(row, types) for row in rows],
+            [_sweep_row(row, types, bool(lost)) for row in rows],
         )
     ]
 
 
-def _sweep_row(row: dict[str, Any], types: Sequence[str]) -> list[str]:
+def _sweep_row(row: dict[str, Any], types: Sequence[str], loses: bool) -> list[str]:
     name = "dense" if row["threshold"] == 0 else Selection(row["selection"], row["threshold"]).name
     return [
         name,
+        *([str(row["regions"])] if "regions" in row else []),
         f"{row['accuracy']:.2f}",
         f"{row['accuracy_low']:.2f} to {row['accuracy_high']:.2f}",
         *([f"{row['accuracy_spread']:.2f}"] if "accuracy_spread" in row else []),
         f"{row['difference']:+.2f}" if "difference" in row else "",
         ("< 0.001" if row["p_value"] < 0.0005 else f"{row['p_value']:.3f}") if "p_value" in row else "",
+        *([f"{row['lost']:+.2f}" if "lost" in row else ""] if loses else []),
         *(f"{row['answer_types'][name]:.2f}" for name in types),
         f"{100 * row['kept_fraction']:.1f} %",
         f"{row['entropy']:.2f}",

@@ -22,6 +22,7 @@ from tbkin_core.settings import (
     fields_of,
     kept_check,
 )
+from tbkin_core.shipped import shipped_for
 from tbkin_core.support.devices import join_ranks, launch, resolve_devices
 from tbkin_core.support.files import other_entries, real_path, write_json, write_text
 from tbkin_core.support.places import Content, free_place, open_place, place_of, put_in_place
@@ -399,10 +400,11 @@ def _is_aside(path: Path) -> bool:
     return path.name.startswith(".") or (path.parent.parent / SWEEP_FILE).exists()
 
 
-def find_checkpoint(tasks: Sequence[str], prefer: str | None = None) -> Path:
+def find_checkpoint(tasks: Sequence[str], prefer: str | None = None, shipped: bool = True) -> Path:
     """The latest checkpoint made for one of the tasks ("pretrain", "vqa", "rec"), fine-tuned ones first.
 
-    Those of the task `prefer` come before all others, however old; question-only models are left out.
+    Those of the task `prefer` come before all others, however old; question-only models are left out. Where
+    nothing is found, it is the name of one that comes with tbkin, unless `shipped` is False.
 
     Raises:
         CheckpointError: There is none; the message names the command that makes one.
@@ -413,6 +415,9 @@ def find_checkpoint(tasks: Sequence[str], prefer: str | None = None) -> Path:
             return path
     if "pretrain" in tasks and (pretrained := finished_runs("pretrain")):
         return pretrained[0][0]
+    for task in (*([prefer] if prefer in tasks else []), *tasks) if shipped else ():
+        if model := shipped_for(task or ""):
+            return Path(model.name)
     hint = "make one with `tbkin pretrain DATA`"
     if wanted := [task for task in tasks if task != "pretrain"]:
         hint = f"make one with `tbkin finetune --task {wanted[0]}`, or name one with --checkpoint DIR"

@@ -246,6 +246,35 @@ def test_a_feature_store_gives_back_what_was_written(
         assert (batch.object_ids[place, count:] == -1).all()
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6),
+    most=st.integers(1, 7),
+)
+def test_of_too_many_regions_the_whole_image_stays_where_it_is_the_last(
+    counts: list[tuple[int, bool]], most: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    images = [regions_of(number, count, number) for number, (count, _) in enumerate(counts)]
+    for regions, (_, is_whole) in zip(images, counts, strict=True):
+        if is_whole:
+            regions.boxes[-1] = [0, 0, regions.image_width, regions.image_height]
+    store = write_feature_store(tmp_path_factory.mktemp("features"), SETTINGS, images)
+    rows = np.arange(len(images))[::-1]
+    plain = store.gather(rows, most)
+    store.keeps_whole_image = True
+    batch = store.gather(rows, most)
+    np.testing.assert_array_equal(batch.mask, plain.mask)
+    for place, row in enumerate(rows):
+        regions, (count, is_whole) = store[store.image_ids[row]], counts[row]
+        kept = [*range(min(count, most))]
+        if count > most and is_whole:
+            kept[-1] = count - 1
+        np.testing.assert_array_equal(np.asarray(batch.features)[place, : len(kept)], regions.features[kept])
+        np.testing.assert_array_equal(batch.boxes[place, : len(kept)], regions.boxes[kept])
+        np.testing.assert_array_equal(batch.object_ids[place, : len(kept)], regions.object_ids[kept])
+        np.testing.assert_allclose(batch.geometry[place, : len(kept)], geometry(regions)[kept], rtol=1e-6)
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_an_image_in_no_store_gives_the_batch_it_would_give_from_one(tmp_path: Path, labels: bool) -> None:
     regions = regions_of(7, 4, labels=labels)

@@ -30,6 +30,7 @@ from tbkin_core.evaluation.attribution import (
 )
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
 from tbkin_core.evaluation.sweep import Evaluation, Measurement, Samples, conclude, p_text, summarise
+from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling import AttentionRecord, TbkinConfig, TbkinForVqa
 from tbkin_core.runs import find_checkpoint, finished_runs
 from tbkin_core.selection import Selection
@@ -41,12 +42,15 @@ IMAGES = [number // 4 for number in range(SAMPLES)]
 TYPES = ["yes/no" if number % 2 else "other" for number in range(SAMPLES)]
 
 
-def measurement(threshold: float, scores: Any, seed: int = 0, rule: str = "relative") -> Measurement:
+def measurement(
+    threshold: float, scores: Any, seed: int = 0, rule: str = "relative", regions: int = 0
+) -> Measurement:
     """Two layers; the first keeps all, the second what the threshold leaves of text to text."""
     kept = {name: [[8.0, 8.0], [8.0 * (1 - threshold), 8.0]] for name in DIRECTIONS}
     kept["image-to-image"] = [[0.0, 0.0], [0.0, 0.0]]
     name = rule if threshold else "dense"
-    return Measurement(name, threshold, seed, list(map(float, scores)), kept, 1.5 - threshold, 2.0)
+    scores = list(map(float, scores))
+    return Measurement(name, threshold, seed, scores, kept, 1.5 - threshold, 2.0, regions=regions)
 
 
 def drawn(accuracy: float, seed: int = 0) -> NDArray[np.float64]:
@@ -205,6 +209,35 @@ def test_words_of_p_values_and_of_nothing_tried() -> None:
     assert conclude(rows_of({0.0: 0.6})).text.startswith("only the dense model was measured")
 
 
+def swept_regions(accuracies: dict[tuple[float, int], float]) -> list[dict[str, Any]]:
+    """Rows of thresholds and numbers of regions, by the chance of a right answer."""
+    found = [measurement(tau, drawn(value), regions=count) for (tau, count), value in accuracies.items()]
+    keys = [("relative", tau) for tau, _ in accuracies]
+    counts = sorted({count for _, count in accuracies})
+    return summarise(found, {0: Samples(IMAGES, TYPES)}, keys, regions=counts)
+
+
+def test_what_more_regions_cost_is_compared_with_what_they_cost_the_dense_model() -> None:
+    rows = swept_regions({(0, 36): 0.9, (0.3, 36): 0.85, (0, 144): 0.6, (0.3, 144): 0.8})
+    assert [(row["regions"], row["threshold"]) for row in rows] == [(36, 0), (36, 0.3), (144, 0), (144, 0.3)]
+    assert "lost" not in rows[0] and "lost" not in rows[1]
+    for before, after in ((0, 2), (1, 3)):
+        lost = rows[before]["accuracy"] - rows[after]["accuracy"]
+        assert rows[after]["lost"] == pytest.approx(lost)
+        assert rows[after]["lost_low"] < lost < rows[after]["lost_high"]
+    assert rows[3]["lost_more"] == pytest.approx(rows[3]["lost"] - rows[2]["lost"])
+    assert rows[3]["difference"] == pytest.approx(rows[3]["accuracy"] - rows[2]["accuracy"])
+    conclusion = conclude(rows)
+    assert conclusion.best == rows[0], "of the first number of regions"
+    assert f"dense loses {rows[2]['lost']:.2f}" in conclusion.text
+    assert "fewer than dense beyond noise" in conclusion.text and "no fewer" not in conclusion.text
+    alike = swept_regions({(0, 36): 0.9, (0.3, 36): 0.9, (0, 144): 0.8, (0.3, 144): 0.8})
+    assert "no fewer than dense" in conclude(alike).text
+    assert "dense loses" in conclude(swept_regions({(0, 8): 0.9, (0, 16): 0.8})).text
+    one = swept_regions({(0, 36): 0.9, (0.3, 36): 0.85})
+    assert "loses" not in conclude(one).text and "lost" not in one[0]
+
+
 def test_equal_accuracies_of_different_answers_prefer_dense() -> None:
     rows = rows_of({0.0: 0.6, 0.2: 0.6, 0.5: 0.3})
     assert conclude(rows).best["threshold"] == 0
@@ -351,9 +384,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Selection]:
     found: list[Selection] = []
     evaluate = Evaluation.__call__
 
-    def spy(self: Any, selection: Selection) -> Measurement:
+    def spy(self: Any, selection: Selection, regions: int = 0) -> Measurement:
         found.append(selection)
-        return evaluate(self, selection)
+        return evaluate(self, selection, regions)
 
     monkeypatch.setattr(Evaluation, "__call__", spy)
     return found
@@ -383,6 +416,37 @@ def test_one_command_compares_all_selections(
     assert float(rows[1]["accuracy.yes/no"]) == pytest.approx(relative["answer_types"]["yes/no"])
     for name in ("sweep.png", "sparsity.png"):
         assert (trained_workspace / "all" / name).stat().st_size > 5000
+
+
+def test_a_sweep_over_numbers_of_regions(
+    trained_workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = trained_workspace
+    store = FeatureStore(place / "coco/features")
+    own = int(store.region_counts(range(len(store))).max())
+    plain = result(*LINE, "--thresholds", "0,0.3", "--out", "plain", cwd=place)
+    asked = counted(monkeypatch)
+    line = (*LINE, "--thresholds", "0,0.3", "--out", "regions", "--regions")
+    values = result(*line, f"2,{own}", cwd=place)
+    assert [(row["regions"], row["threshold"]) for row in values["rows"]] == [
+        (2, 0), (2, 0.3), (own, 0), (own, 0.3)
+    ]  # fmt: skip
+    assert len(asked) == 4
+    for found, expected in zip(values["rows"][2:], plain["rows"], strict=True):
+        assert {name: found[name] for name in ("accuracy", "kept")} == {
+            name: expected[name] for name in ("accuracy", "kept")
+        }
+    assert values["rows"][0]["kept"]["image-to-image"] == [1.0, 1.0]
+    assert f"with {own} regions in place of 2" in values["conclusion"]
+    assert (place / "regions/regions.png").stat().st_size > 5000
+    with (place / "regions/sweep.csv").open(newline="") as file:
+        assert [row["regions"] for row in csv.DictReader(file)] == ["2", "2", str(own), str(own)]
+    further = result(*line, f"2,5,{own}", cwd=place)
+    assert len(asked) == 6 and len(further["rows"]) == 6, "what is measured is kept"
+    shown = succeeds(*line, f"2,{own}", cwd=place).out
+    assert "regions" in shown and "lost" in shown
+    fails(*line, f"2,{own + 1}", cwd=place, code=2, says=(f"regions: {own + 1} are", "--max-regions"))
 
 
 def test_a_sweep_goes_on_after_each_threshold(
@@ -687,6 +751,9 @@ def test_refit_pairs_each_seed_with_its_own_held_out_images(
         ("--seeds 3", "only with --refit"),
         ("--epochs 3", "only with --refit"),
         ("--refit --seeds 0", "at least 1"),
+        ("--regions 72,36", "increasing whole numbers"),
+        ("--regions 0,36", "increasing whole numbers"),
+        ("--regions 36,many", "such as 36,72,144"),
     ],
 )
 def test_settings_of_no_sense(trained: Path, flags: str, says: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import DIRECTIONS, AttentionMeter
@@ -19,6 +20,7 @@ from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.results import SweepConclusion
 from tbkin_core.selection import SELECTIONS, Selection
+from tbkin_core.shipped import located
 from tbkin_core.support.schema import Fault, list_of, number, one_of, record, row_of
 from tbkin_core.tasks.base import FinetuneTask, InputSource, evaluation_order, to_device
 from tbkin_core.training.start import check_feature_kind
@@ -47,10 +49,11 @@ class Measurement:
     seconds: float  # what the evaluation took
     trained: float = 0.0  # when the weights were written
     recorded: int = 0  # samples that `kept` and `entropy` are of; 0 where an earlier version chose them
+    regions: int = 0  # of an image at most; 0 for as many as the model was trained on
 
     @property
-    def key(self) -> tuple[str, float]:
-        return self.selection, self.threshold
+    def key(self) -> tuple[str, float, int]:
+        return self.selection, self.threshold, self.regions
 
 
 _COUNT = number(0, 1e15, whole=True)
@@ -64,7 +67,7 @@ _MEASUREMENT = record(
         "entropy": number(0),
         "seconds": number(1e-9),
     },
-    {"trained": number(0), "recorded": _COUNT},
+    {"trained": number(0), "recorded": _COUNT, "regions": _COUNT},
 )
 
 
@@ -110,22 +113,34 @@ class Evaluation:
         """Evaluate a checkpoint from now on, on the samples of a seed; a TbkinError where it does not fit."""
         model, tokenizer = load_model(checkpoint, self.task.name)
         check_feature_kind(model.config.extractor, self.store, checkpoint)
-        self.use_model(model, tokenizer, seed, modified(checkpoint / "model.safetensors"))
+        self.use_model(model, tokenizer, seed, modified(located(checkpoint) / "model.safetensors"))
 
     def use_model(self, model: Any, tokenizer: Any, seed: int, trained: float = 0.0) -> None:
         """The same for a model in memory."""
         accelerate(model, self.device)
-        self.model, self.seed, self.trained = model, seed, trained
-        source = InputSource(self.store, tokenizer, model.config.max_text_tokens, model.config.max_regions)
-        self.split = self.task.build_split(self.items[seed], source, blind=not model.config.use_regions)
+        self.model, self.seed, self.trained, self.tokenizer = model, seed, trained, tokenizer
+        self._own_regions = model.config.max_regions
+        self._give(0)
+
+    def _give(self, regions: int) -> None:
+        """Give the model so many regions of an image at most; 0 for as many as it was trained on."""
+        model, self.regions = self.model, regions
+        model.config.max_regions = regions or self._own_regions
+        self.store.keeps_whole_image = bool(regions)
+        source = InputSource(
+            self.store, self.tokenizer, model.config.max_text_tokens, model.config.max_regions
+        )
+        self.split = self.task.build_split(self.items[self.seed], source, blind=not model.config.use_regions)
         # The first batch pays for memory that the others find ready: it counts for no selection's speed.
         batches = evaluation_order(self.split.inputs, self.batch_size)
         first = batches[len(self.split) // self.batch_size // 2]
         with torch.inference_mode():
             self.model(**to_device(self.split.inputs.batch(first), self.device))
 
-    def __call__(self, selection: Selection) -> Measurement:
-        """Scores, sparsity and time of the model under a selection."""
+    def __call__(self, selection: Selection, regions: int = 0) -> Measurement:
+        """Scores, sparsity and time of the model under a selection, with so many regions of an image."""
+        if regions != self.regions:
+            self._give(regions)
         self.model.tbkin.selection = selection
         inputs = self.split.inputs
         meter = AttentionMeter(self.model, len(inputs))
@@ -135,8 +150,8 @@ class Evaluation:
         scores = self.task.scores(self.split, predictions)
         name = DENSE[0] if selection.threshold == 0 else selection.rule
         rounded = [round(float(score), 6) for score in scores]
-        found = rounded, meter.kept(), meter.entropy(), seconds
-        return Measurement(name, float(selection.threshold), self.seed, *found, self.trained, meter.recorded)
+        found = rounded, meter.kept(), meter.entropy(), seconds, self.trained, meter.recorded, regions
+        return Measurement(name, float(selection.threshold), self.seed, *found)
 
 
 def summarise(
@@ -144,20 +159,24 @@ def summarise(
     samples: Mapping[int, Samples],
     keys: Sequence[tuple[str, float]],
     seed: int = 0,
+    regions: Sequence[int] = (0,),
 ) -> list[dict[str, Any]]:
-    """One row a selection, compared with the dense model sample by sample, over all seeds.
+    """One row a selection and number of regions, compared sample by sample over all seeds.
 
     Args:
-        measurements: Each of `keys`, and ("dense", 0), under each seed.
+        measurements: Each of `keys`, and ("dense", 0), with each number of regions, under each seed.
         samples: By seed: what its scores are of.
         keys: (rule, threshold) in the order of the rows; the dense model comes first.
         seed: Of the bootstrap.
+        regions: Of an image at most; 0 for as many as the model was trained on.
 
     Returns:
         Rows with selection, threshold, accuracy and its 95 % interval in percent, difference to dense with
         its interval and p value, accuracy by answer type (VQA), kept_fraction, kept (for each direction the
         share a layer, None where there is nothing to keep), entropy, samples_per_second; with several seeds
-        also the accuracy under each and their standard deviation.
+        also the accuracy under each and their standard deviation. Where numbers of regions were asked for,
+        "regions"; from the second on also "lost", the points that are lost against the first, with its
+        interval, and of thresholds "lost_more", how many more than dense loses, with interval and p value.
     """
     found = {(*entry.key, entry.seed): entry for entry in measurements}
     seeds = sorted(samples)
@@ -168,57 +187,78 @@ def summarise(
     rest = [key for key in dict.fromkeys(keys) if key[1] != 0]
     # Enough resamples to tell the level that the conclusion asks of each of many.
     draws = max(1000, 50 * len(rest))
-    dense = np.concatenate([found[(*DENSE, number)].scores for number in seeds])
+
+    def scores_of(key: tuple[str, float], count: int) -> NDArray[np.float64]:
+        return np.concatenate([found[(*key, count, number)].scores for number in seeds])
+
+    def compared(name: str, one: NDArray, other: NDArray) -> dict[str, float]:
+        """Points of one above another, with interval and p value."""
+        values = paired_difference(one, other, groups, runs, samples=draws, seed=seed)
+        ends = {f"{name}_low": 100 * values.low, f"{name}_high": 100 * values.high}
+        return {name: 100 * values.difference, **ends, "p_value": values.p_value}
+
     rows = []
-    for key in [DENSE, *rest]:
-        entries = [found[(*key, number)] for number in seeds]
-        scores = np.concatenate([entry.scores for entry in entries])
-        low, high = bootstrap_interval(scores, groups, runs, samples=draws, seed=seed)
-        row: dict[str, Any] = {
-            "selection": key[0],
-            "threshold": key[1],
-            "accuracy": 100 * float(scores.mean()),
-        }
-        row |= {"accuracy_low": 100 * max(low, 0.0), "accuracy_high": 100 * min(high, 1.0)}
-        if len(seeds) > 1:
-            each = [100 * float(np.mean(entry.scores)) for entry in entries]
-            row |= {"accuracy_by_seed": each, "accuracy_spread": float(np.std(each, ddof=1))}
-        if key[1] != 0:
-            difference = paired_difference(scores, dense, groups, runs, samples=draws, seed=seed)
-            row |= {
-                "difference": 100 * difference.difference,
-                "difference_low": 100 * difference.low,
-                "difference_high": 100 * difference.high,
-                "p_value": difference.p_value,
-            }
-        # As in the official evaluation, a sample without a type counts for none.
-        if names := sorted(filter(None, set(types.tolist()))):
-            row["answer_types"] = {name: 100 * float(scores[types == name].mean()) for name in names}
-        kept = {name: np.sum([entry.kept[name] for entry in entries], axis=0) for name in DIRECTIONS}
-        total = np.sum([counts.sum(axis=0) for counts in kept.values()], axis=0)
-        row |= {
-            "kept_fraction": float(total[0] / max(total[1], 1)),
-            "kept": {
-                name: [float(share[0] / share[1]) if share[1] else None for share in counts]
-                for name, counts in kept.items()
-            },
-            "entropy": float(np.mean([entry.entropy for entry in entries])),
-            "samples_per_second": len(scores) / sum(entry.seconds for entry in entries),
-        }
-        rows.append(row)
+    for count in regions:
+        dense, dense_first = scores_of(DENSE, count), scores_of(DENSE, regions[0])
+        for key in [DENSE, *rest]:
+            entries = [found[(*key, count, number)] for number in seeds]
+            scores = scores_of(key, count)
+            low, high = bootstrap_interval(scores, groups, runs, samples=draws, seed=seed)
+            row: dict[str, Any] = {"selection": key[0], "threshold": key[1]}
+            row |= {"regions": count} if count else {}
+            row |= {"accuracy": 100 * float(scores.mean())}
+            row |= {"accuracy_low": 100 * max(low, 0.0), "accuracy_high": 100 * min(high, 1.0)}
+            if len(seeds) > 1:
+                each = [100 * float(np.mean(entry.scores)) for entry in entries]
+                row |= {"accuracy_by_seed": each, "accuracy_spread": float(np.std(each, ddof=1))}
+            if key[1] != 0:
+                row |= compared("difference", scores, dense)
+            if count != regions[0]:
+                lost = scores_of(key, regions[0]) - scores
+                row |= {
+                    name: value
+                    for name, value in compared("lost", lost, np.zeros_like(lost)).items()
+                    if name != "p_value"
+                }
+                if key[1] != 0:
+                    more = compared("lost_more", lost, dense_first - dense)
+                    row |= {name.replace("p_value", "lost_more_p"): value for name, value in more.items()}
+            row |= _attention(entries, scores, types)
+            rows.append(row)
     return rows
+
+
+def _attention(entries: Sequence[Measurement], scores: NDArray[np.float64], types: NDArray) -> dict[str, Any]:
+    """What a row says of answer types, of attention and of speed."""
+    row: dict[str, Any] = {}
+    # As in the official evaluation, a sample without a type counts for none.
+    if names := sorted(filter(None, set(types.tolist()))):
+        row["answer_types"] = {name: 100 * float(scores[types == name].mean()) for name in names}
+    kept = {name: np.sum([entry.kept[name] for entry in entries], axis=0) for name in DIRECTIONS}
+    total = np.sum([counts.sum(axis=0) for counts in kept.values()], axis=0)
+    return row | {
+        "kept_fraction": float(total[0] / max(total[1], 1)),
+        "kept": {
+            name: [float(share[0] / share[1]) if share[1] else None for share in counts]
+            for name, counts in kept.items()
+        },
+        "entropy": float(np.mean([entry.entropy for entry in entries])),
+        "samples_per_second": len(scores) / sum(entry.seconds for entry in entries),
+    }
 
 
 def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclusion:
     """The best threshold of `summarise`'s rows, and an honest word on whether it beats the dense model.
 
+    Of several numbers of regions the first one tells; then comes who loses least with the most regions.
     With `refit` each row was trained by itself, so that a difference may be the noise of training.
     """
-    best = max(rows, key=lambda row: round(row["accuracy"], 9))
-    dense = next(row for row in rows if row["threshold"] == 0)
-    accuracies = [row["accuracy"] for row in rows]
-    all_alike = len(rows) > 1 and max(accuracies) - min(accuracies) < 1e-9
-    tried = sum(row["threshold"] != 0 for row in rows)
+    first = [row for row in rows if row.get("regions") == rows[0].get("regions")]
+    best = max(first, key=lambda row: round(row["accuracy"], 9))
+    dense = next(row for row in first if row["threshold"] == 0)
+    accuracies = [row["accuracy"] for row in first]
+    all_alike = len(first) > 1 and max(accuracies) - min(accuracies) < 1e-9
+    tried = sum(row["threshold"] != 0 for row in first)
     # The best of many is best partly by luck: the level is divided by how many were tried (Bonferroni).
     differs = best["threshold"] != 0 and best["p_value"] * tried < 0.05 and best["difference"] > 0
     seeds = len(best.get("accuracy_by_seed", [0]))
@@ -231,19 +271,48 @@ def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclu
         text = f"only the dense model was measured ({dense['accuracy']:.2f} %), no threshold beside 0"
     elif all_alike:
         text = (
-            f"all {len(rows)} settings give the same accuracy ({dense['accuracy']:.2f} %): on these samples"
+            f"all {len(first)} settings give the same accuracy ({dense['accuracy']:.2f} %): on these samples"
             " the thresholds tried make no difference"
         )
     elif best["threshold"] == 0:
         text = f"the dense model is best ({dense['accuracy']:.2f} %); no threshold improves on it ({counted})"
     else:
-        name = Selection(best["selection"], best["threshold"]).name  # "relative τ = 0.3"
         verdict = "above" if differs else "but does not differ from"
         text = (
-            f"{name} is best ({best['accuracy']:.2f} %), {verdict} dense ({dense['accuracy']:.2f} %) beyond"
-            f" {noise} (p {p_text(best['p_value'], '= ')}, {counted})"
+            f"{_named(best)} is best ({best['accuracy']:.2f} %), {verdict} dense ({dense['accuracy']:.2f} %)"
+            f" beyond {noise} (p {p_text(best['p_value'], '= ')}, {counted})"
         )
-    return SweepConclusion(best, differs, all_alike, text)
+    return SweepConclusion(best, differs, all_alike, text + _regions_concluded(rows, noise))
+
+
+def _regions_concluded(rows: Sequence[dict[str, Any]], noise: str) -> str:
+    """A sentence on what the most regions cost in place of the fewest; "" where one number was measured."""
+    most = [row for row in rows if row.get("regions") == rows[-1].get("regions")]
+    if "lost" not in most[0]:
+        return ""
+
+    def lost(row: dict[str, Any]) -> str:
+        return f"{row['lost']:.2f} ({row['lost_low']:.2f} to {row['lost_high']:.2f})"
+
+    dense, *others = most
+    text = (
+        f"; with {dense['regions']} regions in place of {rows[0]['regions']} dense loses {lost(dense)} points"
+    )
+    if not others:
+        return text
+    least = min(others, key=lambda row: row["lost"])
+    fewer = least["lost_more"] < 0 and least["lost_more_p"] * len(others) < 0.05
+    verdict = "fewer" if fewer else "no fewer"
+    p_value = p_text(least["lost_more_p"], "= ")
+    return (
+        f"{text}, {_named(least)} of all thresholds the fewest, {lost(least)}: {verdict} than dense beyond"
+        f" {noise} (p {p_value})"
+    )
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """ "relative τ = 0.3"."""
+    return Selection(row["selection"], row["threshold"]).name
 
 
 def p_text(p_value: float, equals: str = "") -> str:

@@ -40,6 +40,7 @@ LABELS: dict[str, tuple[float, type, type]] = {
     "attribute_scores": (0, np.float32, np.float32),
 }
 TEXTS = "object_texts"  # of a shard: each name that the store's object names lack, with its rows
+_WHOLE = 0.999  # of an image's area that a region covers which stands for all of it
 REGION_ARRAYS = ("features", "boxes", *LABELS)
 
 
@@ -74,6 +75,8 @@ class FeatureStore:
 
     def __init__(self, path: Path | str, verify: bool = False) -> None:
         self.path = Path(path)
+        # Proposals end with the whole image. Graphs and training number regions as they are stored.
+        self.keeps_whole_image = False
         manifest, shards = read_store(self.path, FEATURES)
         self.complete = manifest.complete
         self.settings = manifest.settings
@@ -241,21 +244,26 @@ class FeatureStore:
 
         Args:
             rows: (B,) row numbers.
-            max_regions: Keep at most the first so many of each image.
+            max_regions: Keep at most the first so many of each image; with `keeps_whole_image` the last of
+                them is the whole image, where the image's last region is that.
 
         Raises:
             DataError: A shard is damaged, of these or of earlier ones.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        shards, begins, lengths = self._shards[rows], self._begins[rows], self._counts[rows]
+        shards, begins, counts = self._shards[rows], self._begins[rows], self._counts[rows]
         self._verification.ask(shards)
-        if max_regions is not None:
-            lengths = np.minimum(lengths, max_regions)
+        lengths = counts if max_regions is None else np.minimum(counts, max_regions)
         column = np.arange(lengths.max(initial=1))
         mask = column < lengths[:, None]  # (B, K)
         boxes = np.zeros((*mask.shape, 4), np.float32)
         labels = {name: np.full(mask.shape, default, dtype) for name, (default, _, dtype) in LABELS.items()}
         flat = begins[:, None] + column  # (B, K) rows of the image's shard
+        for image in np.flatnonzero(lengths < counts) if self.keeps_whole_image else ():
+            last = begins[image] + counts[image] - 1
+            x1, y1, x2, y2 = self._arrays[shards[image]]["boxes"][last]
+            if (x2 - x1) * (y2 - y1) >= _WHOLE * np.prod(self._sizes[rows[image]], dtype=np.float64):
+                flat[image, lengths[image] - 1] = last
         for number in np.unique(shards):
             own = mask & (shards == number)[:, None]
             for name, values in {"boxes": boxes, **labels}.items():

@@ -207,6 +207,72 @@ def _draw_legend(page: Page, top: float, rows: list[list[_Entry]]) -> None:
             left += _entry_width(page, name)
 
 
+def regions_figure(
+    path: Path, rows: Sequence[Mapping[str, Any]], *, title: str = "", accuracy_name: str = "Accuracy (%)"
+) -> None:
+    """Draw accuracy over the number of regions an image has: a line, with its interval, per selection.
+
+    Args:
+        path: Ends in .png, .svg or .pdf.
+        rows: As for `sweep_figure`, each with "regions".
+        title: Above the plot.
+        accuracy_name: Label of the axis.
+
+    Raises:
+        DataError: There are no rows, or one lacks its keys.
+        ConfigError: The format is unknown.
+    """
+    check_format(path)
+    checked = _checked(rows)
+    if missing := [index for index, row in enumerate(rows) if "regions" not in row]:
+        raise DataError(f"sweep row {missing[0]}: no regions in {sorted(rows[missing[0]])}")
+    counted = [{**row, "regions": int(given["regions"])} for row, given in zip(checked, rows, strict=True)]
+    with figure_style():
+        _draw_regions(counted, title, accuracy_name).save(Path(path))
+
+
+def _draw_regions(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    page = Page(_WIDTH)
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        rule = _NO_RULE if _is_dense(row) else RULE_TABLE[row["selection"]]
+        name = rule.name or "dense"
+        lines.setdefault(
+            name if rule.is_transform or not rule.name else f"{name} {row['threshold']:g}", []
+        ).append(row)
+    # Dense is grey; of many lines, more than there are colours, some are dashed, too.
+    styles = [("-", color) for color in COLORS] + [("--", color) for color in COLORS]
+    others = [name for name in lines if name != "dense"]
+    drawn = {name: styles[place % len(styles)] for place, name in enumerate(others)} | {"dense": (":", _GREY)}
+    entries: list[_Entry] = [(name, drawn[name][1], drawn[name][0]) for name in lines]
+    entries += [(_BAND, _GREY, "")] * any(math.isfinite(row["accuracy_low"]) for row in rows)
+    legend_rows = _legend_rows(page, entries)
+    title_lines = page.wrapped_title(title)
+    top, below = 0.15 + 0.18 * len(title_lines), 0.42
+    page.resize(top + _PLOT_HEIGHT + below + 0.17 * len(legend_rows) + 0.1)
+    page.title(title_lines)
+    axes = page.axes(0.6, top, _WIDTH - 0.8, _PLOT_HEIGHT)
+    for name, own in lines.items():
+        style, color = drawn[name]
+        counts, accuracy, low, high = (
+            np.array([row[key] for row in own])
+            for key in ("regions", "accuracy", "accuracy_low", "accuracy_high")
+        )
+        axes.fill_between(counts, low, high, color=color, alpha=0.12, linewidth=0, zorder=2)
+        axes.plot(counts, accuracy, color=color, linestyle=style, marker="o", markersize=3, linewidth=1.4)
+    axes.set_xscale("log")
+    numbers = sorted({row["regions"] for row in rows})
+    axes.xaxis.set_major_locator(FixedLocator(numbers))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([f"{count:,}" for count in numbers])
+    axes.set(xlabel="Regions per image at most", ylabel=accuracy_name, ylim=_accuracy_limits(rows))
+    plain_axes(axes)
+    _draw_legend(page, top + _PLOT_HEIGHT + below, legend_rows)
+    return page
+
+
 def sparsity_figure(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
     """Draw the share of attention kept over the threshold: a column per direction, a line per layer.
 

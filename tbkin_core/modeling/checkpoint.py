@@ -24,6 +24,7 @@ from tbkin_core.errors import CheckpointError, ConfigError, TbkinError
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, TbkinForVqa
 from tbkin_core.modeling.models import TbkinPreTrainedModel
 from tbkin_core.selection import SCOPES, SELECTIONS
+from tbkin_core.shipped import located
 from tbkin_core.support.console import quiet_transformers, shown
 from tbkin_core.support.files import make_directory, temporary_directory, write_errors
 from tbkin_core.support.pretrained import load_pretrained
@@ -150,6 +151,7 @@ def load_model_config(path: Path) -> TbkinConfig:
     Raises:
         CheckpointError: Missing, half-written, or of another model type.
     """
+    path = located(path)
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such checkpoint", hint="make one with `tbkin finetune`")
     needed = ("config.json", "model.safetensors")
@@ -243,6 +245,7 @@ def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
         CheckpointError: Missing or broken, or made for another task.
     """
     quiet_transformers()
+    path = located(path)
     found = task_of(path)
     if found != task:
         raise CheckpointError(
@@ -309,7 +312,8 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights to begin from, under the names of `TbkinForPreTraining`, and their configuration.
 
     Args:
-        path: A tbkin checkpoint, a directory with a BERT model, a hub id of one, or a `.pkl` of ROSITA.
+        path: A tbkin checkpoint, the name of one that comes with tbkin, a directory with a BERT model, a hub
+            id of one, or a `.pkl` of ROSITA.
 
     Raises:
         CheckpointError: Not found, damaged, or a model of another type.
@@ -322,7 +326,7 @@ def load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _load_init(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from transformers import AutoConfig, AutoModel
 
-    directory = Path(path)
+    directory = located(Path(path))
     if directory.is_file():
         weights, config = _read_rosita(directory, None)
         # Which answer is which row is not in the file.
@@ -505,9 +509,23 @@ def bert_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+# What has a row an answer.
+_ANSWER_ROWS = ("answer_decoder.weight", "answer_decoder.bias", "direct.answers.weight")
+# What has a row a word or a position, of which a model may have more than its initial weights.
+_LONGER = ("word_embeddings", "position_embeddings", "mlm_decoder", "text_tower.words")
+
+
 @torch.no_grad()
-def apply_init(model: PreTrainedModel, weights: Mapping[str, Tensor], source: str) -> int:
+def apply_init(
+    model: PreTrainedModel, weights: Mapping[str, Tensor], source: str, answers: Sequence[str] = ()
+) -> int:
     """Copy weights into a model where names and shapes match; a longer vocabulary keeps its new rows.
+
+    Args:
+        model: The model.
+        weights: By name.
+        source: Where they are from, for messages.
+        answers: What the rows of their answers stand for; those that the model gives, too, are taken.
 
     Returns:
         How many tensors were taken.
@@ -518,17 +536,25 @@ def apply_init(model: PreTrainedModel, weights: Mapping[str, Tensor], source: st
     own = model.state_dict()
     taken = 0
     differing = []
+    here, there = _shared_rows(model.config.id2label or {}, answers)
     for name, value in weights.items():
         if name not in own:
             continue
         target = own[name]
-        longer = "word_embeddings" in name or "position_embeddings" in name or name.startswith("mlm_decoder")
-        if target.shape == value.shape:
+        longer = any(part in name for part in _LONGER)
+        if name in _ANSWER_ROWS:
+            # By their names: answers of as many other data would have each other's rows.
+            if here and target.shape[1:] == value.shape[1:]:
+                target[here] = value[there].to(target.dtype)
+                taken += 1
+        elif target.shape == value.shape:
             target.copy_(value)
             taken += 1
         elif longer and target.shape[1:] == value.shape[1:]:
             rows = min(len(target), len(value))
             target[:rows] = value[:rows]
+            if "text_tower" in name:
+                target[rows:] = 0  # a sum over words, to which unknown ones add nothing yet
             taken += 1
         elif name.startswith("tbkin."):
             differing.append(f"{name} {tuple(value.shape)} instead of {tuple(target.shape)}")
@@ -542,3 +568,10 @@ def apply_init(model: PreTrainedModel, weights: Mapping[str, Tensor], source: st
     if not taken:
         raise CheckpointError(f"init {source}: none of its weights fits this model")
     return taken
+
+
+def _shared_rows(labels: Mapping[Any, str], answers: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Of the answers that are in both: their numbers in `labels`, and their places among `answers`."""
+    numbers = {answer: number for number, answer in labels.items()}
+    shared = [(numbers[answer], place) for place, answer in enumerate(answers) if answer in numbers]
+    return [number for number, _ in shared], [place for _, place in shared]

@@ -8,6 +8,7 @@ A text below a field says what `--help` has no room for. Fields without a `Group
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -410,6 +411,13 @@ class ThresholdSweepConfig(StageConfig):
         choices=SELECTIONS,
         others="RULE=T,...",
     )
+    regions: str | None = _sweep(
+        None,
+        "Measure with so many regions per image in turn, such as 36,72,144.",
+        metavar="N,N,...",
+        unset="as many as the model was trained on",
+    )
+    """The features must have as many: `extract-features --max-regions 144`."""
     split: str | None = _data(None, "Split to evaluate.", unset="val")
     batch_size: int = _run(64, "Samples evaluated at once.", low=1)
     refit: bool = _sweep(False, "Fine-tune once per threshold, with the settings of the checkpoint.")
@@ -425,11 +433,31 @@ class ThresholdSweepConfig(StageConfig):
         except ConfigError as error:
             yield error.message
             return
+        try:
+            self.region_counts()
+        except ConfigError as error:
+            yield error.message
         named = [entry.partition("=")[0].strip() for entry in self.selection]
         for name in sorted({name for name in named if named.count(name) > 1}):
             yield f"selection: {name!r} is named twice"
         faults = {rule: fault for rule, value in reversed(wanted) if (fault := check_threshold(rule, value))}
         yield from reversed(faults.values())
+
+    def region_counts(self) -> list[int]:
+        """How many regions an image has in turn; 0, alone, is as many as the model was trained on.
+
+        Raises:
+            ConfigError: They cannot be read, or are no increasing numbers.
+        """
+        if self.regions is None:
+            return [0]
+        parts = [part.strip() for part in self.regions.split(",")]
+        counts = [int(part) for part in parts if re.fullmatch("[0-9]{1,6}", part)]
+        if len(counts) < len(parts) or counts != sorted(set(counts)) or counts[0] < 1:
+            raise ConfigError(
+                f"regions: expected increasing whole numbers from 1, such as 36,72,144, got {self.regions!r}"
+            )
+        return counts
 
     def wanted(self) -> list[tuple[str, float]]:
         """The (rule, threshold) pairs to measure beside the dense model; a rule without a threshold once.

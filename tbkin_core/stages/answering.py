@@ -31,6 +31,7 @@ from tbkin_core.modeling.checkpoint import load_model, load_model_config, task_o
 from tbkin_core.runs import datasets_of, settings_of
 from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
 from tbkin_core.settings import VisualizeConfig
+from tbkin_core.shipped import shipped_model
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.files import real_path
@@ -76,7 +77,8 @@ class Answerer:
         shape = load_model_config(checkpoint)
         check_choice(shape.num_hidden_layers, shape.num_attention_heads, config.layer, config.head)
         self.model, tokenizer = load_model(checkpoint, self.task.name)
-        self.problems: list[str] = []
+        model = shipped_model(checkpoint)
+        self.problems = [] if model is None else [f"{model.name} comes with tbkin: {model.about}"]
         self.question = " ".join(_as_unicode(config.question).split())
         self._read_question(tokenizer)
         if not self.model.config.use_regions:

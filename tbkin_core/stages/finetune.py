@@ -185,7 +185,7 @@ def finetune_run(config: FinetuneConfig, out: Path) -> None:
     rows = [(ready.store, ready.parts["train"].inputs.rows)]
     values = {**config.selection_values(), **ready.head.values, **ready.plan.head_values()}
     model = build_model(ready.task.head, ready.plan, start, rows, **values)
-    known = ready.task.begin(model, ready.parts["train"], start.tokenizer)
+    known = ready.task.begin(model, ready.parts["train"], start.tokenizer, start.weights)
     for note in filter(None, (ready.head.note, known)):
         logger.info("%s", note)
     samples = f"{len(objective.lengths())} {objective.unit}s, weights from {start.source}"

@@ -20,6 +20,7 @@ from tbkin_core.modeling.checkpoint import task_of
 from tbkin_core.results import Match, SearchResult
 from tbkin_core.runs import ROOT, find_checkpoint
 from tbkin_core.settings import VisualizeConfig
+from tbkin_core.shipped import located
 from tbkin_core.stages.album import open_album
 from tbkin_core.stages.answering import Answerer, NamedRegions
 from tbkin_core.stages.figure_places import figure_place, path_number, sheet_files
@@ -100,7 +101,7 @@ def _refuse_what_has_no_effect(config: VisualizeConfig) -> None:
 
 def _made_by(checkpoint: Path, model: Any) -> int | None:
     """A number that changes with what a model's vectors follow from; None where it has no file of weights."""
-    weights = file_content(checkpoint / "model.safetensors")
+    weights = file_content(located(checkpoint) / "model.safetensors")
     settings = model.config.to_dict()
     settings.pop("match_weight")  # of what is ranked, not of the vectors
     return weights and zlib.crc32(json.dumps(settings, sort_keys=True, default=str).encode(), weights)

@@ -48,6 +48,7 @@ from tbkin_core.runs import (
 )
 from tbkin_core.selection import Selection, require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
+from tbkin_core.shipped import located
 from tbkin_core.stages.finetune import finetune, inputs_of
 from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
 from tbkin_core.support.files import (
@@ -112,6 +113,7 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
     subject = _refit_subject(config) if config.refit else _checkpoint_subject(config)
     items, splits, notes = _samples(config, subject, split)
     identity = _identity(config, subject, split, next(iter(splits.values())))
+    _check_regions(config.region_counts()[-1], subject.store)
     evaluate = Evaluation(subject.task, items, subject.store, torch_device(devices), config.batch_size)
     name = f"{config.task}-refit"
     if subject.checkpoint is not None and not config.refit:
@@ -126,10 +128,10 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
         keep = _Keeper(work / SWEEP_FILE, identity, done)
         if config.refit:
             with keep.forgotten_if_empty():
-                notes += _sweep_refit(subject, wanted, splits, evaluate, keep, split, config.overwrite)
+                notes += _sweep_refit(config, subject, wanted, splits, evaluate, keep, split)
         else:
             notes += _text_notes(evaluate, split)
-            _sweep_checkpoint(wanted, subject.base.seed, evaluate, keep)
+            _sweep_checkpoint(wanted, config.region_counts(), subject.base.seed, evaluate, keep)
         result = _finish(config, subject, wanted, evaluate.samples, keep, split, notes)
         if work != out and rank() == 0:
             put_in_place(out, is_of_sweep)
@@ -182,7 +184,7 @@ def _identity(config: ThresholdSweepConfig, subject: _Subject, split: str, split
     return {
         "refit": config.refit,
         "checkpoint": checkpoint and str(checkpoint),
-        "trained": checkpoint and modified(checkpoint / "model.safetensors"),
+        "trained": checkpoint and modified(located(checkpoint) / "model.safetensors"),
         "settings": run_settings(replace(base, seed=0)) if config.refit else None,
         "init": modified(weights_file(base.init)) if config.refit else None,
         "answers": file_content(base.answers) if config.refit and base.answers else None,
@@ -238,7 +240,7 @@ def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
     checkpoint = config.checkpoint
     if checkpoint is None:
         try:
-            checkpoint = find_checkpoint([config.task])
+            checkpoint = find_checkpoint([config.task], shipped=False)
         except CheckpointError:
             notes.append(f"no checkpoint for {config.task} here: the runs have the default settings")
     if checkpoint is None:
@@ -266,6 +268,16 @@ def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
     # Named now: every run begins from the same weights, whatever is trained meanwhile.
     base = replace(base, data=data, init=initial_source(base, store))
     return _Subject(task, checkpoint, base, data, open_dataset(data), store, True, notes)
+
+
+def _check_regions(most: int, store: FeatureStore) -> None:
+    """ConfigError where no image of a store has so many regions."""
+    if most > (found := int(store.region_counts(range(len(store))).max())):
+        raise ConfigError(
+            f"regions: {most} are asked for, no image in {store.path} has more than {found}",
+            hint=f"make more with `tbkin extract-features DATA --max-regions {most} --out DIR`, and name"
+            " --features DIR",
+        )
 
 
 def _changed(subject: _Subject, split: str, splits: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -368,7 +380,15 @@ def is_of_sweep(directory: Path, name: str) -> bool:
     """Whether tbkin writes what has a name in a sweep's directory; one that ends in "/" is of a directory."""
     if cell := re.fullmatch("(refit/[^/]+/)(.*)", name):
         return not cell[2] or is_of_run(directory / cell[1], cell[2])
-    return name in (SWEEP_FILE, "sweep.csv", "sweep.png", "sparsity.png", "config.yaml", "refit/")
+    return name in (
+        SWEEP_FILE,
+        "sweep.csv",
+        "sweep.png",
+        "sparsity.png",
+        "regions.png",
+        "config.yaml",
+        "refit/",
+    )
 
 
 # ---- measuring ----------------------------------------------------------------------------------
@@ -406,23 +426,28 @@ class _Keeper:
 
 
 def _sweep_checkpoint(
-    wanted: Sequence[tuple[str, float]], seed: int, evaluate: Evaluation, keep: _Keeper
+    wanted: Sequence[tuple[str, float]],
+    regions: Sequence[int],
+    seed: int,
+    evaluate: Evaluation,
+    keep: _Keeper,
 ) -> None:
-    missing = [key for key in wanted if (*key, seed) not in keep.found] if rank() == 0 else []
+    keys = [(*key, count) for count in regions for key in wanted]
+    missing = [key for key in keys if (*key, seed) not in keep.found] if rank() == 0 else []
     base = evaluate.model.config.attention_selection()
-    for rule, threshold in missing:
+    for rule, threshold, count in missing:
         dense = threshold == 0
-        keep.add(evaluate(replace(base, rule="relative" if dense else rule, threshold=threshold)))
+        keep.add(evaluate(replace(base, rule="relative" if dense else rule, threshold=threshold), count))
 
 
 def _sweep_refit(
+    config: ThresholdSweepConfig,
     subject: _Subject,
     wanted: Sequence[tuple[str, float]],
     splits: Mapping[int, _Splits],
     evaluate: Evaluation,
     keep: _Keeper,
     split: str,
-    overwrite: bool,
 ) -> list[str]:
     """Train and measure each cell of the sweep, with the splits of its seed; notes on what was measured."""
     notes: list[str] = []
@@ -434,21 +459,22 @@ def _sweep_refit(
     for number, (seed, rule, threshold) in enumerate(cells, 1):
         name = f"{run_name_part(rule, threshold) if threshold else DENSE[0]}-seed-{seed}"
         cell = _cell(subject.base, rule, threshold, seed, keep.file.parent / "refit" / name)
-        source = None if overwrite else _finished_elsewhere(cell, inputs[seed])
+        source = None if config.overwrite else _finished_elsewhere(cell, inputs[seed])
         if source is None:
             logger.info("%d of %d: %s", number, len(cells), name)
             # A run that is finished is not trained again, one that was interrupted goes on.
             source = finetune(cell).out
         else:
             logger.info("%d of %d: %s is trained already, %s", number, len(cells), name, source)
-        known = keep.found.get((rule, threshold, seed))
+        written = modified(source / "model.safetensors")
+        known = {count: keep.found.get((rule, threshold, count, seed)) for count in config.region_counts()}
         # With more --max-minutes a run may have trained on since.
-        stale = known is None or known.trained != modified(source / "model.safetensors")
+        stale = [count for count, entry in known.items() if entry is None or entry.trained != written]
         if rank() == 0 and (stale or threshold == 0):
             evaluate.use(source, seed)
             notes += _text_notes(evaluate, split)
-        if rank() == 0 and stale:
-            keep.add(evaluate(evaluate.model.config.attention_selection()))
+        for count in stale if rank() == 0 else ():
+            keep.add(evaluate(evaluate.model.config.attention_selection(), count))
     return list(dict.fromkeys(notes))
 
 
@@ -503,7 +529,8 @@ def _finish(
     )
     if rank() > 0:
         return result
-    rows = summarise(list(keep.found.values()), samples, wanted, config.seed)
+    counts = config.region_counts()
+    rows = summarise(list(keep.found.values()), samples, wanted, config.seed, counts)
     if where := _where(config, subject):
         rows = [{**row, "where": where if row["threshold"] else ""} for row in rows]
     conclusion = conclude(rows, config.refit)
@@ -518,11 +545,17 @@ def _finish(
     if len(samples) > 1:
         headline += f", {len(samples)} seeds"
     # matplotlib is loaded by the rank that draws.
-    from tbkin_core.figures.sweep_curves import sparsity_figure, sweep_figure
+    from tbkin_core.figures.sweep_curves import regions_figure, sparsity_figure, sweep_figure
 
-    sweep_figure(out / "sweep.png", rows, title=headline, accuracy_name=result.metric)
-    sparsity_figure(out / "sparsity.png", rows, title=headline)
-    files = [out / name for name in ("sweep.png", "sparsity.png", "sweep.csv", SWEEP_FILE)]
+    first = [row for row in rows if row.get("regions") == rows[0].get("regions")]
+    of_first = f"{headline}; {counts[0]} regions" if counts[0] else headline
+    sweep_figure(out / "sweep.png", first, title=of_first, accuracy_name=result.metric)
+    sparsity_figure(out / "sparsity.png", first, title=of_first)
+    names = ["sweep.png", "sparsity.png", "sweep.csv", SWEEP_FILE]
+    if len(counts) > 1:
+        regions_figure(out / "regions.png", rows, title=headline, accuracy_name=result.metric)
+        names.insert(1, "regions.png")
+    files = [out / name for name in names]
     if where:
         notes = [
             f"thresholds select {where}: elsewhere all attention is kept",

@@ -26,6 +26,7 @@ from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult
 from tbkin_core.runs import ROOT, datasets_of, find_checkpoint, kept_contents
 from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
+from tbkin_core.shipped import shipped_for
 from tbkin_core.stages.figure_places import figure_place, path_number, sheet_files
 from tbkin_core.support.console import progress, shortened
 from tbkin_core.support.files import file_content, read_json, real_path, slug
@@ -43,7 +44,7 @@ from tbkin_core.support.schema import (
     record,
     text,
 )
-from tbkin_core.tasks.table import FINETUNE_TASKS, TASKS
+from tbkin_core.tasks.table import FINETUNE_TASKS
 
 _SHEET_PICTURE_SIDE = 400  # pixels
 
@@ -91,13 +92,19 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     from tbkin_core.texts.language import is_question
 
     sources: list[Path | str] = [*config.images, *config.image_id]
-    checkpoint = config.checkpoint
+    checkpoint, suited = config.checkpoint, None
     if checkpoint is None:
         # Of a VQA and a REC model, a question goes to the first and an expression to the second.
         asks = is_question(config.question)
-        wanted = next((name for name in FINETUNE_TASKS if task_named(name).asks == asks), None)
-        checkpoint = find_checkpoint(list(TASKS), prefer=wanted)
+        order = sorted(FINETUNE_TASKS, key=lambda name: task_named(name).asks != asks)
+        checkpoint = find_checkpoint([*order, "pretrain"], prefer=order[0])
+        suited = shipped_for(order[0])
     model = Answerer(config, checkpoint)
+    if suited is not None and model.task.name != suited.task:
+        model.problems.append(
+            f"{checkpoint} is for {model.task.name}, not for {suited.task}, as this text is; `--checkpoint"
+            f" {suited.name}`, which comes with tbkin, is"
+        )
     result = AnswersResult(
         out=figure_place(config, datasets_of(model.checkpoint)),
         title=f"{shortened(model.question)}  ({model.checkpoint})",

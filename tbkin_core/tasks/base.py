@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -528,8 +528,8 @@ class FinetuneTask(Task, Generic[Sample]):
         inputs = source.inputs([self.text(item) for item in kept], [item.image_id for item in kept], blind)
         return Split(kept, inputs, self.targets(kept, source.store))
 
-    def begin(self, model: Any, training: Split, tokenizer: Tokenizer) -> str:
-        """Give a head that begins at random what can be known before training; what was, for the log."""
+    def begin(self, model: Any, training: Split, tokenizer: Tokenizer, known: Collection[str]) -> str:
+        """Give a head that no `known` weights are of what can be known untrained; what was, for the log."""
         return ""
 
     @abstractmethod

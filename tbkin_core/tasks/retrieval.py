@@ -7,7 +7,7 @@ M images, S shortlist, T text tokens, K regions, D width of the encoder, E of th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +163,11 @@ class RetrievalTask(FinetuneTask[Caption]):
                 )
         return objective
 
-    def begin(self, model: Any, training: Split[Caption], tokenizer: Tokenizer) -> str:
+    def begin(
+        self, model: Any, training: Split[Caption], tokenizer: Tokenizer, known: Collection[str]
+    ) -> str:
+        if any(name.startswith("image_tower.") for name in known):
+            return ""
         linear = self._linear(training)
         if linear is None:
             return ""

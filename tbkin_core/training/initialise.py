@@ -65,7 +65,7 @@ def build_model(
                 hint=_SAME_FEATURES,
             )
     if start.weights:
-        apply_init(model, start.weights, start.source)
+        apply_init(model, start.weights, start.source, start.answers)
     if start.words is not None:
         _apply_words(model, start.words)
     return model
@@ -73,7 +73,7 @@ def build_model(
 
 @torch.no_grad()
 def _apply_words(model: Any, words: WordVectors) -> None:
-    """Give the tokens that have word vectors these, as large as the random ones that the others keep."""
+    """Give the tokens that have word vectors these, as large as the random ones that others begin with."""
     table = model.get_input_embeddings().weight  # (V, D)
     rows = words.fitted(table.shape[1], model.config.initializer_range)
     table[torch.from_numpy(words.ids)] = torch.from_numpy(rows)

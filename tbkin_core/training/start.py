@@ -13,6 +13,7 @@ from tbkin_core.features.store import FeatureStore, feature_kind
 from tbkin_core.modeling.checkpoint import load_init, load_model_config
 from tbkin_core.runs import finished_runs
 from tbkin_core.settings import FinetuneConfig, TrainingConfig
+from tbkin_core.shipped import located, shipped_for
 from tbkin_core.support.files import file_content
 from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
@@ -41,12 +42,18 @@ class Start:
     tokenizer: Tokenizer  # of the weights, or built from the training texts
     weights: dict[str, Any] = field(default_factory=dict)  # by name; empty where they begin at random
     values: dict[str, Any] | None = None  # configuration of the weights; None where they begin at random
-    words: WordVectors | None = None  # of "words": what the tokens begin as, all else beginning at random
+    # Vectors that tokens begin as: of "words" all of them, else those that the weights do not know.
+    words: WordVectors | None = None
 
     @property
     def weights_are_random(self) -> bool:
         """Whether they are, those of words perhaps aside."""
         return self.values is None
+
+    @property
+    def answers(self) -> list[str]:
+        """What the rows of answers in the weights stand for; empty where they have none."""
+        return list(((self.values or {}).get("id2label") or {}).values())
 
     def recorded(self) -> dict[str, str]:
         """What a run's results say of it."""
@@ -71,16 +78,21 @@ def starting_point(source: str, texts: Sequence[str], new_texts: Sequence[str] =
         logger.info("word vectors of %s: %s tokens begin with theirs", words.source, known)
         return Start(source, tokenizer, words=words)
     weights, values = load_init(source)
-    tokenizer = load_tokenizer(source)
-    if values.get("data_vocabulary"):
-        tokenizer, added = extend_tokenizer(tokenizer, new_texts)
-        if added:
-            logger.info("%d words of the training texts were added to the vocabulary", added)
-    return Start(source, tokenizer, weights, values)
+    tokenizer = load_tokenizer(located(Path(source)))
+    if not values.get("data_vocabulary"):
+        return Start(source, tokenizer, weights, values)
+    before = tokenizer.get_vocab()
+    tokenizer, added = extend_tokenizer(tokenizer, new_texts)
+    if not added:
+        return Start(source, tokenizer, weights, values)
+    logger.info("%d words of the training texts were added to the vocabulary", added)
+    new = {token: number for token, number in tokenizer.get_vocab().items() if token not in before}
+    vectors = word_vectors(new) if installed_vectors() else None
+    return Start(source, tokenizer, weights, values, vectors)
 
 
 def initial_source(config: TrainingConfig, store: FeatureStore | None = None) -> str:
-    """What a run begins from: a path or hub id, "words" or "none"; "auto" is resolved.
+    """What a run begins from: a path, name or hub id, "words" or "none"; "auto" is resolved.
 
     Args:
         store: Of fine-tuning: features that a checkpoint to begin from must fit.
@@ -96,6 +108,8 @@ def initial_source(config: TrainingConfig, store: FeatureStore | None = None) ->
         found = _matching_checkpoint(store, config.task, config.size)
         if found is not None:
             return found
+        if (model := shipped_for(config.task)) and _fits(Path(model.name), store, config.size):
+            return model.name
     if installed_vectors() is not None:
         return "words"
     if rank() == 0:
@@ -105,7 +119,7 @@ def initial_source(config: TrainingConfig, store: FeatureStore | None = None) ->
 
 def weights_file(source: str) -> Path:
     """The file with the weights of a source of `initial_source`; of a hub's and of none it does not exist."""
-    place = (installed_vectors() or Path(source)) if source == "words" else Path(source)
+    place = (installed_vectors() or Path(source)) if source == "words" else located(Path(source))
     files = (place, place / WEIGHTS, place / "pytorch_model.bin")
     return next((file for file in files if file.is_file()), place / WEIGHTS)
 
@@ -120,14 +134,19 @@ def _matching_checkpoint(store: FeatureStore, task: str, size: str) -> str | Non
     better = finetune_task(task).starts_from
     runs = [path for path, run in finished_runs("finetune") if run["settings"].get("task") in better]
     for path in (*runs, *(path for path, _ in finished_runs("pretrain"))):
-        try:
-            found = load_model_config(path)
-        except CheckpointError:
-            continue
-        fits = size == "auto" or size_of(found.to_dict()) == size
-        if fits and feature_kind(found.extractor or {}) == feature_kind(store.settings):
+        if _fits(path, store, size):
             return str(path)
     return None
+
+
+def _fits(checkpoint: Path, store: FeatureStore, size: str) -> bool:
+    """Whether a checkpoint is of a size and knows features of a store's kind; no broken one does."""
+    try:
+        found = load_model_config(checkpoint)
+    except CheckpointError:
+        return False
+    same = feature_kind(found.extractor or {}) == feature_kind(store.settings)
+    return same and size in ("auto", size_of(found.to_dict()))
 
 
 def size_of(values: Mapping[str, Any]) -> str:

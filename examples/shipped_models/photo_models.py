@@ -1,0 +1,219 @@
+"""The models that come with tbkin: one that answers questions about photos, one that finds photos.
+
+    python examples/shipped_models/photo_models.py FLICKR8K WORKSPACE [--out tbkin_core/resources/models]
+
+FLICKR8K is Flickr8k in its publisher's layout. Of its 6,000 training photos 500, drawn at random, choose the
+epoch ("val"); its 1,000 development photos are looked at once, for the figures of the model cards ("test").
+All is done by `tbkin` itself; the script makes the dataset, runs the commands and packs what came out, in
+half precision. Stopped and started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+import typer
+
+from tbkin_core.datasets import open_dataset
+from tbkin_core.modeling.checkpoint import load_model, save_model
+from tbkin_core.support.files import write_json
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HELD_OUT, SEED = 500, 0
+MOST_BYTES = 6_000_000  # of both models together
+
+COMMANDS = {
+    "features": "extract-features data --extractor photo",
+    "questions": "build-graphs data --questions",
+    "pretrained": "pretrain data --size tiny --epochs {pretrain_epochs}",
+    "photo-answers": "finetune --task vqa --data data --init pretrained --epochs {answer_epochs}",
+    "photo-search": "finetune --task retrieval --data data --init pretrained --epochs {search_epochs}",
+}
+
+
+class Card(NamedTuple):
+    """What a model card says that its run does not."""
+
+    does: str
+    knows: str
+
+
+CARDS = {
+    "photo-answers": Card(
+        "answers questions about a photo: what somebody does, wears, holds or rides, colours, numbers, where"
+        " things are, yes or no",
+        "It chooses among {answers} answers. It was asked nothing but what captions tell.",
+    ),
+    "photo-search": Card(
+        "says how well a sentence fits a photo, and finds the photos of a directory that fit it best",
+        "Of two photos of one kind it seldom knows which is meant.",
+    ),
+}
+
+
+def write_data(flickr: Path, place: Path) -> dict[str, int]:
+    """Link the photos and write their captions with the split that each has here; photos by split."""
+    source = open_dataset(flickr)
+    captions = defaultdict[Any, list[str]](list)
+    splits: dict[Any, str] = {}
+    for split, name in (("train", "train"), ("val", "test")):
+        for caption in source.captions(split):
+            captions[caption.image_id].append(caption.text)
+            splits[caption.image_id] = name
+    photos = sorted(
+        (it for it in source.images() if it.path is not None and it.image_id in captions),
+        key=lambda it: it.path.name,
+    )
+    training = [it.image_id for it in photos if splits[it.image_id] == "train"]
+    for number in np.random.default_rng(SEED).permutation(len(training))[:HELD_OUT]:
+        splits[training[number]] = "val"
+    (place / "images").mkdir(parents=True, exist_ok=True)
+    lines, counts = [], dict.fromkeys(("train", "val", "test"), 0)
+    for record in photos:
+        link = place / "images" / record.path.name
+        if not link.is_symlink():
+            link.symlink_to(record.path.resolve())
+        split = splits[record.image_id]
+        counts[split] += 1
+        lines += [{"image": link.name, "text": text, "split": split} for text in captions[record.image_id]]
+    (place / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    return counts
+
+
+def tbkin(workspace: Path, line: str, *more: str) -> None:
+    """One command in the workspace, where it goes on or has finished before."""
+    command = [sys.executable, "-m", "tbkin_cli", *line.split(), *more]
+    if subprocess.run(command, cwd=workspace, check=False).returncode:
+        raise typer.Exit(1)
+
+
+def rows_of(results: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
+    """The rows of a report on a split, as a model card shows them."""
+    return [row for row in results["report"] if row["split"] == split]
+
+
+def figures(results: Mapping[str, Any]) -> str:
+    """The table of a model card: photos that the model has not seen and that chose nothing."""
+    lines = ["| | test | 95 % interval | n |", "|---|---|---|---|"]
+    for row in rows_of(results, "test"):
+        name = f"{row['part']}, {row['model']}" if row.get("part") else row["model"]
+        interval = f"{row['accuracy_low']:.1f} to {row['accuracy_high']:.1f}"
+        also = "".join(f"; {key} {entry['value']:.1f}" for key, entry in (row.get("also") or {}).items())
+        lines.append(f"| {name} | {row['accuracy']:.1f} %{also} | {interval} | {row['n']:,} |")
+    kinds = results.get("per_question_type") or {}
+    if kinds and results.get("type_split") == "test":
+        listed = ", ".join(f"{kind} {value:.0f} %" for kind, value in sorted(kinds.items()))
+        lines += ["", f"By kind of question: {listed}."]
+    return "\n".join(lines)
+
+
+def own_row(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The model's own rows on the test photos."""
+    return [row for row in rows_of(results, "test") if row["model"] == "this model"]
+
+
+def about(name: str, results: Mapping[str, Any], photos: int) -> str:
+    """The clause that tbkin says whenever the model is used."""
+    rows = own_row(results)
+    if name == "photo-answers":
+        usual = next(row for row in rows_of(results, "test") if row["model"] == "majority answer")
+        return (
+            f"it learnt from questions made of the captions of {photos:,} photos of people and animals, and"
+            f" answers {rows[0]['accuracy']:.0f} % of such questions about other photos rightly (always the"
+            f" commonest answer: {usual['accuracy']:.0f} %); `tbkin finetune` makes one of your own questions"
+        )
+    found = ", ".join(f"{row['part']} {row['accuracy']:.0f} %" for row in rows)
+    return (
+        f"it learnt from the captions of {photos:,} photos of people and animals; of 1,000 others it finds"
+        f" the right one first in: {found}; `tbkin finetune --task retrieval` makes one of your own captions"
+    )
+
+
+def card_text(
+    name: str, model: Any, results: Mapping[str, Any], photos: Mapping[str, int], commands: Sequence[str]
+) -> str:
+    """The model card."""
+    card = CARDS[name]
+    answers = len(model.config.id2label)
+    parts = [
+        f"A small model for photos that comes with tbkin: it {card.does}. It is a demonstrator:"
+        f" {card.knows.format(answers=answers)} English only; people, dogs and what they do outdoors it knows"
+        " best, as its photos do.",
+        '**Data.** Flickr8k (Hodosh, Young, Hockenmaier: "Framing image description as a ranking task", JAIR'
+        f" 47, 2013), for research and education: {photos['train']:,} of its training photos with five"
+        f" captions each; {photos['val']:,} others chose the epoch. No photo and no caption is in these"
+        " files. Regions and their vectors are those of `--extractor photo`: EfficientNet-Lite2 with its"
+        " ImageNet weights (Apache-2.0). Words began as those of all-MiniLM-L6-v2 (Apache-2.0).",
+        "**Licence.** Of the weights Apache-2.0, as tbkin; mind what the photos were given out for.",
+        f"**Size.** {model.num_parameters() / 1e6:.1f} million parameters, kept in half precision, computed"
+        " in single.",
+        f"**How good it is.** On {photos['test']:,} photos (Flickr8k's development set) that it has not seen"
+        " and by which nothing was chosen:",
+    ]
+    recipe = (
+        "**Recipe.** `examples/shipped_models/photo_models.py`, which runs these commands, all training with"
+        f" seed {SEED}:"
+    )
+    wrapped = [textwrap.fill(part, 118, break_long_words=False, break_on_hyphens=False) for part in parts]
+    lines = "\n".join(f"    tbkin {line}" for line in commands)
+    return "\n\n".join([f"# {name}", *wrapped, figures(results), textwrap.fill(recipe, 118), lines]) + "\n"
+
+
+def pack(run: Path, out: Path, name: str, photos: Mapping[str, int], commands: list[str]) -> int:
+    """Write a run's checkpoint in half precision with its card; the bytes of its weights."""
+    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    results, task = content["results"], content["settings"]["task"]
+    model, tokenizer = load_model(run, task)
+    place = out / name
+    shutil.rmtree(place, ignore_errors=True)
+    model.config.extractor = {key: it for key, it in model.config.extractor.items() if key != "store"}
+    save_model(model.to(torch.float16), tokenizer, place)
+    # It computes in single precision, whatever it is kept in.
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    write_json(place / "config.json", {**config, "dtype": "float32"})
+    write_json(place / "about.json", {"task": task, "about": about(name, results, photos["train"])})
+    text = card_text(name, model, results, photos, commands)
+    (place / "README.md").write_text(text, encoding="utf-8")
+    return (place / "model.safetensors").stat().st_size
+
+
+def main(
+    flickr: Annotated[Path, typer.Argument(help="Flickr8k.")],
+    workspace: Annotated[Path, typer.Argument(help="Made, or gone on with.")],
+    out: Annotated[Path, typer.Option()] = REPOSITORY / "tbkin_core" / "resources" / "models",
+    pretrain_epochs: Annotated[int, typer.Option()] = 8,
+    answer_epochs: Annotated[int, typer.Option()] = 6,
+    search_epochs: Annotated[int, typer.Option()] = 6,
+) -> None:
+    """Make the data, train, and pack."""
+    photos = write_data(flickr, workspace / "data")
+    epochs = {
+        "pretrain_epochs": pretrain_epochs, "answer_epochs": answer_epochs, "search_epochs": search_epochs
+    }  # fmt: skip
+    commands = {name: line.format(**epochs) for name, line in COMMANDS.items()}
+    for name, line in commands.items():
+        trains = line.startswith(("pretrain", "finetune"))
+        tbkin(workspace, line, *(["--seed", str(SEED), "--out", name] if trains else []))
+    total = 0
+    for name in CARDS:
+        needed = [line for other, line in commands.items() if other not in CARDS or other == name]
+        size = pack(workspace / name, out, name, photos, needed)
+        total += size
+        print(f"{name}: {size / 1e6:.1f} MB")
+    if total > MOST_BYTES:
+        print(f"{total / 1e6:.1f} MB are more than {MOST_BYTES / 1e6:g}")
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
