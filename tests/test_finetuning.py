@@ -32,7 +32,9 @@ from tbkin_core.training.plan import (
     CPU_MINUTES,
     DIRECT_WIDTHS,
     OPEN_ANSWERS,
+    SCARCE_MOST,
     SCARCE_SAMPLES,
+    SCARCE_STEPS,
     FinetunePlan,
     plan_finetuning,
 )
@@ -284,7 +286,10 @@ def test_minutes_that_were_chosen_end_a_run_for_good(
 @pytest.mark.parametrize(
     ("samples", "given_settings", "size", "epochs", "minutes"),
     [
-        (1_000, {}, "tiny", 16, CPU_MINUTES),
+        (40, {}, "tiny", 60, CPU_MINUTES),
+        (386, {}, "tiny", 25, CPU_MINUTES),
+        (1_000, {}, "tiny", 25, CPU_MINUTES),
+        (4_000, {}, "tiny", 16, CPU_MINUTES),
         (20_000, {}, "tiny", 7, CPU_MINUTES),
         (40_000, {}, "tiny", 4, CPU_MINUTES),
         (1_000_000, {}, "tiny", 4, CPU_MINUTES),
@@ -322,6 +327,8 @@ def test_defaults_on_a_processor(
     scarce = samples < SCARCE_SAMPLES
     assert (chosen.dropout, chosen.feature_dropout) == ((0.3, 0.3) if scarce else (chosen.dropout, 0.0))
     assert chosen.direct_width == DIRECT_WIDTHS[chosen.size]
+    steps = chosen.epochs * samples / chosen.batch_size
+    assert steps > 0.9 * SCARCE_STEPS or chosen.epochs in (SCARCE_MOST, 3), "few samples, still some steps"
     few = planned(answers=99, **given_settings)
     assert few.epochs == given_settings.get("epochs", min(max(round(1_000_000 / samples), 4), 60))
     assert few.direct_width == 0 == few.feature_dropout and few.dropout in (0.0, 0.1)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from tbkin_core.modeling.losses import (
     answer_loss,
     box_loss,
+    image_words_loss,
     masked_word_loss,
     matching_loss,
     optimal_transport_distance,
@@ -51,6 +52,7 @@ def samples(seed: int) -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, .
         "features": (region_feature_loss, (logits, 2 * logits.flip(0))),
         "classes": (region_class_loss, (logits, targets, scores[:, 0])),
         "matching": (matching_loss, (logits[:, :2], targets > 1)),
+        "image words": (image_words_loss, (logits, targets.clamp_min(0)[:, None].expand(-1, 3), words)),
         "kl": (functools.partial(answer_loss, kind="kl"), (logits, scores)),
         "bce": (functools.partial(answer_loss, kind="bce"), (logits, scores)),
         "regions": (region_score_loss, (logits[:, :REGIONS], share, present)),
@@ -130,6 +132,15 @@ def test_unknown_classes_cost_nothing_and_confidence_weighs() -> None:
     torch.testing.assert_close(
         region_class_loss(logits, targets, confidence), 0.5 * singly[0] + 0.25 * singly[1]
     )
+
+
+def test_the_words_of_a_text_count_alike_and_a_text_of_none_costs_nothing() -> None:
+    logits = torch.randn((3, CLASSES), generator=generator(1))
+    words = torch.tensor([[1, 2, 0], [4, 0, 0], [3, 3, 3]])
+    told = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+    chances = logits.log_softmax(-1)
+    expected = -(chances[0, 1] + chances[0, 2]) / 2 - chances[1, 4]
+    assert image_words_loss(logits, words, told) == pytest.approx(float(expected))
 
 
 def test_kl_is_zero_at_its_target_and_bce_least_there() -> None:

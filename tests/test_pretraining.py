@@ -19,12 +19,14 @@ from tiny_plans import tiny_plan
 from tbkin_core.errors import DataError
 from tbkin_core.features.store import FeatureStore, RegionBatch, feature_statistics
 from tbkin_core.graphs.store import GraphStore
-from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining
+from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForVqa
+from tbkin_core.modeling.checkpoint import apply_init
 from tbkin_core.support.devices import resolve_devices
-from tbkin_core.tasks.base import to_device
+from tbkin_core.tasks.base import Split, to_device
 from tbkin_core.tasks.captions import caption_texts, join_tables, load_captions, select_captions
 from tbkin_core.tasks.masking import MaskingConfig
 from tbkin_core.tasks.pretraining import PretrainObjective
+from tbkin_core.tasks.vqa import VqaTask
 from tbkin_core.texts.tokenizer import build_tokenizer
 from tbkin_core.training.run import train
 from tbkin_core.training.step import Learner
@@ -40,6 +42,7 @@ def task_over(
     masking: MaskingConfig,
     mismatch: float = 0.5,
     weights: list[float] | None = None,
+    tells_words: bool = False,
 ) -> PretrainObjective:
     """The task over the training captions, cut into as many datasets as there are weights."""
     features, graphs = parts
@@ -57,6 +60,7 @@ def task_over(
         max_regions=36,
         batch_size=8,
         weights=weights,
+        tells_words=tells_words,
     )
 
 
@@ -179,16 +183,70 @@ def test_weights_say_how_often_each_dataset_is_shown(parts: tuple[FeatureStore, 
 # ---- the loop -----------------------------------------------------------------------------------
 
 
-def tiny_model(task: PretrainObjective) -> TbkinForPreTraining:
+def tiny_model(task: PretrainObjective, **values: Any) -> TbkinForPreTraining:
     torch.manual_seed(0)
     store = task.train.stores[0]
     config = TbkinConfig(
         vocab_size=task.vocabulary, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         region_feature_size=store.feature_size, num_object_classes=len(store.object_names) or 1,
-        num_attribute_classes=len(store.attribute_names) or 1,
+        num_attribute_classes=len(store.attribute_names) or 1, **values,
     )  # fmt: skip
     return TbkinForPreTraining(config)
+
+
+def test_words_are_told_from_what_is_visible_of_the_own_image(
+    parts: tuple[FeatureStore, GraphStore],
+) -> None:
+    task = task_over(parts, MaskingConfig(), tells_words=True)
+    rows = np.arange(32)
+    batch = task.collate(rows, 0)
+    whole, _, _ = task.train.table.padded(rows)
+    np.testing.assert_array_equal(batch["caption_ids"], whole, "nothing of it is masked")
+    told = batch["caption_words"]
+    assert not told[~batch["matched"].astype(bool)].any()
+    assert not told[whole < task.first_ordinary].any()
+    assert told[batch["matched"].astype(bool)].any(axis=1).all()
+    hidden = (np.asarray(batch["region_features"]) == 0).all(axis=-1) & batch["region_mask"]
+    assert hidden.any() and not (batch["visible_regions"] & (hidden | ~batch["region_mask"])).any()
+    assert task.targets(batch, 0)["words"] == batch["matched"].sum()
+
+    model = tiny_model(task, direct_width=8).eval()  # as without dropout
+    arrays = to_device(batch, torch.device("cpu"))
+    losses = task.losses(model, arrays, 0)
+    losses["words"].backward()
+    taught = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert taught == {name for name, _ in model.named_parameters() if name.startswith("direct.")}
+    other = arrays | {"region_features": arrays["region_features"].clone()}
+    other["region_features"][~arrays["visible_regions"]] = 1e4
+    with torch.no_grad():
+        again = task.losses(model, other, 0)["words"]
+    assert float(again) == pytest.approx(losses["words"].item(), rel=1e-4)
+    assert "words" not in task_over(parts, MaskingConfig()).targets(batch, 0)
+
+
+def test_answers_begin_with_the_images_that_their_words_are_said_of() -> None:
+    tokenizer = build_tokenizer(["two dogs run", "a red ball on grass"])
+    answers = ["2", "red ball", "yes", "zebra", "dogs"]
+    values = {
+        "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 32, "region_feature_size": 6, "direct_width": 4,
+    }  # fmt: skip
+    pretrained = TbkinForPreTraining(TbkinConfig(**values))
+    given = {"num_answers": len(answers), "id2label": dict(enumerate(answers))}
+    model = TbkinForVqa(TbkinConfig(**values, **given))
+    weights = pretrained.state_dict()
+    apply_init(model, weights, "runs/pretrain")
+    said = VqaTask().begin(model, Split([], None, []), tokenizer, weights)  # type: ignore[arg-type]
+    assert said.startswith("3 answers")
+    table, numbers = weights["direct.vocabulary.weight"], tokenizer.get_vocab()
+    two, red, ball, dogs = (table[numbers[word]] for word in ("two", "red", "ball", "dogs"))
+    rows = model.direct.answers.weight.detach()  # type: ignore[union-attr]
+    none = torch.zeros(4)
+    torch.testing.assert_close(rows[:, 4:], torch.stack([two, (red + ball) / 2, none, none, dogs]))
+    assert not rows[:, :4].any(), "questions are not known yet"
+    assert torch.equal(model.direct.regions.weight, weights["direct.regions.weight"])  # type: ignore[union-attr]
+    assert VqaTask().begin(model, Split([], None, []), tokenizer, {}) == ""  # type: ignore[arg-type]
 
 
 def test_masked_words_are_read_with_and_without_the_image(parts: tuple[FeatureStore, GraphStore]) -> None:

@@ -672,7 +672,7 @@ def test_towers_begin_as_linear_ones_to_which_the_encoder_adds_nothing(
     fresh = TbkinForRetrieval(known.config).eval()
     for name in ("feature_mean", "feature_scale"):
         getattr(fresh.tbkin.region_embeddings, name).copy_(getattr(known.tbkin.region_embeddings, name))
-    assert "begin as linear ones" in task.begin(fresh, split, tokenizer, ())
+    assert "begin as linear ones" in task.begin(fresh, split, tokenizer, {})
     towers = fit_linear_towers([item.text for item in split.samples], split.inputs)
     assert towers is not None
     pairs = PairEncoder(fresh, split.inputs, np.unique(split.inputs.rows), torch.device("cpu"), 16)

@@ -26,8 +26,8 @@ _FULL_STOP = re.compile(r"\.(?!\d)")
 # The evaluator passes a regular expression flag where the number of replacements belongs; its value is 32.
 _MOST_FULL_STOPS = 32
 _ARTICLES = frozenset({"a", "an", "the"})
-_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {word: str(number) for number, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(number) for number, word in enumerate(NUMBER_WORDS)} | {"none": "0"}
 # From this number of human answers on, the official formula can reach 1 and is followed to the letter.
 _OFFICIAL_ANSWERS = 4
 

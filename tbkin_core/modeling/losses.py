@@ -21,6 +21,18 @@ def masked_word_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
+def image_words_loss(logits: Tensor, words: Tensor, told: Tensor) -> Tensor:
+    """Cross-entropy of (B, V) logits against the words of each text, which count alike, summed over texts.
+
+    Args:
+        logits: (B, V).
+        words: (B, T) ids.
+        told: (B, T) bool, which of them count; a text of none costs nothing.
+    """
+    found = logits.float().log_softmax(dim=-1).gather(1, words)  # (B, T)
+    return -((found * told).sum(dim=1) / told.sum(dim=1).clamp_min(1)).sum()
+
+
 def region_feature_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """SmoothL1 of (M, F) predictions, mean over F, summed over regions (masked region regression)."""
     return functional.smooth_l1_loss(predicted.float(), target.float(), reduction="none").mean(dim=-1).sum()

@@ -40,6 +40,7 @@ class TbkinOutput(ModelOutput):
     region_feature_pred: Tensor | None = None  # (B, K, F), or (M, F)
     object_logits: Tensor | None = None  # (B, K, object classes), or (M, ...)
     attribute_logits: Tensor | None = None  # (B, K, attribute classes), or (M, ...)
+    word_logits: Tensor | None = None  # (B, V), of the words that are said of the image
     itm_logits: Tensor | None = None  # (B, 2), class 1 = image and text belong together
     vqa_logits: Tensor | None = None  # (B, answers)
     rec_scores: Tensor | None = None  # (B, K), -inf where padded
@@ -311,8 +312,37 @@ class Alignment(nn.Module):
         return output.itm_logits.float() + torch.stack([-met, met], dim=-1) / 2  # type: ignore[union-attr]
 
 
+WORDS_DROPOUT = 0.3
+"""Of what words are told from in pretraining: of few images much is learnt by heart."""
+
+
+class ImageWords(nn.Module):
+    """The words that are said of an image, told from the mean over it alone.
+
+    Its parts have the names that they have in `DirectPath`, the image's side of which begins with them: what
+    goes with which words, captions tell, and then need not be learnt from answers.
+    """
+
+    def __init__(self, config: TbkinConfig) -> None:
+        super().__init__()
+        self.regions = nn.Linear(config.region_feature_size, config.direct_width, bias=False)
+        self.region_norm = nn.LayerNorm(config.direct_width, eps=config.layer_norm_eps)
+        self.vocabulary = nn.Linear(config.direct_width, config.vocab_size)
+        self.dropout = nn.Dropout(WORDS_DROPOUT)
+
+    def forward(self, vectors: Tensor, region_mask: Tensor, area: Tensor) -> Tensor:
+        """(B, V) of standardised vectors (B, K, F) of regions of some area (B, K), where (B, K) is True."""
+        image = self.region_norm(self.regions(self.dropout(weighted_mean(vectors, region_mask * area))))
+        logits: Tensor = self.vocabulary(self.dropout(image))
+        return logits
+
+
 class TbkinForPreTraining(TbkinPreTrainedModel):
-    """Masked words, masked regions (feature, object, attribute), image-text matching."""
+    """Masked words, masked regions (feature, object, attribute), image-text matching.
+
+    With `config.direct_width` also the words that are said of an image (`ImageWords`), which touches nothing
+    of the encoder.
+    """
 
     task = "pretrain"
     _tied_weights_keys = {"mlm_decoder.weight": "tbkin.text_embeddings.word_embeddings.weight"}  # noqa: RUF012
@@ -328,6 +358,7 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
         self.attribute_decoder = nn.Linear(config.hidden_size, config.num_attribute_classes)
         self.itm_head = nn.Linear(config.hidden_size, 2)
         self.alignment = Alignment(config) if config.aligned_matching else None
+        self.direct = ImageWords(config) if config.direct_width else None
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -337,7 +368,12 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
         self.mlm_decoder = new_embeddings  # type: ignore[assignment]
 
     def forward(
-        self, *, text_places: Tensor | None = None, region_places: Tensor | None = None, **inputs: Any
+        self,
+        *,
+        text_places: Tensor | None = None,
+        region_places: Tensor | None = None,
+        visible_regions: Tensor | None = None,
+        **inputs: Any,
     ) -> TbkinOutput:
         """All pretraining predictions.
 
@@ -345,6 +381,8 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
             text_places: (M,) positions in the texts laid end to end, b · T + t; only these reach the
                 vocabulary head, whose output is then (M, V). None predicts at every position.
             region_places: (M,) likewise for the region heads, b · K + k.
+            visible_regions: (B, K) bool, those that nothing is hidden of; the words of an image are told from
+                these. None tells them from all.
             inputs: As `TbkinModel.forward`.
         """
         output = self.tbkin(**inputs)
@@ -357,6 +395,11 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
         output.itm_logits = self.itm_head(output.pooled)
         if self.alignment is not None:
             output.itm_logits = self.alignment.added(output, inputs)
+        if self.direct is not None:
+            seen = inputs["region_mask"].bool()
+            seen = seen if visible_regions is None else seen & visible_regions
+            area = inputs["region_geometry"][..., 4]
+            output.word_logits = self.direct(output.region_vectors, seen, area)
         return output
 
 

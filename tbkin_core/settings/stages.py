@@ -278,6 +278,10 @@ class PretrainConfig(TrainingConfig):
     Genome's."""
     mismatch: float = _chance(0.5, "Chance that a caption gets another image, for image-text matching.")
     ot_weight: float = option(0.1, "Weight of the optimal-transport term; 0 turns it off.", low=0)
+    direct_width: int | None = option(
+        None, "Width of a way from images to the words said of them; 0 is none.", low=0, high=16_384
+    )
+    """Past the encoder, from the mean region; answers begin with what it has learnt. Chosen by the size."""
     masking: MaskingConfig = option(MaskingConfig(), "Structural knowledge masking.")
 
     def conflicts(self) -> Iterator[str]:
@@ -336,7 +340,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         None,
         "Epochs with the KL loss before the BCE loss.",
         low=0,
-        unset="all where every question has one answer, else a third",
+        unset="all; a third from 100,000 questions with several answers up",
     )
     min_answer_count: int | None = _vqa(
         None, "Learn answers given at least this often.", Group.DATA, low=1, unset="chosen from the data"
@@ -413,11 +417,10 @@ class ThresholdSweepConfig(StageConfig):
     )
     regions: str | None = _sweep(
         None,
-        "Measure with so many regions per image in turn, such as 36,72,144.",
+        "Regions per image in turn, such as 36,72,144.",
         metavar="N,N,...",
-        unset="as many as the model was trained on",
+        unset="as many as trained on",
     )
-    """The features must have as many: `extract-features --max-regions 144`."""
     split: str | None = _data(None, "Split to evaluate.", unset="val")
     batch_size: int = _run(64, "Samples evaluated at once.", low=1)
     refit: bool = _sweep(False, "Fine-tune once per threshold, with the settings of the checkpoint.")

@@ -113,12 +113,14 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         batch_size=plan.batch_size,
         weights=config.weights or None,
         kernels=plan.kernels,
+        tells_words=plan.direct_width > 0,
     )
     rows = [
         (part.features, np.array([part.features.row(image_id) for image_id in part.training.image_ids]))
         for part in parts
     ]
-    model = build_model(TbkinForPreTraining, plan, start, rows, aligned_matching=True)
+    values = {"aligned_matching": True, "direct_width": plan.direct_width}
+    model = build_model(TbkinForPreTraining, plan, start, rows, **values)
     for name, side in (("train", objective.train), ("val", objective.validation)):
         notes += text_notes(name, side.table, plan.max_text_tokens) if side else []
     plan.announce("pretraining", f"{count} captions, weights from {start.source}", model.num_parameters())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -528,7 +528,7 @@ class FinetuneTask(Task, Generic[Sample]):
         inputs = source.inputs([self.text(item) for item in kept], [item.image_id for item in kept], blind)
         return Split(kept, inputs, self.targets(kept, source.store))
 
-    def begin(self, model: Any, training: Split, tokenizer: Tokenizer, known: Collection[str]) -> str:
+    def begin(self, model: Any, training: Split, tokenizer: Tokenizer, known: Mapping[str, Tensor]) -> str:
         """Give a head that no `known` weights are of what can be known untrained; what was, for the log."""
         return ""
 

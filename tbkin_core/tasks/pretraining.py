@@ -21,6 +21,7 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.features.vectors import Vectors
 from tbkin_core.modeling.kernel_checks import transport_kernel_works
 from tbkin_core.modeling.losses import (
+    image_words_loss,
     masked_word_loss,
     matching_loss,
     optimal_transport_distance,
@@ -72,6 +73,7 @@ class PretrainObjective:
         weights: How often an epoch shows each dataset's captions: 2 twice, each time hidden otherwise, 0.5
             another half in every epoch. None shows each once.
         kernels: Find optimal transport in one kernel on a device where that works.
+        tells_words: Learn which words are said of an image, with a model that has such a head.
 
     Raises:
         DataError: No training caption has an image with features, or the weights leave none.
@@ -97,8 +99,9 @@ class PretrainObjective:
         batch_size: int,
         weights: Sequence[float] | None = None,
         kernels: bool = True,
+        tells_words: bool = False,
     ) -> None:
-        self.kernels = kernels
+        self.kernels, self.tells_words = kernels, tells_words
         self.masking, self.seed, self.mismatch, self.ot_weight = masking, seed, mismatch, ot_weight
         self.max_regions, self.batch_size = max_regions, batch_size
         self.vocabulary = tokenizer.get_vocab_size()
@@ -198,6 +201,12 @@ class PretrainObjective:
             "attribute_labels": regions.attribute_ids[region_targets],
             "attribute_scores": regions.attribute_scores[region_targets],
             "matched": matched.astype(np.int64),
+            "caption_ids": input_ids,
+            # The words of the image are those of its own caption.
+            "caption_words": (input_ids >= self.first_ordinary)
+            & attention_mask.astype(bool)
+            & matched[:, None],
+            "visible_regions": regions.mask & (region_action < 0),
         }
         if self.masking.interference:
             # For a mismatched pair by its own caption's edges too, so that this does not tell it either.
@@ -222,6 +231,8 @@ class PretrainObjective:
         }
         if self.ot_weight > 0:
             counts["alignment"] = counts["itm"]
+        if self.tells_words:
+            counts["words"] = batch["caption_words"].any(axis=1).sum()
         return {name: float(count) for name, count in counts.items()}
 
     def losses(self, model: Any, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -247,6 +258,9 @@ class PretrainObjective:
             )
             sign = 2.0 * batch["matched"].to(distance.dtype) - 1.0
             losses["alignment"] = self.ot_weight * (distance * sign).sum()
+        if self.tells_words:
+            told = batch["caption_ids"], batch["caption_words"]
+            losses["words"] = image_words_loss(output.word_logits, *told)
         return losses
 
     def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
@@ -287,8 +301,11 @@ class PretrainObjective:
         return {**values, "score": -total}
 
 
+_PLACES = ("text_places", "region_places", "visible_regions")
+
+
 def _forward(model: Any, batch: Batch) -> Any:
-    return model(**model_inputs(batch), **{name: batch[name] for name in ("text_places", "region_places")})
+    return model(**model_inputs(batch), **{name: batch[name] for name in _PLACES})
 
 
 def _repeated(

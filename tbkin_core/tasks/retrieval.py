@@ -7,7 +7,7 @@ M images, S shortlist, T text tokens, K regions, D width of the encoder, E of th
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,7 @@ class RetrievalTask(FinetuneTask[Caption]):
         return objective
 
     def begin(
-        self, model: Any, training: Split[Caption], tokenizer: Tokenizer, known: Collection[str]
+        self, model: Any, training: Split[Caption], tokenizer: Tokenizer, known: Mapping[str, Tensor]
     ) -> str:
         if any(name.startswith("image_tower.") for name in known):
             return ""

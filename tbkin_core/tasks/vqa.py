@@ -22,6 +22,7 @@ from tbkin_core.datasets.records import Question
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.linear import LinearModels, fit_linear_models
 from tbkin_core.evaluation.vqa import (
+    NUMBER_WORDS,
     VqaAccuracy,
     answer_accuracy,
     normalize_answer,
@@ -54,10 +55,16 @@ from tbkin_core.tasks.base import (
 )
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from tbkin_core.datasets import Dataset
     from tbkin_core.features.store import FeatureStore
     from tbkin_core.settings import FinetuneConfig
 
+MANY_QUESTIONS = 100_000
+"""From so many on, the BCE loss follows the KL loss, as published."""
+
+_NUMBERS = {str(number): word for number, word in enumerate(NUMBER_WORDS)}
 # Name of a stream of random numbers, see `uniform`.
 _HIDDEN_IMAGES = 11
 
@@ -139,6 +146,20 @@ class VqaTask(FinetuneTask[Question]):
         note = f"{len(answers)} answers to learn ({source})"
         return Head({**values, "use_regions": not config.blind}, len(answers), note)
 
+    def begin(
+        self, model: Any, training: Split[Question], tokenizer: Tokenizer, known: Mapping[str, Tensor]
+    ) -> str:
+        table = known.get("direct.vocabulary.weight")  # (V, W)
+        if model.direct is None or table is None or table.shape[1] != model.config.direct_width:
+            return ""
+        begun = 0
+        with torch.no_grad():
+            for row, answer in enumerate(model.config.answers()):
+                if pieces := _said_as(answer, tokenizer, len(table)):
+                    model.direct.answers.weight[row, -table.shape[1] :] = table[pieces].mean(0)
+                    begun += 1
+        return f"{begun} answers begin with what pretraining knows of the images that their words are said of"
+
     def targets(self, samples: Sequence[Question], store: FeatureStore) -> list[dict[str, float]]:
         """For each question a dict of normalised answer to soft score, empty without answers."""
         return [soft_scores(item.answers) for item in samples]
@@ -149,9 +170,10 @@ class VqaTask(FinetuneTask[Question]):
         train, validation = splits["train"], splits.get("val")
         kl_epochs = config.kl_epochs
         if kl_epochs is None:
-            # A softmax is the right model where one answer is right, and needs no other loss after it.
+            # A softmax is the right model where one answer is right, and needs no other loss after it. From
+            # few questions the other one unlearns some of it (captions' questions: 43.9 % in place of 44.7).
             certain = all(len(scores) == 1 for scores in train.targets)
-            kl_epochs = plan.epochs if certain else plan.epochs // 3
+            kl_epochs = plan.epochs if certain or len(train) < MANY_QUESTIONS else plan.epochs // 3
         if validation is not None and not self.scored(validation):
             validation = None
         answers = list(head.values["id2label"].values())
@@ -367,6 +389,20 @@ class VqaObjective(FinetuneObjective):
 
     def kept_values(self) -> dict[str, Any]:
         return {"use_regions": False} if self.ignores_image else {}
+
+
+def _said_as(answer: str, tokenizer: Tokenizer, most: int) -> list[int]:
+    """The word pieces by which captions say an answer; none of yes and no, which they do not say.
+
+    Nor of one that the vocabulary can only spell letter by letter, or lacks.
+    """
+    if answer in ("yes", "no"):
+        return []
+    words = " ".join(_NUMBERS.get(word, word) for word in answer.split())
+    found = tokenizer.encode(words, add_special_tokens=False)
+    if any(piece == "[UNK]" or (piece.startswith("##") and len(piece) == 3) for piece in found.tokens):
+        return []
+    return [piece for piece in found.ids if piece < most]
 
 
 def question_set(dataset: Dataset, name: str | None) -> str:
