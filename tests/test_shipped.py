@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import fails, succeeds
+from command_line import fails, files_below, succeeds
 from safetensors import safe_open
 
 from tbkin_core import shipped
@@ -45,6 +45,7 @@ def result(*arguments: str | Path, cwd: Path) -> dict[str, Any]:
 
 
 def test_where_nothing_is_trained_the_model_that_ships_answers(ships: Path, workspace: Path) -> None:
+    before = files_below(ships)
     values = result(*ASK, cwd=workspace)
     assert values["checkpoint"] == NAME
     assert f"{NAME} comes with tbkin: {ABOUT}" in values["problems"]
@@ -53,7 +54,7 @@ def test_where_nothing_is_trained_the_model_that_ships_answers(ships: Path, work
     copied = shutil.copytree(ships / NAME, workspace / "mine")
     own = result(*ASK, "--checkpoint", copied, cwd=workspace)
     assert own["answers"] == values["answers"] and not any(ABOUT in note for note in own["problems"])
-    assert not [file for file in ships.rglob("*") if file.name not in {it.name for it in copied.iterdir()}]
+    assert files_below(ships) == before, "nothing is written where it is installed"
 
 
 def test_own_models_go_first(ships: Path, trained_workspace: Path) -> None:
@@ -93,20 +94,25 @@ def test_training_begins_from_the_model_that_ships_where_features_fit(ships: Pat
 def test_answers_keep_their_rows_and_new_ones_begin_at_random(ships: Path, workspace: Path) -> None:
     succeeds("extract-features", "coco", "--workers", "0", cwd=workspace)
     config = load_model_config(Path(NAME))
-    asked = [{"image": "img.jpg", "question": "what is it?", "answer": it} for it in ("red", "a zebra")]
     own = workspace / "own"
     own.mkdir()
+    rows = (("img.jpg", "red", "train"), ("img.jpg", "a zebra", "train"), ("other.jpg", "red", "val"))
+    asked = [
+        {"image": image, "question": "what is it?", "answer": answer, "split": split}
+        for image, answer, split in rows
+    ]
     shutil.copy(workspace / "img.jpg", own)
+    shutil.copy(sorted((workspace / "coco/train").glob("*.jpg"))[0], own / "other.jpg")
     (own / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
     succeeds("extract-features", "own", "--extractor", "builtin", "--workers", "0", cwd=workspace)
     line = ("finetune", "--task", "vqa", "--data", "own", "--epochs", "0", "--devices", "cpu")
     assert result(*line, "--out", "run", cwd=workspace)["initialised_from"] == NAME
     model, tokenizer = load_model(workspace / "run", "vqa")
     before, _ = load_init(NAME)
-    rows = {answer: model.answer_decoder.weight[row] for row, answer in enumerate(model.config.answers())}
+    found = {answer: model.answer_decoder.weight[row] for row, answer in enumerate(model.config.answers())}
     known = config.answers().index("red")
-    torch.testing.assert_close(rows["red"], before["answer_decoder.weight"][known])
-    assert set(rows) == {"red", "zebra"} and not (rows["zebra"] == 0).all()
+    torch.testing.assert_close(found["red"], before["answer_decoder.weight"][known])
+    assert set(found) == {"red", "zebra"} and not (found["zebra"] == 0).all()
     words = model.get_input_embeddings().weight
     assert len(words) == tokenizer.get_vocab_size() >= config.vocab_size
     torch.testing.assert_close(

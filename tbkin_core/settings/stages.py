@@ -50,7 +50,8 @@ _sample_set = partial(
     _data,
     help="Which set, where there are several: refcoco, refcoco+, refcocog-google; vqa-v2, vqa, ...",
 )
-_checkpoint = partial(_model, help="Fine-tuned model.", unset="the latest")
+_own = "Fine-tuned model, or one that comes with tbkin: photo-answers, photo-search."
+_checkpoint = partial(_model, help=_own, unset="the latest, else these")
 _rule = partial(
     _selection,
     help="Rule by which attention keeps keys; sparsemax and entmax15 have no threshold.",
@@ -165,7 +166,7 @@ class TrainingConfig(StageConfig):
         others="MODEL",
     )
     """For fine-tuning, auto is the latest model of the same features: for VQA a REC model, else a pretrained
-    one."""
+    one, else that which comes with tbkin for the task."""
     epochs: int | None = _training(
         None, "Passes over the training data.", low=0, unset="chosen from the data"
     )

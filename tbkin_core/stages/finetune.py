@@ -34,6 +34,7 @@ from tbkin_core.runs import (
 )
 from tbkin_core.selection import TRANSFORMS, require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, dump_config
+from tbkin_core.shipped import shipped_model
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.files import file_content, real_path, write_json, write_text
@@ -229,6 +230,11 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
             f"weights begin at random{but}: all is learnt from these {len(training)} {task.unit}s; `tbkin"
             f" pretrain {data}`, a model fine-tuned for another task or --init bert-base-uncased give a"
             " start"
+        )
+    if shipped_model(start.source) is not None:
+        notes.append(
+            f"weights begin as {start.source}, which comes with tbkin and learnt from training photos of"
+            " Flickr8k (where val has some of these, it flatters); --init words begins without"
         )
     if task.of_captions and splits.held_out and _learnt_from(start.source, data):
         notes.append(

@@ -1,14 +1,15 @@
 """The defaults on photos: majority answer, linear models, question alone, and the image, over several seeds.
 
     python tests/benchmarks/photo_vqa.py DATA WORKSPACE [--seeds 3] [--extractor auto] [--minutes 10]
+        [--init words]
 
 DATA holds VQA v2 files and their photos, split by image (DAQUAR in this form, or what caption_questions.py
 makes of a dataset with captions). Copies it to WORKSPACE, runs `tbkin extract-features` once, and for each
-seed `tbkin finetune --task vqa --blind` and `tbkin finetune --task vqa` with no further flags than the
-minutes. Prints the accuracy on val with its 95 % interval (bootstrap over images), the paired differences,
-the linear models' rows, and the seconds; of several seeds at last the means and their spread (standard
-deviation), with intervals that cover training again. Each run keeps what is best on val: all but the linear
-models are flattered a little.
+seed `tbkin finetune --task vqa --blind` and `tbkin finetune --task vqa`, from words unless --init says
+otherwise, with no further flags than the minutes. Prints the accuracy on val with its 95 % interval
+(bootstrap over images), the paired differences, the linear models' rows, and the seconds; of several seeds at
+last the means and their spread (standard deviation), with intervals that cover training again. Each run keeps
+what is best on val: all but the linear models are flattered a little.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ def row_of(values: dict[str, Any], model: str) -> float:
     return next(row["accuracy"] for row in rows if row["model"] == model)
 
 
-def one_seed(workspace: Path, seed: int, minutes: float) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+def one_seed(
+    workspace: Path, seed: int, minutes: float, init: str
+) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
     """Train both models and print what they are worth; (N,) scores of each, and the N questions' images."""
     scores, images, values = dict[str, NDArray[np.float64]](), list[str](), dict[str, Any]()
-    for name, flags in ((BLIND, "--blind"), (SEEING, "")):
+    for name, flags in ((BLIND, "--blind --init words"), (SEEING, f"--init {init}")):
         line = f"finetune --task vqa --data data --seed {seed} --max-minutes {minutes:g} {flags}"
         values, seconds = tbkin(line, workspace)
         scores[name], images = answered(workspace, values["out"])
@@ -77,6 +80,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="How many, from 0 up.")] = 3,
     extractor: Annotated[str, typer.Option(help="Of the features.")] = "auto",
     minutes: Annotated[float, typer.Option(help="Of training, each model.")] = 10.0,
+    init: Annotated[str, typer.Option(help="auto begins from the model that comes with tbkin.")] = "words",
 ) -> None:
     """Run and print."""
     if not (workspace / "data").exists():
@@ -86,7 +90,7 @@ def main(
     all_scores, all_images = dict[str, list[NDArray[np.float64]]](), list[str]()
     for seed in range(seeds):
         print(f"seed {seed}", flush=True)
-        scores, images = one_seed(workspace, seed, minutes)
+        scores, images = one_seed(workspace, seed, minutes, init)
         for name, values in scores.items():
             all_scores.setdefault(name, []).append(values)
         all_images += images
