@@ -17,17 +17,20 @@ from command_line import fails, succeeds
 from tiny_plans import tiny_plan
 
 from tbkin_core.errors import DataError
+from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore, RegionBatch, feature_statistics
+from tbkin_core.features.writing import write_feature_store
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForVqa
 from tbkin_core.modeling.checkpoint import apply_init
 from tbkin_core.support.devices import resolve_devices
-from tbkin_core.tasks.base import Split, to_device
+from tbkin_core.tasks.base import Inputs, Split, to_device
 from tbkin_core.tasks.captions import caption_texts, join_tables, load_captions, select_captions
 from tbkin_core.tasks.masking import MaskingConfig
 from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.tasks.vqa import VqaTask
-from tbkin_core.texts.tokenizer import build_tokenizer
+from tbkin_core.texts.table import encode_texts
+from tbkin_core.texts.tokenizer import build_tokenizer, extend_tokenizer
 from tbkin_core.training.run import train
 from tbkin_core.training.step import Learner
 
@@ -225,28 +228,89 @@ def test_words_are_told_from_what_is_visible_of_the_own_image(
     assert "words" not in task_over(parts, MaskingConfig()).targets(batch, 0)
 
 
-def test_answers_begin_with_the_images_that_their_words_are_said_of() -> None:
-    tokenizer = build_tokenizer(["two dogs run", "a red ball on grass"])
-    answers = ["2", "red ball", "yes", "zebra", "dogs"]
+def words_model(tokenizer: Any, answers: list[str]) -> tuple[TbkinForVqa, dict[str, torch.Tensor]]:
+    """A VQA model that begins from a pretrained one which knows words of images, and that one's weights."""
+    torch.manual_seed(1)
     values = {
-        "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 16, "num_hidden_layers": 1,
+        "vocab_size": tokenizer.get_vocab_size() - 1, "hidden_size": 16, "num_hidden_layers": 1,
         "num_attention_heads": 2, "intermediate_size": 32, "region_feature_size": 6, "direct_width": 4,
     }  # fmt: skip
     pretrained = TbkinForPreTraining(TbkinConfig(**values))
-    given = {"num_answers": len(answers), "id2label": dict(enumerate(answers))}
-    model = TbkinForVqa(TbkinConfig(**values, **given))
     weights = pretrained.state_dict()
+    values |= {"vocab_size": tokenizer.get_vocab_size(), "direct_words": True}
+    given = {"num_answers": len(answers), "id2label": dict(enumerate(answers))}
+    model = TbkinForVqa(TbkinConfig(**values, **given)).eval()
     apply_init(model, weights, "runs/pretrain")
-    said = VqaTask().begin(model, Split([], None, []), tokenizer, weights)  # type: ignore[arg-type]
+    return model, weights
+
+
+def split_of(tmp_path: Path) -> Split:
+    """Of three images that are asked about."""
+    source = np.random.default_rng(0)
+    images = []
+    for number in range(3):
+        corners = source.random((4, 2), np.float32) * 50
+        boxes = np.concatenate([corners, corners + 20], axis=1)
+        images.append(RegionFeatures(number, source.normal(size=(4, 6)).astype(np.float32), boxes, 80, 80))
+    store = write_feature_store(tmp_path / "features", {"extractor": "drawn", "feature_size": 6}, images)
+    inputs = Inputs(encode_texts(TOKENS, ["two dogs", "a red ball", "a yak"], 8), np.arange(3), store, 36)
+    return Split([], inputs, [])
+
+
+# "yak" is a word that pretraining did not have.
+TOKENS = extend_tokenizer(build_tokenizer(["two dogs run", "a red ball on grass"]), ["yak"])[0]
+
+
+def test_answers_begin_with_the_images_that_their_words_are_said_of(tmp_path: Path) -> None:
+    answers = ["2", "red ball", "yes", "zebra", "dogs"]
+    model, weights = words_model(TOKENS, answers)
+    split = split_of(tmp_path)
+    said = VqaTask().begin(model, split, TOKENS, weights)
     assert said.startswith("3 answers")
-    table, numbers = weights["direct.vocabulary.weight"], tokenizer.get_vocab()
+    table, numbers = weights["direct.vocabulary.weight"], TOKENS.get_vocab()
     two, red, ball, dogs = (table[numbers[word]] for word in ("two", "red", "ball", "dogs"))
-    rows = model.direct.answers.weight.detach()  # type: ignore[union-attr]
-    none = torch.zeros(4)
+    direct, none = model.direct, torch.zeros(4)
+    assert direct is not None and direct.met is not None
+    rows = direct.answers.weight.detach()
     torch.testing.assert_close(rows[:, 4:], torch.stack([two, (red + ball) / 2, none, none, dogs]))
     assert not rows[:, :4].any(), "questions are not known yet"
-    assert torch.equal(model.direct.regions.weight, weights["direct.regions.weight"])  # type: ignore[union-attr]
-    assert VqaTask().begin(model, Split([], None, []), tokenizer, {}) == ""  # type: ignore[arg-type]
+    assert torch.equal(direct.regions.weight, weights["direct.regions.weight"])
+    assert direct.met.weight.nonzero().tolist() == [[2, 0]], "yes, where words fit on the mean"
+    assert direct.vocabulary.bias[-1] < -20 and direct.usual[-1] == 0, "a new word is said of no image"
+    # Trained on, it is begun with nothing again but what it does not know.
+    begun = {name: value.clone() for name, value in model.state_dict().items()}
+    further, _ = words_model(TOKENS, [*answers, "run"])
+    apply_init(further, begun, "run", answers)
+    assert VqaTask().begin(further, split, TOKENS, begun).startswith("1 answers")
+    assert VqaTask().begin(model, split, TOKENS, {}) == ""
+
+
+def test_words_that_an_image_fits_are_told_from_its_chances(tmp_path: Path) -> None:
+    model, weights = words_model(TOKENS, ["yes", "no"])
+    split = split_of(tmp_path)
+    VqaTask().begin(model, split, TOKENS, weights)
+    direct = model.direct
+    assert direct is not None
+    batch = to_device(split.inputs.batch(np.arange(3)), torch.device("cpu"))
+    with torch.no_grad():
+        vectors = model.tbkin.region_embeddings.standardised(batch["region_features"])
+        area = batch["region_geometry"][..., 4]
+        image = direct.of_image((vectors * area[..., None]).sum(1) / area.sum(1, keepdim=True))
+        chances = direct.chances(image)
+        torch.testing.assert_close(chances.exp().sum(1), torch.ones(3))
+        torch.testing.assert_close(direct.usual[:-1], chances.mean(0)[:-1])
+        found = direct.meetings(image, batch["input_ids"], batch["attention_mask"].bool())
+        for row in range(3):
+            ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
+            known = [chances[row, it] - direct.usual[it] for it in ids if it < len(direct.usual) - 1]
+            expected = [sum(known) / len(known), min(known), max(known), sum(known)]
+            torch.testing.assert_close(found[row], torch.stack(expected))
+        dark = model(**{**batch, "region_mask": torch.zeros_like(batch["region_mask"])}).vqa_logits
+        other = {**batch, "region_mask": torch.zeros_like(batch["region_mask"])}
+        other["region_features"] = other["region_features"] + 5
+        torch.testing.assert_close(model(**other).vqa_logits, dark)
+        nothing = direct.meetings(image, torch.full((3, 2), len(direct.usual) - 1), torch.ones(3, 2).bool())
+        assert not nothing.any()
 
 
 def test_masked_words_are_read_with_and_without_the_image(parts: tuple[FeatureStore, GraphStore]) -> None:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,14 +27,15 @@ import typer
 from tbkin_core.datasets import open_dataset
 from tbkin_core.modeling.checkpoint import load_model, save_model
 from tbkin_core.support.files import write_json
-from tbkin_core.texts.tokenizer import tokenizer_of
+from tbkin_core.texts.tokenizer import SPECIAL_TOKENS, tokenizer_of, words_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HELD_OUT, SEED = 500, 0
 MOST_BYTES = 6_000_000  # of a model
-WORDS = {"photo-answers": 0, "photo-search": 4_000}
-"""How many words and letters a model keeps, the commonest; 0 for all. The search has a table more of them."""
-WORD_TABLES = ("word_embeddings.weight", "text_tower.words.weight")
+LEAST_SAID = {"photo-answers": 2, "photo-search": 3}
+"""How often captions and questions must say a word for a model to keep it; the search has a table more."""
+WORD_TABLES = ("word_embeddings.weight", "text_tower.words.weight", "direct.vocabulary.weight",
+               "direct.vocabulary.bias", "direct.usual")  # fmt: skip
 
 COMMANDS = {
     "features": "extract-features data --extractor photo",
@@ -101,13 +102,20 @@ def tbkin(workspace: Path, line: str, *more: str) -> None:
         raise typer.Exit(1)
 
 
-def with_words(model: Any, tokenizer: Any, count: int) -> tuple[Any, Any]:
-    """A model that knows the commonest words alone, in whose order its vocabulary is."""
+def with_words(model: Any, tokenizer: Any, data: Path, least: int) -> tuple[Any, Any]:
+    """A model that knows the words alone which the training texts of a dataset say so often."""
+    dataset = open_dataset(data)
+    texts = [caption.text for caption in dataset.captions("train")]
+    texts += [question.question for question in dataset.questions("train", "captions")]
+    counts = Counter(word for text in texts for word in words_of(text))
     known = tokenizer.get_vocab()
-    kept = sorted(known, key=known.__getitem__)[:count]
+    always = {token for token in known if token in SPECIAL_TOKENS or len(token.removeprefix("##")) == 1}
+    kept = [
+        token for token in sorted(known, key=known.__getitem__) if token in always or counts[token] >= least
+    ]
+    rows = torch.tensor([known[token] for token in kept])
     weights = {
-        key: value[: len(kept)] if len(value) == len(known) and key.endswith(WORD_TABLES) else value
-        for key, value in model.state_dict().items()
+        key: value[rows] if key.endswith(WORD_TABLES) else value for key, value in model.state_dict().items()
     }
     config = type(model.config).from_dict({**model.config.to_dict(), "vocab_size": len(kept)})
     smaller = type(model)(config)
@@ -211,8 +219,7 @@ def pack(run: Path, out: Path, name: str, photos: Mapping[str, int], commands: l
     content = json.loads((run / "run.json").read_text(encoding="utf-8"))
     results, task = content["results"], content["settings"]["task"]
     model, tokenizer = load_model(run, task)
-    if WORDS[name]:
-        model, tokenizer = with_words(model, tokenizer, WORDS[name])
+    model, tokenizer = with_words(model, tokenizer, run.parent / "data", LEAST_SAID[name])
     place = out / name
     shutil.rmtree(place, ignore_errors=True)
     model.config.extractor = {key: it for key, it in model.config.extractor.items() if key != "store"}

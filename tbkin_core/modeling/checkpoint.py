@@ -85,7 +85,9 @@ _CONFIG_KEYS: dict[str, Check] = {
     "selection": one_of(*SELECTIONS),
     "threshold_layers": maybe(list_of(number(0, 1e7, whole=True))),
     "threshold_scope": one_of(*SCOPES),
-    **dict.fromkeys(["straight_through", "use_regions", "tie_word_embeddings", "aligned_matching"], flag),
+    **dict.fromkeys(
+        ["straight_through", "use_regions", "tie_word_embeddings", "aligned_matching", "direct_words"], flag
+    ),
     "extractor": maybe(
         record(
             {},
@@ -510,9 +512,16 @@ def bert_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 # What has a row an answer.
-_ANSWER_ROWS = ("answer_decoder.weight", "answer_decoder.bias", "direct.answers.weight")
+_ANSWER_ROWS = (
+    "answer_decoder.weight", "answer_decoder.bias", "direct.answers.weight", "direct.met.weight"
+)  # fmt: skip
 # What has a row a word or a position, of which a model may have more than its initial weights.
-_LONGER = ("word_embeddings", "position_embeddings", "mlm_decoder", "text_tower.words")
+_LONGER = (
+    "word_embeddings", "position_embeddings", "mlm_decoder", "text_tower.words", "direct.vocabulary",
+    "direct.usual",
+)  # fmt: skip
+# What a new word has there: it adds nothing to a sum over words, and is never said of an image.
+_NEW_ROWS = {"text_tower.words.weight": 0.0, "direct.vocabulary.bias": -30.0}
 
 
 @torch.no_grad()
@@ -553,8 +562,8 @@ def apply_init(
         elif longer and target.shape[1:] == value.shape[1:]:
             rows = min(len(target), len(value))
             target[:rows] = value[:rows]
-            if "text_tower" in name:
-                target[rows:] = 0  # a sum over words, to which unknown ones add nothing yet
+            if name in _NEW_ROWS:
+                target[rows:] = _NEW_ROWS[name]
             taken += 1
         elif name.startswith("tbkin."):
             differing.append(f"{name} {tuple(value.shape)} instead of {tuple(target.shape)}")

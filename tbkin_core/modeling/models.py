@@ -414,15 +414,30 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     return (values * share).sum(1) / share.sum(1).clamp(min=1e-6)
 
 
+MEETINGS = ("mean", "least", "most", "sum")
+"""Over the words of a text: how much likelier they are said of an image than of others."""
+
+
 class DirectPath(nn.Module):
     """The words of a text and the mean over its image, each on a way to the answers that meets nothing else.
 
     The wide part of "Wide & Deep Learning" (Cheng et al., 2016), of low rank: what a linear model learns from
     few samples, the encoder beside it need not.
+
+    With `config.direct_words` it also tells how well the image fits the words, by what pretraining has learnt
+    of the words that are said of images (`ImageWords`): how much likelier each word is said of this image
+    than of others. Of a question of yes or no this tells most, and it is no sum of what question and image
+    say alone.
     """
 
     def __init__(self, config: TbkinConfig) -> None:
         super().__init__()
+        self.met: nn.Linear | None = None
+        if config.direct_words:
+            self.vocabulary = nn.Linear(config.direct_width, config.vocab_size)
+            # Mean logarithm of each word's chance over images, 0 of words that pretraining did not know.
+            self.register_buffer("usual", torch.zeros(config.vocab_size))
+            self.met = nn.Linear(len(MEETINGS), config.num_answers, bias=False)
         self.words = nn.Linear(config.hidden_size, config.direct_width, bias=False)
         self.word_norm = nn.LayerNorm(config.direct_width, eps=config.layer_norm_eps)
         self.regions = nn.Linear(config.region_feature_size, config.direct_width, bias=False)
@@ -431,7 +446,13 @@ class DirectPath(nn.Module):
         self.answers = nn.Linear(2 * config.direct_width, config.num_answers, bias=False)
 
     def forward(
-        self, words: Tensor, word_mask: Tensor, vectors: Tensor, region_mask: Tensor, area: Tensor
+        self,
+        words: Tensor,
+        word_mask: Tensor,
+        vectors: Tensor,
+        region_mask: Tensor,
+        area: Tensor,
+        input_ids: Tensor,
     ) -> Tensor:
         """What to add to the logits (B, answers).
 
@@ -442,11 +463,35 @@ class DirectPath(nn.Module):
             region_mask: (B, K) bool or 0/1; an image without any adds nothing.
             area: (B, K) of the regions, as shares of the image. By it they count: regions crowd about small
                 things, and the mean over the image says more of it.
+            input_ids: (B, T) of the words.
         """
         text = self.word_norm(self.words((words * word_mask[..., None]).sum(1)))
-        image = self.region_norm(self.regions(weighted_mean(vectors, region_mask * area)))
+        image = self.of_image(weighted_mean(vectors, region_mask * area))
         logits: Tensor = self.answers(self.dropout(torch.cat([text, image], dim=-1)))
+        if self.met is not None:
+            seen = word_mask.bool() & region_mask.any(dim=1, keepdim=True)
+            logits = logits + self.met(self.meetings(image, input_ids, seen))
         return logits
+
+    def of_image(self, means: Tensor) -> Tensor:
+        """(B, W) of the mean standardised vectors (B, F) of images."""
+        found: Tensor = self.region_norm(self.regions(means))
+        return found
+
+    def chances(self, image: Tensor) -> Tensor:
+        """(B, V) logarithm of the chance of each word to be said of images (B, W)."""
+        return self.vocabulary(image).float().log_softmax(dim=-1)
+
+    def meetings(self, image: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, 4) the `MEETINGS` of words (B, T), where (B, T) is True, with images (B, W); 0 of no word."""
+        known = mask & (self.usual[input_ids] < 0)  # type: ignore[index]
+        above = self.chances(image).gather(1, input_ids) - self.usual[input_ids]  # type: ignore[index]
+        count = known.sum(dim=1)
+        total = (above * known).sum(dim=1)
+        least = above.masked_fill(~known, NEVER).amin(dim=1)
+        most = above.masked_fill(~known, -NEVER).amax(dim=1)
+        found = torch.stack([total / count.clamp_min(1), least, most, total], dim=-1)
+        return found.masked_fill((count == 0)[:, None], 0.0)
 
 
 class TbkinForVqa(TbkinPreTrainedModel):
@@ -468,6 +513,8 @@ class TbkinForVqa(TbkinPreTrainedModel):
         self.post_init()
         if self.direct is not None:
             nn.init.zeros_(self.direct.answers.weight)
+            if self.direct.met is not None:
+                nn.init.zeros_(self.direct.met.weight)
 
     def forward(self, **inputs: Any) -> TbkinOutput:
         """`vqa_logits` (B, answers); inputs as `TbkinModel.forward`."""
@@ -482,7 +529,7 @@ class TbkinForVqa(TbkinPreTrainedModel):
             regions = inputs["region_mask"].bool() & self.config.use_regions
             area = inputs["region_geometry"][..., 4]
             logits = logits + self.direct(
-                words, inputs["attention_mask"], output.region_vectors, regions, area
+                words, inputs["attention_mask"], output.region_vectors, regions, area, inputs["input_ids"]
             )
         output.vqa_logits = logits
         return output

@@ -20,7 +20,7 @@ from torch import Tensor
 from tbkin_core.datasets.formats.own_questions import SHAPE
 from tbkin_core.datasets.records import Question
 from tbkin_core.errors import DataError
-from tbkin_core.evaluation.linear import LinearModels, fit_linear_models
+from tbkin_core.evaluation.linear import LinearModels, fit_linear_models, mean_vectors
 from tbkin_core.evaluation.vqa import (
     NUMBER_WORDS,
     VqaAccuracy,
@@ -31,6 +31,7 @@ from tbkin_core.evaluation.vqa import (
 )
 from tbkin_core.modeling import TbkinForVqa
 from tbkin_core.modeling.losses import answer_loss
+from tbkin_core.modeling.models import MEETINGS
 from tbkin_core.support.files import read_json
 from tbkin_core.support.randomness import mix, uniform
 from tbkin_core.tasks.base import (
@@ -64,7 +65,11 @@ if TYPE_CHECKING:
 MANY_QUESTIONS = 100_000
 """From so many on, the BCE loss follows the KL loss, as published."""
 
+MET = {"yes": 0.5, "no": -0.5}
+"""What a question says of its answer whose words fit the image, before anything is learnt of it."""
+
 _NUMBERS = {str(number): word for number, word in enumerate(NUMBER_WORDS)}
+_MOST_IMAGES = 2000  # over which the usual chances of words are taken
 # Name of a stream of random numbers, see `uniform`.
 _HIDDEN_IMAGES = 11
 
@@ -149,15 +154,23 @@ class VqaTask(FinetuneTask[Question]):
     def begin(
         self, model: Any, training: Split[Question], tokenizer: Tokenizer, known: Mapping[str, Tensor]
     ) -> str:
-        table = known.get("direct.vocabulary.weight")  # (V, W)
-        if model.direct is None or table is None or table.shape[1] != model.config.direct_width:
+        direct, table = model.direct, known.get("direct.vocabulary.weight")  # (V, W)
+        if direct is None or direct.met is None or table is None:
             return ""
         begun = 0
+        answers = model.config.answers()
         with torch.no_grad():
-            for row, answer in enumerate(model.config.answers()):
-                if pieces := _said_as(answer, tokenizer, len(table)):
-                    model.direct.answers.weight[row, -table.shape[1] :] = table[pieces].mean(0)
+            if "direct.usual" not in known:
+                direct.usual[: len(table)] = _usual_chances(model, training.inputs)[: len(table)]
+            images = direct.answers.weight[:, -table.shape[1] :]
+            for row, answer in enumerate(answers):
+                pieces = _said_as(answer, tokenizer, len(table))
+                # The weights may know what an answer looks like already.
+                if pieces and not images[row].any():
+                    images[row] = table[pieces].mean(0)
                     begun += 1
+                if answer in MET and not direct.met.weight[row].any():
+                    direct.met.weight[row, MEETINGS.index("mean")] = MET[answer]
         return f"{begun} answers begin with what pretraining knows of the images that their words are said of"
 
     def targets(self, samples: Sequence[Question], store: FeatureStore) -> list[dict[str, float]]:
@@ -389,6 +402,18 @@ class VqaObjective(FinetuneObjective):
 
     def kept_values(self) -> dict[str, Any]:
         return {"use_regions": False} if self.ignores_image else {}
+
+
+def _usual_chances(model: Any, inputs: Inputs) -> Tensor:
+    """(V,) mean logarithm of the chance of each word to be said of the images of a split, or many of them."""
+    rows = np.unique(inputs.rows)
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_IMAGES)).astype(np.int64)]
+    embeddings = model.tbkin.region_embeddings
+    means = (
+        torch.from_numpy(mean_vectors(inputs, rows)) - embeddings.feature_mean
+    ) * embeddings.feature_scale
+    chances: Tensor = model.direct.chances(model.direct.of_image(means))
+    return chances.mean(dim=0)
 
 
 def _said_as(answer: str, tokenizer: Tokenizer, most: int) -> list[int]:

@@ -126,6 +126,7 @@ class FinetunePlan(TrainingPlan):
     blind_epochs: int = 0  # epochs, the first ones, that learn from the texts alone
     feature_dropout: float = 0.0
     direct_width: int = 0
+    direct_words: bool = False  # whether the initial weights know which words are said of images
     encoder_dropout: float = 0.0
 
     def head_values(self) -> dict[str, Any]:
@@ -133,6 +134,7 @@ class FinetunePlan(TrainingPlan):
         return {
             "feature_dropout_prob": self.feature_dropout,
             "direct_width": self.direct_width,
+            "direct_words": self.direct_words,
             "encoder_dropout_prob": self.encoder_dropout,
         }
 
@@ -230,6 +232,7 @@ def plan_finetuning(
         blind_epochs=early,
         feature_dropout=feature_dropout,
         direct_width=width,
+        direct_words=bool(width) and not config.blind and start.knows_words(width),
         encoder_dropout=alone,
         choices=tuple(choices.made),
     )

@@ -55,6 +55,11 @@ class Start:
         """What the rows of answers in the weights stand for; empty where they have none."""
         return list(((self.values or {}).get("id2label") or {}).values())
 
+    def knows_words(self, width: int) -> bool:
+        """Whether the weights know which words are said of images, in vectors of some width."""
+        table = self.weights.get("direct.vocabulary.weight")  # (V, W)
+        return table is not None and table.shape[1] == width
+
     def recorded(self) -> dict[str, str]:
         """What a run's results say of it."""
         vectors = {} if self.words is None else {"word_vectors": self.words.source}
