@@ -189,7 +189,7 @@ def test_in_an_empty_directory_photos_are_answered_about_and_found(tmp_path: Pat
     assert any("photo-answers comes with tbkin" in note for note in values["problems"])
     one = result("visualize", asked[0], "what color is the dog?", cwd=tmp_path)
     colors = {"black", "brown", "white", "tan", "black and white", "brown and white", "yellow", "gray", "red"}
-    assert one["answers"][0]["answer"] in colors and Path(tmp_path / one["figures"][0]).exists()
+    assert one["answers"][0]["answer"] in colors and (tmp_path / one["out"]).exists()
     found = result("visualize", photos, "a dog", "--top", "4", cwd=tmp_path)
     assert found["checkpoint"] == "photo-search"
     hits = [Path(match["image"]).name in dogs for match in found["matches"]]

@@ -57,11 +57,11 @@ CARDS = {
     "photo-answers": Card(
         "answers questions about a photo: what somebody does, wears, holds or rides, colours, numbers, where"
         " things are, yes or no",
-        "It chooses among {answers} answers. It was asked nothing but what captions tell.",
+        "it chooses among {answers} answers, and was asked nothing but what captions tell.",
     ),
     "photo-search": Card(
         "says how well a sentence fits a photo, and finds the photos of a directory that fit it best",
-        "Of two photos of one kind it seldom knows which is meant.",
+        "of two photos of one kind it seldom knows which is meant.",
     ),
 }
 
@@ -173,14 +173,14 @@ def about(name: str, results: Mapping[str, Any], photos: int) -> str:
     if name == "photo-answers":
         usual = next(row for row in rows_of(results, "test") if row["model"] == "majority answer")
         return (
-            f"it learnt from questions made of the captions of {photos:,} photos of people and animals, and"
-            f" answers {rows[0]['accuracy']:.0f} % of such questions about other photos rightly (always the"
-            f" commonest answer: {usual['accuracy']:.0f} %); `tbkin finetune` makes one of your own questions"
+            f"it learnt from captions of {photos:,} photos of people and animals and is right on"
+            f" {rows[0]['accuracy']:.0f} % of such questions about others (the commonest answer:"
+            f" {usual['accuracy']:.0f} %); `tbkin finetune` makes one of your own questions"
         )
     found = ", ".join(f"{row['part']} {row['accuracy']:.0f} %" for row in rows)
     return (
-        f"it learnt from the captions of {photos:,} photos of people and animals; of 1,000 others it finds"
-        f" the right one first in: {found}; `tbkin finetune --task retrieval` makes one of your own captions"
+        f"it learnt from captions of {photos:,} photos of people and animals; of 1,000 others it finds the"
+        f" right one first: {found}; `tbkin finetune --task retrieval` makes one of your own captions"
     )
 
 
@@ -203,7 +203,7 @@ def card_text(
         f"**Size.** {model.num_parameters() / 1e6:.1f} million parameters, kept in half precision, computed"
         " in single.",
         f"**How good it is.** On {photos['test']:,} photos (Flickr8k's development set) that it has not seen"
-        " and by which nothing was chosen:",
+        " and that chose no epoch; the recipe was made with an eye on them:",
     ]
     recipe = (
         "**Recipe.** `examples/shipped_models/photo_models.py`, which runs these commands, all training with"
@@ -214,12 +214,12 @@ def card_text(
     return "\n\n".join([f"# {name}", *wrapped, figures(results), textwrap.fill(recipe, 118), lines]) + "\n"
 
 
-def pack(run: Path, out: Path, name: str, photos: Mapping[str, int], commands: list[str]) -> int:
+def pack(run: Path, data: Path, out: Path, name: str, photos: Mapping[str, int], commands: list[str]) -> int:
     """Write a run's checkpoint in half precision with its card; the bytes of its weights."""
     content = json.loads((run / "run.json").read_text(encoding="utf-8"))
     results, task = content["results"], content["settings"]["task"]
     model, tokenizer = load_model(run, task)
-    model, tokenizer = with_words(model, tokenizer, run.parent / "data", LEAST_SAID[name])
+    model, tokenizer = with_words(model, tokenizer, data, LEAST_SAID[name])
     place = out / name
     shutil.rmtree(place, ignore_errors=True)
     model.config.extractor = {key: it for key, it in model.config.extractor.items() if key != "store"}
@@ -252,7 +252,7 @@ def main(
         tbkin(workspace, line, *(["--seed", str(SEED), "--out", name] if trains else []))
     for name in CARDS:
         needed = [line for other, line in commands.items() if other not in CARDS or other == name]
-        size = pack(workspace / name, out, name, photos, needed)
+        size = pack(workspace / name, workspace / "data", out, name, photos, needed)
         task = shipped_task(out / name)
         before = own_accuracy(workspace / name)
         after = measured(workspace, out / name, task)

@@ -193,6 +193,12 @@ class TbkinPreTrainedModel(PreTrainedModel):
     config_class = TbkinConfig
     config: TbkinConfig
     base_model_prefix = "tbkin"
+
+    @property
+    def answers_past_attention(self) -> bool:
+        """Whether answers also come by a way that attention has no part in."""
+        return False
+
     supports_gradient_checkpointing = True
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -515,6 +521,10 @@ class TbkinForVqa(TbkinPreTrainedModel):
             nn.init.zeros_(self.direct.answers.weight)
             if self.direct.met is not None:
                 nn.init.zeros_(self.direct.met.weight)
+
+    @property
+    def answers_past_attention(self) -> bool:
+        return self.direct is not None
 
     def forward(self, **inputs: Any) -> TbkinOutput:
         """`vqa_logits` (B, answers); inputs as `TbkinModel.forward`."""

@@ -83,6 +83,11 @@ class Answerer:
         self._read_question(tokenizer)
         if not self.model.config.use_regions:
             self.problems.append("this model does not see the image: its answer is from the words alone")
+        elif self.model.answers_past_attention:
+            self.problems.append(
+                "this model also answers by a way past its attention, from the words and the mean region: the"
+                " attention that is shown tells a part of how it came to its answer"
+            )
         self.device = torch_device(resolve_devices(config.devices))
         accelerate(self.model, self.device)
         own = self.model.config.attention_selection()
