@@ -38,15 +38,18 @@ def shipped_models() -> tuple[ShippedModel, ...]:
     """
     found = []
     for place in sorted(_models().iterdir()) if _models().is_dir() else []:
-        if place.is_dir():
+        if (place / "about.json").exists():
             about = read_checked(place / "about.json", _ABOUT, _HINT, CheckpointError)
             found.append(ShippedModel(place.name, about["task"], about["about"]))
     return tuple(found)
 
 
 def shipped_model(checkpoint: Path | str | None) -> ShippedModel | None:
-    """The model of a name; None of one's own checkpoints, which may have such a name too."""
-    if checkpoint is None or Path(checkpoint).exists():
+    """The model of a name; None of one's own checkpoints, which may have such a name too.
+
+    A directory without a model hides none: it may be that of a run which is to begin from this one.
+    """
+    if checkpoint is None or Path(checkpoint).is_file() or (Path(checkpoint) / "config.json").is_file():
         return None
     return next((model for model in shipped_models() if model.name == str(checkpoint)), None)
 

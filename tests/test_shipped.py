@@ -120,6 +120,17 @@ def test_answers_keep_their_rows_and_new_ones_begin_at_random(ships: Path, works
     )
 
 
+def test_a_run_called_like_it_does_not_hide_it_before_there_is_a_model(ships: Path, workspace: Path) -> None:
+    succeeds("extract-features", "coco", "--workers", "0", cwd=workspace)
+    line = ("finetune", "--task", "vqa", "--data", "coco", "--epochs", "0", "--devices", "cpu")
+    fails(*line, "--out", NAME, cwd=workspace, code=2, says=f"{NAME} is the name of the model")
+    (workspace / NAME).mkdir()
+    assert result(*line, "--out", "run", cwd=workspace)["initialised_from"] == NAME
+    (ships / ".notes").mkdir()
+    shipped_models.cache_clear()
+    assert [model.name for model in shipped_models()] == [NAME], "what else lies there is no model"
+
+
 def test_a_sweep_of_it_needs_no_run_and_refits_do_without(ships: Path, workspace: Path) -> None:
     succeeds("extract-features", "coco", "--workers", "0", cwd=workspace)
     line = ("threshold-sweep", "--task", "vqa", "--data", "coco", "--thresholds", "0,0.3")
@@ -152,9 +163,24 @@ def test_models_are_small_and_whole_and_have_a_card(name: str, task: str) -> Non
     assert file.stat().st_size <= 6_000_000
     with safe_open(file, framework="pt") as opened:
         assert {opened.get_slice(key).get_dtype() for key in opened.keys()} == {"F16"}  # noqa: SIM118
-    model, _ = load_model(Path(name), task)
+    model, tokenizer = load_model(Path(name), task)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}, "it computes in single"
     assert "store" not in (model.config.extractor or {})
+    if task == "vqa":
+        size = model.config.region_feature_size
+        inputs = {
+            "input_ids": torch.tensor([tokenizer.encode("is there a dog?").ids]),
+            "region_features": torch.randn(1, 3, size),
+            "region_geometry": torch.tensor(
+                [[[0, 0, 1, 1, 1.0], [0, 0, 0.5, 1, 0.5], [0, 0, 0.5, 0.5, 0.25]]]
+            ),
+            "region_mask": torch.ones(1, 3, dtype=torch.bool),
+        }
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.no_grad():
+            exact = model(**inputs).vqa_logits.softmax(-1)
+            half = model.to(torch.bfloat16)(**inputs).vqa_logits.float().softmax(-1)
+        torch.testing.assert_close(half, exact, atol=0.05, rtol=0.1)
     card = (place / "README.md").read_text()
     for part in ("**Data.**", "**Licence.**", "**How good it is.**", "**Recipe.**", "this model |"):
         assert part in card, part
@@ -189,7 +215,7 @@ def test_in_an_empty_directory_photos_are_answered_about_and_found(tmp_path: Pat
     assert any("photo-answers comes with tbkin" in note for note in values["problems"])
     one = result("visualize", asked[0], "what color is the dog?", cwd=tmp_path)
     colors = {"black", "brown", "white", "tan", "black and white", "brown and white", "yellow", "gray", "red"}
-    assert one["answers"][0]["answer"] in colors and (tmp_path / one["out"]).exists()
+    assert one["answers"][0]["answer"] in colors and (tmp_path / one["figure"]).exists()
     found = result("visualize", photos, "a dog", "--top", "4", cwd=tmp_path)
     assert found["checkpoint"] == "photo-search"
     hits = [Path(match["image"]).name in dogs for match in found["matches"]]

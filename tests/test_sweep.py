@@ -446,6 +446,8 @@ def test_a_sweep_over_numbers_of_regions(
     assert len(asked) == 6 and len(further["rows"]) == 6, "what is measured is kept"
     shown = succeeds(*line, f"2,{own}", cwd=place).out
     assert "regions" in shown and "lost" in shown
+    result(*line[:-1], cwd=place)
+    assert not (place / "regions/regions.png").exists(), "it shows nothing of this sweep"
     fails(*line, f"2,{own + 1}", cwd=place, code=2, says=(f"regions: {own + 1} are", "--max-regions"))
 
 

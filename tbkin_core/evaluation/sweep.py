@@ -20,7 +20,8 @@ from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.results import SweepConclusion
 from tbkin_core.selection import SELECTIONS, Selection
-from tbkin_core.shipped import located
+from tbkin_core.shipped import located, shipped_model
+from tbkin_core.support.files import file_content
 from tbkin_core.support.schema import Fault, list_of, number, one_of, record, row_of
 from tbkin_core.tasks.base import FinetuneTask, InputSource, evaluation_order, to_device
 from tbkin_core.training.start import check_feature_kind
@@ -93,6 +94,12 @@ def modified(path: Path) -> float:
     return path.stat().st_mtime if path.exists() else 0.0
 
 
+def trained_at(checkpoint: Path) -> float:
+    """When the weights of a checkpoint were written; of one that comes with tbkin a number of its content."""
+    file = located(checkpoint) / "model.safetensors"
+    return modified(file) if shipped_model(checkpoint) is None else float(file_content(file) or 0)
+
+
 @dataclass
 class Evaluation:
     """Evaluates models on one split: `use` chooses the model, calling it measures a selection."""
@@ -113,7 +120,7 @@ class Evaluation:
         """Evaluate a checkpoint from now on, on the samples of a seed; a TbkinError where it does not fit."""
         model, tokenizer = load_model(checkpoint, self.task.name)
         check_feature_kind(model.config.extractor, self.store, checkpoint)
-        self.use_model(model, tokenizer, seed, modified(located(checkpoint) / "model.safetensors"))
+        self.use_model(model, tokenizer, seed, trained_at(checkpoint))
 
     def use_model(self, model: Any, tokenizer: Any, seed: int, trained: float = 0.0) -> None:
         """The same for a model in memory."""

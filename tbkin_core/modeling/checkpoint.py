@@ -247,13 +247,13 @@ def load_model(path: Path, task: str) -> tuple[Any, Tokenizer]:
         CheckpointError: Missing or broken, or made for another task.
     """
     quiet_transformers()
-    path = located(path)
     found = task_of(path)
     if found != task:
         raise CheckpointError(
             f"{path}: is a checkpoint for {found}, expected {task}",
             hint=f"make one with `tbkin {'pretrain' if task == 'pretrain' else f'finetune --task {task}'}`",
         )
+    path = located(path)
     try:
         model, report = _models()[task].from_pretrained(
             str(path),

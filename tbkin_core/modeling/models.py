@@ -476,7 +476,7 @@ class DirectPath(nn.Module):
         logits: Tensor = self.answers(self.dropout(torch.cat([text, image], dim=-1)))
         if self.met is not None:
             seen = word_mask.bool() & region_mask.any(dim=1, keepdim=True)
-            logits = logits + self.met(self.meetings(image, input_ids, seen))
+            logits = logits + self.met(self.meetings(image, input_ids, seen).to(self.met.weight.dtype))
         return logits
 
     def of_image(self, means: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tbkin_core.datasets import Dataset, open_dataset
-from tbkin_core.errors import DataError
+from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.evaluation.report import question_only_entries, report_splits
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.acceleration import accelerate
@@ -86,6 +86,11 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     # Named now, so that the same command begins anew where a newer model to begin from has been made.
     store = FeatureStore(feature_place(config.features, data))
     config = replace(config, data=data, init=initial_source(config, store))
+    if shipped_model(config.init) is not None and config.out == Path(config.init):
+        raise ConfigError(
+            f"out: {config.out} is the name of the model that this begins from",
+            hint="choose another --out DIR",
+        )
     with contextlib.ExitStack() as stack:  # keeps other processes out until all is written
         default = ROOT / "finetune" / run_name(config)
         out, results = train_together(config, "finetune", default, finetune_run, stack)
@@ -244,6 +249,11 @@ def _prepare(config: FinetuneConfig, out: Path) -> _Prepared:
     plan = plan_finetuning(config, len(training), start, store, task, head)
     if rank() == 0:
         write_text(out / "config.yaml", dump_config(plan.settings(config, start.source)))
+    if (width := (start.values or {}).get("direct_width")) and plan.direct_width not in (0, width):
+        notes.append(
+            f"what {start.source} knows past its encoder is {width} wide and not taken: direct_width is"
+            f" {plan.direct_width}"
+        )
     source = InputSource(store, start.tokenizer, plan.max_text_tokens, plan.max_regions)
     parts = {}
     for name, items in splits.samples.items():

@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tbkin_core.evaluation.sweep import (
     modified,
     read_measurements,
     summarise,
+    trained_at,
 )
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
@@ -48,7 +50,6 @@ from tbkin_core.runs import (
 )
 from tbkin_core.selection import Selection, require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
-from tbkin_core.shipped import located
 from tbkin_core.stages.finetune import finetune, inputs_of
 from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
 from tbkin_core.support.files import (
@@ -91,7 +92,7 @@ class _Subject:
     data: Path
     dataset: Dataset
     store: FeatureStore
-    divided: bool  # whether samples are divided as they were for training; else a split is taken whole
+    divided: bool  # whether samples are divided as for training; else a split is taken whole
     notes: list[str]  # what is worth knowing, one line each
 
 
@@ -113,7 +114,7 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
     subject = _refit_subject(config) if config.refit else _checkpoint_subject(config)
     items, splits, notes = _samples(config, subject, split)
     identity = _identity(config, subject, split, next(iter(splits.values())))
-    _check_regions(config.region_counts()[-1], subject.store)
+    _check_regions(config.region_counts()[-1], subject, items)
     evaluate = Evaluation(subject.task, items, subject.store, torch_device(devices), config.batch_size)
     name = f"{config.task}-refit"
     if subject.checkpoint is not None and not config.refit:
@@ -131,7 +132,8 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
                 notes += _sweep_refit(config, subject, wanted, splits, evaluate, keep, split)
         else:
             notes += _text_notes(evaluate, split)
-            _sweep_checkpoint(wanted, config.region_counts(), subject.base.seed, evaluate, keep)
+            keys = [(*key, count) for count in config.region_counts() for key in wanted]
+            _sweep_checkpoint(keys, subject.base.seed, evaluate, keep)
         result = _finish(config, subject, wanted, evaluate.samples, keep, split, notes)
         if work != out and rank() == 0:
             put_in_place(out, is_of_sweep)
@@ -184,7 +186,7 @@ def _identity(config: ThresholdSweepConfig, subject: _Subject, split: str, split
     return {
         "refit": config.refit,
         "checkpoint": checkpoint and str(checkpoint),
-        "trained": checkpoint and modified(located(checkpoint) / "model.safetensors"),
+        "trained": checkpoint and trained_at(checkpoint),
         "settings": run_settings(replace(base, seed=0)) if config.refit else None,
         "init": modified(weights_file(base.init)) if config.refit else None,
         "answers": file_content(base.answers) if config.refit and base.answers else None,
@@ -270,13 +272,15 @@ def _refit_subject(config: ThresholdSweepConfig) -> _Subject:
     return _Subject(task, checkpoint, base, data, open_dataset(data), store, True, notes)
 
 
-def _check_regions(most: int, store: FeatureStore) -> None:
-    """ConfigError where no image of a store has so many regions."""
-    if most > (found := int(store.region_counts(range(len(store))).max())):
+def _check_regions(most: int, subject: _Subject, items: Mapping[int, Sequence[Any]]) -> None:
+    """ConfigError where no image of the samples has so many regions, or the model looks at none."""
+    if most and subject.base.blind:
+        raise ConfigError("regions: this model sees no image", hint="omit --regions")
+    store, samples = subject.store, chain.from_iterable(items.values())
+    if most > (found := int(store.region_counts([store.row(it.image_id) for it in samples]).max())):
         raise ConfigError(
             f"regions: {most} are asked for, no image in {store.path} has more than {found}",
-            hint=f"make more with `tbkin extract-features DATA --max-regions {most} --out DIR`, and name"
-            " --features DIR",
+            hint=f"`tbkin extract-features DATA --max-regions {most} --out DIR`, then --features DIR",
         )
 
 
@@ -426,13 +430,8 @@ class _Keeper:
 
 
 def _sweep_checkpoint(
-    wanted: Sequence[tuple[str, float]],
-    regions: Sequence[int],
-    seed: int,
-    evaluate: Evaluation,
-    keep: _Keeper,
+    keys: Sequence[tuple[str, float, int]], seed: int, evaluate: Evaluation, keep: _Keeper
 ) -> None:
-    keys = [(*key, count) for count in regions for key in wanted]
     missing = [key for key in keys if (*key, seed) not in keep.found] if rank() == 0 else []
     base = evaluate.model.config.attention_selection()
     for rule, threshold, count in missing:
@@ -555,6 +554,8 @@ def _finish(
     if len(counts) > 1:
         regions_figure(out / "regions.png", rows, title=headline, accuracy_name=result.metric)
         names.insert(1, "regions.png")
+    else:
+        (out / "regions.png").unlink(missing_ok=True)  # of a sweep that measured more
     files = [out / name for name in names]
     if where:
         notes = [

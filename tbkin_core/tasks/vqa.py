@@ -54,6 +54,7 @@ from tbkin_core.tasks.base import (
     other_sets,
     run_batches,
 )
+from tbkin_core.texts.tokenizer import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -162,6 +163,8 @@ class VqaTask(FinetuneTask[Question]):
         with torch.no_grad():
             if "direct.usual" not in known:
                 direct.usual[: len(table)] = _usual_chances(model, training.inputs)[: len(table)]
+                # Marks and [CLS] and [SEP] are said of no image, and tell nothing.
+                direct.usual[[row for token, row in tokenizer.get_vocab().items() if not _is_word(token)]] = 0
             images = direct.answers.weight[:, -table.shape[1] :]
             for row, answer in enumerate(answers):
                 pieces = _said_as(answer, tokenizer, len(table))
@@ -171,7 +174,8 @@ class VqaTask(FinetuneTask[Question]):
                     begun += 1
                 if answer in MET and not direct.met.weight[row].any():
                     direct.met.weight[row, MEETINGS.index("mean")] = MET[answer]
-        return f"{begun} answers begin with what pretraining knows of the images that their words are said of"
+        what = "begin with what pretraining knows of the images that their words are said of"
+        return f"{begun} answers {what}" if begun else ""
 
     def targets(self, samples: Sequence[Question], store: FeatureStore) -> list[dict[str, float]]:
         """For each question a dict of normalised answer to soft score, empty without answers."""
@@ -408,12 +412,16 @@ def _usual_chances(model: Any, inputs: Inputs) -> Tensor:
     """(V,) mean logarithm of the chance of each word to be said of the images of a split, or many of them."""
     rows = np.unique(inputs.rows)
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_IMAGES)).astype(np.int64)]
-    embeddings = model.tbkin.region_embeddings
-    means = (
-        torch.from_numpy(mean_vectors(inputs, rows)) - embeddings.feature_mean
-    ) * embeddings.feature_scale
-    chances: Tensor = model.direct.chances(model.direct.of_image(means))
-    return chances.mean(dim=0)
+    known, direct = model.tbkin.region_embeddings, model.direct
+    means = (torch.from_numpy(mean_vectors(inputs, rows)) - known.feature_mean) * known.feature_scale
+    total = torch.zeros_like(direct.usual)
+    for part in means.split(256):  # (256, V) at once
+        total += direct.chances(direct.of_image(part)).sum(dim=0)
+    return total / len(means)
+
+
+def _is_word(token: str) -> bool:
+    return token not in SPECIAL_TOKENS and any(character.isalnum() for character in token)
 
 
 def _said_as(answer: str, tokenizer: Tokenizer, most: int) -> list[int]:
@@ -427,7 +435,8 @@ def _said_as(answer: str, tokenizer: Tokenizer, most: int) -> list[int]:
     found = tokenizer.encode(words, add_special_tokens=False)
     if any(piece == "[UNK]" or (piece.startswith("##") and len(piece) == 3) for piece in found.tokens):
         return []
-    return [piece for piece in found.ids if piece < most]
+    ids: list[int] = found.ids
+    return ids if all(piece < most for piece in ids) else []
 
 
 def question_set(dataset: Dataset, name: str | None) -> str:

@@ -219,7 +219,8 @@ def plan_finetuning(
     feature_dropout = choices.take("feature_dropout", few, f"{head.outcomes} answers, {samples:,} samples")
     width, alone = 0, 0.0
     if task.question_only:
-        chosen = _direct_width(start, size) if is_open else 0
+        # A model that answers by it already keeps it for few answers, too.
+        chosen = _direct_width(start, size) if is_open or "direct.answers.weight" in start.weights else 0
         width = choices.take("direct_width", chosen, f"{head.outcomes} answers")
         half = 0.5 if scarce and width else 0.0
         alone = choices.take("encoder_dropout", half, f"{head.outcomes} answers, {samples:,} samples")
@@ -294,7 +295,8 @@ def _common(
     batch, why = min(batch, max(samples // 4, 1)), f"some {seen:,} samples, 4 to {most} epochs"
     if scarce:
         batch = min(batch, max(samples // 24, 8))
-        if (enough := min(round(SCARCE_STEPS * batch / max(samples, 1)), SCARCE_MOST)) > count:
+        taken = config.batch_size or batch
+        if (enough := min(round(SCARCE_STEPS * taken / max(samples, 1)), SCARCE_MOST)) > count:
             count, why = enough, f"some {SCARCE_STEPS} steps, at most {SCARCE_MOST} epochs"
     regions = max(int(store.settings.get("max_regions", 36)) for store in stores)
     chosen = (

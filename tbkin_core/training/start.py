@@ -62,7 +62,8 @@ class Start:
 
     def recorded(self) -> dict[str, str]:
         """What a run's results say of it."""
-        vectors = {} if self.words is None else {"word_vectors": self.words.source}
+        begin = self.words is not None and self.weights_are_random  # not those of a few new words alone
+        vectors = {"word_vectors": self.words.source} if begin and self.words else {}
         return {"initialised_from": self.source, **vectors}
 
 
