@@ -238,7 +238,7 @@ def main(
     workspace: Annotated[Path, typer.Argument(help="Made, or gone on with.")],
     out: Annotated[Path, typer.Option()] = REPOSITORY / "tbkin_core" / "resources" / "models",
     pretrain_epochs: Annotated[int, typer.Option()] = 8,
-    answer_epochs: Annotated[int, typer.Option()] = 6,
+    answer_epochs: Annotated[int, typer.Option()] = 8,
     search_epochs: Annotated[int, typer.Option()] = 6,
 ) -> None:
     """Make the data, train, and pack."""
