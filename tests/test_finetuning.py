@@ -335,6 +335,7 @@ def test_defaults_on_a_processor(
     assert chosen.encoder_dropout == (0.5 if scarce else 0.0) and few.encoder_dropout == 0
     assert planned(direct_width=0, feature_dropout=0.1, **given_settings).head_values() == {
         "direct_width": 0,
+        "direct_words": False,
         "feature_dropout_prob": 0.1,
         "encoder_dropout_prob": 0,
     }

@@ -57,6 +57,19 @@ def test_where_nothing_is_trained_the_model_that_ships_answers(ships: Path, work
     assert files_below(ships) == before, "nothing is written where it is installed"
 
 
+def test_without_any_model_the_command_that_makes_one_is_named(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipped, "_models", lambda: workspace / "nothing")
+    shipped_models.cache_clear()
+    try:
+        fails(*ASK, cwd=workspace, code=1, says="tbkin finetune --task vqa")
+        fails("visualize", "coco", "a dog", cwd=workspace, code=1, says="tbkin finetune --task retrieval")
+    finally:
+        shipped_models.cache_clear()
+    assert not (workspace / "runs").exists()
+
+
 def test_own_models_go_first(ships: Path, trained_workspace: Path) -> None:
     place = trained_workspace
     assert result(*ASK, cwd=place)["checkpoint"] == "runs/finetune/vqa-relative-0.3"
