@@ -568,7 +568,6 @@ def test_what_cannot_be_searched_is_told_in_one_line(
 
 
 def test_a_directory_takes_a_retrieval_model(trained: Path) -> None:
-    fails("visualize", "coco/val", "a red star", cwd=trained, code=1, says="finetune --task retrieval")
     line = ["visualize", "coco/val", "a red star", "--checkpoint", "runs/finetune/rec"]
     fails(*line, cwd=trained, code=2, says="is a checkpoint for rec")
 

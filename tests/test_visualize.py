@@ -502,11 +502,6 @@ def test_features_of_a_store_are_those_of_the_same_picture_alone(
     refused(place / name, 1, name, f"{width + 1} x {height}", f"{width} x {height}")
 
 
-def test_no_checkpoint_yet(tmp_path: Path, world: Path) -> None:
-    shutil.copy(world / "img.jpg", tmp_path)
-    fails("visualize", "img.jpg", QUESTION, cwd=tmp_path, code=1, says="tbkin finetune --task vqa")
-
-
 def test_a_checkpoint_whose_extractor_is_not_installed(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / VQA, tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text())
