@@ -86,7 +86,7 @@ class Answerer:
         elif self.model.answers_past_attention:
             self.problems.append(
                 "this model also answers by a way past its attention, from the words and the mean region: the"
-                " attention that is shown tells a part of how it came to its answer"
+                " attention that is shown may have little part in its answer"
             )
         self.device = torch_device(resolve_devices(config.devices))
         accelerate(self.model, self.device)
