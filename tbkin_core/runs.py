@@ -404,7 +404,8 @@ def find_checkpoint(tasks: Sequence[str], prefer: str | None = None, shipped: bo
     """The latest checkpoint made for one of the tasks ("pretrain", "vqa", "rec"), fine-tuned ones first.
 
     Those of the task `prefer` come before all others, however old; question-only models are left out. Where
-    nothing is found, it is the name of one that comes with tbkin, unless `shipped` is False.
+    nothing is found, it is the name of one that comes with tbkin, for the first task that has one, unless
+    `shipped` is False.
 
     Raises:
         CheckpointError: There is none; the message names the command that makes one.
@@ -415,8 +416,8 @@ def find_checkpoint(tasks: Sequence[str], prefer: str | None = None, shipped: bo
             return path
     if "pretrain" in tasks and (pretrained := finished_runs("pretrain")):
         return pretrained[0][0]
-    for task in (*([prefer] if prefer in tasks else []), *tasks) if shipped else ():
-        if model := shipped_for(task or ""):
+    for task in tasks if shipped else ():
+        if model := shipped_for(task):
             return Path(model.name)
     hint = "make one with `tbkin pretrain DATA`"
     if wanted := [task for task in tasks if task != "pretrain"]:

@@ -3,7 +3,7 @@
     python examples/shipped_models/photo_models.py FLICKR8K WORKSPACE [--out tbkin_core/resources/models]
 
 FLICKR8K is Flickr8k in its publisher's layout. Of its 6,000 training photos 500, drawn at random, choose the
-epoch ("val"); its 1,000 development photos are looked at once, for the figures of the model cards ("test").
+epoch ("val"); its 1,000 development photos give the figures of the model cards ("test"), and choose none.
 All is done by `tbkin` itself; the script makes the dataset, runs the commands and packs what came out, in
 half precision. Stopped and started again, it goes on.
 """
@@ -25,7 +25,8 @@ import torch
 import typer
 
 from tbkin_core.datasets import open_dataset
-from tbkin_core.modeling.checkpoint import load_model, save_model
+from tbkin_core.modeling.checkpoint import load_model, save_model, task_of
+from tbkin_core.runs import read_run
 from tbkin_core.support.files import write_json
 from tbkin_core.texts.tokenizer import SPECIAL_TOKENS, tokenizer_of, words_of
 
@@ -125,23 +126,25 @@ def with_words(model: Any, tokenizer: Any, data: Path, least: int) -> tuple[Any,
     return smaller.eval(), tokenizer_of(kept)
 
 
-def measured(workspace: Path, place: Path, task: str) -> float:
+def measured(workspace: Path, place: Path) -> float:
     """What a packed model is worth on the test photos, in percent."""
-    line = f"threshold-sweep --task {task} --data data --split test --thresholds 0 --json --overwrite"
+    line = (
+        f"threshold-sweep --task {task_of(place)} --data data --split test --thresholds 0 --json --overwrite"
+    )
     command = [sys.executable, "-m", "tbkin_cli", *line.split(), "--checkpoint", str(place.resolve())]
     done = subprocess.run(command, cwd=workspace, check=True, stdout=subprocess.PIPE, text=True)
     return float(json.loads(done.stdout)["rows"][0]["accuracy"])
 
 
-def rows_of(results: Mapping[str, Any], split: str) -> list[dict[str, Any]]:
-    """The rows of a report on a split, as a model card shows them."""
-    return [row for row in results["report"] if row["split"] == split]
+def test_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a report on the test photos."""
+    return [row for row in results["report"] if row["split"] == "test"]
 
 
 def figures(results: Mapping[str, Any]) -> str:
-    """The table of a model card: photos that the model has not seen and that chose nothing."""
+    """The table of a model card: photos that the model has not seen and that chose no epoch."""
     lines = ["| | test | 95 % interval | n |", "|---|---|---|---|"]
-    for row in rows_of(results, "test"):
+    for row in test_rows(results):
         name = f"{row['part']}, {row['model']}" if row.get("part") else row["model"]
         interval = f"{row['accuracy_low']:.1f} to {row['accuracy_high']:.1f}"
         also = "".join(f"; {key} {entry['value']:.1f}" for key, entry in (row.get("also") or {}).items())
@@ -153,27 +156,21 @@ def figures(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def own_accuracy(run: Path) -> float:
-    """What a run says of its model on the test photos, in percent; of retrieval the mean of both ways."""
-    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    return float(np.mean([row["accuracy"] for row in own_row(content["results"])]))
-
-
-def shipped_task(place: Path) -> str:
-    task: str = json.loads((place / "about.json").read_text(encoding="utf-8"))["task"]
-    return task
-
-
 def own_row(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The model's own rows on the test photos."""
-    return [row for row in rows_of(results, "test") if row["model"] == "this model"]
+    return [row for row in test_rows(results) if row["model"] == "this model"]
+
+
+def own_accuracy(results: Mapping[str, Any]) -> float:
+    """What the model is worth on the test photos, in percent; of retrieval the mean of both ways."""
+    return float(np.mean([row["accuracy"] for row in own_row(results)]))
 
 
 def about(name: str, results: Mapping[str, Any], photos: int) -> str:
     """The clause that tbkin says whenever the model is used."""
     rows = own_row(results)
     if name == "photo-answers":
-        usual = next(row for row in rows_of(results, "test") if row["model"] == "majority answer")
+        usual = next(row for row in test_rows(results) if row["model"] == "majority answer")
         return (
             f"it learnt from captions of {photos:,} photos of people and animals and is right on"
             f" {rows[0]['accuracy']:.0f} % of such questions about others (the commonest answer:"
@@ -218,8 +215,7 @@ def card_text(
 
 def pack(run: Path, data: Path, out: Path, name: str, photos: Mapping[str, int], commands: list[str]) -> int:
     """Write a run's checkpoint in half precision with its card; the bytes of its weights."""
-    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    results, task = content["results"], content["settings"]["task"]
+    results, task = read_run(run)["results"], task_of(run)
     model, tokenizer = load_model(run, task)
     model, tokenizer = with_words(model, tokenizer, data, LEAST_SAID[name])
     place = out / name
@@ -255,9 +251,8 @@ def main(
     for name in CARDS:
         needed = [line for other, line in commands.items() if other not in CARDS or other == name]
         size = pack(workspace / name, workspace / "data", out, name, photos, needed)
-        task = shipped_task(out / name)
-        before = own_accuracy(workspace / name)
-        after = measured(workspace, out / name, task)
+        before = own_accuracy(read_run(workspace / name)["results"])
+        after = measured(workspace, out / name)
         print(
             f"{name}: {size / 1e6:.1f} MB; test {before:.2f} % as it was trained, {after:.2f} % as it is kept"
         )

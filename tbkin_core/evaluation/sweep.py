@@ -198,11 +198,11 @@ def summarise(
     def scores_of(key: tuple[str, float], count: int) -> NDArray[np.float64]:
         return np.concatenate([found[(*key, count, number)].scores for number in seeds])
 
-    def compared(name: str, one: NDArray, other: NDArray) -> dict[str, float]:
-        """Points of one above another, with interval and p value."""
+    def compared(name: str, one: NDArray, other: NDArray, p_value: str = "") -> dict[str, float]:
+        """Points of one above another, with interval and, where it has a name, the p value."""
         values = paired_difference(one, other, groups, runs, samples=draws, seed=seed)
         ends = {f"{name}_low": 100 * values.low, f"{name}_high": 100 * values.high}
-        return {name: 100 * values.difference, **ends, "p_value": values.p_value}
+        return {name: 100 * values.difference, **ends, **({p_value: values.p_value} if p_value else {})}
 
     rows = []
     for count in regions:
@@ -219,17 +219,12 @@ def summarise(
                 each = [100 * float(np.mean(entry.scores)) for entry in entries]
                 row |= {"accuracy_by_seed": each, "accuracy_spread": float(np.std(each, ddof=1))}
             if key[1] != 0:
-                row |= compared("difference", scores, dense)
+                row |= compared("difference", scores, dense, "p_value")
             if count != regions[0]:
                 lost = scores_of(key, regions[0]) - scores
-                row |= {
-                    name: value
-                    for name, value in compared("lost", lost, np.zeros_like(lost)).items()
-                    if name != "p_value"
-                }
+                row |= compared("lost", lost, np.zeros_like(lost))
                 if key[1] != 0:
-                    more = compared("lost_more", lost, dense_first - dense)
-                    row |= {name.replace("p_value", "lost_more_p"): value for name, value in more.items()}
+                    row |= compared("lost_more", lost, dense_first - dense, "lost_more_p")
             row |= _attention(entries, scores, types)
             rows.append(row)
     return rows
@@ -254,13 +249,18 @@ def _attention(entries: Sequence[Measurement], scores: NDArray[np.float64], type
     }
 
 
+def with_regions_of(one: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that were measured with as many regions as one of them; all, where no number was asked for."""
+    return [row for row in rows if row.get("regions") == one.get("regions")]
+
+
 def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclusion:
     """The best threshold of `summarise`'s rows, and an honest word on whether it beats the dense model.
 
     Of several numbers of regions the first one tells; then comes who loses least with the most regions.
     With `refit` each row was trained by itself, so that a difference may be the noise of training.
     """
-    first = [row for row in rows if row.get("regions") == rows[0].get("regions")]
+    first = with_regions_of(rows[0], rows)
     best = max(first, key=lambda row: round(row["accuracy"], 9))
     dense = next(row for row in first if row["threshold"] == 0)
     accuracies = [row["accuracy"] for row in first]
@@ -294,7 +294,7 @@ def conclude(rows: Sequence[dict[str, Any]], refit: bool = False) -> SweepConclu
 
 def _regions_concluded(rows: Sequence[dict[str, Any]], noise: str) -> str:
     """A sentence on what the most regions cost in place of the fewest; "" where one number was measured."""
-    most = [row for row in rows if row.get("regions") == rows[-1].get("regions")]
+    most = with_regions_of(rows[-1], rows)
     if "lost" not in most[0]:
         return ""
 

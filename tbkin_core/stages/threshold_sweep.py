@@ -32,6 +32,7 @@ from tbkin_core.evaluation.sweep import (
     read_measurements,
     summarise,
     trained_at,
+    with_regions_of,
 )
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
@@ -546,7 +547,7 @@ def _finish(
     # matplotlib is loaded by the rank that draws.
     from tbkin_core.figures.sweep_curves import regions_figure, sparsity_figure, sweep_figure
 
-    first = [row for row in rows if row.get("regions") == rows[0].get("regions")]
+    first = with_regions_of(rows[0], rows)
     of_first = f"{headline}; {counts[0]} regions" if counts[0] else headline
     sweep_figure(out / "sweep.png", first, title=of_first, accuracy_name=result.metric)
     sparsity_figure(out / "sparsity.png", first, title=of_first)

@@ -20,7 +20,7 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -29,7 +29,7 @@ from simple_vqa import tbkin
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.ablation import SWITCHES, VARIANTS
-from examples.shipped_models.photo_models import write_data
+from examples.shipped_models.photo_models import own_accuracy, write_data
 
 NONE = "no pretraining"
 
@@ -49,12 +49,6 @@ def write_share(data: Path, place: Path, percent: int) -> None:
         if "_train_" in name:
             content[rows] = [row for row in content[rows] if str(row["image_id"]) in kept]
         (place / "questions" / name).write_text(json.dumps(content))
-
-
-def accuracy(values: dict[str, Any]) -> float:
-    """On the photos of the report; of retrieval the mean of both ways."""
-    rows = [row for row in values["report"] if (row["split"], row["model"]) == ("test", "this model")]
-    return float(np.mean([row["accuracy"] for row in rows]))
 
 
 def pretrained(workspace: Path, variant: str, seed: int, epochs: int, words: bool) -> str:
@@ -103,12 +97,12 @@ def main(
             for share in shares:
                 line = f"finetune --task vqa --data labels-{share} --features data/features"
                 values, seconds = tbkin(f"{line} --max-minutes 15 {begun}-vqa-{share}", workspace)
-                found[name, f"{share} %"].append(accuracy(values))
+                found[name, f"{share} %"].append(own_accuracy(values))
                 print(f"{name}, seed {seed}, {share} %: {found[name, f'{share} %'][-1]:.1f}, {seconds:.0f} s")
             if retrieval_minutes:
                 line = f"finetune --task retrieval --data data --max-minutes {retrieval_minutes:g}"
                 values, seconds = tbkin(f"{line} {begun}-retrieval", workspace)
-                found[name, "retrieval"].append(accuracy(values))
+                found[name, "retrieval"].append(own_accuracy(values))
                 print(f"{name}, seed {seed}, R@1: {found[name, 'retrieval'][-1]:.1f}, {seconds:.0f} s")
             sys.stdout.flush()
     for (name, what), values in found.items():
