@@ -336,6 +336,7 @@ def test_defaults_on_a_processor(
     assert planned(direct_width=0, feature_dropout=0.1, **given_settings).head_values() == {
         "direct_width": 0,
         "direct_words": False,
+        "direct_looks": False,
         "feature_dropout_prob": 0.1,
         "encoder_dropout_prob": 0,
     }

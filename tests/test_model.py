@@ -24,6 +24,7 @@ from tbkin_core.modeling import (
 )
 from tbkin_core.modeling.checkpoint import apply_init, bert_weights, import_rosita, load_init
 from tbkin_core.modeling.configuration import SIZES
+from tbkin_core.modeling.models import Look
 from tbkin_core.texts.tokenizer import load_tokenizer
 
 VOCABULARY, FEATURES, WIDTH = 40, 6, 16
@@ -243,6 +244,98 @@ def test_some_samples_learn_on_the_direct_path_alone_in_training() -> None:
     assert 0.3 < alike < 0.7
     model.eval()
     assert not torch.allclose(model(**inputs).vqa_logits, before)
+
+
+SELECTIONS = [
+    Selection(),
+    Selection("relative", 0.6),
+    Selection("relative", 0.6, layers=(0,)),
+    Selection("relative", 1.0),  # may leave a row without any region
+    Selection("probability", 0.15, scope="text-to-image"),
+    Selection("topk", 2, scope="image-to-text"),
+    Selection("entmax15", 1.0, scope="cross-modal"),
+]
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=lambda chosen: f"{chosen.name} {chosen.where}")
+@pytest.mark.parametrize("rows", [1, 3])
+def test_looked_at_is_the_mean_over_regions_by_their_attention_and_weight(
+    selection: Selection, rows: int
+) -> None:
+    if selection.rule == "entmax15":
+        pytest.importorskip("entmax")
+    inputs, model = random_inputs([5, 3], [4, 2]), tiny(TbkinModel)
+    model.selection = selection
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn((2, 4, 7), generator=generator)
+    weight = torch.rand((2, 4), generator=generator) * inputs["region_mask"]
+    with torch.no_grad():
+        output = model(**inputs, output_attentions=True, look=Look(values, weight, rows))
+        same = model(**inputs)
+    torch.testing.assert_close(output.pooled, same.pooled)
+    assert same.looked is None and output.looked.shape == (2, rows, 7)
+    attention = output.attentions[-1].weights.mean(1)[:, :rows, 5:]  # (B, R, K)
+    share = attention * weight[:, None]
+    total = share.sum(-1, keepdim=True)
+    share = torch.where(total > 0, share / total.clamp_min(1e-20), (weight / weight.sum(1, True))[:, None])
+    torch.testing.assert_close(output.looked, share @ values, atol=1e-5, rtol=1e-5)
+
+
+def test_without_any_region_nothing_is_looked_at() -> None:
+    inputs, model = random_inputs([5, 3], [4, 2]), tiny(TbkinModel)
+    inputs["region_mask"] = torch.zeros_like(inputs["region_mask"])
+    values = torch.randn(2, 4, 7)
+    with torch.no_grad():
+        looked = model(**inputs, look=Look(values, torch.zeros(2, 4), 1)).looked
+    assert torch.equal(looked, torch.zeros_like(looked))
+
+
+def test_a_threshold_cuts_what_an_answer_sees_beside_the_encoder() -> None:
+    inputs = random_inputs([5, 5], [4, 4])
+    model: TbkinForVqa = tiny(TbkinForVqa, direct_width=8, direct_looks=True)
+    assert model.direct is not None and model.direct.share is not None
+    nn.init.normal_(model.direct.answers.weight)
+    for parameter in model.answer_decoder.parameters():  # the encoder's own answer says nothing
+        nn.init.zeros_(parameter)
+
+    def logits(share: float, selection: Selection) -> Tensor:
+        nn.init.constant_(model.direct.share, share)  # type: ignore[union-attr, arg-type]
+        model.tbkin.selection = selection
+        with torch.no_grad():
+            return model(**inputs).vqa_logits
+
+    dense, cut = Selection(), Selection("relative", 0.9)
+    torch.testing.assert_close(logits(-40.0, dense), logits(-40.0, cut))  # all of it from the mean
+    assert (logits(40.0, dense) - logits(40.0, cut)).abs().max() > 0.01
+    # What attention looks at is taught where to look.
+    model.tbkin.selection = dense
+    model(**inputs).vqa_logits[:, 0].sum().backward()
+    query = model.tbkin.encoder.layers[-1].query.weight.grad
+    assert query is not None and query.abs().max() > 0
+
+
+def test_masked_words_are_also_told_from_where_they_look() -> None:
+    inputs = random_inputs([5, 3], [4, 2])
+    given = {"direct_width": 8, "direct_looks": True}
+    model: TbkinForPreTraining = tiny(TbkinForPreTraining, **given)
+    without: TbkinForPreTraining = tiny(TbkinForPreTraining, direct_width=8)
+    without.load_state_dict(model.state_dict())
+    visible = inputs["region_mask"].clone()
+    visible[:, 0] = False
+    places = torch.tensor([1, 3, 6])
+    with torch.no_grad():
+        told = model(**inputs, visible_regions=visible).mlm_logits
+        here = model(**inputs, visible_regions=visible, text_places=places).mlm_logits
+        torch.testing.assert_close(here, told.flatten(0, 1)[places])
+        usual = without(**inputs, visible_regions=visible).mlm_logits
+        assert (told - usual).abs().max() > 0.1
+        # Of a region that something is hidden of no more is told than the encoder reads of it.
+        model.direct.regions.weight.mul_(0)  # type: ignore[union-attr]
+        plain = model(**inputs, visible_regions=visible).mlm_logits
+        again = model(**inputs).mlm_logits
+        torch.testing.assert_close(plain, again)
+        inputs["region_mask"] = torch.zeros_like(inputs["region_mask"])
+        torch.testing.assert_close(model(**inputs).mlm_logits, without(**inputs).mlm_logits)
 
 
 def test_feature_dropout_takes_the_same_numbers_of_all_regions_in_training_alone() -> None:

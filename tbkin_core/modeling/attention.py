@@ -157,7 +157,7 @@ def selective_attention(
     """Attention over the keys that the selection keeps (equations at the top of this module).
 
     Args:
-        query, key, value: (B, H, L, D).
+        query, key, value: (B, H, L, D); the first of the queries alone will do, and values of another width.
         mask: (B, 1, 1, L) or (B, 1, L, L) bool, True = may attend; every row has a True.
         selection: The rule; with threshold 0 PyTorch's fused attention is used. Its layers are the encoder's
             business.
@@ -188,6 +188,8 @@ def selective_attention(
         ~mask, float("-inf")
     )
     droppable = scope_mask(selection.scope, text_length, scores.shape[-1], scores.device)
+    if droppable is not None:
+        droppable = droppable[: scores.shape[-2]]
     if not active:
         kept, weights = scores > float("-inf"), scores.softmax(dim=-1)
         # Recording must not change what the dense model computes, not even in the last bit.

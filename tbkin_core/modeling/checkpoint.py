@@ -86,7 +86,15 @@ _CONFIG_KEYS: dict[str, Check] = {
     "threshold_layers": maybe(list_of(number(0, 1e7, whole=True))),
     "threshold_scope": one_of(*SCOPES),
     **dict.fromkeys(
-        ["straight_through", "use_regions", "tie_word_embeddings", "aligned_matching", "direct_words"], flag
+        [
+            "straight_through",
+            "use_regions",
+            "tie_word_embeddings",
+            "aligned_matching",
+            "direct_words",
+            "direct_looks",
+        ],
+        flag,
     ),
     "extractor": maybe(
         record(

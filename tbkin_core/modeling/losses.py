@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tbkin_core.modeling import kernels
-from tbkin_core.modeling.models import NEVER
+from tbkin_core.modeling.direct import NEVER
 
 
 def masked_word_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ ROSITA-base weights fit the size `base`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ from transformers.utils import ModelOutput
 
 from tbkin_core.modeling.attention import AttentionRecord, selective_attention
 from tbkin_core.modeling.configuration import TbkinConfig
+from tbkin_core.modeling.direct import NEVER, DirectPath, ImageWords, weighted_mean
 from tbkin_core.selection import Selection, rule_of
+
+LEAST = torch.finfo(torch.float32).tiny
 
 ALIGNMENT_SCALE = 10.0
 """Of the cosines of words and regions at first."""
-
-NEVER = 1e4
-"""What is this much less likely is not taken; infinity would leave rows in which nothing is likely."""
 
 
 @dataclass
@@ -35,6 +35,7 @@ class TbkinOutput(ModelOutput):
     text_states: Tensor | None = None  # (B, T, D)
     region_states: Tensor | None = None  # (B, K, D)
     region_vectors: Tensor | None = None  # (B, K, F), as the model was given them, standardised
+    looked: Tensor | None = None  # (B, R, W), see `Look`
     pooled: Tensor | None = None  # (B, D), tanh of a dense layer over [CLS]
     mlm_logits: Tensor | None = None  # (B, T, V), or (M, V) where only M positions were asked for
     region_feature_pred: Tensor | None = None  # (B, K, F), or (M, F)
@@ -48,6 +49,14 @@ class TbkinOutput(ModelOutput):
     similarities: Tensor | None = None  # (B, I) of B texts to I images, scaled cosines of their towers
     matched: Tensor | None = None  # (P,) whether the pairs of `itm_logits` belong together, in training
     attentions: tuple[AttentionRecord, ...] | None = None  # one a layer when asked for
+
+
+class Look(NamedTuple):
+    """What to see of regions where attention looks: their mean by weight and by the attention they get."""
+
+    values: Tensor  # (B, K, W)
+    weight: Tensor  # (B, K), 0 and up
+    rows: int  # R, the first positions of the text, which look
 
 
 class TextEmbeddings(nn.Module):
@@ -121,6 +130,21 @@ class EncoderLayer(nn.Module):
         self.output_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    def heads(self, projected: Tensor) -> Tensor:
+        """(B, N, D) -> (B, H, N, D/H)."""
+        return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def looked(
+        self, states: Tensor, mask: Tensor, selection: Selection, text_length: int, rows: int, values: Tensor
+    ) -> Tensor:
+        """(B, R, W) what the first R positions see of values (B, L, W) by their attention, meant over heads.
+
+        The other arguments are those of `forward`, of which it is no part.
+        """
+        query, key = self.heads(self.query(states[:, :rows])), self.heads(self.key(states))
+        seen = values[:, None].to(query.dtype).expand(-1, self.num_heads, -1, -1)
+        return selective_attention(query, key, seen, mask[:, :, :rows], selection, text_length)[0].mean(1)
+
     def forward(
         self,
         states: Tensor,
@@ -131,11 +155,7 @@ class EncoderLayer(nn.Module):
         threshold: Tensor | None = None,
     ) -> tuple[Tensor, AttentionRecord | None]:
         batch, length, width = states.shape
-
-        def heads(projected: Tensor) -> Tensor:
-            return projected.view(batch, length, self.num_heads, -1).transpose(1, 2)  # (B, H, L, D/H)
-
-        query, key, value = (heads(part(states)) for part in (self.query, self.key, self.value))
+        query, key, value = (self.heads(part(states)) for part in (self.query, self.key, self.value))
         dropout = self.attention_dropout if self.training else 0.0
         attended, kept = selective_attention(
             query, key, value, mask, selection, text_length, dropout, record, threshold, self.kernel
@@ -157,21 +177,22 @@ class Encoder(nn.Module):
 
     def forward(
         self, states: Tensor, mask: Tensor, selection: Selection, text_length: int, record: bool
-    ) -> tuple[Tensor, tuple[AttentionRecord, ...] | None]:
-        records = []
+    ) -> tuple[Tensor, Tensor, tuple[AttentionRecord, ...] | None]:
+        records, given_last = [], states
         for number, layer in enumerate(self.layers):
             own = selection.in_layer(number)
             threshold = None
             if self.compiled and own.threshold and rule_of(own.rule).is_number:
                 # A number would be compiled in, and a τ that grows would compile at every step.
                 threshold = torch.tensor(own.threshold)
+            given_last = states
             given = (states, mask, own, text_length, record, threshold)
             if self.gradient_checkpointing and self.training:
                 states, kept = torch.utils.checkpoint.checkpoint(layer, *given, use_reentrant=False)
             else:
                 states, kept = layer(*given)
             records.append(kept)
-        return states, tuple(records) if record else None
+        return states, given_last, tuple(records) if record else None
 
 
 class TransformHead(nn.Module):
@@ -248,6 +269,7 @@ class TbkinModel(TbkinPreTrainedModel):
         pair_mask: Tensor | None = None,
         output_attentions: bool = False,
         regions: Tensor | None = None,
+        look: Look | None = None,
     ) -> TbkinOutput:
         """Encode text and regions.
 
@@ -261,6 +283,8 @@ class TbkinModel(TbkinPreTrainedModel):
             output_attentions: Also return one `AttentionRecord` a layer.
             regions: (B, K, D) of `embed_regions` in the place of features and geometry, for images that are
                 encoded with many texts.
+            look: Also return what is `looked` at: by the attention of the last layer, with its selection, as
+                a mean over heads. Where all regions are cut away, or weigh nothing, by weight alone.
         """
         text_length = input_ids.shape[1]
         assert region_mask is not None
@@ -276,14 +300,29 @@ class TbkinModel(TbkinPreTrainedModel):
         mask = torch.cat([attention_mask.bool(), region_mask], dim=1)[:, None, None, :]  # (B, 1, 1, L)
         if pair_mask is not None:
             mask = mask & pair_mask[:, None, :, :]  # (B, 1, L, L)
-        states, records = self.encoder(states, mask, self.selection, text_length, output_attentions)
+        states, before, records = self.encoder(states, mask, self.selection, text_length, output_attentions)
         return TbkinOutput(
             text_states=states[:, :text_length],
             region_states=states[:, text_length:],
             region_vectors=vectors,
+            looked=None if look is None else self._looked(look, before, mask, text_length),
             pooled=torch.tanh(self.pooler(states[:, 0])),
             attentions=records,
         )
+
+    def _looked(self, look: Look, states: Tensor, mask: Tensor, text_length: int) -> Tensor:
+        """(B, R, W); the other arguments are what the last layer was given."""
+        selection = self.selection.in_layer(len(self.encoder.layers) - 1)
+        # Of half precision the least numbers are not small enough for what a small region gets.
+        most = look.weight.amax(dim=1, keepdim=True).clamp_min(LEAST)
+        share = (look.weight / most)[..., None].to(look.values.dtype)
+        weighed = torch.cat([look.values * share, share], dim=-1)
+        weighed = functional.pad(weighed, (0, 0, text_length, 0))  # (B, L, W + 1), 0 of words
+        last: EncoderLayer = self.encoder.layers[-1]  # type: ignore[assignment]
+        seen = last.looked(states, mask, selection, text_length, look.rows, weighed).float()
+        looked, total = seen[..., :-1], seen[..., -1:]
+        everywhere = weighted_mean(look.values, look.weight).float()[:, None]
+        return torch.where(total > 0, looked / total.clamp_min(LEAST), everywhere).to(look.values.dtype)
 
 
 class Alignment(nn.Module):
@@ -316,31 +355,6 @@ class Alignment(nn.Module):
         masks = inputs["attention_mask"], inputs["region_mask"]
         met = self(output.text_states, masks[0], output.region_states, masks[1])
         return output.itm_logits.float() + torch.stack([-met, met], dim=-1) / 2  # type: ignore[union-attr]
-
-
-WORDS_DROPOUT = 0.3
-"""Of what words are told from in pretraining: of few images much is learnt by heart."""
-
-
-class ImageWords(nn.Module):
-    """The words that are said of an image, told from the mean over it alone.
-
-    Its parts have the names that they have in `DirectPath`, the image's side of which begins with them: what
-    goes with which words, captions tell, and then need not be learnt from answers.
-    """
-
-    def __init__(self, config: TbkinConfig) -> None:
-        super().__init__()
-        self.regions = nn.Linear(config.region_feature_size, config.direct_width, bias=False)
-        self.region_norm = nn.LayerNorm(config.direct_width, eps=config.layer_norm_eps)
-        self.vocabulary = nn.Linear(config.direct_width, config.vocab_size)
-        self.dropout = nn.Dropout(WORDS_DROPOUT)
-
-    def forward(self, vectors: Tensor, region_mask: Tensor, area: Tensor) -> Tensor:
-        """(B, V) of standardised vectors (B, K, F) of regions of some area (B, K), where (B, K) is True."""
-        image = self.region_norm(self.regions(self.dropout(weighted_mean(vectors, region_mask * area))))
-        logits: Tensor = self.vocabulary(self.dropout(image))
-        return logits
 
 
 class TbkinForPreTraining(TbkinPreTrainedModel):
@@ -391,7 +405,16 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
                 these. None tells them from all.
             inputs: As `TbkinModel.forward`.
         """
-        output = self.tbkin(**inputs)
+        seen, look = inputs["region_mask"].bool(), None
+        seen = seen if visible_regions is None else seen & visible_regions
+        area = inputs["region_geometry"][..., 4]
+        if self.direct is not None:
+            vectors, inputs["regions"] = self.tbkin.embed_regions(
+                inputs["region_features"], inputs["region_geometry"]
+            )
+            if self.config.direct_looks:
+                look = Look(self.direct.regions(vectors), seen * area, inputs["input_ids"].shape[1])
+        output = self.tbkin(**inputs, look=look)
         text, regions = _at(output.text_states, text_places), _at(output.region_states, region_places)
         output.mlm_logits = self.mlm_decoder(self.mlm_head(text))
         hidden = self.region_head(regions)
@@ -402,102 +425,19 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
         if self.alignment is not None:
             output.itm_logits = self.alignment.added(output, inputs)
         if self.direct is not None:
-            seen = inputs["region_mask"].bool()
-            seen = seen if visible_regions is None else seen & visible_regions
-            area = inputs["region_geometry"][..., 4]
-            output.word_logits = self.direct(output.region_vectors, seen, area)
+            output.region_vectors = vectors
+            output.word_logits = self.direct(vectors, seen, area)
+            if look is not None:
+                any_seen = _at(seen.any(dim=1, keepdim=True).expand(-1, look.rows), text_places)
+                told = self.direct.where_looked(_at(output.looked, text_places), any_seen)
+                output.mlm_logits = output.mlm_logits + told
         return output
 
 
-def _at(states: Tensor | None, places: Tensor | None) -> Tensor | None:
+def _at(states: Tensor | None, places: Tensor | None) -> Tensor:
     # By number: a device would have to wait for the count of what a mask chooses.
-    return states if places is None or states is None else states.flatten(0, 1).index_select(0, places)
-
-
-def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """(B, W) mean of (B, N, W) by weights (B, N) of 0 and up; 0 where these are all 0."""
-    share = weight[..., None].to(values.dtype)
-    return (values * share).sum(1) / share.sum(1).clamp(min=1e-6)
-
-
-MEETINGS = ("mean", "least", "most", "sum")
-"""Over the words of a text: how much likelier they are said of an image than of others."""
-
-
-class DirectPath(nn.Module):
-    """The words of a text and the mean over its image, each on a way to the answers that meets nothing else.
-
-    The wide part of "Wide & Deep Learning" (Cheng et al., 2016), of low rank: what a linear model learns from
-    few samples, the encoder beside it need not.
-
-    With `config.direct_words` it also tells how well the image fits the words, by what pretraining has learnt
-    of the words that are said of images (`ImageWords`): how much likelier each word is said of this image
-    than of others. Of a question of yes or no this tells most, and it is no sum of what question and image
-    say alone.
-    """
-
-    def __init__(self, config: TbkinConfig) -> None:
-        super().__init__()
-        self.met: nn.Linear | None = None
-        if config.direct_words:
-            self.vocabulary = nn.Linear(config.direct_width, config.vocab_size)
-            # Mean logarithm of each word's chance over images, 0 of words that pretraining did not know.
-            self.register_buffer("usual", torch.zeros(config.vocab_size))
-            self.met = nn.Linear(len(MEETINGS), config.num_answers, bias=False)
-        self.words = nn.Linear(config.hidden_size, config.direct_width, bias=False)
-        self.word_norm = nn.LayerNorm(config.direct_width, eps=config.layer_norm_eps)
-        self.regions = nn.Linear(config.region_feature_size, config.direct_width, bias=False)
-        self.region_norm = nn.LayerNorm(config.direct_width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.answers = nn.Linear(2 * config.direct_width, config.num_answers, bias=False)
-
-    def forward(
-        self,
-        words: Tensor,
-        word_mask: Tensor,
-        vectors: Tensor,
-        region_mask: Tensor,
-        area: Tensor,
-        input_ids: Tensor,
-    ) -> Tensor:
-        """What to add to the logits (B, answers).
-
-        Args:
-            words: (B, T, D) embeddings of the words alone.
-            word_mask: (B, T) bool or 0/1.
-            vectors: (B, K, F) standardised.
-            region_mask: (B, K) bool or 0/1; an image without any adds nothing.
-            area: (B, K) of the regions, as shares of the image. By it they count: regions crowd about small
-                things, and the mean over the image says more of it.
-            input_ids: (B, T) of the words.
-        """
-        text = self.word_norm(self.words((words * word_mask[..., None]).sum(1)))
-        image = self.of_image(weighted_mean(vectors, region_mask * area))
-        logits: Tensor = self.answers(self.dropout(torch.cat([text, image], dim=-1)))
-        if self.met is not None:
-            seen = word_mask.bool() & region_mask.any(dim=1, keepdim=True)
-            logits = logits + self.met(self.meetings(image, input_ids, seen).to(self.met.weight.dtype))
-        return logits
-
-    def of_image(self, means: Tensor) -> Tensor:
-        """(B, W) of the mean standardised vectors (B, F) of images."""
-        found: Tensor = self.region_norm(self.regions(means))
-        return found
-
-    def chances(self, image: Tensor) -> Tensor:
-        """(B, V) logarithm of the chance of each word to be said of images (B, W)."""
-        return self.vocabulary(image).float().log_softmax(dim=-1)
-
-    def meetings(self, image: Tensor, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, 4) the `MEETINGS` of words (B, T), where (B, T) is True, with images (B, W); 0 of no word."""
-        known = mask & (self.usual[input_ids] < 0)  # type: ignore[index]
-        above = self.chances(image).gather(1, input_ids) - self.usual[input_ids]  # type: ignore[index]
-        count = known.sum(dim=1)
-        total = (above * known).sum(dim=1)
-        least = above.masked_fill(~known, NEVER).amin(dim=1)
-        most = above.masked_fill(~known, -NEVER).amax(dim=1)
-        found = torch.stack([total / count.clamp_min(1), least, most, total], dim=-1)
-        return found.masked_fill((count == 0)[:, None], 0.0)
+    assert states is not None
+    return states if places is None else states.flatten(0, 1).index_select(0, places)
 
 
 class TbkinForVqa(TbkinPreTrainedModel):
@@ -528,20 +468,31 @@ class TbkinForVqa(TbkinPreTrainedModel):
 
     def forward(self, **inputs: Any) -> TbkinOutput:
         """`vqa_logits` (B, answers); inputs as `TbkinModel.forward`."""
-        output = self.tbkin(**inputs)
+        if self.direct is None:
+            output = self.tbkin(**inputs)
+            output.vqa_logits = self.answer_decoder(self.answer_head(output.pooled))
+            return output
+        seen = inputs["region_mask"].bool() & self.config.use_regions
+        weight = seen * inputs["region_geometry"][..., 4]
+        features = inputs["region_features"], inputs["region_geometry"]
+        vectors, inputs["regions"] = self.tbkin.embed_regions(*features)
+        parts = self.direct.regions(vectors)  # (B, K, W)
+        look = Look(parts, weight, rows=1) if self.config.direct_looks else None
+        output = self.tbkin(**inputs, look=look)
         logits = self.answer_decoder(self.answer_head(output.pooled))
-        if self.direct is not None:
-            if self.training and self.config.encoder_dropout_prob:
-                # Not scaled up in turn: either way alone, and both together, are to give logits of one size.
-                kept = torch.rand(len(logits), 1, device=logits.device) >= self.config.encoder_dropout_prob
-                logits = logits * kept
-            words = self.tbkin.text_embeddings.word_embeddings(inputs["input_ids"])
-            regions = inputs["region_mask"].bool() & self.config.use_regions
-            area = inputs["region_geometry"][..., 4]
-            logits = logits + self.direct(
-                words, inputs["attention_mask"], output.region_vectors, regions, area, inputs["input_ids"]
-            )
-        output.vqa_logits = logits
+        if self.training and self.config.encoder_dropout_prob:
+            # Not scaled up in turn: either way alone, and both together, are to give logits of one size.
+            kept = torch.rand(len(logits), 1, device=logits.device) >= self.config.encoder_dropout_prob
+            logits = logits * kept
+        mean = weighted_mean(parts, weight)
+        output.vqa_logits = logits + self.direct(
+            self.tbkin.text_embeddings.word_embeddings(inputs["input_ids"]),
+            inputs["attention_mask"],
+            mean,
+            mean if output.looked is None else output.looked[:, 0],
+            seen.any(dim=1),
+            inputs["input_ids"],
+        )
         return output
 
 

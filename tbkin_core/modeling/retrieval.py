@@ -14,14 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tbkin_core.modeling.configuration import TbkinConfig
-from tbkin_core.modeling.models import (
-    NEVER,
-    Alignment,
-    TbkinModel,
-    TbkinOutput,
-    TbkinPreTrainedModel,
-    weighted_mean,
-)
+from tbkin_core.modeling.direct import NEVER, weighted_mean
+from tbkin_core.modeling.models import Alignment, TbkinModel, TbkinOutput, TbkinPreTrainedModel
 
 FIRST_SCALE, MOST_SCALE = 15.0, 100.0
 """Of the cosines of the towers; the most is CLIP's (Radford et al., ICML 2021)."""

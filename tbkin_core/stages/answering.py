@@ -85,8 +85,11 @@ class Answerer:
             self.problems.append("this model does not see the image: its answer is from the words alone")
         elif self.model.answers_past_attention:
             self.problems.append(
-                "this model also answers by a way past its attention, from the words and the mean region: the"
-                " attention that is shown may have little part in its answer"
+                "this model sees the image in two ways: where its attention looks, as shown, and as a whole,"
+                " which attention has no part in"
+                if self.model.config.direct_looks
+                else "this model also answers by a way past its attention, from the words and the mean region:"
+                " the attention that is shown may have little part in its answer"
             )
         self.device = torch_device(resolve_devices(config.devices))
         accelerate(self.model, self.device)

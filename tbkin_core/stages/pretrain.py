@@ -119,7 +119,8 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         (part.features, np.array([part.features.row(image_id) for image_id in part.training.image_ids]))
         for part in parts
     ]
-    values = {"aligned_matching": True, "direct_width": plan.direct_width}
+    width = plan.direct_width
+    values = {"aligned_matching": True, "direct_width": width, "direct_looks": width > 0}
     model = build_model(TbkinForPreTraining, plan, start, rows, **values)
     for name, side in (("train", objective.train), ("val", objective.validation)):
         notes += text_notes(name, side.table, plan.max_text_tokens) if side else []

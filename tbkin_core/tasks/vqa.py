@@ -30,8 +30,8 @@ from tbkin_core.evaluation.vqa import (
     vqa_accuracy,
 )
 from tbkin_core.modeling import TbkinForVqa
+from tbkin_core.modeling.direct import MEETINGS
 from tbkin_core.modeling.losses import answer_loss
-from tbkin_core.modeling.models import MEETINGS
 from tbkin_core.support.files import read_json
 from tbkin_core.support.randomness import mix, uniform
 from tbkin_core.tasks.base import (

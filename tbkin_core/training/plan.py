@@ -127,6 +127,7 @@ class FinetunePlan(TrainingPlan):
     feature_dropout: float = 0.0
     direct_width: int = 0
     direct_words: bool = False  # whether the initial weights know which words are said of images
+    direct_looks: bool = False  # whether that way sees the image where attention looks, too
     encoder_dropout: float = 0.0
 
     def head_values(self) -> dict[str, Any]:
@@ -135,6 +136,7 @@ class FinetunePlan(TrainingPlan):
             "feature_dropout_prob": self.feature_dropout,
             "direct_width": self.direct_width,
             "direct_words": self.direct_words,
+            "direct_looks": self.direct_looks,
             "encoder_dropout_prob": self.encoder_dropout,
         }
 
@@ -234,6 +236,7 @@ def plan_finetuning(
         feature_dropout=feature_dropout,
         direct_width=width,
         direct_words=bool(width) and not config.blind and start.knows_words(width),
+        direct_looks=bool(width) and not config.blind,
         encoder_dropout=alone,
         choices=tuple(choices.made),
     )
