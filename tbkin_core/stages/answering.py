@@ -88,8 +88,8 @@ class Answerer:
                 "this model sees the image in two ways: where its attention looks, as shown, and as a whole,"
                 " which attention has no part in"
                 if self.model.config.direct_looks
-                else "this model also answers by a way past its attention, from the words and the mean region:"
-                " the attention that is shown may have little part in its answer"
+                else "this model also answers by a way past its attention, from the words and the mean"
+                " region: the attention that is shown may have little part in its answer"
             )
         self.device = torch_device(resolve_devices(config.devices))
         accelerate(self.model, self.device)
