@@ -31,6 +31,7 @@ from tbkin_core.training.loop import learning_rate
 from tbkin_core.training.plan import (
     CPU_MINUTES,
     DIRECT_WIDTHS,
+    ENCODER_RATE,
     OPEN_ANSWERS,
     SCARCE_MOST,
     SCARCE_SAMPLES,
@@ -332,6 +333,9 @@ def test_defaults_on_a_processor(
     few = planned(answers=99, **given_settings)
     assert few.epochs == given_settings.get("epochs", min(max(round(1_000_000 / samples), 4), 60))
     assert few.direct_width == 0 == few.feature_dropout and few.dropout in (0.0, 0.1)
+    assert chosen.encoder_rate == 1 == planned(begun=True, answers=99, **given_settings).encoder_rate
+    assert planned(begun=True, **given_settings).encoder_rate == (ENCODER_RATE if scarce else 1.0)
+    assert planned(begun=True, encoder_rate=0.5, **given_settings).encoder_rate == 0.5
     assert chosen.encoder_dropout == (0.5 if scarce else 0.0) and few.encoder_dropout == 0
     assert planned(direct_width=0, feature_dropout=0.1, **given_settings).head_values() == {
         "direct_width": 0,

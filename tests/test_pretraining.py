@@ -445,6 +445,25 @@ def test_a_loss_that_is_not_finite_moves_nothing(
     assert not all(map(torch.equal, before, state()))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_the_encoder_learns_at_its_share_of_the_rate(
+    parts: tuple[FeatureStore, GraphStore], share: float
+) -> None:
+    task = task_over(parts, MaskingConfig())
+    model, plan = tiny_model(task), tiny_plan(encoder_rate=share, weight_decay=0.0)
+    learner = Learner(task, model, plan, torch.device("cpu"))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    window = learner.fetched(learner.window(np.arange(8), 0))
+    rate = 1e-3
+    learner.step(window, 0, 0, rate)
+    moved = {name: float((it.detach() - before[name]).abs().max()) for name, it in model.named_parameters()}
+    encoder = {name for name in moved if name.startswith("tbkin.")}
+    # Adam's first step is by the rate, whatever the gradient.
+    assert max(moved[name] for name in encoder) == pytest.approx(share * rate, rel=0.01)
+    assert max(moved[name] for name in moved if name not in encoder) == pytest.approx(rate, rel=0.01)
+    assert learner.optimizer.param_groups[0]["lr"] == rate, "which is noted"
+
+
 def test_out_of_memory_in_the_optimizer_ends_the_run_in_words(
     parts: tuple[FeatureStore, GraphStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -326,6 +326,9 @@ class SelectionConfig(StageConfig):
             yield fault
 
 
+_SCARCE = "where 100 answers or more are learnt from fewer than 100,000 questions"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(SelectionConfig, TrainingConfig):
     """`tbkin finetune`."""
@@ -338,11 +341,9 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     """Of val, what is in minival is left out where minival is there to validate on."""
     blind: bool = _vqa(False, "Hide the image: the question-only baseline.", Group.MODEL)
     kl_epochs: int | None = _vqa(
-        None,
-        "Epochs with the KL loss before the BCE loss.",
-        low=0,
+        None, "Epochs with the KL loss before the BCE loss.", low=0,
         unset="all; a third from 100,000 questions with several answers up",
-    )
+    )  # fmt: skip
     min_answer_count: int | None = _vqa(
         None, "Learn answers given at least this often.", Group.DATA, low=1, unset="chosen from the data"
     )
@@ -363,32 +364,31 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
     """For VQA; other questions each epoch. The model can then do without regions, and is kept as one that
     does where that is better on validation."""
     blind_epochs: int | None = option(
-        None,
-        "Epochs that learn from the questions alone before any sees an image.",
-        low=0,
+        None, "Epochs that learn from the questions alone before any sees an image.", low=0,
         unset="an eighth of all where the weights begin at random and 100 answers or more are learnt",
-    )
+    )  # fmt: skip
     """For VQA."""
     feature_dropout: float | None = _chance(
         None,
         "Share of the numbers of region vectors that a sample is learnt without.",
-        unset="0.3 where 100 answers or more are learnt from fewer than 100,000 questions, else 0",
+        unset=f"0.3 {_SCARCE}, else 0",
     )
     direct_width: int | None = _vqa(
-        None,
-        "Width of a way from words and mean region to the answers past the encoder.",
-        low=0,
-        high=16_384,
-        unset="128 to 256 where 100 answers or more are learnt, else 0",
-    )
+        None, "Width of a way from words and mean region to the answers past the encoder.",
+        low=0, high=16_384, unset="128 to 256 where 100 answers or more are learnt, else 0",
+    )  # fmt: skip
     """0 is the published head."""
     encoder_dropout: float | None = _vqa(
         None,
         "Share of questions that learn on that way alone.",
         low=0,
         high=1,
-        unset="0.5 where 100 answers or more are learnt from fewer than 100,000 questions, else 0",
+        unset=f"0.5 {_SCARCE}, else 0",
     )
+    encoder_rate: float | None = _training(
+        None, "Share of the learning rate that the encoder has; 0 leaves it as it is.", low=0, high=1,
+        unset=f"0.1 with pretrained weights {_SCARCE}, else 1",
+    )  # fmt: skip
     predict: list[str] = _output(
         [], "Also write OUT/predictions-SPLIT.json, for an evaluation server.", metavar="SPLIT"
     )

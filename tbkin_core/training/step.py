@@ -156,7 +156,7 @@ class Learner:
     def _step(self, window: Window, number: int, epoch: int, rate: float) -> tuple[Sums, Sums]:
         torch.manual_seed(mix(self.plan.seed, number, rank(), 2))
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         targets = self._sum_over_ranks(window.targets)
         self._await(window)
         self.optimizer.zero_grad(set_to_none=True)
@@ -266,11 +266,16 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 
 def _optimizer(model: PreTrainedModel, plan: TrainingPlan) -> torch.optim.Optimizer:
-    decayed: dict[str, Any] = {"params": [], "weight_decay": plan.weight_decay}
-    plain: dict[str, Any] = {"params": [], "weight_decay": 0.0}
+    # What is new first: the first group's rate is the one that is noted.
+    shares = (1.0, plan.encoder_rate) if plan.encoder_rate != 1 else (1.0,)
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": decay, "share": share}
+        for share in shares
+        for decay in (plan.weight_decay, 0.0)
+    ]
     for name, parameter in model.named_parameters():
-        (plain if parameter.ndim < 2 or "norm" in name else decayed)["params"].append(parameter)
-    groups = [decayed, plain]
+        place = len(groups) - 2 if name.startswith(f"{model.base_model_prefix}.") else 0
+        groups[place + int(parameter.ndim < 2 or "norm" in name)]["params"].append(parameter)
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
