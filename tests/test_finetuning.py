@@ -19,6 +19,7 @@ from tiny_plans import tiny_plan
 
 from tbkin_core.datasets import open_dataset
 from tbkin_core.datasets.records import Question
+from tbkin_core.errors import ConfigError
 from tbkin_core.evaluation.attribution import kept_counts
 from tbkin_core.evaluation.vqa import soft_scores
 from tbkin_core.features.store import FeatureStore
@@ -309,9 +310,12 @@ def test_defaults_on_a_processor(
     store = FeatureStore(trained / "coco/features")
     _, tokenizer = load_model(trained / "runs/finetune/rec", "rec")
 
-    def planned(begun: bool = False, answers: int = OPEN_ANSWERS, **given: Any) -> FinetunePlan:
+    def planned(
+        begun: bool = False, answers: int = OPEN_ANSWERS, weights: Any = None, **given: Any
+    ) -> FinetunePlan:
         config = FinetuneConfig(task="vqa", devices="cpu", **given)
-        start = Start("runs/rec", tokenizer, {}, {"hidden_size": 128}) if begun else Start("none", tokenizer)
+        values = {"hidden_size": 128} if begun else None
+        start = Start("runs/begun" if begun else "none", tokenizer, weights or {}, values)
         return plan_finetuning(config, samples, start, store, VqaTask(), Head(outcomes=answers))
 
     chosen = planned(**given_settings)
@@ -333,14 +337,20 @@ def test_defaults_on_a_processor(
     few = planned(answers=99, **given_settings)
     assert few.epochs == given_settings.get("epochs", min(max(round(1_000_000 / samples), 4), 60))
     assert few.direct_width == 0 == few.feature_dropout and few.dropout in (0.0, 0.1)
-    assert chosen.encoder_rate == 1 == planned(begun=True, answers=99, **given_settings).encoder_rate
-    assert planned(begun=True, **given_settings).encoder_rate == (ENCODER_RATE if scarce else 1.0)
-    assert planned(begun=True, encoder_rate=0.5, **given_settings).encoder_rate == 0.5
+    assert chosen.encoder_rate == 1
+    words = {"direct.vocabulary.weight": torch.zeros(3, DIRECT_WIDTHS["tiny"])}  # of a pretrained model
+    known = {"weights": words, **given_settings}
+    if chosen.size == "tiny":
+        assert planned(begun=True, **known).encoder_rate == (ENCODER_RATE if scarce else 1.0)
+    assert planned(begun=True, **given_settings).encoder_rate == 1, "others have learnt less than all of it"
+    assert planned(begun=True, encoder_rate=0.5, **known).encoder_rate == 0.5
+    with pytest.raises(ConfigError, match="random"):
+        planned(encoder_rate=0.0)
     assert chosen.encoder_dropout == (0.5 if scarce else 0.0) and few.encoder_dropout == 0
     assert planned(direct_width=0, feature_dropout=0.1, **given_settings).head_values() == {
         "direct_width": 0,
         "direct_words": False,
-        "direct_looks": False,
+        "direct_attends": False,
         "feature_dropout_prob": 0.1,
         "encoder_dropout_prob": 0,
     }

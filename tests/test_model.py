@@ -24,7 +24,7 @@ from tbkin_core.modeling import (
 )
 from tbkin_core.modeling.checkpoint import apply_init, bert_weights, import_rosita, load_init
 from tbkin_core.modeling.configuration import SIZES
-from tbkin_core.modeling.models import Look
+from tbkin_core.modeling.models import AttendedMean
 from tbkin_core.texts.tokenizer import load_tokenizer
 
 VOCABULARY, FEATURES, WIDTH = 40, 6, 16
@@ -270,15 +270,16 @@ def test_looked_at_is_the_mean_over_regions_by_their_attention_and_weight(
     values = torch.randn((2, 4, 7), generator=generator)
     weight = torch.rand((2, 4), generator=generator) * inputs["region_mask"]
     with torch.no_grad():
-        output = model(**inputs, output_attentions=True, look=Look(values, weight, rows))
+        output = model(**inputs, output_attentions=True, attend=AttendedMean(values, weight, rows))
         same = model(**inputs)
     torch.testing.assert_close(output.pooled, same.pooled)
-    assert same.looked is None and output.looked.shape == (2, rows, 7)
+    assert same.attended is None and output.attended.shape == (2, rows, 7)
     attention = output.attentions[-1].weights.mean(1)[:, :rows, 5:]  # (B, R, K)
     share = attention * weight[:, None]
-    total = share.sum(-1, keepdim=True)
-    share = torch.where(total > 0, share / total.clamp_min(1e-20), (weight / weight.sum(1, True))[:, None])
-    torch.testing.assert_close(output.looked, share @ values, atol=1e-5, rtol=1e-5)
+    share = share / share.sum(-1, keepdim=True).clamp_min(1e-20)  # 0 where no region is left
+    torch.testing.assert_close(output.attended, share @ values, atol=1e-5, rtol=1e-5)
+    if selection == Selection("relative", 1.0) and rows == 3:
+        assert (output.attended == 0).all(-1).any(), "of some the threshold leaves nothing"
 
 
 def test_without_any_region_nothing_is_looked_at() -> None:
@@ -286,13 +287,13 @@ def test_without_any_region_nothing_is_looked_at() -> None:
     inputs["region_mask"] = torch.zeros_like(inputs["region_mask"])
     values = torch.randn(2, 4, 7)
     with torch.no_grad():
-        looked = model(**inputs, look=Look(values, torch.zeros(2, 4), 1)).looked
-    assert torch.equal(looked, torch.zeros_like(looked))
+        attended = model(**inputs, attend=AttendedMean(values, torch.zeros(2, 4), 1)).attended
+    assert torch.equal(attended, torch.zeros_like(attended))
 
 
 def test_a_threshold_cuts_what_an_answer_sees_beside_the_encoder() -> None:
     inputs = random_inputs([5, 5], [4, 4])
-    model: TbkinForVqa = tiny(TbkinForVqa, direct_width=8, direct_looks=True)
+    model: TbkinForVqa = tiny(TbkinForVqa, direct_width=8, direct_attends=True)
     assert model.direct is not None and model.direct.share is not None
     nn.init.normal_(model.direct.answers.weight)
     for parameter in model.answer_decoder.parameters():  # the encoder's own answer says nothing
@@ -307,7 +308,7 @@ def test_a_threshold_cuts_what_an_answer_sees_beside_the_encoder() -> None:
     dense, cut = Selection(), Selection("relative", 0.9)
     torch.testing.assert_close(logits(-40.0, dense), logits(-40.0, cut))  # all of it from the mean
     assert (logits(40.0, dense) - logits(40.0, cut)).abs().max() > 0.01
-    # What attention looks at is taught where to look.
+    # What attention looks at is taught where to attend.
     model.tbkin.selection = dense
     model(**inputs).vqa_logits[:, 0].sum().backward()
     query = model.tbkin.encoder.layers[-1].query.weight.grad
@@ -316,7 +317,7 @@ def test_a_threshold_cuts_what_an_answer_sees_beside_the_encoder() -> None:
 
 def test_masked_words_are_also_told_from_where_they_look() -> None:
     inputs = random_inputs([5, 3], [4, 2])
-    given = {"direct_width": 8, "direct_looks": True}
+    given = {"direct_width": 8, "direct_attends": True}
     model: TbkinForPreTraining = tiny(TbkinForPreTraining, **given)
     without: TbkinForPreTraining = tiny(TbkinForPreTraining, direct_width=8)
     without.load_state_dict(model.state_dict())
@@ -330,12 +331,42 @@ def test_masked_words_are_also_told_from_where_they_look() -> None:
         usual = without(**inputs, visible_regions=visible).mlm_logits
         assert (told - usual).abs().max() > 0.1
         # Of a region that something is hidden of no more is told than the encoder reads of it.
-        model.direct.regions.weight.mul_(0)  # type: ignore[union-attr]
-        plain = model(**inputs, visible_regions=visible).mlm_logits
-        again = model(**inputs).mlm_logits
-        torch.testing.assert_close(plain, again)
+        hidden_alone = {**inputs, "region_mask": inputs["region_mask"] & ~visible}
+        plain = without(**hidden_alone, visible_regions=visible).mlm_logits
+        torch.testing.assert_close(model(**hidden_alone, visible_regions=visible).mlm_logits, plain)
+        assert (model(**hidden_alone).mlm_logits - plain).abs().max() > 0.01
         inputs["region_mask"] = torch.zeros_like(inputs["region_mask"])
         torch.testing.assert_close(model(**inputs).mlm_logits, without(**inputs).mlm_logits)
+
+
+@pytest.mark.parametrize("kind", [TbkinForPreTraining, TbkinForVqa])
+def test_images_without_regions_have_gradients_that_half_precision_holds(kind: type[Any]) -> None:
+    inputs, model = random_inputs([5, 3], [4, 2]), tiny(kind, direct_width=8, direct_attends=True).train()
+    inputs["region_mask"][0] = False
+    if model.task == "vqa":
+        nn.init.normal_(model.direct.answers.weight)
+    with torch.autocast("cpu", dtype=torch.float16):
+        output = model(**inputs)
+    logits = output.vqa_logits if model.task == "vqa" else output.mlm_logits
+    (logits.float().square().mean() * 1024).backward()
+    gradients = {name: it.grad for name, it in model.direct.named_parameters() if it.grad is not None}
+    assert {"regions.weight", "region_norm.weight"} <= {*gradients}
+    for name, gradient in gradients.items():
+        assert gradient.isfinite().all() and gradient.abs().max() < 1e5, name
+
+
+def test_weights_that_a_checkpoint_lacks_begin_as_those_of_a_new_model(tmp_path: Path) -> None:
+    given = {"direct_width": 8, "direct_attends": True, "direct_words": True}
+    tiny(TbkinForPreTraining, **given).save_pretrained(tmp_path)
+    model = TbkinForVqa.from_pretrained(tmp_path)
+    assert model.direct is not None and model.direct.share is not None and model.direct.met is not None
+    for weight in (model.direct.share, model.direct.answers.weight, model.direct.met.weight):
+        assert (weight == 0).all()
+    nn.init.constant_(model.direct.share, 0.7)
+    nn.init.normal_(model.direct.answers.weight)
+    model.save_pretrained(tmp_path / "vqa")
+    again = TbkinForVqa.from_pretrained(tmp_path / "vqa")
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
 
 
 def test_feature_dropout_takes_the_same_numbers_of_all_regions_in_training_alone() -> None:

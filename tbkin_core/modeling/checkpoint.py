@@ -92,7 +92,7 @@ _CONFIG_KEYS: dict[str, Check] = {
             "tie_word_embeddings",
             "aligned_matching",
             "direct_words",
-            "direct_looks",
+            "direct_attends",
         ],
         flag,
     ),

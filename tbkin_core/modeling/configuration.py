@@ -39,7 +39,7 @@ class TbkinConfig(PretrainedConfig):
         num_answers: int = 3129,  # outputs of the VQA head; `id2label` names them
         direct_width: int = 0,  # of the VQA head's way past the encoder; 0 is the published head, without one
         direct_words: bool = False,  # whether that way also tells how well the image fits the words
-        direct_looks: bool = False,  # whether it sees the image where attention looks, too
+        direct_attends: bool = False,  # whether it sees the image where attention looks, too
         encoder_dropout_prob: float = 0.0,  # of samples, which learn from that way alone
         aligned_matching: bool = False,  # whether pretraining matches by words and regions too, beside [CLS]
         tower_width: int = 256,  # E of the vectors that retrieval compares texts and images by
@@ -70,7 +70,7 @@ class TbkinConfig(PretrainedConfig):
         self.num_object_classes, self.num_attribute_classes = num_object_classes, num_attribute_classes
         self.num_answers = num_answers
         self.direct_width, self.encoder_dropout_prob = direct_width, encoder_dropout_prob
-        self.direct_words, self.direct_looks = direct_words, direct_looks
+        self.direct_words, self.direct_attends = direct_words, direct_attends
         self.aligned_matching = aligned_matching
         self.tower_width, self.match_weight = tower_width, match_weight
         self.selection, self.threshold = selection, threshold

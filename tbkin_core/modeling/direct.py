@@ -1,4 +1,4 @@
-"""The way past the encoder: what words and the mean over an image say alone, and where attention looks.
+"""The way past the encoder: words and the mean over an image, as a whole and where attention looks.
 
 Letters: B batch, T text tokens, K regions, D width of the encoder, W of this way, V vocabulary, F region
 feature size.
@@ -46,28 +46,44 @@ class ImageWords(nn.Module):
         logits: Tensor = self.vocabulary(self.dropout(image))
         return logits
 
-    def where_looked(self, looked: Tensor, seen: Tensor) -> Tensor:
-        """(..., V) to add to the logits of words, which tell the usual of each by themselves.
+    def attended_logits(self, attended: Tensor) -> Tensor:
+        """(..., V) to add to the logits of masked words, which tell how usual each word is by themselves.
 
         Args:
-            looked: (..., W) of what masked words look at, on this way.
-            seen: (...) bool; an image without regions adds nothing.
+            attended: (..., W) the mean of `regions` where each masked word attends to; where it attends to
+                none, 0, nothing is added.
         """
-        image = self.dropout(self.region_norm(looked)) * seen[..., None]
+        image = self.dropout(normed(self.region_norm, attended)) * attended.any(dim=-1, keepdim=True)
         return functional.linear(image, self.vocabulary.weight)
+
+
+def normed(norm: nn.LayerNorm, values: Tensor) -> Tensor:
+    """(..., W) normalised; where nothing was seen, 0, the same without a gradient.
+
+    That would be so large that half precision ends there.
+    """
+    found: Tensor = torch.where(values.any(dim=-1, keepdim=True), norm(values), norm.bias)
+    return found
 
 
 MEETINGS = ("mean", "least", "most", "sum")
 """Over the words of a text: how much likelier they are said of an image than of others."""
 
 
+class SilentLinear(nn.Linear):
+    """Without a bias, and with nothing to say before it has learnt."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__(width, outputs, bias=False)
+
+
 class DirectPath(nn.Module):
-    """The words of a text and the mean over its image, each on a way to the answers that meets nothing else.
+    """The words of a text and the mean over its image, each on a way of its own to the answers.
 
     The wide part of "Wide & Deep Learning" (Cheng et al., 2016), of low rank: what a linear model learns from
     few samples, the encoder beside it need not.
 
-    With `config.direct_looks` the image is seen in part as a whole, in part where the encoder's attention
+    With `config.direct_attends` the image is seen in part as a whole, in part where the encoder's attention
     looks, for a question is of a part of it. What a threshold cuts from attention is not seen there.
 
     With `config.direct_words` it also tells how well the image fits the words, by what pretraining has learnt
@@ -78,23 +94,29 @@ class DirectPath(nn.Module):
 
     def __init__(self, config: TbkinConfig) -> None:
         super().__init__()
-        self.met: nn.Linear | None = None
+        self.met: SilentLinear | None = None
         if config.direct_words:
             self.vocabulary = nn.Linear(config.direct_width, config.vocab_size)
             # Mean logarithm of each word's chance over images, 0 of words that pretraining did not know.
             self.register_buffer("usual", torch.zeros(config.vocab_size))
-            self.met = nn.Linear(len(MEETINGS), config.num_answers, bias=False)
+            self.met = SilentLinear(len(MEETINGS), config.num_answers)
         self.words = nn.Linear(config.hidden_size, config.direct_width, bias=False)
         self.word_norm = nn.LayerNorm(config.direct_width, eps=config.layer_norm_eps)
         self.regions = nn.Linear(config.region_feature_size, config.direct_width, bias=False)
         self.region_norm = nn.LayerNorm(config.direct_width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.answers = nn.Linear(2 * config.direct_width, config.num_answers, bias=False)
+        self.answers = SilentLinear(2 * config.direct_width, config.num_answers)
         # Of what is seen where attention looks, beside what is seen everywhere; 0 is a half.
-        self.share = nn.Parameter(torch.zeros(())) if config.direct_looks else None
+        self.share = nn.Parameter(torch.zeros(())) if config.direct_attends else None
 
     def forward(
-        self, words: Tensor, word_mask: Tensor, mean: Tensor, looked: Tensor, seen: Tensor, input_ids: Tensor
+        self,
+        words: Tensor,
+        word_mask: Tensor,
+        mean: Tensor,
+        attended: Tensor | None,
+        seen: Tensor,
+        input_ids: Tensor,
     ) -> Tensor:
         """What to add to the logits (B, answers).
 
@@ -103,15 +125,14 @@ class DirectPath(nn.Module):
             word_mask: (B, T) bool or 0/1.
             mean: (B, W) of `regions` over an image, by their areas as shares of it: they crowd about small
                 things, and the mean over the image says more of it.
-            looked: (B, W) the same, by areas and by the attention that the regions get.
+            attended: (B, W) the same, by areas and by the attention that the regions get; 0 where it is none.
             seen: (B,) bool, whether there are regions.
             input_ids: (B, T) of the words.
         """
         text = self.word_norm(self.words((words * word_mask[..., None]).sum(1)))
-        image = self.region_norm(mean)
-        told = (
-            image if self.share is None else torch.lerp(image, self.region_norm(looked), self.share.sigmoid())
-        )
+        image = told = normed(self.region_norm, mean)
+        if attended is not None and self.share is not None:
+            told = torch.lerp(image, normed(self.region_norm, attended), self.share.sigmoid().to(image.dtype))
         logits: Tensor = self.answers(self.dropout(torch.cat([text, told], dim=-1)))
         if self.met is not None:
             known = word_mask.bool() & seen[:, None]

@@ -19,10 +19,11 @@ from transformers.utils import ModelOutput
 
 from tbkin_core.modeling.attention import AttentionRecord, selective_attention
 from tbkin_core.modeling.configuration import TbkinConfig
-from tbkin_core.modeling.direct import NEVER, DirectPath, ImageWords, weighted_mean
+from tbkin_core.modeling.direct import NEVER, DirectPath, ImageWords, SilentLinear, weighted_mean
 from tbkin_core.selection import Selection, rule_of
 
-LEAST = torch.finfo(torch.float32).tiny
+LEAST_AREA = 1e-6
+"""Of all regions of an image together; one without any has none."""
 
 ALIGNMENT_SCALE = 10.0
 """Of the cosines of words and regions at first."""
@@ -35,7 +36,7 @@ class TbkinOutput(ModelOutput):
     text_states: Tensor | None = None  # (B, T, D)
     region_states: Tensor | None = None  # (B, K, D)
     region_vectors: Tensor | None = None  # (B, K, F), as the model was given them, standardised
-    looked: Tensor | None = None  # (B, R, W), see `Look`
+    attended: Tensor | None = None  # (B, R, W), see `AttendedMean`
     pooled: Tensor | None = None  # (B, D), tanh of a dense layer over [CLS]
     mlm_logits: Tensor | None = None  # (B, T, V), or (M, V) where only M positions were asked for
     region_feature_pred: Tensor | None = None  # (B, K, F), or (M, F)
@@ -51,12 +52,12 @@ class TbkinOutput(ModelOutput):
     attentions: tuple[AttentionRecord, ...] | None = None  # one a layer when asked for
 
 
-class Look(NamedTuple):
-    """What to see of regions where attention looks: their mean by weight and by the attention they get."""
+class AttendedMean(NamedTuple):
+    """Asks for the mean of some values of regions, by weight and by the attention that they get."""
 
     values: Tensor  # (B, K, W)
     weight: Tensor  # (B, K), 0 and up
-    rows: int  # R, the first positions of the text, which look
+    rows: int  # R, of the first positions of the text each
 
 
 class TextEmbeddings(nn.Module):
@@ -134,12 +135,12 @@ class EncoderLayer(nn.Module):
         """(B, N, D) -> (B, H, N, D/H)."""
         return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def looked(
+    def attended(
         self, states: Tensor, mask: Tensor, selection: Selection, text_length: int, rows: int, values: Tensor
     ) -> Tensor:
-        """(B, R, W) what the first R positions see of values (B, L, W) by their attention, meant over heads.
+        """(B, R, W) the sums of values (B, L, W) by the attention of the first R positions, meant over heads.
 
-        The other arguments are those of `forward`, of which it is no part.
+        The other arguments are those of `forward`, which has no part in it.
         """
         query, key = self.heads(self.query(states[:, :rows])), self.heads(self.key(states))
         seen = values[:, None].to(query.dtype).expand(-1, self.num_heads, -1, -1)
@@ -223,10 +224,16 @@ class TbkinPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, SilentLinear):
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, DirectPath):
+            for value in (module.share, getattr(module, "usual", None)):
+                if value is not None:
+                    nn.init.zeros_(value)
         if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
@@ -269,7 +276,7 @@ class TbkinModel(TbkinPreTrainedModel):
         pair_mask: Tensor | None = None,
         output_attentions: bool = False,
         regions: Tensor | None = None,
-        look: Look | None = None,
+        attend: AttendedMean | None = None,
     ) -> TbkinOutput:
         """Encode text and regions.
 
@@ -283,8 +290,8 @@ class TbkinModel(TbkinPreTrainedModel):
             output_attentions: Also return one `AttentionRecord` a layer.
             regions: (B, K, D) of `embed_regions` in the place of features and geometry, for images that are
                 encoded with many texts.
-            look: Also return what is `looked` at: by the attention of the last layer, with its selection, as
-                a mean over heads. Where all regions are cut away, or weigh nothing, by weight alone.
+            attend: Also return this mean, `attended`: by the attention of the last layer, with its selection,
+                over all heads. It is 0 where the selection leaves no region, or none weighs anything.
         """
         text_length = input_ids.shape[1]
         assert region_mask is not None
@@ -305,24 +312,26 @@ class TbkinModel(TbkinPreTrainedModel):
             text_states=states[:, :text_length],
             region_states=states[:, text_length:],
             region_vectors=vectors,
-            looked=None if look is None else self._looked(look, before, mask, text_length),
+            attended=None if attend is None else self._attended(attend, before, mask, text_length),
             pooled=torch.tanh(self.pooler(states[:, 0])),
             attentions=records,
         )
 
-    def _looked(self, look: Look, states: Tensor, mask: Tensor, text_length: int) -> Tensor:
+    def _attended(self, attend: AttendedMean, states: Tensor, mask: Tensor, text_length: int) -> Tensor:
         """(B, R, W); the other arguments are what the last layer was given."""
         selection = self.selection.in_layer(len(self.encoder.layers) - 1)
-        # Of half precision the least numbers are not small enough for what a small region gets.
-        most = look.weight.amax(dim=1, keepdim=True).clamp_min(LEAST)
-        share = (look.weight / most)[..., None].to(look.values.dtype)
-        weighed = torch.cat([look.values * share, share], dim=-1)
+        # About 1 each: the least numbers of half precision are not small enough for shares of small regions.
+        weight = attend.weight.float()
+        scale = weight.shape[1] / weight.sum(dim=1, keepdim=True).clamp_min(LEAST_AREA)
+        share = (weight * scale)[..., None].to(attend.values.dtype)
+        weighed = torch.cat([attend.values * share, share], dim=-1)
         weighed = functional.pad(weighed, (0, 0, text_length, 0))  # (B, L, W + 1), 0 of words
         last: EncoderLayer = self.encoder.layers[-1]  # type: ignore[assignment]
-        seen = last.looked(states, mask, selection, text_length, look.rows, weighed).float()
-        looked, total = seen[..., :-1], seen[..., -1:]
-        everywhere = weighted_mean(look.values, look.weight).float()[:, None]
-        return torch.where(total > 0, looked / total.clamp_min(LEAST), everywhere).to(look.values.dtype)
+        total = last.attended(states, mask, selection, text_length, attend.rows, weighed).float()
+        met, share = total[..., :-1], total[..., -1:]
+        some = share > torch.finfo(share.dtype).tiny
+        mean = torch.where(some, met / torch.where(some, share, 1.0), 0.0)
+        return mean.to(attend.values.dtype)
 
 
 class Alignment(nn.Module):
@@ -360,8 +369,8 @@ class Alignment(nn.Module):
 class TbkinForPreTraining(TbkinPreTrainedModel):
     """Masked words, masked regions (feature, object, attribute), image-text matching.
 
-    With `config.direct_width` also the words that are said of an image (`ImageWords`), which touches nothing
-    of the encoder.
+    With `config.direct_width` also the words that are said of an image (`ImageWords`), and with
+    `config.direct_attends` masked words also from the regions that they attend to, on that way.
     """
 
     task = "pretrain"
@@ -405,16 +414,16 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
                 these. None tells them from all.
             inputs: As `TbkinModel.forward`.
         """
-        seen, look = inputs["region_mask"].bool(), None
+        seen, attend = inputs["region_mask"].bool() & self.config.use_regions, None
         seen = seen if visible_regions is None else seen & visible_regions
         area = inputs["region_geometry"][..., 4]
         if self.direct is not None:
-            vectors, inputs["regions"] = self.tbkin.embed_regions(
-                inputs["region_features"], inputs["region_geometry"]
-            )
-            if self.config.direct_looks:
-                look = Look(self.direct.regions(vectors), seen * area, inputs["input_ids"].shape[1])
-        output = self.tbkin(**inputs, look=look)
+            features = inputs["region_features"], inputs["region_geometry"]
+            vectors, inputs["regions"] = self.tbkin.embed_regions(*features)
+            if self.config.direct_attends:
+                rows = inputs["input_ids"].shape[1]
+                attend = AttendedMean(self.direct.regions(vectors), seen * area, rows)
+        output = self.tbkin(**inputs, attend=attend)
         text, regions = _at(output.text_states, text_places), _at(output.region_states, region_places)
         output.mlm_logits = self.mlm_decoder(self.mlm_head(text))
         hidden = self.region_head(regions)
@@ -427,9 +436,8 @@ class TbkinForPreTraining(TbkinPreTrainedModel):
         if self.direct is not None:
             output.region_vectors = vectors
             output.word_logits = self.direct(vectors, seen, area)
-            if look is not None:
-                any_seen = _at(seen.any(dim=1, keepdim=True).expand(-1, look.rows), text_places)
-                told = self.direct.where_looked(_at(output.looked, text_places), any_seen)
+            if attend is not None:
+                told = self.direct.attended_logits(_at(output.attended, text_places))
                 output.mlm_logits = output.mlm_logits + told
         return output
 
@@ -457,10 +465,6 @@ class TbkinForVqa(TbkinPreTrainedModel):
         self.answer_decoder = nn.Linear(2 * config.hidden_size, config.num_answers)
         self.direct = DirectPath(config) if config.direct_width else None
         self.post_init()
-        if self.direct is not None:
-            nn.init.zeros_(self.direct.answers.weight)
-            if self.direct.met is not None:
-                nn.init.zeros_(self.direct.met.weight)
 
     @property
     def answers_past_attention(self) -> bool:
@@ -476,20 +480,20 @@ class TbkinForVqa(TbkinPreTrainedModel):
         weight = seen * inputs["region_geometry"][..., 4]
         features = inputs["region_features"], inputs["region_geometry"]
         vectors, inputs["regions"] = self.tbkin.embed_regions(*features)
-        parts = self.direct.regions(vectors)  # (B, K, W)
-        look = Look(parts, weight, rows=1) if self.config.direct_looks else None
-        output = self.tbkin(**inputs, look=look)
+        attend = None
+        if self.config.direct_attends:
+            attend = AttendedMean(self.direct.regions(vectors), weight, rows=1)
+        output = self.tbkin(**inputs, attend=attend)
         logits = self.answer_decoder(self.answer_head(output.pooled))
         if self.training and self.config.encoder_dropout_prob:
             # Not scaled up in turn: either way alone, and both together, are to give logits of one size.
             kept = torch.rand(len(logits), 1, device=logits.device) >= self.config.encoder_dropout_prob
             logits = logits * kept
-        mean = weighted_mean(parts, weight)
         output.vqa_logits = logits + self.direct(
             self.tbkin.text_embeddings.word_embeddings(inputs["input_ids"]),
             inputs["attention_mask"],
-            mean,
-            mean if output.looked is None else output.looked[:, 0],
+            self.direct.regions(weighted_mean(vectors, weight)),
+            None if output.attended is None else output.attended[:, 0],
             seen.any(dim=1),
             inputs["input_ids"],
         )

@@ -386,7 +386,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         unset=f"0.5 {_SCARCE}, else 0",
     )
     encoder_rate: float | None = _training(
-        None, "Share of the learning rate that the encoder has; 0 leaves it as it is.", low=0, high=1,
+        None, "Share of the learning rate that the encoder has; 0 freezes it.", low=0, high=1,
         unset=f"0.1 with pretrained weights {_SCARCE}, else 1",
     )  # fmt: skip
     predict: list[str] = _output(

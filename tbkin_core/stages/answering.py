@@ -85,9 +85,9 @@ class Answerer:
             self.problems.append("this model does not see the image: its answer is from the words alone")
         elif self.model.answers_past_attention:
             self.problems.append(
-                "this model sees the image in two ways: where its attention looks, as shown, and as a whole,"
-                " which attention has no part in"
-                if self.model.config.direct_looks
+                "this model also answers by a way past its encoder, from the words, the image as a whole and,"
+                " by its last layer's attention, what [CLS] looks at: attention is part of what it goes by"
+                if self.model.config.direct_attends
                 else "this model also answers by a way past its attention, from the words and the mean"
                 " region: the attention that is shown may have little part in its answer"
             )

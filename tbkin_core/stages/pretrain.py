@@ -120,7 +120,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         for part in parts
     ]
     width = plan.direct_width
-    values = {"aligned_matching": True, "direct_width": width, "direct_looks": width > 0}
+    values = {"aligned_matching": True, "direct_width": width, "direct_attends": width > 0}
     model = build_model(TbkinForPreTraining, plan, start, rows, **values)
     for name, side in (("train", objective.train), ("val", objective.validation)):
         notes += text_notes(name, side.table, plan.max_text_tokens) if side else []

@@ -156,6 +156,10 @@ class VqaTask(FinetuneTask[Question]):
         self, model: Any, training: Split[Question], tokenizer: Tokenizer, known: Mapping[str, Tensor]
     ) -> str:
         direct, table = model.direct, known.get("direct.vocabulary.weight")  # (V, W)
+        answered = "direct.answers.weight" in known and "direct.share" not in known
+        if answered and direct is not None and direct.share is not None:
+            # These answers did without what attention looks at, which comes in as it is learnt.
+            torch.nn.init.constant_(direct.share, -4.0)
         if direct is None or direct.met is None or table is None:
             return ""
         begun = 0

@@ -50,7 +50,7 @@ Config = TypeVar("Config", bound=TrainingConfig)
 
 
 class Choice(NamedTuple):
-    """A number that was chosen, and why; "" is not worth a word."""
+    """A number that was chosen, and why."""
 
     name: str
     value: Any
@@ -112,7 +112,7 @@ class TrainingPlan:
         size = f"size {self.size} ({parameters / 1e6:.1f} M parameters)"
         steps = f"epochs {self.epochs}, batch {self.batch_size}, learning rate {self.learning_rate:g}{limit}"
         logger.info("%s: %s; %s, %s", what, samples, size, steps)
-        if chosen := [str(choice) for choice in self.choices if choice.value and choice.reason]:
+        if chosen := [str(choice) for choice in self.choices if choice.value]:
             logger.info("chosen: %s", ", ".join(chosen))
 
 
@@ -132,7 +132,7 @@ class FinetunePlan(TrainingPlan):
     feature_dropout: float = 0.0
     direct_width: int = 0
     direct_words: bool = False  # whether the initial weights know which words are said of images
-    direct_looks: bool = False  # whether that way sees the image where attention looks, too
+    direct_attends: bool = False  # whether that way sees the image where attention looks, too
     encoder_dropout: float = 0.0
 
     def head_values(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class FinetunePlan(TrainingPlan):
             "feature_dropout_prob": self.feature_dropout,
             "direct_width": self.direct_width,
             "direct_words": self.direct_words,
-            "direct_looks": self.direct_looks,
+            "direct_attends": self.direct_attends,
             "encoder_dropout_prob": self.encoder_dropout,
         }
 
@@ -190,7 +190,7 @@ def plan_finetuning(
     """What fine-tuning on so many samples does.
 
     Raises:
-        ConfigError: The initial weights have another size than was asked for.
+        ConfigError: The initial weights have another size than was asked for, or are random and to stay so.
     """
     choices = _Choices(config)
     cuda = _on_cuda(config)
@@ -231,9 +231,15 @@ def plan_finetuning(
         width = choices.take("direct_width", chosen, f"{head.outcomes} answers")
         half = 0.5 if scarce and width else 0.0
         alone = choices.take("encoder_dropout", half, f"{head.outcomes} answers, {samples:,} samples")
-    slow = ENCODER_RATE if scarce and not start.weights_are_random else 1.0
-    reason = f"{head.outcomes} answers, init {start.source}" if slow < 1 else ""
-    encoder_rate = choices.take("encoder_rate", slow, reason)
+    encoder_rate = 1.0 if config.encoder_rate is None else config.encoder_rate
+    if scarce and start.knows_words(width):
+        reason = f"{head.outcomes} answers, init {start.source}"
+        encoder_rate = choices.take("encoder_rate", ENCODER_RATE, reason)
+    if encoder_rate == 0 and start.weights_are_random:
+        raise ConfigError(
+            f"encoder_rate: 0 would leave the encoder's random weights as they are (init {start.source})",
+            hint="name pretrained weights with --init",
+        )
     return FinetunePlan(
         **common,
         encoder_rate=encoder_rate,
@@ -245,7 +251,7 @@ def plan_finetuning(
         feature_dropout=feature_dropout,
         direct_width=width,
         direct_words=bool(width) and not config.blind and start.knows_words(width),
-        direct_looks=bool(width) and not config.blind,
+        direct_attends=bool(width) and not config.blind,
         encoder_dropout=alone,
         choices=tuple(choices.made),
     )

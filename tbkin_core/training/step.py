@@ -53,6 +53,9 @@ class Learner:
         self.compiled: bool = model.tbkin.encoder.compiled  # type: ignore[union-attr, assignment]
         self.lengths = objective.lengths()  # the same in every epoch
         self.world = world_size()
+        if not plan.encoder_rate:
+            # What does not move needs no gradient, nor is it to count where gradients are clipped.
+            model.base_model.requires_grad_(False)
         self.optimizer = _optimizer(model, plan)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.micro_batch_size = plan.micro_batch_size
