@@ -205,7 +205,9 @@ def test_two_processes_train_as_one(trained_workspace: Path) -> None:
     one, two = weights
     assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=2e-5, msg=name)
+        # A key's bias changes no attention: its gradient is what rounding leaves, and Adam makes steps of it.
+        most = 1e-4 if name.endswith("key.bias") else 2e-5
+        torch.testing.assert_close(two[name], value, rtol=0, atol=most, msg=name)
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(name.split()[0] for name in CHAIN))

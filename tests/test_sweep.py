@@ -230,10 +230,13 @@ def test_what_more_regions_cost_is_compared_with_what_they_cost_the_dense_model(
     conclusion = conclude(rows)
     assert conclusion.best == rows[0], "of the first number of regions"
     assert f"dense loses {rows[2]['lost']:.2f}" in conclusion.text
-    assert "fewer than dense beyond noise" in conclusion.text and "no fewer" not in conclusion.text
+    assert ": better than dense beyond noise" in conclusion.text and "no better" not in conclusion.text
     alike = swept_regions({(0, 36): 0.9, (0.3, 36): 0.9, (0, 144): 0.8, (0.3, 144): 0.8})
-    assert "no fewer than dense" in conclude(alike).text
+    assert "no better than dense" in conclude(alike).text
     assert "dense loses" in conclude(swept_regions({(0, 8): 0.9, (0, 16): 0.8})).text
+    more = swept_regions({(0, 8): 0.8, (0, 16): 0.9})
+    gained = f"dense gains {-more[1]['lost']:.2f} ({-more[1]['lost_high']:.2f} to {-more[1]['lost_low']:.2f})"
+    assert gained in conclude(more).text
     one = swept_regions({(0, 36): 0.9, (0.3, 36): 0.85})
     assert "loses" not in conclude(one).text and "lost" not in one[0]
 

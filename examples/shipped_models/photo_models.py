@@ -58,9 +58,9 @@ CARDS = {
     "photo-answers": Card(
         "answers questions about a photo: what somebody does, wears, holds or rides, colours, numbers, where"
         " things are, yes or no",
-        "it chooses among {answers} answers, and was asked nothing but what captions tell. Its answers come"
-        " by the way past its encoder, which says the same of every question: the attention that is shown has"
-        " no part in them.",
+        "it chooses among {answers} answers, and was asked nothing but what captions tell. It goes by the"
+        " words, by the image as a whole and by what its attention looks at; without the last one in twelve"
+        " of its answers is another.",
     ),
     "photo-search": Card(
         "says how well a sentence fits a photo, and finds the photos of a directory that fit it best",

@@ -298,22 +298,22 @@ def _regions_concluded(rows: Sequence[dict[str, Any]], noise: str) -> str:
     if "lost" not in most[0]:
         return ""
 
-    def lost(row: dict[str, Any]) -> str:
-        return f"{row['lost']:.2f} ({row['lost_low']:.2f} to {row['lost_high']:.2f})"
+    def changes(row: dict[str, Any]) -> str:
+        if row["lost"] < 0:
+            return f"gains {-row['lost']:.2f} ({-row['lost_high']:.2f} to {-row['lost_low']:.2f})"
+        return f"loses {row['lost']:.2f} ({row['lost_low']:.2f} to {row['lost_high']:.2f})"
 
     dense, *others = most
-    text = (
-        f"; with {dense['regions']} regions in place of {rows[0]['regions']} dense loses {lost(dense)} points"
-    )
+    text = f"; with {dense['regions']} regions in place of {rows[0]['regions']} dense {changes(dense)} points"
     if not others:
         return text
     least = min(others, key=lambda row: row["lost"])
     fewer = least["lost_more"] < 0 and least["lost_more_p"] * len(others) < 0.05
-    verdict = "fewer" if fewer else "no fewer"
+    verdict = "better" if fewer else "no better"
     p_value = p_text(least["lost_more_p"], "= ")
     return (
-        f"{text}, {_named(least)} of all thresholds the fewest, {lost(least)}: {verdict} than dense beyond"
-        f" {noise} (p {p_value})"
+        f"{text}; of all thresholds {_named(least)} bears them best and {changes(least)}: {verdict} than"
+        f" dense beyond {noise} (p {p_value})"
     )
 
 
