@@ -282,7 +282,7 @@ class PretrainConfig(TrainingConfig):
     direct_width: int | None = option(
         None, "Width of a way from images to the words said of them; 0 is none.", low=0, high=16_384
     )
-    """Past the encoder, from the mean region; answers begin with what it has learnt. Chosen by the size."""
+    """Past the encoder: from the mean region, and masked words from where they attend to. By the size."""
     masking: MaskingConfig = option(MaskingConfig(), "Structural knowledge masking.")
 
     def conflicts(self) -> Iterator[str]:
@@ -374,7 +374,7 @@ class FinetuneConfig(SelectionConfig, TrainingConfig):
         unset=f"0.3 {_SCARCE}, else 0",
     )
     direct_width: int | None = _vqa(
-        None, "Width of a way from words and mean region to the answers past the encoder.",
+        None, "Width of a way from words and regions to the answers, past the encoder.",
         low=0, high=16_384, unset="128 to 256 where 100 answers or more are learnt, else 0",
     )  # fmt: skip
     """0 is the published head."""

@@ -9,7 +9,7 @@ on all captions of the first, then runs `tbkin finetune --task vqa` with the def
 made of the captions of 1, 10 and 100 % of these photos, and with --retrieval-minutes `--task retrieval`. The
 variants add up, as in examples/ablation.py: plain masking, + text structure, + image structure, + cross-modal
 structure, + interference removal; before them stands what begins from words alone. --without-words leaves out
-the words that are told from an image (`direct_width: 0`), which no variant of the masking touches. Prints the
+the words that are told from an image (`direct_width: 0`), to see what masking alone teaches. Prints the
 accuracy on the 1,000 photos, and of several seeds mean and standard deviation. Stopped and started again, it
 goes on.
 """
