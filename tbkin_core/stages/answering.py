@@ -85,8 +85,8 @@ class Answerer:
             self.problems.append("this model does not see the image: its answer is from the words alone")
         elif self.model.answers_past_attention:
             self.problems.append(
-                "this model also answers by a way past its encoder, from the words, the image as a whole and,"
-                " by its last layer's attention, what [CLS] looks at: attention is part of what it goes by"
+                "where attention looks is one part of what this model answers by, beside the image as a whole"
+                " and the words alone"
                 if self.model.config.direct_attends
                 else "this model also answers by a way past its attention, from the words and the mean"
                 " region: the attention that is shown may have little part in its answer"
