@@ -11,14 +11,16 @@ from tbkin_core.settings.base import (
 from tbkin_core.settings.stages import (
     BuildGraphsConfig,
     ExtractFeaturesConfig,
+    ThresholdSweepConfig,
+    VisualizeConfig,
+    parse_thresholds,
+)
+from tbkin_core.settings.training import (
     FinetuneConfig,
     MaskingConfig,
     PretrainConfig,
     SelectionConfig,
-    ThresholdSweepConfig,
     TrainingConfig,
-    VisualizeConfig,
-    parse_thresholds,
 )
 
 __all__ = [
