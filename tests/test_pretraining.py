@@ -24,10 +24,11 @@ from tbkin_core.graphs.store import GraphStore
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForVqa
 from tbkin_core.modeling.checkpoint import apply_init
 from tbkin_core.support.devices import resolve_devices
-from tbkin_core.tasks.base import Inputs, Split, to_device
+from tbkin_core.support.randomness import mix
+from tbkin_core.tasks.base import Inputs, Split, model_inputs, to_device
 from tbkin_core.tasks.captions import caption_texts, join_tables, load_captions, select_captions
 from tbkin_core.tasks.masking import MaskingConfig
-from tbkin_core.tasks.pretraining import PretrainObjective
+from tbkin_core.tasks.pretraining import VALIDATION_EPOCH, PretrainObjective
 from tbkin_core.tasks.vqa import VqaTask
 from tbkin_core.texts.table import encode_texts
 from tbkin_core.texts.tokenizer import build_tokenizer, extend_tokenizer
@@ -46,6 +47,8 @@ def task_over(
     mismatch: float = 0.5,
     weights: list[float] | None = None,
     tells_words: bool = False,
+    match_hidden: bool = False,
+    validates: bool = False,
 ) -> PretrainObjective:
     """The task over the training captions, cut into as many datasets as there are weights."""
     features, graphs = parts
@@ -53,7 +56,7 @@ def task_over(
     count = len(weights or [1])
     return PretrainObjective(
         [(select_captions(table, np.arange(len(table)) % count == part), features) for part in range(count)],
-        [],
+        [(load_captions(graphs, ["val"], features), features)] if validates else [],
         build_tokenizer(caption_texts(graphs, ["train"])),
         masking,
         seed=0,
@@ -64,6 +67,7 @@ def task_over(
         batch_size=8,
         weights=weights,
         tells_words=tells_words,
+        match_hidden=match_hidden,
     )
 
 
@@ -72,7 +76,7 @@ def test_masks_do_not_tell_whether_image_and_text_belong_together(
 ) -> None:
     # Regions alone, always hidden where chosen: then a zero vector is a mask.
     masking = MaskingConfig(text_side=0.0, mask=1.0, replace=0.0, cross_modal=0.9, image_structure=False)
-    task = task_over(parts, masking)
+    task = task_over(parts, masking, match_hidden=True)
     rows = np.arange(len(task.lengths()))
     shares: dict[bool, list[float]] = {True: [], False: []}
     for epoch in range(60):
@@ -85,6 +89,72 @@ def test_masks_do_not_tell_whether_image_and_text_belong_together(
     error = np.sqrt(sum(np.var(values) / len(values) for values in shares.values()))
     assert means[True] > 0.16  # anchored regions are masked above the base rate
     assert abs(means[True] - means[False]) < 4 * error
+
+
+def test_half_of_the_captions_are_asked_for_their_match_with_nothing_hidden(
+    parts: tuple[FeatureStore, GraphStore],
+) -> None:
+    masking = MaskingConfig(mask=1.0, replace=0.0)
+    task = task_over(parts, masking)
+    rows = np.arange(len(task.lengths()))
+    whole, _, _ = task.train.table.padded(rows)
+    asked, swapped = [], []
+    for epoch in range(20):
+        batch = task.collate(rows, epoch)
+        labels = batch["match_labels"]
+        said = (batch["input_ids"] == whole).all(axis=1)
+        seen = (batch["visible_regions"] == batch["region_mask"]).all(axis=1)
+        seen &= ~((np.asarray(batch["region_features"]) == 0).all(axis=-1) & batch["region_mask"]).any(axis=1)
+        told = labels >= 0
+        assert (said & seen)[told].all()
+        assert (said | seen)[~told].all(), "one side of the others"
+        assert not (said & seen)[~told].all()
+        assert batch["matched"][~told].all(), "they keep their image"
+        np.testing.assert_array_equal(labels[told], batch["matched"][told])
+        assert task.targets(batch, epoch)["itm"] == told.sum()
+        asked.append(told.mean())
+        swapped.append(1 - labels[told].mean())
+        places = np.unique(batch["text_places"] // whole.shape[1])
+        assert len(places) and not told[places].any()
+    error = 1 / np.sqrt(20 * len(rows))
+    assert abs(np.mean(asked) - 0.5) < 2 * error and abs(np.mean(swapped) - 0.5) < 4 * error
+    # All are asked, or none where there is no other answer.
+    assert (task_over(parts, masking, match_hidden=True).collate(rows, 0)["match_labels"] >= 0).all()
+    assert (task_over(parts, masking, mismatch=0.0).collate(rows, 0)["match_labels"] < 0).all()
+
+
+def test_what_is_not_asked_for_its_match_teaches_none(parts: tuple[FeatureStore, GraphStore]) -> None:
+    task = task_over(parts, MaskingConfig())
+    batch = to_device(task.collate(np.arange(32), 0), torch.device("cpu"))
+    model = tiny_model(task).eval()
+    task.losses(model, batch, 0)["itm"].backward()
+    expected = {
+        name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
+    }
+    model.zero_grad()
+    asked = batch["match_labels"] >= 0
+    output = model(**{name: value[asked] for name, value in model_inputs(batch).items()})
+    torch.nn.functional.cross_entropy(output.itm_logits, batch["matched"][asked], reduction="sum").backward()
+    for name, grad in expected.items():
+        own = model.get_parameter(name).grad
+        torch.testing.assert_close(grad, torch.zeros_like(grad) if own is None else own, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("match_hidden", [False, True])
+def test_validation_asks_every_caption_for_its_match_and_for_what_is_hidden(
+    parts: tuple[FeatureStore, GraphStore], match_hidden: bool
+) -> None:
+    task = task_over(parts, MaskingConfig(), match_hidden=match_hidden, validates=True)
+    assert task.validation is not None
+    model = tiny_model(task).eval()
+    with torch.no_grad():  # it always says yes
+        model.itm_head.weight.zero_()
+        model.itm_head.bias.copy_(torch.tensor([0.0, 1.0]))
+    values = task.evaluate(model, torch.device("cpu"))
+    rows = np.arange(len(task.validation.table))
+    _, matched = task.validation.partners(rows, rows, mix(0, VALIDATION_EPOCH), 0.5)
+    assert values["val_itm_accuracy"] == pytest.approx(100 * matched.mean())
+    assert {"val_mlm_accuracy", "val_mlm_without_image_accuracy", "val_mrfr_loss"} <= set(values)
 
 
 def test_datasets_side_by_side_keep_their_captions_and_regions(
@@ -108,7 +178,7 @@ def test_datasets_side_by_side_keep_their_captions_and_regions(
 
 
 def test_a_negative_never_has_the_image_of_its_caption(parts: tuple[FeatureStore, GraphStore]) -> None:
-    task = task_over(parts, MaskingConfig(), mismatch=1.0)
+    task = task_over(parts, MaskingConfig(), mismatch=1.0, match_hidden=True)
     rows = np.arange(len(task.lengths()))
     for epoch in range(5):
         partner, matched = task.train.partners(rows, rows, epoch, 1.0)
@@ -328,6 +398,8 @@ def test_masked_words_are_read_with_and_without_the_image(parts: tuple[FeatureSt
     def forward(**inputs: Any) -> Any:
         nonlocal begin
         output, seen = read(**inputs), bool(inputs["region_mask"].any())
+        if not len(inputs["text_places"]):  # asked for its match
+            return output
         size = len(inputs["input_ids"])
         words = torch.from_numpy(table.padded(np.arange(begin, begin + size))[0]).flatten()
         right = words[inputs["text_places"]]

@@ -48,7 +48,7 @@ def region_class_loss(logits: Tensor, targets: Tensor, confidence: Tensor) -> Te
 
 
 def matching_loss(logits: Tensor, matched: Tensor) -> Tensor:
-    """Cross-entropy of (B, 2) logits against (B,) 0/1, summed."""
+    """Cross-entropy of (B, 2) logits against (B,) 0/1, summed; -100 was not asked and costs nothing."""
     return functional.cross_entropy(logits.float(), matched.long(), reduction="sum")
 
 

@@ -146,6 +146,10 @@ class PretrainConfig(TrainingConfig):
     mismatch: float = options.chance(
         0.5, "Chance that a caption gets another image, for image-text matching."
     )
+    match_hidden: bool = option(
+        False, "Ask all captions whether they match, of hidden words and regions, too."
+    )
+    """Else half of the captions are asked, of which nothing is hidden; words or regions of the others are."""
     ot_weight: float = option(0.1, "Weight of the optimal-transport term; 0 turns it off.", low=0)
     direct_width: int | None = option(
         None, "Width of a way from images to the words said of them; 0 is none.", low=0, high=16_384

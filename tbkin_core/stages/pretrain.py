@@ -107,6 +107,7 @@ def pretrain_run(config: PretrainConfig, out: Path) -> None:
         config.masking,
         seed=config.seed,
         mismatch=config.mismatch,
+        match_hidden=config.match_hidden,
         ot_weight=config.ot_weight,
         max_text_tokens=plan.max_text_tokens,
         max_regions=plan.max_regions,

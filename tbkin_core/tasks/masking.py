@@ -16,7 +16,7 @@ from tbkin_core.settings import MaskingConfig
 from tbkin_core.support.randomness import mix, uniform
 
 # Names of the streams of random numbers; two uses never share one.
-_SIDE, _TEXT_BASE, _TEXT_ANCHOR, _TEXT_WORD, _TEXT_ACTION, _TEXT_REPLACE = range(10, 16)
+_SIDE, _TEXT_BASE, _TEXT_ANCHOR, _TEXT_WORD, _TEXT_ACTION, _TEXT_REPLACE, _WHOLE = range(10, 17)
 _REGION_BASE, _REGION_CROSS, _REGION_NEIGHBOUR, _REGION_ACTION, _REGION_REPLACE = range(20, 25)
 
 KEEP, MASK, REPLACE = 0, 1, 2
@@ -55,6 +55,11 @@ def relation_probability(prior: NDArray, config: MaskingConfig) -> NDArray:
 def text_side(config: MaskingConfig, seed: int, epoch: int, samples: NDArray) -> NDArray[np.bool_]:
     """(B,) True where the text is masked, False where the regions are; one side a sample."""
     return uniform(mix(seed, epoch), _SIDE, samples, 1)[:, 0] < config.text_side
+
+
+def whole_samples(seed: int, epoch: int, samples: NDArray) -> NDArray[np.bool_]:
+    """(B,) True for the half of the samples of which nothing is hidden."""
+    return uniform(mix(seed, epoch), _WHOLE, samples, 1)[:, 0] < 0.5
 
 
 def mask_text(

@@ -39,6 +39,7 @@ from tbkin_core.tasks.masking import (
     mask_regions,
     mask_text,
     text_side,
+    whole_samples,
 )
 from tbkin_core.texts.tokenizer import SPECIAL_TOKENS
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 VALIDATION_EPOCH = 1_000_003  # masks of the validation captions, the same after every epoch
 WITHOUT_IMAGE = "mlm_without_image"
+NOT_ASKED = -100  # a label that costs nothing
 
 
 class PretrainTask(Task):
@@ -66,7 +68,10 @@ class PretrainObjective:
         train, validation: Captions of each dataset, with the features of their images.
         tokenizer: Of the model.
         seed: All draws follow from it.
-        mismatch: Chance of a caption to get another image.
+        mismatch: Chance of a caption that is asked for its match to get another image.
+        match_hidden: Ask all captions for their match, of words and regions of which some are hidden. Else
+            half of the captions are asked, nothing of them is hidden, and words and regions of the others
+            alone; with half of those asked swapped, as many captions teach words either way.
         ot_weight: Weight of the optimal-transport term.
         max_text_tokens, max_regions: Longer texts and images of more regions are cut.
         batch_size: Of validation.
@@ -93,6 +98,7 @@ class PretrainObjective:
         *,
         seed: int,
         mismatch: float,
+        match_hidden: bool = False,
         ot_weight: float,
         max_text_tokens: int,
         max_regions: int,
@@ -102,7 +108,8 @@ class PretrainObjective:
         tells_words: bool = False,
     ) -> None:
         self.kernels, self.tells_words = kernels, tells_words
-        self.masking, self.seed, self.mismatch, self.ot_weight = masking, seed, mismatch, ot_weight
+        self.masking, self.seed, self.ot_weight = masking, seed, ot_weight
+        self.mismatch, self.match_hidden = mismatch, match_hidden
         self.max_regions, self.batch_size = max_regions, batch_size
         self.vocabulary = tokenizer.get_vocab_size()
         self.mask_id = tokenizer.token_to_id("[MASK]") or 0
@@ -138,8 +145,9 @@ class PretrainObjective:
         captions = self.train.captions
         pairs = (captions.pair_object, captions.pair_word, captions.pair_prior)
         edges = (captions.cross_region, captions.cross_weight)
-        # Masked words are also told from where they attend since there are words of images.
-        value = zlib.crc32(b"attended" if self.tells_words else b"")
+        # Masked words are also told from where they attend since there are words of images, and half of the
+        # captions are asked for their match since nothing of these is hidden.
+        value = zlib.crc32(b"attended" * self.tells_words + b"asked" * (not self.match_hidden))
         for array in (self._row_of, self.train.table.ids, self.train.rows, *pairs, *edges):
             value = zlib.crc32(array.tobytes(), value)
         return str(value)
@@ -149,13 +157,24 @@ class PretrainObjective:
         return listed("captions of images", [image_ids[row] for row in self._row_of[rows]])
 
     def collate(self, rows: NDArray, epoch: int) -> Batch:
-        return self._collate(self.train, self._row_of[rows], rows, epoch)
+        asked = np.ones(len(rows), bool)
+        if not self.match_hidden:
+            # Where no caption is swapped, all of the answers are yes.
+            asked = whole_samples(self.seed, epoch, rows) & (self.mismatch > 0)
+        return self._collate(self.train, self._row_of[rows], rows, epoch, asked)
 
-    def _collate(self, side: CaptionSide, rows: NDArray, samples: NDArray, epoch: int) -> Batch:
-        """Arrays of (B,) captions; what is hidden of each follows from its number in `samples`."""
+    def _collate(
+        self, side: CaptionSide, rows: NDArray, samples: NDArray, epoch: int, asked: NDArray[np.bool_]
+    ) -> Batch:
+        """Arrays of (B,) captions, `asked` for their match or not.
+
+        What is hidden of each follows from its number in `samples`.
+        """
         key = mix(self.seed, epoch)
         input_ids, attention_mask, word_ids = side.table.padded(rows)
         image_of, matched = side.partners(rows, samples, key, self.mismatch)
+        image_of, matched = np.where(asked, image_of, rows), matched | ~asked
+        hidden = np.full(len(rows), True) if self.match_hidden else ~asked
         regions = side.regions(image_of, self.max_regions)
         on_text = text_side(self.masking, self.seed, epoch, samples)
 
@@ -163,10 +182,10 @@ class PretrainObjective:
         action, replacement = mask_text(
             word_ids, structure, self.vocabulary, self.first_ordinary, self.masking, self.seed, epoch, samples
         )
-        action = np.where(on_text[:, None], action, -1)
+        action = np.where((on_text & hidden)[:, None], action, -1)
         masked_ids = np.select([action == MASK, action == REPLACE], [self.mask_id, replacement], input_ids)
 
-        on_regions = np.flatnonzero(~on_text)
+        on_regions = np.flatnonzero(~on_text & hidden)
         boxes = regions.boxes[on_regions]
         region_action = np.full(regions.mask.shape, -1, np.int8)
         source = np.zeros(regions.mask.shape, np.int64)
@@ -180,8 +199,8 @@ class PretrainObjective:
             samples[on_regions],
         )
 
-        # A mismatched pair is masked like any other (its regions by their own caption's edges), so that the
-        # masks do not tell it; but it teaches no words.
+        # With `match_hidden` a mismatched pair is masked like any other (its regions by their own caption's
+        # edges), so that the masks do not tell it; but it teaches no words.
         text_targets = (action >= 0) & matched[:, None]
         region_targets = (region_action >= 0) & matched[:, None]
         rows_of = regions.features.rows
@@ -202,6 +221,7 @@ class PretrainObjective:
             "attribute_labels": regions.attribute_ids[region_targets],
             "attribute_scores": regions.attribute_scores[region_targets],
             "matched": matched.astype(np.int64),
+            "match_labels": np.where(asked, matched, NOT_ASKED),
             "caption_ids": input_ids,
             # The words of the image are those of its own caption.
             "caption_words": (input_ids >= self.first_ordinary)
@@ -228,10 +248,10 @@ class PretrainObjective:
             "mrfr": len(batch["feature_labels"]),
             "object": (batch["object_labels"] >= 0).sum(),
             "attribute": (batch["attribute_labels"] >= 0).sum(),
-            "itm": len(batch["matched"]),
+            "itm": (batch["match_labels"] != NOT_ASKED).sum(),
         }
         if self.ot_weight > 0:
-            counts["alignment"] = counts["itm"]
+            counts["alignment"] = len(batch["matched"])
         if self.tells_words:
             counts["words"] = batch["caption_words"].any(axis=1).sum()
         return {name: float(count) for name, count in counts.items()}
@@ -247,7 +267,7 @@ class PretrainObjective:
             "attribute": region_class_loss(
                 output.attribute_logits, batch["attribute_labels"], batch["attribute_scores"]
             ),
-            "itm": matching_loss(output.itm_logits, batch["matched"]),
+            "itm": matching_loss(output.itm_logits, batch["match_labels"]),
         }
         if self.ot_weight > 0:
             distance = optimal_transport_distance(
@@ -267,30 +287,36 @@ class PretrainObjective:
     def evaluate(self, model: Any, device: torch.device) -> dict[str, float]:
         """Validation loss and accuracy of each objective, and of masked words also without the image.
 
-        What the image teaches of words is the difference of these two.
+        What the image teaches of words is the difference of these two. Every caption is asked for its match,
+        and words and regions of every caption, as in training, at once or one after the other.
         """
         if self.validation is None or not len(self.validation.table):
             return {}
         sums, counts, right = defaultdict[str, float](float), Counter[str](), Counter[str]()
+        passes = (True,) if self.match_hidden else (False, True) if self.mismatch else (False,)
         with torch.inference_mode():
             for begin in range(0, len(self.validation.table), self.batch_size):
                 rows = np.arange(begin, min(begin + self.batch_size, len(self.validation.table)))
-                arrays = self._collate(self.validation, rows, rows, VALIDATION_EPOCH)
-                batch = to_device(arrays, device)
-                output = _forward(model, batch)
-                hidden = {**batch, "region_mask": torch.zeros_like(batch["region_mask"])}
-                blind = _forward(model, hidden)
-                counts.update({name: int(count) for name, count in self.targets(arrays, 0).items()})
-                for name, loss in self._losses(output, batch).items():
-                    sums[name] += float(loss)
-                for name, logits, labels in (
-                    ("mlm", output.mlm_logits, batch["text_labels"]),
-                    (WITHOUT_IMAGE, blind.mlm_logits, batch["text_labels"]),
-                    ("object", output.object_logits, batch["object_labels"]),
-                    ("attribute", output.attribute_logits, batch["attribute_labels"]),
-                    ("itm", output.itm_logits, batch["matched"]),
-                ):
-                    right[name] += int((logits.argmax(dim=-1) == labels).sum())
+                for asked in passes:
+                    arrays = self._collate(
+                        self.validation, rows, rows, VALIDATION_EPOCH, np.full(len(rows), asked)
+                    )
+                    batch = to_device(arrays, device)
+                    output = _forward(model, batch)
+                    counts.update({name: int(count) for name, count in self.targets(arrays, 0).items()})
+                    for name, loss in self._losses(output, batch).items():
+                        sums[name] += float(loss)
+                    told = [
+                        ("mlm", output.mlm_logits, batch["text_labels"]),
+                        ("object", output.object_logits, batch["object_labels"]),
+                        ("attribute", output.attribute_logits, batch["attribute_labels"]),
+                        ("itm", output.itm_logits, batch["match_labels"]),
+                    ]
+                    if len(arrays["text_labels"]):
+                        unseen = {**batch, "region_mask": torch.zeros_like(batch["region_mask"])}
+                        told.append((WITHOUT_IMAGE, _forward(model, unseen).mlm_logits, batch["text_labels"]))
+                    for name, logits, labels in told:
+                        right[name] += int((logits.argmax(dim=-1) == labels).sum())
         losses = {name: value / counts[name] for name, value in sums.items() if counts[name]}
         check_finite(model, np.array([list(losses.values())]))
         total = sum(losses.values())
