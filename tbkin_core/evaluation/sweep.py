@@ -308,8 +308,8 @@ def _regions_concluded(rows: Sequence[dict[str, Any]], noise: str) -> str:
     if not others:
         return text
     least = min(others, key=lambda row: row["lost"])
-    fewer = least["lost_more"] < 0 and least["lost_more_p"] * len(others) < 0.05
-    verdict = "better" if fewer else "no better"
+    better = least["lost_more"] < 0 and least["lost_more_p"] * len(others) < 0.05
+    verdict = "better" if better else "no better"
     p_value = p_text(least["lost_more_p"], "= ")
     return (
         f"{text}; of all thresholds {_named(least)} bears them best and {changes(least)}: {verdict} than"

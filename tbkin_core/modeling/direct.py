@@ -15,11 +15,14 @@ from tbkin_core.modeling.configuration import TbkinConfig
 NEVER = 1e4
 """What is this much less likely is not taken; infinity would leave rows in which nothing is likely."""
 
+LEAST_WEIGHT = 1e-6
+"""Of all regions of an image together; one without any has none."""
+
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     """(B, W) mean of (B, N, W) by weights (B, N) of 0 and up; 0 where these are all 0."""
     share = weight[..., None].to(values.dtype)
-    return (values * share).sum(1) / share.sum(1).clamp(min=1e-6)
+    return (values * share).sum(1) / share.sum(1).clamp(min=LEAST_WEIGHT)
 
 
 WORDS_DROPOUT = 0.3
@@ -42,7 +45,8 @@ class ImageWords(nn.Module):
 
     def forward(self, vectors: Tensor, region_mask: Tensor, area: Tensor) -> Tensor:
         """(B, V) of standardised vectors (B, K, F) of regions of some area (B, K), where (B, K) is True."""
-        image = self.region_norm(self.regions(self.dropout(weighted_mean(vectors, region_mask * area))))
+        mean = self.regions(self.dropout(weighted_mean(vectors, region_mask * area)))
+        image = normed(self.region_norm, mean)
         logits: Tensor = self.vocabulary(self.dropout(image))
         return logits
 

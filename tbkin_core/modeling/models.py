@@ -19,11 +19,15 @@ from transformers.utils import ModelOutput
 
 from tbkin_core.modeling.attention import AttentionRecord, selective_attention
 from tbkin_core.modeling.configuration import TbkinConfig
-from tbkin_core.modeling.direct import NEVER, DirectPath, ImageWords, SilentLinear, weighted_mean
+from tbkin_core.modeling.direct import (
+    LEAST_WEIGHT,
+    NEVER,
+    DirectPath,
+    ImageWords,
+    SilentLinear,
+    weighted_mean,
+)
 from tbkin_core.selection import Selection, rule_of
-
-LEAST_AREA = 1e-6
-"""Of all regions of an image together; one without any has none."""
 
 ALIGNMENT_SCALE = 10.0
 """Of the cosines of words and regions at first."""
@@ -322,7 +326,7 @@ class TbkinModel(TbkinPreTrainedModel):
         selection = self.selection.in_layer(len(self.encoder.layers) - 1)
         # About 1 each: the least numbers of half precision are not small enough for shares of small regions.
         weight = attend.weight.float()
-        scale = weight.shape[1] / weight.sum(dim=1, keepdim=True).clamp_min(LEAST_AREA)
+        scale = weight.shape[1] / weight.sum(dim=1, keepdim=True).clamp_min(LEAST_WEIGHT)
         share = (weight * scale)[..., None].to(attend.values.dtype)
         weighed = torch.cat([attend.values * share, share], dim=-1)
         weighed = functional.pad(weighed, (0, 0, text_length, 0))  # (B, L, W + 1), 0 of words
