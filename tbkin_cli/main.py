@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -19,7 +19,7 @@ import typer.core
 from tbkin_cli.options import Command, parameters
 from tbkin_cli.output import errors_as_messages, show
 from tbkin_core import settings
-from tbkin_core.settings import StageConfig, load_config
+from tbkin_core.settings import StageConfig, commented, load_config
 from tbkin_core.support.console import printable, setup_logging
 from tbkin_core.support.interruption import interruptible, leave_at_once
 from tbkin_core.support.ranks import rank
@@ -44,15 +44,33 @@ class _Group(typer.core.TyperGroup):
             raise
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"tbkin {version('tbkin')}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="tbkin",
     cls=_Group,
     help="TBKIN: scene-graph guided pretraining and thresholded attention, from images to answers.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """The options of `tbkin` itself."""
 
 
 def _with_question(flags: dict[str, Any]) -> dict[str, Any]:
@@ -132,11 +150,19 @@ STAGES = {
 
 
 def _add(name: str, stage: Stage) -> None:
-    def command(config: str | None, json: bool | None, quiet: bool | None, **flags: Any) -> None:
+    def command(
+        config: str | None, print_config: bool | None, json: bool | None, quiet: bool | None, **flags: Any
+    ) -> None:
         with errors_as_messages(bool(flags.get("overwrite"))):
             setup_logging(bool(quiet))
             given = {option: value for option, value in flags.items() if value is not None and value != []}
             file = None if config is None else Path(config)
+            if print_config:
+                text = commented(stage.settings, file, stage.arrange(given))
+                print(
+                    f"# tbkin {name}: {stage.help.splitlines()[0]} Read with --config FILE.\n\n{text}", end=""
+                )
+                return
             chosen = load_config(stage.settings, file, stage.arrange(given))
             # Only now, and only this one: it loads torch.
             run = pkgutil.resolve_name(f"tbkin_core.stages:{name.replace('-', '_')}")

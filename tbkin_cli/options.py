@@ -24,6 +24,9 @@ class CallOptions:
     """The options of every subcommand that are no settings."""
 
     config: Path | None = option(None, "YAML file of settings; flags win over it.", Group.RUN, metavar="FILE")
+    print_config: bool = option(
+        False, "Print all settings as a YAML file with comments, those given among them, and stop.", Group.RUN
+    )
     json: bool = option(False, "Print one JSON object on stdout instead of tables.", Group.OUTPUT)
     quiet: bool = option(
         False, "No progress and no log on stderr; warnings only.", Group.OUTPUT, flag="--quiet -q"
@@ -77,6 +80,13 @@ def _help(entry: Field, kind: type[StageConfig]) -> str:
 
 class Command(typer.core.TyperCommand):
     """A subcommand whose --help groups the options by what they are about."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Settings can be printed before there is any data."""
+        if "--print-config" in args:
+            for entry in self.params:
+                entry.required = entry.required and entry.param_type_name != "argument"
+        return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """As the arguments are typed."""

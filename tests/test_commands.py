@@ -8,11 +8,13 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from command_line import ENVIRONMENT, fails, leftovers, succeeds, tbkin, tbkin_process
 from PIL import Image
 
@@ -214,6 +216,23 @@ def test_two_processes_train_as_one(trained_workspace: Path) -> None:
 def test_help_shows_an_example(name: str, tmp_path: Path) -> None:
     outcome = succeeds(name, "--help", cwd=tmp_path)
     assert f"Example: tbkin {name} " in outcome.out
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(name.split()[0] for name in CHAIN))
+def test_settings_are_printed_before_there_is_any_data(name: str, tmp_path: Path) -> None:
+    text = succeeds(name, "--seed", "5", "--print-config", cwd=tmp_path).out
+    assert yaml.safe_load(text)["seed"] == 5
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
+    again = succeeds(name, "--config", "own.yaml", "--print-config", cwd=tmp_path).out
+    assert again == text
+    fails(name, "--seed", "-5", "--print-config", cwd=tmp_path, code=2, says="seed: expected")
+
+
+def test_version_and_short_help(tmp_path: Path) -> None:
+    assert succeeds("--version", cwd=tmp_path).out == f"tbkin {version('tbkin')}\n"
+    assert succeeds("-h", cwd=tmp_path).out == succeeds("--help", cwd=tmp_path).out
+    assert succeeds("finetune", "-h", cwd=tmp_path).out == succeeds("finetune", "--help", cwd=tmp_path).out
 
 
 def test_help_lists_the_commands_in_order(tmp_path: Path) -> None:

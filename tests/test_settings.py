@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from tbkin_core.settings import (
     StageConfig,
     ThresholdSweepConfig,
     VisualizeConfig,
+    commented,
     config_values,
     dump_config,
     fields_of,
@@ -147,7 +150,12 @@ def test_every_option_is_a_field_and_every_field_with_a_group_an_option(name: st
         for entry in fields_of(main.STAGES[name].settings).values()
         if entry.option.group
     ]
-    own = [("config", ["--config"]), ("json", ["--json"]), ("quiet", ["--quiet", "-q"])]
+    own = [
+        ("config", ["--config"]),
+        ("json", ["--json"]),
+        ("print_config", ["--print-config"]),
+        ("quiet", ["--quiet", "-q"]),
+    ]
     assert sorted(shown) == sorted(wanted + [(name, "option", flags) for name, flags in own])
 
 
@@ -552,3 +560,38 @@ def test_shipped_recipes_are_read(recipe: Path) -> None:
         assert (config.max_text_tokens, config.max_regions, config.grad_clip) == (20, 36, 1.0)
     if recipe.stem == "pretrain-base":
         assert (config.epochs, config.batch_size, config.learning_rate, config.warmup) == (40, 512, 1e-4, 2)
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_the_commented_file_holds_every_setting_and_reads_back(
+    kind: type[StageConfig], tmp_path: Path
+) -> None:
+    given = STAGES[kind] | {"seed": 3, "out": "a b\x1b/\u00fc"}
+    text = commented(kind, None, given)
+    file = write(tmp_path, text)
+    config = load_config(kind, file, {})
+    assert config == kind(**given)
+    assert max(map(len, text.splitlines())) <= 102
+    inner = {
+        name
+        for entry in fields_of(kind).values()
+        if is_dataclass(entry.kind)
+        for name in fields_of(entry.kind)
+    }
+    for name, entry in fields_of(kind).items():
+        assert re.search(rf"^# .*\n(# .*\n)*{name}:", text, re.MULTILINE), f"{name} stands below its text"
+        assert entry.option.help.split()[0] in text
+    assert all(re.search(rf"^  {name}:", text, re.MULTILINE) for name in inner)
+    assert load_config(kind, write(tmp_path, commented(kind, file, {"seed": 4})), {}) == replace(
+        config, seed=4
+    )
+
+
+def test_the_commented_file_leaves_out_what_is_missing_and_refuses_what_is_wrong(tmp_path: Path) -> None:
+    text = commented(FinetuneConfig, None, {"threshold": 0.3})
+    assert "\n# task: ''\n" in text and "\nthreshold: 0.3\n" in text
+    assert load_config(FinetuneConfig, write(tmp_path, text), {"task": "rec"}).threshold == 0.3
+    with pytest.raises(ConfigError, match="epochs: expected at least 0, got -1"):
+        commented(FinetuneConfig, None, {"epochs": -1})
+    with pytest.raises(ConfigError, match=r"epoch: unknown setting \(did you mean epochs\?\)"):
+        commented(FinetuneConfig, write(tmp_path, "epoch: 3"), {})

@@ -2,6 +2,7 @@
 
 from tbkin_core.settings.base import (
     StageConfig,
+    commented,
     config_values,
     dump_config,
     fields_of,
@@ -26,5 +27,5 @@ from tbkin_core.settings.training import (
 __all__ = [
     "BuildGraphsConfig", "ExtractFeaturesConfig", "FinetuneConfig", "MaskingConfig", "PretrainConfig",
     "SelectionConfig", "StageConfig", "ThresholdSweepConfig", "TrainingConfig", "VisualizeConfig",
-    "config_values", "dump_config", "fields_of", "kept_check", "load_config", "parse_thresholds",
+    "commented", "config_values", "dump_config", "fields_of", "kept_check", "load_config", "parse_thresholds",
 ]  # fmt: skip

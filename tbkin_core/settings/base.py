@@ -13,6 +13,7 @@ import enum
 import math
 import os
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -336,19 +337,63 @@ def dump_config(config: StageConfig) -> str:
     return yaml.safe_dump(config_values(config), sort_keys=False)
 
 
+def commented(kind: type[StageConfig], file: Path | None, flags: Mapping[str, Any]) -> str:
+    """All settings of a stage as YAML, each below what `--help` says of it; `load_config` reads it.
+
+    Arguments as of `load_config`, but what a command needs may be missing.
+
+    Raises:
+        ConfigError: A setting that is given is none, or takes no such value.
+    """
+    given = {**(_read_yaml(file) if file is not None else {}), **flags}
+    read, faults = read_values(kind, given)
+    if faults := [*unknown_names(kind, given), *faults]:
+        raise ConfigError(_PREFIX + _together(faults), hint=_HINT)
+    fields = fields_of(kind)
+    parts = []
+    for heading in (*Group, None):
+        own = [entry for entry in fields.values() if entry.option.group == heading]
+        if own:
+            parts.append(f"# ---- {heading or 'In such files and in Python alone'}\n")
+            parts += [_commented(entry, read.get(entry.name, entry.default)) for entry in own]
+    return "\n".join(parts)
+
+
+def _commented(entry: Field, value: Any, indent: str = "") -> str:
+    """A setting with its value in YAML, below comments."""
+    import yaml
+
+    meta = entry.option
+    text = meta.help
+    if meta.choices:
+        text += f" One of: {', '.join(filter(None, [*meta.choices, meta.others]))}."
+    if value in (None, []) and meta.unset:
+        text += f" Unset: {meta.unset}."
+    width = 100 - len(indent)
+    lines = [f"{indent}# {line}" for line in textwrap.wrap(text, width, break_on_hyphens=False)]
+    if dataclasses.is_dataclass(entry.kind):
+        inner = [_commented(each, getattr(value, each.name), "  ") for each in fields_of(entry.kind).values()]
+        return "\n".join([*lines, f"{entry.name}:", *inner])
+    written = yaml.safe_dump({entry.name: _plain(value)}, default_flow_style=False)
+    # What has no value yet is a comment.
+    missing = "# " if meta.required and not value else ""
+    return "\n".join([*lines, textwrap.indent(f"{missing}{written}", indent)])
+
+
 def config_values(config: StageConfig) -> dict[str, Any]:
     """The settings as plain values."""
+    values: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return values
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, dict):
-            return {key: plain(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(entry) for entry in value]
-        return value
 
-    return plain(dataclasses.asdict(config))
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
