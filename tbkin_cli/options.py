@@ -48,7 +48,7 @@ def _parameter(entry: Field, kind: type[StageConfig]) -> Parameter:
         info: Any = typer.Argument(**text)
     else:
         info = typer.Option(*entry.flag.split(), rich_help_panel=entry.option.group, **text)
-    needed = entry.option.argument and not entry.is_list
+    needed = entry.option.argument and not entry.is_list and not entry.optional
     annotation: Any = Annotated[hint if needed else hint | None, info]
     default = Parameter.empty if needed else None
     return Parameter(entry.name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)

@@ -66,6 +66,26 @@ def _build_graphs(result: results.BuildGraphsResult) -> list[Table]:
     ]
 
 
+def _caption_graphs(result: results.CaptionGraphsResult) -> list[Table]:
+    return [_graph(graph) for graph in result.graphs]
+
+
+def _graph(graph: dict[str, Any]) -> Table:
+    """A text scene graph, an object a line."""
+    names = [item["name"] for item in graph["objects"]]
+    told: dict[str, list[list[str]]] = {"attributes": [[] for _ in names], "relations": [[] for _ in names]}
+    for item in graph["attributes"]:
+        told["attributes"][item["object"]].append(item["name"])
+    for item in graph["relations"]:
+        other = names[item["object"]]
+        told["relations"][item["subject"]].append(f"{item['predicate']} {other}".strip())
+    rows = [
+        [name, ", ".join(looks), "; ".join(relations)]
+        for name, looks, relations in zip(names, *told.values(), strict=True)
+    ]
+    return Table(shortened(graph["text"], 300), ["object", "attributes", "relations"], rows)
+
+
 def _made(result: results.BuildGraphsResult) -> Iterator[Table]:
     """What was made beside the graphs, by kind and split."""
     for what, images in (("questions", "images_asked_about"), ("expressions", "images_referred_in")):
@@ -216,6 +236,7 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
 _TABLES: dict[type[results.StageResult], Callable[[Any], list[Table]]] = {
     results.ExtractFeaturesResult: _extract_features,
     results.BuildGraphsResult: _build_graphs,
+    results.CaptionGraphsResult: _caption_graphs,
     results.PretrainResult: _pretrain,
     results.FinetuneResult: _finetune,
     results.SweepResult: _threshold_sweep,

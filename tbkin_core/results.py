@@ -61,6 +61,21 @@ class BuildGraphsResult(StageResult):
         return {**values, **rest, "problems": self.problems}
 
 
+@dataclass(slots=True, kw_only=True)
+class CaptionGraphsResult(StageResult):
+    """Text scene graphs of captions without images; of a file the first few, all are in `files`."""
+
+    count: int  # captions
+    graphs: list[dict[str, Any]]  # see `UnifiedGraph.to_dict`
+
+    @property
+    def values(self) -> dict[str, Any]:
+        kept = ("text", "tokens", "objects", "attributes", "relations")
+        graphs = [{name: graph[name] for name in kept} for graph in self.graphs]
+        files = [str(file) for file in self.files]
+        return {"captions": self.count, "graphs": graphs, "files": files, "problems": self.problems}
+
+
 @dataclass(frozen=True, slots=True)
 class ReportEntry:
     """The accuracy in percent of a model or a baseline on a split, with its 95 % interval."""

@@ -37,12 +37,13 @@ def tbkin(*arguments: str | Path, cwd: Path) -> Outcome:
     return Outcome(result.exit_code, result.stdout, result.stderr)
 
 
-def tbkin_process(*arguments: str | Path, cwd: Path, **environment: str) -> Outcome:
-    """Run a command in a process of its own, through the console entry."""
+def tbkin_process(*arguments: str | Path, cwd: Path, stdin: str | None = None, **environment: str) -> Outcome:
+    """Run a command in a process of its own, through the console entry; `stdin` is what it can read."""
     done = subprocess.run(
         [sys.executable, "-m", "tbkin_cli", *map(str, arguments)],
         cwd=cwd,
         env={**ENVIRONMENT, **environment},
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=300,

@@ -44,7 +44,7 @@ from tbkin_core.tasks.table import FINETUNE_TASKS
 
 STAGES: dict[type[StageConfig], dict[str, Any]] = {
     ExtractFeaturesConfig: {},
-    BuildGraphsConfig: {},
+    BuildGraphsConfig: {"data": "coco"},
     PretrainConfig: {},
     FinetuneConfig: {"task": "vqa"},
     ThresholdSweepConfig: {"task": "rec"},

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from tbkin_core.datasets.formats.own import is_graph_export
 from tbkin_core.errors import ConfigError
-from tbkin_core.graphs.store import GraphStore, in_graph_store
+from tbkin_core.graphs.store import in_graph_store
 from tbkin_core.graphs.unified import PREDICATES, UnifiedGraph
 from tbkin_core.support.console import progress
 from tbkin_core.support.files import (
@@ -47,8 +47,8 @@ def check_jsonl_place(path: Path, store: Path | None = None) -> None:
     _check_file(path, "export", lambda start: is_graph_export(start.decode("latin-1")), store)
 
 
-def export_jsonl(store: GraphStore, path: Path) -> None:
-    """Write every unified graph as a line of JSON, atomically.
+def export_jsonl(graphs: Iterable[UnifiedGraph], path: Path, count: int | None = None) -> None:
+    """Write every unified graph as a line of JSON, atomically; `count` of them, where that is known.
 
     Raises:
         ConfigError, DataError: As `check_jsonl_place`; DataError also where the disk is full.
@@ -60,7 +60,7 @@ def export_jsonl(store: GraphStore, path: Path) -> None:
         atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        for graph in progress(store, "export", total=len(store), unit="graph"):
+        for graph in progress(graphs, "export", total=count, unit="graph"):
             file.write(json_text(graph.to_dict()) + "\n")
 
 

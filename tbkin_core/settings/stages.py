@@ -54,7 +54,13 @@ class ExtractFeaturesConfig(StageConfig):
 class BuildGraphsConfig(StageConfig):
     """`tbkin build-graphs`."""
 
-    data: Path = options.data(Path(), "Dataset directory with captions.", argument=True, metavar="DATA")
+    data: Path | None = options.data(
+        None,
+        "Dataset directory with captions; or a file of captions alone: .txt with one a line, .jsonl, .csv.",
+        argument=True,
+        metavar="DATA",
+    )
+    """Graphs of a file go to `export`, or beside it."""
     parser: str = options.graphs(
         "builtin",
         "What parses the captions: tbkin's own parser, or a spaCy pipeline for English by name or path.",
@@ -103,9 +109,18 @@ class BuildGraphsConfig(StageConfig):
         None, "Processes.", low=0, unset="one per processor above 2,000 captions, else 0"
     )
     """0 works in this process."""
+    text: list[str] = options.data(
+        [],
+        "Print the graph of this caption, in the place of DATA; - reads captions from stdin.",
+        metavar="TEXT",
+    )
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
+        if self.data is None and not self.text:
+            yield "data: is missing; name a dataset directory or a file of captions, or give --text"
+        if self.data is not None and self.text:
+            yield "text: its graphs are none of a dataset's; leave out DATA or --text"
         if self.networkx is not None and self.networkx.suffix.lower() not in ("", ".graphml", ".json"):
             yield f"networkx: expected a .graphml or .json file, or a directory, got {str(self.networkx)!r}"
 

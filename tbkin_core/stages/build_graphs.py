@@ -36,8 +36,9 @@ from tbkin_core.questions.make import (
     make_questions,
     write_questions,
 )
-from tbkin_core.results import BuildGraphsResult
+from tbkin_core.results import BuildGraphsResult, CaptionGraphsResult
 from tbkin_core.settings import BuildGraphsConfig, dump_config
+from tbkin_core.stages.caption_graphs import caption_graphs, is_missing_file
 from tbkin_core.support.console import progress, shortened
 from tbkin_core.support.files import write_text
 from tbkin_core.support.shards import MANIFEST, store_place
@@ -46,12 +47,14 @@ from tbkin_core.texts.language import looks_foreign
 _MOST_LOOKED_AT = 20_000  # captions, to tell their language in less than a second
 
 
-def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
-    """Build the unified scene graphs of a dataset's captions.
+def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult | CaptionGraphsResult:
+    """Build the unified scene graphs of a dataset's captions, or the text scene graphs of captions alone.
 
     Raises:
-        TbkinError: As `tbkin_core.graphs.build.build_dataset`.
+        TbkinError: As `tbkin_core.graphs.build.build_dataset` and `caption_graphs`.
     """
+    if config.data is None or config.data.is_file() or is_missing_file(config.data):
+        return caption_graphs(config)
     dataset = open_dataset(config.data)
     out = store_place(config.out, config.data, "graphs")
     _check_export_places(config, dataset, out)  # before the work, not after it
@@ -98,7 +101,7 @@ def build_graphs(config: BuildGraphsConfig) -> BuildGraphsResult:
             return result
         files = []
         if config.export is not None:
-            export_jsonl(build.store, config.export)
+            export_jsonl(build.store, config.export, len(build.store))
             files.append(config.export)
         if config.networkx is not None:
             export_networkx(progress(build.store, "networkx", total=len(build.store)), config.networkx)
@@ -155,6 +158,7 @@ def _check_expressions(config: BuildGraphsConfig, dataset: Dataset) -> None:
 
 
 def _feature_place(config: BuildGraphsConfig) -> Path:
+    assert config.data is not None
     return config.features or config.data / "features"
 
 
