@@ -77,7 +77,8 @@ def _with_question(flags: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `visualize` told apart: the last one is the question."""
     given = flags.get("images", [])
     traces = bool(given) and all(name.lower().endswith(".npz") for name in given)
-    # A lone argument is an image whose question was forgotten, unless --image-id names the image.
+    # A lone argument is a file of questions, or an image whose question was forgotten, unless --image-id
+    # names the image.
     if given and not traces and (len(given) > 1 or "image_id" in flags or "results" in flags):
         return {**flags, "images": given[:-1], "question": given[-1]}
     return flags

@@ -196,6 +196,21 @@ def _answers(result: results.AnswersResult) -> list[Table]:
     return tables
 
 
+def _question_file(result: results.QuestionFileResult) -> list[Table]:
+    columns = ["questions", "images", "answered now", "kept", "left out", "seconds"]
+    now = result.questions - result.kept - result.failed
+    counts = (result.questions, result.images, now, result.kept, result.failed)
+    rows = [
+        [shortened(image, 40), shortened(text, 60), answer, "" if share is None else percent(share)]
+        for image, text, answer, share in result.shown
+    ]
+    title = f"Answers of {result.model}"
+    return [
+        Table(title, columns, [[*map(str, counts), f"{result.seconds:.1f}"]]),
+        Table("The first", ["image", "question", "answer", "probability"], rows),
+    ]
+
+
 def _search(result: results.SearchResult) -> list[Table]:
     rows = [
         [result.name_of(match), f"{match.score:.1f}", percent(match.probability)] for match in result.matches
@@ -241,6 +256,7 @@ _TABLES: dict[type[results.StageResult], Callable[[Any], list[Table]]] = {
     results.FinetuneResult: _finetune,
     results.SweepResult: _threshold_sweep,
     results.AnswersResult: _answers,
+    results.QuestionFileResult: _question_file,
     results.RedrawnResult: _redrawn,
     results.SearchResult: _search,
     results.ResultSheet: _result_sheet,

@@ -259,6 +259,30 @@ class ImageAnswer:
 
 
 @dataclass(slots=True, kw_only=True)
+class QuestionFileResult(StageResult):
+    """What a model answers to the questions of a file; the lines are in the file `out`."""
+
+    model: str  # the checkpoint
+    task: str
+    threshold: float  # of its answers
+    questions: int
+    images: int
+    kept: int  # answers of an earlier result
+    failed: int  # questions without an answer
+    seconds: float  # for all answers
+    shown: list[tuple[str, str, str, float | None]]  # the first: image, question, answer, probability
+
+    @property
+    def values(self) -> dict[str, Any]:
+        names = ("model", "task", "threshold", "questions", "images", "kept", "failed", "seconds")
+        return {
+            "out": str(self.out),
+            **{name: getattr(self, name) for name in names},
+            "problems": self.problems,
+        }
+
+
+@dataclass(slots=True, kw_only=True)
 class AnswersResult(StageResult):
     """What a model answers to one question."""
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tbkin_core.datasets.single_files import QUESTION_SUFFIXES
 from tbkin_core.errors import ConfigError
 from tbkin_core.features.extractors import EXTRACTOR_NAMES, extractor_help, takes_backbone
 from tbkin_core.questions.kinds import KINDS
@@ -217,8 +218,8 @@ class VisualizeConfig(StageConfig):
     images: list[Path] = options.data(
         [],
         "Image files, then the question, or the expression for a REC checkpoint; or a directory of images,"
-        " then what to look for in them with a retrieval checkpoint. Or traces (.npz) alone, to draw them"
-        " again without the model.",
+        " then what to look for in them with a retrieval checkpoint. Or a file of questions alone (.csv,"
+        " .jsonl), to answer them without figures. Or traces (.npz) alone, to draw them again.",
         argument=True,
         metavar="IMAGE... QUESTION",
     )
@@ -267,6 +268,12 @@ class VisualizeConfig(StageConfig):
         """Whether the images are traces."""
         return bool(self.images) and all(path.suffix.lower() == ".npz" for path in self.images)
 
+    @property
+    def question_file(self) -> Path | None:
+        """A file of questions about images, where that is given in the place of images and a question."""
+        is_file = len(self.images) == 1 and self.images[0].suffix.lower() in QUESTION_SUFFIXES
+        return self.images[0] if is_file and not self.question and not self.image_id else None
+
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
         if not self.format:
@@ -284,6 +291,10 @@ class VisualizeConfig(StageConfig):
             fixed = ("question", "image_id", "checkpoint", "features", "threshold", "selection")
             if given := [name for name in fixed if getattr(self, name) not in (None, "", [])]:
                 yield f"{given[0]}: a trace has its own; for another one give the image again"
+        elif self.question_file is not None:
+            for name in ("graph", "html", "column", "aggregate", "layer", "head", "top"):
+                if getattr(self, name) not in (None, False):
+                    yield f"{name}: is of figures; a file of questions is answered without any"
         else:
             yield from self._question_conflicts()
         if self.threshold is not None or self.selection is not None:
@@ -295,6 +306,8 @@ class VisualizeConfig(StageConfig):
     def _question_conflicts(self) -> Iterator[str]:
         if any(path.suffix.lower() == ".npz" for path in self.images):
             yield "images: traces (.npz) are drawn again by themselves, without images or a question"
+        if any(path.suffix.lower() in QUESTION_SUFFIXES for path in self.images):
+            yield "images: a file of questions is given by itself, without images or a question"
         if not self.images and not self.image_id:
             yield "images: none is given; name a file, or --image-id with an id of the feature store"
         if not self.question.strip() and len(self.images) == 1 and " " in self.images[0].name.strip():

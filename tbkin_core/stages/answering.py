@@ -1,10 +1,10 @@
-"""A checkpoint that answers about one image after the other: its question, regions, passes and traces."""
+"""A checkpoint that answers about one image after the other: questions, regions, passes and traces."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,9 +36,9 @@ from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.files import real_path
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks.base import Task, check_finite, finetune_task, task_named, to_device
+from tbkin_core.tasks.base import Shown, Task, check_finite, finetune_task, task_named, to_device
 from tbkin_core.texts.language import looks_foreign
-from tbkin_core.texts.table import encode_texts
+from tbkin_core.texts.table import TextTable, encode_texts
 from tbkin_core.texts.tokenizer import words_of
 from tbkin_core.training.splits import changed_since
 from tbkin_core.training.start import check_feature_kind
@@ -56,19 +56,41 @@ class NamedRegions(NamedTuple):
     attribute_names: Sequence[str]
 
 
-class Answerer:
-    """A checkpoint with all that it takes to answer one question about images.
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question or an expression as a model reads it.
+
+    Attributes:
+        text: White space made plain.
+        table: The same as tokens.
+        words: What the model reads of it, as far as its last token.
+        pieces: Its tokens, [CLS] and [SEP] among them.
+        problems: What the model misses of it, one line each.
+    """
+
+    text: str
+    table: TextTable
+    words: list[str]
+    pieces: list[str]
+    problems: list[str]
+
+    @property
+    def padded(self) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+        """Ids, mask and word of each token, each (1, T)."""
+        return self.table.padded(np.array([0]))
+
+
+class LoadedModel:
+    """A checkpoint with all that it takes to answer questions about images.
 
     Attributes:
         task: What the checkpoint was trained for.
-        question: Question or expression, white space made plain.
-        table: The same as tokens.
         selection: Of the thresholded pass.
         thresholded: Whether that pass counts as the model's answer: it was trained with a threshold.
         problems: What is worth knowing, one line each.
 
     Raises:
-        TbkinError: The checkpoint cannot be loaded, or knows no word of the question.
+        TbkinError: The checkpoint cannot be loaded.
     """
 
     def __init__(self, config: VisualizeConfig, checkpoint: Path) -> None:
@@ -76,11 +98,9 @@ class Answerer:
         self.task = task_named(task_of(checkpoint))
         shape = load_model_config(checkpoint)
         check_choice(shape.num_hidden_layers, shape.num_attention_heads, config.layer, config.head)
-        self.model, tokenizer = load_model(checkpoint, self.task.name)
+        self.model, self.tokenizer = load_model(checkpoint, self.task.name)
         model = shipped_model(checkpoint)
         self.problems = [] if model is None else [f"{model.name} comes with tbkin: {model.about}"]
-        self.question = " ".join(_as_unicode(config.question).split())
-        self._read_question(tokenizer)
         if not self.model.config.use_regions:
             self.problems.append("this model does not see the image: its answer is from the words alone")
         elif self.model.answers_past_attention:
@@ -104,50 +124,46 @@ class Answerer:
         self.data = _DatasetOfImages(config, checkpoint)
         self.regions = _RegionSource(config, self.model.config.extractor or {}, self.data)
 
-    def _read_question(self, tokenizer: Any) -> None:
+    def read(self, text: str) -> Question:
+        """A question or an expression.
+
+        Raises:
+            DataError: The model knows no word of it.
+        """
+        text = " ".join(_as_unicode(text).split())
         limit = self.model.config.max_text_tokens
-        table = encode_texts(tokenizer, [self.question], limit)
+        table = encode_texts(self.tokenizer, [text], limit)
         if table.unknown[0]:
             raise DataError(
-                f"question: none of its words is known to {self.checkpoint}: {shortened(self.question)!r}",
+                f"question: none of its words is known to {self.checkpoint}: {shortened(text)!r}",
                 hint="the model knows the words it was trained on; ask in its language, in other words",
             )
-        self.table = table
-        self.input_ids, self.attention_mask, word_ids = table.padded(np.array([0]))
-        self.word_ids = word_ids[0]
-        words = words_of(self.question, tokenizer)
-        self.words = words[: int(self.word_ids.max()) + 1]
-        self.pieces = [tokenizer.id_to_token(int(number)) or "[UNK]" for number in table.ids]
+        _, _, word_ids = table.padded(np.array([0]))
+        words = words_of(text, self.tokenizer)
+        known = words[: int(word_ids.max()) + 1]
+        pieces = [self.tokenizer.id_to_token(int(number)) or "[UNK]" for number in table.ids]
+        problems = []
         if table.cut:
-            self.problems.append(
+            problems.append(
                 f"the question was cut to {limit} tokens: of its {len(words)} words the model read"
-                f" {len(self.words)}, up to {self.words[-1]!r}"
+                f" {len(known)}, up to {known[-1]!r}"
             )
-        if unknown := self._unknown_words():
+        if unknown := _unknown_words(known, pieces, word_ids[0]):
             named = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
-            self.problems.append(f"the model was trained without these words and reads past them: {named}")
-        if looks_foreign(self.question):
-            self.problems.append(
+            problems.append(f"the model was trained without these words and reads past them: {named}")
+        if looks_foreign(text):
+            problems.append(
                 "the question does not look English; the parser knows English only, and the model the words"
                 " that it was trained on: do not trust this answer"
             )
+        return Question(text, table, known, pieces, problems)
 
-    def _unknown_words(self) -> list[str]:
-        """Words that the vocabulary lacks, or can only spell letter by letter."""
-        pieces: dict[int, list[str]] = {}
-        for piece, word in zip(self.pieces, self.word_ids.tolist(), strict=True):
-            pieces.setdefault(word, []).append(piece.removeprefix("##"))
-        unknown = [
-            word
-            for number, word in enumerate(self.words)
-            if "[UNK]" in pieces[number] or (len(pieces[number]) > 1 and max(map(len, pieces[number])) == 1)
-        ]
-        return list(dict.fromkeys(unknown))
-
-    def trace(self, source: Path | str, known: NamedRegions | None = None) -> Trace:
+    def trace(self, source: Path | str, question: Question, known: NamedRegions | None = None) -> Trace:
         """Both passes over one image, given by its file or by its id in a feature store.
 
         Args:
+            source: The file or the id.
+            question: What is asked.
             known: Regions of the file; None finds or makes them.
 
         Raises:
@@ -175,7 +191,7 @@ class Answerer:
             image_id, width, height = regions.image_id, regions.image_width, regions.image_height
             picture = self._picture(image_id, width, height)
         boxes = np.asarray(regions.boxes[: self.model.config.max_regions], np.float32)
-        passes = self._passes(regions, boxes, (width, height))
+        passes = self._passes(regions, boxes, (width, height), question)
         looks = _names(attribute_names, regions.attribute_ids, len(boxes))
         own = [*regions.labels(object_names), *[""] * len(boxes)][: len(boxes)]
         has_names = bool(object_names)
@@ -185,7 +201,7 @@ class Answerer:
         both = [f"{look} {name}".strip() for name, look in zip(called, looks, strict=True)]
         target = None
         if self.task.presentation.answers_are_regions and image_id is not None:
-            targets = self.data.target_boxes(self.task, image_id, self.question, (width, height))
+            targets = self.data.target_boxes(self.task, image_id, question.text, (width, height))
             if len(targets) == 1:
                 (target,) = targets
                 self.problems += [note for note in self.data.changes if note not in self.problems]
@@ -193,18 +209,18 @@ class Answerer:
                 places = "; ".join(", ".join(f"{side:.0f}" for side in box) for box in targets)
                 self.problems.append(
                     f"image {image_id}: {len(targets)} objects of {self.data.place} are called"
-                    f" {shortened(self.question)!r} ({places}): none is shown as the target"
+                    f" {shortened(question.text)!r} ({places}): none is shown as the target"
                 )
         trace = Trace(
             task=self.task.name,
-            text=self.question,
+            text=question.text,
             image=picture,
             image_size=(width, height),
             boxes=boxes,
             region_labels=labels if has_names else both,
-            words=self.words,
-            pieces=self.pieces,
-            word_ids=self.word_ids,
+            words=question.words,
+            pieces=question.pieces,
+            word_ids=question.padded[2][0],
             selection=self.selection.rule,
             threshold=self.selection.threshold,
             scope=self.selection.scope,
@@ -229,28 +245,63 @@ class Answerer:
         """The pass that counts as the model's answer."""
         return trace.thresholded if self.thresholded else trace.dense
 
-    def _passes(self, regions: RegionFeatures, boxes: NDArray, size: tuple[int, int]) -> list[Pass]:
-        """The dense pass and the thresholded one."""
+    def answer(self, regions: RegionFeatures, question: Question, top: int) -> Shown:
+        """What the model answers about an image of these regions, of the pass that counts; nothing is drawn.
+
+        Args:
+            regions: As `regions.of_file` gives them.
+            question: What is asked.
+            top: Answers at most.
+        """
+        selection = self.selection if self.thresholded else Selection(self.selection.rule, 0.0)
+        boxes = np.asarray(regions.boxes[: self.model.config.max_regions], np.float32)
+        size = (regions.image_width, regions.image_height)
+        with torch.inference_mode():
+            return self._shown(selection, self._inputs(regions, question), boxes, size, top)[0]
+
+    def _inputs(self, regions: RegionFeatures, question: Question) -> dict[str, Any]:
         most = self.model.config.max_regions
         batch = batch_of_one(regions)
+        input_ids, attention_mask, _ = question.padded
         inputs = {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
             "region_features": batch.features[:, :most],
             "region_geometry": batch.geometry[:, :most],
             "region_mask": batch.mask[:, :most],
         }
-        inputs = to_device(inputs, self.device)
+        return to_device(inputs, self.device)
+
+    def _shown(
+        self,
+        selection: Selection,
+        inputs: dict[str, Any],
+        boxes: NDArray,
+        size: tuple[int, int],
+        top: int,
+        record: bool = False,
+    ) -> tuple[Shown, Any]:
+        """What a pass answers, and its attention where that is to be recorded."""
+        self.model.tbkin.selection = selection
+        output = self.model(**inputs, output_attentions=record)
+        shown = self.task.shown(self.model, output, boxes, size, top)
+        check_finite(self.model, np.array([[probability for _, probability in shown.answers]]))
+        check_finite(self.model, np.array([shown.box or ()]))
+        return shown, output.attentions
+
+    def _passes(
+        self, regions: RegionFeatures, boxes: NDArray, size: tuple[int, int], question: Question
+    ) -> list[Pass]:
+        """The dense pass and the thresholded one."""
+        inputs = self._inputs(regions, question)
         passes = []
         with torch.inference_mode():
             for selection in (Selection(self.selection.rule, 0.0), self.selection):
-                self.model.tbkin.selection = selection
-                output = self.model(**inputs, output_attentions=True)
-                shown = self.task.shown(self.model, output, boxes, size, self.config.top or ANSWERS)
-                check_finite(self.model, np.array([[probability for _, probability in shown.answers]]))
-                check_finite(self.model, np.array([shown.box or ()]))
+                shown, attentions = self._shown(
+                    selection, inputs, boxes, size, self.config.top or ANSWERS, record=True
+                )
                 scores, kept, weights = (
-                    torch.cat([getattr(record, name) for record in output.attentions]).cpu()
+                    torch.cat([getattr(record, name) for record in attentions]).cpu()
                     for name in ("scores", "kept", "weights")
                 )
                 # Half precision ends before single does; what is masked stays at minus infinity.
@@ -461,6 +512,19 @@ class _DatasetOfImages:
             return [""] * len(boxes)
         corners = xywh_to_xyxy([box.xywh for box in annotated]) * scale
         return borrowed_labels(boxes, corners, [box.label for box in annotated], 0.5)
+
+
+def _unknown_words(words: Sequence[str], pieces: Sequence[str], word_ids: NDArray) -> list[str]:
+    """Words that the vocabulary lacks, or can only spell letter by letter."""
+    of_word: dict[int, list[str]] = {}
+    for piece, word in zip(pieces, word_ids.tolist(), strict=True):
+        of_word.setdefault(word, []).append(piece.removeprefix("##"))
+    unknown = [
+        word
+        for number, word in enumerate(words)
+        if "[UNK]" in of_word[number] or (len(of_word[number]) > 1 and max(map(len, of_word[number])) == 1)
+    ]
+    return list(dict.fromkeys(unknown))
 
 
 def _as_unicode(text: str) -> str:

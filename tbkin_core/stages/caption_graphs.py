@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tbkin_core.datasets.single_files import CAPTION_SUFFIXES, read_captions
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.graphs.exports import check_jsonl_place, check_networkx_place, export_jsonl, export_networkx
 from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, region_edges
@@ -16,7 +17,6 @@ from tbkin_core.parsing.parser import CaptionParser
 from tbkin_core.results import CaptionGraphsResult
 from tbkin_core.settings import BuildGraphsConfig
 from tbkin_core.support.console import progress, shortened
-from tbkin_core.texts.caption_files import SUFFIXES, read_captions
 from tbkin_core.texts.language import looks_foreign
 
 STDIN = "-"
@@ -25,7 +25,7 @@ SHOWN = 5  # of a file's graphs
 
 def is_missing_file(path: Path) -> bool:
     """Whether there is nothing, and the name is that of a file of captions."""
-    return path.suffix.lower() in SUFFIXES and not path.exists()
+    return path.suffix.lower() in CAPTION_SUFFIXES and not path.exists()
 
 
 def caption_graphs(config: BuildGraphsConfig) -> CaptionGraphsResult:
@@ -47,13 +47,14 @@ def caption_graphs(config: BuildGraphsConfig) -> CaptionGraphsResult:
         source, export = "text", config.export
     else:
         assert config.data is not None
-        if config.data.suffix.lower() not in SUFFIXES:
+        if config.data.suffix.lower() not in CAPTION_SUFFIXES:
             raise DataError(
                 f"{config.data}: is a file, not a dataset directory, and no file of captions",
-                hint=f"a file of captions ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}",
+                hint=f"a file of captions ends in one of {', '.join(CAPTION_SUFFIXES)}",
             )
         export = config.export or config.data.with_suffix(".graphs.jsonl")
-        texts, source = list(read_captions(config.data, problems)), str(config.data)
+        source = str(config.data)
+        texts, problems = read_captions(config.data)
     if not texts:
         raise DataError(f"{source}: holds no caption")
     for path, check in ((export, check_jsonl_place), (config.networkx, check_networkx_place)):

@@ -22,7 +22,7 @@ from tbkin_core.runs import ROOT, find_checkpoint
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.shipped import located
 from tbkin_core.stages.album import open_album
-from tbkin_core.stages.answering import Answerer, NamedRegions
+from tbkin_core.stages.answering import LoadedModel, NamedRegions, Question
 from tbkin_core.stages.figure_places import figure_place, path_number, sheet_files
 from tbkin_core.support.console import percent
 from tbkin_core.support.files import file_content, real_path, slug
@@ -46,13 +46,14 @@ def search(config: VisualizeConfig, place: Path) -> SearchResult:
     checkpoint = _checkpoint(config, place)
     album = open_album(place, checkpoint, config.features, config.devices)
     store, ids = album.store, list(album.pictures)
-    model = Answerer(config, checkpoint)
+    model = LoadedModel(config, checkpoint)
+    sentence = model.read(config.question)
     model.model.tbkin.selection = model.model.config.attention_selection()
     rows = np.array([store.row(image_id) for image_id in ids], np.int64)
     vectors = tower_vectors(model.model, _made_by(checkpoint, model.model), store, model.device)[rows]
 
     started = time.perf_counter()
-    inputs = Inputs(model.table, rows[:1], store, model.model.config.max_regions)
+    inputs = Inputs(sentence.table, rows[:1], store, model.model.config.max_regions)
     wanted = config.top or SHOWN
     best = search_images(model.model, inputs, rows, vectors, model.device, wanted)
     seconds = time.perf_counter() - started
@@ -62,7 +63,7 @@ def search(config: VisualizeConfig, place: Path) -> SearchResult:
         key = ids[number]
         known = NamedRegions(store[key], store.object_names, store.attribute_names)
         try:
-            matches.append(_looked_at(model, album.pictures[key], known, score, probability))
+            matches.append(_looked_at(model, sentence, album.pictures[key], known, score, probability))
         except DataError as error:
             problems.append(f"left out: {error.message}")
     if not matches:
@@ -70,17 +71,17 @@ def search(config: VisualizeConfig, place: Path) -> SearchResult:
     found = [match for match, _ in matches]
     line = ["tbkin", "visualize", "--checkpoint", str(checkpoint)]
     line += ["--features", str(config.features)] if config.features else []
-    line += ["--"] if model.question.startswith("-") else []
-    line += [str(found[0].image), model.question]
+    line += ["--"] if sentence.text.startswith("-") else []
+    line += [str(found[0].image), sentence.text]
     result = SearchResult(
         out=place,
-        sentence=model.question,
+        sentence=sentence.text,
         place=place,
         checkpoint=checkpoint,
         searched=len(rows),
         seconds=seconds,
         matches=found,
-        problems=list(dict.fromkeys([*problems, *model.problems])),
+        problems=list(dict.fromkeys([*problems, *model.problems, *sentence.problems])),
         hints=[shlex.join(line)],
     )
     files = _draw(config, result, [picture for _, picture in matches])
@@ -147,10 +148,10 @@ def _draw(config: VisualizeConfig, result: SearchResult, pictures: list[NDArray[
 
 
 def _looked_at(
-    model: Answerer, path: Path, known: NamedRegions, score: float, probability: float
+    model: LoadedModel, sentence: Question, path: Path, known: NamedRegions, score: float, probability: float
 ) -> tuple[Match, NDArray[np.uint8]]:
     """A match with the region that was attended to most, and its picture."""
-    trace, asked = model.trace(path, known), model.config
+    trace, asked = model.trace(path, sentence, known), model.config
     views = attention_views(trace, asked.aggregate, asked.layer, asked.head)
     weights = views[int(model.thresholded)].region_weights
     region = int(np.argmax(weights))

@@ -63,6 +63,10 @@ def visualize(config: VisualizeConfig) -> StageResult:
         return draw_result_sheet(config, config.results)
     if config.redraws:
         return _draw_again(config)
+    if config.question_file is not None:
+        from tbkin_core.stages.question_file import answer_file  # with the model comes torch
+
+        return answer_file(config, config.question_file)
     directories = [path for path in config.images if os.path.isdir(path)]  # noqa: PTH112 - says no to long names
     if not directories:
         return _answer(config)
@@ -87,7 +91,7 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         # Reading an image is quick, and it is what people mistype; the model takes seconds to load.
         load_image(config.images[0], max_side=64)
     # With the model comes torch.
-    from tbkin_core.stages.answering import Answerer
+    from tbkin_core.stages.answering import LoadedModel
     from tbkin_core.tasks.base import task_named
     from tbkin_core.texts.language import is_question
 
@@ -99,7 +103,8 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         order = sorted(FINETUNE_TASKS, key=lambda name: task_named(name).asks != asks)
         checkpoint = find_checkpoint([*order, "pretrain"], prefer=order[0])
         suited = shipped_for(order[0])
-    model = Answerer(config, checkpoint)
+    model = LoadedModel(config, checkpoint)
+    question = model.read(config.question)
     if suited is not None and model.task.name != suited.task:
         model.problems.append(
             f"{checkpoint} is for {model.task.name}, not for {suited.task}, as this text is; `--checkpoint"
@@ -107,26 +112,27 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         )
     result = AnswersResult(
         out=figure_place(config, datasets_of(model.checkpoint)),
-        title=f"{shortened(model.question)}  ({model.checkpoint})",
+        title=f"{shortened(question.text)}  ({model.checkpoint})",
         heading=model.task.presentation.answer_heading,
         selection=model.selection.name,
         shows_box=model.task.presentation.answers_are_regions,
         several=len(sources) > 1,
         problems=model.problems,
     )
-    question = [slug(model.question) or "question"]
+    model.problems += question.problems
+    asked = [slug(question.text) or "question"]
     if config.threshold is not None or config.selection is not None:
-        question.append(run_name_part(model.selection.rule, model.selection.threshold))
+        asked.append(run_name_part(model.selection.rule, model.selection.threshold))
     for source in progress(sources, "visualize", total=len(sources)) if len(sources) > 1 else sources:
         try:
-            trace = model.trace(source)
+            trace = model.trace(source, question)
         except DataError as error:
             if len(sources) == 1:
                 raise
             result.problems.append(f"left out: {error.message}")
             continue
         stem = _stem(source, 100) if isinstance(source, Path) else slug(source) or "image"
-        base = _free_base(config, result.out / "-".join([stem, *question]), trace)
+        base = _free_base(config, result.out / "-".join([stem, *asked]), trace)
         file = base.with_name(f"{base.name}.npz")
         save_trace(file, trace)
         figures = _draw_trace(config, base, trace, _trace_mark(file))
