@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shlex
 import shutil
@@ -37,6 +38,7 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRetrieval
 from tbkin_core.modeling.checkpoint import apply_init, load_init, load_model
 from tbkin_core.modeling.losses import contrastive_loss
+from tbkin_core.modeling.models import Alignment
 from tbkin_core.support.places import held
 from tbkin_core.tasks.base import InputSource, Split, to_device
 from tbkin_core.tasks.pairs import TOWERS, PairEncoder, tower_vectors
@@ -248,9 +250,29 @@ def test_where_nothing_is_wrong_no_match_is_called_so(head: TbkinForRetrieval) -
     assert float(contrastive_loss(output.similarities, torch.ones(2, 1, dtype=torch.bool), own)) == 0
 
 
+@pytest.mark.parametrize("even", [False, True])
+def test_words_weigh_about_alike_where_a_text_is_met_by_regions(even: bool) -> None:
+    torch.manual_seed(0)
+    alignment = Alignment(TbkinConfig(hidden_size=8, num_attention_heads=2, even_words=even))
+    with torch.no_grad():
+        alignment.weight.weight.mul_(100)
+        alignment.scale.fill_(1.0)
+    text, regions = torch.randn(4, 6, 8, requires_grad=True), torch.randn(4, 3, 8)
+    mask = torch.arange(6)[None] < torch.tensor([6, 5, 4, 3])[:, None]
+    met = torch.nn.functional.normalize(alignment.words(text), dim=-1)
+    seen = torch.nn.functional.normalize(alignment.regions(regions), dim=-1)
+    best = (met @ seen.transpose(1, 2)).amax(-1)
+    free = alignment.weight(text)[..., 0]
+    weight = (free.tanh() if even else free).masked_fill(~mask, -torch.inf).softmax(-1)
+    found = alignment(text, mask, regions, torch.ones(4, 3, dtype=torch.bool))
+    torch.testing.assert_close(found, (weight * best).sum(-1))
+    ratio = weight.amax(1) / weight.masked_fill(~mask, 1.0).amin(1)
+    assert bool((ratio <= math.e**2 + 1e-4).all()) == even
+
+
 def test_what_pretraining_learns_of_matching_is_where_retrieval_begins(trained: Path) -> None:
     weights, values = load_init(str(trained / "runs/pretrain"))
-    assert values["aligned_matching"]
+    assert values["aligned_matching"] and values["even_words"]
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
              "region_feature_size", "max_position_embeddings")  # fmt: skip
     model = TbkinForRetrieval(TbkinConfig(**{name: values[name] for name in sizes}))

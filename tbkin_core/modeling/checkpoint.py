@@ -91,6 +91,7 @@ _CONFIG_KEYS: dict[str, Check] = {
             "use_regions",
             "tie_word_embeddings",
             "aligned_matching",
+            "even_words",
             "direct_words",
             "direct_attends",
         ],

@@ -42,6 +42,7 @@ class TbkinConfig(PretrainedConfig):
         direct_attends: bool = False,  # whether it sees the image where attention looks, too
         encoder_dropout_prob: float = 0.0,  # of samples, which learn from that way alone
         aligned_matching: bool = False,  # whether pretraining matches by words and regions too, beside [CLS]
+        even_words: bool = False,  # whether the words of a text weigh about alike there, see `Alignment`
         tower_width: int = 256,  # E of the vectors that retrieval compares texts and images by
         match_weight: float = 1.0,  # in rankings, of a match's logit beside the similarity by these vectors
         threshold: float = 0.0,  # τ of the selection, for "topk" the number k; 0 is the dense model
@@ -71,7 +72,7 @@ class TbkinConfig(PretrainedConfig):
         self.num_answers = num_answers
         self.direct_width, self.encoder_dropout_prob = direct_width, encoder_dropout_prob
         self.direct_words, self.direct_attends = direct_words, direct_attends
-        self.aligned_matching = aligned_matching
+        self.aligned_matching, self.even_words = aligned_matching, even_words
         self.tower_width, self.match_weight = tower_width, match_weight
         self.selection, self.threshold = selection, threshold
         self.threshold_layers, self.threshold_scope = threshold_layers, threshold_scope

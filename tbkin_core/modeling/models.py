@@ -29,8 +29,8 @@ from tbkin_core.modeling.direct import (
 )
 from tbkin_core.selection import Selection, rule_of
 
-ALIGNMENT_SCALE = 10.0
-"""Of the cosines of words and regions at first."""
+EVEN_SCALE, ALIGNMENT_SCALE = 30.0, 10.0
+"""Of the cosines of words and regions at first, with `even_words` and without."""
 
 
 @dataclass
@@ -345,6 +345,11 @@ class Alignment(nn.Module):
     here of states that have read each other. From [CLS] alone a small encoder takes very long to learn
     whether the two belong together: after 2 minutes on photos 64 % of pairs were told apart from it, 74 %
     with this.
+
+    With `config.even_words` no word weighs more than e² times as much as another. Left to themselves the
+    weights go to the words that are understood first, and those that get none are never learnt: on scenes
+    the colours had them, 97 % of captions whose colours an image lacks were refused, of those whose shapes it
+    lacks 40 %.
     """
 
     def __init__(self, config: TbkinConfig) -> None:
@@ -352,14 +357,17 @@ class Alignment(nn.Module):
         self.words = nn.Linear(config.hidden_size, config.hidden_size)
         self.regions = nn.Linear(config.hidden_size, config.hidden_size)
         self.weight = nn.Linear(config.hidden_size, 1)
-        self.scale = nn.Parameter(torch.tensor(ALIGNMENT_SCALE))
+        self.even = config.even_words
+        self.scale = nn.Parameter(torch.tensor(EVEN_SCALE if self.even else ALIGNMENT_SCALE))
 
     def forward(self, text: Tensor, text_mask: Tensor, regions: Tensor, region_mask: Tensor) -> Tensor:
         """(B,) of states (B, T, D) and (B, K, D) and their masks: a weighted mean of cosines, scaled."""
         words = functional.normalize(self.words(text).float(), dim=-1)
         seen = functional.normalize(self.regions(regions).float(), dim=-1)
         met = (words @ seen.transpose(1, 2)).masked_fill(~region_mask.bool()[:, None], -NEVER).amax(-1)
-        weight = self.weight(text)[..., 0].float().masked_fill(~text_mask.bool(), -NEVER).softmax(dim=-1)
+        weight = self.weight(text)[..., 0].float()
+        weight = weight.tanh() if self.even else weight
+        weight = weight.masked_fill(~text_mask.bool(), -NEVER).softmax(dim=-1)
         found: Tensor = self.scale * (weight * met).sum(dim=-1)
         return found
 

@@ -145,9 +145,9 @@ class PretrainObjective:
         captions = self.train.captions
         pairs = (captions.pair_object, captions.pair_word, captions.pair_prior)
         edges = (captions.cross_region, captions.cross_weight)
-        # Masked words are also told from where they attend since there are words of images, and half of the
-        # captions are asked for their match since nothing of these is hidden.
-        value = zlib.crc32(b"attended" * self.tells_words + b"asked" * (not self.match_hidden))
+        # What earlier versions did otherwise: masked words are also told from where they attend, half of the
+        # captions are asked for their match, and words weigh about alike there.
+        value = zlib.crc32(b"attended" * self.tells_words + b"asked" * (not self.match_hidden) + b"even")
         for array in (self._row_of, self.train.table.ids, self.train.rows, *pairs, *edges):
             value = zlib.crc32(array.tobytes(), value)
         return str(value)

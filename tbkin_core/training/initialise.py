@@ -20,6 +20,7 @@ from tbkin_core.training.start import Start
 
 _SAME_FEATURES = "use features of the same extractor, or --init none"
 _PROJECTION = "tbkin.region_embeddings.feature_projection.weight"
+_ALIGNMENT = "alignment.weight.weight"
 
 
 def build_model(
@@ -106,6 +107,7 @@ def _model_config(
         max_regions=plan.max_regions,
         max_text_tokens=plan.max_text_tokens,
         data_vocabulary=start.values is None or bool(start.values.get("data_vocabulary")),
+        even_words=_ALIGNMENT not in start.weights or bool((start.values or {}).get("even_words")),
     )
     for name, value in values.items():
         setattr(config, name, value)
