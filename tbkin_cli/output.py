@@ -14,10 +14,15 @@ from tbkin_core.support.console import OBEYED, printable
 from tbkin_core.support.interruption import INTERRUPTED
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tbkin_cli.tables import Table
     from tbkin_core.results import StageResult
 
 SUCCESS, FAILURE, USAGE = 0, 1, 2
 _SHOWN_PROBLEMS = 10
+_WHOLE_TEXT = 24  # characters of a text that are not broken
+_BETWEEN = 3  # between two columns
 _NUMBER = re.compile(r"[+-]?(\d|nan$|inf$)|[<>] \d")
 
 
@@ -30,7 +35,6 @@ def show(result: StageResult, as_json: bool) -> None:
         print(_escaped(json_text(result.values)))
         return
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from tbkin_cli.tables import notes_of, tables_of
@@ -38,18 +42,7 @@ def show(result: StageResult, as_json: bool) -> None:
     # A pipe or a file gets whole cells, whatever the width of the terminal.
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     for table in tables_of(result):
-        # A title inside the table would be broken at the table's width.
-        console.print(Text(printable(table.title), "italic"), soft_wrap=True)
-        shown = Table(show_edge=False, pad_edge=False)
-        for number, column in enumerate(table.columns):
-            numeric = all(_NUMBER.match(row[number]) for row in table.rows if row[number])
-            heading = Text(printable(column))
-            shown.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-        for row in table.rows:
-            # What looks like markup is text.
-            shown.add_row(*(Text(printable(cell)) for cell in row))
-        console.print(shown)
-        console.print()
+        print_table(console, table)
     notes = notes_of(result)
     lines = [f"note: {note}" for note in notes[:_SHOWN_PROBLEMS]]
     if len(notes) > _SHOWN_PROBLEMS:
@@ -57,6 +50,50 @@ def show(result: StageResult, as_json: bool) -> None:
     lines += [f"wrote {file}" for file in result.files] + [f"next: {hint}" for hint in result.hints]
     for line in lines:
         console.print(Text(printable(line)), soft_wrap=True)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table, in several below each other where the terminal is too narrow for all columns.
+
+    Each begins with the first column. No number is ever broken; long texts are.
+    """
+    from rich.cells import cell_len
+    from rich.table import Table as Shown
+    from rich.text import Text
+
+    headings = [printable(column) for column in table.columns]
+    rows = [[printable(cell) for cell in row] for row in table.rows]
+    numeric = [all(_NUMBER.match(row[place]) for row in rows if row[place]) for place in range(len(headings))]
+    least = []  # width of each column that holds what may not be broken
+    for place, heading in enumerate(headings):
+        widest = max((cell_len(row[place]) for row in rows), default=0)
+        widest = widest if numeric[place] else min(widest, _WHOLE_TEXT)
+        least.append(max(widest, cell_len(heading)))
+    # A title inside the table would be broken at the table's width.
+    console.print(Text(printable(table.title), "italic"), soft_wrap=True)
+    for places in _blocks(least, console.width):
+        # What looks like markup is text.
+        shown = Shown(show_edge=False, pad_edge=False)
+        for place in places:
+            shown.add_column(
+                Text(headings[place]), justify="right" if numeric[place] else "left", overflow="fold"
+            )
+        for row in rows:
+            shown.add_row(*(Text(row[place]) for place in places))
+        console.print(shown)
+        console.print()
+
+
+def _blocks(widths: list[int], most: int) -> list[list[int]]:
+    """Columns of these widths, by number, in as many tables as it takes; each begins with the first one."""
+    blocks, used = [[0]], widths[0]
+    for place, width in enumerate(widths[1:], start=1):
+        if used + _BETWEEN + width > most and len(blocks[-1]) > 1:
+            blocks.append([0])
+            used = widths[0]
+        blocks[-1].append(place)
+        used += _BETWEEN + width
+    return blocks
 
 
 def _escaped(text: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +18,13 @@ import pytest
 import torch
 import yaml
 from command_line import ENVIRONMENT, fails, leftovers, succeeds, tbkin, tbkin_process
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
+from tbkin_cli.output import print_table
+from tbkin_cli.tables import Table
 from tbkin_core import stages
 
 QUESTION = "what color is the star?"
@@ -329,3 +336,28 @@ def test_predictions_of_a_finished_run_are_those_that_its_report_counts(chain: P
     assert "no split 'nowhere'" in fails(
         "finetune", *CHAIN["finetune rec"], "--predict", "nowhere", cwd=chain, code=2
     )
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(1, 16), min_size=1, max_size=12),
+    st.integers(40, 120),
+    st.integers(1, 4),
+)
+def test_a_narrow_terminal_breaks_no_number(widths: list[int], width: int, rows: int) -> None:
+    cells = [[f"{row + 1}" + "7" * (size - 1) for size in widths] for row in range(rows)]
+    names = [f"c{place}"[: max(size, 2)] for place, size in enumerate(widths)]
+    text = io.StringIO()
+    print_table(Console(width=width, file=text), Table("title", names, cells))
+    lines = text.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    blocks = [
+        block.splitlines() for block in text.getvalue().removeprefix("title\n").strip("\n").split("\n\n")
+    ]
+    shown = [[re.split(" *[│┃] *", line.strip()) for line in block if "━" not in line] for block in blocks]
+    found: dict[str, list[str]] = {}
+    for block in shown:
+        assert block[0][0] == names[0], "each begins with the first column"
+        for column in list(zip(*block, strict=True))[0 if block is shown[0] else 1 :]:
+            found[column[0]] = list(column[1:])
+    assert found == {name: [row[place] for row in cells] for place, name in enumerate(names)}
