@@ -189,7 +189,12 @@ def test_formats_and_repeatability(suffix: str, tmp_path: Path) -> None:
     assert content == second.read_bytes()
     assert content.startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix])
     if suffix == ".svg":
-        assert ElementTree.fromstring(content).tag.endswith("svg")
+        root = ElementTree.fromstring(content)
+        assert root.tag.endswith("svg")
+        words = " ".join("".join(item.itertext()) for item in root.iter("{http://www.w3.org/2000/svg}text"))
+        assert "<dog>" in words, "letters, which can be searched"
+    if suffix == ".pdf":
+        assert b"/CIDFontType2" in content and b"/Type3" not in content, "fonts are embedded as TrueType"
 
 
 def test_dense_and_thresholded_share_their_colours_and_dropped_cells_are_grey(

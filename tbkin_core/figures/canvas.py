@@ -70,6 +70,8 @@ def figure_style() -> Iterator[None]:
         "font.size": 7.5,
         "legend.fontsize": 7.5,
         "legend.frameon": False,
+        "pdf.fonttype": 42,  # TrueType, which journals take; the default, Type 3, many refuse
+        "svg.fonttype": "none",  # letters, which can be searched and edited, not their outlines
         "svg.hashsalt": "tbkin",
         "text.parse_math": False,
     }
