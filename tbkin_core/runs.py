@@ -166,6 +166,8 @@ class _Found:
         there = self.run["stage"]
         other = f" with other settings ({', '.join(self.changed)})" if there == stage else ""
         hint = "use --overwrite to replace it, or another --out DIR"
+        if self.changed and set(self.changed) <= {"epochs", "max_minutes"}:
+            hint += f"; --init {path} --out DIR trains it further"
         return DataError(f"{path}: holds a run of {there}{other}", hint=hint)
 
 

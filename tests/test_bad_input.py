@@ -558,7 +558,10 @@ def test_a_run_that_never_began_leaves_nothing(trained_workspace: Path) -> None:
 
 def test_a_run_of_other_settings_is_not_replaced(shop: Path) -> None:
     message = fails(*TUNE, "--out", VQA, cwd=shop, code=1, says="other settings")
-    assert "--overwrite" in message
+    assert "--overwrite" in message and "trains it further" not in message
+    rec = ("finetune", "--task", "rec", "--data", "coco", "--devices", "cpu", "--out", "runs/finetune/rec")
+    further = "--init runs/finetune/rec --out DIR trains it further"
+    fails(*rec, "--epochs", "2", cwd=shop, code=1, says=("other settings (epochs)", further))
 
 
 def test_a_loss_that_explodes(shop: Path, tmp_path: Path) -> None:
