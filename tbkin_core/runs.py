@@ -197,6 +197,9 @@ def is_of_run(directory: Path, name: str) -> bool:
     if _RUN_SPLIT_FILE.fullmatch(name) and (directory / name).is_file():  # a pipe would be waited for
         with contextlib.suppress(OSError), (directory / name).open("rb") as file:
             return file.read(20).startswith((b'{"task": ', b'[{"question_id": ', b'[{"sent_id": ', b"[]"))
+    if name == "README.md" and (directory / name).is_file():
+        with contextlib.suppress(OSError), (directory / name).open("rb") as file:
+            return file.read(25).startswith(b"---\nlibrary_name: tbkin\n")
     return name in _RUN_NAMES or _EVENTS.fullmatch(name) is not None
 
 

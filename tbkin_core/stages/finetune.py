@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.evaluation.card import write_card
 from tbkin_core.evaluation.report import question_only_entries, report_splits
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.acceleration import accelerate
@@ -324,6 +325,7 @@ def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: Trainin
         **report.values,
         "problems": [*notes, *result.notes(plan), *ready.dataset.problems],
     }
+    write_card(out, results, config)
     finish_run(out, results)
 
 
