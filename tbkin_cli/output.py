@@ -23,7 +23,7 @@ SUCCESS, FAILURE, USAGE = 0, 1, 2
 _SHOWN_PROBLEMS = 10
 _WHOLE_TEXT = 24  # characters of a text that are not broken
 _BETWEEN = 3  # between two columns
-_NUMBER = re.compile(r"[+-]?(\d|nan$|inf$)|[<>] \d")
+_NUMBER = re.compile(r"([<>] )?[+-]?[\d.,]+( ?%| to [+-]?[\d.,]+|(, [\d.]+)+)?|nan|inf|–")
 
 
 def show(result: StageResult, as_json: bool) -> None:
@@ -63,10 +63,11 @@ def print_table(console: Console, table: Table) -> None:
 
     headings = [printable(column) for column in table.columns]
     rows = [[printable(cell) for cell in row] for row in table.rows]
-    numeric = [all(_NUMBER.match(row[place]) for row in rows if row[place]) for place in range(len(headings))]
+    columns = [[row[place] for row in rows] for place in range(len(headings))]
+    numeric = [all(_NUMBER.fullmatch(cell) for cell in column if cell) for column in columns]
     least = []  # width of each column that holds what may not be broken
     for place, heading in enumerate(headings):
-        widest = max((cell_len(row[place]) for row in rows), default=0)
+        widest = max(map(cell_len, columns[place]), default=0)
         widest = widest if numeric[place] else min(widest, _WHOLE_TEXT)
         least.append(max(widest, cell_len(heading)))
     # A title inside the table would be broken at the table's width.
@@ -76,7 +77,10 @@ def print_table(console: Console, table: Table) -> None:
         shown = Shown(show_edge=False, pad_edge=False)
         for place in places:
             shown.add_column(
-                Text(headings[place]), justify="right" if numeric[place] else "left", overflow="fold"
+                Text(headings[place]),
+                justify="right" if numeric[place] else "left",
+                overflow="fold",
+                no_wrap=numeric[place],
             )
         for row in rows:
             shown.add_row(*(Text(row[place]) for place in places))

@@ -15,10 +15,11 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tbkin_core.figures.trace import Trace
 from tbkin_core.figures.views import attention_views
@@ -28,6 +29,7 @@ from tbkin_core.stages.answering import ANSWERS, LoadedModel
 
 ARRAY = "image"
 """Called so in messages: an image that is no file."""
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,16 +148,15 @@ class Answerer:
         Raises:
             DataError: The image cannot be read, or the model knows no word of the question.
             ConfigError: There are no regions for the image and they cannot be made, or `top` is not 1 to 200.
-            TypeError: The image is none of these.
+            TypeError, ValueError: The image is none of these, or the question no text.
         """
+        if not isinstance(question, str):
+            raise TypeError(f"question: expected a text, got {type(question).__name__}")
         if isinstance(image, str | Path):
             return self._ask(Path(image), question, top)
-        if not isinstance(image, Image.Image | np.ndarray):
-            found = type(image).__name__
-            raise TypeError(f"image: expected a file, a PIL image or an array (H, W, 3), got {found}")
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / f"{ARRAY}.png"
-            (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB").save(file)
+            _as_picture(image).save(file)
             return self._ask(file, question, top)
 
     def _ask(self, file: Path, question: str, top: int) -> Answered:
@@ -176,3 +177,19 @@ class Answerer:
             box=shown.box,
             trace=trace,
         )
+
+
+def _as_picture(image: Any) -> Image.Image:
+    """A picture that as a PNG is read as the image would be as a file: turned upright, transparency kept."""
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        return image if image.mode in _PNG_MODES else image.convert("RGB")
+    if not isinstance(image, np.ndarray):
+        found = type(image).__name__
+        raise TypeError(f"image: expected a file, a PIL image or an array (H, W, 3), got {found}")
+    is_shape = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
+    if image.dtype != np.uint8 or not is_shape or 0 in image.shape:
+        raise ValueError(
+            f"image: expected an array (H, W, 3) of uint8, 0 to 255, got {image.shape} of {image.dtype}"
+        )
+    return Image.fromarray(image)

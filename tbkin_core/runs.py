@@ -209,6 +209,8 @@ def _as_now(kept: Any, config: StageConfig) -> Any:
         return kept
     defaults = {name: field.default for name, field in fields_of(type(config)).items()}
     known = {name: defaults[name] for name in run_settings(config) if name in defaults} | kept
+    if "match_hidden" in known and "match_hidden" not in kept:
+        known["match_hidden"] = True  # it was always so
     if known.get("init") == "auto" and getattr(config, "init", None) == "none":
         known["init"] = "none"  # pretraining kept "auto" when that was always at random
     return known

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import fails, succeeds, tbkin_process
@@ -12,7 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tbkin_core.datasets.single_files import read_captions
+from tbkin_core.errors import DataError
 from tbkin_core.parsing.parser import CaptionParser
+from tbkin_core.settings import BuildGraphsConfig
+
+caption_graphs = importlib.import_module("tbkin_core.stages.caption_graphs")
 
 TEXTS = ["A man in a red shirt rides a horse.", 'Two dogs, "Rex" and Max', "a café with a green door"]
 
@@ -44,8 +51,8 @@ def said(graph: dict) -> set[tuple[str, ...]]:
 def test_a_file_of_captions_gives_the_graphs_of_the_parser(suffix: str, tmp_path: Path) -> None:
     written(tmp_path / f"own{suffix}", TEXTS)
     values = json.loads(succeeds("build-graphs", f"own{suffix}", "--json", cwd=tmp_path).out)
-    assert (values["captions"], values["files"], values["problems"]) == (3, ["own.graphs.jsonl"], [])
-    lines = [json.loads(line) for line in (tmp_path / "own.graphs.jsonl").read_text().splitlines()]
+    assert (values["captions"], values["files"], values["problems"]) == (3, [f"own{suffix}.graphs.jsonl"], [])
+    lines = [json.loads(line) for line in (tmp_path / f"own{suffix}.graphs.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == TEXTS
     for line, graph in zip(lines, CaptionParser().parse(TEXTS), strict=True):
         assert line["tokens"] == list(graph.tokens)
@@ -53,9 +60,9 @@ def test_a_file_of_captions_gives_the_graphs_of_the_parser(suffix: str, tmp_path
     assert ("man", "ride", "horse") in said(lines[0]) and ("shirt", "red") in said(lines[0])
     # A second time its own file is replaced; others never are.
     succeeds("build-graphs", f"own{suffix}", cwd=tmp_path)
-    (tmp_path / "own.graphs.jsonl").write_text("mine")
+    (tmp_path / f"own{suffix}.graphs.jsonl").write_text("mine")
     fails("build-graphs", f"own{suffix}", cwd=tmp_path, code=2, says="export")
-    assert (tmp_path / "own.graphs.jsonl").read_text() == "mine"
+    assert (tmp_path / f"own{suffix}.graphs.jsonl").read_text() == "mine"
 
 
 def test_a_caption_is_shown_as_a_graph_and_nothing_is_written(tmp_path: Path) -> None:
@@ -79,12 +86,25 @@ def test_captions_come_from_standard_input(tmp_path: Path) -> None:
     assert [graph["text"] for graph in json.loads(outcome.out)["graphs"]] == ["a red ball", "a dog"]
     outcome = tbkin_process("build-graphs", "--text", "-", cwd=tmp_path, stdin="\n")
     assert outcome.code == 1 and "holds no caption" in outcome.err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caption_graphs, "sys", SimpleNamespace(stdin=None))
+        with pytest.raises(DataError, match="no standard input"):
+            caption_graphs.caption_graphs(BuildGraphsConfig(text=["-"]))
+        stream = SimpleNamespace(buffer=io.BytesIO("ein Café\n".encode("latin-1")))
+        patch.setattr(caption_graphs, "sys", SimpleNamespace(stdin=stream))
+        (graph,) = caption_graphs.caption_graphs(BuildGraphsConfig(text=["-"])).graphs
+        assert graph["text"] == "ein Caf\ufffd"
 
 
 def test_what_holds_no_captions_is_named(tmp_path: Path) -> None:
     assert "--text" in fails("build-graphs", cwd=tmp_path, code=2, says="data: is missing")
     fails("build-graphs", ".", "--text", "a dog", cwd=tmp_path, code=2, says="leave out DATA or --text")
     fails("build-graphs", "--text", "a dog", "--questions", cwd=tmp_path, code=2, says="questions: is for")
+    exports = ("--export", "x.json", "--networkx", "x.json")
+    fails(
+        "build-graphs", "--text", "a dog", *exports, cwd=tmp_path, code=2, says="is also where --export goes"
+    )
+    assert list(tmp_path.iterdir()) == []
     fails("build-graphs", "no.txt", cwd=tmp_path, code=1, says="no.txt: no such file")
     for name, content, words in (
         ("a.txt", b"\n \n", "holds no caption"),
@@ -100,7 +120,7 @@ def test_what_holds_no_captions_is_named(tmp_path: Path) -> None:
     )
     outcome = succeeds("build-graphs", "a.jsonl", cwd=tmp_path)
     assert "line 2 and 1 more: has no caption (skipped)" in outcome.out
-    assert len((tmp_path / "a.graphs.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "a.jsonl.graphs.jsonl").read_text().splitlines()) == 2
     outcome = succeeds("build-graphs", "--text", "der Hund läuft über die Straße", cwd=tmp_path)
     assert "do not look English" in outcome.out
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tbkin_core.datasets.formats import FORMAT_OF, FORMATS
 from tbkin_core.datasets.formats.base import Candidate, Format, Holds
-from tbkin_core.datasets.formats.own import GRAPH_EXPORT, OWN_PICTURES, own_directory, own_figures
+from tbkin_core.datasets.formats.own import ANSWERS, GRAPH_EXPORT, OWN_PICTURES, own_directory, own_figures
 from tbkin_core.datasets.reading import AnnotationFile
 from tbkin_core.datasets.splits import more_exact_split, normalise_split, split_in, split_of_path
 from tbkin_core.errors import DataError
@@ -158,7 +158,7 @@ class Layout:
         if format is None or format.holds is Holds.NOTHING:
             self._other.setdefault(file.suffix or "other", []).append(name)
             if file.suffix in _MAY_BE_DATA and not (
-                format and (format.passed_over or format is GRAPH_EXPORT)
+                format and (format.passed_over or format in (GRAPH_EXPORT, ANSWERS))
             ):
                 self.unread[name] = file.names_within
             return

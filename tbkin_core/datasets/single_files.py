@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tbkin_core.datasets.formats.own_questions import TABLES
 from tbkin_core.datasets.formats.vqa import IMAGE_KEYS, QUESTION_KEYS, first_of
-from tbkin_core.datasets.reading import AnnotationFile, Problems, Source, as_text
+from tbkin_core.datasets.reading import AnnotationFile, Problems, Source, as_text, delimiter_of
 from tbkin_core.errors import DataError
 
 LINES = frozenset({".jsonl", ".ndjson"})
@@ -24,6 +25,14 @@ class Asked(NamedTuple):
     image: str  # as the file has it
     question: str
     values: dict[str, Any]  # of the whole line, by name
+
+
+class QuestionFile(NamedTuple):
+    """Questions about images, what was passed over, and the names of a table's columns as it spells them."""
+
+    asked: list[Asked]
+    problems: list[str]
+    names: dict[str, str]  # by the names that `Asked.values` has; empty of JSON lines
 
 
 def read_captions(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
@@ -52,35 +61,49 @@ def read_captions(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
     return found, source.problems.lines()
 
 
-def read_questions(path: Path) -> tuple[list[Asked], list[str]]:
-    """The questions of a file, or expressions, each about an image; and what was passed over.
+def read_questions(path: Path) -> QuestionFile:
+    """The questions of a file, or expressions, each about an image.
 
     A `.jsonl` has an object with `image` and `question` (or `text`) a line, a `.csv` or `.tsv` a header with
     such columns; whatever else a line holds is kept.
 
     Raises:
-        DataError: The file cannot be read, or has no such columns.
+        DataError: The file cannot be read, or its header lacks such a column or has one twice.
     """
     source, found = _source(path), []
-    columns: set[str] = set()
+    names = _spelt(source) if path.suffix.lower() in TABLES else {}
     keys = (*QUESTION_KEYS, *CAPTION_KEYS, "expression")
+    if path.suffix.lower() in TABLES:
+        for wanted, known in (("image", IMAGE_KEYS), ("question", keys)):
+            if not names.keys() & set(known):
+                raise _no_column(path, (wanted,))
     for number, item in _entries(source):
         if not isinstance(item, dict):
             source.problem(f"line {number}", "is no JSON object (skipped)")
             continue
-        columns |= item.keys()
-        image, text = as_text(first_of(item, IMAGE_KEYS)), source.sentence("", first_of(item, keys))
-        if image and text:
-            found.append(Asked(number, image, text, item))
+        image, text = first_of(item, IMAGE_KEYS), source.sentence("", first_of(item, keys))
+        name = as_text(image)
+        if name and text:
+            found.append(Asked(number, name, text, item))
+        elif text and isinstance(image, int):
+            source.problem(f"line {number}", "names its image by a number, not by its file (skipped)")
         else:
-            lacks = "image" if text else "question" if image else "image and no question"
+            lacks = "image" if text else "question" if name else "image and no question"
             source.problem(f"line {number}", f"has no {lacks} (skipped)")
-    if path.suffix.lower() in TABLES:
-        for wanted in (("image",), ("question",)):
-            known = IMAGE_KEYS if wanted == ("image",) else keys
-            if not columns & set(known):
-                raise _no_column(path, wanted)
-    return found, source.problems.lines()
+    return QuestionFile(found, source.problems.lines(), names)
+
+
+def _spelt(source: Source) -> dict[str, str]:
+    """The names of a table's columns as its header spells them, by what its rows call them."""
+    line = next((text for _, text in source.lines()), "")
+    spelt = next(csv.reader([line], delimiter=delimiter_of(line)), [])
+    names = {name.strip().lower(): name.strip() for name in spelt}
+    if len(names) < len(spelt):
+        twice = next(name for name in names if [it.strip().lower() for it in spelt].count(name) > 1)
+        raise DataError(
+            f"{source.file.path}: two columns are called {names[twice]!r}", hint="give each its own name"
+        )
+    return names
 
 
 def _source(path: Path) -> Source:

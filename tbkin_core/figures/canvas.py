@@ -60,17 +60,25 @@ def figure_style() -> Iterator[None]:
     import matplotlib
     from matplotlib import font_manager
 
-    installed = set(font_manager.fontManager.get_font_names())
+    fallback = [font for font in font_manager.fontManager.ttflist if font.name in _FALLBACK_FONTS]
+    installed = {font.name for font in fallback}
+    # TrueType is what journals take, where many refuse the default, Type 3. What some OpenType fonts have in
+    # its place may not be embedded as such.
+    true_type = not any(font.fname.lower().endswith((".otf", ".ttc")) for font in fallback)
     settings: dict[str, Any] = {
         "axes.edgecolor": "#444444",
         "axes.labelsize": 7.5,
         "axes.linewidth": 0.6,
         **{f"{axis}.{name}": value for axis in ("xtick", "ytick") for name, value in _TICKS.items()},
-        "font.family": ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)],
+        "font.family": [
+            "DejaVu Sans",
+            *(name for name in _FALLBACK_FONTS if name in installed),
+            "sans-serif",
+        ],
         "font.size": 7.5,
         "legend.fontsize": 7.5,
         "legend.frameon": False,
-        "pdf.fonttype": 42,  # TrueType, which journals take; the default, Type 3, many refuse
+        "pdf.fonttype": 42 if true_type else 3,
         "svg.fonttype": "none",  # letters, which can be searched and edited, not their outlines
         "svg.hashsalt": "tbkin",
         "text.parse_math": False,

@@ -47,6 +47,15 @@ def check_jsonl_place(path: Path, store: Path | None = None) -> None:
     _check_file(path, "export", lambda start: is_graph_export(start.decode("latin-1")), store)
 
 
+def check_two_places(jsonl: Path | None, networkx: Path | None) -> None:
+    """ConfigError where both exports would go to one place."""
+    if jsonl is None or networkx is None:
+        return
+    one, other = (Path(os.path.realpath(path)) for path in (jsonl, networkx))
+    if other in (one, one.parent):
+        raise ConfigError(f"networkx: {networkx} is also where --export goes", hint="name two places")
+
+
 def export_jsonl(graphs: Iterable[UnifiedGraph], path: Path, count: int | None = None) -> None:
     """Write every unified graph as a line of JSON, atomically; `count` of them, where that is known.
 

@@ -28,15 +28,16 @@ from tbkin_core.figures.views import check_choice
 from tbkin_core.graphs.joining import borrowed_labels
 from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model, load_model_config, task_of
-from tbkin_core.runs import datasets_of, settings_of
+from tbkin_core.runs import datasets_of, find_checkpoint, settings_of
 from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
 from tbkin_core.settings import VisualizeConfig
-from tbkin_core.shipped import shipped_model
+from tbkin_core.shipped import shipped_for, shipped_model
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.files import real_path
 from tbkin_core.support.shards import MANIFEST
 from tbkin_core.tasks.base import Shown, Task, check_finite, finetune_task, task_named, to_device
+from tbkin_core.tasks.table import FINETUNE_TASKS
 from tbkin_core.texts.language import looks_foreign
 from tbkin_core.texts.table import TextTable, encode_texts
 from tbkin_core.texts.tokenizer import words_of
@@ -78,6 +79,26 @@ class Question:
     def padded(self) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
         """Ids, mask and word of each token, each (1, T)."""
         return self.table.padded(np.array([0]))
+
+
+def suited_model(given: Path | None, asks: bool) -> tuple[Path, str]:
+    """The checkpoint that answers, and a note where it is not for such texts: questions, or expressions.
+
+    Args:
+        given: The one that was asked for; None finds the latest, of the task that suits if there is one.
+        asks: Whether the texts are questions.
+    """
+    if given is not None:
+        return given, ""
+    order = sorted(FINETUNE_TASKS, key=lambda name: task_named(name).asks != asks)
+    checkpoint = find_checkpoint([*order, "pretrain"], prefer=order[0])
+    suited, task = shipped_for(order[0]), task_of(checkpoint)
+    if suited is None or task == suited.task:
+        return checkpoint, ""
+    return checkpoint, (
+        f"{checkpoint} is for {task}, not for {suited.task}, as this text is; `--checkpoint {suited.name}`,"
+        " which comes with tbkin, is"
+    )
 
 
 class LoadedModel:
@@ -245,19 +266,19 @@ class LoadedModel:
         """The pass that counts as the model's answer."""
         return trace.thresholded if self.thresholded else trace.dense
 
-    def answer(self, regions: RegionFeatures, question: Question, top: int) -> Shown:
-        """What the model answers about an image of these regions, of the pass that counts; nothing is drawn.
+    def answer(self, regions: RegionFeatures, question: Question, selection: Selection | None) -> Shown:
+        """What the model answers about an image of these regions; nothing is drawn.
 
         Args:
             regions: As `regions.of_file` gives them.
             question: What is asked.
-            top: Answers at most.
+            selection: Of the attention; None is dense.
         """
-        selection = self.selection if self.thresholded else Selection(self.selection.rule, 0.0)
         boxes = np.asarray(regions.boxes[: self.model.config.max_regions], np.float32)
         size = (regions.image_width, regions.image_height)
+        selection = selection or Selection(self.selection.rule, 0.0)
         with torch.inference_mode():
-            return self._shown(selection, self._inputs(regions, question), boxes, size, top)[0]
+            return self._shown(selection, self._inputs(regions, question), boxes, size, ANSWERS)[0]
 
     def _inputs(self, regions: RegionFeatures, question: Question) -> dict[str, Any]:
         most = self.model.config.max_regions

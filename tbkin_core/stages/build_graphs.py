@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,13 @@ from tbkin_core.expressions.make import (
 )
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.graphs.build import Recipe, build_dataset
-from tbkin_core.graphs.exports import check_jsonl_place, check_networkx_place, export_jsonl, export_networkx
+from tbkin_core.graphs.exports import (
+    check_jsonl_place,
+    check_networkx_place,
+    check_two_places,
+    export_jsonl,
+    export_networkx,
+)
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.names.similarity import make_similarity
 from tbkin_core.parsing.parser import CaptionParser
@@ -180,12 +185,7 @@ def _check_export_places(config: BuildGraphsConfig, dataset: Dataset, out: Path)
                 f"{setting}: {path} would be read as an annotation file of the dataset",
                 hint="name it graphs.jsonl or graphs.graphml, or put it elsewhere",
             )
-    if config.export is not None and config.networkx is not None:
-        one, other = (Path(os.path.realpath(path)) for path in (config.export, config.networkx))
-        if other in (one, one.parent):
-            raise ConfigError(
-                f"networkx: {config.networkx} is also where --export goes", hint="name two places"
-            )
+    check_two_places(config.export, config.networkx)
     if config.export is not None:
         check_jsonl_place(config.export, out)
     if config.networkx is not None:

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from tbkin_core.datasets.reading import encoding_of
 from tbkin_core.datasets.single_files import CAPTION_SUFFIXES, read_captions
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.graphs.exports import check_jsonl_place, check_networkx_place, export_jsonl, export_networkx
+from tbkin_core.graphs.exports import (
+    check_jsonl_place,
+    check_networkx_place,
+    check_two_places,
+    export_jsonl,
+    export_networkx,
+)
 from tbkin_core.graphs.unified import CrossEdges, UnifiedGraph, region_edges
 from tbkin_core.parsing.parser import CaptionParser
 from tbkin_core.results import CaptionGraphsResult
@@ -52,11 +59,12 @@ def caption_graphs(config: BuildGraphsConfig) -> CaptionGraphsResult:
                 f"{config.data}: is a file, not a dataset directory, and no file of captions",
                 hint=f"a file of captions ends in one of {', '.join(CAPTION_SUFFIXES)}",
             )
-        export = config.export or config.data.with_suffix(".graphs.jsonl")
+        export = config.export or config.data.with_name(f"{config.data.name}.graphs.jsonl")
         source = str(config.data)
         texts, problems = read_captions(config.data)
     if not texts:
         raise DataError(f"{source}: holds no caption")
+    check_two_places(config.export, config.networkx)
     for path, check in ((export, check_jsonl_place), (config.networkx, check_networkx_place)):
         if path is not None:
             check(path)
@@ -87,7 +95,14 @@ def caption_graphs(config: BuildGraphsConfig) -> CaptionGraphsResult:
 def _given(texts: Iterable[str]) -> Iterator[str]:
     """The texts, and the lines of standard input in the place of `-`."""
     for text in texts:
-        yield from (line.strip() for line in (sys.stdin if text == STDIN else [text]) if line.strip())
+        yield from (line.strip() for line in (_stdin() if text == STDIN else [text]) if line.strip())
+
+
+def _stdin() -> list[str]:
+    if sys.stdin is None:
+        raise DataError("text: there is no standard input to read captions from", hint="give --text TEXT")
+    data = sys.stdin.buffer.read()
+    return data.decode(encoding_of(data[:4]), errors="replace").splitlines()
 
 
 def _graphs(parser: CaptionParser, texts: Iterable[tuple[int, str]]) -> Iterator[UnifiedGraph]:

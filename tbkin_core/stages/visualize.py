@@ -23,10 +23,9 @@ from tbkin_core.figures.canvas import figure_mark
 from tbkin_core.figures.contact_sheet import COLUMNS, SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
 from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult, ResultSheet, StageResult
-from tbkin_core.runs import ROOT, datasets_of, find_checkpoint, kept_contents
+from tbkin_core.runs import ROOT, datasets_of, kept_contents
 from tbkin_core.selection import run_name_part
 from tbkin_core.settings import VisualizeConfig
-from tbkin_core.shipped import shipped_for
 from tbkin_core.stages.figure_places import figure_place, path_number, sheet_files
 from tbkin_core.support.console import progress, shortened
 from tbkin_core.support.files import file_content, read_json, real_path, slug
@@ -91,25 +90,14 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         # Reading an image is quick, and it is what people mistype; the model takes seconds to load.
         load_image(config.images[0], max_side=64)
     # With the model comes torch.
-    from tbkin_core.stages.answering import LoadedModel
-    from tbkin_core.tasks.base import task_named
+    from tbkin_core.stages.answering import LoadedModel, suited_model
     from tbkin_core.texts.language import is_question
 
     sources: list[Path | str] = [*config.images, *config.image_id]
-    checkpoint, suited = config.checkpoint, None
-    if checkpoint is None:
-        # Of a VQA and a REC model, a question goes to the first and an expression to the second.
-        asks = is_question(config.question)
-        order = sorted(FINETUNE_TASKS, key=lambda name: task_named(name).asks != asks)
-        checkpoint = find_checkpoint([*order, "pretrain"], prefer=order[0])
-        suited = shipped_for(order[0])
+    checkpoint, note = suited_model(config.checkpoint, is_question(config.question))
     model = LoadedModel(config, checkpoint)
     question = model.read(config.question)
-    if suited is not None and model.task.name != suited.task:
-        model.problems.append(
-            f"{checkpoint} is for {model.task.name}, not for {suited.task}, as this text is; `--checkpoint"
-            f" {suited.name}`, which comes with tbkin, is"
-        )
+    model.problems += [note] if note else []
     result = AnswersResult(
         out=figure_place(config, datasets_of(model.checkpoint)),
         title=f"{shortened(question.text)}  ({model.checkpoint})",

@@ -390,7 +390,9 @@ class RetrievalObjective(FinetuneObjective):
             )
 
     def targets_checksum(self) -> int:
-        return zlib.crc32(self._texts.tobytes(), zlib.crc32(self._offsets.tobytes()))
+        # In earlier versions words did not weigh about alike in a match: a run of these does not go on.
+        value = zlib.crc32(b"even words")
+        return zlib.crc32(self._texts.tobytes(), zlib.crc32(self._offsets.tobytes(), value))
 
     def accuracy(self, model: Any, inputs: Inputs, device: torch.device) -> float:
         """In percent, where the encoder has the weight that is best on these samples."""

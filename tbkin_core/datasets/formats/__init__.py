@@ -26,6 +26,7 @@ from tbkin_core.datasets.formats.base import Format
 
 FORMATS: tuple[Format, ...] = (
     own.GRAPH_EXPORT,
+    own.ANSWERS,
     results.RESULTS,
     coco.CAPTIONS,
     coco.INSTANCES,

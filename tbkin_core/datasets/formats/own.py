@@ -18,6 +18,8 @@ _MARKS = {
 }
 OWN_PICTURES = frozenset({"training.png", "sweep.png", "sparsity.png"})
 """Pictures that lie in a directory of a stage; any other there is somebody's."""
+ANSWER_MARKS = ("prediction", "probability", "threshold", "selection", "model", "picture")
+"""Names that a model's answers to a file of questions have beside what the file had."""
 _DRAWN = b"tEXtSoftware\0Matplotlib"  # near the beginning of a PNG
 _LOOKED_AT = 3  # arrays that turn out to be no traces
 _TEXT = r'"(?:[^"\\]|\\.)*'
@@ -31,6 +33,14 @@ _GRAPH_EXPORT = re.compile(
 def is_graph_export(start: str) -> bool:
     """Whether a file with this beginning is what `build-graphs --export` wrote."""
     return _GRAPH_EXPORT.match(start[:SNIFF_BYTES]) is not None
+
+
+def is_answers(start: str) -> bool:
+    """Whether a file with this beginning is what `visualize QUESTIONS.csv` wrote: a model's answers."""
+    first = start.lstrip("\ufeff").split("\n")[0]
+    if first.startswith("{"):
+        return all(f'"{name}": ' in first for name in ANSWER_MARKS) and first.startswith('{"prediction": ')
+    return set(ANSWER_MARKS) <= {name.strip(' "\r') for name in re.split("[,;\t]", first)}
 
 
 def own_directory(directory: Path, names: Collection[str]) -> str | None:
@@ -107,4 +117,10 @@ GRAPH_EXPORT = Format(
     holds=Holds.NOTHING,
     suffixes=frozenset({".jsonl", ".ndjson"}),
     content=lambda file: is_graph_export(file.ends),
+)
+ANSWERS = Format(
+    name="answers",
+    holds=Holds.NOTHING,
+    suffixes=frozenset({".jsonl", ".ndjson", ".csv", ".tsv"}),
+    content=lambda file: is_answers(file.ends),
 )
