@@ -59,7 +59,7 @@ CARDS = {
         "answers questions about a photo: what somebody does, wears, holds or rides, colours, numbers, where"
         " things are, yes or no",
         "it chooses among {answers} answers, and was asked nothing but what captions tell. It goes by the"
-        " words, by the image as a whole and by what its attention looks at; without the last one in twelve"
+        " words, by the image as a whole and by what its attention looks at; without the last one in ten"
         " of its answers is another.",
     ),
     "photo-search": Card(
