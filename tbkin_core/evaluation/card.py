@@ -18,11 +18,6 @@ from tbkin_core.tasks.table import TASKS
 
 CARD = "README.md"
 _START = "---\nlibrary_name: tbkin\n"
-_HUB = {
-    "vqa": "visual-question-answering",
-    "rec": "object-detection",
-    "retrieval": "visual-document-retrieval",
-}
 _WIDTH = 100
 
 
@@ -64,17 +59,16 @@ def card_text(out: Path, results: Mapping[str, Any], config: FinetuneConfig) -> 
     if not model.use_regions:
         parts.append("**It does not see the image**: without it was better on val, or `--blind` was given.")
     first, *rest = (textwrap.fill(part, _WIDTH, break_on_hyphens=False) for part in parts)
-    question = "the dog on the left" if config.task == "rec" else "what color is the dog?"
     use = [
-        f'    tbkin visualize photo.jpg "{question}" --checkpoint {shlex.quote(str(place))}',
+        f'    tbkin visualize photo.jpg "{row.example}" --checkpoint {shlex.quote(str(place))}',
         "",
         "or in Python",
         "",
         "    from tbkin_core import Answerer",
         "",
-        f'    Answerer({str(place)!r}).ask("photo.jpg", "{question}")',
+        f'    Answerer({str(place)!r}).ask("photo.jpg", "{row.example}")',
     ]
-    front = f"{_START}pipeline_tag: {_HUB[config.task]}\nlanguage: en\n---\n"
+    front = f"{_START}pipeline_tag: {row.pipeline}\nlanguage: en\n---\n"
     return "\n".join(
         [
             front,

@@ -220,18 +220,7 @@ class LoadedModel:
         labels = [name or look for name, look in zip(called, looks, strict=True)]
         # Borrowed names do not tell apart what a detector's own would: "black circle" beside "white circle".
         both = [f"{look} {name}".strip() for name, look in zip(called, looks, strict=True)]
-        target = None
-        if self.task.presentation.answers_are_regions and image_id is not None:
-            targets = self.data.target_boxes(self.task, image_id, question.text, (width, height))
-            if len(targets) == 1:
-                (target,) = targets
-                self.problems += [note for note in self.data.changes if note not in self.problems]
-            elif targets:
-                places = "; ".join(", ".join(f"{side:.0f}" for side in box) for box in targets)
-                self.problems.append(
-                    f"image {image_id}: {len(targets)} objects of {self.data.place} are called"
-                    f" {shortened(question.text)!r} ({places}): none is shown as the target"
-                )
+        target = self._target(image_id, question.text, (width, height))
         trace = Trace(
             task=self.task.name,
             text=question.text,
@@ -261,6 +250,22 @@ class LoadedModel:
             # Where names are known, a region without one is a piece of something or of nothing.
             looks = [look if name else "" for name, look in zip(called, looks, strict=True)]
         return replace(trace, graph=unified_graph(trace.text, boxes, labels, image_id, looks))
+
+    def _target(self, image_id: ImageId | None, text: str, size: tuple[int, int]) -> Any:
+        """The true box that the dataset has for an expression; None where it has none, or several."""
+        if not self.task.presentation.answers_are_regions or image_id is None:
+            return None
+        targets = self.data.target_boxes(self.task, image_id, text, size)
+        if len(targets) == 1:
+            self.problems += [note for note in self.data.changes if note not in self.problems]
+            return targets[0]
+        if targets:
+            places = "; ".join(", ".join(f"{side:.0f}" for side in box) for box in targets)
+            self.problems.append(
+                f"image {image_id}: {len(targets)} objects of {self.data.place} are called"
+                f" {shortened(text)!r} ({places}): none is shown as the target"
+            )
+        return None
 
     def shown(self, trace: Trace) -> Pass:
         """The pass that counts as the model's answer."""

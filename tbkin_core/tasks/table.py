@@ -22,14 +22,24 @@ class TaskRow:
     kind: str
     samples: str
     presentation: Presentation
+    example: str = "a dog jumps into the water"  # of what its model is asked
+    pipeline: str = "image-feature-extraction"  # what hubs call it
 
 
 TASKS = {
-    "vqa": TaskRow("vqa:VqaTask", "VQA questions", Presentation("Visual question answering")),
+    "vqa": TaskRow(
+        "vqa:VqaTask",
+        "VQA questions",
+        Presentation("Visual question answering"),
+        "what color is the dog?",
+        "visual-question-answering",
+    ),
     "rec": TaskRow(
         "rec:RecTask",
         "referring expressions",
         Presentation("Referring expression", "region", "rollout", answers_are_regions=True),
+        "the dog on the left",
+        "object-detection",
     ),
     "retrieval": TaskRow(
         "retrieval:RetrievalTask",
