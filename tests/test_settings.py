@@ -391,11 +391,17 @@ predict: []
         # What came since says how a machine computes, or has the default by which runs were made before.
         (tmp_path / "run").mkdir(exist_ok=True)
         stage = "pretrain" if isinstance(config, PretrainConfig) else "finetune"
-        asked = dataclasses.replace(config, out=tmp_path / "run")
+        # But for what is done otherwise since: then it is another run.
+        since: dict[str, Any] = {"match_hidden": True} if stage == "pretrain" else {}
+        asked = dataclasses.replace(config, out=tmp_path / "run", **since)
         kept = {name: value for name, value in of_before.items() if name in run_settings(config)}
         write_json(tmp_path / "run" / "run.json", {"stage": stage, "status": "running", "settings": kept})
         with contextlib.ExitStack() as held:
             assert open_run(asked, stage, tmp_path, held) == (tmp_path / "run", tmp_path / "run", None)
+        for name in since:
+            other = dataclasses.replace(config, out=tmp_path / "run")
+            with contextlib.ExitStack() as held, pytest.raises(DataError, match=rf"settings \({name}\)"):
+                open_run(other, stage, tmp_path, held)
         changed = {**kept, "seed": 1}
         write_json(tmp_path / "run" / "run.json", {"stage": stage, "status": "running", "settings": changed})
         with contextlib.ExitStack() as held, pytest.raises(DataError, match=r"other settings \(seed\)"):
