@@ -83,10 +83,16 @@ class Command(typer.core.TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Settings can be printed before there is any data."""
-        if "--print-config" in args:
-            for entry in self.params:
-                entry.required = entry.required and entry.param_type_name != "argument"
-        return super().parse_args(ctx, args)
+        needed = [entry for entry in self.params if entry.required and entry.param_type_name == "argument"]
+        if "--print-config" not in args:
+            needed = []
+        try:
+            for entry in needed:
+                entry.required = False
+            return super().parse_args(ctx, args)
+        finally:
+            for entry in needed:
+                entry.required = True
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """As the arguments are typed."""

@@ -234,6 +234,9 @@ def test_settings_are_printed_before_there_is_any_data(name: str, tmp_path: Path
     again = succeeds(name, "--config", "own.yaml", "--print-config", cwd=tmp_path).out
     assert again == text
     fails(name, "--seed", "-5", "--print-config", cwd=tmp_path, code=2, says="seed: expected")
+    (tmp_path / "own.yaml").unlink()
+    assert tbkin(name, cwd=tmp_path).code != 0, "what a command needs it needs as before"
+    assert not (tmp_path / "features").exists()
 
 
 def test_version_and_short_help(tmp_path: Path) -> None:
