@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import re
 import shutil
 import signal
@@ -267,7 +268,11 @@ def hears(pid: int, number: int) -> bool:
 @IN_PROC
 @BOTH
 def test_workers_that_are_loading_end_without_a_traceback(workspace: Path, number: int) -> None:
-    process = start(["extract-features", "coco", "--workers", "2"], workspace)
+    # As many pictures as keep them at work until they are seen to be ready.
+    (workspace / "many").mkdir()
+    for copy in range(300):
+        os.link(workspace / "img.jpg", workspace / f"many/{copy}.jpg")
+    process = start(["extract-features", "many", "--workers", "2"], workspace)
 
     def loading() -> bool:
         """Whether Python is ready in two workers; multiprocessing's tracker beside them does not count."""
