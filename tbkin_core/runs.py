@@ -56,6 +56,9 @@ _RUN_NAMES = frozenset(
      "generation_config.json", "tokenizer.json", "tokenizer_config.json", "state/", "state/model.pt",
      "state/optimizer.pt", "state/progress.json", "tensorboard/")
 )  # fmt: skip
+CARD = "README.md"
+CARD_START = "---\nlibrary_name: tbkin\n"
+"""How the card of a model begins; a README of somebody's own does not."""
 _EVENTS = re.compile(r"tensorboard/events\.out\.tfevents\.[^/]*")
 _RUN_SPLIT_FILE = re.compile(r"(results|predictions)-[^/]*\.json")
 # What run.json holds, and besides that of a finished run.
@@ -197,9 +200,9 @@ def is_of_run(directory: Path, name: str) -> bool:
     if _RUN_SPLIT_FILE.fullmatch(name) and (directory / name).is_file():  # a pipe would be waited for
         with contextlib.suppress(OSError), (directory / name).open("rb") as file:
             return file.read(20).startswith((b'{"task": ', b'[{"question_id": ', b'[{"sent_id": ', b"[]"))
-    if name == "README.md" and (directory / name).is_file():
+    if name == CARD and (directory / name).is_file():
         with contextlib.suppress(OSError), (directory / name).open("rb") as file:
-            return file.read(25).startswith(b"---\nlibrary_name: tbkin\n")
+            return file.read(len(CARD_START)) == CARD_START.encode()
     return name in _RUN_NAMES or _EVENTS.fullmatch(name) is not None
 
 

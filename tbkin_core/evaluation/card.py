@@ -10,29 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from tbkin_core.modeling.checkpoint import load_model_config
+from tbkin_core.runs import CARD, CARD_START, is_of_run
 from tbkin_core.selection import Selection
 from tbkin_core.settings import FinetuneConfig, fields_of
 from tbkin_core.support.files import write_text
 from tbkin_core.support.places import place_of
 from tbkin_core.tasks.table import TASKS
 
-CARD = "README.md"
-_START = "---\nlibrary_name: tbkin\n"
 _WIDTH = 100
 
 
 def is_card(file: Path) -> bool:
     """Whether a file is a card that tbkin wrote."""
-    with file.open("rb") as stream:
-        return stream.read(len(_START)) == _START.encode()
+    return is_of_run(file.parent, file.name)
 
 
 def write_card(out: Path, results: Mapping[str, Any], config: FinetuneConfig) -> None:
     """Write the card into the directory of a run, unless somebody's own README lies there."""
     # It may be made beside the place that it is for.
-    if all(
-        not file.exists() or (file.is_file() and is_card(file)) for file in (out / CARD, place_of(out) / CARD)
-    ):
+    if all(not file.exists() or is_card(file) for file in (out / CARD, place_of(out) / CARD)):
         write_text(out / CARD, card_text(out, results, config))
 
 
@@ -68,7 +64,7 @@ def card_text(out: Path, results: Mapping[str, Any], config: FinetuneConfig) -> 
         "",
         f'    Answerer({str(place)!r}).ask("photo.jpg", "{row.example}")',
     ]
-    front = f"{_START}pipeline_tag: {row.pipeline}\nlanguage: en\n---\n"
+    front = f"{CARD_START}pipeline_tag: {row.pipeline}\nlanguage: en\n---\n"
     return "\n".join(
         [
             front,

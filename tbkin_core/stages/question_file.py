@@ -123,7 +123,7 @@ class _Run:
     def __init__(
         self, config: VisualizeConfig, model: LoadedModel, questions: QuestionFile, out: Path, boxes: bool
     ) -> None:
-        self._config, self._model, self._asked, self._out = config, model, questions.asked, out
+        self._model, self._asked, self._out = model, questions.asked, out
         self._names, self._has_boxes = questions.names, boxes
         # A dense model has a thresholded side only where somebody asks for it.
         wanted = config.threshold is not None or config.selection is not None
