@@ -17,6 +17,19 @@ _MOST_TYPES = 12
 _MOST_SWEPT_TYPES = 4
 
 
+_OBJECTIVES = {
+    "mlm": "masked words (mlm)",
+    "mlm_without_image": "masked words without the image",
+    "mrfr": "vectors of masked regions (mrfr)",
+    "object": "objects of masked regions",
+    "attribute": "attributes of masked regions",
+    "itm": "whether caption and image match (itm)",
+    "alignment": "distance of words and regions (alignment)",
+    "words": "words told from the image (words)",
+    "all": "all together",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table with its title."""
@@ -99,12 +112,18 @@ def _made(result: results.BuildGraphsResult) -> Iterator[Table]:
 
 
 def _pretrain(result: results.PretrainResult) -> list[Table]:
+    found = {name.removeprefix("val_"): value for name, value in result.validation.items()}
+    # A name that is new has no words yet, and shows itself.
+    names = dict.fromkeys([*_OBJECTIVES, *(name.rpartition("_")[0] or "all" for name in found)])
     rows = []
-    for name, value in result.validation.items():
-        shown = _number(value, ".1f", " %") if name.endswith("accuracy") else _number(value, ".3f")
-        rows.append([name.removeprefix("val_").replace("_", " "), shown])
+    for name in names:
+        loss, right = "loss" if name == "all" else f"{name}_loss", f"{name}_accuracy"
+        if loss in found or right in found:
+            cells = [_number(found[loss], ".3f") if loss in found else ""]
+            cells.append(_number(found[right], ".1f", " %") if right in found else "")
+            rows.append([_OBJECTIVES.get(name, name), *cells])
     title = f"Pretrained model in {result.out}, best epoch {result.best_epoch}"
-    return [Table(title, ["validation", "value"], rows)]
+    return [Table(title, ["on validation captions", "loss", "right"], rows)]
 
 
 def _finetune(result: results.FinetuneResult) -> list[Table]:
@@ -118,10 +137,22 @@ def _finetune(result: results.FinetuneResult) -> list[Table]:
         title = f"{result.metric}{' in %' if more else ''}, model in {result.out}"
         tables.append(Table(f"{part.capitalize()}: {title}" if part else title, columns, rows))
     if len(result.by_type) > 1:
-        shown = sorted(result.by_type.items())[:_MOST_TYPES]
-        types = [[name, _number(value, ".2f", " %")] for name, value in shown]
-        tables.append(Table(f"{result.type_split} by question type", ["type", "accuracy"], types))
+        tables.append(_by_type(result))
     return tables
+
+
+def _by_type(result: results.FinetuneResult) -> Table:
+    """The most frequent question types; of earlier versions, which did not count them, the first."""
+    counts, found = result.type_counts, result.by_type
+    names = sorted(found, key=lambda name: (-counts.get(name, 0), name))[:_MOST_TYPES]
+    rows = [
+        [name, _number(found[name], ".2f", " %"), *([f"{counts[name]:.0f}"] if name in counts else [])]
+        for name in names
+    ]
+    title = f"{result.type_split} by question type"
+    if len(found) > len(names):
+        title += f", the {'most frequent' if counts else 'first'} {len(names)} of {len(found)}"
+    return Table(title, ["type", "accuracy", *(["n"] if counts else [])], rows)
 
 
 def _report_row(entry: results.ReportEntry, more: Sequence[str]) -> list[str]:

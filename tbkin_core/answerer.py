@@ -2,7 +2,7 @@
 
     from tbkin_core import Answerer
 
-    model = Answerer()  # your latest model for questions, else the one that comes with tbkin
+    model = Answerer()  # your own model for questions, else the one that comes with tbkin
     found = model.ask("photo.jpg", "what color is the dog?")
     found.answer, found.probability
     found.boxes[found.region_attention.argmax()]
@@ -26,6 +26,7 @@ from tbkin_core.figures.views import attention_views
 from tbkin_core.runs import find_checkpoint
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.stages.answering import ANSWERS, LoadedModel
+from tbkin_core.stages.choosing import best_run
 
 ARRAY = "image"
 """Called so in messages: an image that is no file."""
@@ -89,7 +90,8 @@ class Answerer:
 
     Args:
         checkpoint: A run of `tbkin finetune`, or `photo-answers` or `photo-search`, which come with tbkin.
-            None is the latest model for questions below `runs/`, else `photo-answers`.
+            None is your own model for questions below `runs/`, the latest that is not clearly worse than
+            another of the same data, else `photo-answers`.
         threshold: Of the thresholded pass; None is the checkpoint's.
         selection: Its rule; None is the checkpoint's.
         features: Feature store that holds the images, where features cannot be made anew.
@@ -116,8 +118,12 @@ class Answerer:
             features=None if features is None else Path(features),
             devices=devices,
         )
-        place = find_checkpoint(["vqa"]) if checkpoint is None else Path(checkpoint)
+        if checkpoint is None:
+            place, notes = best_run("vqa") or (find_checkpoint(["vqa"]), [])
+        else:
+            place, notes = Path(checkpoint), []
         self._model = LoadedModel(config, place)
+        self._model.problems += notes
         self._known = list(self._model.problems)
 
     @property

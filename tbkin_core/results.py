@@ -146,6 +146,11 @@ class FinetuneResult(TrainingRunResult):
         return self.results.get("per_question_type") or {}
 
     @property
+    def type_counts(self) -> dict[str, int]:
+        """How many questions each of `by_type` is the mean of; empty in runs of earlier versions."""
+        return self.results.get("questions_per_type") or {}
+
+    @property
     def type_split(self) -> str:
         """The split of `by_type`."""
         return str(self.results.get("type_split", ""))

@@ -85,7 +85,7 @@ _RESULTS_OF = {
 _SOME_RESULTS = {
     **dict.fromkeys(("contents", "computed_on"), maybe(_OBJECT)),
     **dict.fromkeys(("reason", "type_split"), maybe(text)),
-    **dict.fromkeys(("accuracy", "per_question_type"), maybe(_SCORES)),
+    **dict.fromkeys(("accuracy", "per_question_type", "questions_per_type"), maybe(_SCORES)),
 }
 _FINISHED = {
     stage: record(

@@ -23,7 +23,7 @@ from tbkin_core.modeling import TbkinConfig, TbkinForVqa
 from tbkin_core.modeling.acceleration import _compiler_problem, accelerate
 from tbkin_core.selection import RULES, Selection
 from tbkin_core.support.workers import made_ahead
-from tbkin_core.tasks.base import to_device
+from tbkin_core.tasks.inputs import to_device
 
 CPU = torch.device("cpu")
 

@@ -26,7 +26,8 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.selection import Selection
 from tbkin_core.settings import FinetuneConfig
-from tbkin_core.tasks.base import Head, InputSource, Split, accuracy_and_kept, to_device
+from tbkin_core.tasks.base import Head, Split
+from tbkin_core.tasks.inputs import InputSource, accuracy_and_kept, to_device
 from tbkin_core.tasks.vqa import Answers, VqaObjective, VqaTask, official_accuracy
 from tbkin_core.training.loop import learning_rate
 from tbkin_core.training.plan import (

@@ -22,7 +22,7 @@ from tbkin_core.evaluation.report import report_splits
 from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.features.writing import write_feature_store
-from tbkin_core.tasks.base import InputSource
+from tbkin_core.tasks.inputs import InputSource
 from tbkin_core.tasks.vqa import Answers, VqaTask
 from tbkin_core.texts.tokenizer import build_tokenizer
 

@@ -22,8 +22,9 @@ from tbkin_core.features.extractors import LITE, LITE_PACKAGES, lite, opening
 from tbkin_core.features.extractors.base import regions_of_file
 from tbkin_core.features.extractors.opening import choose_extractor, reopen_extractor
 from tbkin_core.features.pictures import count_photos
-from tbkin_core.features.store import FeatureStore
+from tbkin_core.features.store import FeatureStore, feature_kind, vector_source
 from tbkin_core.names.imagenet import OBJECT_NAMES
+from tbkin_core.shipped import ShippedModel, located, shipped_models
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in LITE_PACKAGES), reason="tbkin[photo] is missing"
@@ -164,6 +165,50 @@ def test_a_damaged_file_of_weights_is_named(tmp_path: Path) -> None:
     file.write_bytes(b"not weights")
     with pytest.raises(DataError, match=r"weights\.pth: is damaged"):
         lite._weights(file)
+
+
+def test_what_a_store_records_does_not_depend_on_the_machine(
+    backbone: lite.LiteBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded = lite._folded
+
+    def on_another_cpu(convolution: Any, normalisation: Any) -> Any:
+        made = folded(convolution, normalisation)
+        convolution.weight.data = torch.nextafter(convolution.weight.data, torch.tensor(torch.inf))
+        return made
+
+    monkeypatch.setattr(lite, "_folded", on_another_cpu)
+    other = lite.LiteBackbone()
+    weights = [next(it._network.parameters()) for it in (backbone, other)]
+    assert not torch.equal(*weights), "the test changes nothing"
+    assert other.settings() == backbone.settings()
+
+
+def test_stores_and_models_of_another_machine_are_gone_on_with(tmp_path: Path) -> None:
+    """Earlier versions noted a number of the weights as a CPU had computed with them."""
+    place = photos(tmp_path / "photos", 2)
+    store = extract_dataset(open_dataset(place), tmp_path / "features", "photo", devices="cpu").store
+    manifest = tmp_path / "features" / "store.json"
+    content = json.loads(manifest.read_text())
+    content["settings"]["backbone_weights"] = "0123456789abcdef"
+    manifest.write_text(json.dumps(content))
+    noted = FeatureStore(tmp_path / "features").settings
+    assert feature_kind(noted) == feature_kind(store.settings) and vector_source(noted) == vector_source(
+        store.settings
+    )
+    one = regions_of_file(reopen_extractor(noted, "cpu"), place / "0.png")
+    np.testing.assert_allclose(one.boxes, store[store.image_ids[0]].boxes, atol=1e-2)
+    Image.fromarray(textured(2)).save(place / "2.png")
+    more = extract_dataset(open_dataset(place), tmp_path / "features", "photo", devices="cpu").store
+    assert len(more) == 3 and more.settings["backbone_weights"] == "0123456789abcdef"
+
+
+@pytest.mark.parametrize("model", shipped_models(), ids=lambda model: model.name)
+def test_models_that_come_with_tbkin_take_the_features_that_are_made_here(
+    backbone: lite.LiteBackbone, model: ShippedModel
+) -> None:
+    known = json.loads((located(Path(model.name)) / "config.json").read_text())["extractor"]
+    assert vector_source(known) == vector_source(backbone.settings())
 
 
 def test_missing_packages_are_named_with_their_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,9 @@ from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForVqa
 from tbkin_core.modeling.checkpoint import apply_init
 from tbkin_core.support.devices import resolve_devices
 from tbkin_core.support.randomness import mix
-from tbkin_core.tasks.base import Inputs, Split, model_inputs, to_device
+from tbkin_core.tasks.base import Split
 from tbkin_core.tasks.captions import caption_texts, join_tables, load_captions, select_captions
+from tbkin_core.tasks.inputs import Inputs, model_inputs, to_device
 from tbkin_core.tasks.masking import MaskingConfig
 from tbkin_core.tasks.pretraining import VALIDATION_EPOCH, PretrainObjective
 from tbkin_core.tasks.vqa import VqaTask

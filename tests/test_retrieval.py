@@ -40,7 +40,8 @@ from tbkin_core.modeling.checkpoint import apply_init, load_init, load_model
 from tbkin_core.modeling.losses import contrastive_loss
 from tbkin_core.modeling.models import Alignment
 from tbkin_core.support.places import held
-from tbkin_core.tasks.base import InputSource, Split, to_device
+from tbkin_core.tasks.base import Split
+from tbkin_core.tasks.inputs import InputSource, to_device
 from tbkin_core.tasks.pairs import TOWERS, PairEncoder, tower_vectors
 from tbkin_core.tasks.retrieval import WEIGHTS, RetrievalObjective, RetrievalTask
 

@@ -461,7 +461,7 @@ def test_a_sweep_goes_on_after_each_threshold(
     line = [*LINE, "--thresholds", "0,0.2,0.4,0.6"]
     whole = result(*line, "--out", "whole", cwd=trained_workspace)
     asked = counted(monkeypatch)
-    add = threshold_sweep_module._Keeper.add
+    add = threshold_sweep_module.Keeper.add
 
     def killed(self: Any, entry: Measurement) -> None:
         add(self, entry)
@@ -469,7 +469,7 @@ def test_a_sweep_goes_on_after_each_threshold(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(threshold_sweep_module._Keeper, "add", killed)
+        patch.setattr(threshold_sweep_module.Keeper, "add", killed)
         fails(*line, "--out", "cut", cwd=trained_workspace, code=130, says="the same command goes on")
     assert len(asked) == 2
     rest = result(*line, "--out", "cut", cwd=trained_workspace)

@@ -27,7 +27,8 @@ from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import RegionBatch
 from tbkin_core.features.writing import write_feature_store
 from tbkin_core.settings import FinetuneConfig
-from tbkin_core.tasks.base import InputSource, ReportRow, Split, finetune_task
+from tbkin_core.tasks.base import ReportRow, Split, finetune_task
+from tbkin_core.tasks.inputs import InputSource
 from tbkin_core.tasks.rec import (
     Boxes,
     RecTask,

@@ -26,7 +26,7 @@ from tbkin_core.support.randomness import mix, uniform
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-    from tbkin_core.tasks.base import Inputs
+    from tbkin_core.tasks.inputs import Inputs
 
 logger = logging.getLogger("tbkin")
 

@@ -22,7 +22,7 @@ from tbkin_core.evaluation.linear import SeenImages, bags, common_words, drawn_o
 from tbkin_core.evaluation.ranking import Relevance
 
 if TYPE_CHECKING:
-    from tbkin_core.tasks.base import Inputs
+    from tbkin_core.tasks.inputs import Inputs
 
 logger = logging.getLogger("tbkin")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tbkin_core.errors import DataError
+from tbkin_core.errors import DataError, TbkinError
 from tbkin_core.evaluation.attribution import DIRECTIONS, AttentionMeter
 from tbkin_core.evaluation.intervals import bootstrap_interval, paired_difference
 from tbkin_core.features.store import FeatureStore
@@ -21,10 +23,14 @@ from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.results import SweepConclusion
 from tbkin_core.selection import SELECTIONS, Selection
 from tbkin_core.shipped import located, shipped_model
-from tbkin_core.support.files import file_content
+from tbkin_core.support.files import file_content, write_json
+from tbkin_core.support.ranks import rank
 from tbkin_core.support.schema import Fault, list_of, number, one_of, record, row_of
-from tbkin_core.tasks.base import FinetuneTask, InputSource, evaluation_order, to_device
+from tbkin_core.tasks.base import FinetuneTask
+from tbkin_core.tasks.inputs import InputSource, evaluation_order, to_device
 from tbkin_core.training.start import check_feature_kind
+
+logger = logging.getLogger("tbkin")
 
 DENSE = ("dense", 0.0)
 
@@ -159,6 +165,37 @@ class Evaluation:
         rounded = [round(float(score), 6) for score in scores]
         found = rounded, meter.kept(), meter.entropy(), seconds, self.trained, meter.recorded, regions
         return Measurement(name, float(selection.threshold), self.seed, *found)
+
+
+class Keeper:
+    """What is measured, on disk after every threshold."""
+
+    def __init__(self, file: Path, identity: dict[str, Any], done: Sequence[Measurement]) -> None:
+        self.file, self.identity = file, identity
+        self.found = {(*entry.key, entry.seed): entry for entry in done}
+        if done:
+            logger.info("measured already: %d", len(done))
+
+    @contextlib.contextmanager
+    def forgotten_if_empty(self) -> Iterator[None]:
+        """Where the first thing fails, leave no directory that stands in the way of another try."""
+        try:
+            yield
+        except TbkinError:
+            if not self.found and rank() == 0:
+                self.file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    (self.file.parent / "refit").rmdir()
+            raise
+
+    def add(self, entry: Measurement) -> None:
+        self.found[(*entry.key, entry.seed)] = entry
+        self.write({})
+
+    def write(self, results: dict[str, Any]) -> None:
+        measurements = [asdict(entry) for entry in self.found.values()]
+        content = {"identity": self.identity, **results, "measurements": measurements}
+        write_json(self.file, content, indent=None)
 
 
 def summarise(

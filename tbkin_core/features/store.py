@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tbkin_core.boxes import scale_between
 from tbkin_core.errors import DataError
+from tbkin_core.features.extractors import LITE, LITE_WEIGHTS
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.vectors import Vectors, VectorTable
 from tbkin_core.features.verification import Verification, are, damaged, look, shard_fault
@@ -288,12 +289,22 @@ def regions_of_rows(
     return RegionFeatures(image_id=image_id, **regions)
 
 
+def with_known_weights(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings that name the weights of the network for photos by their file, as stores do now.
+
+    Earlier versions noted a number of the weights after normalisation had been put into them, whose last bits
+    are another on another CPU. All of these are of one file.
+    """
+    return {**settings, "backbone_weights": LITE_WEIGHTS} if settings.get("backbone") == LITE else settings
+
+
 def feature_kind(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What makes features comparable: a store's settings, or a checkpoint's note of them.
 
     How many regions were kept, how files that were imported gave their boxes and numbers, where the store
     lies, and where a model lay whose weights are known make no other kind; nor does a hub's revision.
     """
+    settings = with_known_weights(settings)
     aside = {"max_regions", "boxes", "background", "store", "revision", "backbone_revision"}
     if settings.get("extractor") == "import":
         aside |= {"object_names", "attribute_names"}  # there or not, a number means the same
@@ -307,6 +318,7 @@ def vector_source(settings: Mapping[str, Any]) -> str:
     Args:
         settings: A store's, or a checkpoint's note of them.
     """
+    settings = with_known_weights(settings)
     for name in ("backbone_weights", "backbone", "weights", "model"):
         if settings.get(name):
             return f"{name} {settings[name]}"

@@ -25,6 +25,7 @@ from tbkin_core.features.store import (
     as_stored,
     regions_of_rows,
     texts_by_row,
+    with_known_weights,
 )
 from tbkin_core.features.verification import are_ids, fault_of
 from tbkin_core.support.interruption import held_back
@@ -291,7 +292,7 @@ def _spelt_as_there(path: Path, settings: Mapping[str, Any]) -> Mapping[str, Any
     there = Manifest.read(path).settings
     # A model may be named by another path, or lie elsewhere by now: its weights say which it is.
     unnamed = dict.fromkeys(named)
-    same = {**there, **unnamed} == json.loads(json.dumps({**settings, **unnamed}))
+    same = {**with_known_weights(there), **unnamed} == json.loads(json.dumps({**settings, **unnamed}))
     return there if same else settings
 
 

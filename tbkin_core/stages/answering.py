@@ -28,16 +28,17 @@ from tbkin_core.figures.views import check_choice
 from tbkin_core.graphs.joining import borrowed_labels
 from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model, load_model_config, task_of
-from tbkin_core.runs import datasets_of, find_checkpoint, settings_of
+from tbkin_core.runs import datasets_of, settings_of
 from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
 from tbkin_core.settings import VisualizeConfig
-from tbkin_core.shipped import shipped_for, shipped_model
+from tbkin_core.shipped import shipped_model
+from tbkin_core.stages.choosing import described
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.files import real_path
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks.base import Shown, Task, check_finite, finetune_task, task_named, to_device
-from tbkin_core.tasks.table import FINETUNE_TASKS
+from tbkin_core.tasks.base import Shown, Task, finetune_task, task_named
+from tbkin_core.tasks.inputs import check_finite, to_device
 from tbkin_core.texts.language import looks_foreign
 from tbkin_core.texts.table import TextTable, encode_texts
 from tbkin_core.texts.tokenizer import words_of
@@ -81,26 +82,6 @@ class Question:
         return self.table.padded(np.array([0]))
 
 
-def suited_model(given: Path | None, asks: bool) -> tuple[Path, str]:
-    """The checkpoint that answers, and a note where it is not for such texts: questions, or expressions.
-
-    Args:
-        given: The one that was asked for; None finds the latest, of the task that suits if there is one.
-        asks: Whether the texts are questions.
-    """
-    if given is not None:
-        return given, ""
-    order = sorted(FINETUNE_TASKS, key=lambda name: task_named(name).asks != asks)
-    checkpoint = find_checkpoint([*order, "pretrain"], prefer=order[0])
-    suited, task = shipped_for(order[0]), task_of(checkpoint)
-    if suited is None or task == suited.task:
-        return checkpoint, ""
-    return checkpoint, (
-        f"{checkpoint} is for {task}, not for {suited.task}, as this text is; `--checkpoint {suited.name}`,"
-        " which comes with tbkin, is"
-    )
-
-
 class LoadedModel:
     """A checkpoint with all that it takes to answer questions about images.
 
@@ -121,7 +102,8 @@ class LoadedModel:
         check_choice(shape.num_hidden_layers, shape.num_attention_heads, config.layer, config.head)
         self.model, self.tokenizer = load_model(checkpoint, self.task.name)
         model = shipped_model(checkpoint)
-        self.problems = [] if model is None else [f"{model.name} comes with tbkin: {model.about}"]
+        about = described(checkpoint) if model is None else f"{model.name} comes with tbkin: {model.about}"
+        self.problems = [about] if about else []
         if not self.model.config.use_regions:
             self.problems.append("this model does not see the image: its answer is from the words alone")
         elif self.model.answers_past_attention:

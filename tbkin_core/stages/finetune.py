@@ -40,15 +40,8 @@ from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.files import file_content, real_path, write_json, write_text
 from tbkin_core.support.ranks import rank
-from tbkin_core.tasks.base import (
-    FinetuneObjective,
-    FinetuneTask,
-    Head,
-    InputSource,
-    Split,
-    finetune_task,
-    text_notes,
-)
+from tbkin_core.tasks.base import FinetuneObjective, FinetuneTask, Head, Split, finetune_task
+from tbkin_core.tasks.inputs import InputSource, text_notes
 from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import FinetunePlan, plan_finetuning
 from tbkin_core.training.run import TrainingResult, draw_training_curves, growing_threshold, train
@@ -305,9 +298,10 @@ def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: Trainin
     accelerate(best, torch_device(resolve_devices(config.devices)))
     splits = {name: ready.parts[name] for name in ready.splits.evaluated}
     report = report_splits(task, best, splits, ready.parts["train"], config, plan, out)
-    notes = [*ready.notes, *report.notes]
-    if not best.config.use_regions and not config.blind:
-        notes.append("on validation the regions brought nothing: the model that is kept ignores the image")
+    # What the result is worth comes first, then how it was trained, then what was left out of the data.
+    blind = "on validation the regions brought nothing: the model that is kept ignores the image"
+    notes = [blind] if not best.config.use_regions and not config.blind else []
+    notes += [*report.notes, *result.notes(plan), *ready.notes, *ready.dataset.problems]
     results = {
         "task": task.name,
         "data": str(ready.data),
@@ -323,7 +317,7 @@ def _report(config: FinetuneConfig, out: Path, ready: _Prepared, result: Trainin
         "report": [entry.values() for entry in report.entries],
         **ready.objective.values,
         **report.values,
-        "problems": [*notes, *result.notes(plan), *ready.dataset.problems],
+        "problems": notes,
     }
     write_card(out, results, config)
     finish_run(out, results)

@@ -24,8 +24,8 @@ from tbkin_core.support.devices import resolve_devices
 from tbkin_core.support.files import real_path, write_text
 from tbkin_core.support.ranks import rank
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks.base import text_notes
 from tbkin_core.tasks.captions import CaptionTable, caption_texts, load_captions, select_captions
+from tbkin_core.tasks.inputs import text_notes
 from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.training.initialise import build_model
 from tbkin_core.training.plan import plan_pretraining

@@ -20,7 +20,8 @@ from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.results import QuestionFileResult
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.shipped import located
-from tbkin_core.stages.answering import LoadedModel, Question, suited_model
+from tbkin_core.stages.answering import LoadedModel, Question
+from tbkin_core.stages.choosing import suited_model
 from tbkin_core.support.console import progress
 from tbkin_core.support.files import (
     atomic_path,
@@ -57,9 +58,10 @@ def answer_file(config: VisualizeConfig, file: Path) -> QuestionFileResult:
             f"{file}: holds no question about an image", hint="; ".join(questions.problems) or None
         )
     out = _place(config, file)
-    checkpoint, note = suited_model(
-        config.checkpoint, 2 * sum(is_question(it.question) for it in questions.asked) >= len(questions.asked)
-    )
+    asks = 2 * sum(is_question(it.question) for it in questions.asked) >= len(questions.asked)
+    # Images that are no files are told of when they are asked about.
+    pictures = [file.parent / name for name in dict.fromkeys(it.image for it in questions.asked)]
+    checkpoint, notes = suited_model(config.checkpoint, asks, pictures)
     model = LoadedModel(config, checkpoint)
     has_boxes = model.task.presentation.answers_are_regions
     _check_names(file, questions, (*OWN, *(BOX if has_boxes else ())))
@@ -83,7 +85,7 @@ def answer_file(config: VisualizeConfig, file: Path) -> QuestionFileResult:
         failed=len(failed),
         seconds=time.perf_counter() - started,
         shown=[_shown(questions.asked[place], run.lines[place]) for place in first],
-        problems=[*questions.problems, *([note] if note else []), *run.notes(), *model.problems],
+        problems=[*questions.problems, *notes, *run.notes(), *model.problems],
         files=[out],
     )
 

@@ -23,10 +23,11 @@ from tbkin_core.settings import VisualizeConfig
 from tbkin_core.shipped import located
 from tbkin_core.stages.album import open_album
 from tbkin_core.stages.answering import LoadedModel, NamedRegions, Question
+from tbkin_core.stages.choosing import best_run
 from tbkin_core.stages.figure_places import figure_place, path_number, sheet_files
 from tbkin_core.support.console import percent
 from tbkin_core.support.files import file_content, real_path, slug
-from tbkin_core.tasks.base import Inputs
+from tbkin_core.tasks.inputs import Inputs
 from tbkin_core.tasks.pairs import search_images, tower_vectors
 
 STANDS_OUT = 2.0
@@ -43,7 +44,7 @@ def search(config: VisualizeConfig, place: Path) -> SearchResult:
         TbkinError: There are no pictures or no model for it, features cannot be made, or no word is known.
     """
     _refuse_what_has_no_effect(config)
-    checkpoint = _checkpoint(config, place)
+    checkpoint, notes = _checkpoint(config, place)
     album = open_album(place, checkpoint, config.features, config.devices)
     store, ids = album.store, list(album.pictures)
     model = LoadedModel(config, checkpoint)
@@ -81,7 +82,7 @@ def search(config: VisualizeConfig, place: Path) -> SearchResult:
         searched=len(rows),
         seconds=seconds,
         matches=found,
-        problems=list(dict.fromkeys([*problems, *model.problems, *sentence.problems])),
+        problems=list(dict.fromkeys([*problems, *model.problems, *notes, *sentence.problems])),
         hints=[shlex.join(line)],
     )
     files = _draw(config, result, [picture for _, picture in matches])
@@ -108,18 +109,18 @@ def _made_by(checkpoint: Path, model: Any) -> int | None:
     return weights and zlib.crc32(json.dumps(settings, sort_keys=True, default=str).encode(), weights)
 
 
-def _checkpoint(config: VisualizeConfig, place: Path) -> Path:
-    """The retrieval model to search with; an error says why a directory takes one."""
+def _checkpoint(config: VisualizeConfig, place: Path) -> tuple[Path, list[str]]:
+    """The retrieval model to search with, and notes; an error says why a directory takes one."""
     takes = f"{place}: is a directory; to search one takes a model for retrieval"
     hint = "make one with `tbkin finetune --task retrieval`, or name pictures, not their directory"
     if config.checkpoint is None:
         try:
-            return find_checkpoint(["retrieval"])
+            return best_run("retrieval") or (find_checkpoint(["retrieval"]), [])
         except CheckpointError as error:
             raise CheckpointError(f"{takes}, and none is finished below {ROOT}/", hint=hint) from error
     if (found := task_of(config.checkpoint)) != "retrieval":
         raise ConfigError(f"{takes}, {config.checkpoint} is a checkpoint for {found}", hint=hint)
-    return config.checkpoint
+    return config.checkpoint, []
 
 
 def _draw(config: VisualizeConfig, result: SearchResult, pictures: list[NDArray[np.uint8]]) -> list[Path]:

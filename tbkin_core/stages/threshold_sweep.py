@@ -11,20 +11,21 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.splits import normalise_split
-from tbkin_core.errors import CheckpointError, ConfigError, DataError, TbkinError
+from tbkin_core.errors import CheckpointError, ConfigError, DataError
 from tbkin_core.evaluation.attribution import recorded_samples
 from tbkin_core.evaluation.intervals import too_few_images
 from tbkin_core.evaluation.sweep import (
     DENSE,
     Evaluation,
+    Keeper,
     Measurement,
     Samples,
     conclude,
@@ -52,6 +53,7 @@ from tbkin_core.runs import (
 from tbkin_core.selection import Selection, require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
 from tbkin_core.stages.finetune import finetune, inputs_of
+from tbkin_core.support.console import progress, said_once
 from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
 from tbkin_core.support.files import (
     atomic_path,
@@ -64,7 +66,8 @@ from tbkin_core.support.files import (
 )
 from tbkin_core.support.places import Content, free_place, open_place, put_in_place
 from tbkin_core.support.ranks import rank
-from tbkin_core.tasks.base import FinetuneTask, finetune_task, text_notes
+from tbkin_core.tasks.base import FinetuneTask, finetune_task
+from tbkin_core.tasks.inputs import text_notes
 from tbkin_core.training.plan import most_minutes
 from tbkin_core.training.splits import (
     changed_since,
@@ -127,9 +130,9 @@ def threshold_sweep(config: ThresholdSweepConfig) -> SweepResult:
         with rank_zero_first():
             default = ROOT / "threshold-sweep" / f"{name}-{split}"
             out, work, done = _open_sweep(config, default, identity, evaluate.samples, stack)
-        keep = _Keeper(work / SWEEP_FILE, identity, done)
+        keep = Keeper(work / SWEEP_FILE, identity, done)
         if config.refit:
-            with keep.forgotten_if_empty():
+            with keep.forgotten_if_empty(), said_once():
                 notes += _sweep_refit(config, subject, wanted, splits, evaluate, keep, split)
         else:
             notes += _text_notes(evaluate, split)
@@ -399,43 +402,12 @@ def is_of_sweep(directory: Path, name: str) -> bool:
 # ---- measuring ----------------------------------------------------------------------------------
 
 
-class _Keeper:
-    """What is measured, on disk after every threshold."""
-
-    def __init__(self, file: Path, identity: dict[str, Any], done: Sequence[Measurement]) -> None:
-        self.file, self.identity = file, identity
-        self.found = {(*entry.key, entry.seed): entry for entry in done}
-        if done:
-            logger.info("measured already: %d", len(done))
-
-    @contextlib.contextmanager
-    def forgotten_if_empty(self) -> Iterator[None]:
-        """Where the first thing fails, leave no directory that stands in the way of another try."""
-        try:
-            yield
-        except TbkinError:
-            if not self.found and rank() == 0:
-                self.file.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    (self.file.parent / "refit").rmdir()
-            raise
-
-    def add(self, entry: Measurement) -> None:
-        self.found[(*entry.key, entry.seed)] = entry
-        self.write({})
-
-    def write(self, results: dict[str, Any]) -> None:
-        measurements = [asdict(entry) for entry in self.found.values()]
-        content = {"identity": self.identity, **results, "measurements": measurements}
-        write_json(self.file, content, indent=None)
-
-
 def _sweep_checkpoint(
-    keys: Sequence[tuple[str, float, int]], seed: int, evaluate: Evaluation, keep: _Keeper
+    keys: Sequence[tuple[str, float, int]], seed: int, evaluate: Evaluation, keep: Keeper
 ) -> None:
     missing = [key for key in keys if (*key, seed) not in keep.found] if rank() == 0 else []
     base = evaluate.model.config.attention_selection()
-    for rule, threshold, count in missing:
+    for rule, threshold, count in progress(missing, "thresholds", total=len(missing), delay=1.0):
         dense = threshold == 0
         keep.add(evaluate(replace(base, rule="relative" if dense else rule, threshold=threshold), count))
 
@@ -446,7 +418,7 @@ def _sweep_refit(
     wanted: Sequence[tuple[str, float]],
     splits: Mapping[int, _Splits],
     evaluate: Evaluation,
-    keep: _Keeper,
+    keep: Keeper,
     split: str,
 ) -> list[str]:
     """Train and measure each cell of the sweep, with the splits of its seed; notes on what was measured."""
@@ -510,7 +482,7 @@ def _finish(
     subject: _Subject,
     wanted: Sequence[tuple[str, float]],
     samples: dict[int, Samples],
-    keep: _Keeper,
+    keep: Keeper,
     split: str,
     notes: list[str],
 ) -> SweepResult:

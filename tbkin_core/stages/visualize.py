@@ -90,14 +90,15 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
         # Reading an image is quick, and it is what people mistype; the model takes seconds to load.
         load_image(config.images[0], max_side=64)
     # With the model comes torch.
-    from tbkin_core.stages.answering import LoadedModel, suited_model
+    from tbkin_core.stages.answering import LoadedModel
+    from tbkin_core.stages.choosing import suited_model
     from tbkin_core.texts.language import is_question
 
     sources: list[Path | str] = [*config.images, *config.image_id]
-    checkpoint, note = suited_model(config.checkpoint, is_question(config.question))
+    checkpoint, notes = suited_model(config.checkpoint, is_question(config.question), config.images)
     model = LoadedModel(config, checkpoint)
     question = model.read(config.question)
-    model.problems += [note] if note else []
+    model.problems += notes
     result = AnswersResult(
         out=figure_place(config, datasets_of(model.checkpoint)),
         title=f"{shortened(question.text)}  ({model.checkpoint})",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import re
 import reprlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -51,26 +54,116 @@ def quiet_transformers() -> None:
     hub_logging.set_verbosity_error()
 
 
+def _is_silent() -> bool:
+    """Whether nobody would see a bar: quiet, another rank, or neither a terminal nor a notebook."""
+    seen = sys.stderr.isatty() or _in_notebook()
+    return logger.level >= logging.WARNING or rank() > 0 or not seen
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _bar(label: str, **settings: Any) -> Any:
+    """A bar of tqdm's; in a notebook, too, one of text, which needs no widgets."""
+    from tqdm import tqdm
+
+    # A notebook has no width of its own, and tqdm would take that of the terminal it was started from.
+    width = {"ncols": 80} if _in_notebook() else {"dynamic_ncols": True}
+    return tqdm(desc=printable(label), disable=_is_silent(), leave=False, **width, **settings)
+
+
 def progress(
     items: Iterable[Item],
     label: str,
     total: int | None = None,
     unit: str = "it",
     size: Callable[[Item], int] | None = None,
+    delay: float = 0.0,
 ) -> Iterator[Item]:
-    """`items` behind a tqdm bar on stderr; silent when quiet, on other ranks, or without a terminal.
+    """`items` behind a tqdm bar on stderr; silent when quiet, on other ranks, or where nobody sees it.
 
     `size` gives the units of an item, where it is not one; `total` are those of all, where that is known.
+    What takes less than `delay` seconds gets no bar.
     """
-    from tqdm import tqdm
-
-    silent = logger.level >= logging.WARNING or rank() > 0 or not sys.stderr.isatty()
-    with tqdm(
-        desc=printable(label), total=total, unit=unit, disable=silent, leave=False, dynamic_ncols=True
-    ) as bar:
+    with _bar(label, total=total, unit=unit, delay=delay) as bar:
         for item in items:
             yield item
             bar.update(1 if size is None else size(item))
+
+
+class RunBar:
+    """One bar for a whole run of training, with the time that it has left.
+
+    Args:
+        total: Samples of all epochs.
+        done: Samples that were learnt before, by a run that was interrupted.
+        most_seconds: That the run has from now on.
+    """
+
+    def __init__(self, total: int, done: int, most_seconds: float = math.inf) -> None:
+        self._total, self._done, self._begun = total, done, done
+        self._started, self._most = time.monotonic(), most_seconds
+        # tqdm's own guess knows of no minutes that end a run.
+        form = "{desc} {percentage:3.0f} %|{bar}|"
+        self._label = ""
+        self._bar = _bar("", total=total, initial=done, bar_format=form)
+
+    def add(self, samples: int) -> None:
+        """So many samples were learnt."""
+        self._done += samples
+        self._tell(refresh=False)
+        self._bar.update(samples)
+
+    def at(self, label: str) -> None:
+        """What is done now."""
+        self._label = printable(label)
+        self._tell(refresh=True)
+
+    def _tell(self, refresh: bool) -> None:
+        left = self.seconds_left()
+        told = self._label if left is None else f"{self._label}, {duration(left)} left"
+        self._bar.set_description_str(told, refresh=refresh)
+
+    def seconds_left(self) -> float | None:
+        """Until the samples are learnt or the time is over, validation included; None before the first."""
+        passed, learnt = time.monotonic() - self._started, self._done - self._begun
+        if not learnt:
+            return None
+        return max(min(passed / learnt * (self._total - self._done), self._most - passed), 0.0)
+
+    def close(self) -> None:
+        """Remove it."""
+        self._bar.close()
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Of several runs that say the same line of log, the first is heard."""
+    said = set[str]()
+
+    def heard(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        is_new = text not in said
+        said.add(text)
+        return is_new
+
+    logger.addFilter(heard)
+    try:
+        yield
+    finally:
+        logger.removeFilter(heard)
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def shown(value: Any) -> str:

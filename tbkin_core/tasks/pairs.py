@@ -20,7 +20,7 @@ from tbkin_core.evaluation.ranking import Shortlist, nearest
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.support.console import progress
 from tbkin_core.support.shards import TOWERS, read_shard, write_shard
-from tbkin_core.tasks.base import Inputs, to_device
+from tbkin_core.tasks.inputs import Inputs, to_device
 
 if TYPE_CHECKING:
     from tbkin_core.texts.table import TextTable

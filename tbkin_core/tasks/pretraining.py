@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,9 +28,11 @@ from tbkin_core.modeling.losses import (
     region_class_loss,
     region_feature_loss,
 )
+from tbkin_core.support.console import progress
 from tbkin_core.support.randomness import mix
-from tbkin_core.tasks.base import Batch, Shown, Task, check_finite, listed, model_inputs, to_device
+from tbkin_core.tasks.base import Shown, Task, listed
 from tbkin_core.tasks.captions import CaptionSide, CaptionTable
+from tbkin_core.tasks.inputs import Batch, check_finite, model_inputs, to_device
 from tbkin_core.tasks.masking import (
     MASK,
     REPLACE,
@@ -295,7 +297,8 @@ class PretrainObjective:
         sums, counts, right = defaultdict[str, float](float), Counter[str](), Counter[str]()
         passes = (True,) if self.match_hidden else (False, True) if self.mismatch else (False,)
         with torch.inference_mode():
-            for begin in range(0, len(self.validation.table), self.batch_size):
+            begins = range(0, len(self.validation.table), self.batch_size)
+            for begin in progress(begins, "evaluation", total=len(begins), unit="batch", delay=1.0):
                 rows = np.arange(begin, min(begin + self.batch_size, len(self.validation.table)))
                 for asked in passes:
                     arrays = self._collate(
@@ -326,6 +329,17 @@ class PretrainObjective:
             f"val_{name}_accuracy": 100 * hits / counts[name] for name, hits in right.items() if counts[name]
         }
         return {**values, "score": -total}
+
+    def in_words(self, values: Mapping[str, float]) -> str:
+        told = [f"loss {values['val_loss']:.4g}"]
+        if (words := values.get("val_mlm_accuracy")) is not None:
+            blind = values[f"val_{WITHOUT_IMAGE}_accuracy"]
+            told.append(f"masked words {words:.1f} % ({blind:.1f} % without image)")
+        names = (("object", "masked objects"), ("attribute", "masked attributes"), ("itm", "matching"))
+        for name, what in names:
+            if (value := values.get(f"val_{name}_accuracy")) is not None:
+                told.append(f"{what} {value:.1f} %")
+        return ", ".join(told)
 
 
 _PLACES = ("text_places", "region_places", "visible_regions")

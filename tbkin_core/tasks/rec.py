@@ -25,23 +25,19 @@ from tbkin_core.modeling import TbkinForRec
 from tbkin_core.modeling.losses import box_loss, region_score_loss
 from tbkin_core.tasks.base import (
     OWN_ROW,
-    Batch,
     FinetuneObjective,
     FinetuneTask,
     Head,
-    Inputs,
     LearningPlan,
     ReportRow,
     SampleSet,
     Shown,
     Split,
     SplitReport,
-    check_finite,
     listed,
-    model_inputs,
     other_sets,
-    run_batches,
 )
+from tbkin_core.tasks.inputs import Batch, Inputs, check_finite, model_inputs, run_batches
 
 if TYPE_CHECKING:
     from tbkin_core.datasets import Dataset

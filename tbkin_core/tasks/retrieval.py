@@ -34,21 +34,18 @@ from tbkin_core.support.ranks import world_size
 from tbkin_core.support.shards import ragged_offsets
 from tbkin_core.tasks.base import (
     OWN_ROW,
-    Batch,
     FinetuneObjective,
     FinetuneTask,
     Head,
-    Inputs,
     LearningPlan,
     ReportRow,
     SampleSet,
     Shown,
     Split,
     SplitReport,
-    check_finite,
     listed,
-    model_inputs,
 )
+from tbkin_core.tasks.inputs import Batch, Inputs, check_finite, model_inputs
 from tbkin_core.tasks.pairs import SHORTLIST, PairEncoder
 
 if TYPE_CHECKING:

@@ -36,24 +36,20 @@ from tbkin_core.support.files import read_json
 from tbkin_core.support.randomness import mix, uniform
 from tbkin_core.tasks.base import (
     OWN_ROW,
-    Batch,
     FinetuneObjective,
     FinetuneTask,
     Head,
-    Inputs,
     LearningPlan,
     ReportRow,
     SampleSet,
     Shown,
     Split,
     SplitReport,
-    check_finite,
     chosen_set,
     listed,
-    model_inputs,
     other_sets,
-    run_batches,
 )
+from tbkin_core.tasks.inputs import Batch, Inputs, check_finite, model_inputs, run_batches
 from tbkin_core.texts.tokenizer import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -269,7 +265,12 @@ class VqaTask(FinetuneTask[Question]):
         rows.append(report_row("majority answer", split, official_accuracy(split, majority), 0))
         name = "this model, without the image" if blind else "this model"
         rows.append(report_row(name, split, own, OWN_ROW))
-        by_type = {"per_question_type": own.per_question_type, "per_answer_type": own.per_answer_type}
+        counts = Counter(item.question_type for item in split.samples)
+        by_type = {
+            "per_question_type": own.per_question_type,
+            "questions_per_type": {name: counts[name] for name in own.per_question_type},
+            "per_answer_type": own.per_answer_type,
+        }
         return SplitReport(results, rows, by_type)
 
     def baselines(self, training: Split, model: Any, blind: bool) -> LinearBaselines | None:

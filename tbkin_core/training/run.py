@@ -6,10 +6,9 @@ import contextlib
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +19,7 @@ from tbkin_core.errors import DataError, MissingDependencyError
 from tbkin_core.features.verification import settle_stores
 from tbkin_core.selection import grown
 from tbkin_core.support import schema
-from tbkin_core.support.console import progress
+from tbkin_core.support.console import RunBar, duration
 from tbkin_core.support.devices import Devices, join_ranks, torch_device
 from tbkin_core.support.files import json_text, write_errors, write_text
 from tbkin_core.support.interruption import held_back, interrupted, let_through
@@ -33,8 +32,8 @@ from tbkin_core.training.step import Learner
 
 logger = logging.getLogger("tbkin")
 
-# Not in the log: the number of an epoch is, and those of each objective are in metrics.jsonl.
-_NOT_LOGGED = re.compile(r"epoch|step|learning_rate|score|best_accuracy|val_.+_loss|kept_.+")
+LOG_SECONDS = 1.0
+"""Epochs that take less share a line of the log."""
 
 OnStep = Callable[[float, float], None]
 """Takes the epochs that have passed, and the share of training by epochs or minutes; inf and 1 in the end."""
@@ -155,7 +154,9 @@ class _Run:
     on_step: OnStep
     started: float = 0.0
     last_saved: float = 0.0
+    last_logged: float = -math.inf
     steps_per_epoch: int = 1
+    bar: RunBar = field(init=False)
 
     def epochs(self) -> str:
         """Train epoch after epoch; why it ended: "epochs" or "minutes"."""
@@ -164,6 +165,14 @@ class _Run:
         self.last_saved = time.monotonic()
         samples = len(learner.objective.samples(0))
         self.steps_per_epoch = max(-(-samples // plan.batch_size), 1)
+        done = where.epoch * samples + min(where.batch * plan.batch_size, samples)
+        seconds_left = 60 * plan.max_minutes - where.seconds
+        self.bar = RunBar(samples * plan.epochs, done, seconds_left)
+        with contextlib.closing(self.bar):
+            return self._epochs()
+
+    def _epochs(self) -> str:
+        learner, where, plan = self.learner, self.where, self.learner.plan
         while where.epoch < plan.epochs and not where.stopped:
             minutes_over = self._steps_of_epoch()
             values = self._validate()
@@ -198,9 +207,10 @@ class _Run:
         learner, where, plan = self.learner, self.where, self.learner.plan
         batches = batches_left(learner, where)
         steps = take_steps(learner, batches, where, self._before_step)
-        left = sum(map(len, batches))
+        self.bar.at(self._label())
         with contextlib.closing(steps):
-            for step in progress(steps, self._label(), left, "sample", lambda step: step.samples):
+            for step in steps:
+                self.bar.add(step.samples)
                 for name, value in step.losses.items() if self.board else ():
                     self.board.add_scalar(f"step/{name}", value, step.number)
                 if learner.any_rank(interrupted()):
@@ -229,6 +239,7 @@ class _Run:
         self.on_step(math.inf, 1.0)
         values: dict[str, float] = {}
         if rank() == 0:
+            self.bar.at(f"{self._label()}, validation")
             self.learner.train(False)
             try:
                 with let_through():
@@ -259,14 +270,24 @@ class _Run:
         for name, value in record.items() if self.board else ():
             self.board.add_scalar(f"epoch/{name}", value, record["epoch"])
         if rank() == 0:
-            shown = ", ".join(
-                f"{name.replace('_', ' ')} {value:.4g}"
-                for name, value in record.items()
-                if not _NOT_LOGGED.fullmatch(name)
-            )
-            logger.info("%s: %s, %.0f s", self._label(), shown, self.where.seconds)
+            ends = record["epoch"] == self.learner.plan.epochs
+            if ends or time.monotonic() - self.last_logged >= LOG_SECONDS:
+                logger.info("%s", self._in_words(record))
+                self.last_logged = time.monotonic()
             lines = [json_text(entry) + "\n" for entry in self.where.history]
             write_text(self.out / "metrics.jsonl", "".join(lines))
+
+    def _in_words(self, record: dict[str, Any]) -> str:
+        """A line for a person; all numbers are in metrics.jsonl."""
+        loss = sum(value for name, value in record.items() if name.startswith("loss_"))
+        told = [f"{self._label()}: loss {loss:.4g}"]
+        if self.learner.objective.metric in record:
+            told.append(f"val {self.learner.objective.in_words(record)}")
+            if record["epoch"] == self.where.best_epoch:
+                told.append("best so far")
+        left = self.bar.seconds_left() if record["epoch"] < self.learner.plan.epochs else None
+        told.append(duration(self.where.seconds) + (f" ({duration(left)} left)" if left else ""))
+        return ", ".join(told)
 
     def _label(self) -> str:
         return f"epoch {self.where.epoch + 1}/{self.learner.plan.epochs}"

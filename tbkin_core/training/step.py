@@ -18,7 +18,8 @@ from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.support.randomness import mix
 from tbkin_core.support.ranks import rank, world_size
 from tbkin_core.support.workers import processors
-from tbkin_core.tasks.base import Batch, Objective, to_device
+from tbkin_core.tasks.base import Objective
+from tbkin_core.tasks.inputs import Batch, to_device
 from tbkin_core.training.plan import TrainingPlan
 
 logger = logging.getLogger("tbkin")

@@ -29,7 +29,8 @@ from tbkin_core.features.store import LABELS, FeatureStore, RegionBatch, batch_g
 from tbkin_core.features.vectors import Vectors, VectorTable
 from tbkin_core.modeling.checkpoint import load_model, task_of
 from tbkin_core.selection import Selection
-from tbkin_core.tasks.base import Inputs, InputSource, finetune_task
+from tbkin_core.tasks.base import finetune_task
+from tbkin_core.tasks.inputs import Inputs, InputSource
 
 Mixed = Callable[[RegionBatch, NDArray[np.int64], int], RegionBatch]
 """Regions of (B,) images of a store with so many further ones."""

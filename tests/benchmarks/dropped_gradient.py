@@ -26,7 +26,8 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling import models
 from tbkin_core.modeling.checkpoint import apply_init, load_init, load_model
 from tbkin_core.modeling.losses import answer_loss
-from tbkin_core.tasks.base import InputSource, finetune_task, to_device
+from tbkin_core.tasks.base import finetune_task
+from tbkin_core.tasks.inputs import InputSource, to_device
 
 
 def recorded(seen: list[Tensor]) -> Any:

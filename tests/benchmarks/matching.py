@@ -21,8 +21,8 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.modeling.checkpoint import load_model
 from tbkin_core.settings import MaskingConfig
-from tbkin_core.tasks.base import model_inputs, to_device
 from tbkin_core.tasks.captions import load_captions
+from tbkin_core.tasks.inputs import model_inputs, to_device
 from tbkin_core.tasks.pretraining import PretrainObjective
 
 NOTHING_HIDDEN = MaskingConfig(

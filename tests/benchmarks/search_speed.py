@@ -23,7 +23,7 @@ from tbkin_core.features.regions import RegionFeatures
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.features.writing import FeatureStoreWriter
 from tbkin_core.modeling.checkpoint import load_model
-from tbkin_core.tasks.base import Inputs
+from tbkin_core.tasks.inputs import Inputs
 from tbkin_core.tasks.pairs import search_images, tower_vectors
 from tbkin_core.texts.table import encode_texts
 

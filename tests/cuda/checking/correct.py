@@ -39,7 +39,7 @@ from tbkin_core.modeling.attention import select_keys
 from tbkin_core.modeling.kernel_checks import attention_problem, transport_problem
 from tbkin_core.selection import RULE_TABLE, RULES, SELECTIONS
 from tbkin_core.support.devices import Devices
-from tbkin_core.tasks.base import model_inputs, to_device
+from tbkin_core.tasks.inputs import model_inputs, to_device
 from tbkin_core.tasks.vqa import VqaTask
 from tbkin_core.training.step import Learner
 

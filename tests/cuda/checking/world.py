@@ -19,8 +19,8 @@ from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling import TbkinConfig, TbkinForPreTraining, TbkinForRec, TbkinForVqa
 from tbkin_core.modeling.configuration import SIZES
 from tbkin_core.support.shards import ragged_offsets
-from tbkin_core.tasks.base import InputSource
 from tbkin_core.tasks.captions import CaptionTable
+from tbkin_core.tasks.inputs import InputSource
 from tbkin_core.tasks.masking import MaskingConfig
 from tbkin_core.tasks.pretraining import PretrainObjective
 from tbkin_core.tasks.rec import RecObjective, RecTask

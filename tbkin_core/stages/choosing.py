@@ -1,0 +1,145 @@
+"""Which model answers where none was named: the one that suits, which need not be the latest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tbkin_core.features.pictures import count_photos
+from tbkin_core.runs import RUN_FILE, find_checkpoint, finished_runs, read_run, settings_of
+from tbkin_core.shipped import shipped_for, shipped_model
+from tbkin_core.tasks.base import OWN_ROW, finetune_task, task_named
+from tbkin_core.tasks.table import FINETUNE_TASKS
+
+_SEES = {"builtin": "drawings", "photo": "photographs"}
+"""What extractors that know one kind of picture are for; the others see both."""
+_MOST_PICTURES = 20
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A finished run of fine-tuning."""
+
+    path: Path
+    content: dict[str, Any]  # its run.json
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return self.content["results"]  # type: ignore[no-any-return]
+
+    @property
+    def accuracy(self) -> float | None:
+        """On validation data, in percent."""
+        return (self.results.get("accuracy") or {}).get("val")
+
+    @property
+    def lowest(self) -> float:
+        """The lower end of its 95 % interval; the mean of several parts."""
+        ends = [
+            entry["accuracy_low"]
+            for entry in self.results["report"]
+            if (entry["split"], entry["order"]) == ("val", OWN_ROW) and entry.get("accuracy_low") is not None
+        ]
+        return sum(ends) / len(ends) if ends else self.accuracy or 0.0
+
+    @cached_property
+    def sees(self) -> str:
+        """Pictures of which kind its features are for; "" where they are for all."""
+        try:
+            known = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            return _SEES.get(known["extractor"]["extractor"], "")
+        except (OSError, ValueError, LookupError, TypeError):
+            return ""  # whoever loads it says what is wrong
+
+
+def suited_model(given: Path | None, asks: bool, pictures: Sequence[Path] = ()) -> tuple[Path, list[str]]:
+    """The checkpoint that answers, and what is to be said of the choice.
+
+    Of one's own models for such texts it is the latest, but for those that are for another kind of picture
+    and those that are clearly worse than another of the same data: an experiment takes no better one's place.
+
+    Args:
+        given: The one that was asked for.
+        asks: Whether the texts are questions, rather than expressions.
+        pictures: Files that are asked about.
+    """
+    if given is not None:
+        return given, []
+    order = sorted(FINETUNE_TASKS, key=lambda name: task_named(name).asks != asks)
+    if found := best_run(order[0], pictures):
+        return found
+    checkpoint = find_checkpoint([*order, "pretrain"], prefer=order[0])
+    suited, model = shipped_for(order[0]), shipped_model(checkpoint)
+    task = model.task if model else str(settings_of(checkpoint).get("task") or "pretraining")
+    if suited is None or task == suited.task:
+        return checkpoint, []
+    return checkpoint, [
+        f"{checkpoint} is for {task}, not for {suited.task}, as this text is; `--checkpoint {suited.name}`,"
+        " which comes with tbkin, is"
+    ]
+
+
+def best_run(task: str, pictures: Sequence[Path] = ()) -> tuple[Path, list[str]] | None:
+    """One's own model for a task and pictures, as `suited_model` chooses, and notes; None without any."""
+    runs = [
+        _Run(path, content)
+        for path, content in finished_runs("finetune")
+        if content["settings"].get("task") == task and not content["settings"].get("blind")
+    ]
+    if not runs:
+        return None
+    fitting, notes = _for_pictures(runs, task, pictures)
+    latest = fitting[0]
+    content = latest.results.get("content")
+    # Of other data an accuracy tells nothing; a run of before noted none, and stands alone.
+    alike = [run for run in fitting if run is latest or run.results.get("content") == content is not None]
+    measured = [run for run in alike if run.accuracy is not None]
+    best = max(measured, key=lambda run: run.accuracy or 0.0, default=latest)
+    if latest.accuracy is None or latest.accuracy >= best.lowest:
+        return latest.path, notes
+    chosen = next(run for run in measured if (run.accuracy or 0.0) >= best.lowest)
+    notes.append(
+        f"{latest.path} is later, but worse on the same data ({latest.accuracy:.1f} % on val, this model"
+        f" {chosen.accuracy:.1f} %); --checkpoint names it"
+    )
+    return chosen.path, notes
+
+
+def _for_pictures(runs: list[_Run], task: str, pictures: Sequence[Path]) -> tuple[list[_Run], list[str]]:
+    """The runs for the kind of picture that most are, where there is any, and notes on the others."""
+    seeing = {run.sees for run in runs} - {""}
+    if not seeing or not pictures:
+        return runs, []
+    photos, looked_at = count_photos(list(pictures[:_MOST_PICTURES]))
+    if not looked_at:
+        return runs, []
+    kind = "photographs" if 2 * photos > looked_at else "drawings"
+    fitting = [run for run in runs if run.sees in ("", kind)]
+    shown = f"{'this picture looks' if len(pictures) == 1 else 'these pictures look'} like {kind}"
+    if not fitting:
+        note = f"{shown}, and this model knows {runs[0].sees}: what it says of them means little"
+        suited = shipped_for(task)
+        if suited is not None and kind == "photographs":
+            note += f"; `--checkpoint {suited.name}`, which comes with tbkin, is for photographs"
+        return runs, [note]
+    if fitting[0] is runs[0]:
+        return fitting, []
+    return fitting, [f"{runs[0].path} is later, but knows {runs[0].sees}, and {shown}"]
+
+
+def described(checkpoint: Path) -> str:
+    """What a model of one's own learnt from and how good it is, in a line; "" where its run does not tell."""
+    if not (checkpoint / RUN_FILE).is_file():
+        return ""
+    run = read_run(checkpoint)
+    if run["stage"] != "finetune" or run["status"] != "finished":
+        return ""
+    settings, accuracy = settings_of(checkpoint), run["results"].get("accuracy") or {}
+    split = next((name for name in ("val", *accuracy) if accuracy.get(name) is not None), None)
+    metric = finetune_task(settings["task"]).metric
+    worth = "" if split is None else f", {metric} {accuracy[split]:.1f} % on {split}"
+    return f"{checkpoint}: fine-tuned on {settings['data']}{worth}"
