@@ -235,7 +235,7 @@ def _question_file(result: results.QuestionFileResult) -> list[Table]:
         [shortened(image, 40), shortened(text, 60), answer, "" if share is None else percent(share)]
         for image, text, answer, share in result.shown
     ]
-    title = f"Answers of {result.model}"
+    title = f"Answers of {result.about}"
     return [
         Table(title, columns, [[*map(str, counts), f"{result.seconds:.1f}"]]),
         Table("The first", ["image", "question", "answer", "probability"], rows),
@@ -246,7 +246,7 @@ def _search(result: results.SearchResult) -> list[Table]:
     rows = [
         [result.name_of(match), f"{match.score:.1f}", percent(match.probability)] for match in result.matches
     ]
-    title = f"{shortened(result.sentence)}  ({result.checkpoint}, {result.searched:,} pictures)"
+    title = f"{shortened(result.sentence)}  ({result.about}; {result.searched:,} pictures)"
     return [Table(title, ["picture", "score", "match"], rows)]
 
 

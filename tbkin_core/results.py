@@ -268,6 +268,7 @@ class QuestionFileResult(StageResult):
     """What a model answers to the questions of a file; the lines are in the file `out`."""
 
     model: str  # the checkpoint
+    about: str  # which that is, with its data and accuracy
     task: str
     threshold: float  # of its answers
     questions: int
@@ -279,7 +280,7 @@ class QuestionFileResult(StageResult):
 
     @property
     def values(self) -> dict[str, Any]:
-        names = ("model", "task", "threshold", "questions", "images", "kept", "failed", "seconds")
+        names = ("model", "about", "task", "threshold", "questions", "images", "kept", "failed", "seconds")
         return {
             "out": str(self.out),
             **{name: getattr(self, name) for name in names},
@@ -292,6 +293,7 @@ class AnswersResult(StageResult):
     """What a model answers to one question."""
 
     title: str  # question and model
+    about: str  # which model that is, with its data and accuracy
     heading: str  # what answers are
     selection: str  # name of the thresholded side
     shows_box: bool  # whether answers have boxes
@@ -301,7 +303,8 @@ class AnswersResult(StageResult):
     @property
     def values(self) -> dict[str, Any]:
         entries = [image.values() for image in self.images]
-        return {**({"images": entries} if self.several else entries[0]), "problems": self.problems}
+        found = {"images": entries} if self.several else entries[0]
+        return {**found, "about": self.about, "problems": self.problems}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,6 +329,7 @@ class SearchResult(StageResult):
     sentence: str
     place: Path  # the directory
     checkpoint: Path
+    about: str  # which that is, with its data and accuracy
     searched: int  # pictures
     seconds: float  # of the search alone, once model and vectors are there
     matches: list[Match]  # best first
@@ -345,6 +349,7 @@ class SearchResult(StageResult):
             "figure": str(self.out),
             "sentence": self.sentence,
             "checkpoint": str(self.checkpoint),
+            "about": self.about,
             "searched": self.searched,
             "seconds": round(self.seconds, 3),
             "matches": matches,

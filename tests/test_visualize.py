@@ -542,7 +542,14 @@ def test_tables_name_regions_and_never_round_to_certainty() -> None:
     trace = tiny_trace("the large dog", task="rec")
     image = visualize_module.image_answer(trace, trace.dense, "img.jpg", [], Path("img.npz"))
     result = AnswersResult(
-        out=Path(), title="", heading="region", selection="τ", shows_box=True, several=False, images=[image]
+        out=Path(),
+        about="runs/one",
+        title="",
+        heading="region",
+        selection="τ",
+        shows_box=True,
+        several=False,
+        images=[image],
     )
     rows = tables_of(result)[0].rows
     assert {row[0] for row in rows} == {

@@ -89,6 +89,7 @@ class LoadedModel:
         task: What the checkpoint was trained for.
         selection: Of the thresholded pass.
         thresholded: Whether that pass counts as the model's answer: it was trained with a threshold.
+        about: Which model it is, and of one's own what it learnt from and how good it is.
         problems: What is worth knowing, one line each.
 
     Raises:
@@ -102,8 +103,8 @@ class LoadedModel:
         check_choice(shape.num_hidden_layers, shape.num_attention_heads, config.layer, config.head)
         self.model, self.tokenizer = load_model(checkpoint, self.task.name)
         model = shipped_model(checkpoint)
-        about = described(checkpoint) if model is None else f"{model.name} comes with tbkin: {model.about}"
-        self.problems = [about] if about else []
+        self.problems = [] if model is None else [f"{model.name} comes with tbkin: {model.about}"]
+        self.about = described(checkpoint)
         if not self.model.config.use_regions:
             self.problems.append("this model does not see the image: its answer is from the words alone")
         elif self.model.answers_past_attention:

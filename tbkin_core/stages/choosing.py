@@ -15,9 +15,8 @@ from tbkin_core.shipped import shipped_for, shipped_model
 from tbkin_core.tasks.base import OWN_ROW, finetune_task, task_named
 from tbkin_core.tasks.table import FINETUNE_TASKS
 
-_SEES = {"builtin": "drawings", "photo": "photographs"}
-"""What extractors that know one kind of picture are for; the others see both."""
-_MOST_PICTURES = 20
+MOST_PICTURES = 20
+"""That are looked at, to tell photographs from drawings."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,23 @@ class _Run:
         return sum(ends) / len(ends) if ends else self.accuracy or 0.0
 
     @cached_property
-    def sees(self) -> str:
-        """Pictures of which kind its features are for; "" where they are for all."""
+    def is_for_drawings(self) -> bool:
+        """Whether its features are those that see nothing in photographs."""
         try:
             known = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-            return _SEES.get(known["extractor"]["extractor"], "")
-        except (OSError, ValueError, LookupError, TypeError):
-            return ""  # whoever loads it says what is wrong
+            return bool(
+                known["extractor"]["extractor"] == "builtin" and not known["extractor"].get("backbone")
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return False  # whoever loads it says what is wrong
 
 
 def suited_model(given: Path | None, asks: bool, pictures: Sequence[Path] = ()) -> tuple[Path, list[str]]:
     """The checkpoint that answers, and what is to be said of the choice.
 
-    Of one's own models for such texts it is the latest, but for those that are for another kind of picture
-    and those that are clearly worse than another of the same data: an experiment takes no better one's place.
+    Of one's own models for such texts it is the latest, but for those that learnt from drawings where
+    photographs are asked about, and those that are clearly worse than another of the same data: an experiment
+    takes no better model's place.
 
     Args:
         given: The one that was asked for.
@@ -92,7 +94,7 @@ def best_run(task: str, pictures: Sequence[Path] = ()) -> tuple[Path, list[str]]
     ]
     if not runs:
         return None
-    fitting, notes = _for_pictures(runs, task, pictures)
+    fitting, notes = _for_photos(runs, task, pictures)
     latest = fitting[0]
     content = latest.results.get("content")
     # Of other data an accuracy tells nothing; a run of before noted none, and stands alone.
@@ -109,37 +111,38 @@ def best_run(task: str, pictures: Sequence[Path] = ()) -> tuple[Path, list[str]]
     return chosen.path, notes
 
 
-def _for_pictures(runs: list[_Run], task: str, pictures: Sequence[Path]) -> tuple[list[_Run], list[str]]:
-    """The runs for the kind of picture that most are, where there is any, and notes on the others."""
-    seeing = {run.sees for run in runs} - {""}
-    if not seeing or not pictures:
+def _for_photos(runs: list[_Run], task: str, pictures: Sequence[Path]) -> tuple[list[_Run], list[str]]:
+    """Of photographs the runs that are not for drawings, where there is any, and notes on the others.
+
+    Not the other way round: no drawing of 100 was taken for a photograph, 15 photographs of 300 for drawings.
+    """
+    if not any(run.is_for_drawings for run in runs) or not pictures:
         return runs, []
-    photos, looked_at = count_photos(list(pictures[:_MOST_PICTURES]))
-    if not looked_at:
+    photos, looked_at = count_photos(list(pictures[:MOST_PICTURES]))
+    if 2 * photos <= looked_at:
         return runs, []
-    kind = "photographs" if 2 * photos > looked_at else "drawings"
-    fitting = [run for run in runs if run.sees in ("", kind)]
-    shown = f"{'this picture looks' if len(pictures) == 1 else 'these pictures look'} like {kind}"
+    fitting = [run for run in runs if not run.is_for_drawings]
+    what = "this is a photograph" if len(pictures) == 1 else "these are photographs"
     if not fitting:
-        note = f"{shown}, and this model knows {runs[0].sees}: what it says of them means little"
+        note = f"{what}, and this model learnt from drawings: what it says means little"
         suited = shipped_for(task)
-        if suited is not None and kind == "photographs":
-            note += f"; `--checkpoint {suited.name}`, which comes with tbkin, is for photographs"
-        return runs, [note]
+        return runs, [
+            note + (f"; `--checkpoint {suited.name}` comes with tbkin for photographs" if suited else "")
+        ]
     if fitting[0] is runs[0]:
         return fitting, []
-    return fitting, [f"{runs[0].path} is later, but knows {runs[0].sees}, and {shown}"]
+    return fitting, [f"{runs[0].path} is later, but learnt from drawings, and {what}"]
 
 
 def described(checkpoint: Path) -> str:
-    """What a model of one's own learnt from and how good it is, in a line; "" where its run does not tell."""
+    """Which model it is, and where its run tells, what it learnt from and how good it is."""
     if not (checkpoint / RUN_FILE).is_file():
-        return ""
+        return str(checkpoint)
     run = read_run(checkpoint)
     if run["stage"] != "finetune" or run["status"] != "finished":
-        return ""
+        return str(checkpoint)
     settings, accuracy = settings_of(checkpoint), run["results"].get("accuracy") or {}
     split = next((name for name in ("val", *accuracy) if accuracy.get(name) is not None), None)
     metric = finetune_task(settings["task"]).metric
     worth = "" if split is None else f", {metric} {accuracy[split]:.1f} % on {split}"
-    return f"{checkpoint}: fine-tuned on {settings['data']}{worth}"
+    return f"{checkpoint}, fine-tuned on {settings['data']}{worth}"

@@ -21,7 +21,7 @@ from tbkin_core.results import QuestionFileResult
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.shipped import located
 from tbkin_core.stages.answering import LoadedModel, Question
-from tbkin_core.stages.choosing import suited_model
+from tbkin_core.stages.choosing import MOST_PICTURES, suited_model
 from tbkin_core.support.console import progress
 from tbkin_core.support.files import (
     atomic_path,
@@ -59,9 +59,10 @@ def answer_file(config: VisualizeConfig, file: Path) -> QuestionFileResult:
         )
     out = _place(config, file)
     asks = 2 * sum(is_question(it.question) for it in questions.asked) >= len(questions.asked)
-    # Images that are no files are told of when they are asked about.
-    pictures = [file.parent / name for name in dict.fromkeys(it.image for it in questions.asked)]
-    checkpoint, notes = suited_model(config.checkpoint, asks, pictures)
+    images = list(dict.fromkeys(it.image for it in questions.asked))[:MOST_PICTURES]
+    # Those that cannot be read are told of when they are asked about.
+    readable = [path for path, content, _ in (_picture(file, name) for name in images) if content]
+    checkpoint, notes = suited_model(config.checkpoint, asks, readable)
     model = LoadedModel(config, checkpoint)
     has_boxes = model.task.presentation.answers_are_regions
     _check_names(file, questions, (*OWN, *(BOX if has_boxes else ())))
@@ -77,6 +78,7 @@ def answer_file(config: VisualizeConfig, file: Path) -> QuestionFileResult:
     return QuestionFileResult(
         out=out,
         model=str(checkpoint),
+        about=model.about,
         task=model.task.name,
         threshold=run.same["threshold"],
         questions=len(questions.asked),

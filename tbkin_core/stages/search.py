@@ -79,6 +79,7 @@ def search(config: VisualizeConfig, place: Path) -> SearchResult:
         sentence=sentence.text,
         place=place,
         checkpoint=checkpoint,
+        about=model.about,
         searched=len(rows),
         seconds=seconds,
         matches=found,

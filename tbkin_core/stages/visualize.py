@@ -101,7 +101,8 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     model.problems += notes
     result = AnswersResult(
         out=figure_place(config, datasets_of(model.checkpoint)),
-        title=f"{shortened(question.text)}  ({model.checkpoint})",
+        title=f"{shortened(question.text)}  ({model.about})",
+        about=model.about,
         heading=model.task.presentation.answer_heading,
         selection=model.selection.name,
         shows_box=model.task.presentation.answers_are_regions,

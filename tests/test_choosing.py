@@ -1,0 +1,105 @@
+"""Which model answers where none was named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import succeeds
+from PIL import Image
+
+from tbkin_core.runs import read_run
+from tbkin_core.stages.choosing import best_run, described, suited_model
+from tbkin_core.support.files import write_json
+
+VQA = "runs/finetune/vqa-relative-0.3"
+
+
+def run_of(place: Path, name: str, val: float, low: float, later: float = 0.0, **values: Any) -> Path:
+    """A copy of a run of VQA in a workspace, with another accuracy on val and another end."""
+    run = place / "runs/finetune" / name
+    if not run.exists():
+        shutil.copytree(place / VQA, run)
+    content = read_run(run)
+    results = content["results"]
+    results["accuracy"] = {"val": val}
+    for entry in results["report"]:
+        entry["accuracy_low"] = low
+    content["finished"] += later
+    results |= values
+    write_json(run / "run.json", content)
+    return Path("runs/finetune") / name
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    workspace = Path(shutil.copytree(trained, tmp_path / "place"))
+    monkeypatch.chdir(workspace)
+    run_of(workspace, Path(VQA).name, 60.0, 55.0)
+    return workspace
+
+
+def test_a_later_model_answers_where_it_is_not_clearly_worse(place: Path) -> None:
+    later = run_of(place, "later", 56.0, 50.0, 10)
+    assert best_run("vqa") == (later, [])
+
+
+def test_an_experiment_does_not_take_the_place_of_a_better_model(place: Path) -> None:
+    later = run_of(place, "experiment", 40.0, 35.0, 10)
+    found, (note,) = suited_model(None, asks=True)
+    assert found == Path(VQA)
+    assert str(later) in note and "40.0 %" in note and "60.0 %" in note and "--checkpoint" in note
+    assert suited_model(later, asks=True) == (later, []), "what is named is taken"
+
+
+def test_accuracies_of_other_data_are_not_compared(place: Path) -> None:
+    later = run_of(place, "other-data", 10.0, 5.0, 10, content=12345)
+    assert best_run("vqa") == (later, [])
+
+
+@pytest.mark.parametrize("values", [{"content": None}, {"accuracy": {}}])
+def test_a_run_that_tells_too_little_is_not_compared(place: Path, values: dict[str, Any]) -> None:
+    later = run_of(place, "before", 10.0, 5.0, 10, **values)
+    assert best_run("vqa") == (later, [])
+
+
+def test_the_latest_of_those_that_are_as_good_as_the_best_answers(place: Path) -> None:
+    run_of(place, "good", 58.0, 53.0, 10)
+    run_of(place, "poor", 30.0, 25.0, 20)
+    found, (note,) = best_run("vqa") or (None, [""])
+    assert found == Path("runs/finetune/good") and "poor" in note
+
+
+def test_a_model_for_photographs_answers_about_them(place: Path, tmp_path: Path) -> None:
+    later = run_of(place, "photos", 30.0, 25.0, 10, content=12345)
+    config = json.loads((later / "config.json").read_text())
+    config["extractor"]["extractor"] = "photo"
+    (later / "config.json").write_text(json.dumps(config))
+    noise = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    photo = [tmp_path / "photo.png"]
+    Image.new("RGB", (120, 90), "red").save(tmp_path / "drawing.png")
+    drawing = [tmp_path / "drawing.png"]
+    assert best_run("vqa", photo) == best_run("vqa", drawing) == (later, [])
+    latest = run_of(place, "drawings", 99.0, 98.0, 20)
+    assert best_run("vqa", drawing) == (latest, [])
+    found, (note,) = best_run("vqa", photo) or (None, [""])
+    assert found == later and "drawings is later, but learnt from drawings" in note
+    shutil.rmtree(later)
+    found, (note,) = best_run("vqa", photo) or (None, [""])
+    assert found == latest and "means little" in note and "--checkpoint photo-answers" in note
+    (tmp_path / "broken.png").write_text("<html>")
+    assert best_run("vqa", [tmp_path / "broken.png"]) == (latest, []), "of this nothing is known"
+
+
+def test_the_command_says_which_model_answers_and_how_good_it_is(place: Path) -> None:
+    run_of(place, "experiment", 40.0, 35.0, 10)
+    values = json.loads(succeeds("visualize", "img.jpg", "what color", "--json", cwd=place).out)
+    assert values["checkpoint"] == VQA
+    assert values["about"] == f"{VQA}, fine-tuned on coco, VQA accuracy 60.0 % on val"
+    assert any("experiment is later, but worse" in note for note in values["problems"])
+    assert described(Path("photo-answers")) == "photo-answers"
