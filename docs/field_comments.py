@@ -1,7 +1,7 @@
 """For mkdocstrings: a comment at the end of a field's line is what the field's description says.
 
-Classes of plain values describe their fields so (`out: Path  # directory of the results`); one that has a docstring
-below it keeps that.
+Classes of plain values describe their fields so (`out: Path  # directory of the results`); one that has a
+docstring below it keeps that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What `mkdocs build` adds to the pages of docs/.
 
 - The page of commands gets every option and setting, from the classes that the command line is made from.
-- Files elsewhere in the repository that the pages lead to (recipes, model cards) become pages too, so that one
+- Files elsewhere in the repository that the pages lead to (recipes, model cards) become pages too, so that a
   relative link works in the repository and on the site.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import posixpath
 import re
 import textwrap
@@ -47,7 +48,7 @@ def settings_text() -> str:
     """Every command with its options and settings, as Markdown with HTML lists."""
     common = {**fields_of(StageConfig), **fields_of(CallOptions)}
     parts = ["## Options of every command\n"]
-    parts += _grouped("every", {**_notes(StageConfig)}, common, level=3)
+    parts += _grouped("every", _notes(StageConfig), common)
     for name, stage in STAGES.items():
         own = {
             key: field
@@ -58,30 +59,25 @@ def settings_text() -> str:
         parts.append(f"## tbkin {name}\n")
         parts.append(f"```sh\n{stage.example}\n```\n")
         parts += [f"{paragraph}\n" for paragraph in stage.help.split("\n\n")]
-        parts.append(f"Called as `tbkin {name} [OPTIONS] {arguments}`".strip().replace(" `", "`") + ".\n")
-        parts += _grouped(name, _notes(stage.settings), own, level=3)
+        parts.append(f"Called as `{' '.join(filter(None, ['tbkin', name, '[OPTIONS]', arguments]))}`.\n")
+        parts += _grouped(name, _notes(stage.settings), own)
     return "\n".join(parts)
 
 
-def _grouped(command: str, notes: dict[str, str], fields: dict[str, Field], level: int) -> Iterator[str]:
-    arguments = [field for field in fields.values() if field.option.argument]
-    if arguments:
-        yield _section(command, "Arguments", arguments, notes, level)
-    for group in Group:
-        members = [it for it in fields.values() if it.option.group == group and not it.option.argument]
+def _grouped(command: str, notes: dict[str, str], fields: dict[str, Field]) -> Iterator[str]:
+    """A section for the arguments, one for each heading of --help, and one for what has no option."""
+    sections: dict[str, list[Field]] = {
+        name: [] for name in ("Arguments", *Group, "In files and in Python alone")
+    }
+    for field in fields.values():
+        group = "Arguments" if field.option.argument else field.option.group
+        sections[group or "In files and in Python alone"].append(field)
+    for title, members in sections.items():
         if members:
-            yield _section(command, str(group), members, notes, level)
-    alone = [field for field in fields.values() if field.option.group is None and field.name != "question"]
-    questions = [field for field in fields.values() if field.name == "question" and not field.option.group]
-    if alone or questions:
-        yield _section(command, "In files and in Python alone", [*alone, *questions], notes, level)
-
-
-def _section(command: str, title: str, fields: list[Field], notes: dict[str, str], level: int) -> str:
-    entries = "\n".join(_entry(command, field, notes) for field in fields)
-    # The id keeps equal headings of several commands apart, and says which command it is of.
-    anchor = f"{command}-{title.lower().replace(' ', '-')}"
-    return f'{"#" * level} {title} {{#{anchor}}}\n\n<dl class="settings">\n{entries}\n</dl>\n'
+            entries = "\n".join(_entry(command, field, notes) for field in members)
+            # The id keeps equal headings of several commands apart, and says which command it is of.
+            anchor = f"{command}-{title.lower().replace(' ', '-')}"
+            yield f'### {title} {{#{anchor}}}\n\n<dl class="settings">\n{entries}\n</dl>\n'
 
 
 def _entry(command: str, field: Field, notes: dict[str, str], prefix: str = "") -> str:
@@ -157,7 +153,7 @@ def _notes(kind: type[Any]) -> dict[str, str]:
             continue
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         body = tree.body if isinstance(tree, ast.ClassDef) else []
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                 found.pop(field.target.id, None)
                 if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
