@@ -1,7 +1,7 @@
-"""For mkdocstrings: a comment at the end of a field's line is what the field's description says.
+"""For mkdocstrings: the comment at the end of a field's line, or above it, is the field's description.
 
-Classes of plain values describe their fields so (`out: Path  # directory of the results`); one that has a
-docstring below it keeps that.
+Classes of plain values describe their fields so (`out: Path  # directory of the results`). Those descriptions
+become a list of attributes below the class; a field that has a docstring keeps that.
 """
 
 from __future__ import annotations
@@ -14,20 +14,33 @@ import griffe
 
 
 class FieldComments(griffe.Extension):
-    """Gives attributes without a docstring the comment that ends their line, or stands above them."""
+    """Lists the fields that comments describe, for each class that has any and no such list of its own."""
 
-    def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, **_: Any) -> None:
-        """Called by griffe for each attribute that it finds."""
-        if attr.docstring is not None or attr.parent is None or not attr.parent.is_class:
-            return
-        lines = attr.parent.module.lines_collection[attr.filepath]
-        first, last = attr.lineno or 1, attr.endlineno or attr.lineno or 1
-        comment = _comment("\n".join(lines[first - 1 : last]))
-        above = lines[first - 2].strip() if first > 1 else ""
-        if not comment and above.startswith("# ") and "noqa" not in above:
-            comment = above.removeprefix("# ")
-        if comment:
-            attr.docstring = griffe.Docstring(comment, lineno=first, parent=attr)
+    def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Called by griffe for each class once its members are known."""
+        described = {
+            name: comment
+            for name, member in cls.members.items()
+            if isinstance(member, griffe.Attribute) and member.docstring is None
+            for comment in [_comment_of(member)]
+            if comment and not name.startswith("_")
+        }
+        text = cls.docstring.value if cls.docstring is not None else ""
+        if described and "Attributes:" not in text:
+            listed = "\n".join(f"    {name}: {comment}" for name, comment in described.items())
+            whole = f"{text}\n\nAttributes:\n{listed}"
+            cls.docstring = griffe.Docstring(
+                whole, lineno=cls.lineno, parent=cls, parser=griffe.Parser.google
+            )
+
+
+def _comment_of(field: griffe.Attribute) -> str:
+    lines = field.module.lines_collection[field.filepath]
+    first, last = field.lineno or 1, field.endlineno or field.lineno or 1
+    if comment := _comment("\n".join(lines[first - 1 : last])):
+        return comment
+    above = lines[first - 2].strip() if first > 1 else ""
+    return above.removeprefix("# ") if above.startswith("# ") and "noqa" not in above else ""
 
 
 def _comment(source: str) -> str:

@@ -76,17 +76,19 @@ def _grouped(command: str, notes: dict[str, str], fields: dict[str, Field]) -> I
         if members:
             entries = "\n".join(_entry(command, field, notes) for field in members)
             # The id keeps equal headings of several commands apart, and says which command it is of.
-            anchor = f"{command}-{title.lower().replace(' ', '-')}"
-            yield f'### {title} {{#{anchor}}}\n\n<dl class="settings">\n{entries}\n</dl>\n'
+            anchor = f"{command}-group-{title.lower().replace(' ', '-')}"
+            # No heading: in the table of contents a command would have ten of them.
+            yield f'<p class="group" id="{anchor}">{title}</p>\n<dl class="settings">\n{entries}\n</dl>\n'
 
 
 def _entry(command: str, field: Field, notes: dict[str, str], prefix: str = "") -> str:
     """A setting: what one types, its key, what it takes and is by default, and what it does."""
     option, key = field.option, f"{prefix}{field.name}"
-    shown = f"<code>{escape(_typed(field))}</code> " if option.group is not None else ""
-    facts = [_takes(field)]
-    # What no file of settings holds has no key.
-    facts += [] if field.name in fields_of(CallOptions) else [f"key <code>{escape(key)}</code>"]
+    shown = f"<code>{escape(key if option.group is None else _typed(field))}</code> "
+    # What has no option is shown by its key, and what no file of settings holds has none.
+    has_key = option.group is not None and field.name not in fields_of(CallOptions)
+    facts = [f"key <code>{escape(key)}</code>"] if has_key else []
+    facts += [_takes(field)]
     facts += [] if option.argument else [_default(field)]
     facts += ["required"] if option.required else []
     facts += ["may be given several times"] if field.is_list and not option.argument and option.group else []

@@ -93,6 +93,32 @@ def test_files_that_are_named_exist(page: Path) -> None:
         assert (REPOSITORY / part).exists(), part
 
 
+def _rows(text: str) -> list[list[str]]:
+    """The rows of tables, as cells."""
+    return [
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in re.findall(r"^\|.*\|$", text, re.MULTILINE)
+    ]
+
+
+def test_figures_of_the_readme_are_those_of_the_pages() -> None:
+    told = _rows((DOCS / "training.md").read_text("utf-8") + (DOCS / "visualize.md").read_text("utf-8"))
+    shown = [
+        row
+        for row in _rows(section(REPOSITORY / "README.md", "What it reaches"))
+        if re.search(r"\d", row[-1])
+    ]
+    assert len(shown) == 6
+    for name, *figures in shown:
+        # A page says more in each cell: how it was measured, and the interval.
+        whole = [row for row in told if row[0].startswith(name.split(", 10 minutes")[0])]
+        found = any(all(map(_begins, row[1:], figures)) for row in whole if len(row) > len(figures))
+        assert found, (name, figures)
+
+
+def _begins(cell: str, figure: str) -> bool:
+    return re.match(rf"{re.escape(figure)}(?![\d.])", cell) is not None
+
+
 # ---- blocks -----------------------------------------------------------------------------------------
 
 
@@ -472,6 +498,8 @@ def test_the_page_of_commands_names_every_setting() -> None:
     common = {**fields_of(StageConfig), **fields_of(CallOptions)}
     for name, field in common.items():
         assert f'id="every-{name}"' in text and field.flag.split()[0] in text, name
+    ids = re.findall(r'id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
     for command, stage in STAGES.items():
         for name, field in fields_of(stage.settings).items():
             if name in common and field.option == common[name].option:
