@@ -84,7 +84,8 @@ def _grouped(command: str, notes: dict[str, str], fields: dict[str, Field]) -> I
 def _entry(command: str, field: Field, notes: dict[str, str], prefix: str = "") -> str:
     """A setting: what one types, its key, what it takes and is by default, and what it does."""
     option, key = field.option, f"{prefix}{field.name}"
-    shown = f"<code>{escape(key if option.group is None else _typed(field))}</code> "
+    typed = escape(key if option.group is None else _typed(field)).replace("|", "|<wbr>")
+    shown = f"<code>{typed}</code> "
     # What has no option is shown by its key, and what no file of settings holds has none.
     has_key = option.group is not None and field.name not in fields_of(CallOptions)
     facts = [f"key <code>{escape(key)}</code>"] if has_key else []
@@ -208,6 +209,11 @@ def on_files(files: Any, config: Any) -> Any:
     for picture in sorted((REPOSITORY / _PICTURES).glob("*.png")):
         files.append(File.generated(config, f"pictures/{picture.name}", abs_src_path=str(picture)))
     return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep an option on one line: a browser would break it behind its hyphens."""
+    return re.sub(r"<code>(--[\w-]+(?: [^\s<]{1,20})?)</code>", r'<code class="option">\1</code>', html)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
