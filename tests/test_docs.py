@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import html
 import importlib.util
 import json
 import re
@@ -36,7 +37,7 @@ from tbkin_cli.main import STAGES
 from tbkin_cli.options import CallOptions
 from tbkin_core.datasets.dataset import Dataset, open_dataset
 from tbkin_core.datasets.single_files import read_captions, read_questions
-from tbkin_core.settings import StageConfig, fields_of, load_config
+from tbkin_core.settings import MaskingConfig, StageConfig, fields_of, load_config
 
 pytestmark = pytest.mark.xdist_group("docs")
 
@@ -495,24 +496,26 @@ def test_messages_are_those_of_the_program(block: Block, trouble: Path) -> None:
 
 def test_the_page_of_commands_names_every_setting() -> None:
     text = hooks().settings_text()
-    common = {**fields_of(StageConfig), **fields_of(CallOptions)}
-    for name, field in common.items():
-        assert f'id="every-{name}"' in text and field.flag.split()[0] in text, name
     ids = re.findall(r'id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
+    common = {**fields_of(StageConfig), **fields_of(CallOptions)}
+    shown = {f"every-{name}": field for name, field in common.items()}
     for command, stage in STAGES.items():
         for name, field in fields_of(stage.settings).items():
-            if name in common and field.option == common[name].option:
-                continue
-            place = text.partition(f'id="{command}-{name}"')[2].partition("</dd>")[0]
-            assert place, f"{command}: {name}"
-            if field.option.group is not None and not field.option.argument:
-                flag = text.partition(f'id="{command}-{name}"')[2].partition("</code>")[0]
-                assert f"{field.flag.split()[0]}" in flag, f"{command}: {name}"
-            first = re.split(r"[&<`]", field.option.help.replace('"', "&"))[0].strip()
-            assert " ".join(first.split()) in place, f"{command}: {name}"
-    for name in fields_of(fields_of(STAGES["pretrain"].settings)["masking"].kind):
-        assert f'id="pretrain-masking.{name}"' in text, name
+            if name not in common or field.option != common[name].option:
+                shown[f"{command}-{name}"] = field
+    for inner in fields_of(MaskingConfig).values():
+        shown[f"pretrain-masking.{inner.name}"] = inner
+    for anchor, field in shown.items():
+        entry = text.partition(f'id="{anchor}"')[2].partition("</dd>")[0]
+        assert entry, anchor
+        typed = re.split("</code>", entry)[0].partition("<code>")[2].split()[0]
+        if field.option.group is None:
+            assert typed == anchor.partition("-")[2].rpartition("-")[2], anchor
+        elif not field.option.argument:
+            assert typed.rstrip(",") == field.flag.split()[0], anchor
+        told = html.unescape(re.sub(r"<[^>]*>", "", entry))
+        assert " ".join(field.option.help.replace("`", "").split()) in told, anchor
 
 
 class _Loaded(HTMLParser):
