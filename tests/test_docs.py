@@ -39,8 +39,6 @@ from tbkin_core.datasets.dataset import Dataset, open_dataset
 from tbkin_core.datasets.single_files import read_captions, read_questions
 from tbkin_core.settings import MaskingConfig, StageConfig, fields_of, load_config
 
-pytestmark = pytest.mark.xdist_group("docs")
-
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "examples" / "README.md", *sorted(DOCS.glob("*.md"))]
 LINKED = [*PAGES, REPOSITORY / "CONTRIBUTING.md"]
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -381,6 +379,7 @@ def asked(walk: Path) -> Path:
     return walk
 
 
+@pytest.mark.xdist_group("docs-walk")
 def test_the_first_commands_of_the_readme_run(asked: Path) -> None:
     made = {file.name for file in (asked / "runs" / "visualize").iterdir()}
     assert {
@@ -390,6 +389,7 @@ def test_the_first_commands_of_the_readme_run(asked: Path) -> None:
     } <= made
 
 
+@pytest.mark.xdist_group("docs-walk")
 def test_a_file_of_questions_is_answered(asked: Path) -> None:
     (asked / "to-ask.csv").write_bytes((SAMPLES / "to-ask.csv").read_bytes())
     succeeds("visualize", "to-ask.csv", cwd=asked)
@@ -415,6 +415,7 @@ def runnable() -> Iterator[Block]:
             yield block
 
 
+@pytest.mark.xdist_group("docs-walk")
 def test_python_blocks_run(
     asked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -427,6 +428,7 @@ def test_python_blocks_run(
     assert capsys.readouterr().out
 
 
+@pytest.mark.xdist_group("docs-walk")
 def test_stores_and_traces_hold_what_is_described(asked: Path) -> None:
     from safetensors import safe_open
 
@@ -476,6 +478,7 @@ def trouble(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MESSAGES = [it for it in blocks(DOCS / "troubleshooting.md") if it.text.startswith("$ ")]
 
 
+@pytest.mark.xdist_group("docs-messages")
 @pytest.mark.parametrize("block", MESSAGES, ids=str)
 def test_messages_are_those_of_the_program(block: Block, trouble: Path) -> None:
     typed, _, message = block.text.partition("\n")
@@ -548,6 +551,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.xdist_group("docs-site")
 def test_the_site_builds_strictly(site: Path) -> None:
     for page in DOCS.glob("*.md"):
         assert (site / f"{page.stem}.html").is_file(), page.name
@@ -559,6 +563,7 @@ def test_the_site_builds_strictly(site: Path) -> None:
     assert not list(site.rglob("*.py")), "code is no page"
 
 
+@pytest.mark.xdist_group("docs-site")
 def test_the_site_loads_nothing_from_another_host(site: Path) -> None:
     for page in site.rglob("*.html"):
         parser = _Loaded()
