@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both make .venv first.
+# Two commands: `make demo` and `make test`; `make docs` builds the documentation. All make .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ TESTABLE := $(VENV)/.testable
 # Small models on small machines: threads that wait for each other cost more than they bring.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint install clean cuda-check
+.PHONY: demo test lint install clean cuda-check docs
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -34,9 +34,13 @@ test: lint $(TESTABLE)
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py demo
 
+# The site of docs/, in site/; a dead link or a docstring that cannot be read is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # On a machine with a GPU, with the packages of $(PYTHON) where there is no .venv: nothing is installed.
 cuda-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/cuda/check.py --minutes 8 --out cuda-check
 
 clean:
-	rm -rf $(VENV) demo cuda-check.md cuda-check.json build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo site cuda-check.md cuda-check.json build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -127,8 +127,10 @@ class TbkinForRetrieval(TbkinPreTrainedModel):
         """Let both towers begin as linear ones, which the encoder adds nothing to yet.
 
         Args:
-            words, bias: (V, E') and (E',) of texts, E' at most E.
-            images, image_bias: (F, E') and (E',) of the mean of standardised region vectors.
+            words: (V, E') of texts, E' at most E.
+            bias: (E',) likewise.
+            images: (F, E') of the mean of standardised region vectors.
+            image_bias: (E',) likewise.
         """
         width = words.shape[1]
         for parameter in (*self.text_tower.parameters(), *self.image_tower.parameters()):
