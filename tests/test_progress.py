@@ -34,7 +34,7 @@ def test_a_duration_is_as_long_as_it_says(seconds: float) -> None:
 
 
 def test_the_time_left_is_that_of_what_is_left(clock: list[float]) -> None:
-    bar = RunBar(total=1000, done=0)
+    bar = RunBar("epoch 1/1", total=1000, done=0)
     assert bar.seconds_left() is None
     clock[0] += 10
     bar.add(100)
@@ -46,14 +46,14 @@ def test_the_time_left_is_that_of_what_is_left(clock: list[float]) -> None:
 
 
 def test_a_run_that_goes_on_knows_its_speed_of_now(clock: list[float]) -> None:
-    bar = RunBar(total=1000, done=900)
+    bar = RunBar("epoch 1/1", total=1000, done=900)
     clock[0] += 10
     bar.add(50)
     assert bar.seconds_left() == 10
 
 
 def test_minutes_that_end_a_run_end_its_bar(clock: list[float]) -> None:
-    bar = RunBar(total=1000, done=0, most_seconds=60)
+    bar = RunBar("epoch 1/1", total=1000, done=0, most_seconds=60)
     clock[0] += 10
     bar.add(10)
     assert bar.seconds_left() == 50

@@ -97,18 +97,19 @@ class RunBar:
     """One bar for a whole run of training, with the time that it has left.
 
     Args:
+        label: What is done first.
         total: Samples of all epochs.
         done: Samples that were learnt before, by a run that was interrupted.
         most_seconds: That the run has from now on.
     """
 
-    def __init__(self, total: int, done: int, most_seconds: float = math.inf) -> None:
+    def __init__(self, label: str, total: int, done: int, most_seconds: float = math.inf) -> None:
         self._total, self._done, self._begun = total, done, done
         self._started, self._most = time.monotonic(), most_seconds
         # tqdm's own guess knows of no minutes that end a run.
         form = "{desc} {percentage:3.0f} %|{bar}|"
-        self._label = ""
-        self._bar = _bar("", total=total, initial=done, bar_format=form)
+        self._label = printable(label)
+        self._bar = _bar(label, total=total, initial=done, bar_format=form)
 
     def add(self, samples: int) -> None:
         """So many samples were learnt."""

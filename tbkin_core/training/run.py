@@ -167,7 +167,7 @@ class _Run:
         self.steps_per_epoch = max(-(-samples // plan.batch_size), 1)
         done = where.epoch * samples + min(where.batch * plan.batch_size, samples)
         seconds_left = 60 * plan.max_minutes - where.seconds
-        self.bar = RunBar(samples * plan.epochs, done, seconds_left)
+        self.bar = RunBar(self._label(), samples * plan.epochs, done, seconds_left)
         with contextlib.closing(self.bar):
             return self._epochs()
 
