@@ -98,8 +98,8 @@ _FINISHED = {
 }
 # Settings that do not change what a run computes.
 _NO_RESULT = (
-    "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "predict",
-    "compile", "kernels", "keep_features",
+    "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "wandb", "mlflow",
+    "predict", "compile", "kernels", "keep_features",
 )  # fmt: skip
 
 

@@ -337,6 +337,8 @@ max_minutes: null
 max_text_tokens: 32
 max_regions: null
 tensorboard: false
+wandb: false
+mlflow: false
 save_minutes: 2.0
 resume: true
 """

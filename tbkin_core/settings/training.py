@@ -83,6 +83,8 @@ class TrainingConfig(StageConfig):
         None, "Regions per image at most.", low=1, unset="as many as the feature store has"
     )
     tensorboard: bool = options.output(False, "Also log each epoch to OUT/tensorboard.")
+    wandb: bool = options.output(False, "Also log to Weights & Biases, where its own settings say.")
+    mlflow: bool = options.output(False, "Also log to MLflow, where its own settings say.")
     save_minutes: float = option(
         2.0, "A state to resume from is written this often, and after each epoch.", low=0
     )

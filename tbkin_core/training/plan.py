@@ -87,7 +87,9 @@ class TrainingPlan:
     save_minutes: float
     seed: int
     resume: bool
-    tensorboard: bool
+    tensorboard: bool = False
+    wandb: bool = False
+    mlflow: bool = False
     compile: bool = False  # the encoder's layers by torch.compile
     kernels: bool = True  # tbkin's own, on CUDA
     keep_features: bool = True  # on a CUDA device, if they fit
@@ -329,7 +331,8 @@ def _common(
     values = {"size": size, **{choice.name: choices.take(*choice) for choice in chosen}}
     given = (
         "warmup", "schedule", "decay_epochs", "weight_decay", "grad_clip", "precision", "max_text_tokens",
-        "save_minutes", "seed", "resume", "tensorboard", "compile", "kernels", "keep_features",
+        "save_minutes", "seed", "resume", "tensorboard", "wandb", "mlflow", "compile", "kernels",
+        "keep_features",
     )  # fmt: skip
     return {
         **values,

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,13 +15,13 @@ from typing import Any, NoReturn
 import torch
 from transformers import PreTrainedModel
 
-from tbkin_core.errors import DataError, MissingDependencyError
+from tbkin_core.errors import DataError
 from tbkin_core.features.verification import settle_stores
 from tbkin_core.selection import grown
 from tbkin_core.support import schema
 from tbkin_core.support.console import RunBar, duration
 from tbkin_core.support.devices import Devices, join_ranks, torch_device
-from tbkin_core.support.files import json_text, write_errors, write_text
+from tbkin_core.support.files import json_text, write_text
 from tbkin_core.support.interruption import held_back, interrupted, let_through
 from tbkin_core.support.ranks import rank, wait_for_ranks
 from tbkin_core.tasks.base import Objective
@@ -29,6 +29,7 @@ from tbkin_core.training.loop import batches_left, learning_rate, take_steps
 from tbkin_core.training.plan import TrainingPlan
 from tbkin_core.training.state import Progress, load_state, save_state
 from tbkin_core.training.step import Learner
+from tbkin_core.training.trackers import Tracker, trackers
 
 logger = logging.getLogger("tbkin")
 
@@ -116,8 +117,8 @@ def train(
         if rank() == 0:
             save_best(model)
         return TrainingResult(Progress(), "no steps", learner.computed_on())
-    with _threads(where, learner), held_back(), _tensorboard(plan, out, where.step) as board:
-        run = _Run(learner, where, out, fingerprint, board, save_best, on_step)
+    with _threads(where, learner), held_back(), _tracked(plan, out, where.step) as tracked:
+        run = _Run(learner, where, out, fingerprint, tracked, save_best, on_step)
         reason = run.epochs()
         return TrainingResult(where, where.stopped or reason, learner.computed_on())
 
@@ -141,6 +142,16 @@ def _threads(where: Progress, learner: Learner) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def _tracked(plan: TrainingPlan, out: Path, step: int) -> Iterator[list[Tracker]]:
+    """The trackers that are asked for, on rank 0; none on the others."""
+    if rank() > 0:
+        yield []
+        return
+    with trackers(plan, out, step) as found:
+        yield found
+
+
 @dataclass(slots=True)
 class _Run:
     """What stands around the steps of a run; the attributes are those of `train`."""
@@ -149,7 +160,7 @@ class _Run:
     where: Progress
     out: Path
     fingerprint: str
-    board: Any
+    tracked: Sequence[Tracker]
     save_best: Callable[[PreTrainedModel], None]
     on_step: OnStep
     started: float = 0.0
@@ -211,8 +222,8 @@ class _Run:
         with contextlib.closing(steps):
             for step in steps:
                 self.bar.add(step.samples)
-                for name, value in step.losses.items() if self.board else ():
-                    self.board.add_scalar(f"step/{name}", value, step.number)
+                for tracker in self.tracked:
+                    tracker.step(step.losses, step.number)
                 if learner.any_rank(interrupted()):
                     self._save_and_leave()
                 if learner.any_rank(self._time_spent() > 1):
@@ -267,8 +278,8 @@ class _Run:
     def _record(self, record: dict[str, Any]) -> None:
         """Keep what an epoch brought, and show it."""
         self.where.history.append(record)
-        for name, value in record.items() if self.board else ():
-            self.board.add_scalar(f"epoch/{name}", value, record["epoch"])
+        for tracker in self.tracked:
+            tracker.epoch(record, record["epoch"], self.where.step)
         if rank() == 0:
             ends = record["epoch"] == self.learner.plan.epochs
             if ends or time.monotonic() - self.last_logged >= LOG_SECONDS:
@@ -336,21 +347,3 @@ def growing_threshold(model: Any, epochs: float | None) -> OnStep:
         model.tbkin.selection = grown(full, grow)
 
     return set_threshold
-
-
-@contextlib.contextmanager
-def _tensorboard(plan: TrainingPlan, out: Path, step: int) -> Iterator[Any]:
-    """A writer of TensorBoard's on rank 0 where the settings ask for it, else None."""
-    if not plan.tensorboard or rank() > 0:
-        yield None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"tensorboard: cannot be loaded ({error})",
-            hint="pip install 'tbkin[tensorboard]', or omit --tensorboard",
-        ) from error
-    # What an interrupted run wrote beyond the state that it goes on from is hidden.
-    with write_errors(out), SummaryWriter(str(out / "tensorboard"), purge_step=step) as writer:
-        yield writer
