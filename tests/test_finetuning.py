@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_plans import tiny_plan
 
+from tbkin_cli.tables import tables_of
 from tbkin_core.datasets import open_dataset
 from tbkin_core.datasets.records import Question
 from tbkin_core.errors import ConfigError
@@ -24,6 +26,7 @@ from tbkin_core.evaluation.attribution import kept_counts
 from tbkin_core.evaluation.vqa import soft_scores
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model
+from tbkin_core.results import FinetuneResult
 from tbkin_core.selection import Selection
 from tbkin_core.settings import FinetuneConfig
 from tbkin_core.tasks.base import Head, Split
@@ -136,13 +139,36 @@ def test_a_model_that_ignores_the_image_is_kept_as_one(
     monkeypatch.setattr(VqaObjective, "evaluate", misled)
     line = "finetune --task vqa --data coco --init none --epochs 2 --out blind --json"
     values = json.loads(succeeds(*line.split(), cwd=trained_workspace).out)
-    assert any("ignores the image" in note for note in values["problems"])
+    assert "ignores the image" in values["problems"][0], "what matters most comes first"
     model, _ = load_model(trained_workspace / "blind", "vqa")
     assert model.config.use_regions is False
     # As `this model` was measured, so `--predict` and the sweep measure it.
     sweep = "threshold-sweep --task vqa --checkpoint blind --thresholds 0 --json"
     rows = json.loads(succeeds(*sweep.split(), cwd=trained_workspace).out)["rows"]
     assert rows[0]["accuracy"] == pytest.approx(values["accuracy"]["val"])
+
+
+def test_question_types_are_shown_with_their_numbers_the_most_frequent_first(
+    trained: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained / "runs/finetune/vqa-relative-0.3", tmp_path / "run"))
+    content = json.loads((run / "run.json").read_text())
+    results = content["results"]
+    counts = results["questions_per_type"]
+    own = next(entry for entry in results["report"] if entry["split"] == results["type_split"])
+    assert counts.keys() == results["per_question_type"].keys() and sum(counts.values()) == own["n"]
+    names = [f"type {number:02}" for number in range(20)]
+    found: dict[str, Any] = {"per_question_type": dict.fromkeys(names, 50.0)}
+    found["questions_per_type"] = {name: number + 1 for number, name in enumerate(names)}
+    shown = FinetuneResult(
+        out=run, metric="accuracy", report=[], results={**results, **found}, problems=[], files=[], hints=[]
+    )
+    table = tables_of(shown)[-1]
+    assert table.columns[-1] == "n" and "the most frequent 12 of 20" in table.title
+    assert [row[0] for row in table.rows] == names[:7:-1] and table.rows[0][-1] == "20"
+    before = {key: value for key, value in {**results, **found}.items() if key != "questions_per_type"}
+    table = tables_of(replace(shown, results=before))[-1]
+    assert len(table.columns) == 2 and [row[0] for row in table.rows] == names[:12]
 
 
 def test_the_report_tells_what_the_image_brings(trained: Path) -> None:
