@@ -1,0 +1,276 @@
+"""`tbkin visualize --serve`: a page on this machine where images are asked about, the model loaded once.
+
+This module knows the model and the socket; what comes over HTTP is checked in `tbkin_core.stages.web`.
+Images and answers are kept in memory alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import io
+import ipaddress
+import os
+import secrets
+import socket
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
+from tbkin_core.features.pictures import ImageBytes, load_image
+from tbkin_core.figures.page import image_uri, page_content, served_page
+from tbkin_core.results import ServeResult
+from tbkin_core.runs import find_checkpoint
+from tbkin_core.selection import Selection, check_threshold, rule_of
+from tbkin_core.settings import VisualizeConfig
+from tbkin_core.stages.answering import LoadedModel, NamedRegions
+from tbkin_core.support.console import OBEYED, printable, shortened
+from tbkin_core.tasks.table import TASKS
+
+MOST_LETTERS = 1000
+"""Of a question."""
+_MOST_IMAGES = 8  # kept, those last used; one takes its file's bytes
+_MOST_KEPT_BYTES = 200_000_000
+_PACKAGES = ("starlette", "uvicorn")
+_LONGEST_NAME = 80
+_PREVIEW_SIDE = 320  # pixels
+_IMAGE_SIDE = 64  # pixels of the plain image that is asked about before the first visitor's
+
+
+class GoneError(DataError):
+    """An image that is not kept any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An image with its regions."""
+
+    image: ImageBytes
+    regions: NamedRegions
+
+
+class ImageDesk:
+    """A loaded model with the images that it was given, for one request at a time.
+
+    Raises:
+        TbkinError: The checkpoint cannot be loaded, or regions of new images cannot be made for it.
+    """
+
+    def __init__(self, config: VisualizeConfig, checkpoint: Path) -> None:
+        self.model = LoadedModel(config, checkpoint)
+        self._own = self.model.selection
+        self.standing = list(self.model.problems)
+        self._images: OrderedDict[str, _Kept] = OrderedDict()
+        row = TASKS[self.model.task.name]
+        self.asked = "question" if self.model.task.asks else "expression"
+        self.page, self.policy = served_page(
+            title=row.presentation.title,
+            example=row.example,
+            checkpoint=str(checkpoint),
+            asked=self.asked,
+            notes=self.standing,
+        )
+        # What is missing is said before anybody asks, and the first answer takes no longer than others.
+        self._warm(row.example)
+
+    def _warm(self, example: str) -> None:
+        file = io.BytesIO()
+        Image.new("RGB", (_IMAGE_SIDE, _IMAGE_SIDE), "gray").save(file, "PNG")
+        plain = ImageBytes("plain", file.getvalue())
+        kept = self._with_regions(plain)
+        with contextlib.suppress(DataError):  # it may know none of these words
+            self.model.trace(plain, self.model.read(example), kept.regions)
+        self.model.problems[:] = self.standing
+
+    def _with_regions(self, image: ImageBytes) -> _Kept:
+        _, width, height = load_image(image, max_side=_IMAGE_SIDE)
+        return _Kept(image, self.model.regions.of_file(image, (width, height)))
+
+    def add(self, name: str, content: bytes) -> dict[str, Any]:
+        """Take an image; its number, which nobody can guess, and its size.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        name = shortened(OBEYED.sub(" ", name).strip(), _LONGEST_NAME) or "image"
+        kept = self._with_regions(ImageBytes(name, content))
+        number = secrets.token_urlsafe(16)
+        self._images[number] = kept
+        # The one that has just come stays, however large it is.
+        while len(self._images) > 1 and (
+            len(self._images) > _MOST_IMAGES
+            or sum(len(each.image.content) for each in self._images.values()) > _MOST_KEPT_BYTES
+        ):
+            self._images.popitem(last=False)
+        regions = kept.regions.regions
+        return {
+            "id": number,
+            "name": name,
+            "size": [regions.image_width, regions.image_height],
+            "regions": len(regions),
+            "preview": image_uri(load_image(kept.image, max_side=_PREVIEW_SIDE)[0]),
+        }
+
+    def ask(
+        self, number: str, text: str, rule: str | None, threshold: float | None, with_image: bool
+    ) -> dict[str, Any]:
+        """What the model answers about an image that it was given: what the page shows, and notes.
+
+        Args:
+            number: Of the image.
+            text: Question or expression.
+            rule, threshold: Of the thresholded pass; None for the checkpoint's.
+            with_image: Whether to send the image along.
+
+        Raises:
+            GoneError: The image is not kept.
+            DataError: The text is empty or too long, or the model knows no word of it.
+            ConfigError: There is no such rule or threshold.
+        """
+        text = " ".join(text.split())
+        if not text:
+            example = TASKS[self.model.task.name].example
+            raise DataError(f"{self.asked}: is empty; give one, for example “{example}”")
+        if len(text) > MOST_LETTERS:
+            raise DataError(
+                f"{self.asked}: has {len(text):,} letters, and at most {MOST_LETTERS:,} are taken",
+                hint="ask in fewer words",
+            )
+        if number not in self._images:
+            raise GoneError("the image is not kept any more", hint="choose it again")
+        self._images.move_to_end(number)
+        kept = self._images[number]
+        self.model.selection = self._selection(rule, threshold)
+        asked = self.model.read(text)
+        self.model.problems[:] = [*self.standing, *asked.problems]
+        trace = self.model.trace(kept.image, asked, kept.regions)
+        found = {
+            **page_content(trace),
+            "notes": [
+                printable(note) for note in dict.fromkeys(self.model.problems) if note not in self.standing
+            ],
+        }
+        return {**found, "image": image_uri(trace.image)} if with_image else found
+
+    def _selection(self, rule: str | None, threshold: float | None) -> Selection:
+        """The checkpoint's selection, or another in the same layers and scope."""
+        if rule is None or threshold is None:
+            return self._own
+        rule_of(rule)
+        if fault := check_threshold(rule, threshold):
+            raise ConfigError(fault)
+        return Selection(rule, threshold, self._own.layers, self._own.scope)
+
+
+def serve(config: VisualizeConfig) -> ServeResult:
+    """Load the model and open the page's address; the result's `finish` answers there until interrupted.
+
+    Raises:
+        MissingDependencyError: The packages of the extra `serve` are not installed.
+        ConfigError: The address or port cannot be had, or the model cannot be given new images.
+        TbkinError: The checkpoint cannot be loaded.
+    """
+    if lacking := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise MissingDependencyError(
+            f"--serve needs {' and '.join(lacking)}, not installed here",
+            hint="pip install 'tbkin[serve]'",
+        )
+    # Before the model, which takes seconds to load.
+    opened = _listening(config.host.strip(), config.port)
+    try:
+        checkpoint = config.checkpoint or find_checkpoint(["vqa"])
+        desk = ImageDesk(config, checkpoint)
+        host, port = opened.getsockname()[:2]
+        token = "" if ipaddress.ip_address(host).is_loopback else secrets.token_urlsafe(24)
+        from tbkin_core.stages.web import made_app, run_app  # Starlette and uvicorn are an extra
+
+        app = made_app(desk, frozenset(_names_of(host, config.host)), token)
+    except BaseException:
+        opened.close()
+        raise
+    url = f"http://{_shown_host(host)}:{port}/" + (f"?token={token}" if token else "")
+    notes = list(desk.standing)
+    if token:
+        notes.append(
+            "the page is open to every machine that can reach this one and knows the address with its token;"
+            " what is sent is not encrypted"
+        )
+    return ServeResult(
+        out=Path(),
+        url=url,
+        checkpoint=checkpoint,
+        task=desk.model.task.name,
+        problems=notes,
+        run=_running(lambda: run_app(app, opened)),
+    )
+
+
+def _running(run: Callable[[], None]) -> Callable[[], None]:
+    def until_interrupted() -> None:
+        try:
+            run()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the page is not served any more; nothing of it was kept") from None
+
+    return until_interrupted
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address.
+
+    Raises:
+        ConfigError: There is no such address here, or the port is taken or not to be had.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"host: {host!r} is no address of this machine ({getattr(error, 'strerror', None) or error})",
+            hint="leave --host out to serve on this machine alone",
+        ) from None
+    family, kind, protocol, _, place = found[0]
+    opened = socket.socket(family, kind, protocol)
+    try:
+        # A port that was served a moment ago is free; one that is served now is not.
+        if os.name == "posix":
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(place)
+        opened.listen(16)
+    except OSError as error:
+        opened.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port: {port} of {host} is in use, perhaps by another `tbkin visualize --serve`",
+                hint="end that one, or choose another port with --port N; --port 0 takes any free one",
+            ) from None
+        if error.errno == errno.EACCES:
+            raise ConfigError(
+                f"port: {port} of {host} is not to be had ({error.strerror})",
+                hint="choose one from 1024 up with --port N",
+            ) from None
+        raise ConfigError(
+            f"host: {host} cannot be served at ({error.strerror or error})",
+            hint="leave --host out to serve on this machine alone",
+        ) from None
+    return opened
+
+
+def _names_of(host: str, given: str) -> set[str]:
+    """Names under which the page may be asked for; another one is that of a site that leads here."""
+    if ipaddress.ip_address(host).is_loopback:
+        return {"localhost", "127.0.0.1", "[::1]", _shown_host(host)}
+    machine = socket.gethostname().lower()
+    return {"localhost", _shown_host(host), given.strip().lower(), machine, f"{machine}.local"}
+
+
+def _shown_host(host: str) -> str:
+    """An address as it stands in a URL; of all addresses of this machine, its name."""
+    if ipaddress.ip_address(host).is_unspecified:
+        return socket.gethostname().lower()
+    return f"[{host}]" if ":" in host else host
