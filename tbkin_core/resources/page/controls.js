@@ -107,7 +107,7 @@ function renderView() {
   const pass = passShown();
   const own = ruleName(trace.selection, trace.threshold);
   $("run-name").title = `The thresholded pass of the model: ${own}`;
-  $("own").hidden = pass === "thresholded" || followsThreshold;
+  $("own").hidden = followsThreshold || (state.rule === trace.selection && threshold() === trace.threshold);
   $("own").textContent = `Back to ${own}`;
   const only = trace.layers ? ` The model selects in layer ${trace.layers.join(", ")} only.` : "";
   const where = trace.scope === "all" ? "" : ` Only ${trace.scope} links may be dropped.`;
