@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from matplotlib.text import Text
 from numpy.typing import NDArray
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from test_rule_drift import KEPT_IN_PAGE, cases, compare
 from tiny_traces import tiny_trace
 
@@ -34,33 +33,11 @@ from tbkin_core.support.console import OBEYED
 # One worker owns the browser.
 pytestmark = pytest.mark.xdist_group("browser")
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-)
 RULES = [
     ("relative", 0.3), ("relative", 0.0), ("relative", 0.123), ("relative", 1.0), ("probability", 0.1),
     ("probability", 0.5), ("score", 0.4), ("score", 0.0), ("topk", 3), ("topk", 0), ("topk", 1000),
 ]  # fmt: skip
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=1">&amp;{{trace}}'
-
-
-@pytest.fixture(scope="session")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """One tab for all tests: a new one takes longer than most of them."""
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    program = next((name for name in found if name), None)
-    if program is None:
-        pytest.skip("no browser: none of chromium, chromium-browser, google-chrome is installed")
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"), executable_path=program, args=FLAGS.split()
-        )
-        # Long, for machines that do much else; what is right is seen at once.
-        context.set_default_timeout(60_000)
-        expect.set_options(timeout=30_000)
-        yield context.pages[0]
-        context.close()
 
 
 Show = Callable[..., Page]

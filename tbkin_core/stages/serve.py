@@ -15,7 +15,6 @@ import os
 import secrets
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,12 +187,20 @@ def serve(config: VisualizeConfig) -> ServeResult:
         desk = ImageDesk(config, checkpoint)
         host, port = opened.getsockname()[:2]
         token = "" if ipaddress.ip_address(host).is_loopback else secrets.token_urlsafe(24)
-        from tbkin_core.stages.web import made_app, run_app  # Starlette and uvicorn are an extra
+        from tbkin_core.stages.web import made_app, made_server  # Starlette and uvicorn are an extra
 
         app = made_app(desk, frozenset(_names_of(host, config.host)), token)
     except BaseException:
         opened.close()
         raise
+
+    def run() -> None:
+        try:
+            with opened:
+                made_server(app).run(sockets=[opened])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the page is not served any more; nothing of it was kept") from None
+
     url = f"http://{_shown_host(host)}:{port}/" + (f"?token={token}" if token else "")
     notes = list(desk.standing)
     if token:
@@ -207,18 +214,8 @@ def serve(config: VisualizeConfig) -> ServeResult:
         checkpoint=checkpoint,
         task=desk.model.task.name,
         problems=notes,
-        run=_running(lambda: run_app(app, opened)),
+        run=run,
     )
-
-
-def _running(run: Callable[[], None]) -> Callable[[], None]:
-    def until_interrupted() -> None:
-        try:
-            run()
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("the page is not served any more; nothing of it was kept") from None
-
-    return until_interrupted
 
 
 def _listening(host: str, port: int) -> socket.socket:

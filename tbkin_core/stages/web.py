@@ -14,7 +14,6 @@ import ipaddress
 import json
 import logging
 import re
-import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -118,9 +117,10 @@ def made_app(desk: Desk, names: frozenset[str], token: str = "") -> ASGIApp:
     return _Gate(app, names, token)
 
 
-def run_app(app: ASGIApp, opened: socket.socket) -> None:
-    """Answer at a socket that listens, until a signal ends it by a KeyboardInterrupt."""
-    server = uvicorn.Server(
+def made_server(app: ASGIApp) -> uvicorn.Server:
+    """What answers for the application; its `run` takes sockets, until a signal ends it or `should_exit`."""
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    return uvicorn.Server(
         uvicorn.Config(
             app,
             log_config=None,
@@ -133,9 +133,6 @@ def run_app(app: ASGIApp, opened: socket.socket) -> None:
             timeout_graceful_shutdown=2,
         )
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    with opened:
-        server.run(sockets=[opened])
 
 
 class _Gate:
