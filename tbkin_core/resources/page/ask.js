@@ -142,10 +142,10 @@ function reply(notes) {
   const names = [trace.dense, trace.thresholded].map(({ answers }) => answerName(answers[0][0]));
   const shares = [trace.dense, trace.thresholded].map(({ answers }) => percent(answers[0][1]));
   const selection = ruleName(trace.selection, trace.threshold);
-  const part = (name, text) => [make("strong", { dir: "auto" }, name), " ", make("span", {}, text)];
+  const part = (name, text) => [make("strong", { dir: "auto" }, name), make("span", {}, text)];
   $("reply").replaceChildren(...(names[0] === names[1]
     ? part(names[0], `${shares[0]} dense, ${shares[1]} with ${selection}`)
-    : [...part(names[0], `${shares[0]} dense; `), ...part(names[1], `${shares[1]} with ${selection}`)]));
+    : [...part(names[0], `${shares[0]} dense`), ...part(names[1], `${shares[1]} with ${selection}`)]));
   $("reply").hidden = false;
   $("notes").replaceChildren(...notes.map((note) => make("li", {}, note)));
   $("notes").hidden = !notes.length;

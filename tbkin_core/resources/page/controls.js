@@ -113,7 +113,7 @@ function renderView() {
   const where = trace.scope === "all" ? "" : ` Only ${trace.scope} links may be dropped.`;
   if (pass) {
     const which = pass === "dense" ? "dense pass" : `pass with ${own}`;
-    $("independent").textContent = `Shown is the model’s own ${which}`
+    $("independent").textContent = `This is the model’s own ${which}`
       + `${followsThreshold ? "" : ", as in the figure"}.${only}${where}`;
     return;
   }

@@ -244,7 +244,11 @@ function renderLinks(source) {
     const values = source.kind === "word" ? current.regions : current.words;
     const highest = Math.max(...values, 0);
     const from = centre(source.kind, source.index);
+    // A line to a word that has left the window, while the picture stays, would lead nowhere.
+    const stays = getComputedStyle($("picture")).position === "sticky";
+    const isGone = (word) => stays && sourceOf("word", word).getBoundingClientRect().bottom < 0;
     for (const place of strongest(values, MAX_LINKS)) {
+      if (isGone(source.kind === "word" ? source.index : place)) continue;
       const share = values[place] / highest;
       const ends = [from, centre(other, place)];
       const [word, region] = source.kind === "word" ? ends : ends.reverse();
@@ -491,10 +495,10 @@ function start() {
   connectControls();
   connectMap();
   document.addEventListener("keydown", (event) => event.key === "Escape" && trace && release());
-  // On a phone the picture stays while the words go: the links between them follow.
+  // On a phone the picture stays while the words go, and with them the links between the two.
   let scrolled = false;
   addEventListener("scroll", () => {
-    if (scrolled || !$("links").childElementCount) return;
+    if (scrolled || !trace) return;
     scrolled = true;
     requestAnimationFrame(() => {
       scrolled = false;
