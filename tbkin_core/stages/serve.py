@@ -67,7 +67,8 @@ class ImageDesk:
         self.standing = list(self.model.problems)
         self._images: OrderedDict[str, _Kept] = OrderedDict()
         row = TASKS[self.model.task.name]
-        self.asked = "question" if self.model.task.asks else "expression"
+        named = "expression" if row.presentation.answers_are_regions else "sentence"
+        self.asked = "question" if self.model.task.asks else named
         self.page, self.policy = served_page(
             title=row.presentation.title,
             example=row.example,
@@ -267,7 +268,13 @@ def _names_of(host: str, given: str) -> set[str]:
 
 
 def _shown_host(host: str) -> str:
-    """An address as it stands in a URL; of all addresses of this machine, its name."""
+    """An address as it stands in a URL; of all addresses of this machine, the one others know, or its name."""
     if ipaddress.ip_address(host).is_unspecified:
-        return socket.gethostname().lower()
+        try:
+            # Nothing is sent; the system says which of its addresses leads to others.
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+                asking.connect(("192.0.2.1", 9))
+                host = asking.getsockname()[0]
+        except OSError:
+            return socket.gethostname().lower()
     return f"[{host}]" if ":" in host else host
