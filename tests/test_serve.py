@@ -32,6 +32,7 @@ from playwright.sync_api import Page, expect
 from tbkin_core import Answerer
 from tbkin_core.errors import DataError
 from tbkin_core.figures.page import page_content
+from tbkin_core.selection import Selection
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.stages import web
 from tbkin_core.stages.serve import MOST_LETTERS, ImageDesk
@@ -760,6 +761,37 @@ def test_an_image_can_be_dropped_and_the_server_may_end(
     expect(page.locator("#ask-problem")).to_contain_text("the server does not answer")
     assert page.evaluate("window.dropped") is None
     page.unroute("**/ask")
+
+
+@browser
+def test_a_model_without_a_threshold_answers_by_its_rule_and_by_others(
+    desk: ImageDesk, model: Served, visit: Callable[..., Page], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "_own", Selection("entmax15", 1.0))
+    page = visit(model)
+    put(page, trained)
+    page.wait_for_selector("html[data-answered='entmax15 1']", state="attached")
+    expect(page.locator("#tau")).to_be_disabled()
+    page.select_option("#rule", "topk")
+    page.wait_for_selector("html[data-answered='topk 4']", state="attached")
+    expect(page.locator("#answers thead th").nth(2)).to_have_text("top 4 keys")
+    page.select_option("#rule", "entmax15")
+    page.wait_for_selector("html[data-answered='entmax15 1']", state="attached")
+    expect(page.locator("#independent")).to_contain_text("the model’s own pass with entmax15")
+
+
+@browser
+def test_a_question_may_be_sent_while_its_image_is_still_read(
+    model: Served, visit: Callable[..., Page], trained: Path
+) -> None:
+    page = visit(model)
+    page.route("**/image?*", lambda route: (time.sleep(0.3), route.continue_()))
+    page.set_input_files("#file", trained / "img.jpg")
+    page.fill("#text", WHAT)
+    page.press("#text", "Enter")
+    expect(page.locator("#question")).to_have_text(WHAT)
+    expect(page.locator("#send")).to_be_enabled()
+    page.unroute("**/image?*")
 
 
 @browser

@@ -268,7 +268,7 @@ def _names_of(host: str, given: str) -> set[str]:
 
 
 def _shown_host(host: str) -> str:
-    """An address as it stands in a URL; of all addresses of this machine, the one others know, or its name."""
+    """An address as it stands in a URL; of all of this machine's, the one that others know, or its name."""
     if ipaddress.ip_address(host).is_unspecified:
         try:
             # Nothing is sent; the system says which of its addresses leads to others.

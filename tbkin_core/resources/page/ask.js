@@ -6,7 +6,8 @@ const token = new URLSearchParams(location.search).get("token");
 const STATE = $("ask-state").textContent;
 let picture = null; // what the server knows the image by, and its file
 let answered = null; // picture and question of what is shown
-let working = false;
+let queue = Promise.resolve(); // of what takes a moment, one after the other
+let working = 0;
 
 /** What the server answers, or an error with its message and hint. */
 async function call(path, body, type) {
@@ -32,23 +33,23 @@ function tell(error) {
     ? [error.message, ...(error.hint ? [make("span", {}, error.hint)] : [])] : []));
 }
 
-/** Do something that takes a moment; errors are shown, and what was there before stays. */
-async function work(words, what) {
-  if (working) return;
-  working = true;
-  $("send").disabled = true;
-  $("ask-state").textContent = words;
-  $("ask").setAttribute("aria-busy", "true");
-  tell(null);
-  try {
-    await what();
-  } catch (error) {
-    tell(error);
-  }
-  working = false;
-  $("send").disabled = false;
-  $("ask-state").textContent = STATE;
-  $("ask").removeAttribute("aria-busy");
+/** Do something that takes a moment, in its turn; errors are shown, and what was there before stays. */
+function work(words, what) {
+  working++;
+  queue = queue.then(async () => {
+    $("ask-state").textContent = words;
+    $("ask").setAttribute("aria-busy", "true");
+    tell(null);
+    try {
+      await what();
+    } catch (error) {
+      tell(error);
+    }
+    working--;
+    $("ask-state").textContent = STATE;
+    $("ask").removeAttribute("aria-busy");
+  });
+  return queue;
 }
 
 // ---- the image ----------------------------------------------------------------------------------
@@ -59,7 +60,7 @@ async function send(file) {
       hint: "scale it down, or give another one",
     });
   }
-  const name = encodeURIComponent(file.name.slice(0, 200).toWellFormed?.() ?? "");
+  const name = encodeURIComponent(file.name.slice(0, 200).replace(/\p{Surrogate}/gu, ""));
   return { ...(await call(`image?name=${name}`, file, "application/octet-stream")), file };
 }
 
@@ -119,12 +120,13 @@ async function ask(asked, withImage) {
   }
 }
 
-/** A threshold that was moved holds for the next question too. */
+/** A threshold that was moved holds for the next question too; a rule without one is the model's own. */
 const chosenThreshold = () =>
-  trace && trace.rules[state.rule].symbol ? { rule: state.rule, threshold: threshold() } : {};
+  trace && canTry(state.rule) ? { rule: state.rule, threshold: threshold() } : {};
 
 $("ask-form").addEventListener("submit", (event) => {
   event.preventDefault();
+  $("send").disabled = true;
   work("Asking the model …", async () => {
     if (!picture) throw new Error("there is no image yet; drop one into the box, or choose one");
     const asked = { picture, text: $("text").value, ...chosenThreshold() };
@@ -134,7 +136,7 @@ $("ask-form").addEventListener("submit", (event) => {
     answered = asked;
     $("model-notes").open = false;
     reply(content.notes);
-  });
+  }).then(() => ($("send").disabled = false));
 });
 
 /** The likeliest answer of both passes, above everything else. */
@@ -163,15 +165,22 @@ thresholdMoved = () => {
 
 /** Ask again at the threshold that the slider rests at. */
 function follow() {
-  const wanted = chosenThreshold();
-  if (!answered || wanted.rule === undefined || passShown() === "thresholded") return;
+  const isOwn = () => state.rule === trace.selection && threshold() === trace.threshold;
+  if (!answered || isOwn()) return;
   if (working) return void thresholdMoved();
   work("Asking the model at this threshold …", async () => {
-    const content = await ask({ ...answered, ...wanted }, false);
+    const asked = { picture: answered.picture, text: answered.text, ...chosenThreshold() };
+    let content;
+    try {
+      content = await ask(asked, false);
+    } catch (error) {
+      if (error.status === 503) rest = setTimeout(follow, 2000); // it is busy with others
+      throw error;
+    }
     update(content);
     reply(content.notes);
     // It may have moved on meanwhile.
-    if (passShown() !== "thresholded") thresholdMoved();
+    if (!isOwn()) thresholdMoved();
   });
 }
 

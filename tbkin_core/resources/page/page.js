@@ -50,6 +50,7 @@ function percent(fraction) {
 const regionName = (region) => `${region} ${trace.labels[region]}`.trim();
 const quoted = (word) => `“${trace.words[word]}”`;
 const threshold = () => state.thresholds[state.rule];
+const canTry = (rule) => trace.rules[rule].symbol !== "";
 const grounded = () => trace.thresholded.chosen !== null;
 
 /** A selection in words, as figures have it: "relative, τ = 0.3", "top 4 keys". */
@@ -89,7 +90,8 @@ function listed(values, name) {
 function recompute() {
   // A pass of the model has dropped its keys already; any other threshold is tried on the dense scores.
   attention = passShown() === "thresholded" ? run : dense;
-  if (attention === dense) dense.select(state.rule, threshold());
+  // A rule without a threshold cannot be tried: until the model has answered by it all keys are kept.
+  if (attention === dense) dense.select(...(canTry(state.rule) ? [state.rule, threshold()] : ["relative", 0]));
   const rollout = state.layer === "rollout";
   weights = rollout ? attention.rollout() : attention.weights(state.layer, state.head);
   const { length } = attention;
