@@ -107,10 +107,10 @@ def page_content(
     }
 
 
-def image_uri(pixels: NDArray[np.uint8]) -> str:
-    """An image (H, W, 3) as a data URI, as large as the page shows it."""
+def image_uri(pixels: NDArray[np.uint8], side: int = _MAX_SIDE) -> str:
+    """An image (H, W, 3) as a data URI, its longer side of at most so many pixels."""
     image = Image.fromarray(pixels)
-    image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{_base64(buffer.getvalue())}"

@@ -45,7 +45,7 @@ from tbkin_core.training.splits import changed_since
 from tbkin_core.training.start import check_feature_kind
 
 ANSWERS = 5  # shown of one image where nobody asked for more or fewer
-_PICTURE_SIDE = 800  # pixels; more than a figure shows
+PICTURE_SIDE = 800  # pixels; more than a figure shows
 _MOST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -180,7 +180,11 @@ class LoadedModel:
         return Question(text, table, known, pieces, problems)
 
     def trace(
-        self, source: Path | ImageBytes | str, question: Question, known: NamedRegions | None = None
+        self,
+        source: Path | ImageBytes | str,
+        question: Question,
+        known: NamedRegions | None = None,
+        opened: tuple[NDArray[np.uint8], int, int] | None = None,
     ) -> Trace:
         """Both passes over one image, given by its file or by its id in a feature store.
 
@@ -188,12 +192,13 @@ class LoadedModel:
             source: The file, or its content, or the id.
             question: What is asked.
             known: Regions of the file; None finds or makes them.
+            opened: The file as `load_image` gives it, of `PICTURE_SIDE` pixels; None reads it.
 
         Raises:
             TbkinError: The image cannot be read, or there are no regions for it.
         """
         if not isinstance(source, str):
-            picture, width, height = load_image(source, max_side=_PICTURE_SIDE)
+            picture, width, height = opened or load_image(source, max_side=PICTURE_SIDE)
             if known is None:
                 known = self.regions.of_file(source, (width, height))
             elif (known.regions.image_width, known.regions.image_height) != (width, height):
@@ -204,7 +209,7 @@ class LoadedModel:
                 )
             regions, object_names, attribute_names = known
             self.problems += self.regions.notes
-            if bits := used_bits(source):
+            if opened is None and (bits := used_bits(source)):
                 self.problems.append(f"{source}: is {darkness(bits)}")
             # Reading the annotations of a large dataset takes a while: only for what shows something of them.
             needed = self.task.presentation.answers_are_regions or self.config.wants_graph
@@ -346,7 +351,7 @@ class LoadedModel:
         self.problems.append(
             f"image {image_id}: no picture of it was found; name its dataset with --data DIR"
         )
-        scale = min(1.0, _PICTURE_SIDE / max(width, height))
+        scale = min(1.0, PICTURE_SIDE / max(width, height))
         return np.full((max(1, round(height * scale)), max(1, round(width * scale)), 3), 255, np.uint8)
 
 
@@ -519,7 +524,7 @@ class _DatasetOfImages:
             record = None
         if record is None or record.path is None:
             return None
-        picture, *size = load_image(record.path, max_side=_PICTURE_SIDE)
+        picture, *size = load_image(record.path, max_side=PICTURE_SIDE)
         return picture if size == [width, height] else None
 
     def target_boxes(

@@ -22,36 +22,35 @@ from typing import Any
 from PIL import Image
 
 from tbkin_core.errors import ConfigError, DataError, MissingDependencyError
-from tbkin_core.features.pictures import ImageBytes, load_image
+from tbkin_core.features.pictures import ImageBytes, darkness, load_image, used_bits
+from tbkin_core.features.regions import Pixels
 from tbkin_core.figures.page import image_uri, page_content, served_page
+from tbkin_core.figures.trace import Trace
 from tbkin_core.results import ServeResult
 from tbkin_core.runs import find_checkpoint
 from tbkin_core.selection import Selection, check_threshold, rule_of
 from tbkin_core.settings import VisualizeConfig
-from tbkin_core.stages.answering import LoadedModel, NamedRegions
+from tbkin_core.stages.answering import PICTURE_SIDE, LoadedModel, NamedRegions, Question
 from tbkin_core.support.console import OBEYED, printable, shortened
 from tbkin_core.tasks.table import TASKS
 
-MOST_LETTERS = 1000
+MOST_CHARACTERS = 1000
 """Of a question."""
-_MOST_IMAGES = 8  # kept, those last used; one takes its file's bytes
-_MOST_KEPT_BYTES = 200_000_000
+_MOST_IMAGES = 16  # kept, those last used; each takes some 2 MB
 _PACKAGES = ("starlette", "uvicorn")
 _LONGEST_NAME = 80
 _PREVIEW_SIDE = 320  # pixels
 _IMAGE_SIDE = 64  # pixels of the plain image that is asked about before the first visitor's
 
 
-class GoneError(DataError):
-    """An image that is not kept any more."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """An image with its regions."""
+    """What is kept of an image: its file is not."""
 
-    image: ImageBytes
+    name: str
+    opened: tuple[Pixels, int, int]  # as `load_image` gives it
     regions: NamedRegions
+    notes: list[str]
 
 
 class ImageDesk:
@@ -82,15 +81,20 @@ class ImageDesk:
     def _warm(self, example: str) -> None:
         file = io.BytesIO()
         Image.new("RGB", (_IMAGE_SIDE, _IMAGE_SIDE), "gray").save(file, "PNG")
-        plain = ImageBytes("plain", file.getvalue())
-        kept = self._with_regions(plain)
-        with contextlib.suppress(DataError):  # it may know none of these words
-            self.model.trace(plain, self.model.read(example), kept.regions)
-        self.model.problems[:] = self.standing
+        with contextlib.suppress(DataError):  # it may find nothing, and know none of these words
+            kept = self._kept(ImageBytes("plain", file.getvalue()))
+            self._trace(kept, self.model.read(example))
 
-    def _with_regions(self, image: ImageBytes) -> _Kept:
-        _, width, height = load_image(image, max_side=_IMAGE_SIDE)
-        return _Kept(image, self.model.regions.of_file(image, (width, height)))
+    def _kept(self, image: ImageBytes) -> _Kept:
+        opened = load_image(image, max_side=PICTURE_SIDE)
+        regions = self.model.regions.of_file(image, opened[1:])
+        bits = used_bits(image)
+        return _Kept(image.name, opened, regions, [f"{image}: is {darkness(bits)}"] if bits else [])
+
+    def _trace(self, kept: _Kept, asked: Question) -> Trace:
+        """Both passes; `model.problems` are then those of this question."""
+        self.model.problems[:] = [*self.standing, *asked.problems, *kept.notes]
+        return self.model.trace(ImageBytes(kept.name, b""), asked, kept.regions, kept.opened)
 
     def add(self, name: str, content: bytes) -> dict[str, Any]:
         """Take an image; its number, which nobody can guess, and its size.
@@ -99,23 +103,23 @@ class ImageDesk:
             DataError: It cannot be read.
         """
         name = shortened(OBEYED.sub(" ", name).strip(), _LONGEST_NAME) or "image"
-        kept = self._with_regions(ImageBytes(name, content))
+        kept = self._kept(ImageBytes(name, content))
         number = secrets.token_urlsafe(16)
         self._images[number] = kept
-        # The one that has just come stays, however large it is.
-        while len(self._images) > 1 and (
-            len(self._images) > _MOST_IMAGES
-            or sum(len(each.image.content) for each in self._images.values()) > _MOST_KEPT_BYTES
-        ):
+        while len(self._images) > _MOST_IMAGES:
             self._images.popitem(last=False)
-        regions = kept.regions.regions
+        pixels, width, height = kept.opened
         return {
             "id": number,
             "name": name,
-            "size": [regions.image_width, regions.image_height],
-            "regions": len(regions),
-            "preview": image_uri(load_image(kept.image, max_side=_PREVIEW_SIDE)[0]),
+            "size": [width, height],
+            "regions": len(kept.regions.regions),
+            "preview": image_uri(pixels, _PREVIEW_SIDE),
         }
+
+    def keeps(self, number: str) -> bool:
+        """Whether an image that it was given is still there."""
+        return number in self._images
 
     def ask(
         self, number: str, text: str, rule: str | None, threshold: float | None, with_image: bool
@@ -129,7 +133,7 @@ class ImageDesk:
             with_image: Whether to send the image along.
 
         Raises:
-            GoneError: The image is not kept.
+            KeyError: The image is not kept.
             DataError: The text is empty or too long, or the model knows no word of it.
             ConfigError: There is no such rule or threshold.
         """
@@ -137,19 +141,15 @@ class ImageDesk:
         if not text:
             example = TASKS[self.model.task.name].example
             raise DataError(f"{self.asked}: is empty; give one, for example “{example}”")
-        if len(text) > MOST_LETTERS:
+        if len(text) > MOST_CHARACTERS:
             raise DataError(
-                f"{self.asked}: has {len(text):,} letters, and at most {MOST_LETTERS:,} are taken",
+                f"{self.asked}: has {len(text):,} characters, and at most {MOST_CHARACTERS:,} are taken",
                 hint="ask in fewer words",
             )
-        if number not in self._images:
-            raise GoneError("the image is not kept any more", hint="choose it again")
         self._images.move_to_end(number)
         kept = self._images[number]
         self.model.selection = self._selection(rule, threshold)
-        asked = self.model.read(text)
-        self.model.problems[:] = [*self.standing, *asked.problems]
-        trace = self.model.trace(kept.image, asked, kept.regions)
+        trace = self._trace(kept, self.model.read(text))
         found = {
             **page_content(trace),
             "notes": [

@@ -56,6 +56,8 @@ class Desk(Protocol):
 
     def add(self, name: str, content: bytes) -> dict[str, Any]: ...
 
+    def keeps(self, number: str) -> bool: ...
+
     def ask(
         self, number: str, text: str, rule: str | None, threshold: float | None, with_image: bool
     ) -> dict[str, Any]: ...
@@ -80,9 +82,10 @@ def made_app(desk: Desk, names: frozenset[str], token: str = "") -> ASGIApp:
         try:
             async with turn:
                 return JSONResponse(finite(await run_in_threadpool(work)))
+        except HTTPException:
+            raise
         except TbkinError as error:
-            status = 410 if type(error).__name__ == "GoneError" else 422
-            return _refusal(status, error.message, error.hint)
+            return _refusal(422, error.message, error.hint)
         except MemoryError:
             return _refusal(422, "out of memory", "give a smaller image")
         except Exception as error:  # one request must not cost the others
@@ -104,7 +107,13 @@ def made_app(desk: Desk, names: frozenset[str], token: str = "") -> ASGIApp:
 
     async def ask(request: Request) -> Response:
         asked = _question(await _body(request, _MOST_QUESTION_BYTES, "question"))
-        return await in_turn(lambda: desk.ask(**asked))
+
+        def answered() -> dict[str, Any]:
+            if not desk.keeps(asked["number"]):
+                raise HTTPException(410, "the image is not kept any more; choose it again")
+            return desk.ask(**asked)
+
+        return await in_turn(answered)
 
     app = Starlette(
         routes=[
