@@ -171,6 +171,9 @@ def _add(name: str, stage: Stage) -> None:
                 result = run(chosen)
             if rank() == 0 or stage.summary_of_last:
                 show(result, bool(json))
+            sys.stdout.flush()  # a server's address has to be read while it serves
+            with interruptible():
+                result.finish()
         logging.shutdown()
 
     derived = parameters(stage.settings)

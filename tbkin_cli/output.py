@@ -126,6 +126,8 @@ def errors_as_messages(overwrites: bool = False) -> Iterator[None]:
         if isinstance(cause := interruption.__cause__, TbkinError):
             # What is done could not be kept.
             text = f"tbkin: interrupted, and then: {printable(cause.message)}"
+        elif interruption.args:
+            text = f"tbkin: interrupted; {interruption.args[0]}"
         else:
             same = "the same command without --overwrite" if overwrites else "the same command"
             text = f"tbkin: interrupted; what is finished is kept, {same} goes on"

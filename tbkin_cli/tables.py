@@ -242,6 +242,12 @@ def _question_file(result: results.QuestionFileResult) -> list[Table]:
     ]
 
 
+def _serve(result: results.ServeResult) -> list[Table]:
+    return [
+        Table("Serving", ["page", "model", "end it with"], [[result.url, str(result.checkpoint), "Ctrl-C"]])
+    ]
+
+
 def _search(result: results.SearchResult) -> list[Table]:
     rows = [
         [result.name_of(match), f"{match.score:.1f}", percent(match.probability)] for match in result.matches
@@ -290,5 +296,6 @@ _TABLES: dict[type[results.StageResult], Callable[[Any], list[Table]]] = {
     results.QuestionFileResult: _question_file,
     results.RedrawnResult: _redrawn,
     results.SearchResult: _search,
+    results.ServeResult: _serve,
     results.ResultSheet: _result_sheet,
 }

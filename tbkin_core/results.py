@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ class StageResult:
     def values(self) -> dict[str, Any]:
         """Plain values, as --json prints them."""
         return {"out": str(self.out), "problems": self.problems}
+
+    def finish(self) -> None:
+        """What is left to do once the result is shown: a server serves."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -320,6 +323,24 @@ class Match:
     region: tuple[float, float, float, float]
     attention: float
     stands_out: bool  # whether that is much more than an even share
+
+
+@dataclass(slots=True, kw_only=True)
+class ServeResult(StageResult):
+    """A page whose address is open, and where nobody answers before `finish`."""
+
+    url: str  # the page's address, with its token where it needs one
+    checkpoint: Path
+    task: str  # what the model was trained for
+    run: Callable[[], None]  # answers until it is interrupted
+
+    @property
+    def values(self) -> dict[str, Any]:
+        values = {"url": self.url, "checkpoint": str(self.checkpoint), "task": self.task}
+        return {**values, "problems": self.problems}
+
+    def finish(self) -> None:
+        self.run()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,12 +4,44 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from command_line import succeeds
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+_BROWSER_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+)
+
+
+@pytest.fixture(scope="session")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """One tab of a browser for all tests: a new one takes longer than most of them.
+
+    They belong to the `xdist_group` "browser", of which one worker has all tests.
+    """
+    from playwright.sync_api import expect, sync_playwright
+
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    program = next((name for name in found if name), None)
+    if program is None:
+        pytest.skip("no browser: none of chromium, chromium-browser, google-chrome is installed")
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"), executable_path=program, args=_BROWSER_FLAGS.split()
+        )
+        # Long, for machines that do much else; what is right is seen at once.
+        context.set_default_timeout(60_000)
+        expect.set_options(timeout=30_000)
+        yield context.pages[0]
+        context.close()
 
 
 @pytest.fixture(scope="session")

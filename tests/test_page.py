@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from matplotlib.text import Text
 from numpy.typing import NDArray
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from test_rule_drift import KEPT_IN_PAGE, cases, compare
 from tiny_traces import tiny_trace
 
 from tbkin_core.errors import DataError
 from tbkin_core.figures import page as page_module
+from tbkin_core.figures.answer import trace_figure
 from tbkin_core.figures.page import write_page
 from tbkin_core.figures.trace import Pass, Trace
-from tbkin_core.figures.views import rollout
+from tbkin_core.figures.views import attention_views, rollout
 from tbkin_core.modeling import Selection
 from tbkin_core.modeling.attention import scope_mask, select_keys
 from tbkin_core.selection import RULE_TABLE, Rule
@@ -32,33 +33,11 @@ from tbkin_core.support.console import OBEYED
 # One worker owns the browser.
 pytestmark = pytest.mark.xdist_group("browser")
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync"
-)
 RULES = [
     ("relative", 0.3), ("relative", 0.0), ("relative", 0.123), ("relative", 1.0), ("probability", 0.1),
     ("probability", 0.5), ("score", 0.4), ("score", 0.0), ("topk", 3), ("topk", 0), ("topk", 1000),
 ]  # fmt: skip
 HOSTILE = '</script><script>window.hacked = 1</script><img src=x onerror="window.hacked=1">&amp;{{trace}}'
-
-
-@pytest.fixture(scope="session")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """One tab for all tests: a new one takes longer than most of them."""
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    program = next((name for name in found if name), None)
-    if program is None:
-        pytest.skip("no browser: none of chromium, chromium-browser, google-chrome is installed")
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"), executable_path=program, args=FLAGS.split()
-        )
-        # Long, for machines that do much else; what is right is seen at once.
-        context.set_default_timeout(60_000)
-        expect.set_options(timeout=30_000)
-        yield context.pages[0]
-        context.close()
 
 
 Show = Callable[..., Page]
@@ -84,9 +63,10 @@ def show(tab: Page, tmp_path: Path) -> Iterator[Show]:
         height: int = 900,
         color_scheme: Any = "light",
         reduced_motion: Any = "reduce",
+        **choice: Any,
     ) -> Page:
         paths.append(tmp_path / f"page {len(paths)}.html")
-        write_page(paths[-1], trace)
+        write_page(paths[-1], trace, **choice)
         tab.mouse.move(0, 0)
         tab.set_viewport_size({"width": width, "height": height})
         tab.emulate_media(color_scheme=color_scheme, reduced_motion=reduced_motion)
@@ -160,10 +140,11 @@ def word(page: Page, number: int) -> Any:
     return page.locator(WORDS).nth(number)
 
 
-def weights(trace: Trace, rule: str | None = None, threshold: float | None = None) -> NDArray[np.float64]:
-    """(N, H, L, L) of the dense scores under a rule; by default the trace's own."""
-    chosen = trace.threshold if threshold is None else threshold
-    return Pass(trace.dense.scores, kept_by(trace, rule or trace.selection, chosen)).weights()
+def weights(trace: Trace, rule: str | None = None, threshold: float = 0.0) -> NDArray[np.float32]:
+    """(N, H, L, L) of the thresholded pass, shown at first; or of the dense scores under a rule."""
+    if rule is None:
+        return trace.thresholded.weights()
+    return Pass(trace.dense.scores, kept_by(trace, rule, threshold)).weights()
 
 
 def word_region(trace: Trace, attention: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -171,6 +152,118 @@ def word_region(trace: Trace, attention: NDArray[np.float64]) -> NDArray[np.floa
     text = len(trace.pieces)
     rows = [attention[:text][trace.word_ids == number].mean(axis=0) for number in range(len(trace.words))]
     return np.stack(rows)[:, text:]
+
+
+# ---- the page and the figure --------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts of the figures that a test draws."""
+    texts: list[str] = []
+    draw = Text.draw
+
+    def remember(text: Text, *arguments: Any, **options: Any) -> None:
+        texts.append(text.get_text())
+        draw(text, *arguments, **options)
+
+    monkeypatch.setattr(Text, "draw", remember)
+    return texts
+
+
+SAME: dict[str, tuple[Callable[[], Trace], dict[str, Any]]] = {
+    "vqa": (tiny_trace, {}),
+    "rec": (lambda: tiny_trace("the large dog", task="rec"), {}),
+    "rollout": (tiny_trace, {"aggregate": "rollout"}),
+    "last": (lambda: tiny_trace("the large dog", task="rec"), {"aggregate": "last"}),
+    "layer": (lambda: tiny_trace(layers=3), {"layer": 1}),
+    "head": (lambda: tiny_trace("the large dog", task="rec"), {"head": 1}),
+    "one layer selects": (lambda: tiny_trace(selection=Selection("topk", 4, layers=(0,))), {}),
+    "one direction": (lambda: tiny_trace(selection=Selection("score", 0.2, scope="text-to-image")), {}),
+    "entmax15": (lambda: without_scores(tiny_trace(selection=Selection("entmax15", 1.0))), {}),
+    "dense": (lambda: tiny_trace(selection=Selection("relative", 0.0)), {}),
+}
+
+
+def without_scores(trace: Trace) -> Trace:
+    """A trace of a transform, whose weights are no softmax and stand in it, as `tbkin visualize` makes it."""
+    kept = trace.thresholded.kept
+    attention = np.where(kept, np.random.default_rng(0).random(kept.shape), 0).astype(np.float32)
+    attention /= attention.sum(axis=-1, keepdims=True)
+    return replace(trace, thresholded=replace(trace.thresholded, attention=attention.astype(np.float16)))
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_the_page_shows_what_the_figure_shows(
+    case: str, show: Show, tmp_path: Path, drawn_texts: list[str]
+) -> None:
+    make, choice = SAME[case]
+    trace = make()
+    trace_figure(tmp_path / "figure.png", trace, **choice)
+    page = show(trace, **choice)
+    columns = [" ".join(text.split()) for text in page.locator("#answers thead th").all_text_contents()]
+    assert columns[1] == "dense"
+    if trace.threshold:
+        assert f"({columns[2]})" in "".join(drawn_texts), "the passes are called alike"
+    for pass_, view in zip(("thresholded", "dense"), reversed(attention_views(trace, **choice)), strict=True):
+        if pass_ == "dense":
+            if case == "entmax15":
+                page.select_option("#rule", "relative")
+            page.fill("#tau-exact", "0")
+            settle(page)
+        assert shown_weights(page, REGIONS) == pytest.approx(view.region_weights, abs=2e-4)
+        assert shown_weights(page, WORDS) == pytest.approx(view.word_weights, abs=2e-4)
+        cells = page.locator("#map td[data-word] .unseen").all_text_contents()
+        dropped = [text == "dropped" for text in cells]
+        assert dropped == (view.word_region == 0).flatten().tolist()
+        # The share on regions, in the same digits.
+        sentence = (page.text_content("#shown") or "").replace("\xa0", " ")
+        share = f"{100 * view.region_weights.sum():.3g} %"
+        said = "none" if share == "0 %" else share
+        assert f"{said} of its attention is on regions" in sentence
+        assert f"{share} on regions" in drawn_texts
+        which = "the model’s own " + (
+            "dense pass" if pass_ == "dense" or not trace.threshold else "pass with "
+        )
+        expect(page.locator("#independent")).to_contain_text(which)
+    page.fill("#tau-exact", "0.9")
+    settle(page)
+    expect(page.locator("#independent")).to_contain_text("Recomputed here from the scores of the dense pass")
+    expect(page.locator("#answers-note")).to_contain_text("these do not follow the slider")
+    page.click("#own")
+    own = attention_views(trace, **choice)[1]
+    assert shown_weights(page, REGIONS) == pytest.approx(own.region_weights, abs=2e-4)
+    expect(page.locator("#own")).to_be_hidden()
+
+
+def test_moving_the_threshold_is_not_what_the_model_does_with_it() -> None:
+    trace = tiny_trace()
+    moved = weights(trace, trace.selection, trace.threshold)
+    assert abs(moved - trace.thresholded.weights()).max() > 0.01, "or the tests above compare nothing"
+
+
+def test_boxes_are_called_alike_in_page_and_figure(
+    show: Show, tmp_path: Path, drawn_texts: list[str]
+) -> None:
+    trace = tiny_trace("the large dog", task="rec")
+    trace_figure(tmp_path / "figure.png", trace)
+    page = show(trace)
+    legend = {text.partition(":")[0].partition(",")[0] for text in drawn_texts}
+    named = page.locator("#grounding tbody th").all_text_contents()
+    assert named == ["chosen region", "runner-up", "predicted box", "target"]
+    assert set(named) <= legend
+    tags = {
+        text.partition(":")[0] for text in page.locator("#region-names .tag[class*=' ']").all_text_contents()
+    }
+    assert tags & set(named) and not tags - set(named) - {regions_named(trace, text) for text in tags}
+    answers = page.locator("#answers tbody th").all_text_contents()
+    assert set(answers) <= set(drawn_texts), "regions too"
+
+
+def regions_named(trace: Trace, text: str) -> str:
+    """The text, where it is a region's name."""
+    names = {f"{number} {label}".strip() for number, label in enumerate(trace.region_labels)}
+    return text if text in names else ""
 
 
 # ---- the threshold ------------------------------------------------------------------------------
@@ -189,13 +282,13 @@ def word_region(trace: Trace, attention: NDArray[np.float64]) -> NDArray[np.floa
 def test_kept_counts_are_those_of_the_model_under_every_rule(selection: Selection, show: Show) -> None:
     trace = tiny_trace(regions=6, selection=selection)
     page = show(trace)
-    own = by_direction(trace, kept_by(trace, selection.rule, selection.threshold))
-    assert shown_counts(page, "all") == own
+    own = by_direction(trace, trace.thresholded.kept)
+    assert shown_counts(page, "all") == shown_counts(page, "run") == own
     assert own["all"][0] < own["all"][1]
-    assert shown_counts(page, "run") == by_direction(trace, trace.thresholded.kept)
     for rule, threshold in RULES if selection.rule == "relative" else RULES[::2]:
         choose(page, rule, threshold)
-        expected = kept_by(trace, rule, threshold)
+        is_own = (rule, threshold) == (selection.rule, selection.threshold)
+        expected = trace.thresholded.kept if is_own else kept_by(trace, rule, threshold)
         assert shown_counts(page, "all") == by_direction(trace, expected), (rule, threshold)
         assert shown_counts(page, "shown") == by_direction(trace, expected[-1]), (rule, threshold)
         share = expected.mean()
@@ -458,7 +551,7 @@ def test_a_grounding_shows_its_boxes_and_rollout_to_the_chosen_region(show: Show
     table = page.locator("#grounding")
     expect(table).to_be_visible()
     expect(table).to_contain_text("IoU 0.80")  # 8,370 of 10,465 pixels
-    expect(page.locator("#answers")).to_contain_text("region 0: dog")
+    expect(page.locator("#answers tbody")).to_contain_text("0 dog")
 
 
 def test_answers_stand_side_by_side_with_their_probabilities(show: Show) -> None:
@@ -545,6 +638,40 @@ def test_nothing_is_wider_than_a_phone(trace: Callable[[], Trace], show: Show) -
     assert picture is not None and picture["width"] / picture["height"] == pytest.approx(320 / 240, rel=0.01)
 
 
+def test_on_a_phone_the_image_stays_beside_the_slider_and_the_map_shows_that_it_scrolls(show: Show) -> None:
+    page = show(tiny_trace(regions=36), width=390, height=844)
+    for name in ("#tau", "#answers"):
+        page.locator(name).evaluate("node => node.scrollIntoView({ block: 'center' })")
+        picture, control = page.locator("#picture").bounding_box(), page.locator(name).bounding_box()
+        assert picture is not None and control is not None
+        assert picture["y"] >= 0 and picture["y"] + picture["height"] <= control["y"], name
+        assert picture["height"] <= 0.43 * 844
+    page.focus("#map-scroll")
+    for _ in range(6):  # what Tab goes back to is not hidden behind it
+        page.keyboard.press("Shift+Tab")
+        settle(page)
+        focused = page.evaluate("document.activeElement.getBoundingClientRect().top")
+        picture = page.locator("#picture").bounding_box()
+        assert picture is not None and focused >= picture["y"] + picture["height"]
+    assert page.evaluate("document.activeElement.id") == "rule"
+    word(page, 3).click()
+    expect(page.locator("#links path").first).to_be_attached()
+    page.locator("#tau").evaluate("node => node.scrollIntoView({ block: 'center' })")
+    expect(page.locator("#links path")).to_have_count(0)  # its word is out of sight
+    page.evaluate("scrollTo(0, 0)")
+    expect(page.locator("#links path").first).to_be_attached()
+    frame, scroll = page.locator("#map-frame"), page.locator("#map-scroll")
+    expect(page.locator("#map-scrolls")).to_be_visible()
+    expect(frame).to_have_class("more-right")
+    scroll.evaluate("node => node.scrollBy(60, 0)")
+    expect(frame).to_have_class("more-right more-left")
+    scroll.evaluate("node => node.scrollBy(10000, 0)")
+    expect(frame).to_have_class("more-left")
+    wide = show(tiny_trace())
+    expect(wide.locator("#map-scrolls")).to_be_hidden()
+    expect(wide.locator("#map-frame")).to_have_class("")
+
+
 def test_no_motion_for_those_who_want_none(show: Show) -> None:
     duration = "getComputedStyle(document.querySelector('.region')).transitionDuration"
     assert show(tiny_trace(), reduced_motion="reduce").evaluate(duration) == "0s"
@@ -561,7 +688,7 @@ def test_text_is_never_html(show: Show) -> None:
     page = show(replace(trace, checkpoint=HOSTILE))
     page.wait_for_selector("#graph image")
     assert page.evaluate("window.hacked") is None
-    assert page.locator("img").count() == 1 and page.locator("script").count() == 3
+    assert page.locator("img").count() == 1 and page.locator("script").count() == 4
     assert page.text_content("#question") == trace.text
     expect(page.locator("#answers")).to_contain_text(HOSTILE)
     assert page.title().startswith("is </script><script>")
@@ -589,7 +716,7 @@ def test_no_text_runs_or_loads_anything(show: Show) -> None:
     for number in range(0, len(texts), 5):
         page.locator(REGIONS).nth(number).dispatch_event("pointerenter", {"pointerType": "mouse"})
     assert page.evaluate("window.hacked") is None
-    assert page.locator("script").count() == 3 and page.locator("style").count() == 1
+    assert page.locator("script").count() == 4 and page.locator("style").count() == 1
     assert page.locator("iframe, object, embed, base, form, a, link:not([rel=icon]), [onload]").count() == 0
     assert page.locator("img").count() == 1
     shown = page.text_content("#question") or ""

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from tbkin_cli import main
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.modeling import TbkinConfig
+from tbkin_core.results import StageResult
 from tbkin_core.runs import open_run, run_settings
 from tbkin_core.selection import SELECTIONS, Selection, check_threshold
 from tbkin_core.settings import (
@@ -172,7 +173,8 @@ def outcome_typed(name: str, line: list[str]) -> Any:
     seen: list[StageConfig] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main, "show", lambda *_: None)
-        patch.setattr(main.pkgutil, "resolve_name", lambda stage: seen.append)
+        made = StageResult(out=Path())
+        patch.setattr(main.pkgutil, "resolve_name", lambda stage: lambda given: seen.append(given) or made)
         done = CliRunner().invoke(main.app, [name, *line])
     if done.exit_code == 0:
         return seen[0]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +61,27 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _ANOTHER = "name another file, or take it from where it came from again"
 
 
-def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, int]:
+@dataclass(frozen=True, slots=True)
+class ImageBytes:
+    """An image file that lies in memory alone; `load_image` reads it as it reads those on disk."""
+
+    name: str  # what messages call it
+    content: bytes
+
+    @property
+    def stem(self) -> str:
+        """Its name without the suffix, as of a path."""
+        return Path(self.name).stem
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """Its content to read from."""
+        return io.BytesIO(self.content)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def load_image(path: Path | ImageBytes, max_side: int | None = None) -> tuple[Pixels, int, int]:
     """Read an image file as 8-bit RGB.
 
     The EXIF orientation is applied; of an animation or a multi-page file the first frame is taken;
@@ -66,7 +89,7 @@ def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, in
     it has 12 bits from 12 (`used_bits` finds other files that use fewer than 16).
 
     Args:
-        path: The image file.
+        path: The image file, or its content.
         max_side: Longest side of the returned array in pixels; larger images are scaled down while they
             are decoded where the format allows it, smaller ones are left as they are. None: full size.
 
@@ -77,18 +100,10 @@ def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, in
     Raises:
         DataError: The file is missing, empty, truncated, broken, not an image, or larger than `MAX_PIXELS`.
     """
-    path = Path(path)
+    path = path if isinstance(path, ImageBytes) else Path(path)
     if max_side is not None and max_side < 1:
         raise DataError(f"{path}: max_side must be at least 1, got {max_side}")
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        reason = "the link leads nowhere" if path.is_symlink() else error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason})", hint=_ANOTHER) from None
-    if not path.is_file():
-        kind = "a directory" if path.is_dir() else "no file"
-        raise DataError(f"{path}: is {kind}, expected an image file", hint=_ANOTHER)
-    if size == 0:
+    if (len(path.content) if isinstance(path, ImageBytes) else _file_size(path)) == 0:
         raise DataError(
             f"{path}: is empty (0 bytes), expected an image", hint="copy or download the file again"
         )
@@ -117,8 +132,21 @@ def load_image(path: Path, max_side: int | None = None) -> tuple[Pixels, int, in
         raise DataError(f"{path}: the image cannot be decoded ({reason})", hint=_ANOTHER) from None
 
 
+def _file_size(path: Path) -> int:
+    """Bytes of a file; DataError where it is none that can be read."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        reason = "the link leads nowhere" if path.is_symlink() else error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason})", hint=_ANOTHER) from None
+    if not path.is_file():
+        kind = "a directory" if path.is_dir() else "no file"
+        raise DataError(f"{path}: is {kind}, expected an image file", hint=_ANOTHER)
+    return size
+
+
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
+def _open(path: Path | ImageBytes) -> Iterator[Image.Image]:
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]
     # Of a path Pillow maps uncompressed pixels into memory, and turned ones in the wrong shape.
@@ -130,7 +158,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
             yield image
 
 
-def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[Pixels, int, int]:
+def _decode(image: Image.Image, path: Path | ImageBytes, max_side: int | None) -> tuple[Pixels, int, int]:
     width, height = image.size
     if width < 1 or height < 1:
         raise DataError(f"{path}: the image has no pixels ({width} x {height})", hint=_ANOTHER)
@@ -156,7 +184,7 @@ def _decode(image: Image.Image, path: Path, max_side: int | None) -> tuple[Pixel
     return pixels, width, height
 
 
-def _refuse_large(image: Image.Image, path: Path) -> None:
+def _refuse_large(image: Image.Image, path: Path | ImageBytes) -> None:
     pixels, most = image.width * image.height, _MOST_OF.get(image.format or "", MAX_PIXELS)
     if pixels > most:
         raise _too_large(path, f"{image.width:,} x {image.height:,}, which is {pixels:,} pixels", most)
@@ -186,7 +214,7 @@ def count_photos(paths: Sequence[Path]) -> tuple[int, int]:
     return photos, looked_at
 
 
-def used_bits(path: Path) -> int:
+def used_bits(path: Path | ImageBytes) -> int:
     """How many bits the values of a 16-bit picture take, where these are 14 or fewer; 0 for all others.
 
     Medical pictures are often kept so, and are then read as nearly black. A file does not say whether it is
@@ -290,7 +318,7 @@ def _finite(values: NDArray) -> NDArray[np.float32]:
     return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _too_large(path: Path, pixels: str, most: int = MAX_PIXELS) -> DataError:
+def _too_large(path: Path | ImageBytes, pixels: str, most: int = MAX_PIXELS) -> DataError:
     return DataError(
         f"{path}: the image is too large ({pixels}; at most {most:,} pixels are decoded, such as"
         f" {'15,000 x 10,000' if most == MAX_PIXELS else '7,500 x 8,000'}): scale it down, or leave it out"

@@ -50,6 +50,7 @@ class Group(enum.StrEnum):
     TRAINING = "Training"
     SWEEP = "Sweep"
     FIGURE = "Figure"
+    SERVER = "Server"
     RUN = "Run"
     OUTPUT = "Output"
 

@@ -18,6 +18,7 @@ selection = partial(option, group=Group.SELECTION)
 training = partial(option, group=Group.TRAINING)
 sweep = partial(option, group=Group.SWEEP)
 figure = partial(option, group=Group.FIGURE)
+server = partial(option, group=Group.SERVER)
 run = partial(option, group=Group.RUN)
 output = partial(option, group=Group.OUTPUT)
 

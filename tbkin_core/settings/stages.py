@@ -16,7 +16,7 @@ from tbkin_core.features.extractors import EXTRACTOR_NAMES, extractor_help, take
 from tbkin_core.questions.kinds import KINDS
 from tbkin_core.selection import SELECTIONS, TRANSFORMS, check_threshold, usual_threshold
 from tbkin_core.settings import options
-from tbkin_core.settings.base import Group, StageConfig, option, wrong_choice
+from tbkin_core.settings.base import Group, StageConfig, fields_of, option, wrong_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,11 +257,26 @@ class VisualizeConfig(StageConfig):
     )
     wrong: bool = options.figure(False, "With --from: wrong answers alone.")
     limit: int = options.figure(20, "Answers drawn at most.", low=1, high=200, only_with="results")
+    serve: bool = options.server(
+        False,
+        "Serve a page on this machine, to drop an image on and ask about it; no IMAGE and no QUESTION are"
+        " given. Needs `pip install 'tbkin[serve]'`.",
+    )
+    port: int = options.server(
+        8420, "Port of the page; 0 is any free one.", low=0, high=65535, only_with="serve"
+    )
+    host: str = options.server(
+        "127.0.0.1",
+        "Address that the page is served at. Any but this machine's own, such as 0.0.0.0, is open to others,"
+        " who need the token in the address that is printed.",
+        metavar="ADDR",
+        only_with="serve",
+    )
 
     @property
     def wants_graph(self) -> bool:
         """Whether the trace is to hold the scene graph, for which spaCy is loaded."""
-        return self.graph or self.html
+        return self.graph or self.html or self.serve
 
     @property
     def redraws(self) -> bool:
@@ -280,7 +295,9 @@ class VisualizeConfig(StageConfig):
             yield "format: is empty; give png, svg or pdf"
         if self.aggregate is not None and (self.layer is not None or self.head is not None):
             yield "aggregate: sums layers and heads up; omit it beside --layer or --head"
-        if self.results is not None:
+        if self.serve:
+            yield from self._serving_conflicts()
+        elif self.results is not None:
             if self.images or self.image_id or self.question:
                 yield "results: --from draws what stands in its file; give no image and no question"
             if self.wants_graph:
@@ -302,6 +319,19 @@ class VisualizeConfig(StageConfig):
             threshold = usual_threshold(rule) if self.threshold is None else self.threshold
             if fault := check_threshold(rule, threshold):
                 yield fault
+
+    def _serving_conflicts(self) -> Iterator[str]:
+        if self.images or self.image_id or self.question:
+            yield "serve: the page takes images and questions; give none beside --serve"
+        fields = fields_of(type(self))
+        for name in ("features", "data", "aggregate", "layer", "head", "format", "column", "graph", "html"):
+            if getattr(self, name) != fields[name].default:
+                yield f"{name}: has no part in the page of --serve; leave it out"
+        for name in ("results", "wrong", "out"):
+            if getattr(self, name) != fields[name].default:
+                yield f"{name}: is of files, and --serve writes none; leave it out"
+        if not self.host.strip():
+            yield "host: is empty; give an address such as 127.0.0.1, or leave it out"
 
     def _question_conflicts(self) -> Iterator[str]:
         if any(path.suffix.lower() == ".npz" for path in self.images):

@@ -20,7 +20,7 @@ from tbkin_core.errors import ConfigError, DataError, TbkinError
 from tbkin_core.features.extractors import recorded_extractor
 from tbkin_core.features.extractors.base import regions_of_file
 from tbkin_core.features.extractors.opening import reopen_extractor
-from tbkin_core.features.pictures import darkness, load_image, used_bits
+from tbkin_core.features.pictures import ImageBytes, darkness, load_image, used_bits
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, batch_of_one, feature_kind
 from tbkin_core.figures.trace import Pass, Trace
@@ -46,7 +46,7 @@ from tbkin_core.training.splits import changed_since
 from tbkin_core.training.start import check_feature_kind
 
 ANSWERS = 5  # shown of one image where nobody asked for more or fewer
-_PICTURE_SIDE = 800  # pixels; more than a figure shows
+PICTURE_SIDE = 800  # pixels; more than a figure shows
 _MOST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -162,19 +162,26 @@ class LoadedModel:
             )
         return Question(text, table, known, pieces, problems)
 
-    def trace(self, source: Path | str, question: Question, known: NamedRegions | None = None) -> Trace:
+    def trace(
+        self,
+        source: Path | ImageBytes | str,
+        question: Question,
+        known: NamedRegions | None = None,
+        opened: tuple[NDArray[np.uint8], int, int] | None = None,
+    ) -> Trace:
         """Both passes over one image, given by its file or by its id in a feature store.
 
         Args:
-            source: The file or the id.
+            source: The file, or its content, or the id.
             question: What is asked.
             known: Regions of the file; None finds or makes them.
+            opened: The file as `load_image` gives it, of `PICTURE_SIDE` pixels; None reads it.
 
         Raises:
             TbkinError: The image cannot be read, or there are no regions for it.
         """
-        if isinstance(source, Path):
-            picture, width, height = load_image(source, max_side=_PICTURE_SIDE)
+        if not isinstance(source, str):
+            picture, width, height = opened or load_image(source, max_side=PICTURE_SIDE)
             if known is None:
                 known = self.regions.of_file(source, (width, height))
             elif (known.regions.image_width, known.regions.image_height) != (width, height):
@@ -185,11 +192,11 @@ class LoadedModel:
                 )
             regions, object_names, attribute_names = known
             self.problems += self.regions.notes
-            if bits := used_bits(source):
+            if opened is None and (bits := used_bits(source)):
                 self.problems.append(f"{source}: is {darkness(bits)}")
             # Reading the annotations of a large dataset takes a while: only for what shows something of them.
             needed = self.task.presentation.answers_are_regions or self.config.wants_graph
-            image_id = self.data.image_id_of(source) if needed else None
+            image_id = self.data.image_id_of(source) if needed and isinstance(source, Path) else None
         else:
             regions, object_names, attribute_names = self.regions.stored(source)
             image_id, width, height = regions.image_id, regions.image_width, regions.image_height
@@ -327,7 +334,7 @@ class LoadedModel:
         self.problems.append(
             f"image {image_id}: no picture of it was found; name its dataset with --data DIR"
         )
-        scale = min(1.0, _PICTURE_SIDE / max(width, height))
+        scale = min(1.0, PICTURE_SIDE / max(width, height))
         return np.full((max(1, round(height * scale)), max(1, round(width * scale)), 3), 255, np.uint8)
 
 
@@ -344,18 +351,33 @@ class _RegionSource:
     def _extractor(self) -> Any:
         return reopen_extractor(self.extractor, self.devices)
 
-    def of_file(self, path: Path, size: tuple[int, int]) -> NamedRegions:
+    @property
+    def made_anew(self) -> bool:
+        """Whether an image is all that it takes to make regions of it."""
+        row = recorded_extractor(self.extractor)
+        needed = {"max_regions", "object_names", "attribute_names"}
+        return row is not None and row.from_image_alone and needed <= {*self.extractor}
+
+    def of_file(self, path: Path | ImageBytes, size: tuple[int, int]) -> NamedRegions:
         """Regions of an image file of some width and height.
 
         Raises:
             ConfigError: They cannot be made anew, and no store holds the image.
         """
-        kind, row = self.extractor.get("extractor"), recorded_extractor(self.extractor)
-        needed = {"max_regions", "object_names", "attribute_names"}
-        made_anew = row is not None and row.from_image_alone and needed <= {*self.extractor}
-        if made_anew and self.own is None:
+        kind, row, made_anew = (
+            self.extractor.get("extractor"),
+            recorded_extractor(self.extractor),
+            self.made_anew,
+        )
+        if made_anew and (self.own is None or isinstance(path, ImageBytes)):
             regions = regions_of_file(self._extractor, path)
             return NamedRegions(regions, self.extractor["object_names"], self.extractor["attribute_names"])
+        if isinstance(path, ImageBytes):
+            raise ConfigError(
+                f"features of kind {kind!r}, which the checkpoint was trained on, cannot be made here for a"
+                " new image",
+                hint="use a checkpoint trained on --extractor builtin or photo features",
+            )
         beside = [] if self.own else [parent / "features" for parent in path.resolve().parents[:4]]
         stores = list(self._stores(beside))
         for store in stores:
@@ -485,7 +507,7 @@ class _DatasetOfImages:
             record = None
         if record is None or record.path is None:
             return None
-        picture, *size = load_image(record.path, max_side=_PICTURE_SIDE)
+        picture, *size = load_image(record.path, max_side=PICTURE_SIDE)
         return picture if size == [width, height] else None
 
     def target_boxes(

@@ -52,12 +52,17 @@ def visualize(config: VisualizeConfig) -> StageResult:
     """Answer a question about images, or find an expression in them, and draw what was attended to.
 
     Each image leaves a trace (.npz) beside its figure. Traces in the place of images are drawn again, without
-    the model; `config.results` draws a contact sheet of what a fine-tuned model answered.
+    the model; `config.results` draws a contact sheet of what a fine-tuned model answered; `config.serve`
+    opens a page where images are asked about, whose result has a `finish` that serves it.
 
     Raises:
         TbkinError: An image cannot be read, there is no checkpoint, or its features cannot be made. Of
             several images, `problems` name those that cannot be read.
     """
+    if config.serve:
+        from tbkin_core.stages.serve import serve  # with the model comes torch
+
+        return serve(config)
     if config.results is not None:
         return draw_result_sheet(config, config.results)
     if config.redraws:
@@ -174,7 +179,7 @@ def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace, mark: str) ->
     figures = _figure_files(config, base)
     for file in figures:
         if file.suffix == ".html":
-            write_page(file, trace, mark)
+            write_page(file, trace, mark, config.aggregate, config.layer, config.head)
         elif file.stem == f"{base.name}-graph":
             graph_figure(file, trace, mark)
         else:

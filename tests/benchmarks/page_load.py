@@ -64,8 +64,8 @@ def drawn(layers: int, heads: int, regions: int, words: int) -> Trace:
         word_ids=np.array([-1, *range(words), -1]),
         selection="relative",
         threshold=0.3,
-        dense=Pass(scores, np.ones_like(kept), answers),
-        thresholded=Pass(scores, kept, answers),
+        dense=Pass(scores, np.ones_like(kept), answers=answers),
+        thresholded=Pass(scores, kept, answers=answers),
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from tbkin_core.datasets import Dataset
 from tbkin_core.datasets.records import ImageRecord
 from tbkin_core.errors import ConfigError, DataError, TbkinError
-from tbkin_core.features.pictures import load_image
+from tbkin_core.features.pictures import ImageBytes, load_image
 from tbkin_core.features.regions import ImageId, Pixels, RegionFeatures
 from tbkin_core.support.devices import resolve_devices, torch_device
 from tbkin_core.support.ranks import world_size
@@ -101,7 +101,7 @@ class PictureExtractor(Extractor):
     def extract(self, image_id: ImageId, image: Pixels, width: int, height: int) -> RegionFeatures:
         """The regions of an RGB image (H, W, 3), perhaps reduced, of a file of `width` x `height` pixels."""
 
-    def regions(self, image_id: ImageId, source: Path) -> RegionFeatures:
+    def regions(self, image_id: ImageId, source: Path | ImageBytes) -> RegionFeatures:
         return self.extract(image_id, *load_image(source, max_side=MAX_SIDE))
 
 
@@ -215,7 +215,7 @@ def _refused(job: Job, error: Exception) -> str:
     return f"{job.source}: the model cannot take this image ({type(error).__name__}: {reason})"
 
 
-def regions_of_file(extractor: Extractor | BatchExtractor, path: Path) -> RegionFeatures:
+def regions_of_file(extractor: Extractor | BatchExtractor, path: Path | ImageBytes) -> RegionFeatures:
     """The regions of one image file; an extractor that is open serves for several.
 
     Raises:

@@ -1,29 +1,18 @@
 // The page itself. Text of the trace only ever becomes text nodes and attributes, never HTML.
 
-const trace = JSON.parse(document.getElementById("trace").textContent);
-const attention = new Attention(
-  decodeHalfFloats(document.getElementById("scores").textContent),
-  trace.shape, trace.pieces.length, trace.scope, trace.layers,
-);
 const $ = (id) => document.getElementById(id);
-const wordCount = trace.words.length;
-const regionCount = trace.boxes.length;
-const textLength = trace.pieces.length;
-// The row that the answer is read from, as in the figures: [CLS], or what a grounding chose.
-const grounded = trace.thresholded.chosen !== null;
-const answerRow = grounded ? textLength + trace.thresholded.chosen : 0;
-const RULES = Object.keys(trace.rules).filter((name) => trace.rules[name].symbol);
 const MAX_LINKS = 12;
 const LABELLED = 3;
 
+// What is shown: a trace, and the scores of its dense pass and of its thresholded one, the latter -Infinity
+// where a key was dropped. `attention` is the one of them that is drawn from. `show` sets them all.
+let trace, dense, run, attention;
+let wordCount, regionCount, textLength, rules;
 const state = {
-  rule: RULES.includes(trace.selection) ? trace.selection : RULES[0],
+  rule: "",
   // The last threshold of each rule, so that going back to a rule goes back to it. 0 is dense.
-  thresholds: {
-    ...Object.fromEntries(RULES.map((name) => [name, trace.rules[name].usual])),
-    [trace.selection]: trace.threshold,
-  },
-  layer: trace.aggregate === "rollout" ? "rollout" : attention.layerCount - 1,
+  thresholds: {},
+  layer: 0,
   head: null, // mean of heads
   direction: "text",
   pinned: null, // what is shown while nothing is pointed at; null is the answer
@@ -61,8 +50,30 @@ function percent(fraction) {
 const regionName = (region) => `${region} ${trace.labels[region]}`.trim();
 const quoted = (word) => `“${trace.words[word]}”`;
 const threshold = () => state.thresholds[state.rule];
-const ruleName = (rule, value) =>
-  trace.rules[rule].phrase.replace("{name}", rule).replace("{threshold}", value);
+const canTry = (rule) => trace.rules[rule].symbol !== "";
+const grounded = () => trace.thresholded.chosen !== null;
+
+/** A selection in words, as figures have it: "relative, τ = 0.3", "top 4 keys". */
+function ruleName(name, value) {
+  const rule = trace.rules[name];
+  const words = rule.phrase.replace("{name}", name).replace("{threshold}", Number(value.toPrecision(6)));
+  return rule.unit ? `${words} ${rule.unit}${value === 1 ? "" : "s"}` : words;
+}
+
+/** Which pass of the model the view is of, as the figure shows it; "" where no pass had this threshold. */
+function passShown() {
+  if (threshold() === 0) return "dense";
+  return state.rule === trace.selection && threshold() === trace.threshold ? "thresholded" : "";
+}
+
+/** The pass whose answers and boxes belong to the view. */
+const passBeside = () => (passShown() === "dense" ? "dense" : "thresholded");
+
+/** The row that the answer is read from, as in the figures: [CLS], or what a grounding chose. */
+function answerRow() {
+  const { chosen } = trace[passBeside()];
+  return chosen === null ? 0 : textLength + chosen;
+}
 
 /** Numbers of the largest values above 0, the largest first. */
 function strongest(values, limit) {
@@ -77,7 +88,10 @@ function listed(values, name) {
 // ---- from scores to links -----------------------------------------------------------------------
 
 function recompute() {
-  attention.select(state.rule, threshold());
+  // A pass of the model has dropped its keys already; any other threshold is tried on the dense scores.
+  attention = passShown() === "thresholded" ? run : dense;
+  // A rule without a threshold cannot be tried: until the model has answered by it all keys are kept.
+  if (attention === dense) dense.select(...(canTry(state.rule) ? [state.rule, threshold()] : ["relative", 0]));
   const rollout = state.layer === "rollout";
   weights = rollout ? attention.rollout() : attention.weights(state.layer, state.head);
   const { length } = attention;
@@ -93,6 +107,7 @@ function recompute() {
       regionWord[region * wordCount + word] += weights[(textLength + region) * length + piece];
     }
   });
+  renderPass();
   renderKept();
   renderMap();
   render();
@@ -130,13 +145,14 @@ function shown(source) {
     if (kept.length) text += `, most ${reading ? "by" : "to"}: ${listed(words, quoted)}`;
     return { regions, words, text: `${text}.` };
   }
-  const row = answerRow * attention.length;
+  const row = answerRow() * attention.length;
   for (let region = 0; region < regionCount; region++) regions[region] = weights[row + textLength + region];
   trace.wordIds.forEach((word, piece) => {
     if (word >= 0) words[word] += weights[row + piece];
   });
   const sum = (values) => values.reduce((total, value) => total + value, 0);
-  const reader = grounded ? `the chosen region ${regionName(trace.thresholded.chosen)}` : "[CLS]";
+  const { chosen } = trace[passBeside()];
+  const reader = chosen === null ? "[CLS]" : `the chosen region ${regionName(chosen)}`;
   let text = `The answer is read from ${reader}: `;
   if (!strongest(regions, 1).length) text += "none of its attention is on regions";
   else text += `${percent(sum(regions))} of its attention is on regions (most: ${listed(regions, regionName)})`;
@@ -147,7 +163,7 @@ function shown(source) {
 
 // ---- drawing what is shown ----------------------------------------------------------------------
 
-const sources = []; // buttons with their source: the answer, the words, the regions
+let sources = []; // buttons with their source: the answer, the words, the regions
 let current = null;
 
 const same = (one, other) => one?.kind === other?.kind && one?.index === other?.index;
@@ -186,9 +202,10 @@ function renderLabels(source) {
   const [width, height] = [$("picture").clientWidth, $("picture").clientHeight];
   const wanted = source.kind === "region" ? [source.index] : strongest(current.regions, LABELLED);
   if (source.mark !== undefined) wanted.unshift(source.mark);
-  const named = grounded ? [trace.thresholded.chosen, trace.thresholded.runnerUp] : [];
+  const beside = trace[passBeside()];
+  const named = grounded() ? [beside.chosen, beside.runnerUp] : [];
   const names = [
-    ...trace.groundingBoxes.map(({ name, box, kind }) => [name, box, kind]),
+    ...beside.boxes.map(({ name, box, kind }) => [name, box, kind]),
     ...Array.from(new Set(wanted)).filter((region) => !named.includes(region))
       .map((region) => [regionName(region), trace.boxes[region], ""]),
   ];
@@ -219,17 +236,21 @@ function renderLabels(source) {
 function renderLinks(source) {
   const lines = [];
   if (source.kind !== "answer") {
-    const stage = $("stage").getBoundingClientRect();
+    const sheet = $("links").getBoundingClientRect();
     const centre = (kind, index) => {
       const box = sourceOf(kind, index).getBoundingClientRect();
-      const x = box.left + box.width / 2 - stage.left;
-      return [x, (kind === "word" ? box.bottom : box.top + box.height / 2) - stage.top];
+      const x = box.left + box.width / 2 - sheet.left;
+      return [x, (kind === "word" ? box.bottom : box.top + box.height / 2) - sheet.top];
     };
     const other = source.kind === "word" ? "region" : "word";
     const values = source.kind === "word" ? current.regions : current.words;
     const highest = Math.max(...values, 0);
     const from = centre(source.kind, source.index);
+    // A line to a word that has left the window, while the picture stays, would lead nowhere.
+    const stays = getComputedStyle($("picture")).position === "sticky";
+    const isGone = (word) => stays && sourceOf("word", word).getBoundingClientRect().bottom < 0;
     for (const place of strongest(values, MAX_LINKS)) {
+      if (isGone(source.kind === "word" ? source.index : place)) continue;
       const share = values[place] / highest;
       const ends = [from, centre(other, place)];
       const [word, region] = source.kind === "word" ? ends : ends.reverse();
@@ -244,10 +265,16 @@ function renderLinks(source) {
 
 const sourceOf = (kind, index) => sources.find((one) => one.kind === kind && one.index === index).node;
 
+/** Entries kept now, and entries that the dense pass has, by direction and in "all". */
+function counted(layer, head) {
+  const [kept, there] = [attention.counts(layer, head), dense.counts(layer, head)];
+  return Object.fromEntries(Object.keys(kept).map((name) => [name, [kept[name][0], there[name][1]]]));
+}
+
 function renderKept() {
   const isRollout = state.layer === "rollout";
-  const all = attention.counts(null, null);
-  const here = isRollout ? all : attention.counts(state.layer, state.head);
+  const all = counted(null, null);
+  const here = isRollout ? all : counted(state.layer, state.head);
   const share = ([kept, total]) => percent(total ? kept / total : NaN);
   const rows = ["all", ...DIRECTIONS].map((direction) => {
     const cells = [["all", all], ["shown", here], ["run", trace.runKept]].map(([name, counts]) => {
@@ -270,65 +297,6 @@ function renderKept() {
       + `; ${share(all.all)} of all attention entries are kept.`
     : `${share(all.all)} of all attention entries are kept.`;
   $("tau").setAttribute("aria-valuetext", `${ruleName(state.rule, threshold())}: ${share(all.all)} kept`);
-}
-
-// ---- the map of words and regions ---------------------------------------------------------------
-
-const mapRows = [];
-const mapColumns = Array.from({ length: regionCount }, () => []);
-const mapCells = []; // [cell, the text in it, word, region]
-
-function buildMap() {
-  if (!wordCount || !regionCount) return void ($("map-section").hidden = true);
-  const header = trace.labels.map((_, region) => {
-    const attributes = { scope: "col", title: regionName(region), "data-region": region };
-    const cell = make("th", attributes, String(region));
-    mapColumns[region].push(cell);
-    return cell;
-  });
-  $("map").append(
-    make("caption", { class: "unseen" }, "Attention between each word and each region"),
-    make("thead", {}, make("tr", {}, make("td"), ...header)),
-    make("tbody", {}, ...trace.words.map((name, word) => {
-      const cells = trace.labels.map((_, region) => {
-        const text = make("span", { class: "unseen" });
-        const cell = make("td", { "data-word": word, "data-region": region }, text);
-        mapColumns[region].push(cell);
-        mapCells.push([cell, text, word, region]);
-        return cell;
-      });
-      const attributes = { scope: "row", dir: "auto", title: name, "data-word": word };
-      const row = make("tr", {}, make("th", attributes, name), ...cells);
-      mapRows.push(row);
-      return row;
-    })),
-  );
-  $("map").addEventListener("pointerover", (event) => {
-    const { word, region } = event.target.closest("[data-word], [data-region]")?.dataset ?? {};
-    const mark = region && { mark: Number(region) };
-    if (word !== undefined) hover({ kind: "word", index: Number(word), ...mark });
-    else if (region !== undefined) hover({ kind: "region", index: Number(region) });
-  });
-  $("map").addEventListener("pointerleave", () => hover(null));
-}
-
-function renderMap() {
-  const highest = mapCells.reduce((most, [, , word, region]) => Math.max(most, link(word, region)), 0);
-  for (const [cell, text, word, region] of mapCells) {
-    const weight = link(word, region);
-    cell.style.setProperty("--weight", highest ? weight / highest : 0);
-    cell.classList.toggle("dropped", weight === 0);
-    text.textContent = weight ? percent(weight) : "dropped";
-  }
-  const [giver, taker] = state.direction === "text" ? ["word", "region"] : ["region", "word"];
-  $("map-note").textContent = `The share that each ${giver} gives to each ${taker}, ${viewName()}. The`
-    + ` strongest cell is ${percent(highest)}; a dot is a dropped link. Numbers are regions.`;
-}
-
-function viewName() {
-  if (state.layer === "rollout") return "by attention rollout over all layers";
-  const head = state.head === null ? "mean of heads" : `head ${state.head}`;
-  return `in layer ${state.layer}, ${head}`;
 }
 
 // ---- pointing and pinning -----------------------------------------------------------------------
@@ -364,8 +332,7 @@ function connect(node, kind, index, meter) {
 }
 
 function buildWords() {
-  const answer = make("button", { type: "button", class: "word answer" },
-    make("span", {}, grounded ? `chosen: ${regionName(trace.thresholded.chosen)}` : "answer [CLS]"));
+  const answer = make("button", { type: "button", class: "word answer" }, make("span", { id: "reader" }));
   connect(answer, "answer", undefined);
   $("words").append(answer);
   trace.words.forEach((word, index) => {
@@ -377,7 +344,7 @@ function buildWords() {
   });
 }
 
-const scrimHoles = [];
+let scrimHoles = [];
 
 function buildPicture() {
   const [width, height] = trace.imageSize;
@@ -385,7 +352,7 @@ function buildPicture() {
     + (trace.labels.some(Boolean) ? `: ${trace.labels.filter(Boolean).slice(0, 12).join(", ")}` : "");
   const { style } = $("picture");
   style.aspectRatio = `${width} / ${height}`;
-  style.maxWidth = `${(75 * width) / height}vh`; // so that its height stays below 75 % of the window's
+  style.setProperty("--ratio", width / height); // its height stays below a share of the window's
   // A sheet of shade with holes: where regions overlap their light adds up.
   const mask = draw("mask", { id: "holes" }, draw("rect", { width, height, fill: "white" }));
   for (const [left, top, right, bottom] of trace.boxes) {
@@ -396,10 +363,6 @@ function buildPicture() {
   }
   $("scrim").setAttribute("viewBox", `0 0 ${width} ${height}`);
   $("scrim").append(draw("defs", {}, mask), draw("rect", { width, height, mask: "url(#holes)" }));
-  const percentOf = (box) => ({
-    left: `${(100 * box[0]) / width}%`, top: `${(100 * box[1]) / height}%`,
-    width: `${(100 * (box[2] - box[0])) / width}%`, height: `${(100 * (box[3] - box[1])) / height}%`,
-  });
   const areas = trace.boxes.map(([left, top, right, bottom]) => (right - left) * (bottom - top));
   const smaller = areas.map((area) => areas.filter((other) => other > area).length);
   trace.boxes.forEach((box, region) => {
@@ -413,12 +376,30 @@ function buildPicture() {
     connect(node, "region", region);
     $("regions").append(node);
   });
-  for (const { kind, box } of trace.groundingBoxes) {
+}
+
+/** A box as parts of the picture. */
+function percentOf(box) {
+  const [width, height] = trace.imageSize;
+  return {
+    left: `${(100 * box[0]) / width}%`, top: `${(100 * box[1]) / height}%`,
+    width: `${(100 * (box[2] - box[0])) / width}%`, height: `${(100 * (box[3] - box[1])) / height}%`,
+  };
+}
+
+/** The boxes of a grounding, and what the answer is read from: of the pass that the view is of. */
+function renderPass() {
+  const { chosen, boxes } = trace[passBeside()];
+  $("reader").textContent = chosen === null ? "answer [CLS]" : `chosen: ${regionName(chosen)}`;
+  $("grounding-boxes").replaceChildren(...boxes.map(({ kind, box }) => {
     const frame = make("span", { class: `grounding ${kind}` });
     Object.assign(frame.style, percentOf(box));
-    $("picture").append(frame);
-  }
-  $("picture").append(make("div", { id: "region-names", "aria-hidden": "true" }));
+    return frame;
+  }));
+  renderView();
+}
+
+function connectPicture() {
   // One stop for Tab; the arrow keys go from region to region in the order of their numbers.
   $("regions").addEventListener("keydown", (event) => {
     const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
@@ -436,185 +417,108 @@ function buildPicture() {
   });
 }
 
-// ---- controls -----------------------------------------------------------------------------------
-
-/** Bounds of the slider: [least, most, step]. */
-function bounds(name) {
-  const rule = trace.rules[name];
-  // A rule without a least threshold compares scores; a number of keys, or of mean weights, ends with the keys.
-  const least = rule.low ?? Math.min(0, Math.floor(attention.lowest));
-  const most = rule.high ?? (rule.low === null ? Math.max(0, Math.ceil(attention.highest)) : attention.length);
-  return [least, most, rule.step ?? (most - least > 4 ? 0.05 : 0.01)];
-}
-
-function renderThreshold() {
-  const [min, max, step] = bounds(state.rule);
-  const rule = trace.rules[state.rule];
-  Object.assign($("tau"), { min, max, step, value: threshold() });
-  // The slider goes in steps; the number beside it says what is applied.
-  Object.assign($("tau-exact"), { min, max, step: rule.whole ? 1 : "any", value: threshold() });
-  $("tau-name").textContent = rule.symbol;
-  $("rule-note").textContent = `Each query keeps the keys ${rule.keeps}; its strongest always. 0 keeps all.`;
-}
-
-let waiting = false;
-
-/** Once a frame, however fast the slider moves. */
-function recomputeSoon() {
-  if (waiting) return;
-  waiting = true;
-  requestAnimationFrame(() => {
-    waiting = false;
-    recompute();
-  });
-}
-
-function buildControls() {
-  $("rule").append(...RULES.map((name) => make("option", { value: name }, name)));
-  $("rule").value = state.rule;
-  renderThreshold();
-  $("rule").addEventListener("change", () => {
-    state.rule = $("rule").value;
-    renderThreshold();
-    recompute();
-  });
-  $("tau").addEventListener("input", () => {
-    state.thresholds[state.rule] = Number($("tau").value);
-    $("tau-exact").value = $("tau").value;
-    recomputeSoon();
-  });
-  $("tau-exact").addEventListener("input", () => {
-    const [least, most] = bounds(state.rule);
-    const value = $("tau-exact").valueAsNumber;
-    if (Number.isNaN(value)) return;
-    const inside = Math.min(Math.max(value, least), most);
-    state.thresholds[state.rule] = trace.rules[state.rule].whole ? Math.round(inside) : inside;
-    $("tau").value = threshold();
-    recomputeSoon();
-  });
-  $("tau-exact").addEventListener("change", () => ($("tau-exact").value = threshold()));
-  const last = attention.layerCount - 1;
-  for (let layer = 0; layer <= last; layer++) {
-    $("layer").append(make("option", { value: layer }, `${layer}${layer === last ? " (last)" : ""}`));
-  }
-  $("layer").append(make("option", { value: "rollout" }, "all: attention rollout"));
-  $("layer").value = state.layer;
-  $("head").append(make("option", { value: "mean" }, "mean of heads"));
-  for (let head = 0; head < attention.headCount; head++) {
-    $("head").append(make("option", { value: head }, String(head)));
-  }
-  const chooseView = () => {
-    state.layer = $("layer").value === "rollout" ? "rollout" : Number($("layer").value);
-    if (state.layer === "rollout") $("head").value = "mean"; // rollout averages the heads
-    $("head").disabled = state.layer === "rollout";
-    state.head = $("head").value === "mean" ? null : Number($("head").value);
-    state.direction = $("direction").value;
-    recompute();
-  };
-  for (const id of ["layer", "head", "direction"]) $(id).addEventListener("change", chooseView);
-  $("head").disabled = state.layer === "rollout";
-  const selecting = trace.layers?.join(", ");
-  const only = trace.layers ? ` The model selects in layer ${selecting} only.` : "";
-  const where = trace.scope === "all" ? "" : ` Only ${trace.scope} links may be dropped.`;
-  $("independent").textContent = "Recomputed here from the scores of the dense pass, each layer by itself:"
-    + " what a lower layer drops does not change the scores of the layers above it. In the model’s run"
-    + ` (${ruleName(trace.selection, trace.threshold)}) it does, so the two may differ.${only}${where}`;
-  $("run-name").title = `The thresholded pass of the model: ${ruleName(trace.selection, trace.threshold)}`;
-}
-
-function buildTheme() {
-  const preferred = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = null;
-  const show = () => {
-    const dark = chosen ?? preferred.matches;
-    document.documentElement.style.colorScheme = dark ? "dark" : "light";
-    $("theme").setAttribute("aria-pressed", String(dark));
-  };
-  preferred.addEventListener("change", show);
-  $("theme").addEventListener("click", () => {
-    chosen = !(chosen ?? preferred.matches);
-    show();
-  });
-  show();
-}
-
-// ---- answers and boxes --------------------------------------------------------------------------
-
-function buildAnswers() {
-  const run = ruleName(trace.selection, trace.threshold);
-  const heads = [trace.answerHeading, "dense", run];
-  $("answers-heading").textContent = grounded ? "Regions" : "Answers";
-  $("answers").tHead.append(make("tr", {}, ...heads.map((name) => make("th", { scope: "col" }, name))));
-  const sides = [trace.dense.answers, trace.thresholded.answers].map((answers) => new Map(answers));
-  const names = new Set([...sides[0].keys(), ...sides[1].keys()]);
-  const label = (name) => {
-    const region = trace.answersAreRegions ? /^region (\d+)$/.exec(name) : null;
-    return region && trace.labels[region[1]] ? `${name}: ${trace.labels[region[1]]}` : name;
-  };
-  const best = sides.map((side) => side.keys().next().value);
-  for (const name of names) {
-    const cells = sides.map((side, which) => {
-      if (!side.has(name)) return make("td", { class: "none" }, "not among these");
-      const probability = side.get(name);
-      const bar = make("span", { class: "bar", "aria-hidden": "true" });
-      bar.style.setProperty("--weight", probability ?? 0);
-      return make("td", best[which] === name ? { class: "best" } : {}, percent(probability), bar);
-    });
-    const heading = make("th", { scope: "row", dir: "auto" }, label(name));
-    $("answers").tBodies[0].append(make("tr", {}, heading, ...cells));
-  }
-  $("answers-note").textContent = `Of the model’s own passes, dense and with ${run}; they do not follow`
-    + " the slider.";
-  if (!trace.grounding.length) return;
-  $("grounding").hidden = false;
-  const [head, body] = [$("grounding").querySelector("thead"), $("grounding").querySelector("tbody")];
-  head.append(make("tr", {}, ...["", "dense", run].map((name) => make("th", { scope: "col" }, name))));
-  for (const { name, kind, cells } of trace.grounding) {
-    const key = make("span", { class: `key ${kind}`, "aria-hidden": "true" });
-    const heading = make("th", { scope: "row" }, key, name);
-    body.append(make("tr", {}, heading, ...cells.map((text) => make("td", {}, text))));
-  }
-}
-
 // ---- the whole ----------------------------------------------------------------------------------
 
 /** What the page cannot do for this trace, or "": to select by another rule would show what is not so. */
 function problem() {
-  const unknown = RULES.filter((name) => !Object.hasOwn(LEAST_SCORES, name));
+  const named = Object.keys(trace.rules).filter((name) => trace.rules[name].symbol);
+  const unknown = named.filter((name) => !Object.hasOwn(LEAST_SCORES, name));
   if (!Object.hasOwn(trace.rules, trace.selection)) unknown.push(trace.selection);
   return unknown.length ? `This page knows no selection rule “${unknown.join("”, “")}”.` : "";
 }
 
-function start() {
+/** What `figures/page.py` makes of a trace: the trace as JSON, and its scores in base64. */
+function read(content) {
+  trace = content.trace;
+  const made = (scores) => new Attention(
+    decodeHalfFloats(scores), trace.shape, trace.pieces.length, trace.scope, trace.layers,
+  );
+  dense = made(content.scores);
+  run = made(content.run || content.scores);
+  attention = dense;
+  dense.select("relative", 0);
+  run.select("relative", 0); // what it dropped has no score any more
+}
+
+/** Show a trace in the place of whatever is shown; false, with a message, where the page cannot. */
+function show(content) {
+  read(content);
+  const fault = problem();
+  $("problem").textContent = fault;
+  $("problem").hidden = !fault;
+  document.querySelector("main").hidden = Boolean(fault);
+  if (fault) return false;
+  [wordCount, regionCount, textLength] = [trace.words.length, trace.boxes.length, trace.pieces.length];
+  // A transform in the softmax's place has no threshold to try; the view of its own pass is the only one.
+  rules = Object.keys(trace.rules).filter((name) => trace.rules[name].symbol || name === trace.selection);
+  Object.assign(state, {
+    rule: trace.selection,
+    thresholds: {
+      ...Object.fromEntries(rules.map((name) => [name, trace.rules[name].usual])),
+      [trace.selection]: trace.threshold,
+    },
+    layer: trace.view.layer ?? (trace.view.aggregate === "rollout" ? "rollout" : dense.layerCount - 1),
+    head: trace.view.head,
+    pinned: null,
+    hovered: null,
+  });
+  [sources, scrimHoles] = [[], []];
+  for (const id of ["words", "regions", "scrim", "links", "region-names", "graph"]) $(id).replaceChildren();
+  $("graph-section").hidden = true;
   $("question").textContent = trace.text;
   $("subtitle").textContent = [trace.taskTitle, trace.checkpoint].filter(Boolean).join(" · ");
   $("legend").textContent = "Regions are as bright, and bars as long, as their weight beside the strongest"
     + ` one shown; at most ${MAX_LINKS} links are drawn.`;
-  $("made").textContent = `Made by tbkin. ${attention.layerCount} layers, ${attention.headCount} heads,`
+  $("made").textContent = `Made by tbkin. ${dense.layerCount} layers, ${dense.headCount} heads,`
     + ` ${textLength} word pieces, ${regionCount} regions.`;
-  buildTheme();
   buildWords();
   buildPicture();
   buildControls();
   buildAnswers();
   buildMap();
   recompute();
-  document.addEventListener("keydown", (event) => event.key === "Escape" && release());
-  const main = document.querySelector("main");
-  let width = 0;
-  new ResizeObserver(([entry]) => {
-    if (entry.contentRect.width === width) return;
-    width = entry.contentRect.width;
-    render();
-    if (trace.graph) buildGraph(width);
-  }).observe(main);
   // Thumbnails are cut from the image, which may take longer to decode than this script to run.
-  if (trace.graph) $("image").decode().then(() => buildGraph(main.clientWidth), () => {});
-  document.documentElement.dataset.ready = "yes";
+  const shownNow = trace;
+  const drawGraph = () => shownNow === trace && buildGraph(document.querySelector("main").clientWidth);
+  if (trace.graph) $("image").decode().then(drawGraph, () => {});
+  return true;
 }
 
-if (problem()) {
-  $("problem").textContent = problem();
-  $("problem").hidden = false;
-  document.querySelector("main").hidden = true;
-} else start();
+/** The model's pass at another threshold, of the same image and text: what is pinned or chosen stays. */
+function update(content) {
+  read(content);
+  buildAnswers();
+  recompute();
+}
+
+function start() {
+  buildTheme();
+  connectPicture();
+  connectControls();
+  connectMap();
+  document.addEventListener("keydown", (event) => event.key === "Escape" && trace && release());
+  // On a phone the picture stays while the words go, and with them the links between the two.
+  let scrolled = false;
+  addEventListener("scroll", () => {
+    if (scrolled || !trace) return;
+    scrolled = true;
+    requestAnimationFrame(() => {
+      scrolled = false;
+      renderLinks(state.hovered ?? state.pinned ?? { kind: "answer" });
+    });
+  }, { passive: true });
+  let width = 0;
+  new ResizeObserver(([entry]) => {
+    if (!trace || entry.contentRect.width === width) return;
+    width = entry.contentRect.width;
+    render();
+    markScroll();
+    if (trace.graph) buildGraph(width);
+  }).observe(document.querySelector("main"));
+  const content = Object.fromEntries(["trace", "scores", "run"].map((id) => [id, $(id).textContent]));
+  content.trace = JSON.parse(content.trace);
+  // The page of a server has nothing to show yet; its own script goes on.
+  if (content.trace !== null && show(content)) document.documentElement.dataset.ready = "yes";
+}
+
+start();
