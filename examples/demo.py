@@ -25,11 +25,41 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from examples import scenes
+from tbkin_core.support.console import duration
 
 console = Console(highlight=False)
 
+SECONDS = {
+    "draw": 20, "extract-features": 60, "build-graphs": 20, "pretrain": 130, "rec": 80, "blind": 60,
+    "vqa": 240, "sweep": 20, "test": 10, "visualize": 10, "sheet": 10, "checks": 60,
+}  # fmt: skip
+"""What each step takes on two idle cores, with 1,500 training scenes."""
+SCENES, FEWER_SCENES = 1500, 600
+LONGEST = 25 * 60
+"""Seconds that it may take by what its first step took; a slower or busier machine gets fewer scenes."""
 
-def run(line: str, workspace: Path) -> dict[str, Any]:
+
+class Course:
+    """How far the demo is, and the time that is left by what its steps took so far."""
+
+    def __init__(self, scale: float) -> None:
+        self.left = {name: scale * seconds for name, seconds in SECONDS.items()}
+        self.expected = self.spent = 0.0
+
+    def took(self, step: str, seconds: float) -> str:
+        """What a step took, and what is left."""
+        self.expected += self.left.pop(step)
+        self.spent += seconds
+        return f"{duration(seconds)}, step {len(SECONDS) - len(self.left)} of {len(SECONDS)}" + (
+            f", some {duration(self.seconds_left(), rounded=True)} left" if self.left else ""
+        )
+
+    def seconds_left(self) -> float:
+        """By the speed of this machine so far."""
+        return sum(self.left.values()) * self.spent / self.expected
+
+
+def run(line: str, workspace: Path, course: Course, step: str) -> dict[str, Any]:
     """Run one tbkin command in the workspace, show it, and return what --json prints."""
     console.print(f"\n$ {line}", markup=False, soft_wrap=True)
     started = time.perf_counter()
@@ -38,13 +68,15 @@ def run(line: str, workspace: Path) -> dict[str, Any]:
     if done.returncode != 0:
         console.print(f"demo: `{line}` ended with exit code {done.returncode}", markup=False)
         raise typer.Exit(1)
-    console.print(f"  {time.perf_counter() - started:.0f} s", style="dim")
+    console.print(f"  {course.took(step, time.perf_counter() - started)}", style="dim")
     return json.loads(done.stdout)
 
 
 def main(
     workspace: Annotated[Path, typer.Argument(help="Made anew.")] = Path("demo"),
-    train: Annotated[int, typer.Option(help="Training scenes.")] = 1500,
+    train: Annotated[
+        int | None, typer.Option(help="Training scenes.", show_default="1,500, fewer on a slow machine")
+    ] = None,
     quick: Annotated[
         bool, typer.Option(help="Few scenes, one epoch: shows the path, learns nothing.")
     ] = False,
@@ -61,28 +93,37 @@ def main(
         raise typer.Exit(2)
     shutil.rmtree(workspace, ignore_errors=True)
     workers = os.cpu_count() or 1
-    train, held = (24, 8) if quick else (6000 if full else train, 150)
-    console.print(f"drawing {train} + {held} + {held} scenes into {workspace}/coco", markup=False)
-    scenes.generate(workspace / "coco", train=train, val=held, test=held, seed=0, workers=workers)
+    count, held = (24, 8) if quick else (6000 if full else train or SCENES, 150)
+    adapts = train is None and not quick and not full
+    course = drawn(workspace / "coco", count, held, workers)
+    if adapts and course.seconds_left() > LONGEST:
+        console.print(
+            f"this machine is slow or busy: with {count} scenes the demo would take some"
+            f" {duration(course.seconds_left(), rounded=True)}"
+        )
+        shutil.rmtree(workspace / "coco")
+        course = drawn(workspace / "coco", FEWER_SCENES, held, workers)
     chosen = {"pretrain": 6, "rec": 7, "blind": 4, "vqa": 10}
     if full:
         chosen = {"pretrain": 1, "rec": 3, "blind": 2, "vqa": 10}
     epochs = {name: f"--epochs {1 if quick else count}" for name, count in chosen.items()}
 
-    features = run("tbkin extract-features coco/", workspace)
-    graphs = run("tbkin build-graphs coco/", workspace)
-    pretrained = run(f"tbkin pretrain coco/ {epochs['pretrain']}", workspace)
-    rec = run(f"tbkin finetune --task rec {epochs['rec']}", workspace)
-    blind = run(f"tbkin finetune --task vqa --blind {epochs['blind']}", workspace)
-    vqa = run(f"tbkin finetune --task vqa {epochs['vqa']}", workspace)
+    features = run("tbkin extract-features coco/", workspace, course, "extract-features")
+    graphs = run("tbkin build-graphs coco/", workspace, course, "build-graphs")
+    pretrained = run(f"tbkin pretrain coco/ {epochs['pretrain']}", workspace, course, "pretrain")
+    rec = run(f"tbkin finetune --task rec {epochs['rec']}", workspace, course, "rec")
+    blind = run(f"tbkin finetune --task vqa --blind {epochs['blind']}", workspace, course, "blind")
+    vqa = run(f"tbkin finetune --task vqa {epochs['vqa']}", workspace, course, "vqa")
     # Thresholds are compared on val; test is looked at for the two that were fixed beforehand.
-    sweep = run("tbkin threshold-sweep --task vqa --thresholds 0,0.1,0.3,0.5,0.7,0.9", workspace)
+    sweep = run(
+        "tbkin threshold-sweep --task vqa --thresholds 0,0.1,0.3,0.5,0.7,0.9", workspace, course, "sweep"
+    )
     line = "tbkin threshold-sweep --task vqa --split test --thresholds 0,0.3 --out runs/threshold-sweep/test"
-    test = run(line, workspace)
+    test = run(line, workspace, course, "test")
     picture, question = one_question(workspace / "coco")
     shutil.copyfile(picture, workspace / "img.jpg")
-    shown = run(f"tbkin visualize img.jpg {shlex.quote(question)} --html", workspace)
-    sheet = run(f"tbkin visualize --from {vqa['results'][0]} --wrong --limit 12", workspace)
+    shown = run(f"tbkin visualize img.jpg {shlex.quote(question)} --html", workspace, course, "visualize")
+    sheet = run(f"tbkin visualize --from {vqa['results'][0]} --wrong --limit 12", workspace, course, "sheet")
 
     rows = {row["threshold"]: row for row in test["rows"]}
     table = Table(title="Scenes, test split", title_justify="left")
@@ -116,6 +157,7 @@ def main(
     gain = rows[0.0]["accuracy"] - without
     console.print(f"the image brings {gain:+.1f} points over the question alone", markup=False)
     console.print("\nchecks", style="bold")
+    checking = time.perf_counter()
     zero = largest_difference_at_zero(workspace / vqa["out"])
     console.print(f"  τ = 0 against dense, all four rules: largest difference of a logit {zero:g}")
     killed = killed_runs(workspace)
@@ -124,7 +166,8 @@ def main(
             f"  {stage} killed (SIGKILL) and started again: weights {'equal' if same else 'DIFFER'}"
         )
     console.print("  tbkin --help takes {:.2f} s, import torch {:.2f} s (medians of 5)".format(*start_up()))
-    console.print(f"\nall in {time.perf_counter() - started:.0f} s\n")
+    console.print(f"  {course.took('checks', time.perf_counter() - checking)}", style="dim")
+    console.print(f"\nall in {duration(time.perf_counter() - started)}\n")
     console.print(f"open {workspace / shown['figure']}", markup=False, soft_wrap=True)
     page = next(file for file in shown["files"] if file.endswith(".html"))
     for file in (page, sheet["figure"], f"{sweep['out']}/sweep.png"):
@@ -132,6 +175,16 @@ def main(
     if zero or not all(killed.values()):
         console.print("demo: a promise does not hold here, see the checks above", style="bold")
         raise typer.Exit(1)
+
+
+def drawn(data: Path, train: int, held: int, workers: int) -> Course:
+    """Draw the scenes, and say how long the demo will take by what that took."""
+    console.print(f"drawing {train} + {held} + {held} scenes into {data}", markup=False)
+    started = time.perf_counter()
+    scenes.generate(data, train=train, val=held, test=held, seed=0, workers=workers)
+    course = Course(train / SCENES)
+    console.print(f"  {course.took('draw', time.perf_counter() - started)}", style="dim")
+    return course
 
 
 def value_of(result: dict[str, Any], split: str, model: str) -> float:

@@ -157,8 +157,12 @@ def said_once() -> Iterator[None]:
         logger.removeFilter(heard)
 
 
-def duration(seconds: float) -> str:
-    """ "45 s", "3 min 20 s", "2 h 5 min"."""
+def duration(seconds: float, rounded: bool = False) -> str:
+    """ "45 s", "3 min 20 s", "2 h 5 min"; of a guess that is `rounded` "50 s", "4 min"."""
+    if rounded:
+        if seconds >= 90:
+            return f"{round(seconds / 60)} min"
+        seconds = 10 * max(round(seconds / 10), 1)
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
