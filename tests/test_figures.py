@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from tiny_traces import tiny_graph, tiny_trace
 
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.figures.answer import Side, answer_figure, trace_figure
-from tbkin_core.figures.canvas import Page, clean_text, figure_mark, figure_style
+from tbkin_core.figures.canvas import COLORS, Page, clean_text, figure_mark, figure_style
 from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.curves import training_figure
 from tbkin_core.figures.graph import graph_figure, graph_regions
@@ -214,7 +215,7 @@ def test_dense_and_thresholded_share_their_colours_and_dropped_cells_are_grey(
 def shown_pictures(page: Page, shape: tuple[int, int]) -> list[NDArray[np.float64]]:
     """The image as both panels show it, one pixel for each of its own (nearest), (H, W, 3)."""
     arrays = [np.asarray(image.get_array()) for axes in page.figure.axes for image in axes.images]
-    # The scale bar of the pictures is narrow.
+    # Those of the key to the scale are small.
     pictures = [array for array in arrays if array.ndim == 3 and array.shape[1] > 100]
     height, width = shape
     return [
@@ -233,8 +234,9 @@ def test_the_picture_keeps_its_colours_where_the_model_looked(tmp_path: Path, pa
     arguments["image"] = np.full((4, 8, 3), (250, 20, 30), np.uint8)
     arguments["boxes"] = [[0, 0, 4, 4], [4, 0, 8, 4]]
     words = len(arguments["words"])
-    for name, weights in (("dense", [0.4, 0.1]), ("thresholded", [0.4, 0.0])):
-        arguments[name] = Side(AttentionView(np.array(weights), np.ones(words), np.ones((words, 2))))
+    for name, weights in (("dense", [0.5, 0.1]), ("thresholded", [0.5, 0.0])):
+        view = AttentionView(np.array(weights), np.ones(words), np.ones((words, 2)), positions=20)
+        arguments[name] = Side(view)
     answer_figure(tmp_path / "answer.png", **arguments)
     dense, thresholded = shown_pictures(pages[0], (4, 8))
     saturation = [np.ptp(picture, axis=-1) for picture in (dense, thresholded)]
@@ -244,17 +246,83 @@ def test_the_picture_keeps_its_colours_where_the_model_looked(tmp_path: Path, pa
     assert 0.1 < saturation[0][:, 4:].max() < 0.8 * saturation[0][:, :4].min()
 
 
-def test_a_picture_whose_regions_weigh_alike_looks_as_it_is(tmp_path: Path, pages: list[Page]) -> None:
-    arguments = answer_arguments(regions=2, size=(4, 8))
-    arguments["image"] = np.full((4, 8, 3), (10, 120, 230), np.uint8)
-    arguments["boxes"] = [[0, 0, 4, 4], [4, 0, 8, 4]]
+def expected_strength(share: Any, positions: int) -> Any:
+    """The scale as its docstring has it: of the share and the number of positions alone."""
+    full = min(8, positions)
+    return np.sqrt(np.minimum(np.asarray(share) * positions, full) / full)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_share_of_attention_looks_alike_in_pictures_words_and_maps(
+    seed: int, tmp_path: Path, pages: list[Page]
+) -> None:
+    source = np.random.default_rng(seed)
+    count, positions = int(source.integers(2, 7)), int(source.integers(10, 60))
+    arguments = answer_arguments(regions=count, size=(10, 10 * count))
+    words = len(arguments["words"])
+    arguments["image"] = np.full((10, 10 * count, 3), (250, 20, 30), np.uint8)
+    arguments["boxes"] = [[10 * number, 0, 10 * number + 10, 10] for number in range(count)]
+    shares = {}
+    for name in ("dense", "thresholded"):
+        row = source.dirichlet(np.full(positions, source.choice([0.2, 1, 50])))
+        rows = source.dirichlet(np.full(positions, 0.5), size=words)
+        shares[name] = (row[:count], row[count : count + words], rows[:, :count])
+        arguments[name] = Side(AttentionView(*shares[name], positions=positions))
+    answer_figure(tmp_path / "answer.png", **arguments)
+    axes = pages[0].figure.axes
+    maps = [image for one in axes for image in one.images if np.asarray(image.get_array()).ndim == 2]
+    of_bars = next(one.patches for one in axes if len(one.patches) == 2 * words and not one.images)
+    for side, (name, (regions, of_words, _)) in enumerate(shares.items()):
+        picture = shown_pictures(pages[0], (10, 10 * count))[side][5, 5::10]  # (count, 3)
+        clear = np.ptp(picture, axis=-1) / (230 / 255)
+        np.testing.assert_allclose(clear, expected_strength(regions, positions), atol=0.01)
+        color = np.array(to_rgb(COLORS[side]))
+        bars = of_bars[side * words : (side + 1) * words]
+        drawn = np.array([bar.get_facecolor()[:3] for bar in bars])  # (words, 3)
+        strong = ((1 - drawn) / (1 - color)).mean(axis=1)
+        np.testing.assert_allclose(strong, expected_strength(of_words, positions), atol=0.01)
+        cells = np.ma.filled(maps[side].get_array(), 0.0)
+        np.testing.assert_allclose(
+            np.asarray(maps[side].norm(cells)), expected_strength(cells, positions), atol=1e-6
+        )
+        outlined = [one for one in axes if one.images][side].patches
+        assert len(outlined) == min(3, np.count_nonzero(regions * positions >= 2)), name
+
+
+@pytest.mark.parametrize("column", [False, True], ids=["page", "column"])
+def test_even_attention_looks_even(column: bool, tmp_path: Path, pages: list[Page]) -> None:
+    """3.1 % on the strongest of 29 regions, where the even share among 36 positions is 2.8 %."""
+    arguments = answer_arguments(regions=29, size=(60, 80))
+    arguments["image"] = np.full((60, 80, 3), (10, 120, 230), np.uint8)
     words = len(arguments["words"])
     for name in ("dense", "thresholded"):
-        arguments[name] = Side(AttentionView(np.full(2, 0.03), np.ones(words), np.ones((words, 2)), "a test"))
+        weights = np.linspace(0.026, 0.031, 29)
+        arguments[name] = Side(
+            AttentionView(weights, np.full(words, 0.03), np.full((words, 29), 0.028), "a test", 36)
+        )
+    answer_figure(tmp_path / "answer.png", **arguments, column=column)
+    caption = said(pages[0]).replace("\n", " ")
+    assert "nearly even on regions: at most 3.1 %" in caption and "the even share of 2.8 %" in caption
+    assert "Weights: a test." in caption
+    for axes in pages[0].figure.axes:
+        assert not (axes.images and axes.patches), "nothing is outlined"
+    for picture in shown_pictures(pages[0], (60, 80)):
+        clear = np.ptp(picture.reshape(-1, 3), axis=-1) / (220 / 255)
+        covered = clear[clear > 0]
+        assert covered.min() > 0.3 and covered.max() < 0.4
+
+
+def test_little_attention_on_all_regions_is_not_called_even(tmp_path: Path, pages: list[Page]) -> None:
+    arguments = answer_arguments(regions=4)
+    words = len(arguments["words"])
+    for name, weights in (("dense", [0.002, 0.001, 0.001, 0.001]), ("thresholded", [0.9, 0, 0, 0])):
+        view = AttentionView(np.array(weights), np.full(words, 0.1), np.full((words, 4), 0.1), positions=20)
+        arguments[name] = Side(view)
     answer_figure(tmp_path / "answer.png", **arguments)
-    for picture in shown_pictures(pages[0], (4, 8)):
-        np.testing.assert_allclose(picture * 255, arguments["image"], atol=1)
-    assert any("Weights: a test." in text.get_text() for text in pages[0].figure.texts)
+    caption = said(pages[0]).replace("\n", " ")
+    assert "Dense, it is strong on no region: at most 0.2 %." in caption and "even on" not in caption
+    dense, thresholded = [axes for axes in pages[0].figure.axes if axes.images][:2]
+    assert not dense.patches and len(thresholded.patches) == 1
 
 
 def said(page: Page) -> str:

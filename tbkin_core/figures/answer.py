@@ -108,9 +108,11 @@ def answer_figure(
 ) -> None:
     """Draw one answer or one grounding with the attention behind it.
 
-    Dense on the left, thresholded on the right, each pair on one scale. The image keeps its own colours where
-    the model looked and fades to grey elsewhere; where all weights are alike it looks as it is. For a
-    grounding (a side with `chosen` or `box`) it shows boxes in place of the most attended regions.
+    Dense on the left, thresholded on the right. The image keeps its own colours where the model looked and
+    fades to grey elsewhere, words and cells of the maps are coloured as strongly: all by the one scale of
+    `tbkin_core.figures.scale`, which the caption states, so that a share of attention looks alike anywhere.
+    Regions with at least twice the even share are outlined, three at most; where attention is even, none is.
+    For a grounding (a side with `chosen` or `box`) boxes stand in place of these.
 
     Args:
         path: Ends in .png, .svg or .pdf.
@@ -211,4 +213,5 @@ def _checked(view: AttentionView, name: str, words: int, regions: int) -> Attent
         word_weights=_numbers(view.word_weights, f"{name}.word_weights", (words,)),
         word_region=_numbers(view.word_region, f"{name}.word_region", (words, regions)),
         source=clean_text(view.source),
+        positions=view.positions,
     )
