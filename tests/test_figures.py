@@ -10,12 +10,13 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -23,9 +24,18 @@ from PIL import Image
 from tiny_traces import tiny_graph, tiny_trace
 
 from tbkin_core.errors import ConfigError, DataError
-from tbkin_core.figures.answer import Side, answer_figure, trace_figure
+from tbkin_core.figures.answer import (
+    CHOSEN,
+    PREDICTED,
+    RUNNER_UP,
+    TARGET,
+    Side,
+    answer_figure,
+    trace_figure,
+)
+from tbkin_core.figures.attention_panels import SIDE_COLORS
 from tbkin_core.figures.canvas import COLORS, Page, clean_text, figure_mark, figure_style
-from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet
+from tbkin_core.figures.contact_sheet import GIVEN, RIGHT, SheetGroup, SheetItem, contact_sheet
 from tbkin_core.figures.curves import training_figure
 from tbkin_core.figures.graph import graph_figure, graph_regions
 from tbkin_core.figures.page import write_page
@@ -492,6 +502,41 @@ def test_a_grounding_names_its_regions_alike_everywhere(tmp_path: Path, pages: l
     assert "1 green" in shown and "chosen region: 1 green" in shown and "region 1" not in shown
 
 
+# Machado, Oliveira and Fernandes (2009), severity 1, of linear RGB.
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+)
+
+
+def seen(color: str) -> NDArray[np.float64]:
+    """CIELAB of a colour as a deuteranope sees it."""
+    from skimage.color import rgb2lab
+
+    channels = np.array(to_rgb(color))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(DEUTERANOPIA @ linear, 0, 1)
+    return rgb2lab(np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055))
+
+
+@pytest.mark.parametrize(
+    "colors",
+    [SIDE_COLORS, (CHOSEN, RUNNER_UP, TARGET, PREDICTED), (GIVEN, RIGHT), COLORS[:3]],
+    ids=["dense and thresholded", "boxes of a grounding", "given and right", "curves"],
+)
+def test_colours_are_told_apart_by_the_colour_blind(colors: tuple[str, ...]) -> None:
+    distances = [np.linalg.norm(seen(one) - seen(other)) for one, other in combinations(colors, 2)]
+    assert min(distances) > 20, distances
+    assert np.linalg.norm(seen(COLORS[2]) - seen(COLORS[3])) < 20, "green and pink are not told apart"
+
+
+def test_boxes_of_a_grounding_differ_in_line_style_too(tmp_path: Path, pages: list[Page]) -> None:
+    trace_figure(tmp_path / "answer.png", traced("rec", target_box=(0.0, 0.0, 40.0, 20.0)))
+    boxes = pages[0].figure.axes[0].patches
+    styles = {to_hex(box.get_edgecolor()).upper(): box.get_linestyle() for box in boxes}
+    assert set(styles) == {CHOSEN, RUNNER_UP, TARGET, PREDICTED}
+    assert len(set(styles.values())) == 4
+
+
 def test_a_label_stands_at_its_box(tmp_path: Path, pages: list[Page]) -> None:
     """A small box in a large one: the small one's label is not pushed out of the large one."""
     arguments = answer_arguments(regions=2, size=(200, 300), labels=("a", "b"))
@@ -639,12 +684,16 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("column", [False, True], ids=["page", "column"])
 @pytest.mark.parametrize("name", SWEEPS)
 @pytest.mark.parametrize("title", ["", "VQA v2, validation: " + LONG])
-def test_sweep_figure_is_readable(name: str, title: str, tmp_path: Path, pages: list[Page]) -> None:
+def test_sweep_figure_is_readable(
+    name: str, title: str, column: bool, tmp_path: Path, pages: list[Page]
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sweep_figure(tmp_path / "sweep.png", SWEEPS[name], title=title)
+        sweep_figure(tmp_path / "sweep.png", SWEEPS[name], title=title, column=column)
+    assert pages[0].width == (3.4 if column else 7.2)
     assert (tmp_path / "sweep.png").stat().st_size > 5000
     assert_readable(pages[0])
 
@@ -687,11 +736,13 @@ TRAININGS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("column", [False, True], ids=["page", "column"])
 @pytest.mark.parametrize("name", TRAININGS)
-def test_training_figure_is_readable(name: str, tmp_path: Path, pages: list[Page]) -> None:
+def test_training_figure_is_readable(name: str, column: bool, tmp_path: Path, pages: list[Page]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        training_figure(tmp_path / "training.png", TRAININGS[name], title="Pretraining")
+        training_figure(tmp_path / "training.png", TRAININGS[name], title="Pretraining", column=column)
+    assert pages[0].width == (3.4 if column else 7.2)
     assert (tmp_path / "training.png").stat().st_size > 5000
     assert_readable(pages[0])
 
@@ -830,22 +881,27 @@ def graph_trace(
     return replace(trace, graph=graph.to_dict())
 
 
+@pytest.mark.parametrize("column", [False, True], ids=["page", "column"])
 @pytest.mark.parametrize("name", GRAPHS)
-def test_graph_figure_is_readable_whatever_comes_in(name: str, tmp_path: Path, pages: list[Page]) -> None:
+def test_graph_figure_is_readable_whatever_comes_in(
+    name: str, column: bool, tmp_path: Path, pages: list[Page]
+) -> None:
     trace = graph_trace(**GRAPHS[name])
     path = tmp_path / "graph.png"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        graph_figure(path, trace)
+        graph_figure(path, trace, column=column)
     with Image.open(path) as image:
-        assert image.width == 1440
+        assert image.width == (680 if column else 1440)
         assert 200 < image.height < 2000
+    assert min(text.get_fontsize() for text, _ in DRAWN[pages[0]]) >= 6.5
     assert_readable(pages[0])
     texts = {text.get_text() for text, _ in DRAWN[pages[0]]}
-    shown = graph_regions(trace, 10)
+    shown = graph_regions(trace, 8 if column else 10)
     assert len(shown) <= 10
     assert {str(region) for region in shown} <= texts  # every box has its number
-    caption = said(pages[0])
+    caption = said(pages[0]).replace("\n", " ")
+    assert "anchor" in caption
     left_out = len(trace.boxes) - len(shown)
     assert (f"{len(shown)} of {len(trace.boxes)} regions" in caption) == (left_out > 0)
     assert ("nothing links" in caption) == (not trace.graph["cross_edges"])

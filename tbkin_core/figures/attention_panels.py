@@ -101,11 +101,15 @@ def draw_note(page: Page, slot: Slot, note: str) -> None:
 
 def draw_legend(page: Page, left: float, top: float, width: float, lines: list[Outline]) -> None:
     from matplotlib.lines import Line2D
+    from matplotlib.patheffects import Normal, withStroke
 
+    # As on the image: pale colours would not be seen on white.
+    halo = [withStroke(linewidth=2.4, foreground="#000000c0"), Normal()]
     for row, line in enumerate(reversed(lines)):
         middle = top + LEGEND_ROW * (row + 0.5)
         ends = [left / page.width, (left + 0.3) / page.width], [1 - middle / page.height] * 2
-        page.figure.add_artist(Line2D(*ends, color=line.color, linestyle=line.style, linewidth=1.5))
+        sample = Line2D(*ends, color=line.color, linestyle=line.style, linewidth=1.3, path_effects=halo)
+        page.figure.add_artist(sample)
         page.text(left + 0.36, middle, page.fit(line.label, width - 0.36, 7), 7, va="center")
 
 

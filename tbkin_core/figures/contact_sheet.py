@@ -23,7 +23,7 @@ _LINE = 0.135
 _SIZE = 7.5  # points
 _TEXT_LINES = 3
 _ANSWER_LINES = 2
-_GIVEN, _RIGHT = COLORS[1], COLORS[2]
+GIVEN, RIGHT = COLORS[1], COLORS[2]
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def _draw(groups: Sequence[SheetGroup], title: str, caption: str) -> Page:
 
 
 def _lines(page: Page, item: SheetItem) -> list[tuple[str, str]]:
-    mark, color = {True: ("✓ ", _RIGHT), False: ("✗ ", _GIVEN), None: ("", "#444444")}[item.correct]
+    mark, color = {True: ("✓ ", RIGHT), False: ("✗ ", GIVEN), None: ("", "#444444")}[item.correct]
     parts = [(item.text, "black", _TEXT_LINES)]
     parts += [(f"{mark}{item.given}", color, _ANSWER_LINES)] * bool(item.given)
-    parts += [(f"✓ {item.right}", _RIGHT, _ANSWER_LINES)] * bool(item.right)
+    parts += [(f"✓ {item.right}", RIGHT, _ANSWER_LINES)] * bool(item.right)
     return [(line, color) for text, color, most in parts for line in page.wrap(text, _CELL, _SIZE, most)]
 
 
@@ -125,7 +125,7 @@ def _draw_picture(page: Page, left: float, top: float, item: SheetItem, image: N
     axes = page.axes(left, top + _PICTURE - shown[1], *shown)
     axes.imshow(image, extent=(0, width, height, 0), aspect="auto", interpolation="antialiased")
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    for box, color, style in ((item.target, _RIGHT, ":"), (item.box, _GIVEN, "-")):
+    for box, color, style in ((item.target, RIGHT, ":"), (item.box, GIVEN, "-")):
         if box is not None:
             corners = np.nan_to_num(np.asarray(box, np.float64))
             halo = withStroke(linewidth=2.3, foreground="#ffffffc0")

@@ -87,6 +87,9 @@ class TrainingConfig(StageConfig):
         2.0, "A state to resume from is written this often, and after each epoch.", low=0
     )
     resume: bool = option(True, "Go on from an interrupted run in `out`.")
+    format: list[str] = options.figure_format(["png"])
+    """Of the training curves; also of a run that has finished."""
+    column: bool = options.column(False)
 
 
 @dataclass(frozen=True, slots=True)

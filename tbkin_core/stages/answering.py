@@ -17,9 +17,11 @@ from tbkin_core.boxes import scale_between, xywh_to_xyxy
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.datasets.image_index import is_coco_name, trailing_number
 from tbkin_core.errors import ConfigError, DataError, TbkinError
+from tbkin_core.features.descriptors import COLOUR_PROTOTYPES
 from tbkin_core.features.extractors import recorded_extractor
 from tbkin_core.features.extractors.base import regions_of_file
 from tbkin_core.features.extractors.opening import reopen_extractor
+from tbkin_core.features.looks import true_colours
 from tbkin_core.features.pictures import darkness, load_image, used_bits
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, batch_of_one, feature_kind
@@ -216,6 +218,8 @@ class LoadedModel:
         looks = _names(attribute_names, regions.attribute_ids, len(boxes))
         own = [*regions.labels(object_names), *[""] * len(boxes)][: len(boxes)]
         has_names = bool(object_names)
+        if has_names and set(attribute_names) <= {*COLOUR_PROTOTYPES}:
+            looks = true_colours(picture, boxes, looks, (width, height))
         called = own if has_names else self.data.borrowed_names(image_id, boxes, (width, height))
         labels = [name or look for name, look in zip(called, looks, strict=True)]
         # Borrowed names do not tell apart what a detector's own would: "black circle" beside "white circle".
@@ -240,6 +244,9 @@ class LoadedModel:
             checkpoint=str(self.checkpoint),
             target_box=target,
             names_annotated=not has_names and any(called),
+            answered_by="thresholded" if self.thresholded else "dense",
+            also_by=self._answers_also_by(),
+            names_from=str(self.regions.extractor.get("extractor") or ""),
         )
         if not self.config.wants_graph:
             return trace
@@ -250,6 +257,13 @@ class LoadedModel:
             # Where names are known, a region without one is a piece of something or of nothing.
             looks = [look if name else "" for name, look in zip(called, looks, strict=True)]
         return replace(trace, graph=unified_graph(trace.text, boxes, labels, image_id, looks))
+
+    def _answers_also_by(self) -> str:
+        """What it answers by beside its attention, in words; "" for nothing."""
+        if not self.model.config.use_regions or not self.model.answers_past_attention:
+            return ""
+        attends = self.model.config.direct_attends
+        return "the image as a whole and the words alone" if attends else "the words and the mean region"
 
     def _target(self, image_id: ImageId | None, text: str, size: tuple[int, int]) -> Any:
         """The true box that the dataset has for an expression; None where it has none, or several."""
