@@ -24,6 +24,7 @@ from PIL import Image
 from tiny_traces import tiny_graph, tiny_trace
 
 from tbkin_core.errors import ConfigError, DataError
+from tbkin_core.features.looks import true_colours
 from tbkin_core.figures.answer import (
     CHOSEN,
     PREDICTED,
@@ -376,6 +377,46 @@ def test_borrowed_names_are_told_of(tmp_path: Path, pages: list[Page]) -> None:
     for borrowed in (True, False):
         trace_figure(tmp_path / "figure.png", traced(names_annotated=borrowed))
     assert [("annotated boxes" in said(page)) for page in pages] == [True, False]
+
+
+@pytest.mark.parametrize("column", [False, True], ids=["page", "column"])
+def test_the_caption_says_what_it_used(column: bool, tmp_path: Path, pages: list[Page]) -> None:
+    trace = traced(
+        answered_by="dense",
+        also_by="the words and the mean region",
+        names_from="photo",
+        layers=[1],
+        scope="cross-modal",
+    )
+    choices: list[dict[str, Any]] = [{}, {"layer": 0, "head": 1}, {"aggregate": "rollout"}]
+    for choice in choices:
+        trace_figure(tmp_path / "figure.png", trace, **choice, column=column)
+    trace_figure(tmp_path / "figure.png", replace(trace, answered_by="", also_by=""), column=column)
+    trace_figure(tmp_path / "figure.png", replace(trace, region_labels=[""] * 4), column=column)
+    captions = [said(page).replace("\n", " ") for page in pages]
+    assert "attention in layer 2, the last of 3, mean of 2 heads, as read by [CLS]" in captions[0]
+    assert "attention in layer 0 of 0 to 2, head 1 of 2" in captions[1]
+    assert "attention rollout over 3 layers" in captions[2]
+    for caption in captions[:3]:
+        assert "(relative, τ = 0.3) keeps" in caption and "The threshold selects" in caption
+        assert "trained without a threshold: dense is its own answer" in caption
+        assert "It answers by the words and the mean region, too." in caption
+        assert "named by the extractor (photo), where it is sure" in caption
+    assert "its own answer" not in captions[3] and "It answers by" not in captions[3]
+    assert "named by" not in captions[4], "nothing has a name"
+
+
+def test_colours_name_a_region_where_most_of_its_box_has_them() -> None:
+    picture = np.full((100, 200, 3), (0, 128, 0), np.uint8)
+    picture[:, 100:] = (225, 35, 35)
+    boxes = np.array(
+        [[0, 0, 100, 100], [200, 0, 400, 200], [100, 0, 300, 200], [150, 0, 390, 200]], np.float32
+    )
+    looks = ["green", "green", "red", "red"]
+    # The picture is shown at half its size. A look that a store has of what lies behind is none of the box.
+    assert true_colours(picture, boxes, looks, (400, 200)) == ["green", "", "", "red"]
+    assert true_colours(picture, boxes[:1], ["striped"], (400, 200)) == [""]
+    assert true_colours(picture, boxes[:0], [], (400, 200)) == []
 
 
 def traced(task: str = "vqa", **changes: Any) -> Trace:
@@ -944,6 +985,10 @@ def test_regions_of_the_graph_are_the_linked_then_the_most_attended() -> None:
     # Beside linked regions, those that hardly were looked at are left out.
     few = [region for region in looked_at if shares[region] >= 0.5 * shares.max()]
     assert len(few) < 10 <= len(graph_regions(unlinked, 20))
+    # Of what nothing links, one region of each name comes first; a colour is no name.
+    several = graph_trace(regions=36, labels=("cat", "", "red", "car"))
+    named = graph_regions(several, 8)[:2]
+    assert sorted(several.region_labels[region] for region in named) == ["car", "cat"]
     grounded = graph_trace(task="rec", regions=36, labels=("cat",))
     assert graph_regions(grounded, 12)[:2] == [grounded.thresholded.chosen, grounded.thresholded.runner_up]
 

@@ -65,7 +65,7 @@ def attention_views(
         how = f"attention rollout over {layers} layers"
     else:
         place = f"layer {layer}" + (
-            f", the last of {layers}" if layer == layers - 1 else f" of {layers}, from 0"
+            f", the last of {layers}" if layer == layers - 1 else f" of 0 to {layers - 1}"
         )
         how = f"attention in {place}, " + (
             f"mean of {heads} heads" if head is None else f"head {head} of {heads}"
