@@ -968,7 +968,9 @@ def test_links_of_the_graph_are_as_wide_as_they_weigh(tmp_path: Path, pages: lis
     ]
     widths = [patch.get_linewidth() for patch in curves[:3]]
     assert widths == sorted(widths) and widths[0] < widths[1] < widths[2]
-    assert len(curves) == 3 + 2
+    ends = [float(curve.get_path().vertices[:, 0].max()) for curve in curves]
+    arcs = [end for end in ends if end < 3.2]  # of overlapping regions, left of the thumbnails
+    assert len(curves) - len(arcs) == 3 + 2
 
 
 def test_regions_of_the_graph_are_the_linked_then_the_most_attended() -> None:

@@ -114,8 +114,12 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str, column: bool) -> Pag
         for own, mixed in zip(colors, both, strict=True)
     ]
     rows = [_in_rows(page, entries) if column else [] for entries in legends]
-    beside = 0.15 if column else 0.65 + max(page.measure(name) for own in legends for _, _, name in own)
-    left, height = (0.5, _COLUMN_PLOT_HEIGHT) if column else (0.65, _PLOT_HEIGHT)
+    first = min(float(line.steps.min()) for _, lines in plots for line in lines)
+    last = max(float(line.steps.max()) for _, lines in plots for line in lines)
+    # Beside a plot stands its legend, or the half of the last number below it.
+    beside = 0.65 + max(page.measure(name) for own in legends for _, _, name in own)
+    beside = 0.1 + page.measure(f"{last:,.0f}", 7) / 2 if column else beside
+    left, height = (0.55, _COLUMN_PLOT_HEIGHT) if column else (0.65, _PLOT_HEIGHT)
     width = page.width - left - beside
     # Above each plot there is room for the common factor of its scale ("1e−5").
     top, tops = 0.25 + 0.18 * len(title_lines), []
@@ -125,8 +129,6 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str, column: bool) -> Pag
         top += height + 0.25
     page.resize(top + 0.25)
     page.title(title_lines)
-    first = min(float(line.steps.min()) for _, lines in plots for line in lines)
-    last = max(float(line.steps.max()) for _, lines in plots for line in lines)
     margin = 0.02 * (last - first) or 2.0
     for index, (label, lines) in enumerate(plots):
         axes = page.axes(left, tops[index], width, height)
@@ -138,7 +140,7 @@ def _draw(plots: list[tuple[str, list[_Line]]], title: str, column: bool) -> Pag
             # Above the common factor of the scale.
             above = tops[index] - 0.2 - _LEGEND_ROW * (len(rows[index]) - 0.5)
             for number, entries in enumerate(rows[index]):
-                _draw_entries(page, left - 0.4, above + _LEGEND_ROW * number, entries)
+                _draw_entries(page, left - 0.45, above + _LEGEND_ROW * number, entries)
         else:
             for number, entry in enumerate(legends[index]):
                 _draw_entries(page, left + width + 0.12, tops[index] + 0.1 + _LEGEND_ROW * number, [entry])

@@ -76,7 +76,7 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str, column: bo
 
     title_lines = page.wrapped_title(title)
     top = 0.15 + 0.18 * len(title_lines)
-    left, right, gap, below = (0.45, 0.5, 0.25, 0.4) if column else (0.6, 0.6, 0.25, 0.42)
+    left, right, gap, below = (0.55, 0.5, 0.25, 0.4) if column else (0.6, 0.6, 0.25, 0.42)
     # In a column plots stand below each other.
     across, down = (1, len(groups)) if column else (len(groups), 1)
     width = (page.width - left - right - gap * (across - 1)) / across
@@ -279,7 +279,7 @@ def _draw_regions(rows: list[dict[str, Any]], title: str, accuracy_name: str, co
     height = _COLUMN_PLOT_HEIGHT if column else _PLOT_HEIGHT
     page.resize(top + height + below + 0.17 * len(legend_rows) + 0.1)
     page.title(title_lines)
-    left, right = (0.45, 0.1) if column else (0.6, 0.2)
+    left, right = (0.55, 0.1) if column else (0.6, 0.2)
     axes = page.axes(left, top, page.width - left - right, height)
     for name, own in lines.items():
         style, color = drawn[name]
