@@ -152,6 +152,16 @@ def test_a_person_has_to_be_larger_than_other_things(
     assert fields["object_ids"].tolist() == [-1, dog, person]
 
 
+def test_names_are_among_what_it_sees(backbone: lite.LiteBackbone) -> None:
+    boxes = np.array([[0, 0, 0.6, 0.6], [0.3, 0.3, 1, 1], [0, 0, 1, 1]], np.float32)
+    for seed in range(3):
+        (found,) = backbone.describe([backbone.prepare(textured(seed))], [boxes])
+        names, values = backbone.sees(found["features"])
+        assert values.shape == (3, len(names)) and tuple(names) == OBJECT_NAMES
+        for region, name in enumerate(found["object_ids"]):
+            assert name < 0 or values[region, name] >= 0
+
+
 def test_another_side_is_refused() -> None:
     with pytest.raises(ConfigError, match="sees 260 pixels, got 300"):
         lite.LiteBackbone(side=300)

@@ -45,6 +45,25 @@ def pictures(place: Path) -> list[Path]:
 # ---- answering ----------------------------------------------------------------------------------
 
 
+def test_an_object_without_a_name_is_joined_with_the_region_that_it_is_seen_in() -> None:
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 40, 40], [40, 0, 80, 40], [0, 0, 100, 100]], np.float32)
+    names = ("dog", "person")
+    values = np.array([[9, -9], [3, -9], [4, -9], [-9, 0.5]], np.float32)
+
+    def edges(labels: list[str], text: str = "the man pets a dog", looks: tuple[str, ...] = ("",) * 4) -> Any:
+        graph = unified_graph(text, boxes, labels, looks=looks, seen=(names, values))
+        objects = [item["name"] for item in graph["objects"]]
+        found = graph["cross_edges"]
+        return {(objects[edge["object"]], edge["region"]): edge["weight"] for edge in found}
+
+    # The first region is too small to tell it from what is around it, and a person is not seen well enough.
+    assert edges(["", "", "", ""]) == {("dog", 2): 0.5}
+    assert edges(["", "", "cat", ""]) == {("dog", 1): 0.5}, "what has another name is no dog"
+    assert edges(["", "brown", "cat", ""], looks=("", "brown", "", "")) == {("dog", 1): 0.5}
+    assert edges(["", "", "", "dog"]) == {("dog", 3): 1.0}, "a name that is sure comes before"
+    assert edges(["", "", "", ""], "a red kite in the sky") == {}
+
+
 def test_a_trace_holds_what_the_command_says_and_draws_it_again(trained: Path, tmp_path: Path) -> None:
     arguments = ("img.jpg", QUESTION, "--out", tmp_path, "--format", "png", "--format", "svg")
     values = values_of(*arguments, cwd=trained)

@@ -235,7 +235,10 @@ def _attributes(graph: dict[str, Any], most: int) -> tuple[list[list[str]], list
 def _caption(graph: dict[str, Any], regions: list[int], objects: int, relations: tuple[int, int]) -> str:
     if graph["cross_edges"]:
         caption = "Links between regions and objects are as wide as their names are alike"
-        caption += " (weight, 0 to 1; by colour alone, half). What is linked is an anchor: through anchors,"
+        caption += (
+            " (weight, 0 to 1; half where the colour alone fits, or where a region without a name looks"
+        )
+        caption += " like a part of the object). What is linked is an anchor: through anchors,"
         caption += " pretraining tells what is hidden on one side from the other."
     else:
         named = any(item["label"] for item in graph["regions"])
