@@ -642,13 +642,14 @@ SHEETS: dict[str, list[SheetGroup]] = {
 }
 
 
+@pytest.mark.parametrize("column", [False, True], ids=["page", "column"])
 @pytest.mark.parametrize("name", SHEETS)
-def test_a_contact_sheet_is_readable(name: str, tmp_path: Path, pages: list[Page]) -> None:
+def test_a_contact_sheet_is_readable(name: str, column: bool, tmp_path: Path, pages: list[Page]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        contact_sheet(tmp_path / "sheet.png", SHEETS[name], title=LONG, caption=LONG)
+        contact_sheet(tmp_path / "sheet.png", SHEETS[name], title=LONG, caption=LONG, column=column)
     with Image.open(tmp_path / "sheet.png") as image:
-        assert image.width == 1440
+        assert image.width == (680 if column else 1440)
     assert_readable(pages[0])
 
 

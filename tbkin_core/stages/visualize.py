@@ -20,7 +20,7 @@ from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.pictures import load_image
 from tbkin_core.figures.canvas import figure_mark
-from tbkin_core.figures.contact_sheet import COLUMNS, SheetGroup, SheetItem, contact_sheet
+from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet, pictures_in_row
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
 from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult, ResultSheet, StageResult
 from tbkin_core.runs import ROOT, datasets_of, kept_contents
@@ -286,7 +286,7 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
     known = [*datasets_of(file.parent), Path(content["data"])]
     data = config.data or known[0]
     dataset = open_dataset(data)
-    chosen = choose_results(rows, config.wrong, config.limit, COLUMNS)
+    chosen = choose_results(rows, config.wrong, config.limit, pictures_in_row(config.column))
     if not chosen:
         raise DataError(f"{file}: none of its {len(rows)} answers is wrong", hint="omit --wrong")
     counts, groups = {}, []
@@ -315,7 +315,7 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
         problems.insert(0, f"{missing} pictures are not in {data}; name the dataset with --data DIR")
     shown, failed = sum(map(len, chosen.values())), sum(map(_is_wrong, rows))
     what = f"{shown} of {failed:,} wrong answers" if config.wrong else f"{shown} of {len(rows):,} answers"
-    name = _sheet_name(content) + ("-wrong" if config.wrong else "-answers")
+    name = _sheet_name(content) + ("-wrong" if config.wrong else "-answers") + "-column" * config.column
     place = figure_place(config, known) / name
     ignored = _ignores_image(file.parent)
     if ignored:
@@ -378,7 +378,7 @@ def _draw_sheet(
     title = f"{content['checkpoint']} on {content['split']}: {what}"
     files = sheet_files(base, config.format, mark)
     for file in files:
-        contact_sheet(file, groups, title=title, caption=caption, mark=mark)
+        contact_sheet(file, groups, title=title, caption=caption, mark=mark, column=config.column)
     return files
 
 
