@@ -112,7 +112,7 @@ class Content:
         times = f"{FULL:g} times the even share of {even}" if full < 1 else f"the even share is {even}"
         words = (
             "Regions, words and maps have one scale of colour: none at 0, full from"
-            f" {rounded_percent(full)} of the attention ({times})."
+            f" {rounded_percent(full)} of the attention ({times}, the dotted line)."
         )
         if self.grounding or not any(view.region_weights.any() for view in self.views):
             return words  # the boxes of a grounding have a legend
