@@ -992,6 +992,8 @@ def test_regions_of_the_graph_are_the_linked_then_the_most_attended() -> None:
     several = graph_trace(regions=36, labels=("cat", "", "red", "car"))
     named = graph_regions(several, 8)[:2]
     assert sorted(several.region_labels[region] for region in named) == ["car", "cat"]
+    beside = graph_regions(trace, 30)  # 9 dogs are linked; of what else is named, one each comes next
+    assert {trace.region_labels[region] for region in beside[len(linked) :][:2]} == {"tall building", "car"}
     grounded = graph_trace(task="rec", regions=36, labels=("cat",))
     assert graph_regions(grounded, 12)[:2] == [grounded.thresholded.chosen, grounded.thresholded.runner_up]
 

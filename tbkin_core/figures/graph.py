@@ -91,31 +91,33 @@ def graph_regions(trace: Trace, limit: int) -> list[int]:
     edges = sorted(trace.graph["cross_edges"], key=lambda edge: (edge["weight"], edge["object"]))
     strongest = {edge["region"]: (edge["weight"], edge["object"]) for edge in edges}
     wanted = sorted(strongest, key=lambda region: (-strongest[region][0], region))
-    others: list[int] = list(range(count))
+    others = order = list(range(count))
     if regions_agree(trace):
         weights = _attended(trace)
-        order = np.argsort(-weights, kind="stable")
+        order = np.argsort(-weights, kind="stable").tolist()
         least = _ATTENDED_SHARE * weights.max(initial=0) if strongest else 0
-        others = [int(region) for region in order if weights[region] >= max(least, 1e-9 * bool(strongest))]
+        others = [region for region in order if weights[region] >= max(least, 1e-9 * bool(strongest))]
         chosen = (trace.thresholded.chosen, trace.thresholded.runner_up)
         wanted = [region for region in chosen if region is not None] + wanted
     shown = list(dict.fromkeys(wanted))[:limit]
-    others = _one_of_each_name_first(trace.graph, [region for region in others if region not in shown])
+    others = [*_one_of_each_name(trace.graph, order, shown), *others]
+    others = [region for region in dict.fromkeys(others) if region not in shown]
     shown += others[: max(0, limit // 2 - len(shown))]
     linked = sorted((region for region in shown if region in strongest), key=lambda one: strongest[one][1])
     return linked + [region for region in shown if region not in strongest]
 
 
-def _one_of_each_name_first(graph: dict[str, Any], regions: list[int]) -> list[int]:
-    """Regions without a link: what the image is known to hold says more than parts of it without a name."""
+def _one_of_each_name(graph: dict[str, Any], order: list[int], shown: list[int]) -> list[int]:
+    """The first region of each name that none shown has: what an image holds says more than parts of it."""
     from tbkin_core.features.descriptors import COLOUR_PROTOTYPES  # with it comes Pillow
 
+    labels = [region["label"] for region in graph["regions"]]
+    told = {"", *COLOUR_PROTOTYPES, *(labels[region] for region in shown)}
     names: dict[str, int] = {}
-    for region in regions:
-        if (label := graph["regions"][region]["label"]) and label not in COLOUR_PROTOTYPES:
-            names.setdefault(label, region)
-    first = list(names.values())
-    return first + [region for region in regions if region not in first]
+    for region in order:
+        if labels[region] not in told:
+            names.setdefault(labels[region], region)
+    return list(names.values())
 
 
 def regions_agree(trace: Trace) -> bool:
