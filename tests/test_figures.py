@@ -331,7 +331,7 @@ def test_little_attention_on_all_regions_is_not_called_even(tmp_path: Path, page
         arguments[name] = Side(view)
     answer_figure(tmp_path / "answer.png", **arguments)
     caption = said(pages[0]).replace("\n", " ")
-    assert "Dense, it is strong on no region: at most 0.2 %." in caption and "even on" not in caption
+    assert "Dense attention reaches that on no region: at most 0.2 %." in caption and "even on" not in caption
     dense, thresholded = [axes for axes in pages[0].figure.axes if axes.images][:2]
     assert not dense.patches and len(thresholded.patches) == 1
 
@@ -399,10 +399,10 @@ def test_the_caption_says_what_it_used(column: bool, tmp_path: Path, pages: list
     assert "attention rollout over 3 layers" in captions[2]
     for caption in captions[:3]:
         assert "(relative, τ = 0.3) keeps" in caption and "The threshold selects" in caption
-        assert "trained without a threshold: dense is its own answer" in caption
-        assert "It answers by the words and the mean region, too." in caption
+        assert "The dense answer is the model's own, which was trained without a threshold." in caption
+        assert "It also goes by the words and the mean region." in caption
         assert "named by the extractor (photo), where it is sure" in caption
-    assert "its own answer" not in captions[3] and "It answers by" not in captions[3]
+    assert "the model's own" not in captions[3] and "It also" not in captions[3]
     assert "named by" not in captions[4], "nothing has a name"
 
 

@@ -81,12 +81,8 @@ def trace_figure(
 def _answered_by(trace: Trace) -> list[str]:
     """What the model's answer goes by, as far as the trace tells."""
     trained = {"dense": "without", "thresholded": "with"}.get(trace.answered_by)
-    notes = (
-        [f"The model was trained {trained} a threshold: {trace.answered_by} is its own answer."]
-        if trained
-        else []
-    )
-    return [*notes, f"It answers by {trace.also_by}, too."] if trace.also_by else notes
+    own = f"The {trace.answered_by} answer is the model's own, which was trained {trained} a threshold."
+    return [own] * bool(trained) + [f"It also goes by {trace.also_by}."] * bool(trace.also_by)
 
 
 def _named_by(trace: Trace) -> list[str]:
@@ -96,7 +92,7 @@ def _named_by(trace: Trace) -> list[str]:
     named = [bool(clean_text(label)) for label in trace.region_labels]
     if not any(named) or not trace.names_from:
         return []
-    where = "" if all(named) else ", where it is sure; else they have a number alone"
+    where = "" if all(named) else ", where it is sure; else by the colour that fills them, or by number alone"
     return [f"Regions are named by the extractor ({trace.names_from}){where}."]
 
 

@@ -127,11 +127,11 @@ class Content:
             if highest and not stands_out(highest, self.even):
                 # Little on all regions is another thing than alike on all of them.
                 alike = highest < OUTLINED * float(view.region_weights.mean()) and highest > self.even / 2
-                how = "nearly even on regions" if alike else "strong on no region"
+                how = "is nearly even on regions" if alike else "reaches that on no region"
                 found[name] = f"{how}: at most {rounded_percent(highest)}"
         if len(found) == 2 and found["dense"] == found["thresholded"]:
-            return [f"Attention is {found['dense']}."]
-        return [f"{name.capitalize()}, it is {words}." for name, words in found.items()]
+            return [f"Attention {found['dense']}."]
+        return [f"{name.capitalize()} attention {words}." for name, words in found.items()]
 
 
 @dataclass(frozen=True)
