@@ -152,14 +152,15 @@ def test_a_person_has_to_be_larger_than_other_things(
     assert fields["object_ids"].tolist() == [-1, dog, person]
 
 
-def test_names_are_among_what_it_sees(backbone: lite.LiteBackbone) -> None:
-    boxes = np.array([[0, 0, 0.6, 0.6], [0.3, 0.3, 1, 1], [0, 0, 1, 1]], np.float32)
-    for seed in range(3):
-        (found,) = backbone.describe([backbone.prepare(textured(seed))], [boxes])
-        names, values = backbone.sees(found["features"])
-        assert values.shape == (3, len(names)) and tuple(names) == OBJECT_NAMES
-        for region, name in enumerate(found["object_ids"]):
-            assert name < 0 or values[region, name] >= 0
+def test_what_it_sees_in_regions_is_told_from_their_vectors(backbone: lite.LiteBackbone) -> None:
+    # Vectors that the classifier takes for a golden retriever, for a fountain, and for nothing.
+    vectors = np.zeros((3, lite.WIDTH + lite.FINE_WIDTH), np.float32)
+    vectors[:2, : lite.WIDTH] = 5 * backbone._network.classifier.weight[[207, 562]].numpy()
+    vectors[:, lite.WIDTH :] = 7  # of the finer map, which names nothing
+    names, values = backbone.sees(vectors)
+    assert names == OBJECT_NAMES and values.shape == (3, len(names))
+    seen = [{name for name, value in zip(names, row, strict=True) if value >= 0} for row in values]
+    assert seen == [{"dog", "animal"}, {"fountain"}, set()]
 
 
 def test_another_side_is_refused() -> None:
