@@ -245,7 +245,9 @@ def _caption(graph: dict[str, Any], regions: list[int], objects: int, relations:
     else:
         named = any(item["label"] for item in graph["regions"])
         caption = "No region's name fits" if named else "No region has a name that would fit"
-        caption += " an object or its attributes, so nothing links image and text (there is no anchor)."
+        caption += " an object or its attributes"
+        caption = caption if graph["objects"] else "The text names no object"
+        caption += ", so nothing links image and text (there is no anchor)."
     if len(regions) < len(graph["regions"]):
         caption += f" Shown: {len(regions)} of {len(graph['regions'])} regions, those"
         caption += f" {'linked, ' * bool(graph['cross_edges'])}chosen, named or most attended."
