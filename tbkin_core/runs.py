@@ -52,13 +52,14 @@ FINISHED_BEFORE = "this run had finished already; --overwrite trains it again"
 _PLACES = ("data", "features", "graphs", "answers", "init")
 # What a run's directory holds. Whatever else is there is somebody's.
 _RUN_NAMES = frozenset(
-    (RUN_FILE, "config.yaml", "metrics.jsonl", "training.png", "config.json", "model.safetensors",
+    (RUN_FILE, "config.yaml", "metrics.jsonl", "config.json", "model.safetensors",
      "generation_config.json", "tokenizer.json", "tokenizer_config.json", "state/", "state/model.pt",
      "state/optimizer.pt", "state/progress.json", "tensorboard/")
 )  # fmt: skip
 CARD = "README.md"
 CARD_START = "---\nlibrary_name: tbkin\n"
 """How the card of a model begins; a README of somebody's own does not."""
+CURVES = re.compile(r"training(-column)?\.(png|svg|pdf)")
 _EVENTS = re.compile(r"tensorboard/events\.out\.tfevents\.[^/]*")
 _RUN_SPLIT_FILE = re.compile(r"(results|predictions)-[^/]*\.json")
 # What run.json holds, and besides that of a finished run.
@@ -99,7 +100,7 @@ _FINISHED = {
 # Settings that do not change what a run computes.
 _NO_RESULT = (
     "out", "overwrite", "resume", "save_minutes", "max_minutes", "devices", "tensorboard", "wandb", "mlflow",
-    "predict", "compile", "kernels", "keep_features",
+    "predict", "compile", "kernels", "keep_features", "format", "column",
 )  # fmt: skip
 
 
@@ -203,7 +204,7 @@ def is_of_run(directory: Path, name: str) -> bool:
     if name == CARD and (directory / name).is_file():
         with contextlib.suppress(OSError), (directory / name).open("rb") as file:
             return file.read(len(CARD_START)) == CARD_START.encode()
-    return name in _RUN_NAMES or _EVENTS.fullmatch(name) is not None
+    return name in _RUN_NAMES or any(known.fullmatch(name) for known in (_EVENTS, CURVES))
 
 
 def _as_now(kept: Any, config: StageConfig) -> Any:

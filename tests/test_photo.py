@@ -153,6 +153,17 @@ def test_a_person_has_to_be_larger_than_other_things(
     assert fields["object_ids"].tolist() == [-1, dog, person]
 
 
+def test_what_it_sees_in_regions_is_told_from_their_vectors(backbone: lite.LiteBackbone) -> None:
+    # Vectors that the classifier takes for a golden retriever, for a fountain, and for nothing.
+    vectors = np.zeros((3, lite.WIDTH + lite.FINE_WIDTH), np.float32)
+    vectors[:2, : lite.WIDTH] = 5 * backbone._network.classifier.weight[[207, 562]].numpy()
+    vectors[:, lite.WIDTH :] = 7  # of the finer map, which names nothing
+    names, values = backbone.sees(vectors)
+    assert names == OBJECT_NAMES and values.shape == (3, len(names))
+    seen = [{name for name, value in zip(names, row, strict=True) if value >= 0} for row in values]
+    assert seen == [{"dog", "animal"}, {"fountain"}, set()]
+
+
 def test_another_side_is_refused() -> None:
     with pytest.raises(ConfigError, match="sees 260 pixels, got 300"):
         lite.LiteBackbone(side=300)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -419,6 +420,25 @@ def test_one_command_compares_all_selections(
     assert float(rows[1]["accuracy.yes/no"]) == pytest.approx(relative["answer_types"]["yes/no"])
     for name in ("sweep.png", "sparsity.png"):
         assert (trained_workspace / "all" / name).stat().st_size > 5000
+
+
+def test_figures_of_a_sweep_in_other_formats_for_one_column(trained_workspace: Path) -> None:
+    line = (*LINE, "--thresholds", "0,0.3", "--out", "formats")
+    formats = ("--format", "pdf", "--format", "svg", "--column")
+    succeeds(*line, cwd=trained_workspace)
+    values = result(*line, *formats, cwd=trained_workspace)
+    out = trained_workspace / "formats"
+    names = {f"{name}-column.{suffix}" for name in ("sweep", "sparsity") for suffix in ("pdf", "svg")}
+    assert {path.name for path in out.iterdir()} >= names | {"sweep.png", "sparsity.png"}
+    for suffix in ("pdf", "svg"):
+        content = (out / f"sweep-column.{suffix}").read_bytes()
+        assert (b"<text" if suffix == "svg" else b"/CIDFontType2") in content and b"/Type3" not in content
+    assert len(values["rows"]) == 2
+    # Figures of before are of what is measured now, too.
+    os.utime(out / "sweep.png", (0, 0))
+    result(*LINE, "--thresholds", "0,0.3,0.6", "--out", "formats", cwd=trained_workspace)
+    assert (out / "sweep.png").stat().st_mtime > 0 and (out / "sweep-column.svg").exists()
+    fails(*line, "--format", "gif", cwd=trained_workspace, code=2, says=("gif", "svg"))
 
 
 def test_a_sweep_over_numbers_of_regions(

@@ -45,6 +45,25 @@ def pictures(place: Path) -> list[Path]:
 # ---- answering ----------------------------------------------------------------------------------
 
 
+def test_an_object_without_a_name_is_joined_with_the_region_that_it_is_seen_in() -> None:
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 40, 40], [40, 0, 80, 40], [0, 0, 100, 100]], np.float32)
+    names = ("dog", "person")
+    values = np.array([[9, -9], [3, -9], [4, -9], [-9, 0.5]], np.float32)
+
+    def edges(labels: list[str], text: str = "the man pets a dog", looks: tuple[str, ...] = ("",) * 4) -> Any:
+        graph = unified_graph(text, boxes, labels, looks=looks, seen=(names, values))
+        objects = [item["name"] for item in graph["objects"]]
+        found = graph["cross_edges"]
+        return {(objects[edge["object"]], edge["region"]): edge["weight"] for edge in found}
+
+    # The first region is too small to tell it from what is around it, and a person is not seen well enough.
+    assert edges(["", "", "", ""]) == {("dog", 2): 0.5}
+    assert edges(["", "", "cat", ""]) == {("dog", 1): 0.5}, "what has another name is no dog"
+    assert edges(["", "brown", "cat", ""], looks=("", "brown", "", "")) == {("dog", 1): 0.5}
+    assert edges(["", "", "", "dog"]) == {("dog", 3): 1.0}, "a name that is sure comes before"
+    assert edges(["", "", "", ""], "a red kite in the sky") == {}
+
+
 def test_a_trace_holds_what_the_command_says_and_draws_it_again(trained: Path, tmp_path: Path) -> None:
     arguments = ("img.jpg", QUESTION, "--out", tmp_path, "--format", "png", "--format", "svg")
     values = values_of(*arguments, cwd=trained)
@@ -383,6 +402,28 @@ def test_a_fine_tuned_run_leaves_results_and_a_sheet_is_drawn_of_them(
         assert sheet.width == 1440
 
 
+def test_a_sheet_says_where_the_model_ignores_the_image(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = []
+    monkeypatch.setattr(visualize_module, "contact_sheet", lambda *_, caption, **__: captions.append(caption))
+    for name in ("sees", "ignores", "damaged"):
+        run = shutil.copytree(trained / VQA, tmp_path / name)
+        shape = json.loads((run / "config.json").read_text())
+        assert shape.get("use_regions", True)
+        content = json.dumps(shape | {"use_regions": name != "ignores"})
+        (run / "config.json").write_text("{" if name == "damaged" else content)
+        said = succeeds(
+            "visualize", "--from", run / "results-val.json", "--out", tmp_path / "out", cwd=trained
+        )
+        assert ("this model ignores the image" in said.out) == (name == "ignores")
+    assert [caption.startswith("This model ignores the image") for caption in captions] == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_a_fine_tuned_run_names_the_command_that_shows_its_failures(trained: Path) -> None:
     outcome = succeeds(
         "finetune", "--task", "rec", "--data", "coco", "--epochs", "1", "--devices", "cpu", cwd=trained
@@ -390,6 +431,25 @@ def test_a_fine_tuned_run_names_the_command_that_shows_its_failures(trained: Pat
     (line,) = [line for line in outcome.out.splitlines() if line.startswith("next: ")]
     assert line == f"next: tbkin visualize --from {REC}/results-val.json --wrong --limit 20"
     assert (trained / REC / "training.png").stat().st_size > 5000
+
+
+def test_curves_of_a_finished_run_are_drawn_in_the_format_that_is_asked_for(trained: Path) -> None:
+    line = ("finetune", "--task", "rec", "--data", "coco", "--epochs", "1", "--devices", "cpu", "--json")
+    weights = (trained / REC / "model.safetensors").stat().st_mtime_ns
+    values = json.loads(succeeds(*line, "--format", "pdf", "--format", "svg", "--column", cwd=trained).out)
+    assert (trained / REC / "model.safetensors").stat().st_mtime_ns == weights, "nothing is trained anew"
+    drawn = {path.name for path in (trained / REC).glob("training*")}
+    assert drawn == {"training.png", "training-column.pdf", "training-column.svg"}
+    assert values["out"] == REC
+    assert b"/Type3" not in (trained / REC / "training-column.pdf").read_bytes()
+    # What was drawn of fewer epochs is drawn anew, and nothing else is.
+    os.utime(trained / REC / "training-column.svg", (0, 0))
+    before = (trained / REC / "training-column.pdf").stat().st_mtime_ns
+    succeeds(*line, cwd=trained)
+    assert (trained / REC / "training-column.svg").stat().st_mtime > 0
+    assert (trained / REC / "training-column.pdf").stat().st_mtime_ns == before
+    for suffix in ("pdf", "svg"):
+        (trained / REC / f"training-column.{suffix}").unlink()
 
 
 @pytest.mark.parametrize(

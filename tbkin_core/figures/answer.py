@@ -20,7 +20,8 @@ from tbkin_core.figures.views import AttentionView, attention_views
 from tbkin_core.selection import Selection, rule_of
 
 _MAX_ANSWERS = 5
-_CHOSEN, _RUNNER_UP, _TARGET, _PREDICTED = COLORS[1], COLORS[5], COLORS[2], COLORS[3]
+# The four that are farthest apart for deuteranopes and protanopes; each has a line style of its own, too.
+CHOSEN, RUNNER_UP, TARGET, PREDICTED = COLORS[1], COLORS[5], COLORS[2], COLORS[7]
 
 
 def trace_figure(
@@ -53,7 +54,7 @@ def trace_figure(
         answers = [(names.get(answer, answer), value) for answer, value in content.answers]
         return Side(view, answers, content.chosen, content.runner_up, scaled(content.box))
 
-    notes = ["Regions are named by the annotated boxes that they meet."] if trace.names_annotated else []
+    notes = _answered_by(trace) + _named_by(trace)
     if where := Selection(
         layers=None if trace.layers is None else tuple(trace.layers), scope=trace.scope
     ).where:
@@ -75,6 +76,24 @@ def trace_figure(
         column=column,
         mark=mark,
     )
+
+
+def _answered_by(trace: Trace) -> list[str]:
+    """What the model's answer goes by, as far as the trace tells."""
+    trained = {"dense": "without", "thresholded": "with"}.get(trace.answered_by)
+    own = f"The {trace.answered_by} answer is the model's own, which was trained {trained} a threshold."
+    return [own] * bool(trained) + [f"It also goes by {trace.also_by}."] * bool(trace.also_by)
+
+
+def _named_by(trace: Trace) -> list[str]:
+    """Where the regions' names are from; nothing where none has one."""
+    if trace.names_annotated:
+        return ["Regions are named by the annotated boxes that they meet."]
+    named = [bool(clean_text(label)) for label in trace.region_labels]
+    if not any(named) or not trace.names_from:
+        return []
+    where = "" if all(named) else ", where it is sure; else by the colour that fills them, or by number alone"
+    return [f"Regions are named by the extractor ({trace.names_from}){where}."]
 
 
 @dataclass(frozen=True)
@@ -108,9 +127,11 @@ def answer_figure(
 ) -> None:
     """Draw one answer or one grounding with the attention behind it.
 
-    Dense on the left, thresholded on the right, each pair on one scale. The image keeps its own colours where
-    the model looked and fades to grey elsewhere; where all weights are alike it looks as it is. For a
-    grounding (a side with `chosen` or `box`) it shows boxes in place of the most attended regions.
+    Dense on the left, thresholded on the right. The image keeps its own colours where the model looked and
+    fades to grey elsewhere, words and cells of the maps are coloured as strongly: all by the one scale of
+    `tbkin_core.figures.scale`, which the caption states, so that a share of attention looks alike anywhere.
+    Regions with at least twice the even share are outlined, three at most; where attention is even, none is.
+    For a grounding (a side with `chosen` or `box`) boxes stand in place of these.
 
     Args:
         path: Ends in .png, .svg or .pdf.
@@ -171,8 +192,8 @@ def _grounding_outlines(
 
     outlines = []
     regions: tuple[tuple[int | None, str, LineStyle, str], ...] = (
-        (side.runner_up, _RUNNER_UP, "--", "runner-up"),
-        (side.chosen, _CHOSEN, "-", "chosen region"),
+        (side.runner_up, RUNNER_UP, "--", "runner-up"),
+        (side.chosen, CHOSEN, "-", "chosen region"),
     )
     for index, color, style, start in regions:
         if index is not None:
@@ -180,10 +201,10 @@ def _grounding_outlines(
                 raise DataError(f"{start} {index} is not one of the {len(boxes)} regions")
             outlines.append(outline(boxes[index], color, style, f"{start}: {labels[index]}"))
     if predicted is not None:
-        outlines.append(outline(predicted, _PREDICTED, "-.", "predicted box"))
+        outlines.append(outline(predicted, PREDICTED, "-.", "predicted box"))
     # A good prediction covers the target; dots let what is below them through.
     if target is not None and outlines:
-        outlines.append(Outline(target, _TARGET, ":", "target"))
+        outlines.append(Outline(target, TARGET, ":", "target"))
     return outlines
 
 
@@ -211,4 +232,5 @@ def _checked(view: AttentionView, name: str, words: int, regions: int) -> Attent
         word_weights=_numbers(view.word_weights, f"{name}.word_weights", (words,)),
         word_region=_numbers(view.word_region, f"{name}.word_region", (words, regions)),
         source=clean_text(view.source),
+        positions=view.positions,
     )

@@ -20,13 +20,14 @@ from tbkin_core.figures.attention_panels import (
     draw_image,
     draw_legend,
     draw_map,
+    draw_map_scale,
     draw_note,
+    draw_picture_scale,
     draw_row_names,
-    draw_scale,
     draw_word_bars,
-    highest_of,
 )
 from tbkin_core.figures.canvas import Page, Slot
+from tbkin_core.figures.scale import FULL, OUTLINED, full_share, percent, rounded_percent, stands_out
 from tbkin_core.figures.views import AttentionView
 
 _WIDTH = 7.2
@@ -45,8 +46,7 @@ _COLUMN_WORDS = 12
 _COLUMN_REGIONS = 8
 _COLUMN_ANSWERS = 3
 
-_OUTLINED = 3
-_OUTLINED_SHARE = 0.1  # of the largest weight; what has less was hardly looked at
+_MOST_OUTLINED = 3
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,18 @@ class Content:
         return np.argsort(-np.maximum(*shares), kind="stable")[:most]
 
     def drawn_outlines(self, side: int) -> list[Outline]:
-        """Boxes of the grounding; else the most attended regions with a fair part of the largest weight."""
+        """Boxes of the grounding; else the most attended regions that stand out."""
         if self.grounding:
             return self.outlines[side]
         weights = self.views[side].region_weights
-        order = np.argsort(-weights, kind="stable")[:_OUTLINED]
-        return [
-            Outline(self.boxes[index], "white", "-", self.regions[index])
-            for index in order
-            if weights[index] > 0 and weights[index] >= _OUTLINED_SHARE * weights[order[0]]
-        ]
+        order = np.argsort(-weights, kind="stable")[:_MOST_OUTLINED]
+        order = order[stands_out(weights[order], self.even)]
+        return [Outline(self.boxes[index], "white", "-", self.regions[index]) for index in order]
+
+    @property
+    def even(self) -> float:
+        """The even share, the same of both passes."""
+        return self.views[0].even_share
 
     def image_notes(self) -> tuple[str, str]:
         """What is written over the dense and the thresholded image where no region has any weight."""
@@ -101,8 +103,35 @@ class Content:
         return "" if dense else unread, "" if thresholded else "all regions dropped" if dense else unread
 
     def caption_start(self) -> str:
-        caption = f"{self.heading} keeps {_percentage(self.kept_fraction)} of the attention entries."
+        caption = f"{self.heading} keeps {percent(self.kept_fraction)} of the attention entries."
         return caption + (f" Weights: {self.views[0].source}." if self.views[0].source else "")
+
+    def scale_in_words(self) -> str:
+        """The one scale of colours (see `tbkin_core.figures.scale`), and which regions are outlined by it."""
+        even, full = rounded_percent(self.even), full_share(self.even)
+        times = f"{FULL:g} times the even share of {even}" if full < 1 else f"the even share is {even}"
+        words = (
+            "Regions, words and maps have one scale of colour: none at 0, full from"
+            f" {rounded_percent(full)} of the attention ({times}, the dotted line)."
+        )
+        if self.grounding or not any(view.region_weights.any() for view in self.views):
+            return words  # the boxes of a grounding have a legend
+        rule = "Outlined: regions with at least twice the even share."
+        return " ".join([words, rule, *self._without_outlines()])
+
+    def _without_outlines(self) -> list[str]:
+        """Of the passes that no region stands out in, what attention looks like there."""
+        found = {}
+        for name, view in zip(("dense", "thresholded"), self.views, strict=True):
+            highest = float(view.region_weights.max(initial=0))
+            if highest and not stands_out(highest, self.even):
+                # Little on all regions is another thing than alike on all of them.
+                alike = highest < OUTLINED * float(view.region_weights.mean()) and highest > self.even / 2
+                how = "is nearly even on regions" if alike else "reaches that on no region"
+                found[name] = f"{how}: at most {rounded_percent(highest)}"
+        if len(found) == 2 and found["dense"] == found["thresholded"]:
+            return [f"Attention {found['dense']}."]
+        return [f"{name.capitalize()} attention {words}." for name, words in found.items()]
 
 
 @dataclass(frozen=True)
@@ -113,8 +142,6 @@ class _Shown:
     regions: NDArray[np.intp]  # (k,) numbers of the regions shown
     weights: list[NDArray[np.floating]]  # (w,) of the words, dense and thresholded
     maps: list[NDArray[np.floating]]  # (w, k) attention, dense and thresholded
-    brightest: float  # upper end of the scale of the maps
-    highest: float  # upper end of the scale of the images
 
     @classmethod
     def of(cls, content: Content, most_words: int, most_regions: int) -> _Shown:
@@ -122,8 +149,7 @@ class _Shown:
         regions = content.most_attended_regions(most_regions)
         weights = [view.word_weights[words] for view in content.views]
         maps = [view.word_region[np.ix_(words, regions)] for view in content.views]
-        highest = highest_of(view.region_weights for view in content.views)
-        return cls(words, regions, weights, maps, highest_of(maps), highest)
+        return cls(words, regions, weights, maps)
 
 
 @dataclass(frozen=True)
@@ -146,10 +172,10 @@ def _stack(page: Page, sections: Sequence[_Section], margin: float) -> Page:
     return page
 
 
-def _draw_panel(page: Page, slot: Slot, content: Content, side: int, highest: float) -> None:
-    weights, outlines = content.views[side].region_weights, content.drawn_outlines(side)
+def _draw_panel(page: Page, slot: Slot, content: Content, side: int) -> None:
+    shares, outlines = content.views[side].region_weights, content.drawn_outlines(side)
     named = not content.grounding
-    draw_image(page, slot, content.image, content.boxes, weights, highest, outlines, named)
+    draw_image(page, slot, content.image, content.boxes, shares, content.even, outlines, named)
     draw_note(page, slot, content.image_notes()[side])
 
 
@@ -190,7 +216,7 @@ def _page_caption(content: Content, shown: _Shown) -> str:
     caption = content.caption_start()
     words, regions = len(shown.words), len(shown.regions)
     if regions:
-        caption += " Regions in full colour have the highest weight, faded ones none."
+        caption += f" {content.scale_in_words()}"
     elif len(content.boxes):
         caption += " No word attends to a region: the answer is from the words alone."
     if words and any((view.word_region[:, shown.regions] == 0).any() for view in content.views):
@@ -205,7 +231,7 @@ def _page_caption(content: Content, shown: _Shown) -> str:
 def _title_and_caption(page: Page, content: Content, shown: _Shown) -> _Section:
     inner = _WIDTH - 2 * _MARGIN
     title = page.wrap(content.title, inner, 10, lines=4, bold=True)
-    caption = page.wrap(_page_caption(content, shown), inner, 7.5, lines=4)
+    caption = page.wrap(_page_caption(content, shown), inner, 7.5, lines=6)
     title_height = 0.19 * len(title) + 0.03
 
     def draw(top: float) -> None:
@@ -229,20 +255,19 @@ def _images(page: Page, content: Content, shown: _Shown) -> _Section:
         for side, view in enumerate(content.views):
             left = _MARGIN + (0 if stacked else side * (slot_width + _GAP))
             top = images_top + (side * (panel_height + 0.1) if stacked else 0)
-            # Colours are relative to the largest weight; the sum stands beside the heading.
-            on_regions = _percentage(float(view.region_weights.sum()))
+            on_regions = percent(float(view.region_weights.sum()))
             share = f"{on_regions} on regions" if len(content.boxes) else ""
             room = slot_width - (page.measure(share, 7) + 0.1)
             heading = page.fit(("Dense attention", content.heading)[side], room, 8, bold=True)
             page.text(left, top, heading, 8, weight="bold")
             page.text(left + slot_width, top + 0.02, share, 7, ha="right", color="#444444")
-            _draw_panel(page, (left, top + _HEADING, slot_width, slot_height), content, side, shown.highest)
+            _draw_panel(page, (left, top + _HEADING, slot_width, slot_height), content, side)
             legend_top = top + _HEADING + slot_height + 0.05
             draw_legend(page, left, legend_top, slot_width, content.outlines[side])
         if len(shown.regions):
             scale_left, scale_top = _WIDTH - _MARGIN - SCALE_WIDTH, images_top + _HEADING
             scale_height = slot_height + (panel_height + 0.1 if stacked else 0)
-            draw_scale(page, scale_left, scale_top, scale_height, shown.highest, "region weight", faded=True)
+            draw_picture_scale(page, scale_left, scale_top, scale_height, content.image, content.even)
 
     return _Section((panel_height * (2 if stacked else 1), 0.1 if stacked else 0, _GAP), draw)
 
@@ -266,7 +291,9 @@ def _words_and_maps(page: Page, content: Content, shown: _Shown) -> _Section:
     def draw(top: float) -> None:
         rows_top = top + _HEADING + 0.2
         page.text(bars_left, top, "Weight of words", 8, weight="bold")
-        draw_word_bars(page, (bars_left, rows_top, bars_width), names, shown.weights, 7.5, edge=_MARGIN)
+        draw_word_bars(
+            page, (bars_left, rows_top, bars_width), names, shown.weights, content.even, 7.5, _MARGIN
+        )
         if not len(shown.regions):
             return
         for side, values in enumerate(shown.maps):
@@ -275,8 +302,8 @@ def _words_and_maps(page: Page, content: Content, shown: _Shown) -> _Section:
             fitted = page.fit(heading, width + _GAP - 0.05, 8, bold=True)
             page.text(left, rows_top - _HEADING, fitted, 8, weight="bold")
             slot = (left, rows_top, map_width, rows_height)
-            draw_map(page, slot, values, shown.brightest, region_names, 45)
-        draw_scale(page, scale_left, rows_top, rows_height, shown.brightest, "attention")
+            draw_map(page, slot, values, content.even, region_names, 45)
+        draw_map_scale(page, scale_left, rows_top, rows_height, content.even)
 
     return _Section((_HEADING + 0.2 + rows_height + max(names_height, 0.35) + 0.1,), draw)
 
@@ -336,7 +363,7 @@ def _column_images(page: Page, content: Content, shown: _Shown) -> _Section:
         for side, heading in enumerate(("Dense", content.short_heading)):
             left = _LEFTS[side]
             page.text(left, top, page.fit(heading, _HALF, 8, bold=True), 8, weight="bold")
-            _draw_panel(page, (left, top + _HEADING, _HALF, slot_height), content, side, shown.highest)
+            _draw_panel(page, (left, top + _HEADING, _HALF, slot_height), content, side)
 
     return _Section((_HEADING, slot_height, 0.05), draw)
 
@@ -368,7 +395,7 @@ def _words_beside_answers(
         if names:
             page.text(_LEFTS[0], top, "Weight of words", 8, weight="bold")
             bars = (_LEFTS[0] + names_width, top + _HEADING + 0.16, _HALF - names_width)
-            draw_word_bars(page, bars, names, shown.weights, 7, edge=_COLUMN_MARGIN)
+            draw_word_bars(page, bars, names, shown.weights, content.even, 7, _COLUMN_MARGIN)
         for side, given in enumerate(content.answers):
             if given:
                 draw_side(side, _LEFTS[1], top)
@@ -394,7 +421,7 @@ def _column_maps(
             left = _LEFTS[0] + names_width + side * (width + _COLUMN_GAP)
             page.text(left, top, page.fit(heading, width, 8, bold=True), 8, weight="bold")
             slot = (left, rows_top, min(width, 0.3 * len(shown.regions)), rows_height)
-            draw_map(page, slot, shown.maps[side], shown.brightest, region_names, 90)
+            draw_map(page, slot, shown.maps[side], content.even, region_names, 90)
 
     return _Section((_HEADING + rows_height + names_height + 0.05,), draw)
 
@@ -405,27 +432,17 @@ def _column_caption(page: Page, content: Content, shown: _Shown) -> _Section:
     if total and not regions:
         caption += " No word attends to a region: the answer is from the words alone."
     elif total:
-        shares = [_percentage(float(view.region_weights.sum())) for view in content.views]
-        caption += f" On regions: {shares[0]} dense, {shares[1]} thresholded;"
-        caption += f" in full colour: {shown.highest:.2g}."
+        shares = [percent(float(view.region_weights.sum())) for view in content.views]
+        caption += f" On regions: {shares[0]} dense, {shares[1]} thresholded."
+        caption += f" {content.scale_in_words()}"
     if words and regions:
-        caption += f" Map: 0 (dark) to {shown.brightest:.2g} (bright), square-root scale"
-        caption += f"; {regions} of {total} regions." if regions < total else "."
+        caption += f" Map: {regions} of {total} regions." if regions < total else ""
         if any((values == 0).any() for values in shown.maps):
             caption += " Grey: dropped."
     if words < len(content.words):
         caption += f" {words} of {len(content.words)} words."
-    lines = page.wrap(f"{caption} {content.note}" if regions else caption, _INNER, 7, lines=8)
+    lines = page.wrap(f"{caption} {content.note}" if regions else caption, _INNER, 7, lines=12)
     return _Section(
         (0.13 * len(lines),),
         lambda top: page.lines(_COLUMN_MARGIN, top, lines, 0.13, size=7, color="#444444"),
     )
-
-
-def _percentage(fraction: float) -> str:
-    """Never "0 %" or "100 %" for what is only nearly so."""
-    if 0 < fraction < 0.001:
-        return "less than 0.1 %"
-    if 0.999 < fraction < 1:
-        return "more than 99.9 %"
-    return f"{100 * fraction:.3g} %"

@@ -1,11 +1,12 @@
-"""The panels of an answer's figure: image, legend, scale, words, map and answers, each where it belongs.
+"""The panels of an answer's figure: image, legend, keys to the scale, words, map and answers.
 
-All places and sizes are in inches from the top left corner of the page.
+Colours are as strong as `tbkin_core.figures.scale` says. All places and sizes are in inches from the top left
+corner of the page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.figures.canvas import COLORS, Page, Slot, draw_box, placed_inside, plain_axes
+from tbkin_core.figures.scale import full_share, levels, normalize, rounded_percent, strength
 
-SCALE_WIDTH = 0.64  # a colour bar with its numbers
+SCALE_WIDTH = 0.78  # a key to the scale with its numbers
 WORD_ROW = 0.17
 LEGEND_ROW = 0.15
 SIDE_COLORS = COLORS[:2]  # of dense and thresholded attention
 
-_LEAST_WORD_SPAN = 0.05
+_SAMPLE = 0.32  # width of a picture in the key to the scale
 _COLORMAP = "viridis"
 _DROPPED = "#e6e6e6"
 _ON_IMAGE: dict[str, Any] = {"facecolor": "white", "alpha": 0.85, "linewidth": 0}  # what text stands on
@@ -43,12 +45,12 @@ def draw_image(
     slot: Slot,
     image: NDArray[np.uint8],
     boxes: NDArray[np.float64],
-    weights: NDArray[np.floating],
-    highest: float,
+    shares: NDArray[np.floating],
+    even: float,
     outlines: list[Outline],
     named: bool,
 ) -> None:
-    """The image, faded where it got little attention: a pixel has the highest weight of its regions."""
+    """The image, faded where it got little attention: a pixel is as clear as the strongest of its regions."""
     from matplotlib.patheffects import withStroke
     from PIL import Image
 
@@ -61,13 +63,14 @@ def draw_image(
 
     columns, rows = max(1, round(shown_width * 250)), max(1, round(shown_height * 250))
     picture = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
-    weight = np.zeros((rows, columns), np.float32)
+    clarity = np.zeros((rows, columns), np.float32)
+    clear = strength(shares, even)
     to_pixels = np.array([columns / width, rows / height] * 2)
-    for index in np.argsort(weights, kind="stable"):
+    for index in np.argsort(clear, kind="stable"):
         x1, y1, x2, y2 = boxes[index] * to_pixels
-        weight[_pixels(y1, y2, rows), _pixels(x1, x2, columns)] = weights[index]
+        clarity[_pixels(y1, y2, rows), _pixels(x1, x2, columns)] = clear[index]
     # In single precision: what is shown has 256 steps.
-    shown = _faded(np.asarray(picture, np.float32) / 255, np.asarray(_normalize(highest)(weight)))
+    shown = _faded(np.asarray(picture, np.float32) / 255, clarity)
 
     axes = page.axes(left, top, shown_width, shown_height)
     axes.imshow(shown, extent=(0, width, height, 0), aspect="auto", interpolation="none")
@@ -98,46 +101,63 @@ def draw_note(page: Page, slot: Slot, note: str) -> None:
 
 def draw_legend(page: Page, left: float, top: float, width: float, lines: list[Outline]) -> None:
     from matplotlib.lines import Line2D
+    from matplotlib.patheffects import Normal, withStroke
 
+    # As on the image: pale colours would not be seen on white.
+    halo = [withStroke(linewidth=2.4, foreground="#000000c0"), Normal()]
     for row, line in enumerate(reversed(lines)):
         middle = top + LEGEND_ROW * (row + 0.5)
         ends = [left / page.width, (left + 0.3) / page.width], [1 - middle / page.height] * 2
-        page.figure.add_artist(Line2D(*ends, color=line.color, linestyle=line.style, linewidth=1.5))
+        sample = Line2D(*ends, color=line.color, linestyle=line.style, linewidth=1.3, path_effects=halo)
+        page.figure.add_artist(sample)
         page.text(left + 0.36, middle, page.fit(line.label, width - 0.36, 7), 7, va="center")
 
 
-def draw_scale(
-    page: Page, left: float, top: float, height: float, highest: float, label: str, faded: bool = False
+def draw_picture_scale(
+    page: Page, left: float, top: float, height: float, image: NDArray[np.uint8], even: float
 ) -> None:
-    """The scale of both panels beside it, in colours or from faded to clear."""
+    """The key to the images: the image itself, small, as clear as it is at some shares of attention."""
+    from PIL import Image
+
+    sample = np.clip(_SAMPLE * image.shape[0] / image.shape[1], 0.12, 0.42)
+    row = max(float(sample) + 0.08, 0.2)
+    most = max(image.shape[:2])
+    small = (
+        np.asarray(Image.fromarray(image).resize((64, 64) if most > 64 else (most, most)), np.float32) / 255
+    )
+    for number, share in enumerate(levels(even, int((height + 0.08) / row))):
+        clear = np.full(small.shape[:2], strength(share, even), np.float32)
+        axes = page.axes(left + 0.08, top + row * number, _SAMPLE, float(sample))
+        axes.imshow(_faded(small, clear), aspect="auto", interpolation="antialiased")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_linewidth(0.4)
+        middle = top + row * number + float(sample) / 2
+        label = _level_label(share, even)
+        if share == even and row > 0.26:
+            page.text(left + _SAMPLE + 0.12, middle + 0.1, "even", 6.5, va="center")
+        page.text(left + _SAMPLE + 0.12, middle, label, 6.5, va="center")
+
+
+def draw_map_scale(page: Page, left: float, top: float, height: float, even: float) -> None:
+    """The key to the maps: their colours from none to full, with the shares of attention."""
     from matplotlib import colormaps
-    from matplotlib.colors import to_rgb
 
     length = min(height, 1.8)
     steps = np.linspace(1, 0, max(2, round(length * 100)))  # (rows,)
-    if faded:
-        samples = np.repeat([to_rgb(color) for color in COLORS[:3]], 4, axis=0)  # (columns, 3)
-        colors = _faded(np.tile(samples, (len(steps), 1, 1)), np.tile(steps[:, None], len(samples)))
-    else:
-        colors = colormaps[_COLORMAP](steps)[:, None, :3]
-    axes = page.axes(left + 0.08, top, 0.15 if faded else 0.09, length)
+    axes = page.axes(left + 0.08, top, 0.09, length)
+    colors = colormaps[_COLORMAP](steps)[:, None, :3]
     axes.imshow(colors, extent=(0, 1, 0, 1), aspect="auto", interpolation="none")
-    ticks = _scale_ticks(highest, length)
-    axes.set(xticks=[], ylim=(0, 1), yticks=_normalize(highest)(np.array(ticks)))
-    axes.set_yticklabels([f"{tick:.2g}" for tick in ticks])
+    ticks = levels(even, max(2, int(length / 0.16)))
+    axes.set(xticks=[], ylim=(0, 1), yticks=strength(ticks, even))
+    axes.set_yticklabels([_level_label(tick, even) for tick in ticks])
     axes.yaxis.tick_right()
     axes.tick_params(labelsize=6.5, pad=1.5)
     axes.spines[:].set_linewidth(0.4)
-    if length > page.measure(label, 6.5):
-        page.text(left + SCALE_WIDTH, top + length / 2, label, 6.5, rotation=90, ha="right", va="center")
 
 
-def _scale_ticks(highest: float, length: float) -> list[float]:
-    """Round values, far enough from each other on a bar of `length` inches."""
-    step = 10.0 ** np.floor(np.log10(highest))
-    rounded = next(factor * step for factor in (5, 2, 1) if factor * step <= highest * (1 + 1e-9))
-    shares = (1, 0.5, 0.2, 0.05) if length > 0.8 else (1,)
-    return [0.0, *sorted(rounded * share for share in shares)]
+def _level_label(share: float, even: float) -> str:
+    more = full_share(even) <= share < 1
+    return f"{'≥ ' * more}{rounded_percent(share)}"
 
 
 def draw_word_bars(
@@ -145,25 +165,32 @@ def draw_word_bars(
     bars: tuple[float, float, float],
     names: list[str],
     weights: Sequence[NDArray[np.floating]],
+    even: float,
     size: float,
     edge: float,
 ) -> None:
     """Dense and thresholded weight of each word at `bars` (left, top, width), names to the left.
 
-    `edge` is where the key to the two colours begins, below.
+    A bar is as long as its share and coloured as strongly as that share is anywhere; the axis spans at least
+    the share of full colour, so that words that get next to nothing look so. `edge` is where the key to the
+    two colours begins, below.
     """
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.colors import to_rgb
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     left, top, width = bars
     count = len(names)
     draw_row_names(page, left, top, names, WORD_ROW, size)
     axes = page.axes(left, top, width, WORD_ROW * count)
     for values, color, shift in zip(weights, SIDE_COLORS, (-0.19, 0.19), strict=True):
-        axes.barh(np.arange(count) + shift, values, height=0.38, color=color)
-    # Words that get next to nothing must look so: the axis never spans less than this share.
-    highest = max(highest_of(weights), _LEAST_WORD_SPAN)
+        strong = strength(values, even)[:, None]
+        shown = 1 - strong * (1 - np.array(to_rgb(color)))
+        axes.barh(np.arange(count) + shift, values, height=0.38, color=shown)
+    highest = max(full_share(even), *(float(values.max(initial=0)) for values in weights))
+    axes.axvline(even, color="#777777", linewidth=0.7, linestyle=":")
     axes.set(ylim=(count - 0.5, -0.5), xlim=(0, highest * 1.05), yticks=[])
     axes.xaxis.set_major_locator(MaxNLocator(3 if width > 1 else 2))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: rounded_percent(value) if value else "0"))
     axes.xaxis.tick_top()
     axes.tick_params(labelsize=6.5, pad=1)
     axes.spines[["right", "bottom"]].set_visible(False)
@@ -182,14 +209,14 @@ def draw_row_names(
 
 
 def draw_map(
-    page: Page, slot: Slot, values: NDArray[np.floating], highest: float, names: list[str], rotation: int
+    page: Page, slot: Slot, values: NDArray[np.floating], even: float, names: list[str], rotation: int
 ) -> None:
     """Attention of words to regions (W, K) in `slot` (left, top, width, height), regions named below."""
     from matplotlib import colormaps
 
     left, top, width, height = slot
     axes = page.axes(left, top, width, height)
-    colors, norm = colormaps[_COLORMAP].with_extremes(bad=_DROPPED), _normalize(highest)
+    colors, norm = colormaps[_COLORMAP].with_extremes(bad=_DROPPED), normalize(even)
     axes.imshow(np.ma.masked_equal(values, 0), colors, norm, aspect="auto", interpolation="none")
     axes.set(xticks=[], yticks=[])
     column = width / len(names)
@@ -222,11 +249,6 @@ def draw_answers(
     axes.spines["bottom"].set_visible(False)
 
 
-def highest_of(values: Iterable[NDArray[np.floating]]) -> float:
-    """Upper end of a scale common to `values`; 1 where all are 0."""
-    return max((float(array.max()) for array in values if array.size), default=0.0) or 1.0
-
-
 def _faded(colors: NDArray[np.floating], clarity: NDArray[np.floating]) -> NDArray[np.floating]:
     """`colors` (..., 3) in [0, 1] as they are where `clarity` (...) is 1, pale grey where it is 0.
 
@@ -236,13 +258,6 @@ def _faded(colors: NDArray[np.floating], clarity: NDArray[np.floating]) -> NDArr
     luminance = colors @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
     pale = (0.56 + 0.34 * luminance)[..., None]
     return pale + clarity[..., None] * (colors - pale)
-
-
-def _normalize(highest: float) -> Any:
-    """0 to `highest` on a square-root scale, where dense attention, spread thin, does not look empty."""
-    from matplotlib.colors import PowerNorm
-
-    return PowerNorm(0.5, 0, highest)
 
 
 def _pixels(start: float, end: float, size: int) -> slice:

@@ -27,6 +27,7 @@ Slot = tuple[float, float, float, float]
 
 # Okabe and Ito (2008): eight colours that colour-blind readers tell apart, in the order used here.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+PAGE_WIDTH, COLUMN_WIDTH = 7.2, 3.4  # inches, of both columns of a paper and of one
 FORMATS = (".png", ".svg", ".pdf")  # what the name of every figure's file ends in
 DOTS_PER_INCH = 200
 # Tried in this order for what DejaVu Sans, which comes with matplotlib, cannot write.
@@ -162,10 +163,12 @@ class Page:
 
     def title(self, lines: Sequence[str]) -> None:
         """Write the title of a figure of curves, as `wrapped_title` has it."""
-        self.lines(0.15, 0.12, lines, 0.18, size=9, weight="bold")
+        left = 0.15 if self.width > COLUMN_WIDTH else 0.05
+        self.lines(left, max(left - 0.03, 0.05), lines, 0.18, size=9, weight="bold")
 
     def wrapped_title(self, title: str) -> list[str]:
-        return self.wrap(title, self.width - 0.3, 9, lines=3, bold=True)
+        margin = 0.15 if self.width > COLUMN_WIDTH else 0.05
+        return self.wrap(title, self.width - 2 * margin, 9, lines=3, bold=True)
 
     def measure(self, text: str, size: float = 7.5, bold: bool = False) -> float:
         """Width of `text` in inches."""

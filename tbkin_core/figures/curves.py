@@ -12,13 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
-from tbkin_core.figures.canvas import COLORS, Page, check_format, figure_style, plain_axes
+from tbkin_core.figures.canvas import (
+    COLORS,
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    Page,
+    check_format,
+    figure_style,
+    plain_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_WIDTH = 7.2
-_PLOT_HEIGHT = 1.9
+_PLOT_HEIGHT, _COLUMN_PLOT_HEIGHT = 1.9, 1.4
+_LEGEND_ROW = 0.16
 _MAX_LABELS = 8
 # Keys of a metrics row that are no measurement of the model.
 _NOT_DRAWN = frozenset({"step", "epoch", "lr", "learning_rate", "seconds", "time", "samples", "examples"}) | {
@@ -26,7 +34,9 @@ _NOT_DRAWN = frozenset({"step", "epoch", "lr", "learning_rate", "seconds", "time
 }
 
 
-def training_figure(path: Path, metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+def training_figure(
+    path: Path, metrics: Sequence[Mapping[str, Any]], *, title: str = "", column: bool = False
+) -> None:
     """Draw losses above and validation metrics below, over the same steps.
 
     Losses have "loss" in their key; of the others, those with "accuracy" in it, or that start with "val" or
@@ -39,6 +49,8 @@ def training_figure(path: Path, metrics: Sequence[Mapping[str, Any]], *, title: 
         path: Ends in .png, .svg or .pdf.
         metrics: Rows in the order of the run, each with "step" and some of what was measured at it.
         title: Above the plots.
+        column: Draw for one column of a paper, 3.4 inches wide, in place of 7.2: with the legend of a plot
+            above it, not beside it.
 
     Raises:
         DataError: No row has a step and a loss or metric.
@@ -61,7 +73,7 @@ def training_figure(path: Path, metrics: Sequence[Mapping[str, Any]], *, title: 
             f"with {', '.join(names) or 'no keys'}"
         )
     with figure_style():
-        _draw(plots, title).save(Path(path))
+        _draw(plots, title, column).save(Path(path))
 
 
 @dataclass(frozen=True)
@@ -81,54 +93,100 @@ def _label(key: str) -> str:
     return " ".join(named) if named else "loss"
 
 
-def _draw(plots: list[tuple[str, list[_Line]]], title: str) -> Page:
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+_Entry = tuple[str, str, str]
+"""Mark, colour and name in a legend."""
 
-    page = Page(_WIDTH)
+
+def _draw(plots: list[tuple[str, list[_Line]]], title: str, column: bool) -> Page:
+    page = Page(COLUMN_WIDTH if column else PAGE_WIDTH)
     title_lines = page.wrapped_title(title)
-    # Above each plot there is room for the common factor of its scale ("1e−5").
-    top = 0.25 + 0.18 * len(title_lines)
-    # The legend stands beside the plots: it never hides a line. What differs in data alone shares an entry.
     labels = [list(dict.fromkeys(line.label for line in lines))[:_MAX_LABELS] for _, lines in plots]
-    both = [len({line.validation for line in lines}) == 2 for _, lines in plots]
-    names = [page.fit(label, 1.6, 7.5) for own in labels for label in own] + ["validation"] * any(both)
-    legend_width = 0.5 + max(page.measure(name, 7.5) for name in names)
-    left, gap = 0.65, 0.25
-    width = _WIDTH - left - legend_width - 0.15
-    page.resize(top + (_PLOT_HEIGHT + gap) * len(plots) - gap + 0.5)
-    page.title(title_lines)
-    first = min(float(line.steps.min()) for _, lines in plots for line in lines)
-    last = max(float(line.steps.max()) for _, lines in plots for line in lines)
-    margin = 0.02 * (last - first) or 2.0
     tasks = dict.fromkeys(label.removesuffix(" accuracy") for own in labels for label in own)
     color_of = {task: COLORS[number % len(COLORS)] for number, task in enumerate(tasks)}
+    colors = [{name: color_of[name.removesuffix(" accuracy")] for name in own} for own in labels]
+    both = [len({line.validation for line in lines}) == 2 for _, lines in plots]
+    # The legend never hides a line. What differs in data alone shares an entry.
+    legends: list[list[_Entry]] = [
+        [
+            *(("■", color, page.fit(name, 1.6, 7.5)) for name, color in own.items()),
+            *[("—", "#444444", "training"), ("╌", "#444444", "validation")] * mixed,
+        ]
+        for own, mixed in zip(colors, both, strict=True)
+    ]
+    rows = [_in_rows(page, entries) if column else [] for entries in legends]
+    first = min(float(line.steps.min()) for _, lines in plots for line in lines)
+    last = max(float(line.steps.max()) for _, lines in plots for line in lines)
+    # Beside a plot stands its legend, or the half of the last number below it.
+    beside = 0.65 + max(page.measure(name) for own in legends for _, _, name in own)
+    beside = 0.1 + page.measure(f"{last:,.0f}", 7) / 2 if column else beside
+    left, height = (0.55, _COLUMN_PLOT_HEIGHT) if column else (0.65, _PLOT_HEIGHT)
+    width = page.width - left - beside
+    # Above each plot there is room for the common factor of its scale ("1e−5").
+    top, tops = 0.25 + 0.18 * len(title_lines), []
+    for legend_rows in rows:
+        top += _LEGEND_ROW * len(legend_rows) + (0.05 if legend_rows else 0.0)
+        tops.append(top)
+        top += height + 0.25
+    page.resize(top + 0.25)
+    page.title(title_lines)
+    margin = 0.02 * (last - first) or 2.0
     for index, (label, lines) in enumerate(plots):
-        plot_top = top + index * (_PLOT_HEIGHT + gap)
-        axes = page.axes(left, plot_top, width, _PLOT_HEIGHT)
-        colors = {name: color_of[name.removesuffix(" accuracy")] for name in labels[index]}
+        axes = page.axes(left, tops[index], width, height)
         for line in lines:
-            if line.label in colors:
+            if line.label in colors[index]:
                 style = "--" if line.validation and both[index] else "-"
-                _draw_line(axes, line, colors[line.label], style)
-        entries = [("■", color, name) for name, color in colors.items()]
-        entries += [("—", "#444444", "training"), ("╌", "#444444", "validation")] * both[index]
-        for number, (mark, color, name) in enumerate(entries):
-            row = plot_top + 0.1 + 0.16 * number
-            page.text(left + width + 0.12, row, mark, 7.5, color=color, va="center")
-            page.text(left + width + 0.28, row, page.fit(name, 1.6, 7.5), 7.5, va="center")
-        axes.set_xlim(first - margin, last + margin)
-        axes.set_ylabel(label)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.grid(axis="y", color="#e0e0e0", linewidth=0.5)
-        axes.set_axisbelow(True)
-        plain_axes(axes)
-        if index < len(plots) - 1:
-            axes.tick_params(labelbottom=False)
+                _draw_line(axes, line, colors[index][line.label], style)
+        if column:
+            # Above the common factor of the scale.
+            above = tops[index] - 0.2 - _LEGEND_ROW * (len(rows[index]) - 0.5)
+            for number, entries in enumerate(rows[index]):
+                _draw_entries(page, left - 0.45, above + _LEGEND_ROW * number, entries)
         else:
-            axes.set_xlabel("Step")
+            for number, entry in enumerate(legends[index]):
+                _draw_entries(page, left + width + 0.12, tops[index] + 0.1 + _LEGEND_ROW * number, [entry])
+        axes.set_xlim(first - margin, last + margin)
+        _dress(axes, label, index == len(plots) - 1, 4 if column else 6)
     return page
+
+
+def _dress(axes: Axes, label: str, is_last: bool, most_ticks: int) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axes.set_ylabel(label)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(most_ticks, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.grid(axis="y", color="#e0e0e0", linewidth=0.5)
+    axes.set_axisbelow(True)
+    plain_axes(axes)
+    if is_last:
+        axes.set_xlabel("Step")
+    else:
+        axes.tick_params(labelbottom=False)
+
+
+def _entry_width(page: Page, entry: _Entry) -> float:
+    return 0.3 + page.measure(entry[2])
+
+
+def _in_rows(page: Page, entries: list[_Entry]) -> list[list[_Entry]]:
+    """Entries of a legend in as few lines as the page allows."""
+    rows: list[list[_Entry]] = [[]]
+    for entry in entries:
+        used = sum(_entry_width(page, one) for one in rows[-1])
+        if rows[-1] and used + _entry_width(page, entry) > page.width - 0.15:
+            rows.append([])
+        rows[-1].append(entry)
+    return rows
+
+
+def _draw_entries(page: Page, left: float, middle: float, entries: list[_Entry]) -> None:
+    """Entries of a legend beside each other."""
+    for entry in entries:
+        mark, color, name = entry
+        page.text(left, middle, mark, color=color, va="center")
+        page.text(left + 0.16, middle, name, va="center")
+        left += _entry_width(page, entry)
 
 
 def _draw_line(axes: Axes, line: _Line, color: str, style: str) -> None:

@@ -12,15 +12,23 @@ from numpy.typing import NDArray
 
 from tbkin_core.errors import DataError
 from tbkin_core.evaluation.attribution import DIRECTIONS
-from tbkin_core.figures.canvas import COLORS, Page, check_format, clean_text, figure_style, plain_axes
+from tbkin_core.figures.canvas import (
+    COLORS,
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    Page,
+    check_format,
+    clean_text,
+    figure_style,
+    plain_axes,
+)
 from tbkin_core.selection import RULE_TABLE, Rule
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-_WIDTH = 7.2
-_PLOT_HEIGHT = 2.6
+_PLOT_HEIGHT, _COLUMN_PLOT_HEIGHT = 2.6, 1.8
 _LEVEL_STYLE = "-."
 _GREY = "#555555"
 _NO_RULE = Rule("")  # where only the dense model was measured
@@ -31,7 +39,12 @@ _Entry = tuple[str, Any, Any]
 
 
 def sweep_figure(
-    path: Path, rows: Sequence[Mapping[str, Any]], *, title: str = "", accuracy_name: str = "Accuracy (%)"
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    title: str = "",
+    accuracy_name: str = "Accuracy (%)",
+    column: bool = False,
 ) -> None:
     """Draw a threshold sweep: accuracy with its interval (left axis), attention kept (right axis, dashed).
 
@@ -42,6 +55,7 @@ def sweep_figure(
             drawn as a horizontal line, and so is what has no threshold (sparsemax, entmax15).
         title: Above the plot.
         accuracy_name: Label of the left axis.
+        column: Draw for one column of a paper, 3.4 inches wide, in place of 7.2: plots below each other.
 
     Raises:
         DataError: There are no rows, or one lacks its keys.
@@ -49,11 +63,11 @@ def sweep_figure(
     """
     check_format(path)
     with figure_style():
-        _draw(_checked(rows), title, accuracy_name).save(Path(path))
+        _draw(_checked(rows), title, accuracy_name, column).save(Path(path))
 
 
-def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
-    page = Page(_WIDTH)
+def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str, column: bool) -> Page:
+    page = Page(COLUMN_WIDTH if column else PAGE_WIDTH)
     selections = list(dict.fromkeys(row["selection"] for row in rows if not _is_dense(row)))
     colors = {name: COLORS[index % len(COLORS)] for index, name in enumerate(selections)}
     dense = [row for row in rows if _is_dense(row)]
@@ -62,8 +76,12 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
 
     title_lines = page.wrapped_title(title)
     top = 0.15 + 0.18 * len(title_lines)
-    left, right, gap, below = 0.6, 0.6, 0.25, 0.42
-    width = (_WIDTH - left - right - gap * (len(groups) - 1)) / len(groups)
+    left, right, gap, below = (0.55, 0.5, 0.25, 0.4) if column else (0.6, 0.6, 0.25, 0.42)
+    # In a column plots stand below each other.
+    across, down = (1, len(groups)) if column else (len(groups), 1)
+    width = (page.width - left - right - gap * (across - 1)) / across
+    height = _COLUMN_PLOT_HEIGHT if column else _PLOT_HEIGHT
+    legend_top = top + (height + below) * down + (down - 1) * 0.1
     entries: list[_Entry] = [
         (name, colors[name], _LEVEL_STYLE if RULE_TABLE[name].is_transform else "-") for name in selections
     ]
@@ -71,12 +89,13 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
     entries.append(("attention kept", _GREY, "--"))
     entries += [(_BAND, _GREY, "")] * any(math.isfinite(row["accuracy_low"]) for row in rows)
     legend_rows = _legend_rows(page, entries)
-    page.resize(top + _PLOT_HEIGHT + below + 0.17 * len(legend_rows) + 0.1)
+    page.resize(legend_top + 0.17 * len(legend_rows) + 0.1)
     page.title(title_lines)
 
     limits = _accuracy_limits(rows)
     for index, group in enumerate(groups):
-        axes = page.axes(left + index * (width + gap), top, width, _PLOT_HEIGHT)
+        place = (left + (index % across) * (width + gap), top + index // across * (height + below + 0.1))
+        axes = page.axes(*place, width, height)
         kept_axes = axes.twinx()
         _draw_plot(axes, kept_axes, group, rows, dense, colors)
         for row in levels:
@@ -91,15 +110,15 @@ def _draw(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
         plain_axes(axes)
         kept_axes.spines[["top", "left", "bottom"]].set_visible(False)
         kept_axes.spines["right"].set_linestyle("--")
-        if index == 0:
+        if index % across == 0:
             axes.set_ylabel(accuracy_name)
         else:
             axes.tick_params(labelleft=False)
-        if index == len(groups) - 1:
+        if index % across == across - 1:
             kept_axes.set_ylabel("Attention kept (%)")
         else:
             kept_axes.tick_params(labelright=False, right=False)
-    _draw_legend(page, top + _PLOT_HEIGHT + below, legend_rows)
+    _draw_legend(page, legend_top, legend_rows)
     return page
 
 
@@ -175,7 +194,7 @@ def _legend_rows(page: Page, entries: list[_Entry]) -> list[list[_Entry]]:
     used = 0.0
     for entry in entries:
         needed = _entry_width(page, entry[0])
-        if rows[-1] and used + needed > _WIDTH - 0.3:
+        if rows[-1] and used + needed > page.width - (0.3 if page.width > COLUMN_WIDTH else 0.1):
             rows.append([])
             used = 0.0
         rows[-1].append(entry)
@@ -208,7 +227,12 @@ def _draw_legend(page: Page, top: float, rows: list[list[_Entry]]) -> None:
 
 
 def regions_figure(
-    path: Path, rows: Sequence[Mapping[str, Any]], *, title: str = "", accuracy_name: str = "Accuracy (%)"
+    path: Path,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    title: str = "",
+    accuracy_name: str = "Accuracy (%)",
+    column: bool = False,
 ) -> None:
     """Draw accuracy over the number of regions an image has: a line, with its interval, per selection.
 
@@ -217,6 +241,7 @@ def regions_figure(
         rows: As for `sweep_figure`, each with "regions".
         title: Above the plot.
         accuracy_name: Label of the axis.
+        column: As for `sweep_figure`.
 
     Raises:
         DataError: There are no rows, or one lacks its keys.
@@ -228,13 +253,13 @@ def regions_figure(
         raise DataError(f"sweep row {missing[0]}: no regions in {sorted(rows[missing[0]])}")
     counted = [{**row, "regions": int(given["regions"])} for row, given in zip(checked, rows, strict=True)]
     with figure_style():
-        _draw_regions(counted, title, accuracy_name).save(Path(path))
+        _draw_regions(counted, title, accuracy_name, column).save(Path(path))
 
 
-def _draw_regions(rows: list[dict[str, Any]], title: str, accuracy_name: str) -> Page:
+def _draw_regions(rows: list[dict[str, Any]], title: str, accuracy_name: str, column: bool) -> Page:
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    page = Page(_WIDTH)
+    page = Page(COLUMN_WIDTH if column else PAGE_WIDTH)
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         rule = _NO_RULE if _is_dense(row) else RULE_TABLE[row["selection"]]
@@ -251,9 +276,11 @@ def _draw_regions(rows: list[dict[str, Any]], title: str, accuracy_name: str) ->
     legend_rows = _legend_rows(page, entries)
     title_lines = page.wrapped_title(title)
     top, below = 0.15 + 0.18 * len(title_lines), 0.42
-    page.resize(top + _PLOT_HEIGHT + below + 0.17 * len(legend_rows) + 0.1)
+    height = _COLUMN_PLOT_HEIGHT if column else _PLOT_HEIGHT
+    page.resize(top + height + below + 0.17 * len(legend_rows) + 0.1)
     page.title(title_lines)
-    axes = page.axes(0.6, top, _WIDTH - 0.8, _PLOT_HEIGHT)
+    left, right = (0.55, 0.1) if column else (0.6, 0.2)
+    axes = page.axes(left, top, page.width - left - right, height)
     for name, own in lines.items():
         style, color = drawn[name]
         counts, accuracy, low, high = (
@@ -269,11 +296,13 @@ def _draw_regions(rows: list[dict[str, Any]], title: str, accuracy_name: str) ->
     axes.set_xticklabels([f"{count:,}" for count in numbers])
     axes.set(xlabel="Regions per image at most", ylabel=accuracy_name, ylim=_accuracy_limits(rows))
     plain_axes(axes)
-    _draw_legend(page, top + _PLOT_HEIGHT + below, legend_rows)
+    _draw_legend(page, top + height + below, legend_rows)
     return page
 
 
-def sparsity_figure(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+def sparsity_figure(
+    path: Path, rows: Sequence[Mapping[str, Any]], *, title: str = "", column: bool = False
+) -> None:
     """Draw the share of attention kept over the threshold: a column per direction, a line per layer.
 
     Args:
@@ -281,6 +310,7 @@ def sparsity_figure(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str
         rows: As for `sweep_figure`, each with "kept": for each of `DIRECTIONS` the share in [0, 1] per layer,
             None where there is no such pair. What has no threshold is drawn level, over all layers.
         title: Above the plots.
+        column: Draw for one column of a paper, 3.4 inches wide, in place of 7.2: two directions in a row.
 
     Raises:
         DataError: There are no rows, or one lacks its keys.
@@ -295,13 +325,13 @@ def sparsity_figure(path: Path, rows: Sequence[Mapping[str, Any]], *, title: str
         table = [[math.nan if share is None else share for share in row["kept"][name]] for name in DIRECTIONS]
         kept.append(100 * np.array(table, np.float64).reshape(len(DIRECTIONS), -1))  # (4, layers)
     with figure_style():
-        _draw_sparsity(checked, kept, title).save(Path(path))
+        _draw_sparsity(checked, kept, title, column).save(Path(path))
 
 
-def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> Page:
+def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str, column: bool) -> Page:
     from matplotlib import colormaps
 
-    page = Page(_WIDTH)
+    page = Page(COLUMN_WIDTH if column else PAGE_WIDTH)
     layers = max(table.shape[1] for table in kept)
     # Dark to light with the depth; the end of the scale is too pale for a thin line.
     shades = [colormaps["viridis"](0.85 * layer / max(layers - 1, 1)) for layer in range(layers)]
@@ -315,9 +345,13 @@ def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> P
     entries += [(name, color, _LEVEL_STYLE) for name, _, color in levels]
     legend_rows = _legend_rows(page, entries)
     title_lines = page.wrapped_title(title)
-    top, left, gap, height, below = 0.4 + 0.18 * len(title_lines), 0.6, 0.14, 1.35, 0.45
-    width = (_WIDTH - left - 0.15 - gap * 3) / 4
-    page.resize(top + len(plots) * (height + below) + 0.17 * len(legend_rows) + 0.12)
+    top, gap, height = 0.4 + 0.18 * len(title_lines), 0.14, 1.0 if column else 1.35
+    left, right, below = (0.45, 0.1, 0.62) if column else (0.6, 0.15, 0.45)
+    across = 2 if column else len(DIRECTIONS)
+    down = len(DIRECTIONS) // across  # rows of plots for each rule
+    width = (page.width - left - right - gap * (across - 1)) / across
+    legend_top = top + len(plots) * down * (height + below) - (0.17 if column else 0)
+    page.resize(legend_top + 0.17 * len(legend_rows) + 0.12)
     page.title(title_lines)
     for number, rule in enumerate(plots):
         own = [
@@ -327,25 +361,25 @@ def _draw_sparsity(rows: list[dict[str, Any]], kept: list[Any], title: str) -> P
         ]
         own.sort(key=lambda one: one[0])
         thresholds = [threshold for threshold, _ in own]
-        for column, direction in enumerate(DIRECTIONS):
-            plot_top = top + number * (height + below)
-            axes = page.axes(left + column * (width + gap), plot_top, width, height)
-            shares = np.array([table[column] for _, table in own]).reshape(len(own), -1)  # (rows, layers)
+        for place, direction in enumerate(DIRECTIONS):
+            plot_left = left + place % across * (width + gap)
+            plot_top = top + (number * down + place // across) * (height + below)
+            axes = page.axes(plot_left, plot_top, width, height)
+            shares = np.array([table[place] for _, table in own]).reshape(len(own), -1)  # (rows, layers)
             _draw_layers(axes, rule, thresholds, shares, shades)
             for _, table, color in levels:
-                level = float(np.mean(table[column]))
+                level = float(np.mean(table[place]))
                 axes.axhline(level, color=color, linestyle=_LEVEL_STYLE, linewidth=1.0)
-            if not np.isfinite(np.concatenate([table[column] for table in kept])).any():
+            if not np.isfinite(np.concatenate([table[place] for table in kept])).any():
                 axes.text(0.5, 0.5, "no such pairs", transform=axes.transAxes, ha="center", color="#777777")
-            if column:
+            if place % across:
                 axes.tick_params(labelleft=False)
             else:
                 axes.set_ylabel(f"{rule.name}: kept (%)" if len(plots) > 1 else "Kept (%)")
-            if number == 0:
-                middle = left + column * (width + gap) + width / 2
+            if number == 0 or down > 1:
                 heading = direction.replace("-to-", " → ")
-                page.text(middle, plot_top - 0.08, heading, 8, ha="center", va="bottom")
-    _draw_legend(page, top + len(plots) * (height + below), legend_rows)
+                page.text(plot_left + width / 2, plot_top - 0.08, heading, 8, ha="center", va="bottom")
+    _draw_legend(page, legend_top, legend_rows)
     return page
 
 

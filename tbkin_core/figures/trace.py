@@ -96,6 +96,9 @@ class Trace:
     target_box: tuple[float, float, float, float] | None = None  # xyxy, as `boxes`; None where unknown
     names_annotated: bool = False  # whether `region_labels` are names that people gave, in part or all
     graph: dict[str, Any] | None = None  # the unified scene graph as `UnifiedGraph.to_dict` writes it
+    answered_by: str = ""  # which pass is the model's own answer, as it was trained; "" where unknown
+    also_by: str = ""  # what it answers by beside its attention, in words; "" for nothing, or where unknown
+    names_from: str = ""  # the extractor that `region_labels` come from; "" where unknown
 
     @property
     def presentation(self) -> Presentation:
@@ -226,6 +229,9 @@ _VALUES = record(
         "target_box": maybe(BOX),
         "names_annotated": flag,
         "graph": maybe(_GRAPH),
+        "answered_by": one_of("", *_PASSES),
+        "also_by": _text,
+        "names_from": _text,
     },
 )
 

@@ -19,6 +19,12 @@ class AttentionView:
     word_weights: NDArray[np.floating]  # (W,) weight of each word
     word_region: NDArray[np.floating]  # (W, K) attention from words to regions; 0 = dropped
     source: str = ""  # how the weights were summed up, for the caption; may be empty
+    positions: int = 0  # n, word pieces and regions among which a row is shared; 0 counts words and regions
+
+    @property
+    def even_share(self) -> float:
+        """What each position has where all get alike, 1 / n (see `tbkin_core.figures.scale`)."""
+        return 1 / (self.positions or max(len(self.word_weights) + len(self.region_weights), 1))
 
 
 def check_choice(layers: int, heads: int, layer: int | None, head: int | None) -> None:
@@ -56,10 +62,14 @@ def attention_views(
     if layer is None and (head is not None or aggregate == "last"):
         layer = layers - 1
     if layer is None:
-        how = "attention rollout"
+        how = f"attention rollout over {layers} layers"
     else:
-        place = "the last layer" if layer == layers - 1 else f"layer {layer}"
-        how = f"attention in {place}, " + ("mean of heads" if head is None else f"head {head}")
+        place = f"layer {layer}" + (
+            f", the last of {layers}" if layer == layers - 1 else f" of 0 to {layers - 1}"
+        )
+        how = f"attention in {place}, " + (
+            f"mean of {heads} heads" if head is None else f"head {head} of {heads}"
+        )
     return _view(trace, trace.dense, layer, head, how), _view(trace, trace.thresholded, layer, head, how)
 
 
@@ -75,11 +85,14 @@ def _view(trace: Trace, content: Pass, layer: int | None, head: int | None, how:
     membership = (trace.word_ids[None] == np.arange(len(trace.words))[:, None]).astype(np.float32)  # (W, T)
     # A word attends as its pieces do on average, and receives what they receive together.
     pieces = np.maximum(membership.sum(axis=1, keepdims=True), 1)
+    # Of a model that sees no image, regions have no part in any row. What is even is so of the dense pass.
+    positions = int(trace.dense.kept[0, 0, row].sum())
     return AttentionView(
         region_weights=attention[row, length:],
         word_weights=membership @ attention[row, :length],
         word_region=membership @ attention[:length, length:] / pieces,
         source=f"{how}, as read by {'[CLS]' if content.chosen is None else 'the chosen region'}",
+        positions=positions,
     )
 
 

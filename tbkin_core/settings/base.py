@@ -283,6 +283,8 @@ class StageConfig:
         """What is wrong beyond the type, bounds and choices of single fields, one line each."""
         if not _DEVICES.fullmatch(self.devices.strip().lower()):
             yield f"devices: expected auto, cpu, cpu:N, cuda or cuda:0,1, got {self.devices!r}"
+        if getattr(self, "format", None) == []:
+            yield "format: is empty; give png, svg or pdf"
         fields = fields_of(type(self))
         task = getattr(self, "task", None)
         for name, entry in fields.items():

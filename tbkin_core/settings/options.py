@@ -40,6 +40,10 @@ rule = partial(
 )
 threshold = partial(selection, help="τ of the selection rule, or k of topk; 0 is the dense model.")
 vqa = partial(option, only_for=("vqa",))
+figure_format = partial(
+    figure, help="Format of the figures; pdf and svg hold text.", choices=("png", "svg", "pdf")
+)
+column = partial(figure, help="Figures as wide as one column of a paper, 3.4 inches.")
 made = partial(questions, only_with="questions")
 refit = partial(sweep, only_with="refit", unset="the checkpoint's")
 chance = partial(option, low=0, high=1)

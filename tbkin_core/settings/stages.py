@@ -157,6 +157,8 @@ class ThresholdSweepConfig(StageConfig):
     epochs: int | None = options.refit(None, "Epochs of each run.", low=0)
     max_minutes: float | None = options.refit(None, "Minutes per run at most.", low=0)
     init: str | None = options.refit(None, "Weights that each run starts from.", metavar="MODEL")
+    format: list[str] = options.figure_format(["png"])
+    column: bool = options.column(False)
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
@@ -248,8 +250,8 @@ class VisualizeConfig(StageConfig):
     top: int | None = options.figure(
         None, "Answers shown, or pictures of a directory.", low=1, high=200, unset="5; of a directory 12"
     )
-    format: list[str] = options.figure(["png"], "Format of the figure.", choices=("png", "svg", "pdf"))
-    column: bool = options.figure(False, "As wide as one column of a paper, 3.4 inches.")
+    format: list[str] = options.figure_format(["png"])
+    column: bool = options.column(False)
     graph: bool = options.figure(False, "Also draw the scene graph of text and image.")
     html: bool = options.figure(False, "Also write a page to explore words, regions, layers and heads.")
     results: Path | None = options.figure(
@@ -291,8 +293,6 @@ class VisualizeConfig(StageConfig):
 
     def conflicts(self) -> Iterator[str]:
         yield from super().conflicts()
-        if not self.format:
-            yield "format: is empty; give png, svg or pdf"
         if self.aggregate is not None and (self.layer is not None or self.head is not None):
             yield "aggregate: sums layers and heads up; omit it beside --layer or --head"
         if self.serve:

@@ -89,6 +89,9 @@ class TrainingConfig(StageConfig):
         2.0, "A state to resume from is written this often, and after each epoch.", low=0
     )
     resume: bool = option(True, "Go on from an interrupted run in `out`.")
+    format: list[str] = options.figure_format(["png"], help="Format of the training curves.")
+    """Also of a run that has finished."""
+    column: bool = options.column(False, help="Training curves as wide as one column of a paper, 3.4 inches.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,40 +14,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tbkin_core.boxes import scale_between, xywh_to_xyxy
-from tbkin_core.datasets import Dataset, open_dataset
+from tbkin_core.datasets import open_dataset
 from tbkin_core.datasets.image_index import is_coco_name, trailing_number
 from tbkin_core.errors import ConfigError, DataError, TbkinError
-from tbkin_core.features.extractors import recorded_extractor
+from tbkin_core.features.descriptors import COLOUR_PROTOTYPES
+from tbkin_core.features.extractors import LITE, recorded_extractor
 from tbkin_core.features.extractors.base import regions_of_file
 from tbkin_core.features.extractors.opening import reopen_extractor
+from tbkin_core.features.looks import true_colours
 from tbkin_core.features.pictures import ImageBytes, darkness, load_image, used_bits
 from tbkin_core.features.regions import ImageId, RegionFeatures
 from tbkin_core.features.store import FeatureStore, batch_of_one, feature_kind
 from tbkin_core.figures.trace import Pass, Trace
 from tbkin_core.figures.views import check_choice
-from tbkin_core.graphs.joining import borrowed_labels
 from tbkin_core.modeling.acceleration import accelerate
 from tbkin_core.modeling.checkpoint import load_model, load_model_config, task_of
-from tbkin_core.runs import datasets_of, settings_of
 from tbkin_core.selection import TRANSFORMS, Selection, usual_threshold
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.shipped import shipped_model
 from tbkin_core.stages.choosing import described
+from tbkin_core.stages.image_data import PICTURE_SIDE, DatasetOfImages
 from tbkin_core.support.console import shortened
 from tbkin_core.support.devices import resolve_devices, torch_device
-from tbkin_core.support.files import real_path
 from tbkin_core.support.shards import MANIFEST
-from tbkin_core.tasks.base import Shown, Task, finetune_task, task_named
+from tbkin_core.tasks.base import Shown, task_named
 from tbkin_core.tasks.inputs import check_finite, to_device
 from tbkin_core.texts.language import looks_foreign
 from tbkin_core.texts.table import TextTable, encode_texts
 from tbkin_core.texts.tokenizer import words_of
-from tbkin_core.training.splits import changed_since
 from tbkin_core.training.start import check_feature_kind
 
 ANSWERS = 5  # shown of one image where nobody asked for more or fewer
-PICTURE_SIDE = 800  # pixels; more than a figure shows
 _MOST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -125,7 +123,7 @@ class LoadedModel:
         if where := self.selection.where:
             self.problems.append(f"the threshold selects {where}, as the model was trained")
         self.thresholded = bool(own.threshold)
-        self.data = _DatasetOfImages(config, checkpoint)
+        self.data = DatasetOfImages(config, checkpoint)
         self.regions = _RegionSource(config, self.model.config.extractor or {}, self.data)
 
     def read(self, text: str) -> Question:
@@ -184,12 +182,7 @@ class LoadedModel:
             picture, width, height = opened or load_image(source, max_side=PICTURE_SIDE)
             if known is None:
                 known = self.regions.of_file(source, (width, height))
-            elif (known.regions.image_width, known.regions.image_height) != (width, height):
-                raise DataError(
-                    f"{source}: is {width} x {height}, its regions were made of"
-                    f" {known.regions.image_width} x {known.regions.image_height} pixels",
-                    hint="make its regions anew",
-                )
+            _check_size(source, known.regions, (width, height))
             regions, object_names, attribute_names = known
             self.problems += self.regions.notes
             if opened is None and (bits := used_bits(source)):
@@ -206,6 +199,8 @@ class LoadedModel:
         looks = _names(attribute_names, regions.attribute_ids, len(boxes))
         own = [*regions.labels(object_names), *[""] * len(boxes)][: len(boxes)]
         has_names = bool(object_names)
+        if has_names and set(attribute_names) <= {*COLOUR_PROTOTYPES}:
+            looks = true_colours(picture, boxes, looks, (width, height))
         called = own if has_names else self.data.borrowed_names(image_id, boxes, (width, height))
         labels = [name or look for name, look in zip(called, looks, strict=True)]
         # Borrowed names do not tell apart what a detector's own would: "black circle" beside "white circle".
@@ -230,16 +225,27 @@ class LoadedModel:
             checkpoint=str(self.checkpoint),
             target_box=target,
             names_annotated=not has_names and any(called),
+            answered_by="thresholded" if self.thresholded else "dense",
+            also_by=self._answers_also_by(),
+            names_from=str(self.regions.extractor.get("extractor") or ""),
         )
         if not self.config.wants_graph:
             return trace
-        # spaCy takes a second to load, and most figures have no graph.
-        from tbkin_core.graphs.question import unified_graph
-
         if any(called):
             # Where names are known, a region without one is a piece of something or of nothing.
             looks = [look if name else "" for name, look in zip(called, looks, strict=True)]
-        return replace(trace, graph=unified_graph(trace.text, boxes, labels, image_id, looks))
+        # spaCy takes a second to load, and most figures have no graph.
+        from tbkin_core.graphs.question import unified_graph
+
+        seen = self.regions.seen(regions, len(boxes))
+        return replace(trace, graph=unified_graph(trace.text, boxes, labels, image_id, looks, seen=seen))
+
+    def _answers_also_by(self) -> str:
+        """What it answers by beside its attention, in words; "" for nothing."""
+        if not self.model.config.use_regions or not self.model.answers_past_attention:
+            return ""
+        attends = self.model.config.direct_attends
+        return "the image as a whole and the words alone" if attends else "the words and the mean region"
 
     def _target(self, image_id: ImageId | None, text: str, size: tuple[int, int]) -> Any:
         """The true box that the dataset has for an expression; None where it has none, or several."""
@@ -341,7 +347,7 @@ class LoadedModel:
 class _RegionSource:
     """Regions of images: made anew as the checkpoint's were, or from stores of their kind."""
 
-    def __init__(self, config: VisualizeConfig, extractor: dict[str, Any], data: _DatasetOfImages) -> None:
+    def __init__(self, config: VisualizeConfig, extractor: dict[str, Any], data: DatasetOfImages) -> None:
         self.extractor, self.devices, self.own, self.data = extractor, config.devices, config.features, data
         self.notes: list[str] = []  # what is worth knowing of the regions last given
         self._opened = cache(FeatureStore)
@@ -403,6 +409,15 @@ class _RegionSource:
             hint="name one with --features DIR, or use a checkpoint trained on --extractor builtin features;"
             " an image is known by its place in its dataset, or by its whole name",
         )
+
+    def seen(self, regions: RegionFeatures, count: int) -> tuple[Sequence[str], NDArray[np.float32]] | None:
+        """What the extractor sees in the first regions, as `LiteBackbone.sees`; None where it cannot tell."""
+        if self.extractor.get("backbone") != LITE:
+            return None
+        with contextlib.suppress(TbkinError):  # it is not installed; the regions are a store's
+            names, values = self._extractor.sees(regions)
+            return names, values[:count]
+        return None
 
     def _key_of(self, path: Path, store: FeatureStore) -> ImageId | None:
         """Key of a picture in a store; None where it is another picture, whatever number its name ends in."""
@@ -471,78 +486,13 @@ def _images_of(place: Path) -> dict[Path, ImageId]:
     return {record.path.resolve(): record.image_id for record in images if record.path is not None}
 
 
-class _DatasetOfImages:
-    """What the dataset that a checkpoint was trained on, or another one asked for, knows of an image."""
-
-    def __init__(self, config: VisualizeConfig, checkpoint: Path) -> None:
-        self._checkpoint, self._settings = checkpoint, settings_of(checkpoint)
-        self._asked = config.data is not None
-        self.place = config.data or next(iter(datasets_of(checkpoint)), None)
-
-    @cached_property
-    def _dataset(self) -> Dataset | None:
-        if self.place is None:
-            return None
-        try:
-            return open_dataset(self.place)
-        except TbkinError:
-            if self._asked:
-                raise
-            return None  # the checkpoint has travelled; its dataset has not
-
-    def image_id_of(self, path: Path) -> ImageId | None:
-        """Key of an image file; None where it lies elsewhere."""
-        if self.place is None or not real_path(path).is_relative_to(real_path(self.place)):
-            return None
-        for record in self._dataset.images() if self._dataset else ():
-            if record.path is not None and record.path.name == path.name and record.path.samefile(path):
-                return record.image_id
-        return None
-
-    def picture(self, image_id: ImageId, width: int, height: int) -> NDArray[np.uint8] | None:
-        """The picture of an image of this size; None where no file of it is found."""
-        try:
-            record = self._dataset.image(image_id) if self._dataset else None
-        except DataError:
-            record = None
-        if record is None or record.path is None:
-            return None
-        picture, *size = load_image(record.path, max_side=PICTURE_SIDE)
-        return picture if size == [width, height] else None
-
-    def target_boxes(
-        self, task: Task, image_id: ImageId, text: str, size: tuple[int, int]
-    ) -> list[tuple[float, float, float, float]]:
-        """The true boxes that the dataset has for this text of this image."""
-        if self._dataset is None:
-            return []
-        return task.target_boxes(self._dataset, image_id, text, self._settings.get("dataset"), size)
-
-    @cached_property
-    def changes(self) -> list[str]:
-        """A note where the data are no longer those that the checkpoint's run speaks of."""
-        if self._dataset is None or self._settings.get("task") is None:
-            return []
-        changed = changed_since(self._checkpoint, finetune_task(self._settings["task"]), self._dataset)
-        what = f"{self.place}: {', '.join(changed)} changed since {self._checkpoint} was made"
-        return [f"{what}; the target shown is that of now"] if changed else []
-
-    def borrowed_names(
-        self, image_id: ImageId | None, boxes: NDArray[np.float32], size: tuple[int, int]
-    ) -> Sequence[str]:
-        """Names of the annotated boxes that regions meet, as `build-graphs` gives them; "" where none is met.
-
-        Of an image whose key was not looked up there are none.
-        """
-        annotated = self._dataset.boxes().get(image_id, []) if image_id is not None and self._dataset else []
-        if not annotated or image_id is None or self._dataset is None:
-            return [""] * len(boxes)
-        record = self._dataset.image(image_id)
-        scale = scale_between((record.width or 0, record.height or 0), size)
-        if scale is None:
-            return [""] * len(boxes)
-        corners = xywh_to_xyxy([box.xywh for box in annotated]) * scale
-        return borrowed_labels(boxes, corners, [box.label for box in annotated], 0.5)
+def _check_size(source: object, regions: RegionFeatures, size: tuple[int, int]) -> None:
+    """DataError where regions are of a picture of another size."""
+    if (made_of := (regions.image_width, regions.image_height)) != size:
+        raise DataError(
+            f"{source}: is {size[0]} x {size[1]}, its regions were made of {made_of[0]} x {made_of[1]} pixels",
+            hint="make its regions anew",
+        )
 
 
 def _unknown_words(words: Sequence[str], pieces: Sequence[str], word_ids: NDArray) -> list[str]:

@@ -118,7 +118,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
             predictions=files,
             answered=answered,
             problems=problems,
-            files=[*files, *draw_training_curves(out, f"Fine-tuning for {task.name}: {out}")],
+            files=[*files, *draw_training_curves(config, out, f"Fine-tuning for {task.name}: {out}")],
             hints=[f"tbkin visualize --from {answered[0]} --wrong --limit 20"] if answered else [],
         )
 

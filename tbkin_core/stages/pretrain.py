@@ -59,7 +59,7 @@ def pretrain(config: PretrainConfig) -> PretrainResult:
         out, results = train_together(config, "pretrain", ROOT / "pretrain", pretrain_run, stack)
         if FINISHED_BEFORE in results["problems"]:
             check_inputs(out, _made_from(config, _all_captions(config)[0]))
-        files = draw_training_curves(out, f"Pretraining: {out}")
+        files = draw_training_curves(config, out, f"Pretraining: {out}")
         return PretrainResult(out=out, results=results, problems=results["problems"], files=files)
 
 

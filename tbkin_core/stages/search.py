@@ -96,7 +96,6 @@ def _refuse_what_has_no_effect(config: VisualizeConfig) -> None:
         ("data", "the pictures are those of the directory"),
         ("threshold", "pictures are ranked as the model was trained"),
         ("selection", "pictures are ranked as the model was trained"),
-        ("column", "a sheet has one width"),
     ):
         if getattr(config, name) not in (None, False):
             raise ConfigError(f"{name}: has no effect on a search, {why}", hint="omit it")
@@ -134,6 +133,7 @@ def _draw(config: VisualizeConfig, result: SearchResult, pictures: list[NDArray[
         box = np.array(match.region) * scale if match.stands_out else None
         items.append(SheetItem(picture, result.name_of(match), said, "", None, box))
     name = f"{slug(result.place.resolve().name) or 'pictures'}-{slug(result.sentence) or 'sentence'}"
+    name += "-column" * config.column
     base = figure_place(config, [result.place]) / name
     view = f"{config.aggregate} {config.layer} {config.head} {config.top}"
     asked = path_number(real_path(result.place), result.sentence, real_path(result.checkpoint), view)
@@ -145,7 +145,9 @@ def _draw(config: VisualizeConfig, result: SearchResult, pictures: list[NDArray[
         " the sentence. Outlined: the region that was attended to most, where one stands out."
     )
     for file in files:
-        contact_sheet(file, [SheetGroup("", items)], title=title, caption=caption, mark=mark)
+        contact_sheet(
+            file, [SheetGroup("", items)], title=title, caption=caption, mark=mark, column=config.column
+        )
     return files
 
 

@@ -7,8 +7,6 @@ that. What is measured is kept in `sweep.json` after every threshold; the rows a
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -33,7 +31,6 @@ from tbkin_core.evaluation.sweep import (
     read_measurements,
     summarise,
     trained_at,
-    with_regions_of,
 )
 from tbkin_core.features.store import FeatureStore
 from tbkin_core.modeling.checkpoint import load_model_config, task_of
@@ -53,10 +50,10 @@ from tbkin_core.runs import (
 from tbkin_core.selection import Selection, require_library, run_name_part
 from tbkin_core.settings import FinetuneConfig, ThresholdSweepConfig, dump_config, load_config
 from tbkin_core.stages.finetune import finetune, inputs_of
+from tbkin_core.stages.sweep_files import TABLE, draw_sweep, is_sweep_file, write_table
 from tbkin_core.support.console import progress, said_once
 from tbkin_core.support.devices import join_ranks, resolve_devices, torch_device
 from tbkin_core.support.files import (
-    atomic_path,
     file_content,
     other_entries,
     read_json,
@@ -388,15 +385,7 @@ def is_of_sweep(directory: Path, name: str) -> bool:
     """Whether tbkin writes what has a name in a sweep's directory; one that ends in "/" is of a directory."""
     if cell := re.fullmatch("(refit/[^/]+/)(.*)", name):
         return not cell[2] or is_of_run(directory / cell[1], cell[2])
-    return name in (
-        SWEEP_FILE,
-        "sweep.csv",
-        "sweep.png",
-        "sparsity.png",
-        "regions.png",
-        "config.yaml",
-        "refit/",
-    )
+    return name in (SWEEP_FILE, "config.yaml", "refit/") or is_sweep_file(name)
 
 
 # ---- measuring ----------------------------------------------------------------------------------
@@ -501,35 +490,22 @@ def _finish(
     )
     if rank() > 0:
         return result
-    counts = config.region_counts()
-    rows = summarise(list(keep.found.values()), samples, wanted, config.seed, counts)
+    rows = summarise(list(keep.found.values()), samples, wanted, config.seed, config.region_counts())
     if where := _where(config, subject):
         rows = [{**row, "where": where if row["threshold"] else ""} for row in rows]
     conclusion = conclude(rows, config.refit)
     if conclusion.all_alike:
         logger.warning(conclusion.text)
     keep.write({"conclusion": conclusion.text, "best": conclusion.best, "rows": rows})
-    _write_csv(out / "sweep.csv", rows)
+    write_table(out / TABLE, rows)
     used = replace(config, checkpoint=checkpoint, split=split, data=subject.data, features=base.features)
     write_text(out / "config.yaml", dump_config(replace(used, dataset=base.dataset)))
     headline = f"{config.task} on {split}, {'fine-tuned for each threshold' if config.refit else checkpoint}"
     headline += f"; selects {where}" if where else ""
     if len(samples) > 1:
         headline += f", {len(samples)} seeds"
-    # matplotlib is loaded by the rank that draws.
-    from tbkin_core.figures.sweep_curves import regions_figure, sparsity_figure, sweep_figure
-
-    first = with_regions_of(rows[0], rows)
-    of_first = f"{headline}; {counts[0]} regions" if counts[0] else headline
-    sweep_figure(out / "sweep.png", first, title=of_first, accuracy_name=result.metric)
-    sparsity_figure(out / "sparsity.png", first, title=of_first)
-    names = ["sweep.png", "sparsity.png", "sweep.csv", SWEEP_FILE]
-    if len(counts) > 1:
-        regions_figure(out / "regions.png", rows, title=headline, accuracy_name=result.metric)
-        names.insert(1, "regions.png")
-    else:
-        (out / "regions.png").unlink(missing_ok=True)  # of a sweep that measured more
-    files = [out / name for name in names]
+    figures = draw_sweep(config, out, rows, headline, result.metric)
+    files = [out / name for name in (*figures, TABLE, SWEEP_FILE)]
     if where:
         notes = [
             f"thresholds select {where}: elsewhere all attention is kept",
@@ -546,26 +522,3 @@ def _where(config: ThresholdSweepConfig, subject: _Subject) -> str:
         layers, scope = subject.base.threshold_layers, subject.base.threshold_scope
         return Selection(layers=None if layers is None else tuple(layers), scope=scope).where
     return load_model_config(subject.checkpoint).attention_selection().where
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The rows with one number a cell: "accuracy.yes/no", "kept.text-to-image.layer 0"."""
-    flat = []
-    for row in rows:
-        values: dict[str, Any] = {}
-        for name, value in row.items():
-            if name == "answer_types":
-                values |= {f"accuracy.{kind}": number for kind, number in value.items()}
-            elif name == "kept":
-                for direction, shares in value.items():
-                    values |= {f"kept.{direction}.layer {layer}": x for layer, x in enumerate(shares)}
-            elif isinstance(value, list):
-                values[name] = json.dumps(value)
-            else:
-                values[name] = value
-        flat.append(values)
-    names = list(dict.fromkeys(name for row in flat for name in row))
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(flat)

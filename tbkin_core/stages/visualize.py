@@ -20,7 +20,7 @@ from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.pictures import load_image
 from tbkin_core.figures.canvas import figure_mark
-from tbkin_core.figures.contact_sheet import COLUMNS, SheetGroup, SheetItem, contact_sheet
+from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_sheet, pictures_in_row
 from tbkin_core.figures.trace import Pass, Trace, load_trace, save_trace
 from tbkin_core.results import Answer, AnswersResult, ImageAnswer, RedrawnResult, ResultSheet, StageResult
 from tbkin_core.runs import ROOT, datasets_of, kept_contents
@@ -180,8 +180,8 @@ def _draw_trace(config: VisualizeConfig, base: Path, trace: Trace, mark: str) ->
     for file in figures:
         if file.suffix == ".html":
             write_page(file, trace, mark, config.aggregate, config.layer, config.head)
-        elif file.stem == f"{base.name}-graph":
-            graph_figure(file, trace, mark)
+        elif file.stem == f"{base.name}-graph{'-column' * config.column}":
+            graph_figure(file, trace, mark, config.column)
         else:
             trace_figure(file, trace, config.aggregate, config.layer, config.head, config.column, mark)
     return figures
@@ -191,12 +191,12 @@ def _figure_files(config: VisualizeConfig, base: Path) -> list[Path]:
     """The files that the figures of a trace are drawn into, the one of the attention first."""
     parts = [base.name, *([config.aggregate] if config.aggregate else [])]
     parts += [f"{name}{value}" for name in ("layer", "head") if (value := getattr(config, name)) is not None]
-    parts += ["column"] if config.column else []
+    width = "-column" * config.column
     files = []
     for suffix in dict.fromkeys(config.format):
-        files.append(base.with_name(f"{'-'.join(parts)}.{suffix}"))
+        files.append(base.with_name(f"{'-'.join(parts)}{width}.{suffix}"))
         if config.graph:
-            files.append(base.with_name(f"{base.name}-graph.{suffix}"))
+            files.append(base.with_name(f"{base.name}-graph{width}.{suffix}"))
     return [*files, base.with_name(f"{base.name}.html")] if config.html else files
 
 
@@ -293,7 +293,7 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
     known = [*datasets_of(file.parent), Path(content["data"])]
     data = config.data or known[0]
     dataset = open_dataset(data)
-    chosen = choose_results(rows, config.wrong, config.limit, COLUMNS)
+    chosen = choose_results(rows, config.wrong, config.limit, pictures_in_row(config.column))
     if not chosen:
         raise DataError(f"{file}: none of its {len(rows)} answers is wrong", hint="omit --wrong")
     counts, groups = {}, []
@@ -322,9 +322,13 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
         problems.insert(0, f"{missing} pictures are not in {data}; name the dataset with --data DIR")
     shown, failed = sum(map(len, chosen.values())), sum(map(_is_wrong, rows))
     what = f"{shown} of {failed:,} wrong answers" if config.wrong else f"{shown} of {len(rows):,} answers"
-    name = _sheet_name(content) + ("-wrong" if config.wrong else "-answers")
+    name = _sheet_name(content) + ("-wrong" if config.wrong else "-answers") + "-column" * config.column
     place = figure_place(config, known) / name
-    files = _draw_sheet(config, place, content, groups, what, f"tbkin results {path_number(real_path(file))}")
+    ignored = _ignores_image(file.parent)
+    if ignored:
+        problems.insert(0, f"{content['checkpoint']}: {ignored}")
+    mark = f"tbkin results {path_number(real_path(file))}"
+    files = _draw_sheet(config, place, content, groups, (what, ignored), mark)
     return ResultSheet(
         out=files[0],
         title=f"{what} to {content['split']}",
@@ -337,6 +341,15 @@ def draw_result_sheet(config: VisualizeConfig, file: Path) -> ResultSheet:
         problems=problems,
         files=files,
     )
+
+
+def _ignores_image(run: Path) -> str:
+    """A sentence where the model of a run does not look at the image; "" where it does, or nobody knows."""
+    with contextlib.suppress(DataError):
+        shape = read_json(run / "config.json", "")
+        if isinstance(shape, dict) and shape.get("use_regions") is False:
+            return "this model ignores the image: its answers are from the words alone"
+    return ""
 
 
 def _sheet_name(content: dict[str, Any]) -> str:
@@ -352,10 +365,14 @@ def _draw_sheet(
     base: Path,
     content: dict[str, Any],
     groups: Sequence[SheetGroup],
-    what: str,
+    words: tuple[str, str],
     mark: str,
 ) -> list[Path]:
-    """Sheets in files called `base`, with a number where something else than such a sheet has the name."""
+    """Sheets in files called `base`, with a number where something else than such a sheet has the name.
+
+    `words` are what is shown, and what is to be known of the model.
+    """
+    what, known = words
     caption = "The surest come first, of each image one before any second. "
     if "box" in content["results"][0]:
         caption += "Solid: the box that the model chose, dotted: the target."
@@ -363,10 +380,12 @@ def _draw_sheet(
         caption += "The picture that was found first for the caption, with the probability that they match."
     else:
         caption += "✗ what the model answered with its probability, ✓ what is right."
+    if known:
+        caption = f"{known[0].upper()}{known[1:]}. {caption}"
     title = f"{content['checkpoint']} on {content['split']}: {what}"
     files = sheet_files(base, config.format, mark)
     for file in files:
-        contact_sheet(file, groups, title=title, caption=caption, mark=mark)
+        contact_sheet(file, groups, title=title, caption=caption, mark=mark, column=config.column)
     return files
 
 

@@ -17,7 +17,9 @@ from transformers import PreTrainedModel
 
 from tbkin_core.errors import DataError
 from tbkin_core.features.verification import settle_stores
+from tbkin_core.runs import CURVES
 from tbkin_core.selection import grown
+from tbkin_core.settings import TrainingConfig
 from tbkin_core.support import schema
 from tbkin_core.support.console import RunBar, duration
 from tbkin_core.support.devices import Devices, join_ranks, torch_device
@@ -304,25 +306,36 @@ class _Run:
         return f"epoch {self.where.epoch + 1}/{self.learner.plan.epochs}"
 
 
-def draw_training_curves(run: Path, title: str) -> list[Path]:
-    """Draw `training.png` from `metrics.jsonl`; no file where it is there, or nothing was measured."""
-    measured, figure = run / "metrics.jsonl", run / "training.png"
-    if rank() != 0 or not measured.exists() or figure.exists():
+def draw_training_curves(config: TrainingConfig, run: Path, title: str) -> list[Path]:
+    """Draw the curves of `metrics.jsonl` beside it, "training.png" or as the settings say.
+
+    Those that were drawn of fewer epochs, in other formats too, are drawn anew, and others left as they are;
+    there are none where nothing was measured.
+    """
+    measured = run / "metrics.jsonl"
+    if rank() != 0 or not measured.exists():
+        return []
+    drawn = {file for file in run.iterdir() if CURVES.fullmatch(file.name)}
+    wanted = {run / f"training{'-column' * config.column}.{suffix}" for suffix in config.format}
+    since = measured.stat().st_mtime
+    figures = sorted((wanted - drawn) | {file for file in drawn if file.stat().st_mtime < since})
+    if not figures:
         return []
     try:
         lines = measured.read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
         schema.list_of(schema.mapping_of(schema.maybe(schema.number(-1e30, 1e30))))(rows, "")
     except (ValueError, RecursionError) as error:
-        hint = "remove it: only the curves in training.png are drawn from it"
+        hint = "remove it: only the training curves are drawn from it"
         raise DataError(f"{measured}: is damaged ({error})", hint=hint) from error
     if not rows:
         return []
     # matplotlib takes half a second to load, and most calls draw nothing.
     from tbkin_core.figures.curves import training_figure
 
-    training_figure(figure, rows, title=title)
-    return [figure]
+    for figure in figures:
+        training_figure(figure, rows, title=title, column=figure.stem.endswith("-column"))
+    return figures
 
 
 def growing_threshold(model: Any, epochs: float | None) -> OnStep:

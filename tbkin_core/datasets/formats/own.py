@@ -16,7 +16,9 @@ _MARKS = {
     "run.json": ("run", re.compile(r'\{"stage":"[\w-]+","status":"')),
     "sweep.json": ("run", re.compile(r'\{"identity":\{')),
 }
-OWN_PICTURES = frozenset({"training.png", "sweep.png", "sparsity.png"})
+OWN_PICTURES = frozenset(
+    f"{name}{width}.png" for name in ("training", "sweep", "sparsity", "regions") for width in ("", "-column")
+)
 """Pictures that lie in a directory of a stage; any other there is somebody's."""
 ANSWER_MARKS = ("prediction", "probability", "threshold", "selection", "model", "picture")
 """Names that a model's answers to a file of questions have beside what the file had."""

@@ -214,6 +214,10 @@ class BackboneExtractor:
         )
         return [replace(regions, **fields) for regions, fields in zip(found, described, strict=True)]
 
+    def sees(self, regions: RegionFeatures) -> tuple[tuple[str, ...], Floats] | None:
+        """As `LiteBackbone.sees`, of regions that this extractor made; None of another backbone."""
+        return self._backbone.sees(regions.features) if isinstance(self._backbone, LiteBackbone) else None
+
 
 def backbone_over(
     boxes: PictureExtractor | Sequence[BatchExtractor], request: Request, row: ExtractorRow

@@ -135,6 +135,17 @@ class LiteBackbone:
             found.append(fields)
         return found
 
+    @torch.inference_mode()
+    def sees(self, features: Floats) -> tuple[tuple[str, ...], Floats]:
+        """How sure it is of each of its names in regions of these vectors (K, 1400).
+
+        Returns:
+            N names, and (K, N) float32: from 0 on it sees such a thing there, in log odds. That is more than
+            `describe` names: of a small region it may be what stands around it.
+        """
+        vectors = torch.from_numpy(np.array(features[:, :WIDTH], np.float32)).to(self._device)
+        return OBJECT_NAMES, name_values(*self._classified(vectors))
+
     def _classified(self, vectors: Tensor) -> tuple[Floats, Floats]:
         """Vectors (N, 1280) of the last map and their scores (N, 1000), as the names are made of."""
         vectors = vectors.float()
