@@ -182,7 +182,8 @@ class LoadedModel:
             picture, width, height = opened or load_image(source, max_side=PICTURE_SIDE)
             if known is None:
                 known = self.regions.of_file(source, (width, height))
-            _check_size(source, known.regions, (width, height))
+            else:
+                _check_size(source, known.regions, (width, height))
             regions, object_names, attribute_names = known
             self.problems += self.regions.notes
             if opened is None and (bits := used_bits(source)):
@@ -490,7 +491,8 @@ def _check_size(source: object, regions: RegionFeatures, size: tuple[int, int]) 
     """DataError where regions are of a picture of another size."""
     if (made_of := (regions.image_width, regions.image_height)) != size:
         raise DataError(
-            f"{source}: is {size[0]} x {size[1]}, its regions were made of {made_of[0]} x {made_of[1]} pixels",
+            f"{source}: is {size[0]} x {size[1]}, its regions were made of {made_of[0]} x {made_of[1]}"
+            " pixels",
             hint="make its regions anew",
         )
 
