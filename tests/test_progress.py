@@ -59,10 +59,15 @@ def test_minutes_that_end_a_run_end_its_bar(clock: list[float]) -> None:
     assert bar.seconds_left() == 50
 
 
-def test_of_runs_that_say_the_same_the_first_is_heard(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("tbkin")
-    propagates, level = logger.propagate, logger.level
-    logger.propagate = True
+def test_of_runs_that_say_the_same_the_first_is_heard() -> None:
+    logger, said = logging.getLogger("tbkin"), list[str]()
+
+    class Ears(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    ears, level = Ears(), logger.level
+    logger.addHandler(ears)
     logger.setLevel(logging.INFO)
     try:
         with said_once():
@@ -71,9 +76,8 @@ def test_of_runs_that_say_the_same_the_first_is_heard(caplog: pytest.LogCaptureF
                 logger.info("run %d", number)
         logger.info("data: %s", "coco")
     finally:
-        logger.propagate = propagates
+        logger.removeHandler(ears)
         logger.setLevel(level)
-    said = [record.getMessage() for record in caplog.records]
     assert said == ["data: coco", "run 0", "run 1", "run 2", "data: coco"]
 
 
