@@ -144,9 +144,9 @@ def _finetune(result: results.FinetuneResult) -> list[Table]:
 def _by_type(result: results.FinetuneResult) -> Table:
     """The most frequent question types; of earlier versions, which did not count them, the first."""
     counts, found = result.type_counts, result.by_type
-    names = sorted(found, key=lambda name: (-counts.get(name, 0), name))[:_MOST_TYPES]
+    names = sorted(found, key=lambda name: (-(counts.get(name) or 0), name))[:_MOST_TYPES]
     rows = [
-        [name, _number(found[name], ".2f", " %"), *([f"{counts[name]:.0f}"] if name in counts else [])]
+        [name, _number(found[name], ".2f", " %"), *([_number(counts.get(name), ".0f")] if counts else [])]
         for name in names
     ]
     title = f"{result.type_split} by question type"

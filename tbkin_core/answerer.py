@@ -119,7 +119,7 @@ class Answerer:
             devices=devices,
         )
         if checkpoint is None:
-            place, notes = best_run("vqa") or (find_checkpoint(["vqa"]), [])
+            place, notes = best_run("vqa", stored=features is not None) or (find_checkpoint(["vqa"]), [])
         else:
             place, notes = Path(checkpoint), []
         self._model = LoadedModel(config, place)

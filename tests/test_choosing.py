@@ -88,10 +88,10 @@ def test_a_model_for_photographs_answers_about_them(place: Path, tmp_path: Path)
     latest = run_of(place, "drawings", 99.0, 98.0, 20)
     assert best_run("vqa", drawing) == (latest, [])
     found, (note,) = best_run("vqa", photo) or (None, [""])
-    assert found == later and "drawings is later, but learnt from drawings" in note
+    assert found == later and "drawings is later, but its features (builtin)" in note
     shutil.rmtree(later)
     found, (note,) = best_run("vqa", photo) or (None, [""])
-    assert found == latest and "means little" in note and "--checkpoint photo-answers" in note
+    assert found == latest and "see little in photographs" in note and "--checkpoint photo-answers" in note
     (tmp_path / "broken.png").write_text("<html>")
     assert best_run("vqa", [tmp_path / "broken.png"]) == (latest, []), "of this nothing is known"
 
@@ -103,3 +103,32 @@ def test_the_command_says_which_model_answers_and_how_good_it_is(place: Path) ->
     assert values["about"] == f"{VQA}, fine-tuned on coco, VQA accuracy 60.0 % on val"
     assert any("experiment is later, but worse" in note for note in values["problems"])
     assert described(Path("photo-answers")) == "photo-answers"
+
+
+def test_only_models_that_can_answer_are_compared(place: Path) -> None:
+    later = run_of(place, "experiment", 30.0, 25.0, 10)
+    assert (best_run("vqa") or (None,))[0] == Path(VQA)
+    assert best_run("vqa", stored=True) == (later, []), "whose store is named, the latest is meant"
+    config = Path(VQA) / "config.json"
+    before = config.read_text()
+    kind = json.loads(before)
+    kind["extractor"]["extractor"] = "import"
+    config.write_text(json.dumps(kind))
+    assert best_run("vqa") == (later, []), "its features may not be there to be had"
+    config.write_text(before)
+    (Path(VQA) / "model.safetensors").rename(place / "elsewhere")
+    assert best_run("vqa") == (later, []), "its weights are gone"
+
+
+@pytest.mark.parametrize("damage", ["task", "data"])
+def test_a_run_that_does_not_say_what_it_is_is_called_by_its_name(damage: str, place: Path) -> None:
+    content = read_run(Path(VQA))
+    del content["settings"][damage]
+    write_json(Path(VQA) / "run.json", content)
+    assert described(Path(VQA)) == VQA
+
+
+def test_an_interval_above_its_own_value_ends_nothing(place: Path) -> None:
+    run_of(place, Path(VQA).name, 60.0, 70.0)
+    run_of(place, "later", 50.0, 45.0, 10)
+    assert (best_run("vqa") or (None,))[0] == Path(VQA)

@@ -214,6 +214,21 @@ def test_stores_and_models_of_another_machine_are_gone_on_with(tmp_path: Path) -
     assert len(more) == 3 and more.settings["backbone_weights"] == "0123456789abcdef"
 
 
+def test_graphs_over_features_of_another_machine_are_gone_on_with(tmp_path: Path) -> None:
+    place = photos(tmp_path / "photos", 6)
+    lines = [{"image": f"{number}.png", "text": f"{number} dogs"} for number in range(6)]
+    (place / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for command in ("extract-features", "build-graphs"):
+        succeeds(command, place, "--workers", "0", cwd=tmp_path)
+    manifest = place / "features" / "store.json"
+    content = json.loads(manifest.read_text())
+    content["settings"]["backbone_weights"] = "0123456789abcdef"
+    manifest.write_text(json.dumps(content))
+    line = ("build-graphs", place, "--workers", "0", "--json")
+    assert json.loads(succeeds(*line, cwd=tmp_path).out)["made"] == 0
+    succeeds("pretrain", place, "--epochs", "1", "--devices", "cpu", "--init", "none", cwd=tmp_path)
+
+
 @pytest.mark.parametrize("model", shipped_models(), ids=lambda model: model.name)
 def test_models_that_come_with_tbkin_take_the_features_that_are_made_here(
     backbone: lite.LiteBackbone, model: ShippedModel

@@ -74,11 +74,14 @@ def test_of_runs_that_say_the_same_the_first_is_heard() -> None:
             for number in range(3):
                 logger.info("data: %s", "coco")
                 logger.info("run %d", number)
+                logger.info("epoch 1/1: loss 1")
+                logger.warning("dark")
         logger.info("data: %s", "coco")
     finally:
         logger.removeHandler(ears)
         logger.setLevel(level)
-    assert said == ["data: coco", "run 0", "run 1", "run 2", "data: coco"]
+    own = ["epoch 1/1: loss 1", "dark"]
+    assert said == ["data: coco", "run 0", *own, "run 1", *own, "run 2", *own, "data: coco"]
 
 
 @pytest.mark.parametrize(("level", "shows"), [(logging.INFO, True), (logging.WARNING, False)])

@@ -4,6 +4,7 @@ Stand-ins take the place of the packages, which need accounts or servers, and ke
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -11,6 +12,11 @@ from typing import Any
 
 import pytest
 from command_line import fails, succeeds
+from tiny_plans import tiny_plan
+
+from tbkin_core.support.console import RunBar
+from tbkin_core.training import run as run_module
+from tbkin_core.training.trackers import trackers
 
 LINE = ("finetune", "--task", "rec", "--data", "coco", "--epochs", "2", "--devices", "cpu", "--out")
 
@@ -36,10 +42,11 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Service:
 
     def init(**settings: Any) -> Any:
         service.begun.append(settings)
-        return types.SimpleNamespace(log=log, finish=lambda: service.ended.append("finished"))
+        print("a word on stdout")
+        return types.SimpleNamespace(log=log, finish=lambda exit_code: service.ended.append(str(exit_code)))
 
     module = types.ModuleType("wandb")
-    module.init = init  # type: ignore[attr-defined]
+    module.init, module.Settings = init, dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", module)
     return service
 
@@ -48,6 +55,10 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Service:
 def mlflow(monkeypatch: pytest.MonkeyPatch) -> Service:
     service = Service()
     known: dict[str, Any] = {}
+
+    def end_run(status: str) -> None:
+        service.ended.append(status)
+        print("a word on stdout")
 
     def start_run(run_id: str = "", run_name: str = "", tags: dict[str, str] | None = None) -> Any:
         service.begun.append({"run_id": run_id, "run_name": run_name, "tags": tags})
@@ -69,7 +80,7 @@ def mlflow(monkeypatch: pytest.MonkeyPatch) -> Service:
         "start_run": start_run,
         "log_params": lambda values: service.begun[-1].update(params=values),
         "log_metrics": log_metrics,
-        "end_run": service.ended.append,
+        "end_run": end_run,
     }
     for name, function in functions.items():
         setattr(module, name, function)
@@ -90,14 +101,12 @@ def test_numbers_of_a_run_reach_both(
         assert steps == sorted(steps), "W&B drops what lies behind"
     assert wandb.begun[0]["name"] == "runs/one" and wandb.begun[0]["config"]["epochs"] == 2
     assert mlflow.begun[0]["run_name"] == "runs/one" and mlflow.begun[0]["params"]["epochs"] == "2"
-    assert wandb.ended == ["finished"] and mlflow.ended == ["FINISHED"]
+    assert wandb.ended == ["0"] and mlflow.ended == ["FINISHED"]
 
 
 def test_a_run_that_goes_on_is_the_same_run_there(
     trained_workspace: Path, wandb: Service, mlflow: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tbkin_core.training import run as run_module
-
     line = (*LINE, "runs/two", "--wandb", "--mlflow")
     validate = run_module._Run._validate
 
@@ -110,8 +119,12 @@ def test_a_run_that_goes_on_is_the_same_run_there(
     with monkeypatch.context() as patch:
         patch.setattr(run_module._Run, "_validate", stopped)
         fails(*line, cwd=trained_workspace, code=130)
-    assert mlflow.ended == ["KILLED"]
+    assert mlflow.ended == ["KILLED"] and wandb.ended == ["1"]
+    bars: list[Any] = []
+    monkeypatch.setattr(run_module, "RunBar", lambda *values: bars.append(values) or RunBar(*values))
     succeeds(*line, cwd=trained_workspace)
+    ((label, total, done, _),) = bars
+    assert label == "epoch 2/2" and 0 < done == total / 2, "the bar begins where the run goes on"
     assert wandb.begun[0]["id"] == wandb.begun[1]["id"]
     assert mlflow.begun[1]["run_id"] == "new", "found by its tag"
     succeeds(*line, "--overwrite", cwd=trained_workspace)
@@ -129,7 +142,7 @@ def test_one_that_is_not_installed_is_named_with_its_pip_line(
 
 
 def test_one_that_cannot_begin_costs_nothing(
-    trained_workspace: Path, wandb: Service, mlflow: Service, monkeypatch: pytest.MonkeyPatch
+    trained_workspace: Path, wandb: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(**settings: Any) -> None:
         raise RuntimeError("No API key\nconfigured.")
@@ -138,4 +151,51 @@ def test_one_that_cannot_begin_costs_nothing(
     says = ("wandb: cannot begin (No API key configured.)", "WANDB_MODE=offline")
     fails(*LINE, "runs/four", "--wandb", cwd=trained_workspace, code=2, says=says)
     succeeds(*LINE, "runs/four", cwd=trained_workspace)
-    assert not mlflow.begun
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_one_that_fails_on_the_way_costs_nothing_but_its_numbers(
+    name: str, trained_workspace: Path, wandb: Service, mlflow: Service
+) -> None:
+    service = wandb if name == "wandb" else mlflow
+
+    class Full(list[Any]):
+        def append(self, entry: Any) -> None:
+            if len(self) == 1:
+                raise RuntimeError("the server is away")
+            super().append(entry)
+
+    service.logged = Full()
+    outcome = succeeds(*LINE, "runs/five", f"--{name}", "--json", cwd=trained_workspace)
+    assert outcome.err.count("the server is away") == 1 and "goes on without it" in outcome.err
+    assert json.loads(outcome.out)["epochs"] == 2, "what the packages print is on stderr"
+    assert len(service.logged) == 1 and service.ended
+
+
+def test_what_somebody_else_began_goes_on(
+    trained_workspace: Path, mlflow: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def active(**settings: Any) -> None:
+        raise RuntimeError("Run with UUID 7 is already active.")
+
+    monkeypatch.setattr(sys.modules["mlflow"], "start_run", active)
+    fails(*LINE, "runs/six", "--mlflow", cwd=trained_workspace, code=2, says="is already active")
+    assert not mlflow.ended
+
+
+@pytest.mark.parametrize(("variable", "asked"), [(None, "tbkin"), ("mine", "mine")])
+def test_a_project_of_ones_own_is_kept(
+    variable: str | None, asked: str, tmp_path: Path, wandb: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    if variable:
+        monkeypatch.setenv("WANDB_PROJECT", variable)
+    with trackers(tiny_plan(wandb=True), tmp_path, 0):
+        pass
+    assert wandb.begun[0]["project"] == asked
+
+
+def test_other_ranks_track_nothing(tmp_path: Path, wandb: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "rank", lambda: 1)
+    with run_module._tracked(tiny_plan(wandb=True), tmp_path, 0) as found:
+        assert found == [] and not wandb.begun

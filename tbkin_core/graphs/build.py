@@ -28,7 +28,7 @@ from tbkin_core.datasets.formats.made import EXPRESSION_SET
 from tbkin_core.datasets.records import Caption
 from tbkin_core.errors import DataError
 from tbkin_core.features.regions import ImageId
-from tbkin_core.features.store import FeatureStore
+from tbkin_core.features.store import FeatureStore, with_known_weights
 from tbkin_core.graphs.arrays import ShardCaptions, image_counts, pack_shard, shard_counts
 from tbkin_core.graphs.joining import DatasetRegions, PairWeights, ragged_cross_edges
 from tbkin_core.graphs.priors import Priors
@@ -36,7 +36,7 @@ from tbkin_core.graphs.store import GRAPHS, GraphStore, GraphStoreWriter, write_
 from tbkin_core.names.similarity import Similarity, make_similarity
 from tbkin_core.parsing.text_graph import TextGraph
 from tbkin_core.support.console import progress
-from tbkin_core.support.shards import share_of_store, store_place_held
+from tbkin_core.support.shards import MANIFEST, Manifest, share_of_store, store_place_held
 from tbkin_core.support.workers import WorkerPool, processors
 
 logger = logging.getLogger("tbkin")
@@ -176,7 +176,7 @@ def build_dataset(
             "min_similarity": recipe.min_similarity,
             "label_iou": recipe.label_iou,
             "regions": "annotations" if features is None else "features",
-            "features": None if features is None else features.settings,
+            "features": None if features is None else _spelt_as_there(out, features.settings),
             "annotated_relations": dataset.has_gold_graphs,
         }
         # Not before all that may be wrong with the settings has been.
@@ -375,3 +375,12 @@ def _builder_without_torch(recipe: Recipe) -> _ShardBuilder:
     """A builder in a process of its own, where spaCy is kept from importing torch."""
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     return _ShardBuilder(recipe)
+
+
+def _spelt_as_there(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of features as the graphs at `out` note them, where these mean the same."""
+    there: Any = None
+    with contextlib.suppress(DataError):  # whoever opens it says what is wrong
+        there = Manifest.read(out).settings.get("features") if (out / MANIFEST).exists() else None
+    same = isinstance(there, dict) and with_known_weights(there) == with_known_weights(settings)
+    return there if same else settings

@@ -13,7 +13,7 @@ import numpy as np
 from tbkin_core.datasets import Dataset, open_dataset
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.features.regions import ImageId
-from tbkin_core.features.store import FeatureStore, feature_kind
+from tbkin_core.features.store import FeatureStore, feature_kind, with_known_weights
 from tbkin_core.graphs.store import GraphStore
 from tbkin_core.modeling import TbkinForPreTraining
 from tbkin_core.modeling.checkpoint import save_model
@@ -172,7 +172,8 @@ def _captions(
 ) -> _Captions:
     """The captions of a dataset, those of train apart from those of val; test splits are left alone."""
     features, graphs = FeatureStore(feature_dir), GraphStore(graph_dir)
-    if graphs.settings["features"] != features.settings:
+    built_over = graphs.settings["features"]
+    if built_over is None or with_known_weights(built_over) != with_known_weights(features.settings):
         raise DataError(
             f"{graph_dir}: was built over other regions than those of {feature_dir}",
             hint=f"run `tbkin build-graphs {dataset.path} --overwrite`",

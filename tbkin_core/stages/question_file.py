@@ -62,7 +62,7 @@ def answer_file(config: VisualizeConfig, file: Path) -> QuestionFileResult:
     images = list(dict.fromkeys(it.image for it in questions.asked))[:MOST_PICTURES]
     # Those that cannot be read are told of when they are asked about.
     readable = [path for path, content, _ in (_picture(file, name) for name in images) if content]
-    checkpoint, notes = suited_model(config.checkpoint, asks, readable)
+    checkpoint, notes = suited_model(config.checkpoint, asks, readable, stored=config.features is not None)
     model = LoadedModel(config, checkpoint)
     has_boxes = model.task.presentation.answers_are_regions
     _check_names(file, questions, (*OWN, *(BOX if has_boxes else ())))

@@ -115,7 +115,8 @@ def _checkpoint(config: VisualizeConfig, place: Path) -> tuple[Path, list[str]]:
     hint = "make one with `tbkin finetune --task retrieval`, or name pictures, not their directory"
     if config.checkpoint is None:
         try:
-            return best_run("retrieval") or (find_checkpoint(["retrieval"]), [])
+            own = best_run("retrieval", stored=config.features is not None)
+            return own or (find_checkpoint(["retrieval"]), [])
         except CheckpointError as error:
             raise CheckpointError(f"{takes}, and none is finished below {ROOT}/", hint=hint) from error
     if (found := task_of(config.checkpoint)) != "retrieval":

@@ -6,6 +6,7 @@ Images and answers are kept in memory alone.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import importlib.util
@@ -15,6 +16,7 @@ import os
 import secrets
 import socket
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +63,10 @@ class ImageDesk:
         TbkinError: The checkpoint cannot be loaded, or regions of new images cannot be made for it.
     """
 
-    def __init__(self, config: VisualizeConfig, checkpoint: Path) -> None:
+    def __init__(self, config: VisualizeConfig, checkpoint: Path, notes: Sequence[str] = ()) -> None:
         self.model = LoadedModel(config, checkpoint)
         self._own = self.model.selection
-        self.standing = list(self.model.problems)
+        self.standing = [*self.model.problems, *notes]
         self._images: OrderedDict[str, _Kept] = OrderedDict()
         row = TASKS[self.model.task.name]
         named = "expression" if row.presentation.answers_are_regions else "sentence"
@@ -182,14 +184,18 @@ def serve(config: VisualizeConfig) -> ServeResult:
             f"--serve needs {' and '.join(lacking)}, not installed here",
             hint="pip install 'tbkin[serve]'",
         )
+    if _in_a_loop():
+        raise ConfigError(
+            "serve: a notebook runs a loop of its own, beside which no page can be served",
+            hint="`tbkin visualize --serve` in a terminal; or ask here with `tbkin_core.Answerer`",
+        )
     # Before the model, which takes seconds to load.
     opened = _listening(config.host.strip(), config.port)
     try:
         checkpoint, chosen_so = config.checkpoint, list[str]()
         if checkpoint is None:
             checkpoint, chosen_so = best_run("vqa") or (find_checkpoint(["vqa"]), [])
-        desk = ImageDesk(config, checkpoint)
-        desk.standing += chosen_so
+        desk = ImageDesk(config, checkpoint, chosen_so)
         host, port = opened.getsockname()[:2]
         token = "" if ipaddress.ip_address(host).is_loopback else secrets.token_urlsafe(24)
         from tbkin_core.stages.web import made_app, made_server  # Starlette and uvicorn are an extra
@@ -221,6 +227,13 @@ def serve(config: VisualizeConfig) -> ServeResult:
         problems=notes,
         run=run,
     )
+
+
+def _in_a_loop() -> bool:
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return True
+    return False
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -100,7 +100,9 @@ def _answer(config: VisualizeConfig) -> AnswersResult:
     from tbkin_core.texts.language import is_question
 
     sources: list[Path | str] = [*config.images, *config.image_id]
-    checkpoint, notes = suited_model(config.checkpoint, is_question(config.question), config.images)
+    stored = config.features is not None or bool(config.image_id)
+    asks = is_question(config.question)
+    checkpoint, notes = suited_model(config.checkpoint, asks, config.images, stored)
     model = LoadedModel(config, checkpoint)
     question = model.read(config.question)
     model.problems += notes

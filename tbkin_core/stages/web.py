@@ -36,6 +36,7 @@ MOST_BYTES = 50_000_000
 """Of an image file."""
 _MOST_QUESTION_BYTES = 1 << 16
 _MOST_WAITING = 4  # requests behind the one in work; more are told that it is busy
+_MOST_READ = 3  # images that are read at once
 _READING_SECONDS = 60.0  # that the body of a request may take
 _HEADERS = {
     "cache-control": "no-store",
@@ -73,6 +74,8 @@ def made_app(desk: Desk, names: frozenset[str], token: str = "") -> ASGIApp:
             called by any address in numbers: such a name is nobody else's.
     """
     turn, waiting = asyncio.Lock(), 0
+    # What is read lies in memory before its turn comes.
+    reading = asyncio.Semaphore(_MOST_READ)
 
     async def in_turn(work: Callable[[], dict[str, Any]]) -> Response:
         nonlocal waiting
@@ -101,7 +104,8 @@ def made_app(desk: Desk, names: frozenset[str], token: str = "") -> ASGIApp:
         )
 
     async def image(request: Request) -> Response:
-        content = await _body(request, MOST_BYTES, "image")
+        async with reading:
+            content = await _body(request, MOST_BYTES, "image")
         name = request.query_params.get("name", "")
         return await in_turn(lambda: desk.add(name, content))
 
@@ -138,7 +142,7 @@ def made_server(app: ASGIApp) -> uvicorn.Server:
             proxy_headers=False,
             lifespan="off",
             ws="none",
-            limit_concurrency=64,
+            limit_concurrency=256,
             timeout_graceful_shutdown=2,
         )
     )

@@ -124,7 +124,7 @@ class RunBar:
 
     def _tell(self, refresh: bool) -> None:
         left = self.seconds_left()
-        told = self._label if left is None else f"{self._label}, {duration(left)} left"
+        told = self._label if left is None else f"{self._label}, {duration(left, rounded=True)} left"
         self._bar.set_description_str(told, refresh=refresh)
 
     def seconds_left(self) -> float | None:
@@ -141,11 +141,13 @@ class RunBar:
 
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
-    """Of several runs that say the same line of log, the first is heard."""
+    """Of several runs that say the same of what they begin with, the first is heard; of epochs, all are."""
     said = set[str]()
 
     def heard(record: logging.LogRecord) -> bool:
         text = record.getMessage()
+        if record.levelno >= logging.WARNING or text.startswith("epoch "):
+            return True
         is_new = text not in said
         said.add(text)
         return is_new

@@ -202,11 +202,10 @@ class _Run:
                 # In the middle of the epoch: with more time, the same command goes on here, and what is
                 # better already stays.
                 self._save()
-            self._record(record)
+            self._record(record, minutes_over or self._is_impatient(where.epoch + 1))
             where.next_epoch()
-            impatient = plan.patience > 0 and where.epoch - where.best_epoch >= plan.patience
             # Rank 0 alone knows the validation values.
-            if learner.any_rank(impatient and rank() == 0):
+            if learner.any_rank(self._is_impatient(where.epoch) and rank() == 0):
                 where.stopped = "patience"
             if minutes_over:
                 return "minutes"
@@ -277,13 +276,18 @@ class _Run:
         logger.info("state saved at step %d", self.where.step)
         raise KeyboardInterrupt
 
-    def _record(self, record: dict[str, Any]) -> None:
-        """Keep what an epoch brought, and show it."""
+    def _is_impatient(self, epochs: int) -> bool:
+        """Whether after so many epochs there have been enough without improvement."""
+        patience = self.learner.plan.patience
+        return patience > 0 and epochs - self.where.best_epoch >= patience
+
+    def _record(self, record: dict[str, Any], ends: bool) -> None:
+        """Keep what an epoch brought, and show it; `ends` tells whether it is the last."""
         self.where.history.append(record)
         for tracker in self.tracked:
             tracker.epoch(record, record["epoch"], self.where.step)
         if rank() == 0:
-            ends = record["epoch"] == self.learner.plan.epochs
+            ends |= record["epoch"] == self.learner.plan.epochs
             if ends or time.monotonic() - self.last_logged >= LOG_SECONDS:
                 logger.info("%s", self._in_words(record))
                 self.last_logged = time.monotonic()
@@ -299,7 +303,9 @@ class _Run:
             if record["epoch"] == self.where.best_epoch:
                 told.append("best so far")
         left = self.bar.seconds_left() if record["epoch"] < self.learner.plan.epochs else None
-        told.append(duration(self.where.seconds) + (f" ({duration(left)} left)" if left else ""))
+        told.append(
+            duration(self.where.seconds) + (f" ({duration(left, rounded=True)} left)" if left else "")
+        )
         return ", ".join(told)
 
     def _label(self) -> str:
