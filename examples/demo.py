@@ -30,8 +30,8 @@ from tbkin_core.support.console import duration
 console = Console(highlight=False)
 
 SECONDS = {
-    "draw": 20, "extract-features": 60, "build-graphs": 20, "pretrain": 130, "rec": 80, "blind": 60,
-    "vqa": 240, "sweep": 20, "test": 10, "visualize": 10, "sheet": 10, "checks": 60,
+    "draw": 21, "extract-features": 65, "build-graphs": 9, "pretrain": 60, "rec": 140, "blind": 24,
+    "vqa": 250, "sweep": 11, "test": 9, "visualize": 8, "sheet": 8, "checks": 50,
 }  # fmt: skip
 """What each step takes on two idle cores, with 1,500 training scenes."""
 SCENES, FEWER_SCENES = 1500, 600
