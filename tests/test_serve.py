@@ -603,6 +603,37 @@ def test_it_says_its_address_serves_and_ends_cleanly(
     assert "Traceback" not in err and out == ""
 
 
+def test_beside_the_loop_of_a_notebook_it_serves_until_interrupted(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(serve_module, "_in_a_loop", lambda: True)
+    config = VisualizeConfig(serve=True, port=0, checkpoint=Path(VQA), devices="cpu")
+    result = serve_module.serve(config)
+    assert result.finish is not None
+    port = int(result.url.rstrip("/").rpartition(":")[2])
+    statuses = []
+
+    def visit_and_interrupt() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/")
+        statuses.append(connection.getresponse().status)
+        signal.raise_signal(signal.SIGINT)
+
+    visitor = threading.Thread(target=visit_and_interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        visitor.start()
+        with pytest.raises(KeyboardInterrupt):
+            result.finish()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        visitor.join()
+    assert statuses == [200]
+    with pytest.raises(OSError):
+        http.client.HTTPConnection("127.0.0.1", port, timeout=5).request("GET", "/")
+
+
 def test_nothing_of_it_is_loaded_by_other_commands() -> None:
     code = (
         "import sys, tbkin_cli.main, tbkin_core.settings;"

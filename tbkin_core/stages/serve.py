@@ -15,11 +15,12 @@ import ipaddress
 import os
 import secrets
 import socket
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -36,6 +37,9 @@ from tbkin_core.stages.answering import PICTURE_SIDE, LoadedModel, NamedRegions,
 from tbkin_core.stages.choosing import best_run
 from tbkin_core.support.console import OBEYED, printable, shortened
 from tbkin_core.tasks.table import TASKS
+
+if TYPE_CHECKING:
+    import uvicorn
 
 MOST_CHARACTERS = 1000
 """Of a question."""
@@ -184,11 +188,6 @@ def serve(config: VisualizeConfig) -> ServeResult:
             f"--serve needs {' and '.join(lacking)}, not installed here",
             hint="pip install 'tbkin[serve]'",
         )
-    if _in_a_loop():
-        raise ConfigError(
-            "serve: a notebook runs a loop of its own, beside which no page can be served",
-            hint="`tbkin visualize --serve` in a terminal; or ask here with `tbkin_core.Answerer`",
-        )
     # Before the model, which takes seconds to load.
     opened = _listening(config.host.strip(), config.port)
     try:
@@ -208,7 +207,7 @@ def serve(config: VisualizeConfig) -> ServeResult:
     def run() -> None:
         try:
             with opened:
-                made_server(app).run(sockets=[opened])
+                _run(made_server(app), opened)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("the page is not served any more; nothing of it was kept") from None
 
@@ -227,6 +226,30 @@ def serve(config: VisualizeConfig) -> ServeResult:
         problems=notes,
         run=run,
     )
+
+
+def _run(server: uvicorn.Server, opened: socket.socket) -> None:
+    """Answer at a socket until interrupted; in a thread where this one has a loop, as in a notebook."""
+    if not _in_a_loop():
+        server.run(sockets=[opened])
+        return
+    ended = threading.Event()
+
+    def answering() -> None:
+        try:
+            server.run(sockets=[opened])
+        finally:
+            ended.set()
+
+    threading.Thread(target=answering, name="tbkin serve").start()
+    try:
+        # An event, for a join that is interrupted takes the thread for ended; with a limit, as without one
+        # Ctrl-C is not heard everywhere.
+        while not ended.wait(0.2):
+            pass
+    finally:
+        server.should_exit = True
+        ended.wait()
 
 
 def _in_a_loop() -> bool:
