@@ -148,6 +148,35 @@ def test_a_model_that_ignores_the_image_is_kept_as_one(
     assert rows[0]["accuracy"] == pytest.approx(values["accuracy"]["val"])
 
 
+def test_what_is_held_out_can_be_predicted(trained_workspace: Path) -> None:
+    """A file of questions of one's own has no splits: val is what the run holds out of it."""
+    place = trained_workspace
+    shutil.copytree(place / "coco/train", place / "own")
+    files = sorted((place / "own").glob("*.jpg"))
+    lines = ["image,question,answer", *(f"{file.name},what is this?,a scene" for file in files)]
+    (place / "own/mine.csv").write_text("\n".join(lines))
+    succeeds("extract-features", "own", "--workers", "0", cwd=place)
+    line = [
+        "finetune",
+        "--task",
+        "vqa",
+        "--data",
+        "own",
+        "--epochs",
+        "1",
+        "--init",
+        "none",
+        "--devices",
+        "cpu",
+    ]
+    line += ["--json", "--predict"]
+    values = json.loads(succeeds(*line, "val", cwd=place).out)
+    (file,) = values["predictions"]
+    (measured,) = (row["n"] for row in values["report"] if (row["split"], row["order"]) == ("val", 3))
+    assert 0 < len(json.loads((place / file).read_text())) == measured < len(files)
+    fails(*line, "test", cwd=place, code=2, says=("has no split 'test'", "val"))
+
+
 def test_question_types_are_shown_with_their_numbers_the_most_frequent_first(
     trained: Path, tmp_path: Path
 ) -> None:

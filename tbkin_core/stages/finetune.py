@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tbkin_core.datasets import Dataset, open_dataset
+from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import ConfigError, DataError
 from tbkin_core.evaluation.card import write_card
 from tbkin_core.evaluation.report import question_only_entries, report_splits
@@ -76,7 +77,7 @@ def finetune(config: FinetuneConfig) -> FinetuneResult:
     data = config.data or find_data(task)
     resolve_devices(config.devices)
     dataset = open_dataset(data)
-    predicted = [task.check_split(dataset, split, config.dataset) for split in config.predict]
+    predicted = [_checked_split(task, dataset, config, split) for split in config.predict]
     # Named now, so that the same command begins anew where a newer model to begin from has been made.
     store = FeatureStore(feature_place(config.features, data))
     config = replace(config, data=data, init=initial_source(config, store))
@@ -354,8 +355,27 @@ def _without_features(task: FinetuneTask, splits: TaskSplits, store: FeatureStor
 # ---- predictions --------------------------------------------------------------------------------
 
 
+def _checked_split(task: FinetuneTask, dataset: Dataset, config: FinetuneConfig, split: str) -> str:
+    """A split's name in the words of tbkin; ConfigError where neither the dataset nor the run has it."""
+    name, names = normalise_split(split), task.split_names(dataset, config.dataset)
+    if name in names:
+        return name
+    own = task_splits(task, dataset, config.dataset, config.train_split, config.seed).samples
+    if not own.get(name):
+        known = dict.fromkeys([*names, *(other for other, items in own.items() if items)])
+        raise ConfigError(f"predict: the data has no split {split!r}", hint=f"it has {', '.join(known)}")
+    return name
+
+
+def _samples_of(task: FinetuneTask, dataset: Dataset, config: FinetuneConfig, split: str) -> list[Any]:
+    """All samples of a split of the dataset, or of one that the run made of it, such as what is held out."""
+    if split in task.split_names(dataset, config.dataset):
+        return task.split_samples(dataset, split, config.dataset)
+    return task_splits(task, dataset, config.dataset, config.train_split, config.seed).samples[split]
+
+
 def write_predictions(config: FinetuneConfig, out: Path, split: str) -> tuple[Path, list[str]]:
-    """Write what a finished run answers to a split (of `FinetuneTask.check_split`), for an evaluation server.
+    """Write what a finished run answers to a split of the dataset or of the run, for an evaluation server.
 
     VQA: `[{"question_id", "answer"}]`, every question of the split. REC: `[{"sent_id", "ref_id", "image_id",
     "box"}]` with the box as (x1, y1, x2, y2) pixels.
@@ -371,7 +391,7 @@ def write_predictions(config: FinetuneConfig, out: Path, split: str) -> tuple[Pa
     check_feature_kind(model.config.extractor, store, out)
     device = torch_device(resolve_devices(config.devices))
     accelerate(model, device)
-    samples = task.split_samples(dataset, split, config.dataset)
+    samples = _samples_of(task, dataset, config, split)
     source = InputSource(store, tokenizer, model.config.max_text_tokens, model.config.max_regions)
     known = task.build_split(samples, source, blind=not model.config.use_regions)
     if not len(known):

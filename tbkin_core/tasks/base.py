@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tbkin_core.datasets.splits import normalise_split
 from tbkin_core.errors import ConfigError
 from tbkin_core.features.regions import ImageId
 from tbkin_core.features.store import FeatureStore
@@ -360,13 +359,6 @@ class FinetuneTask(Task, Generic[Sample]):
     def usable(self, samples: Sequence[Any], store: FeatureStore) -> list[Any]:
         """The samples that the regions of a store can be used for."""
         return [item for item in samples if item.image_id in store and not self.misfit(item, store)]
-
-    def check_split(self, dataset: Dataset, split: str, subset: str | None) -> str:
-        """The split's name in the words of tbkin; ConfigError where the dataset has no such split."""
-        names = self.split_names(dataset, subset)
-        if normalise_split(split) not in names:
-            raise ConfigError(f"predict: the data has no split {split!r}", hint=f"it has {', '.join(names)}")
-        return normalise_split(split)
 
     def evaluated(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples of a split that an evaluation is of: all but where the usual protocol has fewer."""
