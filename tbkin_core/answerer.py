@@ -23,10 +23,9 @@ from PIL import Image, ImageOps
 
 from tbkin_core.figures.trace import Trace
 from tbkin_core.figures.views import attention_views
-from tbkin_core.runs import find_checkpoint
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.stages.answering import ANSWERS, LoadedModel
-from tbkin_core.stages.choosing import best_run
+from tbkin_core.stages.choosing import model_for
 
 ARRAY = "image"
 """Called so in messages: an image that is no file."""
@@ -118,10 +117,8 @@ class Answerer:
             features=None if features is None else Path(features),
             devices=devices,
         )
-        if checkpoint is None:
-            place, notes = best_run("vqa", stored=features is not None) or (find_checkpoint(["vqa"]), [])
-        else:
-            place, notes = Path(checkpoint), []
+        given = None if checkpoint is None else Path(checkpoint)
+        place, notes = model_for("vqa", given, stored=features is not None)
         self._model = LoadedModel(config, place)
         self._model.problems += notes
         self._known = list(self._model.problems)

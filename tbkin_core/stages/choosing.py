@@ -97,6 +97,17 @@ def suited_model(
     ]
 
 
+def model_for(task: str, given: Path | None = None, stored: bool = False) -> tuple[Path, list[str]]:
+    """The model for a task, and notes: the one asked for, else one's own, else what comes with tbkin.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if given is not None:
+        return given, []
+    return best_run(task, stored=stored) or (find_checkpoint([task]), [])
+
+
 def best_run(task: str, pictures: Sequence[Path] = (), stored: bool = False) -> tuple[Path, list[str]] | None:
     """One's own model for a task and pictures, as `suited_model` chooses, and notes; None without any."""
     found = [

@@ -18,12 +18,12 @@ from tbkin_core.figures.contact_sheet import SheetGroup, SheetItem, contact_shee
 from tbkin_core.figures.views import attention_views
 from tbkin_core.modeling.checkpoint import task_of
 from tbkin_core.results import Match, SearchResult
-from tbkin_core.runs import ROOT, find_checkpoint
+from tbkin_core.runs import ROOT
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.shipped import located
 from tbkin_core.stages.album import open_album
 from tbkin_core.stages.answering import LoadedModel, NamedRegions, Question
-from tbkin_core.stages.choosing import best_run
+from tbkin_core.stages.choosing import model_for
 from tbkin_core.stages.figure_places import figure_place, path_number, sheet_files
 from tbkin_core.support.console import percent
 from tbkin_core.support.files import file_content, real_path, slug
@@ -115,8 +115,7 @@ def _checkpoint(config: VisualizeConfig, place: Path) -> tuple[Path, list[str]]:
     hint = "make one with `tbkin finetune --task retrieval`, or name pictures, not their directory"
     if config.checkpoint is None:
         try:
-            own = best_run("retrieval", stored=config.features is not None)
-            return own or (find_checkpoint(["retrieval"]), [])
+            return model_for("retrieval", stored=config.features is not None)
         except CheckpointError as error:
             raise CheckpointError(f"{takes}, and none is finished below {ROOT}/", hint=hint) from error
     if (found := task_of(config.checkpoint)) != "retrieval":

@@ -30,11 +30,10 @@ from tbkin_core.features.regions import Pixels
 from tbkin_core.figures.page import image_uri, page_content, served_page
 from tbkin_core.figures.trace import Trace
 from tbkin_core.results import ServeResult
-from tbkin_core.runs import find_checkpoint
 from tbkin_core.selection import Selection, check_threshold, rule_of
 from tbkin_core.settings import VisualizeConfig
 from tbkin_core.stages.answering import PICTURE_SIDE, LoadedModel, NamedRegions, Question
-from tbkin_core.stages.choosing import best_run
+from tbkin_core.stages.choosing import model_for
 from tbkin_core.support.console import OBEYED, printable, shortened
 from tbkin_core.tasks.table import TASKS
 
@@ -191,9 +190,7 @@ def serve(config: VisualizeConfig) -> ServeResult:
     # Before the model, which takes seconds to load.
     opened = _listening(config.host.strip(), config.port)
     try:
-        checkpoint, chosen_so = config.checkpoint, list[str]()
-        if checkpoint is None:
-            checkpoint, chosen_so = best_run("vqa") or (find_checkpoint(["vqa"]), [])
+        checkpoint, chosen_so = model_for("vqa", config.checkpoint)
         desk = ImageDesk(config, checkpoint, chosen_so)
         host, port = opened.getsockname()[:2]
         token = "" if ipaddress.ip_address(host).is_loopback else secrets.token_urlsafe(24)
